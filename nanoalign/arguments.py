@@ -1,0 +1,125 @@
+"""The flags that train_rm.py and train_dpo.py share, and a parser whose errors are RunErrors."""
+
+import argparse
+import math
+from collections.abc import Callable
+
+from nanoalign.errors import RunError
+from nanoalign.templates import TEMPLATES
+
+EMBEDDED = "tiny"  # the embedded model and data, for which small-model defaults hold
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, with defaults in its help, and one way to fail."""
+
+    def __init__(self, doc: str):
+        first, _, rest = doc.partition("\n")
+        super().__init__(
+            description=first,
+            epilog=rest,
+            allow_abbrev=False,
+            formatter_class=_HelpFormatter,
+        )
+
+    def error(self, message: str) -> None:
+        raise RunError(f"{message} (see {self.prog} --help)")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and the script's own text as it stands."""
+
+
+def number(
+    kind: type[int] | type[float], at_least: float, below: float = math.inf
+) -> Callable[[str], float]:
+    """An argparse type: a finite number in [at_least, below)."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not at_least <= value < below:
+            limits = f"of at least {at_least:g}" + (f" and below {below:g}" * (below < math.inf))
+            noun = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {noun} {limits}, got '{text}'")
+        return value
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number above 0."""
+    value = number(float, 0.0)(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
+    return value
+
+
+def add_training_arguments(parser: Parser, out: str, lr: str, schedule: str, warmup: float) -> None:
+    """Adds the shared groups of flags; what differs between the scripts is given here."""
+    flag = argparse.BooleanOptionalAction
+    count = number(int, 1)
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", nargs="+", default=[EMBEDDED], metavar="SOURCE",
+        help="training pairs: paths (.jsonl, .json, also .gz; .parquet), 'tiny', or hf://datasets/..., "
+        "each also as NAME=SOURCE")  # fmt: skip
+    data.add_argument("--eval_data", nargs="+", metavar="SOURCE",
+        help="held-out pairs; default: the embedded test split with the embedded data, else --eval_share")  # fmt: skip
+    data.add_argument("--eval_share", type=number(float, 0, 1), default=0.1,
+        help="share of the prompts of --data that is held out where no --eval_data is given")  # fmt: skip
+    data.add_argument("--template", choices=TEMPLATES, default="auto",
+        help="how prompt and response become text; auto: the tokenizer's chat template, raw for HH-RLHF "
+        "dialogues, else pku")  # fmt: skip
+    data.add_argument("--preference", choices=("better", "safer"), default="better",
+        help="which label of PKU-SafeRLHF records orders a pair")  # fmt: skip
+    data.add_argument("--max_length", type=number(int, 2), default=1024,
+        help="tokens of a prompt and one response; longer ones are cut and counted")  # fmt: skip
+
+    optimization = parser.add_argument_group("optimization")
+    optimization.add_argument("--batch_size", type=count, default=64,
+        help="pairs of one optimizer step, over all ranks")  # fmt: skip
+    optimization.add_argument("--epochs", type=count, default=1, help="passes over the data")
+    optimization.add_argument(
+        "--steps", type=count, help="optimizer steps in all, in place of --epochs"
+    )
+    optimization.add_argument("--lr", type=positive, help=f"peak learning rate; default: {lr}")
+    optimization.add_argument("--warmup", type=number(float, 0, 1), default=warmup,
+        help="share of the steps in which the learning rate rises to its peak")  # fmt: skip
+    optimization.add_argument("--schedule", choices=("cosine", "linear", "constant"), default=schedule,
+        help="the learning rate's way down after the warm-up")  # fmt: skip
+    optimization.add_argument("--weight_decay", type=number(float, 0), default=0.0,
+        help="AdamW's, on matrices alone")  # fmt: skip
+    optimization.add_argument("--max_grad_norm", type=positive, default=1.0,
+        help="gradients are scaled down to this norm")  # fmt: skip
+    optimization.add_argument(
+        "--seed", type=number(int, 0), default=0, help="of the order of the pairs"
+    )
+
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--micro_batch_tokens", type=count, default=8192,
+        help="padded tokens of one forward on one rank, at most (a longer pair runs alone)")  # fmt: skip
+    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of matrix products; parameters stay float32; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
+    machine.add_argument("--share_prefix", action=flag, default=True,
+        help="one row for a prompt and its responses; --no-share_prefix gives each response its own")  # fmt: skip
+    machine.add_argument("--activation_checkpointing", action=flag, default=False,
+        help="run each block again in the backward pass instead of keeping its activations")  # fmt: skip
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--eval_every", type=count, metavar="STEPS",
+        help="evaluate every so many steps, beside the start and the end")  # fmt: skip
+    run.add_argument("--save_every", type=count, metavar="STEPS",
+        help="write a checkpoint to resume from every so many steps, and at the end")  # fmt: skip
+    run.add_argument("--keep", type=count, default=2, help="checkpoints kept, the newest ones")
+    run.add_argument("--stop_after", type=count, metavar="STEP",
+        help="stop after this step with a checkpoint, to be continued with --resume")  # fmt: skip
+    run.add_argument(
+        "--resume", action="store_true", help="continue from the newest checkpoint in --out"
+    )
+    run.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    run.add_argument(
+        "--out", default=out, help="folder of the run: model, metrics, curves, checkpoints"
+    )

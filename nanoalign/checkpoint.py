@@ -1,0 +1,140 @@
+"""A run's folder: who may write to it, checkpoints that are whole or not there, and the way back from one."""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from nanoalign.distributed import World
+from nanoalign.errors import RunError
+
+ARGS = "args.json"  # marks a folder as a run's
+# All that a run writes, and so all that --overwrite removes.
+WRITTEN = (ARGS, "metrics.jsonl", "curves.png", "checkpoints", ".model.partial", "config.json",
+           "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+           "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
+           "merges.txt")  # fmt: skip
+# Flags that may change when a run is continued: they do not alter its steps (or only how many there are).
+FREE = {"epochs", "steps", "micro_batch_tokens", "share_prefix", "activation_checkpointing", "eval_data",
+        "eval_every", "save_every", "keep", "stop_after", "resume", "overwrite", "out"}  # fmt: skip
+
+
+def check_folder(args: argparse.Namespace, models: list[Path]) -> None:
+    """Stops where writing to --out would lose something; changes nothing."""
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; give a folder")
+    if any(out.resolve() == model.resolve() for model in models):
+        raise RunError(
+            f"--out {out} is the folder of a model that this run reads; give another --out"
+        )
+    if args.resume and args.overwrite:
+        raise RunError("--resume continues a run and --overwrite replaces it; give one of them")
+    is_run = (out / ARGS).is_file()
+    if args.resume:
+        newest(out)
+    elif is_run and not args.overwrite:
+        raise RunError(
+            f"--out {out} holds another run; continue it with --resume, replace it with --overwrite, "
+            "or give another --out"
+        )
+    elif not is_run and out.is_dir() and any(out.iterdir()):
+        raise RunError(f"--out {out} holds files that are not a run's; give another --out")
+
+
+def open_folder(args: argparse.Namespace) -> None:
+    """Makes --out ready: removes what --overwrite gives up, writes the arguments. Rank 0 alone."""
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    if not args.resume:
+        for pattern in WRITTEN:
+            for path in out.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (out / ARGS).write_text(json.dumps(vars(args), indent=2) + "\n")
+
+
+def save(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    args: argparse.Namespace,
+    world: World,
+) -> None:
+    """Writes checkpoints/step_NNNNNN: each rank its shards. Every rank must call it."""
+    final = Path(args.out) / "checkpoints" / f"step_{step:06d}"
+    partial = final.with_name(f".{final.name}.partial")
+    if world.is_main:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+        partial.mkdir(parents=True)
+    dist.barrier()  # the folder is there
+    try:
+        dcp.save(_state(policy, optimizer), checkpoint_id=partial)
+    except (
+        dcp.api.CheckpointException
+    ) as error:  # gathers what failed on any rank, and is raised on all
+        causes = "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
+        raise RunError(f"{final}: the checkpoint could not be written: {causes}") from error
+    if world.is_main:
+        (partial / "run.json").write_text(json.dumps({"step": step, "args": vars(args)}, indent=2))
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(partial, final)
+        for old in _complete(Path(args.out))[: -args.keep]:
+            shutil.rmtree(old)
+
+
+def load(policy: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> int:
+    """Fills policy and optimizer from the newest checkpoint of --out; returns its step.
+
+    The checkpoint may come from another number of ranks. Every rank must call it.
+    """
+    path = newest(Path(args.out))
+    run = json.loads((path / "run.json").read_text())
+    now = vars(args)
+    changed = [
+        f"--{name} was {run['args'].get(name)!r}, now {now.get(name)!r}"
+        for name in sorted((run["args"].keys() | now.keys()) - FREE)
+        if run["args"].get(name) != now.get(name)
+    ]
+    if changed:
+        raise RunError(
+            f"--resume continues the run of {path}, but its settings differ: {'; '.join(changed)}. "
+            "Give the old ones, or start anew with another --out"
+        )
+    state = _state(policy, optimizer)
+    dcp.load(state, checkpoint_id=path)
+    set_state_dict(
+        policy,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+    )
+    return run["step"]
+
+
+def newest(out: Path) -> Path:
+    """The newest complete checkpoint of a run."""
+    complete = _complete(out)
+    if not complete:
+        raise RunError(
+            f"--resume: {out} holds no checkpoint; checkpoints are written with --save_every or --stop_after"
+        )
+    return complete[-1]
+
+
+def _complete(out: Path) -> list[Path]:
+    """Checkpoints, oldest first. They get this name only when they are whole."""
+    return sorted(
+        (out / "checkpoints").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_"))
+    )
+
+
+def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+    model, optimizer_state = get_state_dict(policy, optimizer)
+    return {"model": model, "optimizer": optimizer_state}

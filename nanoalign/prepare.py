@@ -1,0 +1,103 @@
+"""From flags to rows, and the block that says so: what both training scripts do before their loop."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer
+
+from nanoalign import loop
+from nanoalign.arguments import EMBEDDED
+from nanoalign.data import Example, hold_out, read_sources
+from nanoalign.distributed import World, print0
+from nanoalign.errors import RunError
+from nanoalign.rows import Row, drop_equal, encode_all, plan_micro_batches, step_indices
+
+PLANNED_STEPS = 50  # whose padding is counted before training
+
+
+def compute_dtype(args: argparse.Namespace, world: World) -> torch.dtype:
+    """What --precision stands for on this machine."""
+    if args.precision == "auto":
+        return torch.bfloat16 if world.device.type == "cuda" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[args.precision]
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer of a model's folder."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"model folder '{folder}' has no readable tokenizer: {error}") from error
+
+
+def make_optimizer(policy: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
+    """AdamW over the sharded parameters; biases and norms, which are vectors, do not decay."""
+    matrices = [p for p in policy.parameters() if p.ndim >= 2]
+    vectors = [p for p in policy.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=args.lr, fused=True)
+
+
+def load_rows(args: argparse.Namespace, tokenizer) -> tuple[list[Row], list[Row]]:
+    """(training rows, held-out rows), printing what was read, cut and dropped."""
+    examples = read_sources(args.data, args.preference)
+    if args.eval_data is None and args.data == [EMBEDDED]:
+        args.eval_data = ["tiny:test"]
+    if args.eval_data is not None:
+        held_out = read_sources(args.eval_data, args.preference)
+        source = " ".join(args.eval_data)
+    else:
+        examples, held_out = hold_out(examples, args.eval_share, args.seed)
+        source = f"{args.eval_share:g} of the prompts"
+    rows = _encode("data", " ".join(args.data), examples, args, tokenizer)
+    eval_rows = _encode("held out", source, held_out, args, tokenizer)
+    if not rows:
+        raise RunError(
+            f"--data {' '.join(args.data)}: no pairs are left to train on; see the counts above"
+        )
+    return rows, eval_rows
+
+
+def _encode(
+    name: str, source: str, examples: list[Example], args: argparse.Namespace, tokenizer
+) -> list[Row]:
+    rows, counts = encode_all(examples, tokenizer, args.template, args.max_length)
+    rows = drop_equal(rows, counts)
+    notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
+    print0(f"{name:<11} {source}: {len(examples):,} pairs{notes}")
+    return rows
+
+
+def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> None:
+    """Prints how many steps there will be, and the tokens computed against those that are needed."""
+    total, epoch = loop.total_steps(len(rows), args), loop.steps_per_epoch(len(rows), args)
+    counts: Counter = Counter()
+    for step in range(min(total, PLANNED_STEPS)):
+        step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
+        plan = plan_micro_batches(step_rows, world.size, args.micro_batch_tokens, args.share_prefix)
+        counts["rounds"] += len(plan)
+        for part in plan:
+            for group in part:
+                counts["padded"] += _padded([step_rows[i] for i in group], args.share_prefix)
+        counts["real"] += sum(map(len, step_rows))
+        counts["twice"] += sum(len(part) for row in step_rows for part in row.separate())
+    steps = min(total, PLANNED_STEPS)
+    print0(
+        f"{'steps':<11} {total:,} ({total / epoch:.2g} epochs of {epoch:,}), {min(args.batch_size, len(rows))} "
+        f"pairs each, over {world.size} rank{'s' * (world.size > 1)} in {counts['rounds'] / steps:.3g} "
+        "micro-batches a rank\n"
+        f"{'tokens':<11} in the first {steps} steps: {counts['padded']:,} computed for {counts['real']:,} in rows "
+        f"({counts['padded'] / counts['real']:.3f} x); as separate sequences the pairs have {counts['twice']:,}"
+    )
+
+
+def _padded(rows: list[Row], share_prefix: bool) -> int:
+    if not share_prefix:
+        rows = [part for row in rows for part in row.separate()]
+    return len(rows) * max(map(len, rows), default=0)

@@ -1,0 +1,51 @@
+"""Pictures of a run. The one module that imports matplotlib."""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # files alone, no screen
+from matplotlib import pyplot as plt  # noqa: E402
+
+# (title, the lines in it: metric and colour); a metric's evaluations are drawn as points of its colour.
+PANELS = [
+    ("loss", {"loss": "tab:blue"}),
+    ("accuracy", {"rewards/accuracies": "tab:green"}),
+    ("rewards", {"rewards/chosen": "tab:green", "rewards/rejected": "tab:red"}),
+    ("margin", {"rewards/margins": "tab:purple"}),
+    ("log-probability", {"logps/chosen": "tab:green", "logps/rejected": "tab:red"}),
+    ("learning rate", {"lr": "tab:gray"}),
+    ("gradient norm", {"grad_norm": "tab:gray"}),
+]
+
+
+def curves(folder: Path, title: str) -> Path:
+    """Draws metrics.jsonl as curves.png: thin lines for steps, heavy dotted ones for evaluations."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
+    figure.suptitle(title)
+    for axis, (name, metrics) in zip(axes.flat, PANELS, strict=False):
+        for metric, colour in metrics.items():
+            short = metric.split("/")[-1]
+            for key, style in (
+                (metric, {"lw": 1, "alpha": 0.6}),
+                (f"eval/{metric}", {"marker": "o"}),
+            ):
+                points = [(line["step"], line[key]) for line in lines if key in line]
+                if points:
+                    label = (
+                        f"{short}, held out" if key.startswith("eval/") else f"{short}, training"
+                    )
+                    axis.plot(*zip(*points, strict=True), color=colour, label=label, **style)
+        axis.set_title(name)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize="small")
+    for axis in axes.flat[len(PANELS) :]:
+        axis.set_visible(False)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path

@@ -1,0 +1,296 @@
+"""Example -> token ids -> Row -> Batch; the tree mask; the plan of micro-batches of one optimizer step.
+
+A row is `prompt ++ response_1 ++ ... ++ response_K`. Positions restart after the prompt for each response, and a
+token attends to what precedes it in the prompt and in its own response:
+
+    tokens    p0 p1 p2 | c0 c1 c2 | r0 r1
+    position   0  1  2 |  3  4  5 |  3  4
+    segment    0  0  0 |  1  1  1 |  2  2        attends(q, k) = k <= q and (segment[k] == 0 or segment[k] == segment[q])
+
+The log-probability of c0 is read at p2, of c1 at c0; of r0 at p2 too, of r1 at r0.
+
+Shapes: B pairs, N rows, T tokens a row, S responses, M scored tokens.
+"""
+
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanoalign.data import Example
+from nanoalign.errors import RunError
+from nanoalign.templates import render, resolve_template
+
+PADDING = -1  # the segment of padding
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A prompt and its responses as token ids, each response with its EOS unless it was cut."""
+
+    pair_id: str
+    prompt: np.ndarray  # (P,) int32
+    responses: tuple[np.ndarray, ...]  # K arrays of int32
+
+    def __len__(self) -> int:
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    def separate(self) -> list["Row"]:
+        """K rows of one response each: the layout without sharing."""
+        return [Row(self.pair_id, self.prompt, (response,)) for response in self.responses]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows as tensors. Responses stand in the order of the rows: chosen, rejected, chosen, rejected, ..."""
+
+    tokens: Tensor  # (N, T) int64, padded on the right
+    positions: Tensor  # (N, T) int64
+    segments: Tensor  # (N, T) int64: 0 prompt, 1..K responses, -1 padding
+    reads: Tensor  # (M,) where in the flat (N * T) the token is that predicts each scored token
+    targets: Tensor  # (M,) ids of the scored tokens
+    lengths: Tensor  # (S,) scored tokens of each response; they sum to M
+    weights: Tensor  # (B,) float32: 1, or 0 for a pair that only fills an empty place
+    shared: bool  # whether some row holds more than one response
+
+    def to(self, device: torch.device) -> "Batch":
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+# --- text -> tokens ---------------------------------------------------------------------------------
+
+
+def encode(example: Example, tokenizer, template: str = "auto", max_length: int = 1024) -> Row:
+    """Token ids of one example: tokenize(prompt) ++ tokenize(response) ++ EOS, each part tokenised alone.
+
+    Longer than max_length (prompt and one response): the prompt loses its beginning, once for all its responses,
+    but keeps at least half of max_length; then a response loses its end, and with it its EOS.
+    """
+    return encode_all([example], tokenizer, template, max_length)[0][0]
+
+
+def encode_all(
+    examples: list[Example], tokenizer, template: str = "auto", max_length: int = 1024
+) -> tuple[list[Row], Counter]:
+    """All rows, in order, and what was cut on the way: a count for each reason."""
+    check_tokenizer(tokenizer, max_length)
+    groups: dict[str, list[int]] = {}  # template -> examples
+    for i, example in enumerate(examples):
+        groups.setdefault(resolve_template(template, example, tokenizer), []).append(i)
+    rows: list[Row | None] = [None] * len(examples)
+    counts: Counter = Counter()
+    for name, indices in groups.items():
+        rendered = [render(examples[i], tokenizer, name) for i in indices]
+        # A chat template writes its own BOS. Text under `pku` is only text: "<eos>" in it is five characters.
+        prompts = _tokenize(
+            [prompt for prompt, _ in rendered], tokenizer, bos=name != "chat", plain=name == "pku"
+        )
+        flat = [
+            _without_eos(text, tokenizer.eos_token)
+            for _, responses in rendered
+            for text in responses
+        ]
+        responses = iter(_tokenize(flat, tokenizer, bos=False, plain=name == "pku"))
+        for i, prompt in zip(indices, prompts, strict=True):
+            ended = [next(responses) + [tokenizer.eos_token_id] for _ in examples[i].responses]
+            rows[i] = _fit(
+                examples[i].pair_id, prompt, ended, max_length, tokenizer.bos_token_id, counts
+            )
+            counts["responses of white space alone"] += sum(
+                not r.strip() for r in examples[i].responses
+            )
+    return rows, counts
+
+
+def check_tokenizer(tokenizer, max_length: int) -> None:
+    if tokenizer.eos_token_id is None:
+        raise RunError(
+            "the tokenizer has no EOS token, so a policy could not learn to stop; set eos_token in tokenizer_config.json"
+        )
+    if max_length < 2:
+        raise RunError(
+            f"--max_length {max_length}: must leave room for a prompt and a response, so at least 2"
+        )
+
+
+def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[int]]:
+    ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)[
+        "input_ids"
+    ]
+    if bos:  # some tokenizers would end a prompt with EOS too
+        ids = [
+            seq[:-1] if len(seq) > 1 and seq[-1] == tokenizer.eos_token_id else seq for seq in ids
+        ]
+    return ids
+
+
+def _without_eos(text: str, eos: str) -> str:
+    """The text without an EOS that the template or the data wrote (and the newline behind it): we add the only one."""
+    stripped = text.rstrip()
+    return stripped.removesuffix(eos) if stripped.endswith(eos) else text
+
+
+def _fit(
+    pair_id: str,
+    prompt: list[int],
+    responses: list[list[int]],
+    max_length: int,
+    bos: int | None,
+    counts: Counter,
+) -> Row:
+    longest = max(map(len, responses))
+    room = max(max_length - longest, max_length // 2)  # tokens of the prompt that may stay
+    if len(prompt) > room:
+        counts["prompts cut at their beginning"] += 1
+        head = prompt[:1] if prompt[0] == bos and room > 1 else []
+        prompt = head + prompt[len(prompt) - room + len(head) :]
+    room = max_length - len(prompt)
+    counts["responses cut at their end (no EOS)"] += sum(
+        len(response) > room for response in responses
+    )
+    return Row(
+        pair_id,
+        np.asarray(prompt, dtype=np.int32),
+        tuple(np.asarray(response[:room], dtype=np.int32) for response in responses),
+    )
+
+
+def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
+    """The rows whose first two responses differ; pairs that are equal (after cutting) teach nothing."""
+    kept = [row for row in rows if not np.array_equal(row.responses[0], row.responses[1])]
+    counts["pairs dropped: both responses equal"] += len(rows) - len(kept)
+    return kept
+
+
+def fingerprint(rows: list[Row]) -> str:
+    """A hash of every token, so that a resumed run can tell whether it sees the same data."""
+    digest = hashlib.sha256()
+    for row in rows:
+        for part in (row.prompt, *row.responses):
+            digest.update(len(part).to_bytes(4, "little") + part.tobytes())
+    return digest.hexdigest()
+
+
+# --- rows -> tensors --------------------------------------------------------------------------------
+
+
+def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> Batch:
+    """One Batch of the rows, padded to the longest; without share_prefix each response gets a row of its own."""
+    pairs = len(rows)
+    if not share_prefix:
+        rows = [part for row in rows for part in row.separate()]
+    width = max(map(len, rows))
+    tokens = np.zeros((len(rows), width), dtype=np.int64)
+    positions = np.zeros((len(rows), width), dtype=np.int64)
+    segments = np.full((len(rows), width), PADDING, dtype=np.int64)
+    reads, targets, lengths = [], [], []
+    for n, row in enumerate(rows):
+        prompt_end = len(row.prompt)
+        tokens[n, :prompt_end] = row.prompt
+        positions[n, :prompt_end] = np.arange(prompt_end)
+        segments[n, :prompt_end] = 0
+        start = prompt_end
+        for k, response in enumerate(row.responses, start=1):
+            end = start + len(response)
+            tokens[n, start:end] = response
+            positions[n, start:end] = np.arange(prompt_end, prompt_end + len(response))
+            segments[n, start:end] = k
+            # The first token of a response is predicted by the prompt's last one, the others by the one before.
+            reads.append(n * width + np.concatenate(([prompt_end - 1], np.arange(start, end - 1))))
+            targets.append(response)
+            lengths.append(len(response))
+            start = end
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        segments=torch.from_numpy(segments),
+        reads=torch.from_numpy(np.concatenate(reads)),
+        targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
+        lengths=torch.tensor(lengths),
+        weights=torch.full((pairs,), weight),
+        shared=any(len(row.responses) > 1 for row in rows),
+    )
+
+
+def tree_mask(segments: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
+    """What each token attends to: segments, positions (N, T) -> (N, T, T) bool, [n, query, key].
+
+    A sliding window is measured in positions, so a response sees as much of the prompt as it would alone.
+    Padding attends to itself: a query that may attend to nothing would give nan.
+    """
+    index = torch.arange(segments.shape[1], device=segments.device)
+    earlier = index[:, None] >= index[None, :]  # (T, T)
+    query, key = segments[:, :, None], segments[:, None, :]
+    mask = earlier & ((key == 0) | (key == query))  # (N, T, T)
+    if window is not None:
+        mask &= positions[:, :, None] - positions[:, None, :] < window
+    return mask
+
+
+# --- the plan of a step -----------------------------------------------------------------------------
+
+
+def step_indices(step: int, pairs: int, batch_size: int, seed: int) -> np.ndarray:
+    """The pairs of optimizer step `step` (from 0): a slice of a permutation drawn from (seed, epoch).
+
+    A pure function, so a resumed run needs to know its step alone. The last step of an epoch may be smaller.
+    """
+    epoch, place = divmod(step, math.ceil(pairs / batch_size))
+    order = np.random.default_rng((seed, epoch)).permutation(pairs)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+def plan_micro_batches(
+    rows: list[Row], world_size: int, micro_batch_tokens: int, share_prefix: bool = True
+) -> list[list[list[int]]]:
+    """Cuts rows into micro-batches and deals them to ranks: plan[round][rank] = indices into `rows`.
+
+    Rows of similar length stand together. No micro-batch has more than micro_batch_tokens padded tokens, save a
+    single pair that alone is longer. All ranks run the same number of rounds, since the collectives of sharded
+    parameters must match; an empty list is a place without a pair. A pure function of its arguments: all ranks
+    compute the same plan.
+    """
+    if share_prefix:
+        widths, heights = [len(row) for row in rows], [1] * len(rows)
+    else:
+        widths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
+        heights = [len(row.responses) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: -widths[i])  # longest first
+
+    def cut(limit: int) -> list[list[int]]:
+        groups, height = [], 0
+        for i in order:
+            if not groups or (height + heights[i]) * widths[groups[-1][0]] > limit:
+                groups.append([])
+                height = 0
+            groups[-1].append(i)
+            height += heights[i]
+        return groups
+
+    # As many micro-batches as the limit asks for, rounded up to fill every rank; then the smallest limit that
+    # still gives no more than that many, which makes the work even.
+    count = math.ceil(len(cut(micro_batch_tokens)) / world_size) * world_size
+    low, high = 0, micro_batch_tokens
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= count else (middle, high)
+    groups = cut(high)
+    # All ranks wait for the slowest of a round, so micro-batches of similar cost share one.
+    groups.sort(key=lambda group: -widths[group[0]] * sum(heights[i] for i in group))
+    groups += [[] for _ in range(count - len(groups))]
+    return [groups[start : start + world_size] for start in range(0, count, world_size)]
+
+
+def padded_tokens(rows: list[Row], plan: list[list[list[int]]], share_prefix: bool = True) -> int:
+    """Tokens that a plan computes, padding included."""
+    return sum(
+        collate([rows[i] for i in group], share_prefix).tokens.numel()
+        for part in plan
+        for group in part
+        if group
+    )

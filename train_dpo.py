@@ -1,0 +1,149 @@
+"""Train a policy on preference pairs with DPO: no reward model, no sampling.
+
+    minimise  -log sigmoid(beta * [log pi(y_w | x) / pi_ref(y_w | x) - log pi(y_l | x) / pi_ref(y_l | x)])
+
+Rafailov et al. 2023, arXiv 2305.18290, equation 7. y_w is the chosen response, y_l the rejected one, pi the policy
+and pi_ref the frozen reference it starts from. Unlike the paper, which used RMSprop, we use AdamW; and a pair's
+prompt is computed once for both of its responses (nanoalign/rows.py).
+
+    python train_dpo.py                                         one process, the embedded model and data
+    torchrun --nproc_per_node 8 train_dpo.py --beta 0.1 --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, no_grad
+
+from nanoalign import checkpoint, loop, weights
+from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number, positive
+from nanoalign.checks import check_layout, check_start
+from nanoalign.distributed import on_main, print0, run, setup
+from nanoalign.errors import RunError
+from nanoalign.losses import dpo_loss
+from nanoalign.metrics import hits
+from nanoalign.models import Policy
+from nanoalign.prepare import (
+    compute_dtype,
+    describe_plan,
+    load_rows,
+    load_tokenizer,
+    make_optimizer,
+)
+from nanoalign.report import curves
+from nanoalign.rows import Batch, fingerprint
+
+LR, EMBEDDED_LR = (
+    1e-6,
+    5e-4,
+)  # a model of a million parameters wants larger steps than one of billions
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    dpo = parser.add_argument_group("policy and loss")
+    dpo.add_argument("--model", default=EMBEDDED,
+        help="the policy to train: a folder in Hugging Face format, OWNER/NAME on the Hub, or 'tiny'")  # fmt: skip
+    dpo.add_argument("--reference", help="the frozen reference; default: what --model names")
+    dpo.add_argument("--beta", type=positive, default=0.1,
+        help="how much a nat of log-ratio counts as reward; small: the policy may go far from the reference")  # fmt: skip
+    dpo.add_argument("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
+        help="share of labels taken to be wrong (conservative DPO)")  # fmt: skip
+    add_training_arguments(
+        parser,
+        out="runs/dpo",
+        lr=f"{LR:g}, with --model tiny {EMBEDDED_LR:g}",
+        schedule="cosine",
+        warmup=0.1,
+    )
+    args = parser.parse_args(argv)
+    args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
+    args.reference = args.reference or args.model
+    return args
+
+
+def loss_of_batch(
+    policy: Policy, reference: Policy, beta: float, label_smoothing: float, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The algorithm: the losses of a batch's pairs, (B,), and what is reported of each."""
+    logps = policy(batch)  # (2B,): chosen, rejected, chosen, rejected, ...
+    with no_grad():
+        reference_logps = reference(batch)  # (2B,)
+    losses, chosen_rewards, rejected_rewards = dpo_loss(
+        logps[0::2],
+        logps[1::2],
+        reference_logps[0::2],
+        reference_logps[1::2],
+        beta,
+        label_smoothing,
+    )
+    return losses, {
+        "loss": losses,
+        "rewards/chosen": chosen_rewards,
+        "rewards/rejected": rejected_rewards,
+        "rewards/margins": chosen_rewards - rejected_rewards,
+        "rewards/accuracies": hits(chosen_rewards, rejected_rewards),
+        "logps/chosen": logps[0::2],
+        "logps/rejected": logps[1::2],
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    world = setup()
+    args = parse_args(argv)
+    dtype = compute_dtype(args, world)
+    folder, reference_folder = (
+        weights.resolve_model(args.model),
+        weights.resolve_model(args.reference),
+    )
+    on_main(world, partial(checkpoint.check_folder, args, [folder, reference_folder]))
+
+    tokenizer = load_tokenizer(folder)
+    if load_tokenizer(reference_folder).get_vocab() != tokenizer.get_vocab():
+        raise RunError(
+            f"--reference {args.reference} has another vocabulary than --model {args.model}; their "
+            "log-probabilities can't be compared"
+        )
+    rows, eval_rows = load_rows(args, tokenizer)
+    args.data_hash = fingerprint(rows)
+    describe_plan(rows, args, world)
+
+    policy = Policy.load(
+        folder, world, dtype, activation_checkpointing=args.activation_checkpointing
+    )
+    reference = Policy.load(reference_folder, world, dtype, trainable=False)
+    optimizer = make_optimizer(policy, args)
+    dpo = partial(loss_of_batch, policy, reference, args.beta, args.label_smoothing)
+    print0(
+        f"{'model':<11} {args.model} ({policy.count_parameters():,} parameters, {args.precision} = {dtype}), "
+        f"reference {args.reference}\n"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, beta {args.beta:g}, {args.schedule} after {args.warmup:g} warm-up"
+    )
+
+    if args.resume:
+        start = checkpoint.load(policy, optimizer, args)
+    else:
+        start = 0
+        check_layout(policy, rows, args.share_prefix, world)
+        if folder == reference_folder:
+            batch = next(loop.rank_batches(rows[: args.batch_size], args, world))
+            with no_grad():
+                losses, values = dpo(batch)
+            check_start(losses, values["rewards/chosen"], batch)
+    on_main(world, partial(checkpoint.open_folder, args))
+
+    done = loop.train(policy, optimizer, dpo, rows, eval_rows, args, world, start)
+
+    out = Path(args.out)
+    if done < loop.total_steps(len(rows), args):
+        print0(f"stopped after step {done}; continue with --resume")
+        return
+    policy.save(out, tokenizer, world)
+    if world.is_main:
+        curves(out, f"DPO of {args.model}, beta {args.beta:g}, lr {args.lr:g}")
+    print0(f"saved {out} (model, metrics.jsonl, curves.png); ...")
+
+
+if __name__ == "__main__":
+    run(main)
