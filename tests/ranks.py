@@ -1,0 +1,81 @@
+"""Runs a function on several ranks of one host, each a process with torchrun's environment variables.
+
+The processes are forked from a server that has imported torch and transformers once, which is many times
+faster than torchrun; tests/test_scripts.py runs torchrun itself.
+"""
+
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["train_dpo", "transformers.models.llama.modeling_llama"])
+
+
+@dataclass
+class Outcome:
+    """What the ranks returned (None where one failed), their exit codes, and all that they printed."""
+
+    results: list[object]
+    codes: list[int]
+    stdout: str
+    stderr: str
+
+
+def run_ranks(ranks: int, function: Callable, *args, timeout: float = 120) -> Outcome:
+    """Calls function(*args) on every rank and waits; a rank that does not end in time fails the test."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        processes = [
+            _context.Process(target=_rank, args=(rank, ranks, port, folder, function, args))
+            for rank in range(ranks)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+        late = [process.pid for process in processes if process.is_alive()]
+        for process in processes:
+            process.kill()
+        assert not late, f"ranks still ran after {timeout} s: {_read(folder, 'stderr', ranks)}"
+        files = [Path(folder) / f"{rank}.result" for rank in range(ranks)]
+        return Outcome(
+            [pickle.loads(file.read_bytes()) if file.exists() else None for file in files],
+            [process.exitcode for process in processes],
+            _read(folder, "stdout", ranks),
+            _read(folder, "stderr", ranks),
+        )
+
+
+def _read(folder: str, stream: str, ranks: int) -> str:
+    return "".join((Path(folder) / f"{rank}.{stream}").read_text() for rank in range(ranks))
+
+
+def _rank(rank: int, ranks: int, port: int, folder: str, function: Callable, args: tuple) -> None:
+    for descriptor, stream in ((1, "stdout"), (2, "stderr")):
+        file = os.open(Path(folder) / f"{rank}.{stream}", os.O_CREAT | os.O_WRONLY)
+        os.dup2(file, descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
+                       "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+                       "MASTER_PORT": str(port)}  # fmt: skip
+    try:
+        result = function(*args)
+        (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(70)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as torchrun's workers end: without waiting for threads of the process group

@@ -1,0 +1,160 @@
+"""python -m pytest tests/test_data.py"""
+
+import gzip
+import json
+
+import pytest
+
+from nanoalign.data import hold_out, read_examples, read_sources
+from nanoalign.errors import RunError
+
+
+def write(path, *records, text=None):
+    path.write_text(text if text is not None else "".join(json.dumps(r) + "\n" for r in records))
+    return str(path)
+
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}
+DIALOGUE = {
+    "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: good",
+    "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: bad",
+}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def test_prompt_chosen_rejected(tmp_path):
+    (example,) = read_examples(write(tmp_path / "a.jsonl", PAIR))
+    assert (example.kind, example.prompt, example.responses) == ("text", "p", ("c", "r"))
+    assert (example.pair_id, example.subset) == ("a:1", "a")
+
+
+@pytest.mark.parametrize(("preference", "responses"), [("better", ("b", "a")), ("safer", ("a", "b"))])
+def test_pku_label_orders_the_responses(tmp_path, preference, responses):
+    (example,) = read_examples(write(tmp_path / "a.jsonl", PKU), preference)
+    assert example.responses == responses
+
+
+def test_hh_dialogue_is_split_at_the_last_shared_header(tmp_path):
+    (example,) = read_examples(write(tmp_path / "a.jsonl", DIALOGUE))
+    assert example.prompt == "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant:"
+    assert example.responses == (" good", " bad")
+    assert example.messages() == [user("q"), assistant("a"), user("s")]
+
+
+def test_hh_dialogues_that_part_early_keep_their_further_turns(tmp_path):
+    record = {
+        "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: more\n\nAssistant: b",
+        "rejected": "\n\nHuman: q\n\nAssistant: other",
+    }
+    (example,) = read_examples(write(tmp_path / "a.jsonl", record))
+    assert example.prompt == "\n\nHuman: q\n\nAssistant:"
+    assert example.responses == (" a\n\nHuman: more\n\nAssistant: b", " other")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]},
+        {"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
+        {"prompt": [user("q")], "chosen": "c", "rejected": "r"},
+        {"prompt": "q", "chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]},
+    ],
+)
+def test_messages_in_all_their_forms(tmp_path, record):
+    (example,) = read_examples(write(tmp_path / "a.jsonl", record))
+    assert (example.kind, example.prompt, example.responses) == ("messages", (user("q"),), ("c", "r"))
+
+
+def test_json_array_and_gzip_read_the_same(tmp_path):
+    records = [PAIR, PAIR | {"chosen": "other, with a \u2028 line separator"}]
+    expected = [e.responses for e in read_examples(write(tmp_path / "a.jsonl", *records))]
+    array = write(tmp_path / "b.json", text=json.dumps(records, indent=2, ensure_ascii=False))
+    packed = tmp_path / "c.jsonl.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    for path in (array, str(packed)):
+        assert [e.responses for e in read_examples(path)] == expected
+
+
+def test_parquet_reads_the_same(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed, so .parquet is not read")
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PKU, PKU]), tmp_path / "a.parquet")
+    assert [e.responses for e in read_examples(str(tmp_path / "a.parquet"))] == [("b", "a")] * 2
+
+
+def test_names_keep_sources_apart(tmp_path):
+    path = write(tmp_path / "a.jsonl", PAIR)
+    assert {e.pair_id for e in read_sources([f"x={path}", f"y={path}"])} == {"x:1", "y:1"}
+    with pytest.raises(RunError, match="two data sources are named 'a'"):
+        read_sources([path, path])
+
+
+BAD = {
+    "broken JSON": (json.dumps(PAIR) + '\n{"prompt": \n', r"a\.jsonl:2: not valid JSON: .* \(column 12\)"),
+    "broken array": (f"[\n{json.dumps(PAIR)},\n{{'a': }}\n]", r"a\.jsonl:3: not valid JSON"),
+    "array without comma": (f"[{json.dumps(PAIR)}\n{json.dumps(PAIR)}]", r":2: .* expected ',' or '\]'"),
+    "empty file": ("", "holds no records; expected prompt"),
+    "empty array": ("[]", "holds no records"),
+    "unknown keys": ('{"question": "q"}', r"a\.jsonl:1: unknown keys \['question'\]; expected prompt"),
+    "not a record": ("[1]", ":1: expected a record with keys, found int"),
+    "empty response": (json.dumps(PAIR | {"rejected": ""}), ":1: the rejected response is empty"),
+    "empty prompt": (json.dumps(PAIR | {"prompt": ""}), ":1: the prompt is empty"),
+    "response no text": (json.dumps(PAIR | {"chosen": 3}), ":1: the chosen response must be text, found int"),
+    "label of 2": (json.dumps(PKU | {"better_response_id": 2}), "better_response_id is 2; expected 0 or 1"),
+    "label of true": (json.dumps(PKU | {"better_response_id": True}), "is True; expected 0 or 1"),
+    "no label": (json.dumps({k: PKU[k] for k in list(PKU)[:3]}), ":1: no better_response_id"),
+    "mixed formats": (f"{json.dumps(PAIR)}\n{json.dumps(PKU)}", r":2: a record of the format"),
+    "no shared dialogue": ('{"chosen": "x", "rejected": "y"}', "must be HH-RLHF dialogues"),
+    "ends with the user": (
+        json.dumps({"chosen": [user("q")], "rejected": [user("q")]}), "ends with a message of 'user'"),
+    "contexts differ": (
+        json.dumps({"chosen": [user("q"), assistant("c")], "rejected": [user("p"), assistant("c")]}),
+        "differ before their last message"),
+    "message without content": (
+        json.dumps({"chosen": [{"role": "user"}], "rejected": [user("p")]}), "expected {'role': text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_records_are_errors_that_say_where_and_what(tmp_path, name):
+    content, message = BAD[name]
+    with pytest.raises(RunError, match=message):
+        read_examples(write(tmp_path / "a.jsonl", text=content))
+
+
+def test_bad_files_are_errors(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    (tmp_path / "text.csv").write_text("a,b")
+    (tmp_path / "not.json.gz").write_text("plain")
+    for path, message in {
+        "missing.jsonl": "does not exist",
+        "latin.jsonl": "not a readable UTF-8",
+        "not.json.gz": "not a readable",
+        "text.csv": "unknown kind of file",
+        ".": "is a folder",
+    }.items():
+        with pytest.raises(RunError, match=message):
+            read_examples(str(tmp_path / path))
+    with pytest.raises(RunError, match="expected hf://datasets/OWNER/NAME/PATH"):
+        read_examples("hf://datasets/owner")
+
+
+def test_held_out_prompts_are_disjoint_whole_and_independent_of_order(tmp_path):
+    records = [PAIR | {"prompt": f"prompt {i // 2}", "chosen": str(i)} for i in range(2000)]
+    examples = read_examples(write(tmp_path / "a.jsonl", *records))
+    train, held = hold_out(examples, 0.1, seed=0)
+    assert len(train) + len(held) == 2000 and 140 < len(held) < 260
+    assert not {e.prompt for e in train} & {e.prompt for e in held}
+    again = hold_out(examples[::-1], 0.1, seed=0)[1]
+    assert {e.pair_id for e in again} == {e.pair_id for e in held}
+    assert {e.pair_id for e in hold_out(examples, 0.1, seed=1)[1]} != {e.pair_id for e in held}
+    assert hold_out(examples, 0.0, seed=0)[1] == []

@@ -1,0 +1,111 @@
+"""python -m pytest tests/test_losses.py"""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nanoalign.losses import dpo_loss
+from nanoalign.metrics import hits
+
+
+def pairs(*columns: list[float], dtype=torch.float64) -> list[torch.Tensor]:
+    return [torch.tensor(column, dtype=dtype) for column in columns]
+
+
+def test_dpo_by_hand():
+    """Three pairs, beta 0.5.
+
+    1. log-ratios +2 and 0: margin 0.5 * 2 = 1, loss log(1 + e^-1) = 0.313262, rewards 1 and 0
+    2. log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and 1.5
+    3. log-ratios +5 and +5: margin 0, loss ln 2, rewards 2.5 and 2.5
+    """
+    chosen, rejected = [-10.0, -7.0, -1.0], [-12.0, -4.0, -2.0]
+    ref_chosen, ref_rejected = [-12.0, -6.0, -6.0], [-12.0, -7.0, -7.0]
+    losses, chosen_rewards, rejected_rewards = dpo_loss(
+        *pairs(chosen, rejected, ref_chosen, ref_rejected), beta=0.5
+    )
+    expected = [math.log1p(math.exp(-1)), math.log1p(math.exp(2)), math.log(2)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+    assert losses.tolist() == pytest.approx([0.313262, 2.126928, 0.693147], abs=5e-7)
+    assert chosen_rewards.tolist() == [1.0, -0.5, 2.5]
+    assert rejected_rewards.tolist() == [0.0, 1.5, 2.5]
+
+
+def test_label_smoothing_by_hand():
+    """Margin 1, eps 0.1: 0.9 * log(1 + e^-1) + 0.1 * log(1 + e) = 0.413262."""
+    losses, _, _ = dpo_loss(*pairs([2.0], [0.0], [0.0], [0.0]), beta=0.5, label_smoothing=0.1)
+    by_hand = 0.9 * math.log1p(math.exp(-1)) + 0.1 * math.log1p(math.exp(1))
+    assert losses.item() == pytest.approx(by_hand, rel=1e-12) == pytest.approx(0.413262, abs=5e-7)
+
+
+def test_smoothed_loss_is_least_where_the_model_has_the_same_doubt():
+    """The minimum of conservative DPO is at sigmoid(margin) = 1 - eps: margin = log((1 - eps) / eps)."""
+    margin = torch.tensor([math.log(0.8 / 0.2)], dtype=torch.float64, requires_grad=True)
+    zero = torch.zeros(1, dtype=torch.float64)
+    dpo_loss(margin, zero, zero, zero, beta=1.0, label_smoothing=0.2)[0].backward()
+    assert margin.grad.item() == pytest.approx(0.0, abs=1e-15)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_policy_equal_to_reference_gives_ln_2_and_no_reward(smoothing):
+    chosen, rejected = torch.randn(2, 64) * 100
+    losses, *rewards = dpo_loss(chosen, rejected, chosen, rejected, label_smoothing=smoothing)
+    assert torch.allclose(losses, torch.full((64,), math.log(2)), rtol=1e-6)
+    assert all(not reward.any() for reward in rewards)
+
+
+def test_swapping_chosen_and_rejected_swaps_rewards_and_label():
+    """Swapped pairs have swapped rewards, and their loss with eps is the original's with 1 - eps."""
+    a, b, c, d = torch.randn(4, 32, dtype=torch.float64) * 3
+    losses, chosen, rejected = dpo_loss(a, b, c, d, label_smoothing=0.2)
+    swapped, chosen_swapped, rejected_swapped = dpo_loss(b, a, d, c, label_smoothing=0.8)
+    assert torch.equal(chosen, rejected_swapped) and torch.equal(rejected, chosen_swapped)
+    assert torch.allclose(losses, swapped, rtol=1e-12)
+
+
+def test_a_constant_added_to_both_log_ratios_changes_no_loss():
+    a, b, c, d = torch.randn(4, 32, dtype=torch.float64)
+    assert torch.allclose(dpo_loss(a + 7, b + 7, c, d)[0], dpo_loss(a, b, c, d)[0], rtol=1e-12)
+
+
+def test_moves_chosen_up_and_rejected_down():
+    """One step down the gradient raises chosen and lowers rejected, by the same amount: beta * sigmoid(-margin)."""
+    chosen, rejected = (torch.tensor([x], requires_grad=True) for x in (-3.0, -2.0))
+    dpo_loss(chosen, rejected, torch.tensor([-4.0]), torch.tensor([-4.0]), beta=0.1)[0].backward()
+    expected = 0.1 / (1 + math.exp(0.1 * (1 - 2)))
+    assert chosen.grad.item() == pytest.approx(-expected, rel=1e-6)
+    assert rejected.grad.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("margin", [1e4, -1e4])
+def test_finite_at_extreme_margins(margin):
+    chosen = torch.tensor([margin], requires_grad=True)
+    losses, *_ = dpo_loss(chosen, torch.zeros(1), torch.zeros(1), torch.zeros(1), beta=1.0)
+    losses.backward()
+    assert losses.item() == max(0.0, -margin)
+    assert chosen.grad.item() == (0.0 if margin > 0 else -1.0)
+
+
+def test_gradient_is_the_derivative():
+    inputs = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    fixed = torch.randn(2, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda w, l: dpo_loss(w, l, *fixed, 0.7, 0.1)[0], inputs)
+
+
+def test_rewards_carry_no_gradient():
+    chosen = torch.zeros(1, requires_grad=True)
+    losses, *rewards = dpo_loss(chosen, *torch.zeros(3, 1))
+    assert losses.requires_grad and not any(reward.requires_grad for reward in rewards)
+
+
+def test_a_tie_is_half_a_hit():
+    assert hits(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+
+
+def test_losses_import_torch_alone():
+    code = "import sys; from nanoalign.losses import dpo_loss; print('transformers' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert output.stdout.strip() == "False"

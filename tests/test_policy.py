@@ -1,0 +1,200 @@
+"""python -m pytest tests/test_policy.py"""
+
+import math
+
+import pytest
+import torch
+from conftest import examples, tiny_llama
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+
+from nanoalign.losses import dpo_loss
+from nanoalign.models import Policy
+from nanoalign.rows import collate, encode_all
+from nanoalign.weights import resolve_model
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return encode_all(examples(8), tokenizer, "raw")[0]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy(tiny_llama())
+
+
+SMALL = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WITH_KV = SMALL | {"num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16, "pad_token_id": 256}
+WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+ARCHITECTURES = {
+    "llama": WITH_KV,
+    "qwen2": WITH_KV,
+    "qwen3": WITH_KV,
+    "mistral": WITH_KV | {"sliding_window": 8},
+    "gemma2": WITH_KV | WINDOWS,  # soft-capped logits, two kinds of mask
+    "gemma3_text": WITH_KV | WINDOWS,
+    "phi3": WITH_KV,
+    "olmo2": WITH_KV,
+    "granite": WITH_KV | {"logits_scaling": 3.0},
+    "cohere": WITH_KV | {"logit_scale": 0.3},
+    "mixtral": WITH_KV | {"num_local_experts": 4},
+    "gpt2": {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 258},
+    "gpt_neox": SMALL | {"intermediate_size": 48},
+    "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_shared_rows_equal_separate_rows_equal_the_models_own_forward(architecture, rows):
+    """To float32 rounding, 1e-5 of the largest, for architectures with windows, caps, scales and experts."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[architecture](**ARCHITECTURES[architecture])
+    model = AutoModelForCausalLM.from_config(config)
+    for p in model.parameters():
+        if p.ndim >= 2:
+            torch.nn.init.normal_(p, std=0.2)
+    policy = Policy(model.eval())
+    separate = collate(rows, share_prefix=False)
+    textbook = policy.textbook_logps(separate)
+    assert textbook.std() > 1  # the scores differ, so that a mix-up would show
+    for batch in (collate(rows), separate):
+        assert torch.allclose(policy(batch), textbook, rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_logps_equal_a_loop_over_tokens(policy, rows, tokenizer):
+    """The slow oracle: one forward a token, softmax by hand, product of probabilities."""
+    row = rows[0]
+    for response, logp in zip(row.responses, policy(collate([row])), strict=True):
+        ids, total = row.prompt.tolist(), 0.0
+        for token in response.tolist():
+            logits = policy.model(torch.tensor([ids])).logits[0, -1].double()
+            total += math.log(logits.exp()[token] / logits.exp().sum())
+            ids.append(token)
+        assert logp.item() == pytest.approx(total, rel=1e-5)
+
+
+@torch.no_grad()
+def test_batch_order_and_padding_change_no_score(policy, rows):
+    together = policy(collate(rows)).view(-1, 2)
+    alone = torch.stack([policy(collate([row])) for row in rows])
+    backwards = policy(collate(rows[::-1])).view(-1, 2).flip(0)
+    assert len({len(row) for row in rows}) > 4  # so that alone and together are padded differently
+    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(together, backwards, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_other_response_changes_no_score(policy, rows):
+    """What stands on the second branch of a row is not seen from the first, and not the other way."""
+    row, other = rows[0], rows[1]
+    mixed = type(row)("mixed", row.prompt, (row.responses[0], other.responses[1]))
+    assert torch.allclose(policy(collate([mixed]))[0], policy(collate([row]))[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows, share):
+    """At the last hidden states: the prompt's last place, every response token but the last; no prompt, no padding."""
+    batch = collate(rows[:3], share)
+    hidden = []
+
+    def keep(module, inputs, output):
+        output.retain_grad()
+        hidden.append(output)
+
+    handle = policy.model.model.norm.register_forward_hook(keep)
+    policy(batch).sum().backward()
+    handle.remove()
+    reached = hidden[0].grad.abs().sum(-1) > 0  # (N, T)
+    expected = torch.zeros_like(reached)
+    for n in range(len(batch.tokens)):
+        segments = batch.segments[n].tolist()
+        for t, segment in enumerate(segments):
+            if segment > 0:  # a response's first token is predicted by the prompt's last, others by the one before
+                first = segments.index(segment) == t
+                expected[n, segments.count(0) - 1 if first else t - 1] = True
+    assert torch.equal(reached, expected)
+
+
+def test_no_gradient_reaches_the_reference(llama_folder, rows):
+    policy = Policy.load(llama_folder)
+    reference = Policy.load(llama_folder, trainable=False)
+    before = [p.clone() for p in reference.parameters()]
+    batch = collate(rows)
+    logps = policy(batch)
+    with torch.no_grad():
+        ref = reference(batch)
+    dpo_loss(logps[0::2], logps[1::2], ref[0::2], ref[1::2])[0].sum().backward()
+    assert all(p.grad is None and not p.requires_grad for p in reference.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in policy.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
+
+
+def test_dropout_is_off_in_training(rows):
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["gpt2"](**ARCHITECTURES["gpt2"], resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        policy = Policy.load(folder)
+    assert torch.equal(policy(collate(rows)), policy(collate(rows)))
+
+
+def test_activation_checkpointing_changes_no_gradient(llama_folder, rows):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = Policy.load(llama_folder, activation_checkpointing=checkpointing)
+        policy(collate(rows)).sum().backward()
+        gradients.append([p.grad for p in policy.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_activation_checkpointing_keeps_less(llama_folder, rows):
+    """Fewer elements are saved for the backward pass when blocks are run again."""
+
+    def saved_elements(checkpointing: bool) -> int:
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        policy = Policy.load(llama_folder, activation_checkpointing=checkpointing)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            policy(collate(rows))
+        return sum(sizes.values())
+
+    assert saved_elements(True) < 0.7 * saved_elements(False)
+
+
+def test_bfloat16_stays_close_to_float32(llama_folder, rows):
+    exact = Policy.load(llama_folder)(collate(rows))
+    coarse = Policy.load(llama_folder, compute_dtype=torch.bfloat16)(collate(rows))
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(exact, coarse)
+    assert torch.allclose(exact, coarse, rtol=0.02)
+
+
+def test_overfits_four_pairs(llama_folder, rows):
+    """40 steps of AdamW on four pairs: accuracy 1, loss below 0.1."""
+    policy, reference = Policy.load(llama_folder), Policy.load(llama_folder, trainable=False)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
+    batch = collate(rows[:4])
+    with torch.no_grad():
+        ref = reference(batch)
+    for _ in range(40):
+        logps = policy(batch)
+        losses, chosen, rejected = dpo_loss(logps[0::2], logps[1::2], ref[0::2], ref[1::2])
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+    assert losses.max() < 0.1 and (chosen > rejected).all()
+
+
+def test_the_embedded_model_loads():
+    policy = Policy.load("tiny")
+    assert 0.5e6 < policy.count_parameters() < 2e6
+    assert resolve_model("tiny").is_dir()

@@ -1,0 +1,231 @@
+"""python -m pytest tests/test_rows.py"""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer
+
+from nanoalign.data import Example
+from nanoalign.errors import RunError
+from nanoalign.rows import (
+    PADDING,
+    Row,
+    collate,
+    drop_equal,
+    encode,
+    encode_all,
+    fingerprint,
+    plan_micro_batches,
+    step_indices,
+    tree_mask,
+)
+
+BOS, EOS = 257, 258
+
+
+def row(prompt: list[int], *responses: list[int], pair_id: str = "row") -> Row:
+    return Row(pair_id, np.array(prompt, np.int32), tuple(np.array(r, np.int32) for r in responses))
+
+
+def text(prompt: str, chosen: str, rejected: str, kind: str = "text") -> Example:
+    return Example("test:1", kind, prompt, (chosen, rejected))
+
+
+# --- text -> tokens
+
+
+def test_encode_is_prompt_then_response_then_one_eos(tokenizer):
+    r = encode(text("ab", "c", "de"), tokenizer, "raw")
+    assert tokenizer.decode(r.prompt) == "ab"
+    assert [tokenizer.decode(response[:-1]) for response in r.responses] == ["c", "de"]
+    assert [response[-1] for response in r.responses] == [EOS, EOS]
+
+
+def test_pku_template(tokenizer):
+    r = encode(text("Hi", "yes", "no"), tokenizer, "pku")
+    assert tokenizer.decode(r.prompt) == "BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:"
+    assert tokenizer.decode(r.responses[0]) == "yes<eos>"
+
+
+def test_pku_text_can_not_smuggle_special_tokens(tokenizer):
+    r = encode(text("a <eos>", "b <bos>", "c"), tokenizer, "pku")
+    assert EOS not in r.prompt and BOS not in r.responses[0]
+    assert list(r.responses[0]).count(EOS) == 1
+
+
+def test_an_eos_that_the_text_wrote_is_not_doubled(tokenizer):
+    r = encode(text("a", "b<eos>", "c<eos>\n"), tokenizer, "raw")
+    assert [tokenizer.decode(response) for response in r.responses] == ["b<eos>", "c<eos>"]
+
+
+def test_one_bos_where_the_tokenizer_adds_one(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    adding = byte_tokenizer()
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    r = encode(text("ab", "c", "d"), adding, "raw")
+    assert tokenizer.decode(r.prompt) == "<bos>ab"  # its EOS would end the prompt: dropped
+    assert tokenizer.decode(r.responses[0]) == "c<eos>"
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_chat_template_renders_prompt_once_and_ends_with_one_eos():
+    chat = byte_tokenizer(chat_template=CHAT)
+    r = encode(text("Hi", "yes", "no"), chat)  # auto: the tokenizer has one
+    assert chat.decode(r.prompt) == "<bos><user>Hi<eos>\n<assistant>"
+    assert [chat.decode(response) for response in r.responses] == ["yes<eos>", "no<eos>"]
+
+
+def test_chat_template_of_a_dialogue_has_its_turns():
+    chat = byte_tokenizer(chat_template=CHAT)
+    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    r = encode(text(prompt, " d", " e", kind="dialogue"), chat)
+    expected = "<bos><user>a<eos>\n<assistant>b<eos>\n<user>c<eos>\n<assistant>"
+    assert chat.decode(r.prompt) == expected and chat.decode(r.responses[0]) == "d<eos>"
+
+
+def test_chat_template_that_changes_the_prompt_is_an_error():
+    strange = byte_tokenizer(chat_template="{{ messages|length }}" + CHAT)
+    with pytest.raises(RunError, match=r"test:1: .* does not begin with its rendering of the prompt"):
+        encode(text("Hi", "yes", "no"), strange)
+
+
+def test_auto_takes_raw_for_dialogues_and_pku_for_plain_prompts(tokenizer):
+    dialogue = text("\n\nHuman: a\n\nAssistant:", " b", " c", kind="dialogue")
+    assert tokenizer.decode(encode(dialogue, tokenizer).prompt) == dialogue.prompt
+    assert tokenizer.decode(encode(text("a", "b", "c"), tokenizer).prompt).startswith("BEGINNING")
+
+
+def test_too_long_prompt_loses_its_beginning_once_for_both(tokenizer):
+    """Room for 10: the longer response has 3 + EOS = 4, so the prompt keeps its last 6."""
+    rows, counts = encode_all([text("0123456789", "abc", "d")], tokenizer, "raw", max_length=10)
+    assert tokenizer.decode(rows[0].prompt) == "456789"
+    assert [tokenizer.decode(r) for r in rows[0].responses] == ["abc<eos>", "d<eos>"]
+    assert counts["prompts cut at their beginning"] == 1
+
+
+def test_a_cut_prompt_keeps_its_bos(tokenizer):
+    r = encode(text("<bos>0123456789", "abc", "d"), tokenizer, "raw", max_length=10)
+    assert tokenizer.decode(r.prompt) == "<bos>56789"
+
+
+def test_too_long_response_loses_its_end_and_its_eos(tokenizer):
+    """Room for 10: the prompt keeps half, 5; the responses get the other 5."""
+    rows, counts = encode_all([text("0123456789", "abcdefg", "hijk")], tokenizer, "raw", max_length=10)
+    assert tokenizer.decode(rows[0].prompt) == "56789"
+    assert [tokenizer.decode(r) for r in rows[0].responses] == ["abcde", "hijk<eos>"]
+    assert counts["responses cut at their end (no EOS)"] == 1
+
+
+def test_pairs_equal_after_cutting_are_dropped_and_counted(tokenizer):
+    rows, counts = encode_all(
+        [text("01234", "abcdeX", "abcdeY"), text("01234", "abc", "abd")], tokenizer, "raw", max_length=10
+    )
+    assert [r.pair_id for r in drop_equal(rows, counts)] == ["test:1"]
+    assert counts["pairs dropped: both responses equal"] == 1
+
+
+def test_tokenizer_without_eos_is_an_error():
+    with pytest.raises(RunError, match="no EOS token"):
+        encode(text("a", "b", "c"), byte_tokenizer(eos_token=None), "raw")
+
+
+def test_fingerprint_tells_every_change():
+    base = row([1, 2], [3], [4])
+    changed = [row([1, 2], [4], [3]), row([1], [2, 3], [4]), row([1, 2], [3], [5]), row([1, 2], [3])]
+    assert fingerprint([base]) == fingerprint([row([1, 2], [3], [4])])
+    assert len({fingerprint([r]) for r in [base, *changed]}) == 5
+    assert fingerprint([base, changed[0]]) != fingerprint([changed[0], base])
+
+
+# --- rows -> tensors
+
+
+def test_collate_by_hand():
+    """The row of the module's docstring, p0 p1 p2 | c0 c1 c2 | r0 r1, above a shorter one."""
+    batch = collate([row([10, 11, 12], [20, 21, 22], [30, 31]), row([40], [50], [60])])
+    assert batch.tokens[0].tolist() == [10, 11, 12, 20, 21, 22, 30, 31]
+    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2], [0, 1, 2] + [PADDING] * 5]
+    # c0 is read at p2, c1 at c0, c2 at c1; r0 at p2 too, r1 at r0; the second row starts at 8.
+    assert batch.reads.tolist() == [2, 3, 4, 2, 6, 8, 8]
+    assert batch.targets.tolist() == [20, 21, 22, 30, 31, 50, 60]
+    assert batch.lengths.tolist() == [3, 2, 1, 1]
+    assert batch.shared
+
+
+def test_collate_without_sharing_is_a_row_a_response():
+    batch = collate([row([10, 11], [20, 21], [30])], share_prefix=False)
+    assert batch.tokens.tolist() == [[10, 11, 20, 21], [10, 11, 30, 0]]
+    assert batch.reads.tolist() == [1, 2, 5]
+    assert batch.weights.tolist() == [1.0] and not batch.shared
+
+
+def test_tree_mask_by_hand():
+    """p0 | c0 c1 | r0, and one place of padding."""
+    mask = tree_mask(torch.tensor([[0, 1, 1, 2, PADDING]]), torch.tensor([[0, 1, 2, 1, 0]]))
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 0, 1]]
+    assert mask.int().tolist() == [expected]
+
+
+def test_sliding_window_is_measured_in_positions():
+    """Window 2 over p0 p1 | c0 | r0: r0 at position 2 sees p1 at position 1, though two places before it."""
+    mask = tree_mask(torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]), window=2)
+    assert mask.int().tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]]
+
+
+# --- the plan
+
+
+def random_rows(count: int, seed: int) -> list[Row]:
+    draw = random.Random(seed)
+    lengths = [[draw.randint(1, 60) for _ in range(3)] for _ in range(count)]
+    return [row([1] * a, [2] * b, [3] * c, pair_id=str(i)) for i, (a, b, c) in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("tokens", [1, 200, 1000, 10**6])
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_plan_places_every_pair_once_within_the_limit(count, tokens, ranks, share):
+    rows = random_rows(count, seed=count)
+    plan = plan_micro_batches(rows, ranks, tokens, share)
+    assert all(len(part) == ranks for part in plan)
+    assert sorted(i for part in plan for group in part for i in group) == list(range(count))
+    for group in (group for part in plan for group in part if group):
+        padded = collate([rows[i] for i in group], share).tokens.numel()
+        assert padded <= tokens or len(group) == 1
+
+
+def test_plan_gives_ranks_even_work():
+    """64 pairs of 3 to 180 tokens on 8 ranks: no rank has more than 1.2 times the mean."""
+    rows = random_rows(64, seed=0)
+    plan = plan_micro_batches(rows, 8, 10**6)
+    work = [sum(collate([rows[i] for i in part[rank]]).tokens.numel() for part in plan) for rank in range(8)]
+    assert len(plan) == 1 and max(work) < 1.2 * sum(work) / 8
+
+
+def test_plan_pads_little():
+    """Rows of similar length stand together: 1.15 padded tokens a real one, where random groups have 1.5."""
+    rows = random_rows(512, seed=1)
+    plan = plan_micro_batches(rows, 1, 2000)
+    padded = sum(collate([rows[i] for i in part[0]]).tokens.numel() for part in plan)
+    assert padded < 1.15 * sum(map(len, rows))
+
+
+def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():
+    steps = [step_indices(step, pairs=10, batch_size=4, seed=0) for step in range(6)]
+    assert [len(s) for s in steps] == [4, 4, 2, 4, 4, 2]
+    first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+    assert list(step_indices(0, 10, 10, seed=1)) != list(first)

@@ -1,0 +1,174 @@
+"""python -m pytest tests/test_weights.py"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import examples, tiny_llama
+from ranks import run_ranks
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig
+
+from nanoalign import weights
+from nanoalign.distributed import setup
+from nanoalign.errors import RunError
+from nanoalign.models import Policy
+from nanoalign.rows import collate, encode_all
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    return collate(encode_all(examples(4), tokenizer, "raw")[0])
+
+
+def score(folder: Path, batch) -> torch.Tensor:
+    """The oracle: transformers' own loader."""
+    with torch.no_grad():
+        return Policy(AutoModelForCausalLM.from_pretrained(folder).eval())(batch)
+
+
+def write_mixtral(folder: Path) -> Path:
+    torch.manual_seed(0)
+    config = MixtralConfig(vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                           num_attention_heads=2, num_key_value_heads=1, num_local_experts=4)  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def load_and_score(folder: Path, batch, out: Path | None = None) -> torch.Tensor:
+    """On any number of ranks: a policy from its slices, its scores, and a copy of it written to out."""
+    world = setup()
+    policy = Policy.load(folder, world)
+    with torch.no_grad():
+        scores = policy(batch)
+    if out is not None:
+        if world.is_main:
+            out.mkdir()
+        policy.save(out, AutoTokenizer.from_pretrained(folder), world)
+    return scores
+
+
+def test_loads_what_transformers_loads(llama_folder, batch):
+    with torch.no_grad():
+        assert torch.equal(Policy.load(llama_folder)(batch), score(llama_folder, batch))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_read_their_slices_and_write_the_whole(llama_folder, batch, tmp_path, ranks):
+    """259 rows of embedding do not divide by 2 or 3; tied weights, rotary tables and all come back equal."""
+    outcome = run_ranks(ranks, load_and_score, llama_folder, batch, tmp_path / "out")
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    expected = score(llama_folder, batch)
+    for scores in outcome.results:
+        assert torch.allclose(scores, expected, rtol=1e-6)
+    assert torch.equal(score(tmp_path / "out", batch), expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_experts_are_converted_in_and_out(batch, tmp_path, tokenizer, ranks):
+    """Mixtral's files name each expert; in memory they are fused. Names on disk stay as they were."""
+    folder = write_mixtral(tmp_path / "mixtral")
+    tokenizer.save_pretrained(folder)
+    outcome = run_ranks(ranks, load_and_score, folder, batch, tmp_path / "out")
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    expected = score(folder, batch)
+    assert all(torch.allclose(s, expected, rtol=1e-5) for s in outcome.results)
+    assert torch.equal(score(tmp_path / "out", batch), expected)
+    stored, written = (weights._stored_tensors(f).keys() for f in (folder, tmp_path / "out"))
+    assert stored == written and any("experts.3.w1" in name for name in written)
+
+
+def test_untied_heads_and_bfloat16_files(batch, tmp_path):
+    tiny_llama(tie_word_embeddings=False).bfloat16().save_pretrained(tmp_path)
+    policy = Policy.load(tmp_path)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    exact = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(policy(batch), Policy(exact)(batch))
+
+
+def test_a_frozen_reference_is_held_in_compute_precision(llama_folder):
+    reference = Policy.load(llama_folder, compute_dtype=torch.bfloat16, trainable=False)
+    assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
+
+
+def test_writes_shards_with_an_index(llama_folder, batch, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 20_000)
+    Policy.load(llama_folder).save(tmp_path, tokenizer)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in tiny_llama().parameters())
+    assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
+    with torch.no_grad():
+        assert torch.equal(Policy.load(tmp_path)(batch), score(llama_folder, batch))
+
+
+def test_buffers_that_no_file_holds_are_right(llama_folder):
+    """The rotary table of a model built without its weights: 10000 ** -(0, 2, .., 14) / 16."""
+    table = Policy.load(llama_folder).model.model.rotary_emb.inv_freq
+    assert torch.allclose(table, 10000.0 ** (-torch.arange(0, 16, 2) / 16))
+
+
+def spoiled(llama_folder: Path, folder: Path, what: str) -> Path:
+    shutil.copytree(llama_folder, folder)
+    if what == "no weights":
+        (folder / "model.safetensors").unlink()
+    elif what == "no config":
+        (folder / "config.json").unlink()
+    elif what == "other architecture":
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        (folder / "config.json").write_text(json.dumps(config))
+    elif what == "other shape":
+        config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 64}
+        (folder / "config.json").write_text(json.dumps(config))
+    elif what == "torn file":
+        (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-9])
+    elif what == "no language model":
+        (folder / "config.json").write_text('{"model_type": "clip"}')
+    elif what == "unknown":
+        (folder / "config.json").write_text('{"model_type": "nonsense"}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("no weights", "has no weights: neither model.safetensors nor"),
+        ("no config", "has no config.json"),
+        ("other architecture", "its weights are not those of the GPT2LMHeadModel .* missing keys"),
+        ("other shape", "its weights are not those of the LlamaForCausalLM .* mismatched keys"),
+        ("torn file", "not a readable safetensors file"),
+        ("no language model", "model '.*': "),
+        ("unknown", "config.json: "),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_an_error(llama_folder, tmp_path, what, message):
+    with pytest.raises(RunError, match=message):
+        Policy.load(spoiled(llama_folder, tmp_path / "model", what))
+
+
+def refuse(folder: Path) -> str:
+    world = setup()
+    try:
+        Policy.load(folder, world)
+    except RunError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_all_ranks_refuse_together(llama_folder, tmp_path):
+    """Only rank 0 reads the files of another architecture; the other rank stops with the same words."""
+    outcome = run_ranks(2, refuse, spoiled(llama_folder, tmp_path / "model", "other architecture"))
+    assert outcome.results[0] == outcome.results[1] and "not those of" in outcome.results[0]
+
+
+def test_a_missing_model_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="does not exist; give a folder, 'tiny' or OWNER/NAME"):
+        weights.resolve_model(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        weights.resolve_model(tmp_path / "file")
