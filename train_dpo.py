@@ -2,9 +2,10 @@
 
     minimise  -log sigmoid(beta * [log pi(y_w | x) / pi_ref(y_w | x) - log pi(y_l | x) / pi_ref(y_l | x)])
 
-Rafailov et al. 2023, arXiv 2305.18290, equation 7. y_w is the chosen response, y_l the rejected one, pi the policy
-and pi_ref the frozen reference it starts from. Unlike the paper, which used RMSprop, we use AdamW; and a pair's
-prompt is computed once for both of its responses (nanoalign/rows.py).
+Rafailov et al. 2023, arXiv 2305.18290, equation 7. y_w is the chosen response, y_l the rejected
+one, pi the policy and pi_ref the frozen reference it starts from. Unlike the paper, which used
+RMSprop, we use AdamW; and a pair's prompt is computed once for both of its responses
+(nanoalign/rows.py).
 
     python train_dpo.py                                         one process, the embedded model and data
     torchrun --nproc_per_node 8 train_dpo.py --beta 0.1 --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
@@ -31,7 +32,7 @@ from nanoalign.prepare import (
     load_tokenizer,
     make_optimizer,
 )
-from nanoalign.report import curves
+from nanoalign.report import curves, held_out_summary
 from nanoalign.rows import Batch, fingerprint
 
 LR, EMBEDDED_LR = (
@@ -44,10 +45,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     dpo = parser.add_argument_group("policy and loss")
     dpo.add_argument("--model", default=EMBEDDED,
-        help="the policy to train: a folder in Hugging Face format, OWNER/NAME on the Hub, or 'tiny'")  # fmt: skip
+        help="the policy to train: a Hugging Face folder, OWNER/NAME on the Hub, or 'tiny'")  # fmt: skip
     dpo.add_argument("--reference", help="the frozen reference; default: what --model names")
     dpo.add_argument("--beta", type=positive, default=0.1,
-        help="how much a nat of log-ratio counts as reward; small: the policy may go far from the reference")  # fmt: skip
+        help="reward of a nat of log-ratio; small: the policy may go far from the reference")  # fmt: skip
     dpo.add_argument("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
         help="share of labels taken to be wrong (conservative DPO)")  # fmt: skip
     add_training_arguments(
@@ -89,6 +90,12 @@ def loss_of_batch(
     }
 
 
+def next_command(args: argparse.Namespace) -> str:
+    if args.model == EMBEDDED:
+        return f"python -m nanoalign.tiny.sample --model {args.out}"
+    return f"transformers.AutoModelForCausalLM.from_pretrained({args.out!r})"
+
+
 def main(argv: list[str] | None = None) -> None:
     world = setup()
     args = parse_args(argv)
@@ -116,9 +123,9 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = make_optimizer(policy, args)
     dpo = partial(loss_of_batch, policy, reference, args.beta, args.label_smoothing)
     print0(
-        f"{'model':<11} {args.model} ({policy.count_parameters():,} parameters, {args.precision} = {dtype}), "
+        f"{'model':<11} {args.model}: {policy.count_parameters():,} parameters, {dtype}; "
         f"reference {args.reference}\n"
-        f"{'optimizer':<11} AdamW, lr {args.lr:g}, beta {args.beta:g}, {args.schedule} after {args.warmup:g} warm-up"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}; beta {args.beta:g}"
     )
 
     if args.resume:
@@ -142,7 +149,9 @@ def main(argv: list[str] | None = None) -> None:
     policy.save(out, tokenizer, world)
     if world.is_main:
         curves(out, f"DPO of {args.model}, beta {args.beta:g}, lr {args.lr:g}")
-    print0(f"saved {out} (model, metrics.jsonl, curves.png); ...")
+        print(f"{'held out':<11} {held_out_summary(out, len(eval_rows))}")
+        print(f"{'saved':<11} {out}: the model, metrics.jsonl, curves.png")
+        print(f"{'next':<11} {next_command(args)}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from nanoalign.errors import RunError
 from nanoalign.templates import TEMPLATES
 
-EMBEDDED = "tiny"  # the embedded model and data, for which small-model defaults hold
+EMBEDDED = "tiny"  # the embedded model and its data
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,7 +67,7 @@ def add_training_arguments(parser: Parser, out: str, lr: str, schedule: str, war
         help="training pairs: paths (.jsonl, .json, also .gz; .parquet), 'tiny', or hf://datasets/..., "
         "each also as NAME=SOURCE")  # fmt: skip
     data.add_argument("--eval_data", nargs="+", metavar="SOURCE",
-        help="held-out pairs; default: the embedded test split with the embedded data, else --eval_share")  # fmt: skip
+        help="held-out pairs; default: 'tiny:test' with --data tiny, else --eval_share")  # fmt: skip
     data.add_argument("--eval_share", type=number(float, 0, 1), default=0.1,
         help="share of the prompts of --data that is held out where no --eval_data is given")  # fmt: skip
     data.add_argument("--template", choices=TEMPLATES, default="auto",
@@ -104,7 +104,7 @@ def add_training_arguments(parser: Parser, out: str, lr: str, schedule: str, war
     machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="of matrix products; parameters stay float32; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
     machine.add_argument("--share_prefix", action=flag, default=True,
-        help="one row for a prompt and its responses; --no-share_prefix gives each response its own")  # fmt: skip
+        help="one row for a prompt and its responses, or with --no-share_prefix one each")  # fmt: skip
     machine.add_argument("--activation_checkpointing", action=flag, default=False,
         help="run each block again in the backward pass instead of keeping its activations")  # fmt: skip
 

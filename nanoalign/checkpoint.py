@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, checkpoints that are whole or not there, and the way back from one."""
+"""A run's folder: who may write to it, checkpoints that are whole or not there, and the way back."""
 
 import argparse
 import json
@@ -21,9 +21,12 @@ WRITTEN = (ARGS, "metrics.jsonl", "curves.png", "checkpoints", ".model.partial",
            "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
            "merges.txt")  # fmt: skip
-# Flags that may change when a run is continued: they do not alter its steps (or only how many there are).
-FREE = {"epochs", "steps", "micro_batch_tokens", "share_prefix", "activation_checkpointing", "eval_data",
-        "eval_every", "save_every", "keep", "stop_after", "resume", "overwrite", "out"}  # fmt: skip
+# Flags that may change when a run is continued: they do not alter its steps (or only how many there
+# are). What decides over the training pairs is compared through their hash.
+PAIRS = {"data", "preference", "template", "max_length", "eval_share", "data_hash"}
+FREE = PAIRS | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_data", "eval_every",
+                "activation_checkpointing", "save_every", "keep", "stop_after", "resume",
+                "overwrite", "out"}  # fmt: skip
 
 
 def check_folder(args: argparse.Namespace, models: list[Path]) -> None:
@@ -102,6 +105,10 @@ def load(policy: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Nam
         for name in sorted((run["args"].keys() | now.keys()) - FREE)
         if run["args"].get(name) != now.get(name)
     ]
+    if run["args"]["data_hash"] != args.data_hash:
+        changed.append(
+            f"the training pairs are others ({', '.join(sorted(PAIRS - {'data_hash'}))} decide over them)"
+        )
     if changed:
         raise RunError(
             f"--resume continues the run of {path}, but its settings differ: {'; '.join(changed)}. "

@@ -3,8 +3,8 @@
 Formats, recognised by a record's keys (one format a file):
 
     prompt, chosen, rejected         text, or lists of {"role", "content"} messages
-    chosen, rejected                 HH-RLHF dialogues ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or message lists
-                                     that both begin with the prompt
+    chosen, rejected                 HH-RLHF dialogues ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or
+                                     message lists that both begin with the prompt
     prompt, response_0, response_1   PKU-SafeRLHF, with better_response_id and/or safer_response_id
 """
 
@@ -24,8 +24,8 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 EXPECTED = (
-    "prompt + chosen + rejected; chosen + rejected; or prompt + response_0 + response_1 with better_response_id "
-    "or safer_response_id"
+    "prompt + chosen + rejected; chosen + rejected; or prompt + response_0 + response_1 with "
+    "better_response_id or safer_response_id"
 )
 ASSISTANT = "\n\nAssistant:"  # opens an answer in HH-RLHF
 
@@ -34,8 +34,8 @@ ASSISTANT = "\n\nAssistant:"  # opens an answer in HH-RLHF
 class Example:
     """One prompt and its responses, the chosen one first.
 
-    kind says what `prompt` is: "text" (a plain prompt), "dialogue" (HH-RLHF text that ends with the assistant's
-    header) or "messages" (a tuple of messages that ends before the assistant's turn).
+    kind says what `prompt` is: "text" (a plain prompt), "dialogue" (HH-RLHF text that ends with the
+    assistant's header) or "messages" (a tuple of messages that ends before the assistant's turn).
     """
 
     pair_id: str  # file's name and line: unique in a run, and where to look
@@ -67,8 +67,10 @@ class Example:
 def read_examples(path_or_name: str, preference: str = "better") -> list[Example]:
     """All examples of one source, in the file's order.
 
-    path_or_name: a local file (.jsonl, .json, either also .gz; .parquet where pyarrow is installed); "tiny" or
-        "tiny:test", the embedded data; hf://datasets/OWNER/NAME/PATH, a file on the Hub; each also as NAME=SOURCE.
+    path_or_name: a local file (.jsonl, .json, either also .gz; .parquet where pyarrow is
+    installed); "tiny" or
+        "tiny:test", the embedded data; hf://datasets/OWNER/NAME/PATH, a file on the Hub; each also
+        as NAME=SOURCE.
     preference: which PKU-SafeRLHF label orders the responses, "better" or "safer".
     Raises RunError, with file and line, for the first record that can't be read.
     """
@@ -81,8 +83,8 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
         first_format = first_format or record_format
         if record_format != first_format:
             raise RunError(
-                f"{where}: a record of the format '{record_format}' in a file that began with '{first_format}'; "
-                "put each format into a file of its own"
+                f"{where}: a record of the format '{record_format}' in a file that began with "
+                f"'{first_format}'; put each format into a file of its own"
             )
         examples.append(example)
     if not examples:
@@ -104,7 +106,8 @@ def hold_out(
 ) -> tuple[list[Example], list[Example]]:
     """(training, held out): about `share` of the prompts, with all their pairs, are held out.
 
-    A prompt's side follows from a hash of (seed, prompt), so it depends neither on order nor on the other records.
+    A prompt's side follows from a hash of (seed, prompt), so it depends neither on order nor on the
+    other records.
     """
 
     def is_held_out(example: Example) -> bool:
@@ -117,7 +120,7 @@ def hold_out(
     return sides
 
 
-# --- sources ----------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def _split_name(spec: str) -> tuple[str, str]:
@@ -165,7 +168,7 @@ def _from_hub(source: str) -> Path:
         raise RunError(f"data source '{source}' could not be fetched: {error}") from error
 
 
-# --- files ------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _records(path: Path) -> Iterator[tuple[int, object]]:
@@ -237,7 +240,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, object]]:
             yield row, record
 
 
-# --- records ----------------------------------------------------------------------------------------
+# --- records --------------------------------------------------------------------------------------
 
 
 def _parse(
@@ -293,21 +296,22 @@ def _ordered_pku(record: dict, preference: str, where: str) -> tuple[object, obj
 def _split_dialogue(chosen: object, rejected: object, where: str) -> tuple[str, tuple[str, str]]:
     """HH-RLHF: the prompt is all up to the last assistant's header that both dialogues share.
 
-    A few records part before their last turn; then a response holds further turns, as the annotators saw it.
+    A few records part before their last turn; then a response holds further turns, as the
+    annotators saw it.
     """
     _check_text({"chosen dialogue": chosen, "rejected dialogue": rejected}, where)
     shared = os.path.commonprefix([chosen, rejected])
     if not shared.startswith("\n\nHuman:") or ASSISTANT not in shared:
         raise RunError(
-            f"{where}: without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the same "
-            f"'\\n\\nHuman: ...\\n\\nAssistant:'; their shared beginning is {shared[:60]!r}"
+            f"{where}: without a prompt, chosen and rejected must be HH-RLHF dialogues that begin "
+            f"with the same '\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"
         )
     end = shared.rfind(ASSISTANT) + len(ASSISTANT)
     return chosen[:end], (chosen[end:], rejected[end:])
 
 
 def _split_messages(record: dict, where: str) -> tuple[tuple[Message, ...], tuple[str, str]]:
-    """Message lists: all but the last message is prompt; a prompt of its own goes before, unless it is repeated."""
+    """Message lists: all but the last message is prompt; a prompt of its own goes before them."""
     prompt = record.get("prompt", [])
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]

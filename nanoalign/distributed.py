@@ -1,12 +1,13 @@
 """One path for 1..N processes: process group, sharding (FSDP2), autocast, exact sums, rank-0 output.
 
-`python train_dpo.py` is a world of one rank, `torchrun --nproc_per_node N` one of N; both run the same
-code. Parameters are sharded by `fully_shard` in either case: with one rank a shard is the whole
-parameter, and no collective is called.
+`python train_dpo.py` is a world of one rank, `torchrun --nproc_per_node N` one of N; both run the
+same code. Parameters are sharded by `fully_shard` in either case: with one rank a shard is the
+whole parameter, and no collective is called.
 """
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +22,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from nanoalign.errors import RunError
 
 T = TypeVar("T")
+
+_SPEAKS_WITHIN = 10.0  # seconds that the other ranks give rank 0 to report an error
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class World:
 
 
 def setup() -> World:
-    """Joins the process group that torchrun describes in the environment; without torchrun, a group of one."""
+    """Joins the process group that torchrun describes; without torchrun, a group of one."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
@@ -47,9 +50,10 @@ def setup() -> World:
         backend = "cpu:gloo,cuda:nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-        # torchrun sets one thread a process; share the cores among the ranks of this host instead.
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+        # torchrun gives each process one thread, whatever the machine has: share its cores instead.
+        if "LOCAL_WORLD_SIZE" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
     if not dist.is_initialized():
         # A group of one needs no address: its store lives in this process.
         store = None if size > 1 else dist.HashStore()
@@ -93,7 +97,8 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 def on_main(world: World, function: Callable[[], T]) -> T | None:
     """Runs a function on rank 0 alone and returns its result there, None elsewhere.
 
-    A RunError or OSError that it raises becomes a RunError on every rank, so that none waits in vain.
+    A RunError or OSError that it raises becomes a RunError on every rank, so that none waits in
+    vain.
     """
     result, problem = None, [None]
     if world.is_main:
@@ -125,9 +130,9 @@ def breakpoint0() -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a script's main; a RunError or OSError becomes one line on standard error and exit code 1.
 
-    All ranks find most errors together, each on its own. Rank 0 speaks for them, and the others wait until
-    it has: when one worker exits, torchrun ends the rest at once. An error that only one rank sees is
-    printed by that rank.
+    All ranks find most errors together, each on its own. Rank 0 speaks for them, and the others
+    wait until it has: when one worker exits, torchrun ends the rest at once. An error that only one
+    rank sees is printed by that rank.
     """
     try:
         main()
@@ -142,15 +147,23 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _say_once(message: str) -> None:
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        print(message, file=sys.stderr, flush=True)
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    store = None if alone else dist.distributed_c10d._get_default_store()
+    if not alone and dist.get_rank() != 0 and _said(store):
         return
-    store = dist.distributed_c10d._get_default_store()
-    if dist.get_rank() != 0:
-        try:
-            store.wait(["nanoalign/error"], timedelta(seconds=10))
-            return
-        except dist.DistStoreError:  # rank 0 has met no error
-            pass
     print(message, file=sys.stderr, flush=True)
-    store.set("nanoalign/error", "said")
+    if not alone:
+        store.set("nanoalign/error", "said")
+
+
+def _said(store: dist.Store) -> bool:
+    """Whether rank 0 has reported an error, or does so within its time."""
+    deadline = time.monotonic() + _SPEAKS_WITHIN
+    while time.monotonic() < deadline:
+        try:
+            if store.check(["nanoalign/error"]):
+                return True
+        except dist.DistNetworkError:  # rank 0 kept the store: it has spoken and ended
+            return True
+        time.sleep(0.05)
+    return False

@@ -5,5 +5,6 @@ class RunError(ValueError):
     """Something that the person who started the run can mend: an input, a flag, a folder.
 
     Its message says what was wrong, the value that was found, and what to do. Scripts print that
-    message alone, once, and exit with code 1; any other exception is a defect and keeps its traceback.
+    message alone, once, and exit with code 1; any other exception is a defect and keeps its
+    traceback.
     """

@@ -22,7 +22,7 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
         position   0     1     2
         token      Hi    yes   EOS
         label     -100   yes   EOS
-        logits    l0    l1    l2        result = log softmax(l0)[yes] + log softmax(l1)[EOS]; l2 scores nothing
+        logits    l0    l1    l2     result = log softmax(l0)[yes] + log softmax(l1)[EOS]
 
     Labels are token ids, -100 where not scored; the label at position 0 can't be scored.
     """
@@ -32,7 +32,8 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
         )
     logits, labels = logits[:, :-1], labels[:, 1:]
     scored = labels != IGNORE  # (N, T - 1)
-    # float32 at least: in bfloat16 a log-probability of -9.3 would be rounded to a multiple of 1/16.
+    # float32 at least: in bfloat16 a log-probability of -9.3 would be rounded to a multiple of
+    # 1/16.
     logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
     token_logps = logps.gather(2, labels.masked_fill(~scored, 0).unsqueeze(2)).squeeze(
         2

@@ -44,7 +44,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        # micro-batches: the gradient of the mean loss over the step's pairs, whatever their division
+        # micro-batches: the gradient of the mean loss over the step's pairs, whatever their
+        # division
         step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
         means = Means()
         for batch in rank_batches(step_rows, args, world):
@@ -95,8 +96,8 @@ def steps_per_epoch(pairs: int, args: argparse.Namespace) -> int:
 def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> float:
     """The learning rate of step `step` (from 0) of `total`: a linear rise, then cosine, linear or constant.
 
-    `warmup` is the share of the steps that rise. No step has a rate of 0: the first is one step up, and the
-    way down would reach 0 one step after the last.
+    `warmup` is the share of the steps that rise. No step has a rate of 0: the first is one step up,
+    and the way down would reach 0 one step after the last.
     """
     rising = math.floor(warmup * total)
     if step < rising:
@@ -111,7 +112,8 @@ def rank_batches(rows: list[Row], args: argparse.Namespace, world: World) -> Ite
     plan = plan_micro_batches(rows, world.size, args.micro_batch_tokens, args.share_prefix)
     for part in plan:
         group = [rows[i] for i in part[world.rank]]
-        # A place without a pair runs the shortest row with weight 0: the other ranks' collectives need us.
+        # A place without a pair runs the shortest row with weight 0: the other ranks' collectives
+        # need us.
         batch = collate(group or [min(rows, key=len)], args.share_prefix, float(bool(group)))
         yield batch.to(world.device)
 

@@ -20,9 +20,10 @@ def dpo_loss(
         r(x, y) = beta * (log pi(y | x) - log pi_ref(y | x))
         loss    = -(1 - eps) * log sigmoid(r(x, y_w) - r(x, y_l)) - eps * log sigmoid(r(x, y_l) - r(x, y_w))
 
-    With eps = `label_smoothing` = 0 this is Rafailov et al. 2023 (arXiv 2305.18290), equation 7. With
-    0 < eps < 0.5 it is conservative DPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, equation 3): the
-    label is taken to be wrong with probability eps, and the loss is least where the model says the same.
+    With eps = `label_smoothing` = 0 this is Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
+    With 0 < eps < 0.5 it is conservative DPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf,
+    equation 3): the label is taken to be wrong with probability eps, and the loss is least where
+    the model says the same.
 
     >>> import torch                                # by hand: policy raised chosen by 2 nats, kept rejected
     >>> w, l, ref_w, ref_l = (torch.tensor([x]) for x in (-10.0, -12.0, -12.0, -12.0))
@@ -30,7 +31,8 @@ def dpo_loss(
     >>> losses.item(), chosen.item(), rejected.item()       # -log sigmoid(0.5 * (2 - 0)) = log(1 + 1/e)
     (0.3132616877555847, 1.0, 0.0)
 
-    Returns (losses, chosen_rewards, rejected_rewards), each (B,); the rewards are detached, for reports.
+    Returns (losses, chosen_rewards, rejected_rewards), each (B,); the rewards are detached, for
+    reports.
     """
     chosen_rewards = beta * (policy_chosen_logps - reference_chosen_logps)  # (B,)
     rejected_rewards = beta * (policy_rejected_logps - reference_rejected_logps)  # (B,)

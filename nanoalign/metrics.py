@@ -1,5 +1,7 @@
 """What is reported, as exact sums over pairs: nothing is averaged twice, nothing is counted twice."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,8 +16,18 @@ def hits(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     return (torch.sign(chosen_rewards - rejected_rewards) + 1) / 2
 
 
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a probability, from a share of `count` trials (Wilson 1927).
+
+    Unlike share +- 1.96 standard errors it stays within [0, 1], and has a width at shares of 0 and 1.
+    """
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z * z / count)
+    return centre - half, centre + half
+
+
 class Means:
-    """Means over the pairs of all micro-batches and all ranks: sums in float64, one reduction, one division."""
+    """Means over the pairs of all micro-batches and ranks: float64 sums, one reduction, one division."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

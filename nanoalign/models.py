@@ -70,7 +70,7 @@ class Policy(nn.Module):
         return logits
 
     def _attention(self, batch: Batch) -> dict[str, object]:
-        """Mask and positions of the tree; nothing for plain rows, whose padding on the right can't be seen."""
+        """Mask and positions of the tree; nothing for plain rows, which never see their padding."""
         if not batch.shared:
             return {}
         config = self.model.config.get_text_config()
@@ -82,7 +82,8 @@ class Policy(nn.Module):
         for kind in sorted(kinds):
             if kind not in ("full_attention", "sliding_attention"):
                 raise RunError(
-                    f"layers of the type '{kind}' can't keep a prompt's responses apart; use --no_share_prefix"
+                    f"layers of the type '{kind}' can't keep a prompt's responses apart; use "
+                    "--no-share_prefix"
                 )
             span = window if kind == "sliding_attention" else None
             mask = tree_mask(batch.segments, batch.positions, span).unsqueeze(1)  # (N, 1, T, T)
@@ -106,12 +107,14 @@ class Policy(nn.Module):
     ) -> "Policy":
         """A policy from a folder in Hugging Face format, a name on the Hub, or "tiny", the embedded model.
 
-        world: shards the parameters over its ranks, each of which reads its own slices of the files alone;
+        world: shards the parameters over its ranks, each of which reads its own slices of the files
+        alone;
             None gives plain parameters on the CPU, for tests and notebooks.
-        compute_dtype: of matrix products. A trainable policy's parameters are float32 in any case (bfloat16
+        compute_dtype: of matrix products. A trainable policy's parameters are float32 in any case
+        (bfloat16
             would swallow steps of lr 1e-6); a frozen one is held in compute_dtype.
-        trainable: False for a reference: no gradient, no optimizer.
-        activation_checkpointing: keeps each block's input alone, and runs the block again in the backward pass.
+        trainable: False for a reference: no gradient, no optimizer. activation_checkpointing: keeps
+        each block's input alone, and runs the block again in the backward pass.
 
         Raises RunError where files are missing, or names or shapes do not match the architecture.
         """
@@ -129,7 +132,8 @@ class Policy(nn.Module):
         blocks = policy.blocks()
         if activation_checkpointing:
             for block in blocks:
-                # The forward and not the module, so that sharding's hooks stay outside and run once.
+                # The forward and not the module, so that sharding's hooks stay outside and run
+                # once.
                 block.forward = partial(
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )

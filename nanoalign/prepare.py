@@ -89,11 +89,12 @@ def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> No
         counts["twice"] += sum(len(part) for row in step_rows for part in row.separate())
     steps = min(total, PLANNED_STEPS)
     print0(
-        f"{'steps':<11} {total:,} ({total / epoch:.2g} epochs of {epoch:,}), {min(args.batch_size, len(rows))} "
-        f"pairs each, over {world.size} rank{'s' * (world.size > 1)} in {counts['rounds'] / steps:.3g} "
-        "micro-batches a rank\n"
-        f"{'tokens':<11} in the first {steps} steps: {counts['padded']:,} computed for {counts['real']:,} in rows "
-        f"({counts['padded'] / counts['real']:.3f} x); as separate sequences the pairs have {counts['twice']:,}"
+        f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} pairs, "
+        f"on {world.size} rank{'s' * (world.size > 1)}, {counts['rounds'] / steps:.3g} micro-batches "
+        "each on average\n"
+        f"{'tokens':<11} in the first {steps} steps: {counts['padded']:,} computed for "
+        f"{counts['real']:,} in rows ({counts['padded'] / counts['real']:.3f} x); as separate "
+        f"sequences they would be {counts['twice']:,}"
     )
 
 

@@ -8,7 +8,10 @@ import matplotlib
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
-# (title, the lines in it: metric and colour); a metric's evaluations are drawn as points of its colour.
+from nanoalign.metrics import wilson_interval  # noqa: E402
+
+# (title, the lines in it: metric and colour); a metric's evaluations are drawn as points of its
+# colour.
 PANELS = [
     ("loss", {"loss": "tab:blue"}),
     ("accuracy", {"rewards/accuracies": "tab:green"}),
@@ -20,9 +23,28 @@ PANELS = [
 ]
 
 
+def _read_metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def held_out_summary(folder: Path, pairs: int) -> str:
+    """The first and the last evaluation in a line; the accuracy with its 95 % interval (Wilson 1927)."""
+    lines = [line for line in _read_metrics(folder) if "eval/loss" in line]
+    if not lines:
+        return "nothing was held out"
+    first, last = lines[0], lines[-1]
+    parts = []
+    for key in ("loss", "rewards/accuracies", "rewards/margins"):
+        parts.append(f"{key} {first[f'eval/{key}']:.4f} -> {last[f'eval/{key}']:.4f}")
+        if key == "rewards/accuracies":
+            low, high = wilson_interval(last[f"eval/{key}"], pairs)
+            parts[-1] += f" [{low:.3f}, {high:.3f}]"
+    return f"{', '.join(parts)} on {pairs:,} pairs"
+
+
 def curves(folder: Path, title: str) -> Path:
     """Draws metrics.jsonl as curves.png: thin lines for steps, heavy dotted ones for evaluations."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = _read_metrics(folder)
     figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
     figure.suptitle(title)
     for axis, (name, metrics) in zip(axes.flat, PANELS, strict=False):

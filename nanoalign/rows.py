@@ -1,11 +1,13 @@
 """Example -> token ids -> Row -> Batch; the tree mask; the plan of micro-batches of one optimizer step.
 
-A row is `prompt ++ response_1 ++ ... ++ response_K`. Positions restart after the prompt for each response, and a
-token attends to what precedes it in the prompt and in its own response:
+A row is `prompt ++ response_1 ++ ... ++ response_K`. Positions restart after the prompt for each
+response, and a token attends to what precedes it in the prompt and in its own response:
 
     tokens    p0 p1 p2 | c0 c1 c2 | r0 r1
     position   0  1  2 |  3  4  5 |  3  4
-    segment    0  0  0 |  1  1  1 |  2  2        attends(q, k) = k <= q and (segment[k] == 0 or segment[k] == segment[q])
+    segment    0  0  0 |  1  1  1 |  2  2
+
+    attends(q, k) = k <= q and (segment[k] == 0 or segment[k] == segment[q])
 
 The log-probability of c0 is read at p2, of c1 at c0; of r0 at p2 too, of r1 at r0.
 
@@ -62,14 +64,15 @@ class Batch:
         return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
 
 
-# --- text -> tokens ---------------------------------------------------------------------------------
+# --- text -> tokens -------------------------------------------------------------------------------
 
 
 def encode(example: Example, tokenizer, template: str = "auto", max_length: int = 1024) -> Row:
     """Token ids of one example: tokenize(prompt) ++ tokenize(response) ++ EOS, each part tokenised alone.
 
-    Longer than max_length (prompt and one response): the prompt loses its beginning, once for all its responses,
-    but keeps at least half of max_length; then a response loses its end, and with it its EOS.
+    Longer than max_length (prompt and one response): the prompt loses its beginning, once for all
+    its responses, but keeps at least half of max_length; then a response loses its end, and with it
+    its EOS.
     """
     return encode_all([example], tokenizer, template, max_length)[0][0]
 
@@ -86,7 +89,8 @@ def encode_all(
     counts: Counter = Counter()
     for name, indices in groups.items():
         rendered = [render(examples[i], tokenizer, name) for i in indices]
-        # A chat template writes its own BOS. Text under `pku` is only text: "<eos>" in it is five characters.
+        # A chat template writes its own BOS. Text under `pku` is only text: "<eos>" in it is five
+        # characters.
         prompts = _tokenize(
             [prompt for prompt, _ in rendered], tokenizer, bos=name != "chat", plain=name == "pku"
         )
@@ -110,7 +114,8 @@ def encode_all(
 def check_tokenizer(tokenizer, max_length: int) -> None:
     if tokenizer.eos_token_id is None:
         raise RunError(
-            "the tokenizer has no EOS token, so a policy could not learn to stop; set eos_token in tokenizer_config.json"
+            "the tokenizer has no EOS token, so a policy could not learn to stop; set eos_token in "
+            "tokenizer_config.json"
         )
     if max_length < 2:
         raise RunError(
@@ -130,7 +135,7 @@ def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[
 
 
 def _without_eos(text: str, eos: str) -> str:
-    """The text without an EOS that the template or the data wrote (and the newline behind it): we add the only one."""
+    """The text without an EOS that template or data wrote (and the newline after it): we add the one."""
     stripped = text.rstrip()
     return stripped.removesuffix(eos) if stripped.endswith(eos) else text
 
@@ -176,11 +181,11 @@ def fingerprint(rows: list[Row]) -> str:
     return digest.hexdigest()
 
 
-# --- rows -> tensors --------------------------------------------------------------------------------
+# --- rows -> tensors ------------------------------------------------------------------------------
 
 
 def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> Batch:
-    """One Batch of the rows, padded to the longest; without share_prefix each response gets a row of its own."""
+    """One Batch of the rows, padded to the longest; without share_prefix a row a response."""
     pairs = len(rows)
     if not share_prefix:
         rows = [part for row in rows for part in row.separate()]
@@ -200,7 +205,8 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
             tokens[n, start:end] = response
             positions[n, start:end] = np.arange(prompt_end, prompt_end + len(response))
             segments[n, start:end] = k
-            # The first token of a response is predicted by the prompt's last one, the others by the one before.
+            # The first token of a response is predicted by the prompt's last one, the others by the
+            # one before.
             reads.append(n * width + np.concatenate(([prompt_end - 1], np.arange(start, end - 1))))
             targets.append(response)
             lengths.append(len(response))
@@ -220,8 +226,8 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
 def tree_mask(segments: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
     """What each token attends to: segments, positions (N, T) -> (N, T, T) bool, [n, query, key].
 
-    A sliding window is measured in positions, so a response sees as much of the prompt as it would alone.
-    Padding attends to itself: a query that may attend to nothing would give nan.
+    A sliding window is measured in positions, so a response sees as much of the prompt as it would
+    alone. Padding attends to itself: a query that may attend to nothing would give nan.
     """
     index = torch.arange(segments.shape[1], device=segments.device)
     earlier = index[:, None] >= index[None, :]  # (T, T)
@@ -232,13 +238,14 @@ def tree_mask(segments: Tensor, positions: Tensor, window: int | None = None) ->
     return mask
 
 
-# --- the plan of a step -----------------------------------------------------------------------------
+# --- the plan of a step ---------------------------------------------------------------------------
 
 
 def step_indices(step: int, pairs: int, batch_size: int, seed: int) -> np.ndarray:
     """The pairs of optimizer step `step` (from 0): a slice of a permutation drawn from (seed, epoch).
 
-    A pure function, so a resumed run needs to know its step alone. The last step of an epoch may be smaller.
+    A pure function, so a resumed run needs to know its step alone. The last step of an epoch may be
+    smaller.
     """
     epoch, place = divmod(step, math.ceil(pairs / batch_size))
     order = np.random.default_rng((seed, epoch)).permutation(pairs)
@@ -250,10 +257,10 @@ def plan_micro_batches(
 ) -> list[list[list[int]]]:
     """Cuts rows into micro-batches and deals them to ranks: plan[round][rank] = indices into `rows`.
 
-    Rows of similar length stand together. No micro-batch has more than micro_batch_tokens padded tokens, save a
-    single pair that alone is longer. All ranks run the same number of rounds, since the collectives of sharded
-    parameters must match; an empty list is a place without a pair. A pure function of its arguments: all ranks
-    compute the same plan.
+    Rows of similar length stand together. No micro-batch has more than micro_batch_tokens padded
+    tokens, save a single pair that alone is longer. All ranks run the same number of rounds, since
+    the collectives of sharded parameters must match; an empty list is a place without a pair. A
+    pure function of its arguments: all ranks compute the same plan.
     """
     if share_prefix:
         widths, heights = [len(row) for row in rows], [1] * len(rows)
@@ -272,8 +279,8 @@ def plan_micro_batches(
             height += heights[i]
         return groups
 
-    # As many micro-batches as the limit asks for, rounded up to fill every rank; then the smallest limit that
-    # still gives no more than that many, which makes the work even.
+    # As many micro-batches as the limit asks for, rounded up to fill every rank; then the smallest
+    # limit that still gives no more than that many, which makes the work even.
     count = math.ceil(len(cut(micro_batch_tokens)) / world_size) * world_size
     low, high = 0, micro_batch_tokens
     while high - low > 1:
@@ -284,13 +291,3 @@ def plan_micro_batches(
     groups.sort(key=lambda group: -widths[group[0]] * sum(heights[i] for i in group))
     groups += [[] for _ in range(count - len(groups))]
     return [groups[start : start + world_size] for start in range(0, count, world_size)]
-
-
-def padded_tokens(rows: list[Row], plan: list[list[list[int]]], share_prefix: bool = True) -> int:
-    """Tokens that a plan computes, padding included."""
-    return sum(
-        collate([rows[i] for i in group], share_prefix).tokens.numel()
-        for part in plan
-        for group in part
-        if group
-    )

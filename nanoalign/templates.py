@@ -6,7 +6,7 @@ raw     as it stands in the record
 auto    chat where the tokenizer has a template, raw for HH-RLHF dialogues, else pku
 """
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError  # comes with torch; chat templates are written in it
 
 from nanoalign.data import Example
 from nanoalign.errors import RunError
@@ -15,7 +15,7 @@ TEMPLATES = ("auto", "chat", "raw", "pku")
 
 
 def resolve_template(template: str, example: Example, tokenizer) -> str:
-    """What `auto` stands for: `chat` where the tokenizer has one, `raw` for HH-RLHF dialogues, else `pku`."""
+    """The template that `auto` stands for with this example and tokenizer."""
     if template != "auto":
         return template
     if tokenizer.chat_template:
@@ -75,7 +75,8 @@ def _render_chat(
     for text in rendered:
         if not text.startswith(prompt):
             raise RunError(
-                f"{pair_id}: the chat template renders the dialogue as ...{text[-80:]!r}, which does not begin with "
-                f"its rendering of the prompt, ...{prompt[-80:]!r}; use --template raw or pku, or mend the template"
+                f"{pair_id}: the chat template renders the dialogue as ...{text[-80:]!r}, which does "
+                f"not begin with its rendering of the prompt, ...{prompt[-80:]!r}; use --template "
+                "raw or pku, or mend the template"
             )
     return prompt, [text[len(prompt) :] for text in rendered]

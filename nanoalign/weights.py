@@ -1,7 +1,7 @@
 """Weights: from safetensors files into sharded parameters and back, never more than a tensor at a time.
 
-A model is built with its parameters on the meta device (no memory), sharded, given memory for the shards
-alone, and then each rank reads its own slices of the files.
+A model is built with its parameters on the meta device (no memory), sharded, given memory for the
+shards alone, and then each rank reads its own slices of the files.
 """
 
 import copy
@@ -30,7 +30,7 @@ from nanoalign.errors import RunError
 
 MAX_SHARD_BYTES = 4 * 2**30  # of a file that is written; rank 0 holds one in host memory
 
-# --- finding ----------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------
 
 
 def resolve_model(path: str | Path) -> Path:
@@ -94,15 +94,15 @@ def _open(path: Path) -> Iterator[safe_open]:
         raise RunError(f"{path}: not a readable safetensors file: {error}") from error
 
 
-# --- building ---------------------------------------------------------------------------------------
+# --- building -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Modules built inside have their parameters on the meta device, and their buffers in memory.
 
-    Buffers that no file holds (rotary tables) are computed while a module is built; on the meta device they
-    would be lost.
+    Buffers that no file holds (rotary tables) are computed while a module is built; on the meta
+    device they would be lost.
     """
     register = nn.Module.register_parameter
 
@@ -124,15 +124,16 @@ def materialise(module: nn.Module, device: torch.device) -> None:
     module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
 
 
-# --- reading ----------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def load(model: PreTrainedModel, folder: Path, world: World | None) -> None:
     """Fills a model's parameters and persistent buffers from the folder's safetensors files.
 
-    Where the files hold exactly the model's tensors, each rank reads its slices. Where they do not, transformers
-    may know a conversion (mixture-of-experts weights are fused, old names have changed): its own loader then
-    runs on rank 0, whose tensors are sent around one by one. What it can't place either is an error.
+    Where the files hold exactly the model's tensors, each rank reads its slices. Where they do not,
+    transformers may know a conversion (mixture-of-experts weights are fused, old names have
+    changed): its own loader then runs on rank 0, whose tensors are sent around one by one. What it
+    can't place either is an error.
     """
     tensors = _named_tensors(model)
     stored = _stored_tensors(folder)
@@ -236,14 +237,14 @@ def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     return loaded.state_dict()
 
 
-# --- writing ----------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def save(model: PreTrainedModel, tokenizer, folder: Path, world: World | None = None) -> None:
     """Writes a model and its tokenizer in Hugging Face format, in float32. Every rank must call it.
 
-    Parameters are gathered one at a time. The files are written under a temporary name beside their place and
-    then moved, so that a failure leaves what was there.
+    Parameters are gathered one at a time. The files are written under a temporary name beside their
+    place and then moved, so that a failure leaves what was there.
     """
     is_main = world is None or world.is_main
     temporary = folder / ".model.partial"

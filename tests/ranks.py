@@ -1,13 +1,12 @@
 """Runs a function on several ranks of one host, each a process with torchrun's environment variables.
 
-The processes are forked from a server that has imported torch and transformers once, which is many times
-faster than torchrun; tests/test_scripts.py runs torchrun itself.
+The processes are forked from a server that has imported torch and transformers once, which is many
+times faster than torchrun; tests/test_scripts.py runs torchrun itself.
 """
 
 import multiprocessing
 import os
 import pickle
-import socket
 import sys
 import tempfile
 import traceback
@@ -15,6 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.distributed import TCPStore
+
+# One thread a process: the models of the tests are far too small for more.
+os.environ["OMP_NUM_THREADS"] = "1"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["train_dpo", "transformers.models.llama.modeling_llama"])
 
@@ -31,12 +34,11 @@ class Outcome:
 
 def run_ranks(ranks: int, function: Callable, *args, timeout: float = 120) -> Outcome:
     """Calls function(*args) on every rank and waits; a rank that does not end in time fails the test."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    # As under torchrun, the store belongs to the launcher and outlives the ranks.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _context.Process(target=_rank, args=(rank, ranks, port, folder, function, args))
+            _context.Process(target=_rank, args=(rank, ranks, store.port, folder, function, args))
             for rank in range(ranks)
         ]
         for process in processes:
@@ -68,7 +70,7 @@ def _rank(rank: int, ranks: int, port: int, folder: str, function: Callable, arg
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(port)}  # fmt: skip
+                       "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
     try:
         result = function(*args)
         (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))

@@ -15,7 +15,13 @@ def write(path, *records, text=None):
 
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
-PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1, "safer_response_id": 0}
+PKU = {
+    "prompt": "p",
+    "response_0": "a",
+    "response_1": "b",
+    "better_response_id": 1,
+    "safer_response_id": 0,
+}
 DIALOGUE = {
     "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: good",
     "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: bad",
@@ -36,7 +42,9 @@ def test_prompt_chosen_rejected(tmp_path):
     assert (example.pair_id, example.subset) == ("a:1", "a")
 
 
-@pytest.mark.parametrize(("preference", "responses"), [("better", ("b", "a")), ("safer", ("a", "b"))])
+@pytest.mark.parametrize(
+    ("preference", "responses"), [("better", ("b", "a")), ("safer", ("a", "b"))]
+)
 def test_pku_label_orders_the_responses(tmp_path, preference, responses):
     (example,) = read_examples(write(tmp_path / "a.jsonl", PKU), preference)
     assert example.responses == responses
@@ -65,12 +73,20 @@ def test_hh_dialogues_that_part_early_keep_their_further_turns(tmp_path):
         {"chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]},
         {"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
         {"prompt": [user("q")], "chosen": "c", "rejected": "r"},
-        {"prompt": "q", "chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]},
+        {
+            "prompt": "q",
+            "chosen": [user("q"), assistant("c")],
+            "rejected": [user("q"), assistant("r")],
+        },
     ],
 )
 def test_messages_in_all_their_forms(tmp_path, record):
     (example,) = read_examples(write(tmp_path / "a.jsonl", record))
-    assert (example.kind, example.prompt, example.responses) == ("messages", (user("q"),), ("c", "r"))
+    assert (example.kind, example.prompt, example.responses) == (
+        "messages",
+        (user("q"),),
+        ("c", "r"),
+    )
 
 
 def test_json_array_and_gzip_read_the_same(tmp_path):
@@ -84,10 +100,10 @@ def test_json_array_and_gzip_read_the_same(tmp_path):
 
 
 def test_parquet_reads_the_same(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed, so .parquet is not read")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([PKU, PKU]), tmp_path / "a.parquet")
+    reason = "pyarrow is not installed, so .parquet is not read"
+    pyarrow = pytest.importorskip("pyarrow", reason=reason)
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    parquet.write_table(pyarrow.Table.from_pylist([PKU, PKU]), tmp_path / "a.parquet")
     assert [e.responses for e in read_examples(str(tmp_path / "a.parquet"))] == [("b", "a")] * 2
 
 

@@ -61,7 +61,9 @@ def test_chunks_change_neither_value_nor_gradient(chunk):
         return [logps, *gradients]
 
     plain = run(lambda: torch.log_softmax(head(hidden).float(), 1)[torch.arange(10), targets])
-    for a, b in zip(run(lambda: chunked_token_logps(hidden, head, targets, chunk)), plain, strict=True):
+    for a, b in zip(
+        run(lambda: chunked_token_logps(hidden, head, targets, chunk)), plain, strict=True
+    ):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanoalign.losses import dpo_loss
-from nanoalign.metrics import hits
+from nanoalign.metrics import hits, wilson_interval
 
 
 def pairs(*columns: list[float], dtype=torch.float64) -> list[torch.Tensor]:
@@ -18,8 +18,8 @@ def pairs(*columns: list[float], dtype=torch.float64) -> list[torch.Tensor]:
 def test_dpo_by_hand():
     """Three pairs, beta 0.5.
 
-    1. log-ratios +2 and 0: margin 0.5 * 2 = 1, loss log(1 + e^-1) = 0.313262, rewards 1 and 0
-    2. log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and 1.5
+    1. log-ratios +2 and 0: margin 0.5 * 2 = 1, loss log(1 + e^-1) = 0.313262, rewards 1 and 0 2.
+    log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and 1.5
     3. log-ratios +5 and +5: margin 0, loss ln 2, rewards 2.5 and 2.5
     """
     chosen, rejected = [-10.0, -7.0, -1.0], [-12.0, -4.0, -2.0]
@@ -72,7 +72,7 @@ def test_a_constant_added_to_both_log_ratios_changes_no_loss():
 
 
 def test_moves_chosen_up_and_rejected_down():
-    """One step down the gradient raises chosen and lowers rejected, by the same amount: beta * sigmoid(-margin)."""
+    """Descent raises chosen and lowers rejected, by the same beta * sigmoid(-margin)."""
     chosen, rejected = (torch.tensor([x], requires_grad=True) for x in (-3.0, -2.0))
     dpo_loss(chosen, rejected, torch.tensor([-4.0]), torch.tensor([-4.0]), beta=0.1)[0].backward()
     expected = 0.1 / (1 + math.exp(0.1 * (1 - 2)))
@@ -92,7 +92,7 @@ def test_finite_at_extreme_margins(margin):
 def test_gradient_is_the_derivative():
     inputs = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     fixed = torch.randn(2, 5, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda w, l: dpo_loss(w, l, *fixed, 0.7, 0.1)[0], inputs)
+    assert torch.autograd.gradcheck(lambda w, r: dpo_loss(w, r, *fixed, 0.7, 0.1)[0], inputs)
 
 
 def test_rewards_carry_no_gradient():
@@ -102,10 +102,22 @@ def test_rewards_carry_no_gradient():
 
 
 def test_a_tie_is_half_a_hit():
-    assert hits(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist() == [1, 0, 0.5]
+    assert hits(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist() == [
+        1,
+        0,
+        0.5,
+    ]
 
 
 def test_losses_import_torch_alone():
     code = "import sys; from nanoalign.losses import dpo_loss; print('transformers' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert output.stdout.strip() == "False"
+
+
+def test_wilson_interval_by_hand():
+    """8 of 10 at 95 %: the textbook's (0.4902, 0.9433); 0 of 10 has an upper end of 0.2775."""
+    assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=2e-4)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import examples, tiny_llama
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from nanoalign.losses import dpo_loss
 from nanoalign.models import Policy
@@ -24,7 +24,12 @@ def policy():
 
 
 SMALL = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-WITH_KV = SMALL | {"num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16, "pad_token_id": 256}
+WITH_KV = SMALL | {
+    "num_key_value_heads": 1,
+    "intermediate_size": 48,
+    "head_dim": 16,
+    "pad_token_id": 256,
+}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
 ARCHITECTURES = {
     "llama": WITH_KV,
@@ -95,7 +100,7 @@ def test_the_other_response_changes_no_score(policy, rows):
 
 @pytest.mark.parametrize("share", [True, False])
 def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows, share):
-    """At the last hidden states: the prompt's last place, every response token but the last; no prompt, no padding."""
+    """Of the last hidden states: the prompt's last one, and every one of a response but its last."""
     batch = collate(rows[:3], share)
     hidden = []
 
@@ -111,7 +116,7 @@ def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows
     for n in range(len(batch.tokens)):
         segments = batch.segments[n].tolist()
         for t, segment in enumerate(segments):
-            if segment > 0:  # a response's first token is predicted by the prompt's last, others by the one before
+            if segment > 0:  # its first token is read at the prompt's end
                 first = segments.index(segment) == t
                 expected[n, segments.count(0) - 1 if first else t - 1] = True
     assert torch.equal(reached, expected)
@@ -133,7 +138,9 @@ def test_no_gradient_reaches_the_reference(llama_folder, rows):
 
 def test_dropout_is_off_in_training(rows):
     torch.manual_seed(0)
-    config = CONFIG_MAPPING["gpt2"](**ARCHITECTURES["gpt2"], resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    config = CONFIG_MAPPING["gpt2"](
+        **ARCHITECTURES["gpt2"], resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5
+    )
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:

@@ -95,7 +95,9 @@ def test_chat_template_of_a_dialogue_has_its_turns():
 
 def test_chat_template_that_changes_the_prompt_is_an_error():
     strange = byte_tokenizer(chat_template="{{ messages|length }}" + CHAT)
-    with pytest.raises(RunError, match=r"test:1: .* does not begin with its rendering of the prompt"):
+    with pytest.raises(
+        RunError, match=r"test:1: .* does not begin with its rendering of the prompt"
+    ):
         encode(text("Hi", "yes", "no"), strange)
 
 
@@ -120,7 +122,9 @@ def test_a_cut_prompt_keeps_its_bos(tokenizer):
 
 def test_too_long_response_loses_its_end_and_its_eos(tokenizer):
     """Room for 10: the prompt keeps half, 5; the responses get the other 5."""
-    rows, counts = encode_all([text("0123456789", "abcdefg", "hijk")], tokenizer, "raw", max_length=10)
+    rows, counts = encode_all(
+        [text("0123456789", "abcdefg", "hijk")], tokenizer, "raw", max_length=10
+    )
     assert tokenizer.decode(rows[0].prompt) == "56789"
     assert [tokenizer.decode(r) for r in rows[0].responses] == ["abcde", "hijk<eos>"]
     assert counts["responses cut at their end (no EOS)"] == 1
@@ -128,7 +132,10 @@ def test_too_long_response_loses_its_end_and_its_eos(tokenizer):
 
 def test_pairs_equal_after_cutting_are_dropped_and_counted(tokenizer):
     rows, counts = encode_all(
-        [text("01234", "abcdeX", "abcdeY"), text("01234", "abc", "abd")], tokenizer, "raw", max_length=10
+        [text("01234", "abcdeX", "abcdeY"), text("01234", "abc", "abd")],
+        tokenizer,
+        "raw",
+        max_length=10,
     )
     assert [r.pair_id for r in drop_equal(rows, counts)] == ["test:1"]
     assert counts["pairs dropped: both responses equal"] == 1
@@ -141,7 +148,12 @@ def test_tokenizer_without_eos_is_an_error():
 
 def test_fingerprint_tells_every_change():
     base = row([1, 2], [3], [4])
-    changed = [row([1, 2], [4], [3]), row([1], [2, 3], [4]), row([1, 2], [3], [5]), row([1, 2], [3])]
+    changed = [
+        row([1, 2], [4], [3]),
+        row([1], [2, 3], [4]),
+        row([1, 2], [3], [5]),
+        row([1, 2], [3]),
+    ]
     assert fingerprint([base]) == fingerprint([row([1, 2], [3], [4])])
     assert len({fingerprint([r]) for r in [base, *changed]}) == 5
     assert fingerprint([base, changed[0]]) != fingerprint([changed[0], base])
@@ -210,7 +222,10 @@ def test_plan_gives_ranks_even_work():
     """64 pairs of 3 to 180 tokens on 8 ranks: no rank has more than 1.2 times the mean."""
     rows = random_rows(64, seed=0)
     plan = plan_micro_batches(rows, 8, 10**6)
-    work = [sum(collate([rows[i] for i in part[rank]]).tokens.numel() for part in plan) for rank in range(8)]
+    work = [
+        sum(collate([rows[i] for i in part[rank]]).tokens.numel() for part in plan)
+        for rank in range(8)
+    ]
     assert len(plan) == 1 and max(work) < 1.2 * sum(work) / 8
 
 

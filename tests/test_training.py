@@ -52,8 +52,12 @@ def assert_same_curve(a: list[dict], b: list[dict], rel: float = 1e-5) -> None:
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
-        for key in x:  # rewards are differences of log-probabilities near -100: their rounding is 1e-5
-            assert y[key] == pytest.approx(x[key], rel=rel, abs=1e-4 if "loss" not in key else 0), key
+        for (
+            key
+        ) in x:  # rewards are differences of log-probabilities near -100: their rounding is 1e-5
+            assert y[key] == pytest.approx(x[key], rel=rel, abs=1e-4 if "loss" not in key else 0), (
+                key
+            )
 
 
 def test_the_first_loss_is_ln_2_and_training_learns(one_rank):
@@ -70,9 +74,17 @@ def test_the_curve_does_not_depend_on_the_number_of_ranks(train, one_rank, tmp_p
     assert_same_curve(one_rank, train(tmp_path / "run", ranks=ranks))
 
 
-@pytest.mark.parametrize("flags", [("--micro_batch_tokens", 1), ("--micro_batch_tokens", 200), ("--no-share_prefix",), ("--activation_checkpointing",)])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--micro_batch_tokens 1",
+        "--micro_batch_tokens 200",
+        "--no-share_prefix",
+        "--activation_checkpointing",
+    ],
+)
 def test_the_curve_does_not_depend_on_micro_batches_or_layout(train, one_rank, tmp_path, flags):
-    assert_same_curve(one_rank, train(tmp_path / "run", *flags))
+    assert_same_curve(one_rank, train(tmp_path / "run", *flags.split()))
 
 
 def test_ranks_and_micro_batches_together(train, one_rank, tmp_path):
@@ -95,7 +107,7 @@ def test_resume_continues_bit_for_bit_on_the_same_ranks(train, tmp_path):
     assert losses(stopped) == losses(straight)[:5]
     resumed = train(tmp_path / "b", "--resume", ranks=2)
     assert losses(resumed) == losses(straight)
-    final = [line for line in resumed if line["step"] == 10] 
+    final = [line for line in resumed if line["step"] == 10]
     assert final == [line for line in straight if line["step"] == 10]
     weights = [AutoModelForCausalLM.from_pretrained(tmp_path / run).state_dict() for run in "ab"]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -110,7 +122,7 @@ def test_resume_continues_on_another_number_of_ranks(train, tmp_path, ranks):
 
 
 def test_a_killed_run_continues_from_its_newest_whole_checkpoint(train, tmp_path):
-    """Steps after the checkpoint are done again, and stand once in metrics.jsonl; torn checkpoints are not seen."""
+    """Steps after the checkpoint are done again and logged once; torn checkpoints are not seen."""
     straight = train(tmp_path / "a")
     train(tmp_path / "b", "--save_every", 2, "--stop_after", 7, "--keep", 10)
     folder = tmp_path / "b" / "checkpoints"
@@ -130,7 +142,9 @@ def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
 def test_a_finished_run_can_be_made_longer(train, tmp_path):
     longer = train(tmp_path / "a", "--schedule", "constant", "--warmup", 0)
     train(tmp_path / "b", "--schedule", "constant", "--warmup", 0, "--steps", 6, "--save_every", 6)
-    assert losses(train(tmp_path / "b", "--schedule", "constant", "--warmup", 0, "--resume")) == losses(longer)
+    assert losses(
+        train(tmp_path / "b", "--schedule", "constant", "--warmup", 0, "--resume")
+    ) == losses(longer)
 
 
 # --- results
@@ -138,7 +152,9 @@ def test_a_finished_run_can_be_made_longer(train, tmp_path):
 
 def test_the_saved_model_scores_as_the_trained_one(train, tmp_path, tokenizer):
     """The last evaluation of the run, made again from the saved files by transformers' own loader."""
-    metrics = train(tmp_path / "run", "--eval_data", write_pairs(tmp_path / "eval.jsonl", 9, seed=1), ranks=2)
+    metrics = train(
+        tmp_path / "run", "--eval_data", write_pairs(tmp_path / "eval.jsonl", 9, seed=1), ranks=2
+    )
     rows = encode_all(examples(9, seed=1), tokenizer, "raw")[0]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
     assert model.dtype == torch.float32
@@ -159,7 +175,9 @@ def test_epochs_count_whole_passes(train, tmp_path):
     """About 22 pairs are left of 25 after the held-out ones: 2 epochs of ceil(n / 7) steps."""
     metrics = train(tmp_path / "run", "--steps", 2)  # --steps wins over --epochs
     assert len(losses(metrics)) == 2
-    assert metrics[1]["epoch"] == pytest.approx(1 / math.ceil(_training_pairs(tmp_path / "run") / 7))
+    assert metrics[1]["epoch"] == pytest.approx(
+        1 / math.ceil(_training_pairs(tmp_path / "run") / 7)
+    )
 
 
 def _training_pairs(run: Path) -> int:
