@@ -8,7 +8,8 @@ RMSprop, we use AdamW; and a pair's prompt is computed once for both of its resp
 (nanoalign/rows.py).
 
     python train_dpo.py                                         one process, the embedded model and data
-    torchrun --nproc_per_node 8 train_dpo.py --beta 0.1 --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
+    torchrun --nproc_per_node 8 train_dpo.py --beta 0.1 \\
+        --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
 """
 
 import argparse
@@ -35,10 +36,8 @@ from nanoalign.prepare import (
 from nanoalign.report import curves, held_out_summary
 from nanoalign.rows import Batch, fingerprint
 
-LR, EMBEDDED_LR = (
-    1e-6,
-    5e-4,
-)  # a model of a million parameters wants larger steps than one of billions
+LR = 1e-6
+EMBEDDED_LR = 5e-4  # a model of a million parameters wants larger steps than one of billions
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -71,13 +70,9 @@ def loss_of_batch(
     logps = policy(batch)  # (2B,): chosen, rejected, chosen, rejected, ...
     with no_grad():
         reference_logps = reference(batch)  # (2B,)
+    chosen, rejected = logps[0::2], logps[1::2]  # (B,) each
     losses, chosen_rewards, rejected_rewards = dpo_loss(
-        logps[0::2],
-        logps[1::2],
-        reference_logps[0::2],
-        reference_logps[1::2],
-        beta,
-        label_smoothing,
+        chosen, rejected, reference_logps[0::2], reference_logps[1::2], beta, label_smoothing
     )
     return losses, {
         "loss": losses,
@@ -85,8 +80,8 @@ def loss_of_batch(
         "rewards/rejected": rejected_rewards,
         "rewards/margins": chosen_rewards - rejected_rewards,
         "rewards/accuracies": hits(chosen_rewards, rejected_rewards),
-        "logps/chosen": logps[0::2],
-        "logps/rejected": logps[1::2],
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
     }
 
 
@@ -100,10 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     world = setup()
     args = parse_args(argv)
     dtype = compute_dtype(args, world)
-    folder, reference_folder = (
-        weights.resolve_model(args.model),
-        weights.resolve_model(args.reference),
-    )
+    folder = weights.resolve_model(args.model)
+    reference_folder = weights.resolve_model(args.reference)
     on_main(world, partial(checkpoint.check_folder, args, [folder, reference_folder]))
 
     tokenizer = load_tokenizer(folder)

@@ -33,7 +33,7 @@ def train(
 ) -> int:
     """Trains from step `start` to the last, or to --stop_after; returns the steps that are done."""
     total = total_steps(len(rows), args)
-    stop = min(total, args.stop_after or total)
+    stop = max(start, min(total, args.stop_after or total))
     log = _Log(Path(args.out) / "metrics.jsonl", start, world)
     if start == 0:
         log.write(0, evaluate(loss_of_batch, eval_rows, args, world))
@@ -44,16 +44,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        # micro-batches: the gradient of the mean loss over the step's pairs, whatever their
-        # division
+        # micro-batches: whatever their division, the gradient of the mean loss over the step
         step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
         means = Means()
         for batch in rank_batches(step_rows, args, world):
             losses, values = loss_of_batch(batch)
             loss = (losses * batch.weights).sum() / len(step_rows)
-            (
-                loss * world.size
-            ).backward()  # sharding averages gradients over ranks: we want their sum
+            # Sharding averages gradients over ranks, and we want their sum.
+            (loss * world.size).backward()
             means.add(values, batch.weights)
 
         # clip, step
@@ -75,11 +73,13 @@ def train(
         progress.update()
 
         # evaluate, save
-        last = step + 1 == stop
-        if last or (args.eval_every and (step + 1) % args.eval_every == 0):
+        if _is_due(step + 1, args.eval_every) or step + 1 == total:
             log.write(step + 1, evaluate(loss_of_batch, eval_rows, args, world))
-        due = args.save_every and (last or (step + 1) % args.save_every == 0)
-        if due or (last and stop < total):
+        if (
+            _is_due(step + 1, args.save_every)
+            or step + 1 == args.stop_after
+            or (args.save_every and step + 1 == total)
+        ):
             checkpoint.save(policy, optimizer, step + 1, args, world)
     progress.close()
     return stop
@@ -94,7 +94,7 @@ def steps_per_epoch(pairs: int, args: argparse.Namespace) -> int:
 
 
 def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> float:
-    """The learning rate of step `step` (from 0) of `total`: a linear rise, then cosine, linear or constant.
+    """The learning rate of step `step` (from 0): a linear rise, then cosine, linear or constant.
 
     `warmup` is the share of the steps that rise. No step has a rate of 0: the first is one step up,
     and the way down would reach 0 one step after the last.
@@ -129,6 +129,10 @@ def evaluate(
     for batch in rank_batches(rows, args, world):
         means.add(loss_of_batch(batch)[1], batch.weights)
     return {f"eval/{name}": value for name, value in means.reduce().items()}
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
 
 
 def _full(value: Tensor) -> Tensor:

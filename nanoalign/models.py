@@ -105,26 +105,24 @@ class Policy(nn.Module):
         trainable: bool = True,
         activation_checkpointing: bool = False,
     ) -> "Policy":
-        """A policy from a folder in Hugging Face format, a name on the Hub, or "tiny", the embedded model.
+        """A policy from a Hugging Face folder, from OWNER/NAME on the Hub, or "tiny", the embedded one.
 
-        world: shards the parameters over its ranks, each of which reads its own slices of the files
-        alone;
-            None gives plain parameters on the CPU, for tests and notebooks.
+        world: shards the parameters over its ranks, each of which reads its own slices of the
+            files alone; None gives plain parameters on the CPU, for tests and notebooks.
         compute_dtype: of matrix products. A trainable policy's parameters are float32 in any case
-        (bfloat16
-            would swallow steps of lr 1e-6); a frozen one is held in compute_dtype.
-        trainable: False for a reference: no gradient, no optimizer. activation_checkpointing: keeps
-        each block's input alone, and runs the block again in the backward pass.
+            (bfloat16 would swallow steps of lr 1e-6); a frozen one is held in compute_dtype.
+        trainable: False for a reference: no gradient, no optimizer.
+        activation_checkpointing: keeps each block's input alone, and runs the block again in the
+            backward pass.
 
         Raises RunError where files are missing, or names or shapes do not match the architecture.
         """
         folder = weights.resolve_model(path)
         config = weights.read_config(folder)
         with weights.parameters_on_meta():
+            dtype = torch.float32 if trainable else compute_dtype
             try:
-                model = AutoModelForCausalLM.from_config(
-                    config, dtype=torch.float32 if trainable else compute_dtype
-                )
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             except ValueError as error:  # an architecture without a causal language model
                 raise RunError(f"model '{path}': {error}") from error
         policy = cls(model, compute_dtype).requires_grad_(trainable)
@@ -132,8 +130,7 @@ class Policy(nn.Module):
         blocks = policy.blocks()
         if activation_checkpointing:
             for block in blocks:
-                # The forward and not the module, so that sharding's hooks stay outside and run
-                # once.
+                # The forward and not the module: sharding's hooks stay outside and run once.
                 block.forward = partial(
                     checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
                 )

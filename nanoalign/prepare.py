@@ -13,7 +13,14 @@ from nanoalign.arguments import EMBEDDED
 from nanoalign.data import Example, hold_out, read_sources
 from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError
-from nanoalign.rows import Row, drop_equal, encode_all, plan_micro_batches, step_indices
+from nanoalign.rows import (
+    Row,
+    drop_equal,
+    encode_all,
+    padded_tokens,
+    plan_micro_batches,
+    step_indices,
+)
 
 PLANNED_STEPS = 50  # whose padding is counted before training
 
@@ -84,7 +91,7 @@ def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> No
         counts["rounds"] += len(plan)
         for part in plan:
             for group in part:
-                counts["padded"] += _padded([step_rows[i] for i in group], args.share_prefix)
+                counts["padded"] += padded_tokens([step_rows[i] for i in group], args.share_prefix)
         counts["real"] += sum(map(len, step_rows))
         counts["twice"] += sum(len(part) for row in step_rows for part in row.separate())
     steps = min(total, PLANNED_STEPS)
@@ -96,9 +103,3 @@ def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> No
         f"{counts['real']:,} in rows ({counts['padded'] / counts['real']:.3f} x); as separate "
         f"sequences they would be {counts['twice']:,}"
     )
-
-
-def _padded(rows: list[Row], share_prefix: bool) -> int:
-    if not share_prefix:
-        rows = [part for row in rows for part in row.separate()]
-    return len(rows) * max(map(len, rows), default=0)

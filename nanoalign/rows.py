@@ -28,6 +28,9 @@ from nanoalign.errors import RunError
 from nanoalign.templates import render, resolve_template
 
 PADDING = -1  # the segment of padding
+# What a forward and backward pass costs whatever its size (launches, gathering parameters), as the
+# number of tokens that would take as long. A rough figure, and only the plan's speed depends on it.
+FORWARD_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -257,17 +260,16 @@ def plan_micro_batches(
 ) -> list[list[list[int]]]:
     """Cuts rows into micro-batches and deals them to ranks: plan[round][rank] = indices into `rows`.
 
-    Rows of similar length stand together. No micro-batch has more than micro_batch_tokens padded
-    tokens, save a single pair that alone is longer. All ranks run the same number of rounds, since
-    the collectives of sharded parameters must match; an empty list is a place without a pair. A
-    pure function of its arguments: all ranks compute the same plan.
+    No micro-batch has more than micro_batch_tokens padded tokens, save a single pair that alone is
+    longer. All ranks run the same number of rounds, since the collectives of sharded parameters
+    must match; an empty list is a place without a pair. A pure function of its arguments: all ranks
+    compute the same plan.
     """
-    if share_prefix:
-        widths, heights = [len(row) for row in rows], [1] * len(rows)
-    else:
-        widths = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
-        heights = [len(row.responses) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: -widths[i])  # longest first
+    widths, heights = _sizes(rows, share_prefix)
+    order = sorted(range(len(rows)), key=lambda i: -widths[i])  # similar lengths together
+
+    def padded(group: list[int]) -> int:
+        return widths[group[0]] * sum(heights[i] for i in group) if group else 0
 
     def cut(limit: int) -> list[list[int]]:
         groups, height = [], 0
@@ -279,15 +281,42 @@ def plan_micro_batches(
             height += heights[i]
         return groups
 
-    # As many micro-batches as the limit asks for, rounded up to fill every rank; then the smallest
-    # limit that still gives no more than that many, which makes the work even.
-    count = math.ceil(len(cut(micro_batch_tokens)) / world_size) * world_size
-    low, high = 0, micro_batch_tokens
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if len(cut(middle)) <= count else (middle, high)
-    groups = cut(high)
-    # All ranks wait for the slowest of a round, so micro-batches of similar cost share one.
-    groups.sort(key=lambda group: -widths[group[0]] * sum(heights[i] for i in group))
-    groups += [[] for _ in range(count - len(groups))]
-    return [groups[start : start + world_size] for start in range(0, count, world_size)]
+    def cut_evenly(count: int, limit: int) -> list[list[int]]:
+        """At most `count` micro-batches, the largest of them as small as can be; largest first."""
+        low, high = 0, limit
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if len(cut(middle)) <= count else (middle, high)
+        groups = sorted(cut(high), key=padded, reverse=True)
+        return groups + [[] for _ in range(count - len(groups))]
+
+    def time(groups: list[list[int]]) -> int:
+        """Of all rounds, in tokens: a round lasts as long as its largest micro-batch, its first."""
+        return sum(padded(group) + FORWARD_TOKENS for group in groups[::world_size])
+
+    # From the fewest micro-batches that the limit allows, more of them pad less and begin more
+    # often. Their time falls, then rises, if not quite smoothly: two rises in a row end the search.
+    fewest = math.ceil(len(cut(micro_batch_tokens)) / world_size) * world_size
+    best = cut_evenly(fewest, micro_batch_tokens)
+    rises = 0
+    for count in range(fewest + world_size, len(rows) + world_size, world_size):
+        groups = cut_evenly(count, micro_batch_tokens)
+        if time(groups) < time(best):
+            best, rises = groups, 0
+        elif (rises := rises + 1) == 2:
+            break
+    return [best[start : start + world_size] for start in range(0, len(best), world_size)]
+
+
+def _sizes(rows: list[Row], share_prefix: bool) -> tuple[list[int], list[int]]:
+    """(tokens of its longest row, number of rows) of every pair, in the layout."""
+    if share_prefix:
+        return [len(row) for row in rows], [1] * len(rows)
+    longest = [len(row.prompt) + max(map(len, row.responses)) for row in rows]
+    return longest, [len(row.responses) for row in rows]
+
+
+def padded_tokens(rows: list[Row], share_prefix: bool = True) -> int:
+    """Tokens that a micro-batch of these rows computes, padding included."""
+    widths, heights = _sizes(rows, share_prefix)
+    return max(widths, default=0) * sum(heights)

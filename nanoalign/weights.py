@@ -307,7 +307,7 @@ class _ShardWriter:
     def add(self, name: str, tensor: Tensor) -> None:
         if self.tensors and self.bytes + tensor.nbytes > MAX_SHARD_BYTES:
             self._flush()
-        self.tensors[name] = tensor.contiguous().clone()
+        self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)  # no views
         self.bytes += tensor.nbytes
         self.total += tensor.nbytes
 
