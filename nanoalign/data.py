@@ -104,20 +104,19 @@ def read_sources(sources: list[str], preference: str = "better") -> list[Example
 def hold_out(
     examples: list[Example], share: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(training, held out): about `share` of the prompts, with all their pairs, are held out.
+    """(training, held out): `share` of the prompts, with all their pairs, are held out.
 
-    A prompt's side follows from a hash of (seed, prompt), so it depends neither on order nor on the
-    other records.
+    Those are the first by a hash of (seed, prompt), whatever the order of the examples. A share
+    above 0 holds out one prompt at least.
     """
-
-    def is_held_out(example: Example) -> bool:
-        digest = hashlib.sha256(f"{seed}\n{example.prompt_key()}".encode()).digest()
-        return int.from_bytes(digest[:8]) < share * 2**64
-
-    sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in examples:
-        sides[is_held_out(example)].append(example)
-    return sides
+    by_hash = sorted(
+        {example.prompt_key() for example in examples},
+        key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest(),
+    )
+    count = max(round(share * len(by_hash)), share > 0)
+    chosen = set(by_hash[:count])
+    training = [example for example in examples if example.prompt_key() not in chosen]
+    return training, [example for example in examples if example.prompt_key() in chosen]
 
 
 # --- sources --------------------------------------------------------------------------------------

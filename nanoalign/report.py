@@ -63,7 +63,7 @@ def curves(folder: Path, title: str) -> Path:
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        if axis.lines:
+        if len(axis.lines) > 1:
             axis.legend(fontsize="small")
     for axis in axes.flat[len(PANELS) :]:
         axis.set_visible(False)

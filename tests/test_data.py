@@ -168,9 +168,10 @@ def test_held_out_prompts_are_disjoint_whole_and_independent_of_order(tmp_path):
     records = [PAIR | {"prompt": f"prompt {i // 2}", "chosen": str(i)} for i in range(2000)]
     examples = read_examples(write(tmp_path / "a.jsonl", *records))
     train, held = hold_out(examples, 0.1, seed=0)
-    assert len(train) + len(held) == 2000 and 140 < len(held) < 260
+    assert (len(train), len(held)) == (1800, 200)
     assert not {e.prompt for e in train} & {e.prompt for e in held}
     again = hold_out(examples[::-1], 0.1, seed=0)[1]
     assert {e.pair_id for e in again} == {e.pair_id for e in held}
     assert {e.pair_id for e in hold_out(examples, 0.1, seed=1)[1]} != {e.pair_id for e in held}
     assert hold_out(examples, 0.0, seed=0)[1] == []
+    assert len(hold_out(examples[:4], 0.1, seed=0)[1]) == 2  # one prompt, which has two pairs
