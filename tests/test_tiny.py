@@ -309,8 +309,8 @@ def test_model_is_small(model):
 
 
 def test_model_predicts_held_out_answers(model, tokenizer):
-    """Below BOUND nats a token on test prompts; a uniform guess has ln 1536 = 7.3."""
-    assert mean_loss(Policy(model), make_rows("test", 1, 0, tokenizer)[:100]) < BOUND
+    """Measured: 0.435 nats a token on test prompts; a uniform guess has ln 1536 = 7.3."""
+    assert mean_loss(Policy(model), make_rows("test", 1, 0, tokenizer)[:100]) < 0.46
 
 
 def test_model_answers_like_its_sources(model, tokenizer):
