@@ -17,10 +17,10 @@ from nanoalign.errors import RunError
 
 ARGS = "args.json"  # marks a folder as a run's
 # All that a run writes, and so all that --overwrite removes.
-WRITTEN = (ARGS, "metrics.jsonl", "curves.png", "checkpoints", ".model.partial", "config.json",
+WRITTEN = ("metrics.jsonl", "curves.png", "checkpoints", ".model.partial", "config.json",
            "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
-           "merges.txt")  # fmt: skip
+           "merges.txt", ARGS)  # fmt: skip
 # Flags that may change when a run is continued: they do not alter its steps (or only how many there
 # are). What decides over the training pairs is compared through their hash.
 PAIRS = {"data", "preference", "template", "max_length", "eval_share", "data_hash"}
@@ -82,8 +82,7 @@ def save(
     except (
         dcp.api.CheckpointException
     ) as error:  # gathers what failed on any rank, and is raised on all
-        causes = "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
-        raise RunError(f"{final}: the checkpoint could not be written: {causes}") from error
+        raise RunError(f"{final}: the checkpoint can't be written: {_causes(error)}") from error
     if world.is_main:
         (partial / "run.json").write_text(json.dumps({"step": step, "args": vars(args)}, indent=2))
         shutil.rmtree(final, ignore_errors=True)
@@ -115,7 +114,13 @@ def load(policy: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Nam
             "Give the old ones, or start anew with another --out"
         )
     state = _state(policy, optimizer)
-    dcp.load(state, checkpoint_id=path)
+    # Parameters that get no gradient have no optimizer state in the file, and need none.
+    partly = dcp.DefaultLoadPlanner(allow_partial_load=True)
+    try:
+        dcp.load({"model": state["model"]}, checkpoint_id=path)
+        dcp.load({"optimizer": state["optimizer"]}, checkpoint_id=path, planner=partly)
+    except dcp.api.CheckpointException as error:
+        raise RunError(f"{path}: the checkpoint can't be read: {_causes(error)}") from error
     set_state_dict(
         policy,
         optimizer,
@@ -137,9 +142,11 @@ def newest(out: Path) -> Path:
 
 def _complete(out: Path) -> list[Path]:
     """Checkpoints, oldest first. They get this name only when they are whole."""
-    return sorted(
-        (out / "checkpoints").glob("step_*"), key=lambda p: int(p.name.removeprefix("step_"))
-    )
+    return sorted((out / "checkpoints").glob("step_" + "[0-9]" * 6))
+
+
+def _causes(error: dcp.api.CheckpointException) -> str:
+    return "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
 
 
 def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,13 +108,13 @@ def hold_out(
     """(training, held out): `share` of the prompts, with all their pairs, are held out.
 
     Those are the first by a hash of (seed, prompt), whatever the order of the examples. A share
-    above 0 holds out one prompt at least.
+    above 0 holds out one prompt at least, and one prompt at least stays.
     """
     by_hash = sorted(
         {example.prompt_key() for example in examples},
         key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest(),
     )
-    count = max(round(share * len(by_hash)), share > 0)
+    count = min(max(round(share * len(by_hash)), share > 0), len(by_hash) - 1)
     chosen = set(by_hash[:count])
     training = [example for example in examples if example.prompt_key() not in chosen]
     return training, [example for example in examples if example.prompt_key() in chosen]
@@ -163,7 +164,7 @@ def _from_hub(source: str) -> Path:
 
     try:
         return Path(hf_hub_download(f"{parts[1]}/{parts[2]}", parts[3], repo_type="dataset"))
-    except OSError as error:  # the Hub's own errors and a missing network are both OSErrors
+    except (OSError, ValueError) as error:  # no network, no such file, not a valid name
         raise RunError(f"data source '{source}' could not be fetched: {error}") from error
 
 
@@ -179,7 +180,7 @@ def _records(path: Path) -> Iterator[tuple[int, object]]:
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             text = file.read()
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
     if text.lstrip().startswith("["):
         yield from _array_records(text, path)
@@ -202,6 +203,7 @@ def _array_records(text: str, path: Path) -> Iterator[tuple[int, object]]:
     position, line, counted = blank.match(text).end() + 1, 1, 0
     position = blank.match(text, position).end()
     if text[position : position + 1] == "]":
+        _check_end(text, position + 1, path)
         return
     while True:
         line += text.count("\n", counted, position)
@@ -216,6 +218,7 @@ def _array_records(text: str, path: Path) -> Iterator[tuple[int, object]]:
         position = blank.match(text, position).end()
         separator = text[position : position + 1]
         if separator == "]":
+            _check_end(text, position + 1, path)
             return
         if separator != ",":
             at = line + text.count("\n", counted, position)
@@ -223,6 +226,12 @@ def _array_records(text: str, path: Path) -> Iterator[tuple[int, object]]:
                 f"{path}:{at}: not valid JSON: expected ',' or ']' after a record, found {separator!r}"
             )
         position = blank.match(text, position + 1).end()
+
+
+def _check_end(text: str, position: int, path: Path) -> None:
+    if rest := text[position:].strip():
+        line = text.count("\n", 0, text.index(rest, position)) + 1
+        raise RunError(f"{path}:{line}: not valid JSON: {rest[:40]!r} follows the list of records")
 
 
 def _parquet_records(path: Path) -> Iterator[tuple[int, object]]:
@@ -266,7 +275,8 @@ def _parse(
             kind, (prompt, responses) = "dialogue", _split_dialogue(chosen, rejected, where)
     else:
         raise RunError(f"{where}: unknown keys {sorted(map(str, keys))}; expected {EXPECTED}")
-    _check_text({"prompt": prompt} if kind != "messages" else {}, where)
+    text = "\n".join(m["content"] for m in prompt) if kind == "messages" else prompt
+    _check_text({"prompt": text}, where)
     _check_text(dict(zip(("chosen response", "rejected response"), responses, strict=True)), where)
     return record_format, Example(pair_id, kind, prompt, tuple(responses), subset)
 
@@ -277,6 +287,16 @@ def _check_text(texts: dict[str, object], where: str) -> None:
             raise RunError(f"{where}: the {name} must be text, found {type(text).__name__}")
         if not text:
             raise RunError(f"{where}: the {name} is empty; mend or remove the record")
+        if not _is_unicode(text):
+            raise RunError(f"{where}: the {name} holds half a character (a lone surrogate)")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ordered_pku(record: dict, preference: str, where: str) -> tuple[object, object]:
@@ -323,7 +343,8 @@ def _split_messages(record: dict, where: str) -> tuple[tuple[Message, ...], tupl
                 f"{where}: {side} ends with a message of '{messages[-1]['role']}'; expected 'assistant'"
             )
         before = messages[:-1]
-        contexts.append(before if before[: len(prompt)] == prompt else prompt + before)
+        repeated = before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt
+        contexts.append(before if repeated else prompt + before)
         responses.append(messages[-1]["content"])
     if contexts[0] != contexts[1]:
         raise RunError(

@@ -94,23 +94,18 @@ def encode_all(
         rendered = [render(examples[i], tokenizer, name) for i in indices]
         # A chat template writes its own BOS. Text under `pku` is only text: "<eos>" in it is five
         # characters.
-        prompts = _tokenize(
-            [prompt for prompt, _ in rendered], tokenizer, bos=name != "chat", plain=name == "pku"
-        )
-        flat = [
-            _without_eos(text, tokenizer.eos_token)
-            for _, responses in rendered
-            for text in responses
-        ]
-        responses = iter(_tokenize(flat, tokenizer, bos=False, plain=name == "pku"))
+        bos, plain = name != "chat", name == "pku"
+        prompts = _tokenize([prompt for prompt, _ in rendered], tokenizer, bos, plain)
+        texts = [_without_eos(text, tokenizer.eos_token) for _, texts in rendered for text in texts]
+        responses = iter(_tokenize_continuations(texts, tokenizer, plain))
         for i, prompt in zip(indices, prompts, strict=True):
+            pair_id = examples[i].pair_id
+            if not prompt:
+                raise RunError(f"{pair_id}: the prompt has no tokens in this tokenizer; remove it")
             ended = [next(responses) + [tokenizer.eos_token_id] for _ in examples[i].responses]
-            rows[i] = _fit(
-                examples[i].pair_id, prompt, ended, max_length, tokenizer.bos_token_id, counts
-            )
-            counts["responses of white space alone"] += sum(
-                not r.strip() for r in examples[i].responses
-            )
+            rows[i] = _fit(pair_id, prompt, ended, max_length, tokenizer.bos_token_id, counts)
+            blank = sum(not response.strip() for response in examples[i].responses)
+            counts["responses of white space alone"] += blank
     return rows, counts
 
 
@@ -127,14 +122,36 @@ def check_tokenizer(tokenizer, max_length: int) -> None:
 
 
 def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[int]]:
-    ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)[
-        "input_ids"
+    ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)
+    return [_one_bos_no_eos(seq, tokenizer) for seq in ids["input_ids"]] if bos else ids["input_ids"]
+
+
+def _one_bos_no_eos(ids: list[int], tokenizer) -> list[int]:
+    """A prompt as the tokenizer ends and begins it, but for an EOS, and for a BOS that the text has."""
+    ids = ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
+
+
+def _tokenize_continuations(texts: list[str], tokenizer, plain: bool) -> list[list[int]]:
+    """Token ids of texts that follow others.
+
+    SentencePiece puts a space before a text's start, which a response is not: with such a tokenizer
+    each is tokenised behind a newline.
+    """
+
+    def ids_of(texts: list[str]) -> list[list[int]]:
+        return _tokenize(texts, tokenizer, bos=False, plain=plain)
+
+    alone = ids_of(texts)
+    newline, x, both = ids_of(["\n", "x", "\nx"])
+    if both == newline + x:
+        return alone
+    behind = ids_of(["\n" + text for text in texts])
+    start = len(newline)
+    return [
+        seq[start:] if seq[:start] == newline else ids
+        for seq, ids in zip(behind, alone, strict=True)
     ]
-    if bos:  # some tokenizers would end a prompt with EOS too
-        ids = [
-            seq[:-1] if len(seq) > 1 and seq[-1] == tokenizer.eos_token_id else seq for seq in ids
-        ]
-    return ids
 
 
 def _without_eos(text: str, eos: str) -> str:
@@ -166,6 +183,23 @@ def _fit(
         np.asarray(prompt, dtype=np.int32),
         tuple(np.asarray(response[:room], dtype=np.int32) for response in responses),
     )
+
+
+def check_fits(rows: list[Row], vocabulary: int, positions: int | None) -> None:
+    """Stops where a token id or a position is one that the model does not have."""
+    for row in rows:
+        largest = max(int(part.max()) for part in (row.prompt, *row.responses))
+        longest = len(row.prompt) + max(map(len, row.responses))
+        if largest >= vocabulary:
+            raise RunError(
+                f"{row.pair_id}: holds the token id {largest}, but the model knows {vocabulary} ids; "
+                "its tokenizer is not the model's"
+            )
+        if positions is not None and longest > positions:
+            raise RunError(
+                f"{row.pair_id}: has {longest} tokens, but the model knows {positions} positions; "
+                f"give --max_length {positions} or less"
+            )
 
 
 def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Trains the embedded language model from nothing, in a few minutes on two CPU cores.
+"""Trains the embedded language model from nothing, in about ten minutes on one CPU core.
 
     python -m nanoalign.tiny.make_model --out runs/tiny
 
@@ -61,8 +61,8 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
 def make_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
     """About a million parameters, in few and wide layers.
 
-    Of the shapes tried at this size, two layers of 192 learn most in equal time: an answer is looked
-    up rather than worked out. So do initial weights larger than the usual 0.02, which suits wide models.
+    In equal time two layers of 192 learned more than four of 128: answers here are looked up rather
+    than worked out. Initial weights larger than the usual 0.02, which suits wide models, helped too.
     """
     return LlamaConfig(
         vocab_size=len(tokenizer),
