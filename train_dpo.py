@@ -16,7 +16,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor, no_grad
+from torch import Tensor, no_grad, stack
 
 from nanoalign import checkpoint, loop, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number, positive
@@ -95,8 +95,8 @@ def main(argv: list[str] | None = None) -> None:
     world = setup()
     args = parse_args(argv)
     dtype = compute_dtype(args, world)
-    folder = weights.resolve_model(args.model)
-    reference_folder = weights.resolve_model(args.reference)
+    folder = weights.resolve_model(args.model).resolve()
+    reference_folder = weights.resolve_model(args.reference).resolve()
     on_main(world, partial(checkpoint.check_folder, args, [folder, reference_folder]))
 
     tokenizer = load_tokenizer(folder)
@@ -121,16 +121,19 @@ def main(argv: list[str] | None = None) -> None:
         f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}; beta {args.beta:g}"
     )
 
-    if args.resume:
-        start = checkpoint.load(policy, optimizer, args)
-    else:
-        start = 0
-        check_layout(policy, rows, args.share_prefix, world)
-        if folder == reference_folder:
-            batch = next(loop.rank_batches(rows[: args.batch_size], args, world))
-            with no_grad():
-                losses, values = dpo(batch)
-            check_start(losses, values["rewards/chosen"], batch)
+    for model in (policy, reference):
+        model.check_fits(rows + eval_rows)
+    start = checkpoint.load(policy, optimizer, args) if args.resume else 0
+    same = folder == reference_folder
+    if same and not args.resume:
+        first = rows[: args.batch_size]
+        with no_grad():
+            losses, values = dpo(next(loop.rank_batches(first, args, world)))
+        rewards = stack([values["rewards/chosen"], values["rewards/rejected"]])
+        check_start(losses, rewards, len(first))
+    check_layout(reference, rows, args.share_prefix, world, f"--reference {args.reference}")
+    if not same:
+        check_layout(policy, rows, args.share_prefix, world, f"--model {args.model}")
     on_main(world, partial(checkpoint.open_folder, args))
 
     done = loop.train(policy, optimizer, dpo, rows, eval_rows, args, world, start)

@@ -5,57 +5,77 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nanoalign.distributed import World, sum_over_ranks
-from nanoalign.errors import RunError
+from nanoalign.distributed import World, max_over_ranks
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.rows import Batch, Row, collate
 
 CHECKED_ROWS = 4  # from the shortest to the longest
-# Nats a token by which two ways to the same log-probability may differ. In bfloat16 logits have 8
-# bits.
+# Nats a token by which two ways to the same log-probability may differ. In bfloat16 logits have 8 bits.
 LAYOUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same numbers
 
 
 @torch.no_grad()
-def check_layout(policy: nn.Module, rows: list[Row], share_prefix: bool, world: World) -> None:
-    """Compares the policy's log-probabilities with those of the model's own forward on separate sequences.
+def check_layout(
+    policy: nn.Module, rows: list[Row], share_prefix: bool, world: World, name: str
+) -> None:
+    """Compares log-probabilities with those of the model's own forward on separate sequences.
 
     So a model whose attention can't keep a prompt's responses apart, or whose logits are made in a
-    way that Policy does not know, is found before it is trained. All ranks check the same rows.
+    way that Policy does not know, is found before it is trained. All ranks check the same rows;
+    `name` is the model's, for the error.
     """
     ordered = sorted(rows, key=len)
-    tolerance = LAYOUT_TOLERANCE[policy.compute_dtype]
-    for i in range(CHECKED_ROWS):
-        row = ordered[i * (len(ordered) - 1) // max(1, CHECKED_ROWS - 1)]
+    picked = [ordered[i * (len(rows) - 1) // (CHECKED_ROWS - 1)] for i in range(CHECKED_ROWS)]
+    difference, tokens = 0.0, 0
+    for row in picked:
         batch = collate([row], share_prefix).to(world.device)
-        fast = policy(batch)  # (K,)
         parts = [collate([part], share_prefix=False).to(world.device) for part in row.separate()]
         plain = torch.cat([policy.textbook_logps(part) for part in parts])  # (K,)
-        difference = ((fast - plain).abs() / batch.lengths).max().item()
-        if not difference <= tolerance:
-            layout = "a row shared by the responses" if share_prefix else "rows of one response"
-            advice = (
-                "this architecture can't share rows: use --no-share_prefix"
-                if share_prefix
-                else "this architecture is not supported"
-            )
+        if not plain.isfinite().all():
             raise RunError(
-                f"self-check: on {row.pair_id} {layout} gives log-probabilities {fast.tolist()}, "
-                f"the model's own forward {plain.tolist()} ({difference:.2g} nats a token apart, at "
-                f"most {tolerance:g} allowed); " + advice
+                f"self-check: {name} gives log-probabilities of {plain.tolist()} on {row.pair_id}; "
+                "are its weights whole?"
             )
+        difference += (_fast_logps(policy, batch, name) - plain).abs().sum().item()
+        tokens += int(batch.lengths.sum())
+    tolerance = LAYOUT_TOLERANCE[policy.compute_dtype]
+    if not difference <= tolerance * tokens:
+        raise RunError(
+            f"self-check: {name} gives log-probabilities that are {difference / tokens:.2g} nats a "
+            f"token from those of its own forward on separate sequences, on {picked[-1].pair_id} and "
+            f"others (at most {tolerance:g} allowed); {_advice(batch)}"
+        )
 
 
-def check_start(losses: Tensor, rewards: Tensor, batch: Batch) -> None:
+def _fast_logps(policy: nn.Module, batch: Batch, name: str) -> Tensor:
+    """The policy's log-probabilities; an architecture that refuses a mask does so here."""
+    try:
+        return policy(batch)
+    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"self-check: {name} fails with {in_a_line(error)}; {_advice(batch)}"
+        ) from error
+
+
+def _advice(batch: Batch) -> str:
+    if batch.shared:
+        return "this architecture can't share rows: use --no-share_prefix"
+    return "this architecture is not supported"
+
+
+def check_start(losses: Tensor, rewards: Tensor, pairs: int) -> None:
     """With policy == reference every loss is ln 2 and every reward 0, or they are not one function.
 
     Every rank must call it: they stop together.
     """
     worst = torch.stack([(losses - math.log(2)).abs().max(), rewards.abs().max()])
-    failed = sum_over_ranks((~(worst <= START_TOLERANCE)).any().double()).item()
-    if failed:
+    loss_off, reward_off = max_over_ranks(worst.double()).tolist()
+    if not (loss_off <= START_TOLERANCE and reward_off <= START_TOLERANCE):
         raise RunError(
             "self-check: before the first step, with policy == reference, losses are up to "
-            f"{worst[0].item():.3g} from ln 2 and rewards up to {worst[1].item():.3g} from 0, on "
-            f"{len(batch.weights)} pairs; both must be below {START_TOLERANCE:g}"
+            f"{loss_off:.3g} from ln 2 and rewards up to {reward_off:.3g} from 0, on the first {pairs} "
+            f"pairs; both must be below {START_TOLERANCE:g}"
         )

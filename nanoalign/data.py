@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoalign import tiny
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -51,9 +51,8 @@ class Example:
             return list(self.prompt)
         if self.kind == "text":
             return [{"role": "user", "content": self.prompt}]
-        turns = re.split(r"\n\n(Human|Assistant):", self.prompt)[
-            1:-2
-        ]  # without the last, open header
+        # "", who, text, who, text, ..., "Assistant", "": without the last, open header
+        turns = re.split(r"\n\n(Human|Assistant):", self.prompt)[1:-2]
         roles = {"Human": "user", "Assistant": "assistant"}
         return [
             {"role": roles[who], "content": text.strip()}
@@ -69,9 +68,8 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
     """All examples of one source, in the file's order.
 
     path_or_name: a local file (.jsonl, .json, either also .gz; .parquet where pyarrow is
-    installed); "tiny" or
-        "tiny:test", the embedded data; hf://datasets/OWNER/NAME/PATH, a file on the Hub; each also
-        as NAME=SOURCE.
+        installed); "tiny" or "tiny:test", the embedded data; hf://datasets/OWNER/NAME/PATH, a file
+        on the Hub; each also as NAME=SOURCE.
     preference: which PKU-SafeRLHF label orders the responses, "better" or "safer".
     Raises RunError, with file and line, for the first record that can't be read.
     """
@@ -165,7 +163,9 @@ def _from_hub(source: str) -> Path:
     try:
         return Path(hf_hub_download(f"{parts[1]}/{parts[2]}", parts[3], repo_type="dataset"))
     except (OSError, ValueError) as error:  # no network, no such file, not a valid name
-        raise RunError(f"data source '{source}' could not be fetched: {error}") from error
+        raise RunError(
+            f"data source '{source}' could not be fetched: {in_a_line(error)}"
+        ) from error
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 `python train_dpo.py` is a world of one rank, `torchrun --nproc_per_node N` one of N; both run the
 same code. Parameters are sharded by `fully_shard` in either case: with one rank a shard is the
-whole parameter, and no collective is called.
+whole parameter.
 """
 
 import os
@@ -45,6 +45,11 @@ def setup() -> World:
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise RunError(
+                f"--nproc_per_node asks for rank {local_rank} on this host, which has "
+                f"{torch.cuda.device_count()} GPUs; give no more ranks than GPUs"
+            )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
@@ -94,6 +99,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The elementwise maximum of a tensor over all ranks, in place. Every rank must call it."""
+    if dist.is_initialized():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
 def on_main(world: World, function: Callable[[], T]) -> T | None:
     """Runs a function on rank 0 alone and returns its result there, None elsewhere.
 
@@ -139,21 +151,30 @@ def run(main: Callable[[], None]) -> None:
     except (RunError, OSError) as error:
         _say_once(f"error: {error}")
         sys.stdout.flush()
-        os._exit(
-            1
-        )  # not sys.exit, which would wait for collectives that a stopped rank never joins
+        # Not sys.exit, which would wait for collectives that a stopped rank never joins.
+        os._exit(1)
+    except RuntimeError:
+        # A collective fails when another rank has ended: the error that rank has said is the cause.
+        if dist.is_initialized() and dist.get_world_size() > 1 and _said(_store()):
+            os._exit(1)
+        raise
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _say_once(message: str) -> None:
     alone = not dist.is_initialized() or dist.get_world_size() == 1
-    store = None if alone else dist.distributed_c10d._get_default_store()
+    store = None if alone else _store()
     if not alone and dist.get_rank() != 0 and _said(store):
         return
     print(message, file=sys.stderr, flush=True)
     if not alone:
         store.set("nanoalign/error", "said")
+
+
+def _store() -> dist.Store:
+    """The key-value store through which the ranks found each other."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def _said(store: dist.Store) -> bool:

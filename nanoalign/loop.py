@@ -3,7 +3,9 @@
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from nanoalign import checkpoint
-from nanoalign.distributed import World
+from nanoalign.distributed import World, on_main
 from nanoalign.errors import RunError
 from nanoalign.metrics import Means
 from nanoalign.rows import Batch, Row, collate, plan_micro_batches, step_indices
@@ -34,54 +36,59 @@ def train(
     """Trains from step `start` to the last, or to --stop_after; returns the steps that are done."""
     total = total_steps(len(rows), args)
     stop = max(start, min(total, args.stop_after or total))
+    if start > total:
+        raise RunError(
+            f"the checkpoint is at step {start}, and this run has {total}; raise --steps"
+        )
     log = _Log(Path(args.out) / "metrics.jsonl", start, world)
     if start == 0:
         log.write(0, evaluate(loss_of_batch, eval_rows, args, world))
-    progress = tqdm(total=total, initial=start, unit="step", disable=not world.is_main)
-    for step in range(start, stop):
-        # the learning rate of this step
-        lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+    with tqdm(total=total, initial=start, unit="step", disable=not world.is_main) as progress:
+        for step in range(start, stop):
+            # the learning rate of this step
+            lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
 
-        # micro-batches: whatever their division, the gradient of the mean loss over the step
-        step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
-        means = Means()
-        for batch in rank_batches(step_rows, args, world):
-            losses, values = loss_of_batch(batch)
-            loss = (losses * batch.weights).sum() / len(step_rows)
-            # Sharding averages gradients over ranks, and we want their sum.
-            (loss * world.size).backward()
-            means.add(values, batch.weights)
+            # micro-batches: whatever their division, the gradient of the mean loss over the step
+            step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
+            means = Means()
+            for batch in rank_batches(step_rows, args, world):
+                losses, values = loss_of_batch(batch)
+                loss = (losses * batch.weights).sum() / len(step_rows)
+                # Sharding averages gradients over ranks, and we want their sum.
+                (loss * world.size).backward()
+                means.add(values, batch.weights)
 
-        # clip, step
-        grad_norm = _full(nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)).item()
-        metrics = means.reduce()
-        _check_finite(step, metrics["loss"], grad_norm, first=step == start)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+            # clip, step
+            grad_norm = _full(
+                nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+            ).item()
+            metrics = means.reduce()
+            _check_finite(step, metrics["loss"], grad_norm, first=step == start)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        # log
-        epoch = (step + 1) / steps_per_epoch(len(rows), args)
-        log.write(step + 1, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": epoch})
-        progress.set_postfix(
-            loss=f"{metrics['loss']:.4f}",
-            accuracy=f"{metrics['rewards/accuracies']:.3f}",
-            margin=f"{metrics['rewards/margins']:+.3f}",
-            refresh=False,
-        )
-        progress.update()
+            # log
+            epoch = (step + 1) / steps_per_epoch(len(rows), args)
+            log.write(step + 1, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": epoch})
+            progress.set_postfix(
+                loss=f"{metrics['loss']:.4f}",
+                accuracy=f"{metrics['rewards/accuracies']:.3f}",
+                margin=f"{metrics['rewards/margins']:+.3f}",
+                refresh=False,
+            )
+            progress.update()
 
-        # evaluate, save
-        if _is_due(step + 1, args.eval_every) or step + 1 == total:
-            log.write(step + 1, evaluate(loss_of_batch, eval_rows, args, world))
-        if (
-            _is_due(step + 1, args.save_every)
-            or step + 1 == args.stop_after
-            or (args.save_every and step + 1 == total)
-        ):
-            checkpoint.save(policy, optimizer, step + 1, args, world)
-    progress.close()
+            # evaluate, save
+            if _is_due(step + 1, args.eval_every) or step + 1 == total:
+                log.write(step + 1, evaluate(loss_of_batch, eval_rows, args, world))
+            if (
+                _is_due(step + 1, args.save_every)
+                or step + 1 == args.stop_after
+                or (args.save_every and step + 1 == total)
+            ):
+                checkpoint.save(policy, optimizer, step + 1, args, world)
     return stop
 
 
@@ -156,9 +163,16 @@ class _Log:
 
     def __init__(self, path: Path, start: int, world: World):
         self.path, self.is_main = path, world.is_main
-        if self.is_main:
-            lines = path.read_text().splitlines(keepends=True) if start else []
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= start))
+        on_main(world, partial(self._keep_until, start))
+
+    def _keep_until(self, start: int) -> None:
+        """Drops what a continued run will write again, and a line that was torn when it was killed."""
+        text = self.path.read_text() if start and self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+        kept = "".join(line for line in whole if json.loads(line)["step"] <= start)
+        temporary = self.path.with_name(".metrics.partial")
+        temporary.write_text(kept)
+        os.replace(temporary, self.path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.is_main and values:

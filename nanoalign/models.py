@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from nanoalign import weights
 from nanoalign.distributed import World, autocast, shard
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps
-from nanoalign.rows import Batch, tree_mask
+from nanoalign.rows import Batch, Row, check_fits, tree_mask
 
 CHUNK_LOGITS = 2**25  # logits held at one time, in elements: 128 MiB of float32
 
@@ -123,8 +123,14 @@ class Policy(nn.Module):
             dtype = torch.float32 if trainable else compute_dtype
             try:
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            except ValueError as error:  # an architecture without a causal language model
-                raise RunError(f"model '{path}': {error}") from error
+            except weights.FOREIGN_ERRORS as error:  # no causal language model, odd settings
+                raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
+        if model.base_model is model:
+            raise RunError(
+                f"model '{path}': {type(model).__name__} has no body apart from its head"
+            )
+        if (folder / "generation_config.json").is_file():  # it may name further EOS tokens
+            model.generation_config = GenerationConfig.from_pretrained(folder)
         policy = cls(model, compute_dtype).requires_grad_(trainable)
         policy.eval()  # dropout off, in training too: policy and reference must be the same function
         blocks = policy.blocks()
@@ -148,10 +154,18 @@ class Policy(nn.Module):
             self.reshard()  # a forward without a backward pass leaves the head gathered
         weights.save(self.model, tokenizer, folder, world)
 
+    def check_fits(self, rows: list[Row]) -> None:
+        """Raises RunError for rows with token ids or positions that the model does not have."""
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        check_fits(rows, self.model.get_input_embeddings().num_embeddings, positions)
+
     def count_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks, by the class names that the architecture gives for them."""
         names = set(self.model._no_split_modules or ())
-        return [module for module in self.model.modules() if type(module).__name__ in names]
+        blocks = [module for module in self.model.modules() if type(module).__name__ in names]
+        inner = {id(part) for block in blocks for part in block.modules() if part is not block}
+        return [block for block in blocks if id(block) not in inner]

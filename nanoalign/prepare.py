@@ -12,7 +12,7 @@ from nanoalign import loop
 from nanoalign.arguments import EMBEDDED
 from nanoalign.data import Example, hold_out, read_sources
 from nanoalign.distributed import World, print0
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.rows import (
     Row,
     drop_equal,
@@ -21,6 +21,7 @@ from nanoalign.rows import (
     plan_micro_batches,
     step_indices,
 )
+from nanoalign.weights import FOREIGN_ERRORS
 
 PLANNED_STEPS = 50  # whose padding is counted before training
 
@@ -36,8 +37,10 @@ def load_tokenizer(folder: Path):
     """The tokenizer of a model's folder."""
     try:
         return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise RunError(f"model folder '{folder}' has no readable tokenizer: {error}") from error
+    except FOREIGN_ERRORS as error:
+        raise RunError(
+            f"model folder '{folder}' has no readable tokenizer: {in_a_line(error)}"
+        ) from error
 
 
 def make_optimizer(policy: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:

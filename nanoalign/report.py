@@ -45,7 +45,8 @@ def held_out_summary(folder: Path, pairs: int) -> str:
 def curves(folder: Path, title: str) -> Path:
     """Draws metrics.jsonl as curves.png: thin lines for steps, heavy dotted ones for evaluations."""
     lines = _read_metrics(folder)
-    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(16, 7))
+    figure.subplots_adjust(0.04, 0.07, 0.99, 0.9, wspace=0.2, hspace=0.3)
     figure.suptitle(title)
     for axis, (name, metrics) in zip(axes.flat, PANELS, strict=False):
         for metric, colour in metrics.items():

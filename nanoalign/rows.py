@@ -123,7 +123,9 @@ def check_tokenizer(tokenizer, max_length: int) -> None:
 
 def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[int]]:
     ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)
-    return [_one_bos_no_eos(seq, tokenizer) for seq in ids["input_ids"]] if bos else ids["input_ids"]
+    return (
+        [_one_bos_no_eos(seq, tokenizer) for seq in ids["input_ids"]] if bos else ids["input_ids"]
+    )
 
 
 def _one_bos_no_eos(ids: list[int], tokenizer) -> list[int]:

@@ -9,7 +9,7 @@ auto    chat where the tokenizer has a template, raw for HH-RLHF dialogues, else
 from jinja2 import TemplateError  # comes with torch; chat templates are written in it
 
 from nanoalign.data import Example
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 
 TEMPLATES = ("auto", "chat", "raw", "pku")
 
@@ -68,9 +68,9 @@ def _render_chat(
         for response in responses:
             turn = {"role": "assistant", "content": response}
             rendered.append(tokenizer.apply_chat_template([*messages, turn], tokenize=False))
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:
         raise RunError(
-            f"{pair_id}: the tokenizer's chat template refuses this dialogue: {error}"
+            f"{pair_id}: the tokenizer's chat template refuses this dialogue: {in_a_line(error)}"
         ) from error
     for text in rendered:
         if not text.startswith(prompt):

@@ -1,7 +1,8 @@
-"""Weights: from safetensors files into sharded parameters and back, never more than a tensor at a time.
+"""Weights: from safetensors files into sharded parameters, and back.
 
 A model is built with its parameters on the meta device (no memory), sharded, given memory for the
-shards alone, and then each rank reads its own slices of the files.
+shards alone, and then each rank reads its own slices of the files. Where the files' layout is not
+the model's own (mixture-of-experts), rank 0 holds the whole model while it is converted.
 """
 
 import copy
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -26,9 +28,12 @@ from transformers.utils import logging as transformers_logging
 
 from nanoalign import tiny
 from nanoalign.distributed import World, on_main
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 
 MAX_SHARD_BYTES = 4 * 2**30  # of a file that is written; rank 0 holds one in host memory
+# What transformers raises at a folder it can't make sense of.
+FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+                  RuntimeError, StrictDataclassError)  # fmt: skip
 
 # --- finding --------------------------------------------------------------------------------------
 
@@ -51,23 +56,33 @@ def resolve_model(path: str | Path) -> Path:
         patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
         return Path(snapshot_download(str(path), allow_patterns=patterns))
     except (OSError, ValueError) as error:  # not found, no network, not a valid name
-        raise RunError(f"no folder '{path}' here, and the Hub does not give it: {error}") from error
+        raise RunError(
+            f"no folder '{path}' here, and the Hub does not give it: {in_a_line(error)}"
+        ) from error
 
 
 def read_config(folder: Path) -> PretrainedConfig:
     if not (folder / "config.json").is_file():
         raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise RunError(f"{folder / 'config.json'}: {error}") from error
+        config = AutoConfig.from_pretrained(folder)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"{folder / 'config.json'}: {in_a_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise RunError(f"model folder '{folder}' is quantized; training needs its full weights")
+    return config
 
 
 def _stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """Tensor name -> (the safetensors file that holds it, its shape)."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{index}: not an index of safetensors files: {in_a_line(error)}"
+            ) from error
     elif single.is_file():
         names = [single.name]
     else:
@@ -91,7 +106,7 @@ def _open(path: Path) -> Iterator[safe_open]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise RunError(f"{path}: not a readable safetensors file: {error}") from error
+        raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -198,18 +213,14 @@ def _load_by_transformers(
     loaded = read() if world is None else on_main(world, read)
     with torch.no_grad():
         for names, tensor in tensors.items():
-            if isinstance(tensor, DTensor):
-                full = torch.empty(
-                    tensor.shape, dtype=tensor.dtype, device=tensor.to_local().device
-                )
-                if loaded is not None:
-                    full.copy_(loaded[names[0]])
-                if world.size > 1:
-                    dist.broadcast(full, src=0)
-                rows = _local_rows(tensor)
-                tensor.to_local().copy_(full[rows.start : rows.stop])
-            else:
-                tensor.copy_(loaded[names[0]])
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            full = torch.empty(tensor.shape, dtype=tensor.dtype, device=local.device)
+            if loaded is not None:
+                full.copy_(loaded[names[0]])
+            if world is not None and world.size > 1:
+                dist.broadcast(full, src=0)
+            rows = _local_rows(tensor) if isinstance(tensor, DTensor) else range(len(full))
+            local.copy_(full[rows.start : rows.stop])
 
 
 def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
@@ -221,6 +232,8 @@ def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
         loaded, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
@@ -243,8 +256,8 @@ def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
 def save(model: PreTrainedModel, tokenizer, folder: Path, world: World | None = None) -> None:
     """Writes a model and its tokenizer in Hugging Face format, in float32. Every rank must call it.
 
-    Parameters are gathered one at a time. The files are written under a temporary name beside their
-    place and then moved, so that a failure leaves what was there.
+    Parameters are gathered one at a time. The files are written to a folder beside their place and
+    moved when all are whole, so that a failure while writing leaves what was there.
     """
     is_main = world is None or world.is_main
     temporary = folder / ".model.partial"
@@ -260,11 +273,20 @@ def save(model: PreTrainedModel, tokenizer, folder: Path, world: World | None = 
             tokenizer.save_pretrained(temporary)
         _write_tensors(model, temporary, is_main)
         if is_main:
-            for path in sorted(temporary.iterdir()):
-                os.replace(path, folder / path.name)
-            temporary.rmdir()
+            _move_into_place(temporary, folder)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"the model could not be written to '{folder}': {error}") from error
+
+
+def _move_into_place(temporary: Path, folder: Path) -> None:
+    new = {path.name for path in temporary.iterdir()}
+    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
+        for old in folder.glob(pattern):  # of a model with another number of files
+            if old.name not in new:
+                old.unlink()
+    for name in sorted(new):
+        os.replace(temporary / name, folder / name)
+    temporary.rmdir()
 
 
 def _write_tensors(model: PreTrainedModel, folder: Path, is_main: bool) -> None:

@@ -119,6 +119,8 @@ BAD = {
     "broken array": (f"[\n{json.dumps(PAIR)},\n{{'a': }}\n]", r"a\.jsonl:3: not valid JSON"),
     "array without comma": (f"[{json.dumps(PAIR)}\n{json.dumps(PAIR)}]", r":2: .* expected ',' or '\]'"),
     "empty file": ("", "holds no records; expected prompt"),
+    "two arrays": (f"[{json.dumps(PAIR)}]\n[]", r":2: not valid JSON: '\[\]' follows the list"),
+    "half a character": ('{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}', "a lone surrogate"),
     "empty array": ("[]", "holds no records"),
     "unknown keys": ('{"question": "q"}', r"a\.jsonl:1: unknown keys \['question'\]; expected prompt"),
     "not a record": ("[1]", ":1: expected a record with keys, found int"),
@@ -175,3 +177,4 @@ def test_held_out_prompts_are_disjoint_whole_and_independent_of_order(tmp_path):
     assert {e.pair_id for e in hold_out(examples, 0.1, seed=1)[1]} != {e.pair_id for e in held}
     assert hold_out(examples, 0.0, seed=0)[1] == []
     assert len(hold_out(examples[:4], 0.1, seed=0)[1]) == 2  # one prompt, which has two pairs
+    assert hold_out(examples[:2], 0.5, seed=0)[1] == []  # the only prompt stays

@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from nanoalign.data import Example
 from nanoalign.errors import RunError
 from nanoalign.rows import (
     PADDING,
     Row,
+    check_fits,
     collate,
     drop_equal,
     encode,
@@ -60,15 +64,50 @@ def test_an_eos_that_the_text_wrote_is_not_doubled(tokenizer):
     assert [tokenizer.decode(response) for response in r.responses] == ["b<eos>", "c<eos>"]
 
 
-def test_one_bos_where_the_tokenizer_adds_one(tokenizer):
-    from tokenizers.processors import TemplateProcessing
+def sentencepiece_like():
+    """Words with a leading "▁", which the tokenizer also puts before the start of any text."""
+    words = ["<unk>", "<bos>", "<eos>", "▁yes", "yes", "▁Q", ":", "▁no", "\n", "▁", "▁x", "x"]
+    core = Tokenizer(models.Unigram([(w, -1.0 * (len(w) < 3)) for w in words], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    core.add_special_tokens(["<bos>", "<eos>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>")
 
+
+def test_no_space_is_put_before_a_response():
+    """ "Q:" ++ "yes" has the tokens of "Q:yes", though "yes" alone would begin with a space."""
+    tokenizer = sentencepiece_like()
+    r = encode(text("Q:", "yes", " no"), tokenizer, "raw")
+    words = tokenizer.convert_ids_to_tokens
+    assert words(tokenizer("yes")["input_ids"]) == ["▁yes"]
+    assert [words(part.tolist()) for part in r.responses] == [["yes", "<eos>"], ["▁no", "<eos>"]]
+
+
+def test_a_prompt_without_tokens_is_an_error():
+    silent = byte_tokenizer()
+    silent.backend_tokenizer.normalizer = normalizers.Strip()
+    with pytest.raises(RunError, match="test:1: the prompt has no tokens"):
+        encode(text("  ", "a", "b"), silent, "raw")
+
+
+def test_ids_and_positions_that_the_model_lacks_are_errors():
+    rows = [row([1, 2], [3], [4, 5])]
+    check_fits(rows, vocabulary=6, positions=4)
+    with pytest.raises(RunError, match="token id 5, but the model knows 5"):
+        check_fits(rows, vocabulary=5, positions=4)
+    with pytest.raises(RunError, match="has 4 tokens, but the model knows 3 positions; give --max"):
+        check_fits(rows, vocabulary=6, positions=3)
+
+
+def test_one_bos_where_the_tokenizer_adds_one(tokenizer):
     adding = byte_tokenizer()
     adding.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
     )
     r = encode(text("ab", "c", "d"), adding, "raw")
     assert tokenizer.decode(r.prompt) == "<bos>ab"  # its EOS would end the prompt: dropped
+    again = encode(text("<bos>ab", "c", "d"), adding, "raw")
+    assert list(again.prompt) == list(r.prompt)  # where the text has a BOS, it is the only one
     assert tokenizer.decode(r.responses[0]) == "c<eos>"
 
 

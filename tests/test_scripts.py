@@ -6,6 +6,7 @@ torchrun.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,7 @@ BAD_INPUT = {
     "batch of 0": ("new", ["--batch_size", "0"], "expected a whole number of at least 1, got '0'"),
     "beta of 0": ("new", ["--beta", "0"], "--beta: expected a number above 0"),
     "lr nan": ("new", ["--lr", "nan"], "--lr: expected a number of at least 0, got 'nan'"),
+    "resume, other lr": ("old run", ["--resume", "--lr", "1"], "--lr was 1e-06, now 1.0"),
     "unknown flag": ("new", ["--batchsize", "3"], "unrecognized arguments: --batchsize"),
     "shortened flag": ("new", ["--batch", "3"], "unrecognized arguments: --batch 3"),
 }  # fmt: skip
@@ -110,8 +112,6 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, ranks, subtests):
             lines = outcome.stderr.splitlines()
             assert len(lines) == 1, outcome.stderr
             assert lines[0].startswith("error: ")
-            import re
-
             assert re.search(message, lines[0]), lines[0]
     assert contents(world) == before
 
@@ -146,7 +146,7 @@ def test_torchrun(world, tmp_path):
         ]
         script = Path(train_dpo.__file__)
         return subprocess.run(
-            [*command, script, *flags], capture_output=True, text=True, env=os.environ
+            [*command, script, *flags], capture_output=True, text=True, env=os.environ, timeout=120
         )
 
     good = torchrun(*argv(world, "torchrun"))

@@ -3,19 +3,22 @@
 Whole runs of train_dpo.py on a tiny random Llama: what the curve may depend on, and what not.
 """
 
+import argparse
 import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import examples, write_pairs
+from conftest import examples, tiny_llama, write_pairs
 from ranks import run_ranks
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_dpo
 from nanoalign import loop
+from nanoalign.losses import dpo_loss
 from nanoalign.models import Policy
+from nanoalign.prepare import make_optimizer
 from nanoalign.rows import collate, encode_all
 
 
@@ -29,9 +32,9 @@ def pairs(tmp_path_factory) -> Path:
 def train(llama_folder, pairs):
     """Runs train_dpo.main on some ranks; 10 steps of 7 pairs unless told otherwise."""
 
-    def run(out: Path, *flags: object, ranks: int = 1) -> list[dict]:
-        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--steps", 10, "--batch_size", 7,
-                "--template", "raw", "--lr", 1e-2, *flags]  # fmt: skip
+    def run(out: Path, *flags: object, ranks: int = 1, steps: int | None = 10) -> list[dict]:
+        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
+                "--template", "raw", *(("--steps", steps) if steps else ()), *flags]  # fmt: skip
         outcome = run_ranks(ranks, train_dpo.main, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -48,16 +51,14 @@ def losses(metrics: list[dict]) -> list[float]:
     return [line["loss"] for line in metrics if "loss" in line]
 
 
-def assert_same_curve(a: list[dict], b: list[dict], rel: float = 1e-5) -> None:
+def assert_same_curve(a: list[dict], b: list[dict]) -> None:
+    """Losses to 1e-5 relative; rewards and accuracies follow from log-probabilities near -100."""
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
         assert x.keys() == y.keys()
-        for (
-            key
-        ) in x:  # rewards are differences of log-probabilities near -100: their rounding is 1e-5
-            assert y[key] == pytest.approx(x[key], rel=rel, abs=1e-4 if "loss" not in key else 0), (
-                key
-            )
+        for key in x:
+            absolute = 0 if key in ("loss", "lr", "epoch") else 1e-4
+            assert y[key] == pytest.approx(x[key], rel=1e-5, abs=absolute), key
 
 
 def test_the_first_loss_is_ln_2_and_training_learns(one_rank):
@@ -133,6 +134,27 @@ def test_a_killed_run_continues_from_its_newest_whole_checkpoint(train, tmp_path
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
 
 
+def test_a_torn_line_of_metrics_is_written_again(train, tmp_path):
+    straight = train(tmp_path / "a")
+    train(tmp_path / "b", "--stop_after", 5)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "los')
+    assert train(tmp_path / "b", "--resume") == straight
+
+
+def test_resume_after_an_evaluation_at_the_same_step(train, tmp_path):
+    """An evaluation leaves the head gathered; the checkpoint behind it must hold the shards."""
+    straight = train(tmp_path / "a", "--eval_every", 5, ranks=2)
+    train(tmp_path / "b", "--eval_every", 5, "--stop_after", 5, ranks=2)
+    assert train(tmp_path / "b", "--eval_every", 5, "--resume", ranks=2) == straight
+
+
+def test_resume_in_bfloat16(train, tmp_path):
+    straight = train(tmp_path / "a", "--precision", "bf16")
+    train(tmp_path / "b", "--precision", "bf16", "--stop_after", 5)
+    assert train(tmp_path / "b", "--precision", "bf16", "--resume") == straight
+
+
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
     train(tmp_path / "run", "--save_every", 2, "--keep", 2)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
@@ -171,29 +193,90 @@ def test_evaluation_runs_when_asked_and_at_both_ends(train, tmp_path):
     assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
 
 
-def test_epochs_count_whole_passes(train, tmp_path):
-    """About 22 pairs are left of 25 after the held-out ones: 2 epochs of ceil(n / 7) steps."""
-    metrics = train(tmp_path / "run", "--steps", 2)  # --steps wins over --epochs
-    assert len(losses(metrics)) == 2
-    assert metrics[1]["epoch"] == pytest.approx(
-        1 / math.ceil(_training_pairs(tmp_path / "run") / 7)
-    )
-
-
-def _training_pairs(run: Path) -> int:
-    from nanoalign.data import hold_out, read_examples
-
-    args = json.loads((run / "args.json").read_text())
-    return len(hold_out(read_examples(args["data"][0]), args["eval_share"], args["seed"])[0])
+def test_epochs_are_whole_passes(train, tmp_path):
+    """25 pairs less 2 held out: 2 epochs of ceil(23 / 7) = 4 steps."""
+    metrics = train(tmp_path / "run", "--epochs", 2, steps=None)
+    assert [line["epoch"] for line in metrics if "loss" in line] == [i / 4 for i in range(1, 9)]
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(train, tmp_path):
     train(tmp_path / "run", "--save_every", 5)
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    metrics = train(tmp_path / "run", "--overwrite", "--steps", 3)
+    metrics = train(tmp_path / "run", "--overwrite", steps=3)
     assert [line["step"] for line in metrics if "loss" in line] == [1, 2, 3]
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+# --- the reference
+
+
+def _run_and_compare_reference(argv: list[str]) -> tuple[bool, bool]:
+    """Whether the sharded reference and the policy are the same tensors after a run as before it."""
+    loaded, load = [], Policy.load
+
+    def keep(*args, **kwargs):
+        policy = load(*args, **kwargs)
+        loaded.append((policy, [p.full_tensor().clone() for p in policy.parameters()]))
+        return policy
+
+    train_dpo.Policy.load = keep
+    train_dpo.main(argv)
+    same = []
+    for policy, before in loaded:
+        policy.reshard()
+        after = [p.full_tensor() for p in policy.parameters()]
+        same.append(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+    return tuple(same)
+
+
+def test_training_moves_the_policy_and_not_the_reference(llama_folder, pairs, tmp_path):
+    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--lr", "1e-2"]
+    outcome = run_ranks(2, _run_and_compare_reference, [str(arg) for arg in argv])
+    assert outcome.results == [(False, True)] * 2, outcome.stderr
+
+
+def test_another_reference_gives_other_first_losses(train, tmp_path, tokenizer):
+    tiny_llama(seed=1).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    metrics = train(tmp_path / "run", "--reference", tmp_path / "other", steps=1)
+    assert abs(losses(metrics)[0] - math.log(2)) > 0.1
+
+
+# --- what the flags reach
+
+
+def test_loss_of_batch_hands_on_beta_and_smoothing():
+    """Fakes for policy and reference; chosen and rejected alternate."""
+    logps, ref = torch.tensor([-1.0, -4.0, -6.0, -5.0]), torch.tensor([-2.0, -2.0, -7.0, -3.0])
+    losses, values = train_dpo.loss_of_batch(lambda _: logps, lambda _: ref, 0.5, 0.2, None)
+    expected, chosen, rejected = dpo_loss(
+        torch.tensor([-1.0, -6.0]), torch.tensor([-4.0, -5.0]),
+        torch.tensor([-2.0, -7.0]), torch.tensor([-2.0, -3.0]), 0.5, 0.2)  # fmt: skip
+    assert torch.equal(losses, expected)
+    assert torch.equal(values["rewards/chosen"], chosen)
+    assert torch.equal(values["rewards/margins"], chosen - rejected)
+    assert values["logps/rejected"].tolist() == [-4.0, -5.0]
+
+
+def test_only_matrices_decay():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 3), "norm": torch.nn.LayerNorm(3)})
+    optimizer = make_optimizer(model, argparse.Namespace(lr=0.1, weight_decay=0.3))
+    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
+        "a.weight": 0.3, "a.bias": 0.0, "norm.weight": 0.0, "norm.bias": 0.0}  # fmt: skip
+
+
+def test_gradients_are_clipped(train, one_rank, tmp_path):
+    """AdamW hides the scale of gradients, but not of one so small that epsilon outweighs it."""
+    clipped = train(tmp_path / "run", "--max_grad_norm", 1e-12)
+    assert clipped[1]["grad_norm"] == one_rank[1]["grad_norm"] > 1e-3  # reported before clipping
+    assert abs(losses(clipped)[-1] - math.log(2)) < 0.01
+
+
+def test_the_seed_orders_the_pairs(train, one_rank, tmp_path):
+    other = train(tmp_path / "run", "--seed", 1)
+    assert other[1]["logps/chosen"] != one_rank[1]["logps/chosen"]
 
 
 # --- the learning rate
