@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 
 from nanoalign.errors import RunError
@@ -21,6 +22,10 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
         )
+
+    def print_help(self, file=None) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            super().print_help(file)
 
     def error(self, message: str) -> None:
         raise RunError(f"{message} (see {self.prog} --help)")
@@ -100,7 +105,10 @@ def add_training_arguments(parser: Parser, out: str, lr: str, schedule: str, war
     optimization.add_argument("--max_grad_norm", type=positive, default=1.0,
         help="gradients are scaled down to this norm")  # fmt: skip
     optimization.add_argument(
-        "--seed", type=number(int, 0), default=0, help="of the order of the pairs"
+        "--seed",
+        type=number(int, 0),
+        default=0,
+        help="of the order of the pairs and the choice of held-out prompts",
     )
 
     machine = parser.add_argument_group("machine")

@@ -79,9 +79,7 @@ def save(
     dist.barrier()  # the folder is there
     try:
         dcp.save(_state(policy, optimizer), checkpoint_id=partial)
-    except (
-        dcp.api.CheckpointException
-    ) as error:  # gathers what failed on any rank, and is raised on all
+    except dcp.api.CheckpointException as error:  # what failed on any rank, raised on all
         raise RunError(f"{final}: the checkpoint can't be written: {_causes(error)}") from error
     if world.is_main:
         (partial / "run.json").write_text(json.dumps({"step": step, "args": vars(args)}, indent=2))

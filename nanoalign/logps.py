@@ -32,12 +32,10 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
         )
     logits, labels = logits[:, :-1], labels[:, 1:]
     scored = labels != IGNORE  # (N, T - 1)
-    # float32 at least: in bfloat16 a log-probability of -9.3 would be rounded to a multiple of
-    # 1/16.
+    # float32 at least: bfloat16 would round a log-probability of -9.3 to a multiple of 1/16.
     logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-    token_logps = logps.gather(2, labels.masked_fill(~scored, 0).unsqueeze(2)).squeeze(
-        2
-    )  # (N, T - 1)
+    targets = labels.masked_fill(~scored, 0)
+    token_logps = logps.gather(2, targets.unsqueeze(2)).squeeze(2)  # (N, T - 1)
     return (token_logps * scored).sum(1)
 
 

@@ -33,9 +33,7 @@ def render(example: Example, tokenizer, template: str) -> tuple[str, list[str]]:
             )
         return example.prompt, responses
     messages = example.messages()
-    if (
-        example.kind == "dialogue"
-    ):  # HH-RLHF writes "Assistant: answer": the space belongs to the format
+    if example.kind == "dialogue":  # "Assistant: answer": the space belongs to HH-RLHF's format
         responses = [response.removeprefix(" ") for response in responses]
     if template == "pku":
         return _render_pku(messages, example.pair_id), responses

@@ -29,9 +29,8 @@ def tiny_llama(seed: int = 0, **options) -> torch.nn.Module:
                 "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True,
                 "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}  # fmt: skip
     model = AutoModelForCausalLM.from_config(LlamaConfig(**settings | options))
-    for (
-        p
-    ) in model.parameters():  # the usual 0.02 gives nearly uniform logits, where errors would hide
+    # The usual deviation of 0.02 gives nearly uniform logits, in which errors would hide.
+    for p in model.parameters():
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=0.2)
     return model.eval()

@@ -18,8 +18,8 @@ def pairs(*columns: list[float], dtype=torch.float64) -> list[torch.Tensor]:
 def test_dpo_by_hand():
     """Three pairs, beta 0.5.
 
-    1. log-ratios +2 and 0: margin 0.5 * 2 = 1, loss log(1 + e^-1) = 0.313262, rewards 1 and 0 2.
-    log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and 1.5
+    1. log-ratios +2 and 0: margin 0.5 * 2 = 1, loss log(1 + e^-1) = 0.313262, rewards 1 and 0
+    2. log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and 1.5
     3. log-ratios +5 and +5: margin 0, loss ln 2, rewards 2.5 and 2.5
     """
     chosen, rejected = [-10.0, -7.0, -1.0], [-12.0, -4.0, -2.0]
@@ -102,11 +102,8 @@ def test_rewards_carry_no_gradient():
 
 
 def test_a_tie_is_half_a_hit():
-    assert hits(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])).tolist() == [
-        1,
-        0,
-        0.5,
-    ]
+    chosen, rejected = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])
+    assert hits(chosen, rejected).tolist() == [1, 0, 0.5]
 
 
 def test_losses_import_torch_alone():

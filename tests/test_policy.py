@@ -136,16 +136,13 @@ def test_no_gradient_reaches_the_reference(llama_folder, rows):
     assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
 
 
-def test_dropout_is_off_in_training(rows):
+def test_dropout_is_off_in_training(rows, tmp_path):
     torch.manual_seed(0)
     config = CONFIG_MAPPING["gpt2"](
         **ARCHITECTURES["gpt2"], resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5
     )
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as folder:
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        policy = Policy.load(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    policy = Policy.load(tmp_path)
     assert torch.equal(policy(collate(rows)), policy(collate(rows)))
 
 

@@ -28,9 +28,7 @@ class Task(NamedTuple):
 
     kind: str  # "fact", "sum", "advice" or "harm"
     subject: str  # "the capital of France", "3 plus 4", "sleep better", "steal a bike"
-    answers: tuple[
-        str, ...
-    ]  # the right answer; for advice the tips; for harm the steps not to tell
+    answers: tuple[str, ...]  # the right one; for advice the tips; for harm the steps not to tell
     wrong: tuple[str, ...]  # answers of the same sort that are wrong here
     category: str = ""  # of harm
     severity: int = 0  # of harm, 1 .. 3
