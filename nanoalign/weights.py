@@ -267,9 +267,11 @@ def save(model: PreTrainedModel, tokenizer, folder: Path, world: World | None = 
             temporary.mkdir(parents=True)
             config = copy.deepcopy(model.config)
             config.dtype, config.architectures = torch.float32, [type(model).__name__]
-            config.save_pretrained(temporary)
+            # Not save_pretrained, which refuses settings (a temperature without sampling) that it
+            # has read without complaint: a trained model must not be lost over them.
+            config.to_json_file(temporary / "config.json")
             if model.can_generate():
-                model.generation_config.save_pretrained(temporary)
+                model.generation_config.to_json_file(temporary / "generation_config.json")
             tokenizer.save_pretrained(temporary)
         _write_tensors(model, temporary, is_main)
         if is_main:

@@ -105,9 +105,10 @@ def test_buffers_of_converted_models_reach_every_rank(batch, tmp_path, tokenizer
 
 
 def test_the_generation_config_goes_through(llama_folder, tmp_path, tokenizer):
-    """It may name further EOS tokens, which config.json does not have."""
+    """It may name further EOS tokens; transformers reads this one and would refuse to write it."""
     folder = shutil.copytree(llama_folder, tmp_path / "model")
-    (folder / "generation_config.json").write_text('{"eos_token_id": [258, 7], "max_length": 33}')
+    settings = {"eos_token_id": [258, 7], "temperature": 0.6, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
     Policy.load(folder).save(tmp_path / "out", tokenizer)
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [258, 7]
 
