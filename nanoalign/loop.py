@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nanoalign import checkpoint
 from nanoalign.distributed import World, on_main
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.metrics import Means
 from nanoalign.rows import Batch, Row, collate, plan_micro_batches, step_indices
 
@@ -175,6 +175,10 @@ class _Log:
         os.replace(temporary, self.path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if self.is_main and values:
+        if not (self.is_main and values):
+            return
+        try:
             with self.path.open("a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise RunError(f"{self.path} can't be written: {in_a_line(error)}") from error

@@ -4,9 +4,11 @@ What a user meets: one clear error for bad input on any number of ranks, and not
 torchrun.
 """
 
+import errno
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -130,6 +132,25 @@ def _fail_on_rank_1() -> None:
 
     distributed._SPEAKS_WITHIN = 1.0
     distributed.run(main)
+
+
+def _train_on_a_full_disk(argv: list[str]) -> None:
+    """On rank 0, files can't grow beyond 1,200 bytes: the arguments fit, the metrics of a few steps don't."""
+    if os.environ["RANK"] == "0":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1200, 1200))
+    script(argv)
+
+
+def test_a_full_disk_ends_all_ranks_with_one_error(world):
+    outcome = run_ranks(2, _train_on_a_full_disk, argv(world, "full disk", "--steps", 30))
+    assert outcome.codes == [1, 1]
+    lines = [line for line in outcome.stderr.splitlines() if line and "step/s" not in line]
+    path = world / "full disk" / "metrics.jsonl"
+    message = f"{path} can't be written: OSError: [Errno {errno.EFBIG}] File too large"
+    assert lines == [f"error: {message}"], outcome.stderr
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0])["eval/loss"] and len(lines) > 1
+    shutil.rmtree(world / "full disk")
 
 
 def test_torchrun(world, tmp_path):
