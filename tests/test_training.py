@@ -53,6 +53,13 @@ def one_rank(train, tmp_path_factory) -> list[dict]:
     return train(tmp_path_factory.mktemp("runs") / "one")
 
 
+@pytest.fixture(scope="module")
+def two_ranks(train, tmp_path_factory) -> tuple[list[dict], Path]:
+    """An uninterrupted run on two ranks, and its folder."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    return train(out, ranks=2), out
+
+
 def losses(metrics: list[dict]) -> list[float]:
     return [line["loss"] for line in metrics if "loss" in line]
 
@@ -108,44 +115,40 @@ def test_bfloat16_stays_close(train, one_rank, tmp_path):
 # --- resume
 
 
-def test_resume_continues_bit_for_bit_on_the_same_ranks(train, tmp_path):
-    straight = train(tmp_path / "a", ranks=2)
-    stopped = train(tmp_path / "b", "--stop_after", 5, ranks=2)
+def test_resume_continues_bit_for_bit_on_the_same_ranks(train, two_ranks, tmp_path):
+    straight, folder = two_ranks
+    stopped = train(tmp_path / "run", "--stop_after", 5, ranks=2)
     assert losses(stopped) == losses(straight)[:5]
-    resumed = train(tmp_path / "b", "--resume", ranks=2)
-    assert losses(resumed) == losses(straight)
-    final = [line for line in resumed if line["step"] == 10]
-    assert final == [line for line in straight if line["step"] == 10]
-    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / run).state_dict() for run in "ab"]
+    assert train(tmp_path / "run", "--resume", ranks=2) == straight
+    weights = [
+        AutoModelForCausalLM.from_pretrained(run).state_dict() for run in (folder, tmp_path / "run")
+    ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_resume_continues_on_another_number_of_ranks(train, tmp_path, ranks):
-    straight = train(tmp_path / "a", ranks=2)
-    train(tmp_path / "b", "--stop_after", 5, ranks=2)
-    resumed = train(tmp_path / "b", "--resume", ranks=ranks)
-    assert losses(resumed) == pytest.approx(losses(straight), rel=1e-5)
+def test_resume_continues_on_another_number_of_ranks(train, two_ranks, tmp_path, ranks):
+    train(tmp_path / "run", "--stop_after", 5, ranks=2)
+    resumed = train(tmp_path / "run", "--resume", ranks=ranks)
+    assert losses(resumed) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
 
 
-def test_a_killed_run_continues_from_its_newest_whole_checkpoint(train, tmp_path):
+def test_a_killed_run_continues_from_its_newest_whole_checkpoint(train, one_rank, tmp_path):
     """Steps after the checkpoint are done again and logged once; torn checkpoints are not seen."""
-    straight = train(tmp_path / "a")
     train(tmp_path / "b", "--save_every", 2, "--stop_after", 7, "--keep", 10)
     folder = tmp_path / "b" / "checkpoints"
     assert sorted(p.name for p in folder.iterdir()) == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
     (folder / "step_000007").rename(folder / ".step_000007.partial")  # as if killed while writing
     resumed = train(tmp_path / "b", "--resume")
-    assert losses(resumed) == losses(straight)
+    assert losses(resumed) == losses(one_rank)
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
 
 
-def test_a_torn_line_of_metrics_is_written_again(train, tmp_path):
-    straight = train(tmp_path / "a")
+def test_a_torn_line_of_metrics_is_written_again(train, one_rank, tmp_path):
     train(tmp_path / "b", "--stop_after", 5)
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "los')
-    assert train(tmp_path / "b", "--resume") == straight
+    assert train(tmp_path / "b", "--resume") == one_rank
 
 
 def test_resume_after_an_evaluation_at_the_same_step(train, tmp_path):
