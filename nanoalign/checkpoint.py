@@ -17,7 +17,7 @@ from nanoalign.errors import RunError
 
 ARGS = "args.json"  # marks a folder as a run's
 # All that a run writes, and so all that --overwrite removes.
-WRITTEN = ("metrics.jsonl", "curves.png", "checkpoints", ".model.partial", "config.json",
+WRITTEN = ("metrics.jsonl", "curves.png", "checkpoints", ".*.partial", "config.json",
            "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
            "merges.txt", ARGS)  # fmt: skip

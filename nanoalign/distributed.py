@@ -134,7 +134,7 @@ def print0(*args, **kwargs) -> None:
 def breakpoint0() -> None:
     """A debugger on rank 0, while the other ranks wait: `nanoalign.distributed.breakpoint0()`."""
     if not dist.is_initialized() or dist.get_rank() == 0:
-        breakpoint()  # noqa: T100
+        breakpoint()
     if dist.is_initialized():
         dist.barrier()
 
