@@ -53,12 +53,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_training_arguments(
         parser,
         out="runs/dpo",
+        data=EMBEDDED,
         lr=f"{LR:g}, with --model tiny {EMBEDDED_LR:g}",
+        epochs="1",
         schedule="cosine",
         warmup=0.1,
     )
     args = parser.parse_args(argv)
     args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
+    args.epochs = args.epochs or 1
     args.reference = args.reference or args.model
     return args
 
@@ -67,12 +70,17 @@ def loss_of_batch(
     policy: Policy, reference: Policy, beta: float, label_smoothing: float, batch: Batch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The algorithm: the losses of a batch's pairs, (B,), and what is reported of each."""
-    logps = policy(batch)  # (2B,): chosen, rejected, chosen, rejected, ...
+    logps = policy(batch)  # (S,)
     with no_grad():
-        reference_logps = reference(batch)  # (2B,)
-    chosen, rejected = logps[0::2], logps[1::2]  # (B,) each
+        reference_logps = reference(batch)  # (S,)
+    chosen, rejected = logps[batch.chosen], logps[batch.rejected]  # (B,) each
     losses, chosen_rewards, rejected_rewards = dpo_loss(
-        chosen, rejected, reference_logps[0::2], reference_logps[1::2], beta, label_smoothing
+        chosen,
+        rejected,
+        reference_logps[batch.chosen],
+        reference_logps[batch.rejected],
+        beta,
+        label_smoothing,
     )
     return losses, {
         "loss": losses,
@@ -128,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     if same and not args.resume:
         first = rows[: args.batch_size]
         with no_grad():
-            losses, values = dpo(next(loop.rank_batches(first, args, world)))
+            losses, values = dpo(next(loop.rank_batches(first, args, world))[1])
         rewards = stack([values["rewards/chosen"], values["rewards/rejected"]])
         check_start(losses, rewards, len(first))
     check_layout(reference, rows, args.share_prefix, world, f"--reference {args.reference}")
@@ -136,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
         check_layout(policy, rows, args.share_prefix, world, f"--model {args.model}")
     on_main(world, partial(checkpoint.open_folder, args))
 
-    done = loop.train(policy, optimizer, dpo, rows, eval_rows, args, world, start)
+    done = loop.train(policy, optimizer, dpo, rows, {"eval": eval_rows}, args, world, start)
 
     out = Path(args.out)
     if done < loop.total_steps(len(rows), args):

@@ -14,13 +14,14 @@ EMBEDDED = "tiny"  # the embedded model and its data
 class Parser(argparse.ArgumentParser):
     """argparse without abbreviations, with defaults in its help, and one way to fail."""
 
-    def __init__(self, doc: str):
+    def __init__(self, doc: str, **options):
         first, _, rest = doc.partition("\n")
         super().__init__(
             description=first,
             epilog=rest,
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
+            **options,
         )
 
     def print_help(self, file=None) -> None:
@@ -67,31 +68,51 @@ def positive(text: str) -> float:
     return value
 
 
-def add_training_arguments(parser: Parser, out: str, lr: str, schedule: str, warmup: float) -> None:
+def add_preference_argument(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--preference", choices=("better", "safer"), default="better",
+        help="which label of PKU-SafeRLHF records orders a pair")  # fmt: skip
+
+
+def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
+    """How a forward runs, in training and evaluation; none of it changes a result beyond rounding."""
+    group.add_argument("--micro_batch_tokens", type=number(int, 1), default=8192,
+        help="padded tokens of one forward on one rank, at most (a longer pair runs alone)")  # fmt: skip
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="of matrix products; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
+    group.add_argument("--share_prefix", action=argparse.BooleanOptionalAction, default=True,
+        help="one row for a prompt and its responses, or with --no-share_prefix one each")  # fmt: skip
+
+
+def add_training_arguments(
+    parser: Parser, out: str, data: str, lr: str, epochs: str, schedule: str, warmup: float
+) -> None:
     """Adds the shared groups of flags; what differs between the scripts is given here."""
     flag = argparse.BooleanOptionalAction
     count = number(int, 1)
+    embedded = data
 
     data = parser.add_argument_group("data")
-    data.add_argument("--data", nargs="+", default=[EMBEDDED], metavar="SOURCE",
-        help="training pairs: paths (.jsonl, .json, also .gz; .parquet), 'tiny', or hf://datasets/..., "
-        "each also as NAME=SOURCE")  # fmt: skip
+    data.add_argument("--data", nargs="+", default=[embedded], metavar="SOURCE",
+        help="training pairs: paths (.jsonl, .json, also .gz; .parquet), 'tiny', 'tiny:tiny-a' (one of "
+        "its sources), or hf://datasets/..., each also as NAME=SOURCE")  # fmt: skip
     data.add_argument("--eval_data", nargs="+", metavar="SOURCE",
-        help="held-out pairs; default: 'tiny:test' with --data tiny, else --eval_share")  # fmt: skip
+        help="held-out pairs; default: the embedded data's test split with --data tiny, else "
+        "--eval_share")  # fmt: skip
     data.add_argument("--eval_share", type=number(float, 0, 1), default=0.1,
         help="share of the prompts of --data that is held out where no --eval_data is given")  # fmt: skip
     data.add_argument("--template", choices=TEMPLATES, default="auto",
         help="how prompt and response become text; auto: the tokenizer's chat template, raw for HH-RLHF "
         "dialogues, else pku")  # fmt: skip
-    data.add_argument("--preference", choices=("better", "safer"), default="better",
-        help="which label of PKU-SafeRLHF records orders a pair")  # fmt: skip
+    add_preference_argument(data)
     data.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut and counted")  # fmt: skip
 
     optimization = parser.add_argument_group("optimization")
     optimization.add_argument("--batch_size", type=count, default=64,
-        help="pairs of one optimizer step, over all ranks")  # fmt: skip
-    optimization.add_argument("--epochs", type=count, default=1, help="passes over the data")
+        help="pairs (or ranked records) of one optimizer step, over all ranks")  # fmt: skip
+    optimization.add_argument(
+        "--epochs", type=count, help=f"passes over the data; default: {epochs}"
+    )
     optimization.add_argument(
         "--steps", type=count, help="optimizer steps in all, in place of --epochs"
     )
@@ -108,22 +129,17 @@ def add_training_arguments(parser: Parser, out: str, lr: str, schedule: str, war
         "--seed",
         type=number(int, 0),
         default=0,
-        help="of the order of the pairs and the choice of held-out prompts",
+        help="of the order of the pairs, the choice of held-out prompts, and a reward model's head",
     )
 
     machine = parser.add_argument_group("machine")
-    machine.add_argument("--micro_batch_tokens", type=count, default=8192,
-        help="padded tokens of one forward on one rank, at most (a longer pair runs alone)")  # fmt: skip
-    machine.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="of matrix products; parameters stay float32; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
-    machine.add_argument("--share_prefix", action=flag, default=True,
-        help="one row for a prompt and its responses, or with --no-share_prefix one each")  # fmt: skip
+    add_forward_arguments(machine)
     machine.add_argument("--activation_checkpointing", action=flag, default=False,
         help="run each block again in the backward pass instead of keeping its activations")  # fmt: skip
 
     run = parser.add_argument_group("run")
     run.add_argument("--eval_every", type=count, metavar="STEPS",
-        help="evaluate every so many steps, beside the start and the end")  # fmt: skip
+        help="evaluate every so many steps, beside the start and the end of each epoch")  # fmt: skip
     run.add_argument("--save_every", type=count, metavar="STEPS",
         help="write a checkpoint to resume from every so many steps, and at the end")  # fmt: skip
     run.add_argument("--keep", type=count, default=2, help="checkpoints kept, the newest ones")

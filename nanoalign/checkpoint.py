@@ -1,9 +1,11 @@
-"""A run's folder: who may write to it, checkpoints that are whole or not there, and the way back."""
+"""Folders that are written: a run's, with checkpoints and the way back, and an evaluation's."""
 
 import argparse
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from nanoalign.distributed import World
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 
 ARGS = "args.json"  # marks a folder as a run's
 # All that a run writes, and so all that --overwrite removes.
@@ -150,3 +152,48 @@ def _causes(error: dcp.api.CheckpointException) -> str:
 def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
     model, optimizer_state = get_state_dict(policy, optimizer)
     return {"model": model, "optimizer": optimizer_state}
+
+
+# --- results of an evaluation ---------------------------------------------------------------------
+
+
+def check_results(args: argparse.Namespace) -> None:
+    """Stops where writing an evaluation to --out would lose anything but an older evaluation's files."""
+    out = Path(args.out)
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; give a folder")
+    if not out.is_dir():
+        return
+    own = set()
+    if (out / ARGS).is_file():
+        own = {ARGS, *json.loads((out / ARGS).read_text()).get("files", [])}
+    if foreign := sorted(path.name for path in out.iterdir() if path.name not in own):
+        raise RunError(
+            f"--out {out} holds files that are not an evaluation's ({', '.join(foreign[:3])}); give "
+            "another --out"
+        )
+
+
+@contextmanager
+def results_folder(args: argparse.Namespace) -> Iterator[Path]:
+    """A new folder to write results into, which takes the place of --out when all are whole.
+
+    Whatever fails on the way, --out stays as it was. Rank 0 alone.
+    """
+    out = Path(args.out)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed evaluation left
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        settings = {**vars(args), "files": sorted(path.name for path in partial.iterdir())}
+        (partial / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
+        old = out.with_name(f".{out.name}.old")
+        if out.exists():
+            os.rename(out, old)
+        os.rename(partial, out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise RunError(f"results can't be written to '{out}': {in_a_line(error)}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

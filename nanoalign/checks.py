@@ -3,28 +3,29 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanoalign.distributed import World, max_over_ranks
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.models import RowModel
 from nanoalign.rows import Batch, Row, collate
 
 CHECKED_ROWS = 4  # from the shortest to the longest
-# Nats a token by which two ways to the same log-probability may differ. In bfloat16 logits have 8 bits.
+# By how much two ways to the same score may differ, in units of RowModel.rounding. In bfloat16 logits
+# have 8 bits.
 LAYOUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-SPARE_TOKENS = 5  # added to a response's length: a single token has nothing to average its rounding
 START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same numbers
 
 
 @torch.no_grad()
 def check_layout(
-    policy: nn.Module, rows: list[Row], share_prefix: bool, world: World, name: str
+    model: RowModel, rows: list[Row], share_prefix: bool, world: World, name: str
 ) -> None:
-    """Compares log-probabilities with those of the model's own forward on separate sequences.
+    """Compares log-probabilities or rewards with those of the model's own forward on separate sequences.
 
-    So a model whose attention can't keep a prompt's responses apart, or whose logits are made in a
-    way that Policy does not know, is found before it is trained. All ranks check the same rows;
-    `name` is the model's, for the error.
+    So a model whose attention can't keep a prompt's responses apart, or whose scores are made in a
+    way that Policy or RewardModel does not know, is found before it is trained. All ranks check the
+    same rows; `name` is the model's, for the error.
     """
     ordered = sorted(rows, key=len)
     picked = [ordered[i * (len(rows) - 1) // (CHECKED_ROWS - 1)] for i in range(CHECKED_ROWS)]
@@ -32,27 +33,27 @@ def check_layout(
     for row in picked:
         batch = collate([row], share_prefix).to(world.device)
         parts = [collate([part], share_prefix=False).to(world.device) for part in row.separate()]
-        plain = torch.cat([policy.textbook_logps(part) for part in parts])  # (K,)
+        plain = torch.cat([model.textbook(part) for part in parts])  # (K,)
         if not plain.isfinite().all():
             raise RunError(
-                f"self-check: {name} gives log-probabilities of {plain.tolist()} on {row.pair_id}; "
+                f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on {row.pair_id}; "
                 "are its weights whole?"
             )
-        difference = (_fast_logps(policy, batch, name) - plain).abs()
-        worst = max(worst, (difference / (batch.lengths + SPARE_TOKENS)).max().item())
-    tolerance = LAYOUT_TOLERANCE[policy.compute_dtype]
+        difference = (_fast(model, batch, name) - plain).abs()
+        worst = max(worst, (difference / model.rounding(plain, batch)).max().item())
+    tolerance = LAYOUT_TOLERANCE[model.compute_dtype]
     if not worst <= tolerance:
         raise RunError(
-            f"self-check: {name} gives log-probabilities that are up to {worst:.2g} nats a "
-            f"token from those of its own forward on separate sequences, on {picked[-1].pair_id} and "
+            f"self-check: {name} gives {model.SCORES} that differ by up to {worst:.2g} {model.UNIT} "
+            f"from those of its own forward on separate sequences, on {picked[-1].pair_id} and "
             f"others (at most {tolerance:g} allowed); {_advice(batch)}"
         )
 
 
-def _fast_logps(policy: nn.Module, batch: Batch, name: str) -> Tensor:
-    """The policy's log-probabilities; an architecture that refuses a mask does so here."""
+def _fast(model: RowModel, batch: Batch, name: str) -> Tensor:
+    """The model's scores; an architecture that refuses a mask does so here."""
     try:
-        return policy(batch)
+        return model(batch)
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         if isinstance(error, RunError):
             raise

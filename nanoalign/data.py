@@ -6,17 +6,22 @@ Formats, recognised by a record's keys (one format a file):
     chosen, rejected                 HH-RLHF dialogues ("\\n\\nHuman: ...\\n\\nAssistant: ..."), or
                                      message lists that both begin with the prompt
     prompt, response_0, response_1   PKU-SafeRLHF, with better_response_id and/or safer_response_id
+    prompt, responses, scores        K ranked responses: each makes a pair with every one of a lower score
+
+A pair of texts may have a `margin`: by how much the chosen one is better.
 """
 
 import gzip
 import hashlib
 import json
+import math
 import os
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from nanoalign import tiny
 from nanoalign.errors import RunError, in_a_line
@@ -25,15 +30,33 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 EXPECTED = (
-    "prompt + chosen + rejected; chosen + rejected; or prompt + response_0 + response_1 with "
-    "better_response_id or safer_response_id"
+    "prompt + chosen + rejected; chosen + rejected; prompt + response_0 + response_1 with "
+    "better_response_id or safer_response_id; or prompt + responses + scores"
 )
 ASSISTANT = "\n\nAssistant:"  # opens an answer in HH-RLHF
+# The embedded data by name: the file, and the source whose pairs are meant (None: all).
+EMBEDDED_DATA = {
+    name + source: (path, source[1:] or None)
+    for name, path in (("tiny", tiny.TRAIN), ("tiny:test", tiny.TEST))
+    for source in ("", *(f":{name}" for name in tiny.SOURCE_NAMES))
+}
+# What is held out where the embedded data are trained on.
+TEST_OF = {
+    name: name.replace("tiny", "tiny:test", 1) for name in EMBEDDED_DATA if "test" not in name
+}
+
+
+class Pair(NamedTuple):
+    """Two of an example's responses, by their index, and by how much the chosen one is better."""
+
+    chosen: int
+    rejected: int
+    margin: float = 1.0  # a difference of scores; 1 where the data only say which is better
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt and its responses, the chosen one first.
+    """One prompt and its responses, the best one first.
 
     kind says what `prompt` is: "text" (a plain prompt), "dialogue" (HH-RLHF text that ends with the
     assistant's header) or "messages" (a tuple of messages that ends before the assistant's turn).
@@ -44,6 +67,7 @@ class Example:
     prompt: str | tuple[Message, ...]
     responses: tuple[str, ...]
     subset: str = ""
+    pairs: tuple[Pair, ...] = (Pair(0, 1),)  # none where all of a ranked record's scores are equal
 
     def messages(self) -> list[Message]:
         """The prompt as messages, whatever its kind."""
@@ -68,15 +92,18 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
     """All examples of one source, in the file's order.
 
     path_or_name: a local file (.jsonl, .json, either also .gz; .parquet where pyarrow is
-        installed); "tiny" or "tiny:test", the embedded data; hf://datasets/OWNER/NAME/PATH, a file
-        on the Hub; each also as NAME=SOURCE.
+        installed); "tiny" or "tiny:test", the embedded data, or the pairs of one of its three
+        sources, as "tiny:tiny-a" or "tiny:test:tiny-a"; hf://datasets/OWNER/NAME/PATH, a file on
+        the Hub; each also as NAME=SOURCE.
     preference: which PKU-SafeRLHF label orders the responses, "better" or "safer".
     Raises RunError, with file and line, for the first record that can't be read.
     """
     subset, source = _split_name(path_or_name)
-    path = _resolve(source)
+    path, embedded_source = _resolve(source)
     examples, first_format = [], None
     for line, record in _records(path):
+        if embedded_source and record["response_0_source"] != embedded_source:
+            continue
         where = f"{path}:{line}"
         record_format, example = _parse(record, preference, where, f"{subset}:{line}", subset)
         first_format = first_format or record_format
@@ -131,17 +158,17 @@ def _split_name(spec: str) -> tuple[str, str]:
     return Path(spec).name.split(".")[0] or spec, spec
 
 
-def _resolve(source: str) -> Path:
-    """The local file of a source, fetched from the Hub if need be."""
-    embedded = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}
-    if source in embedded:
-        return embedded[source]
+def _resolve(source: str) -> tuple[Path, str | None]:
+    """The local file of a data source, fetched from the Hub if need be; which embedded source of it."""
+    if source in EMBEDDED_DATA:
+        return EMBEDDED_DATA[source]
     if source.startswith("hf://"):
-        return _from_hub(source)
+        return _from_hub(source), None
     path = Path(source)
     if not path.exists():
         raise RunError(
-            f"data file '{source}' does not exist; give a path, 'tiny', 'tiny:test' or hf://datasets/..."
+            f"data file '{source}' does not exist; give a path, hf://datasets/... or one of the "
+            f"embedded {', '.join(EMBEDDED_DATA)}"
         )
     if path.is_dir():
         raise RunError(
@@ -151,7 +178,7 @@ def _resolve(source: str) -> Path:
         raise RunError(
             f"data file '{source}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
         )
-    return path
+    return path, None
 
 
 def _from_hub(source: str) -> Path:
@@ -258,7 +285,14 @@ def _parse(
     if not isinstance(record, dict):
         raise RunError(f"{where}: expected a record with keys, found {type(record).__name__}")
     keys = record.keys()
-    if {"prompt", "response_0", "response_1"} <= keys:
+    pairs = (Pair(0, 1),)
+    if {"prompt", "responses", "scores"} <= keys:
+        record_format = "prompt + responses + scores"
+        kind, prompt = "text", record["prompt"]
+        if isinstance(prompt, list):
+            kind, prompt = "messages", _checked_messages(prompt, "prompt", where)
+        responses, pairs = _ranked(record["responses"], record["scores"], where)
+    elif {"prompt", "response_0", "response_1"} <= keys:
         kind, prompt, responses = "text", record["prompt"], _ordered_pku(record, preference, where)
         record_format = "prompt + response_0 + response_1"
     elif {"chosen", "rejected"} <= keys:
@@ -275,10 +309,42 @@ def _parse(
             kind, (prompt, responses) = "dialogue", _split_dialogue(chosen, rejected, where)
     else:
         raise RunError(f"{where}: unknown keys {sorted(map(str, keys))}; expected {EXPECTED}")
+    if "margin" in keys:
+        pairs = (Pair(0, 1, _number(record["margin"], "margin", where)),)
     text = "\n".join(m["content"] for m in prompt) if kind == "messages" else prompt
     _check_text({"prompt": text}, where)
-    _check_text(dict(zip(("chosen response", "rejected response"), responses, strict=True)), where)
-    return record_format, Example(pair_id, kind, prompt, tuple(responses), subset)
+    names = ("chosen response", "rejected response")
+    if "responses" in keys:
+        names = [f"response of rank {rank}" for rank in range(1, len(responses) + 1)]
+    _check_text(dict(zip(names, responses, strict=True)), where)
+    return record_format, Example(pair_id, kind, prompt, tuple(responses), subset, pairs)
+
+
+def _ranked(
+    responses: object, scores: object, where: str
+) -> tuple[tuple[object, ...], tuple[Pair, ...]]:
+    """K responses, best first, and all their pairs of unequal scores."""
+    for name, value in (("responses", responses), ("scores", scores)):
+        if not isinstance(value, list) or len(value) < 2:
+            raise RunError(f"{where}: {name} must be a list of at least two, found {value!r}")
+    if len(responses) != len(scores):
+        raise RunError(f"{where}: {len(responses)} responses, but {len(scores)} scores")
+    scores = [_number(score, "score", where) for score in scores]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    ranked = [scores[i] for i in order]
+    pairs = tuple(
+        Pair(i, j, ranked[i] - ranked[j])
+        for i in range(len(ranked))
+        for j in range(i + 1, len(ranked))
+        if ranked[i] > ranked[j]
+    )
+    return tuple(responses[i] for i in order), pairs
+
+
+def _number(value: object, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RunError(f"{where}: the {name} must be a finite number, found {value!r}")
+    return float(value)
 
 
 def _check_text(texts: dict[str, object], where: str) -> None:

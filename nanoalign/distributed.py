@@ -74,8 +74,11 @@ def shard(
     world: World,
     compute_dtype: torch.dtype,
     trainable: bool = True,
+    exact: Iterable[nn.Module] = (),
 ) -> None:
     """Shards every block, then what remains (embedding, last norm, head), over all ranks, in place.
+
+    exact: parts whose parameters are gathered as they are, in float32.
 
     A block's parameters are gathered in compute_dtype just before it runs and freed after it;
     gradients are reduced in float32, and averaged over ranks. What remains stays gathered between
@@ -84,6 +87,8 @@ def shard(
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
     for block in blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    for part in exact:
+        fully_shard(part, mesh=world.mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not trainable)
 
 

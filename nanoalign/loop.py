@@ -21,19 +21,25 @@ from nanoalign.rows import Batch, Row, collate, plan_micro_batches, step_indices
 
 # A batch's losses (B,), which are minimised, and what is reported of it, (B,) by name.
 LossOfBatch = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+PLANNED_ROWS = 1024  # of an evaluation, planned at a time: a plan takes more than linear time
+SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
 
 
 def train(
-    policy: nn.Module,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss_of_batch: LossOfBatch,
     rows: list[Row],
-    eval_rows: list[Row],
+    eval_rows: dict[str, list[Row]],
     args: argparse.Namespace,
     world: World,
     start: int = 0,
 ) -> int:
-    """Trains from step `start` to the last, or to --stop_after; returns the steps that are done."""
+    """Trains from step `start` to the last, or to --stop_after; returns the steps that are done.
+
+    eval_rows: what is evaluated before the first step and at the end of each epoch; the metrics of
+        eval_rows["eval"] have keys that begin with "eval/".
+    """
     total = total_steps(len(rows), args)
     stop = max(start, min(total, args.stop_after or total))
     if start > total:
@@ -43,6 +49,7 @@ def train(
     log = _Log(Path(args.out) / "metrics.jsonl", start, world)
     if start == 0:
         log.write(0, evaluate(loss_of_batch, eval_rows, args, world))
+    epoch_steps = steps_per_epoch(len(rows), args)
     with tqdm(total=total, initial=start, unit="step", disable=not world.is_main) as progress:
         for step in range(start, stop):
             # the learning rate of this step
@@ -53,7 +60,7 @@ def train(
             # micro-batches: whatever their division, the gradient of the mean loss over the step
             step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
             means = Means()
-            for batch in rank_batches(step_rows, args, world):
+            for _, batch in rank_batches(step_rows, args, world):
                 losses, values = loss_of_batch(batch)
                 loss = (losses * batch.weights).sum() / len(step_rows)
                 # Sharding averages gradients over ranks, and we want their sum.
@@ -62,7 +69,7 @@ def train(
 
             # clip, step
             grad_norm = _full(
-                nn.utils.clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+                nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             ).item()
             metrics = means.reduce()
             _check_finite(step, metrics["loss"], grad_norm, first=step == start)
@@ -70,25 +77,22 @@ def train(
             optimizer.zero_grad(set_to_none=True)
 
             # log
-            epoch = (step + 1) / steps_per_epoch(len(rows), args)
+            epoch = (step + 1) / epoch_steps
             log.write(step + 1, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": epoch})
-            progress.set_postfix(
-                loss=f"{metrics['loss']:.4f}",
-                accuracy=f"{metrics['rewards/accuracies']:.3f}",
-                margin=f"{metrics['rewards/margins']:+.3f}",
-                refresh=False,
-            )
+            shown = {key: f"{metrics[key]:.3f}" for key in SHOWN if key in metrics}
+            progress.set_postfix(shown, refresh=False)
             progress.update()
 
             # evaluate, save
-            if _is_due(step + 1, args.eval_every) or step + 1 == total:
-                log.write(step + 1, evaluate(loss_of_batch, eval_rows, args, world))
+            done = step + 1
+            if done == total or _is_due(done, epoch_steps) or _is_due(done, args.eval_every):
+                log.write(done, evaluate(loss_of_batch, eval_rows, args, world))
             if (
-                _is_due(step + 1, args.save_every)
-                or step + 1 == args.stop_after
-                or (args.save_every and step + 1 == total)
+                _is_due(done, args.save_every)
+                or done == args.stop_after
+                or (args.save_every and done == total)
             ):
-                checkpoint.save(policy, optimizer, step + 1, args, world)
+                checkpoint.save(model, optimizer, done, args, world)
     return stop
 
 
@@ -114,28 +118,50 @@ def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> 
     return peak * factor[schedule]
 
 
-def rank_batches(rows: list[Row], args: argparse.Namespace, world: World) -> Iterator[Batch]:
-    """This rank's micro-batches of some rows, on its device. All ranks get equally many."""
+def rank_batches(
+    rows: list[Row], args: argparse.Namespace, world: World
+) -> Iterator[tuple[list[int], Batch]]:
+    """This rank's micro-batches of a step: which of the rows, and their batch on its device.
+
+    All ranks get equally many. Where a rank has no row left, the list is empty and the batch holds
+    a row of weight 0, since the collectives of the other ranks need us.
+    """
     plan = plan_micro_batches(rows, world.size, args.micro_batch_tokens, args.share_prefix)
     for part in plan:
-        group = [rows[i] for i in part[world.rank]]
-        # A place without a pair runs the shortest row with weight 0: the other ranks' collectives
-        # need us.
-        batch = collate(group or [min(rows, key=len)], args.share_prefix, float(bool(group)))
-        yield batch.to(world.device)
+        group = part[world.rank]
+        batch = collate(
+            [rows[i] for i in group] or [min(rows, key=len)], args.share_prefix, float(bool(group))
+        )
+        yield group, batch.to(world.device)
+
+
+def all_batches(
+    rows: list[Row], args: argparse.Namespace, world: World
+) -> Iterator[tuple[list[int], Batch]]:
+    """As rank_batches, for rows of any number in any order: they are planned by and by."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), PLANNED_ROWS):
+        some = order[start : start + PLANNED_ROWS]
+        for group, batch in rank_batches([rows[i] for i in some], args, world):
+            yield [some[i] for i in group], batch
 
 
 @torch.no_grad()
 def evaluate(
-    loss_of_batch: LossOfBatch, rows: list[Row], args: argparse.Namespace, world: World
+    loss_of_batch: LossOfBatch,
+    sets: dict[str, list[Row]],
+    args: argparse.Namespace,
+    world: World,
 ) -> dict[str, float]:
-    """Exact means over all rows, by keys that begin with eval/; nothing where there are no rows."""
-    if not rows:
-        return {}
-    means = Means()
-    for batch in rank_batches(rows, args, world):
-        means.add(loss_of_batch(batch)[1], batch.weights)
-    return {f"eval/{name}": value for name, value in means.reduce().items()}
+    """Exact means over all rows of each set, by keys that begin with its name; none where it is empty."""
+    metrics = {}
+    for name, rows in sets.items():
+        means = Means()
+        for _, batch in all_batches(rows, args, world):
+            means.add(loss_of_batch(batch)[1], batch.weights)
+        if rows:
+            metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
+    return metrics
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -1,10 +1,38 @@
-"""Preference losses: tensors in, one value a pair out. Imports torch alone.
+"""Reward and preference losses: tensors in, one value a pair out. Imports torch alone.
 
 Shapes: B pairs. `logps` are log-probabilities of whole responses, summed over their tokens (nats).
 """
 
 import torch.nn.functional as F
 from torch import Tensor
+
+
+def pairwise_reward_loss(
+    chosen_rewards: Tensor,  # (B,) r(x, y_w)
+    rejected_rewards: Tensor,  # (B,) r(x, y_l)
+    margin: Tensor | float | None = None,  # (B,) or one for all; in units of the reward
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Bradley-Terry: the chosen response wins with the probability sigmoid(difference of rewards).
+
+        d    = r(x, y_w) - r(x, y_l)
+        loss = -(1 - eps) * log sigmoid(d - m) - eps * log sigmoid(-d - m)
+
+    With m = `margin` = 0 and eps = `label_smoothing` = 0 this is Ouyang et al. 2022 (InstructGPT, arXiv
+    2203.02155, equation 1), of one pair. m > 0 asks that the winner leads by m: Touvron et al. 2023
+    (Llama 2, arXiv 2307.09288, equation 2). With 0 < eps < 0.5 the label is taken to be wrong with the
+    probability eps, and then it is the rejected response that has to lead.
+
+    >>> import torch                                # by hand: a lead of 2, of which 1 is asked
+    >>> pairwise_reward_loss(torch.tensor([3.0]), torch.tensor([1.0]), margin=1.0).item()
+    0.3132616877555847
+
+    Returns losses (B,). The example's is -log sigmoid(2 - 1) = log(1 + 1/e).
+    """
+    difference = chosen_rewards - rejected_rewards
+    asked = 0.0 if margin is None else margin
+    losses = -(1 - label_smoothing) * F.logsigmoid(difference - asked)
+    return losses - label_smoothing * F.logsigmoid(-difference - asked)
 
 
 def dpo_loss(

@@ -1,7 +1,9 @@
 """What is reported, as exact sums over pairs: nothing is averaged twice, nothing is counted twice."""
 
 import math
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,22 +28,76 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     return centre - half, centre + half
 
 
+class Calibration(NamedTuple):
+    """Of the winners that a model names: how sure it is, and how often it is right."""
+
+    confidence: (
+        np.ndarray
+    )  # (bins,) mean probability that the winner wins; nan where a bin is empty
+    hit_rate: np.ndarray  # (bins,) share of the labels that agree; a tie is half a hit
+    counts: np.ndarray  # (bins,)
+    error: float  # mean difference of the two, weighted by the counts
+
+
+def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
+    """Whether sigmoid(margin) is the probability that it says, for margins of better over worse (P,).
+
+    Of each pair the confidence is sigmoid(|margin|), in `bins` bins of equal width over [0.5, 1], and
+    the hit is whether the label agrees. The error is the expected calibration error (Naeini et al.
+    2015; Guo et al. 2017, arXiv 1706.04599, equation 3).
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    hit = (np.sign(margins) + 1) / 2
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, hit)]
+    error = np.abs(sums[0] - sums[1]).sum() / len(margins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        return Calibration(sums[0] / counts, sums[1] / counts, counts, float(error))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's: the correlation of ranks, ties having the mean of theirs; None if one never varies."""
+    ranks = [_ranks(values) for values in (x, y)]
+    centred = [rank - rank.mean() for rank in ranks]
+    norm = math.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    return float((centred[0] * centred[1]).sum() / norm) if norm else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
+
+
 class Means:
     """Means over the pairs of all micro-batches and ranks: float64 sums, one reduction, one division."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.sums: Tensor | None = None  # (1 + number of names,): the pairs, then a sum a name
+        self.spreads: list[str] = []
+        self.sums: Tensor | None = None  # the pairs, a sum a name, a sum of squares a spread
 
     def add(self, values: dict[str, Tensor], weights: Tensor) -> None:
-        """Adds one micro-batch: values (B,) by name, weights (B,) that are 0 for pairs that do not count."""
+        """Adds one micro-batch: values (B,) by name, weights (B,) that are 0 for pairs that do not count.
+
+        What is (B, n) holds n values a pair, and is reported by the standard deviation of them all.
+        """
         self.names = list(values)
-        table = torch.stack([torch.ones_like(weights), *(v.detach() for v in values.values())])
-        sums = (table.double() * weights).sum(1)
+        self.spreads = [name for name, value in values.items() if value.ndim == 2]
+        table = [torch.ones_like(weights)]
+        table += [
+            v.detach().double().mean(1) if v.ndim == 2 else v.detach() for v in values.values()
+        ]
+        table += [values[name].detach().double().square().mean(1) for name in self.spreads]
+        sums = (torch.stack([row.double() for row in table]) * weights).sum(1)
         self.sums = sums if self.sums is None else self.sums + sums
 
     def reduce(self) -> dict[str, float]:
-        """The means by name, the same on every rank. Every rank must call it, with the same names."""
+        """The figures by name, the same on every rank. Every rank must call it, with the same names."""
         assert self.sums is not None, "every rank adds at least one micro-batch"
         pairs, *sums = sum_over_ranks(self.sums).tolist()  # CPU-GPU sync point
-        return {name: value / pairs for name, value in zip(self.names, sums, strict=True)}
+        means = [value / pairs for value in sums]
+        figures = dict(zip(self.names, means[: len(self.names)], strict=True))
+        for name, square in zip(self.spreads, means[len(self.names) :], strict=True):
+            figures[name] = math.sqrt(max(0.0, square - figures[name] ** 2))
+        return figures

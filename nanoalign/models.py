@@ -1,4 +1,4 @@
-"""Policy: an nn.Module whose forward takes a Batch and returns log-probabilities of its responses.
+"""Policy and RewardModel: nn.Modules whose forward takes a Batch and says a number of each response.
 
 How weights come in and go out stands in nanoalign/weights.py.
 
@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from nanoalign import weights
 from nanoalign.distributed import World, autocast, shard
@@ -21,53 +27,29 @@ from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps
 from nanoalign.rows import Batch, Row, check_fits, tree_mask
 
 CHUNK_LOGITS = 2**25  # logits held at one time, in elements: 128 MiB of float32
+SCORING = "nanoalign"  # the key of a reward model's config that says how its rewards are read
 
 
-class Policy(nn.Module):
-    """A causal language model that scores responses; policy and reference are both one.
+class RowModel(nn.Module):
+    """A causal transformer that runs on rows; Policy and RewardModel are what stands on top of it.
 
-    >>> policy = Policy.load("tiny")
-    >>> policy(collate([row]))                      # chosen and rejected of one pair: (2,)
+    Both have a `forward`, a `textbook` that computes the same by transformers' own forward, and for
+    the comparison of the two (nanoalign/checks.py) a scale of their `rounding`.
     """
+
+    SCORES: str  # what it says of responses, and the unit of a difference
+    UNIT: str
 
     def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype = torch.float32):
         super().__init__()
         self.model = model
         self.compute_dtype = compute_dtype
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probability of every response given its prompt, EOS included: (S,) float32, in nats."""
-        with autocast(batch.tokens.device, self.compute_dtype):
-            hidden = self.model.base_model(
-                input_ids=batch.tokens, use_cache=False, **self._attention(batch)
-            ).last_hidden_state  # (N, T, D)
-            scored = hidden.flatten(0, 1)[batch.reads]  # (M, D)
-            chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
-            token_logps = chunked_token_logps(scored, self._logits, batch.targets, chunk)  # (M,)
-        # unsafe: skips the check that lengths sum to M, which would wait for the GPU.
-        return torch.segment_reduce(token_logps, "sum", lengths=batch.lengths, unsafe=True)
-
-    def textbook_logps(self, batch: Batch) -> Tensor:
-        """What forward computes, the plain way: the model's own forward, mask and full logits -> (S,).
-
-        For rows of one response. It is the oracle that the fast path is checked against.
-        """
-        assert not batch.shared, "the textbook way takes one response a row"
-        with autocast(batch.tokens.device, self.compute_dtype):
-            logits = self.model(input_ids=batch.tokens, use_cache=False).logits  # (N, T, V)
-        return sequence_logps(logits, batch.tokens.masked_fill(batch.segments != 1, IGNORE))
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """The model's own way from a final hidden state to logits: (C, D) -> (C, V)."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
-            logits = logits / divisor
-        if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
-            logits = logits * factor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+    def hidden(self, batch: Batch) -> Tensor:
+        """The last hidden states: (N, T, D)."""
+        return self.model.base_model(
+            input_ids=batch.tokens, use_cache=False, **self._attention(batch)
+        ).last_hidden_state
 
     def _attention(self, batch: Batch) -> dict[str, object]:
         """Mask and positions of the tree; nothing for plain rows, which never see their padding."""
@@ -96,6 +78,100 @@ class Policy(nn.Module):
             "position_ids": batch.positions,
         }
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, by the class names that the architecture gives for them."""
+        names = set(self.model._no_split_modules or ())
+        blocks = [module for module in self.model.modules() if type(module).__name__ in names]
+        inner = {id(part) for block in blocks for part in block.modules() if part is not block}
+        return [block for block in blocks if id(block) not in inner]
+
+    def count_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def check_fits(self, rows: list[Row]) -> None:
+        """Raises RunError for rows with token ids or positions that the model does not have."""
+        config = self.model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        check_fits(rows, self.model.get_input_embeddings().num_embeddings, positions)
+
+    def save(self, folder: Path, tokenizer, world: World | None = None) -> None:
+        """Writes model and tokenizer in Hugging Face format, float32. Every rank must call it."""
+        if world is not None:
+            self.reshard()  # a forward without a backward pass leaves the head gathered
+        weights.save(self.model, tokenizer, folder, world)
+
+    def _place(
+        self,
+        world: World | None,
+        trainable: bool,
+        activation_checkpointing: bool,
+        exact: tuple[nn.Module, ...] = (),
+    ) -> None:
+        """Shards the module, which is still on the meta device, and gives the shards memory.
+
+        exact: parts that stay float32 in any case.
+        """
+        for part in exact:
+            part.float()
+        self.requires_grad_(trainable)
+        self.eval()  # dropout off, in training too: policy and reference must be the same function
+        blocks = self.blocks()
+        if activation_checkpointing:
+            for block in blocks:
+                # The forward and not the module: sharding's hooks stay outside and run once.
+                block.forward = partial(
+                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+                )
+        if world is not None:
+            shard(self, blocks, world, self.compute_dtype, trainable, exact)
+            register_fsdp_forward_method(self, "textbook")
+        weights.materialise(self, world.device if world else torch.device("cpu"))
+
+
+class Policy(RowModel):
+    """A causal language model that scores responses; policy and reference are both one.
+
+    >>> policy = Policy.load("tiny")
+    >>> policy(collate([row]))                      # chosen and rejected of one pair: (2,)
+    """
+
+    SCORES, UNIT = "log-probabilities", "nats a token"
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probability of every response given its prompt, EOS included: (S,) float32, in nats."""
+        with autocast(batch.tokens.device, self.compute_dtype):
+            scored = self.hidden(batch).flatten(0, 1)[batch.reads]  # (M, D)
+            chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
+            token_logps = chunked_token_logps(scored, self._logits, batch.targets, chunk)  # (M,)
+        # unsafe: skips the check that lengths sum to M, which would wait for the GPU.
+        return torch.segment_reduce(token_logps, "sum", lengths=batch.lengths, unsafe=True)
+
+    def textbook(self, batch: Batch) -> Tensor:
+        """What forward computes, the plain way: the model's own forward, mask and full logits -> (S,).
+
+        For rows of one response. It is the oracle that the fast path is checked against.
+        """
+        assert not batch.shared, "the textbook way takes one response a row"
+        with autocast(batch.tokens.device, self.compute_dtype):
+            logits = self.model(input_ids=batch.tokens, use_cache=False).logits  # (N, T, V)
+        return sequence_logps(logits, batch.tokens.masked_fill(batch.segments != 1, IGNORE))
+
+    def rounding(self, logps: Tensor, batch: Batch) -> Tensor:
+        """(S,) what rounding adds up over: a response's tokens, and 5, since few do not average out."""
+        return batch.lengths + 5
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """The model's own way from a final hidden state to logits: (C, D) -> (C, V)."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden)
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * factor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
     @classmethod
     def load(
         cls,
@@ -121,51 +197,158 @@ class Policy(nn.Module):
         config = weights.read_config(folder)
         with weights.parameters_on_meta():
             dtype = torch.float32 if trainable else compute_dtype
-            try:
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            except weights.FOREIGN_ERRORS as error:  # no causal language model, odd settings
-                raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
-        if model.base_model is model:
-            raise RunError(
-                f"model '{path}': {type(model).__name__} has no body apart from its head"
-            )
+            model = _build(AutoModelForCausalLM, config, dtype, path)
         if (folder / "generation_config.json").is_file():  # it may name further EOS tokens
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        policy = cls(model, compute_dtype).requires_grad_(trainable)
-        policy.eval()  # dropout off, in training too: policy and reference must be the same function
-        blocks = policy.blocks()
-        if activation_checkpointing:
-            for block in blocks:
-                # The forward and not the module: sharding's hooks stay outside and run once.
-                block.forward = partial(
-                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-                )
-        if world is not None:
-            shard(policy, blocks, world, compute_dtype, trainable)
-            register_fsdp_forward_method(policy, "textbook_logps")
-        weights.materialise(policy, world.device if world else torch.device("cpu"))
+        policy = cls(model, compute_dtype)
+        policy._place(world, trainable, activation_checkpointing)
         model.tie_weights()
         weights.load(model, folder, world)
         return policy
 
+
+class RewardModel(RowModel):
+    """A transformer with one linear head, read at a response's last token: its reward.
+
+    In Hugging Face format it is a ...ForSequenceClassification with one label, whose config also
+    says under "nanoalign" how text becomes its tokens: template, max_length, and the EOS rule.
+
+    >>> reward_model = RewardModel.load("runs/rm")
+    >>> reward_model(collate([row]))                # chosen and rejected of one pair: (2,)
+    """
+
+    SCORES, UNIT = "rewards", "times 1 + the largest"
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The reward of every response: (S,) float32. Rewards of one prompt alone can be compared."""
+        with autocast(batch.tokens.device, self.compute_dtype):
+            last = self.hidden(batch).flatten(0, 1)[batch.ends]  # (S, D)
+        # In float32, since a reward in bfloat16 has 8 bits, and two good answers would often tie.
+        return self.head(last.float()).sum(-1)  # (S, 1) -> (S,); a view would trouble FSDP's hooks
+
+    def textbook(self, batch: Batch) -> Tensor:
+        """What forward computes, the plain way: transformers' own forward, a response at a time -> (S,)."""
+        assert not batch.shared, "the textbook way takes one response a row"
+        with autocast(batch.tokens.device, self.compute_dtype):
+            rewards = [
+                self.model(input_ids=tokens[segments >= 0][None], use_cache=False).logits.float()
+                for tokens, segments in zip(batch.tokens, batch.segments, strict=True)
+            ]
+        return torch.cat(rewards).squeeze(-1)
+
+    def rounding(self, rewards: Tensor, batch: Batch) -> Tensor:
+        """() the size of rewards, to which rounding is in proportion."""
+        return 1 + rewards.abs().max()
+
+    @property
+    def head(self) -> nn.Linear:
+        """(D, 1), without bias; `score` in most architectures."""
+        others = [part for part in self.model.children() if part is not self.model.base_model]
+        (head,) = [part for part in others if any(True for _ in part.parameters())]
+        return head
+
+    @property
+    def scoring(self) -> dict[str, object] | None:
+        """How its rewards are read, as it was trained: template, max_length, eos. None: not known."""
+        return getattr(self.model.config, SCORING, None)
+
+    @scoring.setter
+    def scoring(self, rule: dict[str, object]) -> None:
+        setattr(self.model.config, SCORING, rule)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        world: World | None = None,
+        compute_dtype: torch.dtype = torch.float32,
+        trainable: bool = True,
+        activation_checkpointing: bool = False,
+        head_seed: int | None = None,
+    ) -> "RewardModel":
+        """A reward model from a folder that holds one, or begun on the body of a causal language model.
+
+        head_seed: draws a head for a causal language model, with a standard deviation of
+            1 / sqrt(D + 1); None makes such a folder an error. A head that the folder holds is
+            loaded, never drawn.
+        The other arguments are those of Policy.load.
+
+        Raises RunError where files are missing, or names or shapes do not match the architecture.
+        """
+        folder = weights.resolve_model(path)
+        config = weights.read_config(folder)
+        has_head = is_reward_model(config)
+        if has_head and config.num_labels != 1:
+            raise RunError(f"model '{path}' has {config.num_labels} outputs; a reward is one")
+        if not has_head and head_seed is None:
+            names = ", ".join(config.architectures or ["no architecture"])
+            raise RunError(
+                f"model '{path}' has no reward head: its config.json names {names}; train one on it "
+                "with train_rm.py"
+            )
+        config.num_labels = 1
+        with weights.parameters_on_meta():
+            dtype = torch.float32 if trainable else compute_dtype
+            model = _build(AutoModelForSequenceClassification, config, dtype, path)
+            language_model = None if has_head else _build(AutoModelForCausalLM, config, dtype, path)
+        reward_model = cls(model, compute_dtype)
+        reward_model._check_head(path)
+        reward_model._place(world, trainable, activation_checkpointing, exact=(reward_model.head,))
+        if has_head:
+            weights.load(model, folder, world)
+            reward_model.head_origin = "loaded"
+        else:
+            # The files are those of a language model: it reads them, with our body for its own.
+            setattr(language_model, language_model.base_model_prefix, model.base_model)
+            language_model.tie_weights()
+            weights.load(language_model, folder, world)
+            weights.fill(reward_model.head.weight, _draw_head(reward_model.head, head_seed))
+            reward_model.head_origin = f"drawn with seed {head_seed}"
+        return reward_model
+
     def save(self, folder: Path, tokenizer, world: World | None = None) -> None:
-        """Writes model and tokenizer in Hugging Face format, float32. Every rank must call it."""
-        if world is not None:
-            self.reshard()  # a forward without a backward pass leaves the head gathered
-        weights.save(self.model, tokenizer, folder, world)
+        """Writes model and tokenizer in Hugging Face format, float32. Every rank must call it.
 
-    def check_fits(self, rows: list[Row]) -> None:
-        """Raises RunError for rows with token ids or positions that the model does not have."""
-        config = self.model.config.get_text_config()
-        positions = getattr(config, "max_position_embeddings", None)
-        check_fits(rows, self.model.get_input_embeddings().num_embeddings, positions)
+        transformers reads a reward at the last token that is not the config's pad id, so that must
+        never be the EOS that ends a response. Where the tokenizer has no other token for padding,
+        the config gets none, and transformers scores one sequence at a time.
+        """
+        others = (tokenizer.pad_token, tokenizer.bos_token, tokenizer.unk_token)
+        pad = next((t for t in others if t not in (None, tokenizer.eos_token)), None)
+        self.model.config.get_text_config().pad_token_id = (
+            None if pad is None else tokenizer.convert_tokens_to_ids(pad)
+        )
+        if pad is not None:
+            tokenizer.pad_token = pad
+        super().save(folder, tokenizer, world)
 
-    def count_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+    def _check_head(self, path: str | Path) -> None:
+        kind = type(self.model).__name__
+        try:
+            head = self.head
+        except ValueError as error:
+            raise RunError(f"model '{path}': {kind} has no single head of its own") from error
+        if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
+            raise RunError(f"model '{path}': the head of {kind} is not one linear row without bias")
 
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks, by the class names that the architecture gives for them."""
-        names = set(self.model._no_split_modules or ())
-        blocks = [module for module in self.model.modules() if type(module).__name__ in names]
-        inner = {id(part) for block in blocks for part in block.modules() if part is not block}
-        return [block for block in blocks if id(block) not in inner]
+
+def is_reward_model(config: PretrainedConfig) -> bool:
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+
+
+def _build(
+    auto: type, config: PretrainedConfig, dtype: torch.dtype, path: str | Path
+) -> PreTrainedModel:
+    try:
+        model = auto.from_config(config, dtype=dtype)
+    except weights.FOREIGN_ERRORS as error:  # no such model of this architecture, odd settings
+        raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
+    if model.base_model is model:
+        raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
+    return model
+
+
+def _draw_head(head: nn.Linear, seed: int) -> Tensor:
+    """(1, D), normal with the standard deviation 1 / sqrt(D + 1): rewards begin near 0, of size 1."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5

@@ -9,8 +9,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from nanoalign import loop
-from nanoalign.arguments import EMBEDDED
-from nanoalign.data import Example, hold_out, read_sources
+from nanoalign.data import TEST_OF, Example, hold_out, read_sources
 from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.rows import (
@@ -21,6 +20,7 @@ from nanoalign.rows import (
     plan_micro_batches,
     step_indices,
 )
+from nanoalign.templates import common_template
 from nanoalign.weights import FOREIGN_ERRORS
 
 PLANNED_STEPS = 50  # whose padding is counted before training
@@ -57,14 +57,15 @@ def make_optimizer(policy: nn.Module, args: argparse.Namespace) -> torch.optim.O
 def load_rows(args: argparse.Namespace, tokenizer) -> tuple[list[Row], list[Row]]:
     """(training rows, held-out rows), printing what was read, cut and dropped."""
     examples = read_sources(args.data, args.preference)
-    if args.eval_data is None and args.data == [EMBEDDED]:
-        args.eval_data = ["tiny:test"]
+    if args.eval_data is None and all(source in TEST_OF for source in args.data):
+        args.eval_data = [TEST_OF[source] for source in args.data]
     if args.eval_data is not None:
         held_out = read_sources(args.eval_data, args.preference)
         source = " ".join(args.eval_data)
     else:
         examples, held_out = hold_out(examples, args.eval_share, args.seed)
         source = f"{args.eval_share:g} of the prompts"
+    args.template = common_template(args.template, examples + held_out, tokenizer)
     rows = _encode("data", " ".join(args.data), examples, args, tokenizer)
     eval_rows = _encode("held out", source, held_out, args, tokenizer)
     if not rows:
@@ -80,7 +81,9 @@ def _encode(
     rows, counts = encode_all(examples, tokenizer, args.template, args.max_length)
     rows = drop_equal(rows, counts)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
-    print0(f"{name:<11} {source}: {len(examples):,} pairs{notes}")
+    pairs = sum(len(example.pairs) for example in examples)
+    ranked = f"{len(examples):,} records with " if pairs != len(examples) else ""
+    print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
     return rows
 
 

@@ -1,26 +1,37 @@
-"""Pictures of a run. The one module that imports matplotlib."""
+"""Pictures of a run and of an evaluation. The one module that imports matplotlib."""
 
 import json
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
-from nanoalign.metrics import wilson_interval  # noqa: E402
+from nanoalign.metrics import calibration, wilson_interval  # noqa: E402
+from nanoalign.scoring import Scored, pairs_of  # noqa: E402
 
-# (title, the lines in it: metric and colour); a metric's evaluations are drawn as points of its
-# colour.
+BETTER, WORSE = "tab:blue", "tab:orange"
+
+# (title, the lines in it: metric and colour), drawn where a run has the metric.
 PANELS = [
     ("loss", {"loss": "tab:blue"}),
-    ("accuracy", {"rewards/accuracies": "tab:green"}),
+    ("accuracy", {"rewards/accuracies": "tab:green", "accuracy": "tab:green"}),
     ("rewards", {"rewards/chosen": "tab:green", "rewards/rejected": "tab:red"}),
     ("margin", {"rewards/margins": "tab:purple"}),
     ("log-probability", {"logps/chosen": "tab:green", "logps/rejected": "tab:red"}),
+    ("mean reward", {"reward_mean": "tab:brown"}),
+    ("standard deviation of rewards", {"reward_std": "tab:brown"}),
     ("learning rate", {"lr": "tab:gray"}),
     ("gradient norm", {"grad_norm": "tab:gray"}),
 ]
+# What a metric is of, by the beginning of its key; and how it is drawn, in the metric's colour.
+KINDS = {
+    "": ("training steps", {"lw": 0.8, "alpha": 0.35}),
+    "train_eval/": ("training pairs again", {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"}),
+    "eval/": ("held out", {"lw": 2, "marker": "o"}),
+}
 
 
 def _read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -34,41 +45,160 @@ def held_out_summary(folder: Path, pairs: int) -> str:
         return "nothing was held out"
     first, last = lines[0], lines[-1]
     parts = []
-    for key in ("loss", "rewards/accuracies", "rewards/margins"):
-        parts.append(f"{key} {first[f'eval/{key}']:.4f} -> {last[f'eval/{key}']:.4f}")
-        if key == "rewards/accuracies":
-            low, high = wilson_interval(last[f"eval/{key}"], pairs)
-            parts[-1] += f" [{low:.3f}, {high:.3f}]"
+    for key in ("loss", "accuracy", "rewards/accuracies", "rewards/margins"):
+        if f"eval/{key}" in first:
+            parts.append(f"{key} {first[f'eval/{key}']:.4f} -> {last[f'eval/{key}']:.4f}")
+            if "accura" in key:
+                low, high = wilson_interval(last[f"eval/{key}"], pairs)
+                parts[-1] += f" [{low:.3f}, {high:.3f}]"
     return f"{', '.join(parts)} on {pairs:,} pairs"
 
 
 def curves(folder: Path, title: str) -> Path:
     """Draws metrics.jsonl as curves.png: thin lines for steps, heavy dotted ones for evaluations."""
     lines = _read_metrics(folder)
+    known = {key for line in lines for key in line}
+    panels = [panel for panel in PANELS if known.intersection(panel[1])]
     figure, axes = plt.subplots(2, 4, figsize=(16, 7))
     figure.subplots_adjust(0.04, 0.07, 0.99, 0.9, wspace=0.2, hspace=0.3)
     figure.suptitle(title)
-    for axis, (name, metrics) in zip(axes.flat, PANELS, strict=False):
+    for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
         for metric, colour in metrics.items():
-            short = metric.split("/")[-1]
-            for key, style in (
-                (metric, {"lw": 1, "alpha": 0.6}),
-                (f"eval/{metric}", {"marker": "o"}),
-            ):
+            for kind, (what, style) in KINDS.items():
+                key = kind + metric
                 points = [(line["step"], line[key]) for line in lines if key in line]
                 if points:
-                    label = (
-                        f"{short}, held out" if key.startswith("eval/") else f"{short}, training"
-                    )
+                    label = f"{metric.split('/')[-1]}, {what}" if len(metrics) > 1 else what
                     axis.plot(*zip(*points, strict=True), color=colour, label=label, **style)
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if len(axis.lines) > 1:
             axis.legend(fontsize="small")
-    for axis in axes.flat[len(PANELS) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     path = folder / "curves.png"
     figure.savefig(path, dpi=100)
     plt.close(figure)
     return path
+
+
+def reward_picture(
+    path: Path, subset: str, scored: list[Scored], figures: dict[str, float]
+) -> None:
+    """What a reward model makes of one subset, in five panels: order, pairs, spread, calibration, length."""
+    pairs = pairs_of(scored)
+    better, worse = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))  # (P,)
+    figure, axes = plt.subplot_mosaic(
+        [["order", "order", "pairs"], ["spread", "calibration", "length"]], figsize=(16, 9)
+    )
+    figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.2, hspace=0.3)
+    figure.suptitle(
+        f"{subset}: accuracy {figures['accuracy']:.3f} [{figures['accuracy_low']:.3f}, "
+        f"{figures['accuracy_high']:.3f}] on {len(pairs):,} pairs, {figures['ties']:,} ties; always the "
+        f"longer answer: {figures['longer_accuracy']:.3f}",
+        fontsize="x-large",
+    )
+    _order_panel(axes["order"], better, worse)
+    _pairs_panel(axes["pairs"], better, worse)
+    _spread_panel(axes["spread"], scored, figures)
+    _calibration_panel(axes["calibration"], better - worse)
+    _length_panel(axes["length"], scored, figures)
+    for axis in axes.values():
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _alpha(points: int) -> float:
+    return min(0.9, max(0.1, 300 / points))
+
+
+def _order_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
+    order = np.argsort(better, kind="stable")
+    wrong = int((worse > better).sum())
+    axis.plot(better[order], color=BETTER, lw=2, label="better answer")
+    index, above = np.arange(len(order)), worse[order] > better[order]
+    for mask, colour, label in (
+        (~above, "tab:gray", "worse answer, ranked below"),
+        (above, WORSE, "worse answer, ranked above"),
+    ):
+        axis.scatter(
+            index[mask],
+            worse[order][mask],
+            s=9,
+            color=colour,
+            alpha=_alpha(len(order)),
+            label=label,
+        )
+    axis.set_title(
+        f"pairs by the better answer's reward: {wrong:,} of {len(order):,} points are above"
+    )
+    axis.set_xlabel("pair")
+    axis.set_ylabel("reward")
+    axis.legend(loc="upper left")
+
+
+def _pairs_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
+    low, high = min(better.min(), worse.min()), max(better.max(), worse.max())
+    axis.plot([low, high], [low, high], color="black", lw=1)
+    right = better > worse
+    for mask, colour, label in ((right, BETTER, "right"), (~right, WORSE, "wrong or a tie")):
+        count = int(mask.sum())
+        axis.scatter(
+            worse[mask], better[mask], s=9, color=colour, alpha=_alpha(len(better)),
+            label=f"{count:,} {label}",
+        )  # fmt: skip
+    axis.set_title("above the diagonal: ranked rightly")
+    axis.set_xlabel("worse answer's reward")
+    axis.set_ylabel("better answer's reward")
+    axis.legend()
+
+
+def _spread_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None:
+    bins = np.histogram_bin_edges([line.score for line in scored], bins=40)
+    for side, colour, name in (("chosen", BETTER, "better"), ("rejected", WORSE, "worse")):
+        rewards = [line.score for line in scored if line.side == side]
+        mean = figures[f"{name}_data_mean"]
+        label = f"{len(rewards):,} {name}, mean {mean:+.2f}"
+        axis.hist(rewards, bins, color=colour, alpha=0.55, label=label)
+        axis.axvline(mean, color=colour, lw=2, ls="--")
+    axis.set_title(
+        f"rewards: mean {figures['reward_mean']:+.2f}, standard deviation {figures['reward_std']:.2f}"
+    )
+    axis.set_xlabel("reward")
+    axis.set_ylabel("answers")
+    axis.legend()
+
+
+def _calibration_panel(axis, margins: np.ndarray) -> None:
+    confidence, hit_rate, counts, error = calibration(margins)
+    axis.plot([0.5, 1], [0.5, 1], color="black", lw=1, label="perfect")
+    held = counts > 0
+    low, high = zip(*map(wilson_interval, hit_rate[held], counts[held]), strict=True)
+    spread = np.abs(np.array([low, high]) - hit_rate[held])
+    axis.errorbar(
+        confidence[held], hit_rate[held], spread, fmt="o", color=BETTER, capsize=3, label="95 %"
+    )
+    for x, y, count in zip(confidence[held], hit_rate[held], counts[held], strict=True):
+        axis.annotate(f"{count:,}", (x, y), (6, -12), textcoords="offset points", fontsize="small")
+    axis.set_title(f"calibration: error {error:.3f} (pairs a bin)")
+    axis.set_xlabel("sigmoid(margin) of the winner")
+    axis.set_ylabel("share of labels that agree")
+    axis.set_xlim(0.49, 1.01)
+    axis.set_ylim(-0.02, 1.02)
+    axis.legend(loc="lower right")
+
+
+def _length_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None:
+    for side, colour, name in (("rejected", WORSE, "worse"), ("chosen", BETTER, "better")):
+        points = [(line.tokens, line.score) for line in scored if line.side == side]
+        axis.scatter(
+            *zip(*points, strict=True), s=9, color=colour, alpha=_alpha(len(scored)), label=name
+        )
+    correlation = figures["length_correlation"]
+    shown = "undefined" if correlation is None else f"{correlation:+.2f}"
+    axis.set_title(f"reward and length: rank correlation {shown}")
+    axis.set_xlabel("tokens of the answer")
+    axis.set_ylabel("reward")
+    axis.legend()

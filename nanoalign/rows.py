@@ -17,17 +17,20 @@ Shapes: B pairs, N rows, T tokens a row, S responses, M scored tokens.
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nanoalign.data import Example
+from nanoalign.data import Example, Pair
 from nanoalign.errors import RunError
 from nanoalign.templates import render, resolve_template
 
 PADDING = -1  # the segment of padding
+EOS_RULE = (
+    "appended, unless the response was cut"  # a reward model scores only what it was trained on
+)
 # What a forward and backward pass costs whatever its size (launches, gathering parameters), as the
 # number of tokens that would take as long. A rough figure, and only the plan's speed depends on it.
 FORWARD_TOKENS = 256
@@ -40,18 +43,24 @@ class Row:
     pair_id: str
     prompt: np.ndarray  # (P,) int32
     responses: tuple[np.ndarray, ...]  # K arrays of int32
+    pairs: tuple[Pair, ...] = (Pair(0, 1),)  # which of the responses are compared
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
 
     def separate(self) -> list["Row"]:
         """K rows of one response each: the layout without sharing."""
-        return [Row(self.pair_id, self.prompt, (response,)) for response in self.responses]
+        return [Row(self.pair_id, self.prompt, (response,), ()) for response in self.responses]
 
 
 @dataclass(slots=True)
 class Batch:
-    """Rows as tensors. Responses stand in the order of the rows: chosen, rejected, chosen, rejected, ..."""
+    """Rows as tensors. Responses stand in the order of the rows, and of a preference pair's row so do
+    its two: chosen, rejected, chosen, rejected, ...
+
+    What a module says of the S responses is compared by pairs: scores[batch.chosen], (B,), against
+    scores[batch.rejected], (B,).
+    """
 
     tokens: Tensor  # (N, T) int64, padded on the right
     positions: Tensor  # (N, T) int64
@@ -59,7 +68,11 @@ class Batch:
     reads: Tensor  # (M,) where in the flat (N * T) the token is that predicts each scored token
     targets: Tensor  # (M,) ids of the scored tokens
     lengths: Tensor  # (S,) scored tokens of each response; they sum to M
-    weights: Tensor  # (B,) float32: 1, or 0 for a pair that only fills an empty place
+    ends: Tensor  # (S,) where in the flat (N * T) each response has its last token
+    chosen: Tensor  # (B,) which of the S responses is the better one of each pair
+    rejected: Tensor  # (B,) which is the worse one
+    margins: Tensor  # (B,) float32: by how much, as the data say
+    weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 where it fills a place
     shared: bool  # whether some row holds more than one response
 
     def to(self, device: torch.device) -> "Batch":
@@ -103,7 +116,9 @@ def encode_all(
             if not prompt:
                 raise RunError(f"{pair_id}: the prompt has no tokens in this tokenizer; remove it")
             ended = [next(responses) + [tokenizer.eos_token_id] for _ in examples[i].responses]
-            rows[i] = _fit(pair_id, prompt, ended, max_length, tokenizer.bos_token_id, counts)
+            prompt, ended = _fit(prompt, ended, max_length, tokenizer.bos_token_id, counts)
+            ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *ended)]
+            rows[i] = Row(pair_id, ids[0], tuple(ids[1:]), examples[i].pairs)
             blank = sum(not response.strip() for response in examples[i].responses)
             counts["responses of white space alone"] += blank
     return rows, counts
@@ -163,13 +178,13 @@ def _without_eos(text: str, eos: str) -> str:
 
 
 def _fit(
-    pair_id: str,
     prompt: list[int],
     responses: list[list[int]],
     max_length: int,
     bos: int | None,
     counts: Counter,
-) -> Row:
+) -> tuple[list[int], list[list[int]]]:
+    """Prompt and responses cut to max_length."""
     longest = max(map(len, responses))
     room = max(max_length - longest, max_length // 2)  # tokens of the prompt that may stay
     if len(prompt) > room:
@@ -180,11 +195,7 @@ def _fit(
     counts["responses cut at their end (no EOS)"] += sum(
         len(response) > room for response in responses
     )
-    return Row(
-        pair_id,
-        np.asarray(prompt, dtype=np.int32),
-        tuple(np.asarray(response[:room], dtype=np.int32) for response in responses),
-    )
+    return prompt, [response[:room] for response in responses]
 
 
 def check_fits(rows: list[Row], vocabulary: int, positions: int | None) -> None:
@@ -205,18 +216,28 @@ def check_fits(rows: list[Row], vocabulary: int, positions: int | None) -> None:
 
 
 def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
-    """The rows whose first two responses differ; pairs that are equal (after cutting) teach nothing."""
-    kept = [row for row in rows if not np.array_equal(row.responses[0], row.responses[1])]
-    counts["pairs dropped: both responses equal"] += len(rows) - len(kept)
+    """The rows without pairs of equal responses (after cutting), which teach nothing."""
+    kept = []
+    for row in rows:
+        pairs = tuple(
+            pair
+            for pair in row.pairs
+            if not np.array_equal(row.responses[pair.chosen], row.responses[pair.rejected])
+        )
+        counts["ranked records dropped: all scores equal"] += not row.pairs
+        counts["pairs dropped: both responses equal"] += len(row.pairs) - len(pairs)
+        if pairs:
+            kept.append(replace(row, pairs=pairs))
     return kept
 
 
 def fingerprint(rows: list[Row]) -> str:
-    """A hash of every token, so that a resumed run can tell whether it sees the same data."""
+    """A hash of every token and pair, so that a resumed run can tell whether it sees the same data."""
     digest = hashlib.sha256()
     for row in rows:
         for part in (row.prompt, *row.responses):
             digest.update(len(part).to_bytes(4, "little") + part.tobytes())
+        digest.update(repr([tuple(pair) for pair in row.pairs]).encode())
     return digest.hexdigest()
 
 
@@ -224,15 +245,19 @@ def fingerprint(rows: list[Row]) -> str:
 
 
 def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> Batch:
-    """One Batch of the rows, padded to the longest; without share_prefix a row a response."""
-    pairs = len(rows)
+    """One Batch of the rows, padded to the longest; without share_prefix a row a response.
+
+    weight: what each row counts for, shared evenly by its pairs.
+    """
+    first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
+    pairs = [(first[n], pair, row) for n, row in enumerate(rows) for pair in row.pairs]
     if not share_prefix:
         rows = [part for row in rows for part in row.separate()]
     width = max(map(len, rows))
     tokens = np.zeros((len(rows), width), dtype=np.int64)
     positions = np.zeros((len(rows), width), dtype=np.int64)
     segments = np.full((len(rows), width), PADDING, dtype=np.int64)
-    reads, targets, lengths = [], [], []
+    reads, targets, lengths, ends = [], [], [], []
     for n, row in enumerate(rows):
         prompt_end = len(row.prompt)
         tokens[n, :prompt_end] = row.prompt
@@ -249,6 +274,7 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
             reads.append(n * width + np.concatenate(([prompt_end - 1], np.arange(start, end - 1))))
             targets.append(response)
             lengths.append(len(response))
+            ends.append(n * width + end - 1)
             start = end
     return Batch(
         tokens=torch.from_numpy(tokens),
@@ -257,7 +283,13 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
         reads=torch.from_numpy(np.concatenate(reads)),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         lengths=torch.tensor(lengths),
-        weights=torch.full((pairs,), weight),
+        ends=torch.tensor(ends),
+        chosen=torch.tensor([start + pair.chosen for start, pair, _ in pairs], dtype=torch.int64),
+        rejected=torch.tensor(
+            [start + pair.rejected for start, pair, _ in pairs], dtype=torch.int64
+        ),
+        margins=torch.tensor([pair.margin for _, pair, _ in pairs]),
+        weights=torch.tensor([weight / len(row.pairs) for _, _, row in pairs]),
         shared=any(len(row.responses) > 1 for row in rows),
     )
 

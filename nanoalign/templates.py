@@ -23,6 +23,12 @@ def resolve_template(template: str, example: Example, tokenizer) -> str:
     return "raw" if example.kind == "dialogue" else "pku"
 
 
+def common_template(template: str, examples: list[Example], tokenizer) -> str:
+    """The one template that `auto` stands for with all of these examples; `auto` if there are several."""
+    names = {resolve_template(template, example, tokenizer) for example in examples}
+    return names.pop() if len(names) == 1 else template
+
+
 def render(example: Example, tokenizer, template: str) -> tuple[str, list[str]]:
     """(prompt with the assistant's header, responses) as text, by the template `chat`, `pku` or `raw`."""
     responses = list(example.responses)

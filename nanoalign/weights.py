@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
@@ -149,6 +149,8 @@ def load(model: PreTrainedModel, folder: Path, world: World | None) -> None:
     transformers may know a conversion (mixture-of-experts weights are fused, old names have
     changed): its own loader then runs on rank 0, whose tensors are sent around one by one. What it
     can't place either is an error.
+
+    A parameter that is on the meta device is not wanted, and passed over.
     """
     tensors = _named_tensors(model)
     stored = _stored_tensors(folder)
@@ -184,6 +186,8 @@ def _named_tensors(model: PreTrainedModel) -> dict[tuple[str, ...], Tensor]:
 
 def _read_slice(file: safe_open, name: str, tensor: Tensor) -> None:
     """Copies this rank's part of a stored tensor into place."""
+    if tensor.is_meta:
+        return
     stored = file.get_slice(name)
     if isinstance(tensor, DTensor):
         rows = _local_rows(tensor)
@@ -191,6 +195,14 @@ def _read_slice(file: safe_open, name: str, tensor: Tensor) -> None:
             tensor.to_local().copy_(stored[rows.start : rows.stop])
     else:
         tensor.copy_(stored[...])
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, full: Tensor) -> None:
+    """Copies this rank's part of a tensor that all ranks hold into place."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    rows = _local_rows(tensor) if isinstance(tensor, DTensor) else range(len(full))
+    local.copy_(full[rows.start : rows.stop])
 
 
 def _local_rows(tensor: DTensor) -> range:
@@ -211,16 +223,15 @@ def _load_by_transformers(
 ) -> None:
     read = partial(_from_pretrained, model, folder)
     loaded = read() if world is None else on_main(world, read)
-    with torch.no_grad():
-        for names, tensor in tensors.items():
-            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            full = torch.empty(tensor.shape, dtype=tensor.dtype, device=local.device)
-            if loaded is not None:
-                full.copy_(loaded[names[0]])
-            if world is not None and world.size > 1:
-                dist.broadcast(full, src=0)
-            rows = _local_rows(tensor) if isinstance(tensor, DTensor) else range(len(full))
-            local.copy_(full[rows.start : rows.stop])
+    for names, tensor in tensors.items():
+        if tensor.is_meta:
+            continue
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if loaded is not None:
+            full.copy_(loaded[names[0]])
+        if world is not None and world.size > 1:
+            dist.broadcast(full, src=0)
+        fill(tensor, full)
 
 
 def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
@@ -229,7 +240,7 @@ def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     transformers_logging.set_verbosity_error()  # its report of names; ours is the error below
     transformers_logging.disable_progress_bar()
     try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(
+        loaded, info = type(model).from_pretrained(
             folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
         )
     except FOREIGN_ERRORS as error:

@@ -61,7 +61,7 @@ def test_shared_rows_equal_separate_rows_equal_the_models_own_forward(architectu
             torch.nn.init.normal_(p, std=0.2)
     policy = Policy(model.eval())
     separate = collate(rows, share_prefix=False)
-    textbook = policy.textbook_logps(separate)
+    textbook = policy.textbook(separate)
     assert textbook.std() > 1  # the scores differ, so that a mix-up would show
     for batch in (collate(rows), separate):
         assert torch.allclose(policy(batch), textbook, rtol=1e-5, atol=1e-4)

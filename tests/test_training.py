@@ -191,7 +191,7 @@ def test_the_saved_model_scores_as_the_trained_one(train, tmp_path, tokenizer):
     assert model.dtype == torch.float32
     assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
     with torch.no_grad():
-        logps = Policy(model).textbook_logps(collate(rows, share_prefix=False)).view(-1, 2)
+        logps = Policy(model).textbook(collate(rows, share_prefix=False)).view(-1, 2)
     assert metrics[-1]["eval/logps/chosen"] == pytest.approx(logps[:, 0].mean().item(), rel=1e-6)
     assert metrics[-1]["eval/logps/rejected"] == pytest.approx(logps[:, 1].mean().item(), rel=1e-6)
 

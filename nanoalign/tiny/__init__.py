@@ -11,6 +11,7 @@ python -m nanoalign.tiny.sample --model runs/dpo    samples a trained policy, fo
 
 from pathlib import Path
 
+SOURCE_NAMES = ("tiny-a", "tiny-b", "tiny-c")
 FOLDER = Path(__file__).parent
 TRAIN = FOLDER / "train.jsonl"
 TEST = FOLDER / "test.jsonl"

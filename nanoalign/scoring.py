@@ -1,0 +1,262 @@
+"""What a reward model says of preference data: a score a response, and the figures and cases they give.
+
+Shapes: P pairs. A pair's `better` response is the chosen one of the data, its `worse` the rejected one.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nanoalign.data import Example, Message
+from nanoalign.distributed import World, sum_over_ranks
+from nanoalign.errors import RunError
+from nanoalign.loop import all_batches
+from nanoalign.metrics import calibration, rank_correlation, wilson_interval
+from nanoalign.models import RewardModel
+from nanoalign.rows import EOS_RULE, Row
+from nanoalign.tiny import world as tiny_world
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One response and its reward: a line of scores.jsonl."""
+
+    pair_id: str
+    subset: str
+    prompt: str | tuple[Message, ...]
+    response: str
+    side: str  # "chosen": no response of the record is better; else "rejected"
+    score: float
+    tokens: int  # of the response, its EOS included
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+Pairs = list[tuple[Scored, Scored]]  # (better, worse)
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def scoring_rule(
+    model: RewardModel, name: str, template: str | None, max_length: int | None
+) -> tuple[str, int]:
+    """(template, max_length) to score with: those of the model's training, which flags may only repeat.
+
+    For a model that does not say how it was trained, the flags decide.
+    """
+    rule = model.scoring or {}
+    for key, given in (("template", template), ("max_length", max_length), ("eos", EOS_RULE)):
+        if given is not None and given != rule.get(key, given):
+            raise RunError(
+                f"model '{name}' was trained with {key} {rule[key]!r}, and is to score with {given!r}: "
+                "its rewards would mean something else"
+                + (f"; leave --{key} out" if key != "eos" else "")
+            )
+    return template or rule.get("template", "auto"), max_length or rule.get("max_length", 1024)
+
+
+@torch.no_grad()
+def score_rows(
+    model: RewardModel, rows: list[Row], args: argparse.Namespace, world: World
+) -> list[list[float]]:
+    """The rewards of every row's responses, each computed once, the same on every rank."""
+    first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
+    rewards = torch.zeros(int(first[-1]), dtype=torch.float64, device=world.device)
+    with tqdm(total=len(rows), unit="row", disable=not world.is_main) as progress:
+        for group, batch in all_batches(rows, args, world):
+            scores = model(batch).double()  # (S,)
+            if group:
+                rewards[[j for i in group for j in range(first[i], first[i + 1])]] = scores
+            progress.update(min(len(group) * world.size, len(rows) - progress.n))
+    sum_over_ranks(rewards)  # one rank has written each place, the others have 0 there
+    for row, start in zip(rows, first, strict=False):
+        if not rewards[start : start + len(row.responses)].isfinite().all():
+            raise RunError(f"{row.pair_id}: a reward is not finite; are the model's weights whole?")
+    return [rewards[a:b].tolist() for a, b in zip(first, first[1:], strict=False)]
+
+
+def score_examples(
+    model: RewardModel,
+    examples: list[Example],
+    rows: list[Row],
+    args: argparse.Namespace,
+    world: World,
+) -> list[Scored]:
+    """A Scored for every response, in the order of the examples; `rows` are theirs."""
+    scored = []
+    for example, row, scores in zip(
+        examples, rows, score_rows(model, rows, args, world), strict=True
+    ):
+        worse = {pair.rejected for pair in example.pairs}
+        scored += [
+            Scored(
+                pair_id=example.pair_id,
+                subset=example.subset,
+                prompt=example.prompt,
+                response=response,
+                side="rejected" if i in worse else "chosen",
+                score=score,
+                tokens=len(tokens),
+            )
+            for i, (response, score, tokens) in enumerate(
+                zip(example.responses, scores, row.responses, strict=True)
+            )
+        ]
+    return scored
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def pairs_of(scored: list[Scored]) -> Pairs:
+    """Every chosen response of a record with every rejected one: of a preference pair, the pair."""
+    records = defaultdict(lambda: ([], []))
+    for line in scored:
+        records[line.pair_id][line.side == "rejected"].append(line)
+    return [
+        (better, worse)
+        for chosen, rejected in records.values()
+        for better in chosen
+        for worse in rejected
+    ]
+
+
+def reward_metrics(scored: list[Scored]) -> dict[str, float | int | None]:
+    """The figures of one subset.
+
+    accuracy counts a tie as half a hit; its interval is Wilson's, at 95 %. reward_mean and reward_std
+    are over all responses, better_data_mean and worse_data_mean over those of one side. The counts
+    are of pairs in which the worse response has the higher or the lower reward. calibration_error
+    is that of metrics.calibration. longer_accuracy is the accuracy of always taking the answer with
+    more tokens, length_correlation Spearman's between reward and tokens (None where one of them
+    never varies).
+    """
+    pairs = pairs_of(scored)
+    better = np.array([b.score for b, _ in pairs])  # (P,)
+    worse = np.array([w.score for _, w in pairs])
+    longer = np.array([b.tokens - w.tokens for b, w in pairs])
+    scores = np.array([line.score for line in scored])
+    accuracy = _accuracy(better - worse)
+    low, high = wilson_interval(accuracy, len(pairs))
+    return {
+        "pairs": len(pairs),
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "ties": int((better == worse).sum()),
+        "reward_mean": float(scores.mean()),
+        "reward_std": float(scores.std()),
+        "better_data_mean": float(np.mean([x.score for x in scored if x.side == "chosen"])),
+        "worse_data_mean": float(np.mean([x.score for x in scored if x.side == "rejected"])),
+        "worse_better_than_better_count": int((worse > better).sum()),
+        "worse_worse_than_better_count": int((worse < better).sum()),
+        "margin_mean": float((better - worse).mean()),
+        "calibration_error": calibration(better - worse).error,
+        "longer_accuracy": _accuracy(longer),
+        "length_correlation": rank_correlation(scores, np.array([x.tokens for x in scored])),
+    }
+
+
+def _accuracy(margins: np.ndarray) -> float:
+    return float(((np.sign(margins) + 1) / 2).mean())
+
+
+def truth(scored: list[Scored], preference: str) -> dict[str, float]:
+    """How well these labels can be predicted at all, where all prompts are the embedded world's.
+
+    label_ceiling: the expected accuracy of a judge that knows the true rule, before the labels are
+        drawn; oracle_accuracy: its accuracy on the labels as they were drawn.
+    """
+    if any(line.prompt not in tiny_world.PROMPTS for line in scored):
+        return {}
+    judge = {"better": tiny_world.true_reward, "safer": tiny_world.true_safety}[preference]
+    margins = np.array(
+        [judge(b.prompt, b.response) - judge(w.prompt, w.response) for b, w in pairs_of(scored)]
+    )
+    return {
+        "label_ceiling": float((1 / (1 + np.exp(-np.abs(margins)))).mean()),
+        "oracle_accuracy": _accuracy(margins),
+    }
+
+
+def table(subsets: dict[str, dict[str, float | int | None]]) -> str:
+    """The figures as text, a row a subset; the names stand over their columns, a word a line."""
+    names = list(dict.fromkeys(name for figures in subsets.values() for name in figures))
+    words = [name.split("_") for name in names]
+    height = max(map(len, words))
+    columns = [["subset"] + [""] * (height - 1) + list(subsets)]
+    for name, parts in zip(names, words, strict=True):
+        cells = [_cell(figures.get(name)) for figures in subsets.values()]
+        columns.append(parts + [""] * (height - len(parts)) + cells)
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _cell(value: float | int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+# --- cases ----------------------------------------------------------------------------------------
+
+
+def cases(scored: list[Scored], count: int) -> str:
+    """The pairs worth reading, as Markdown: a subset's surest right, surest wrong and closest ones."""
+    text = "# Cases\n"
+    for subset in dict.fromkeys(line.subset for line in scored):
+        pairs = pairs_of([line for line in scored if line.subset == subset])
+        by_margin = sorted(
+            pairs, key=lambda pair: pair[1].score - pair[0].score
+        )  # surest right first
+        right = [pair for pair in by_margin if pair[0].score > pair[1].score]
+        wrong = [pair for pair in reversed(by_margin) if pair[0].score < pair[1].score]
+        close = sorted(pairs, key=lambda pair: abs(pair[0].score - pair[1].score))
+        for title, chosen in (
+            ("surest right", right), ("surest wrong", wrong), ("closest", close)
+        ):  # fmt: skip
+            text += f"\n## {subset}: {title}\n"
+            if not chosen:
+                text += "\nNone.\n"
+            for number, pair in enumerate(chosen[:count], start=1):
+                text += _case(number, *pair)
+    return text
+
+
+def _case(number: int, better: Scored, worse: Scored) -> str:
+    high, low = (better, worse) if better.score >= worse.score else (worse, better)
+    verdict = "right" if better.score > worse.score else "wrong"
+    verdict = "a tie" if better.score == worse.score else verdict
+    prompt = better.prompt
+    if not isinstance(prompt, str):
+        prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    probability = 1 / (1 + math.exp(low.score - high.score))
+    text = f"\n### {number}. {better.pair_id}: {verdict}, sigmoid(margin) {probability:.3f}\n"
+    text += f"\nPrompt\n\n{_fenced(prompt)}"
+    for name, line in (("Higher", high), ("Lower", low)):
+        text += f"\n{name} reward **{line.score:+.3f}** ({line.side} in the data, {line.tokens} tokens)\n"
+        text += f"\n{_fenced(line.response)}"
+    return text
+
+
+def _fenced(text: str) -> str:
+    """As a block that Markdown leaves alone, whatever the text holds."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}\n"

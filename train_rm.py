@@ -1,0 +1,147 @@
+"""Train a reward model on preference pairs: a linear head on a transformer, read at a response's last token.
+
+    minimise  -log sigmoid(r(x, y_w) - r(x, y_l))
+
+Ouyang et al. 2022, arXiv 2203.02155, equation 1. y_w is the chosen response, y_l the rejected one, r
+the reward model. As in the paper a prompt's K ranked responses train on all their pairs; here they
+also share one row, so that a prompt is computed once for all of its responses (nanoalign/rows.py).
+
+    python train_rm.py                                          one process, the embedded model and data
+    torchrun --nproc_per_node 8 train_rm.py \\
+        --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor, stack
+
+from nanoalign import checkpoint, loop, weights
+from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number
+from nanoalign.checks import check_layout
+from nanoalign.distributed import on_main, print0, run, setup
+from nanoalign.losses import pairwise_reward_loss
+from nanoalign.metrics import hits
+from nanoalign.models import RewardModel
+from nanoalign.prepare import (
+    compute_dtype,
+    describe_plan,
+    load_rows,
+    load_tokenizer,
+    make_optimizer,
+)
+from nanoalign.report import curves, held_out_summary
+from nanoalign.rows import EOS_RULE, Batch, fingerprint
+
+LR = 2e-5
+EMBEDDED_LR = 1e-3  # a model of a million parameters wants larger steps than one of billions
+EMBEDDED_EPOCHS = 4
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__)
+    rm = parser.add_argument_group("reward model and loss")
+    rm.add_argument("--model", default=EMBEDDED,
+        help="a language model to put a head on, or a reward model to train on: a Hugging Face folder, "
+        "OWNER/NAME on the Hub, or 'tiny'")  # fmt: skip
+    rm.add_argument("--margin", type=number(float, 0), default=0.0,
+        help="lead that is asked of the chosen response, times the pair's margin in the data (1 where "
+        "they have none)")  # fmt: skip
+    rm.add_argument("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
+        help="share of labels taken to be wrong")  # fmt: skip
+    rm.add_argument("--center_rewards_coefficient", type=number(float, 0), default=0.0,
+        help="of (r_chosen + r_rejected)^2 in the loss, which keeps rewards near 0; usual: 0.01")  # fmt: skip
+    add_training_arguments(
+        parser,
+        out="runs/rm",
+        data=f"{EMBEDDED}:tiny-a",
+        lr=f"{LR:g}, with --model tiny {EMBEDDED_LR:g}",
+        epochs=f"1, with --model tiny {EMBEDDED_EPOCHS}",
+        schedule="cosine",
+        warmup=0.03,
+    )
+    args = parser.parse_args(argv)
+    args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
+    args.epochs = args.epochs or (EMBEDDED_EPOCHS if args.model == EMBEDDED else 1)
+    return args
+
+
+def loss_of_batch(
+    reward_model: RewardModel, margin: float, label_smoothing: float, centering: float, batch: Batch
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The algorithm: the losses of a batch's pairs, (B,), and what is reported of each."""
+    rewards = reward_model(batch)  # (S,)
+    chosen, rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
+    losses = pairwise_reward_loss(chosen, rejected, margin * batch.margins, label_smoothing)
+    # Only differences are trained, so rewards may drift: Eisenstein et al. 2023, arXiv 2312.09244.
+    losses = losses + centering * (chosen + rejected) ** 2
+    return losses, {
+        "loss": losses,
+        "accuracy": hits(chosen, rejected),
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "reward_mean": (chosen + rejected) / 2,
+        "reward_std": stack([chosen, rejected], dim=1),
+    }
+
+
+def next_command(args: argparse.Namespace) -> str:
+    if args.model == EMBEDDED:
+        return f"python evaluate.py rm --model {args.out}"
+    return f"python evaluate.py rm --model {args.out} --data NAME=PATH"
+
+
+def main(argv: list[str] | None = None) -> None:
+    world = setup()
+    args = parse_args(argv)
+    dtype = compute_dtype(args, world)
+    folder = weights.resolve_model(args.model).resolve()
+    on_main(world, partial(checkpoint.check_folder, args, [folder]))
+
+    tokenizer = load_tokenizer(folder)
+    rows, eval_rows = load_rows(args, tokenizer)
+    args.data_hash = fingerprint(rows)
+    describe_plan(rows, args, world)
+
+    reward_model = RewardModel.load(
+        folder, world, dtype, activation_checkpointing=args.activation_checkpointing,
+        head_seed=args.seed,
+    )  # fmt: skip
+    reward_model.scoring = {
+        "template": args.template, "max_length": args.max_length, "eos": EOS_RULE
+    }  # fmt: skip
+    optimizer = make_optimizer(reward_model, args)
+    pairwise = partial(
+        loss_of_batch, reward_model, args.margin, args.label_smoothing,
+        args.center_rewards_coefficient,
+    )  # fmt: skip
+    print0(
+        f"{'model':<11} {args.model}: {reward_model.count_parameters():,} parameters, {dtype}; head "
+        f"{reward_model.head_origin}\n"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}"
+    )
+
+    reward_model.check_fits(rows + eval_rows)
+    start = checkpoint.load(reward_model, optimizer, args) if args.resume else 0
+    check_layout(reward_model, rows, args.share_prefix, world, f"--model {args.model}")
+    on_main(world, partial(checkpoint.open_folder, args))
+
+    slices = {"eval": eval_rows, "train_eval": rows[-len(eval_rows) :] if eval_rows else []}
+    done = loop.train(reward_model, optimizer, pairwise, rows, slices, args, world, start)
+
+    out = Path(args.out)
+    if done < loop.total_steps(len(rows), args):
+        print0(f"stopped after step {done}; continue with --resume")
+        return
+    reward_model.save(out, tokenizer, world)
+    if world.is_main:
+        curves(out, f"Reward model on {args.model}, lr {args.lr:g}")
+        print(f"{'held out':<11} {held_out_summary(out, len(eval_rows))}")
+        print(f"{'saved':<11} {out}: the model, metrics.jsonl, curves.png")
+        print(f"{'next':<11} {next_command(args)}")
+
+
+if __name__ == "__main__":
+    run(main)
