@@ -22,7 +22,7 @@ from nanoalign.arguments import (
 )
 from nanoalign.checks import check_layout
 from nanoalign.data import read_sources
-from nanoalign.distributed import on_main, print0, run, setup
+from nanoalign.distributed import World, on_main, print0, run, setup
 from nanoalign.errors import RunError
 from nanoalign.models import RewardModel
 from nanoalign.prepare import compute_dtype, load_tokenizer
@@ -87,8 +87,7 @@ def picture_name(subset: str) -> str:
     return re.sub(r"[^\w.-]", "_", subset) + ".png"
 
 
-def evaluate_rm(args: argparse.Namespace) -> None:
-    world = setup()
+def evaluate_rm(args: argparse.Namespace, world: World) -> None:
     if args.model == REWARD_MODEL and not Path(args.model).exists():
         raise RunError(
             f"there is no reward model in {args.model} yet; train one: python train_rm.py"
@@ -104,8 +103,8 @@ def evaluate_rm(args: argparse.Namespace) -> None:
                 f"the subset '{name}' has no pairs: all of its records' scores are equal"
             )
 
-    tokenizer = load_tokenizer(folder)
     model = RewardModel.load(folder, world, compute_dtype(args, world), trainable=False)
+    tokenizer = load_tokenizer(folder)
     args.template, args.max_length = scoring_rule(model, args.model, args.template, args.max_length)
     rows, counts = encode_all(judged, tokenizer, args.template, args.max_length)
     counts["records left out: all scores equal"] = len(examples) - len(judged)
@@ -140,7 +139,8 @@ def evaluate_rm(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    evaluate_rm(parse_args(argv))
+    world = setup()
+    evaluate_rm(parse_args(argv), world)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from torch.distributed import TCPStore
 # One thread a process: the models of the tests are far too small for more.
 os.environ["OMP_NUM_THREADS"] = "1"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["train_dpo", "transformers.models.llama.modeling_llama"])
+_context.set_forkserver_preload(
+    ["train_dpo", "train_rm", "evaluate", "transformers.models.llama.modeling_llama"]
+)
 
 
 @dataclass

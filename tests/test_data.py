@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import math
 
 import pytest
 
-from nanoalign.data import hold_out, read_examples, read_sources
+from nanoalign import tiny
+from nanoalign.data import TEST_OF, hold_out, read_examples, read_sources
 from nanoalign.errors import RunError
+from nanoalign.tiny import world as tiny_world
 
 
 def write(path, *records, text=None):
@@ -22,6 +25,7 @@ PKU = {
     "better_response_id": 1,
     "safer_response_id": 0,
 }
+RANKED = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
 DIALOGUE = {
     "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: good",
     "rejected": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: bad",
@@ -107,6 +111,31 @@ def test_parquet_reads_the_same(tmp_path):
     assert [e.responses for e in read_examples(str(tmp_path / "a.parquet"))] == [("b", "a")] * 2
 
 
+def test_ranked_responses_stand_best_first_and_make_their_unequal_pairs(tmp_path):
+    """Scores 1, 3, 1, 2: b before d before a and c, which tie: five pairs."""
+    record = {"prompt": "p", "responses": ["a", "b", "c", "d"], "scores": [1, 3.0, 1, 2]}
+    tied = record | {"scores": [1, 1, 1, 1]}
+    first, second = read_examples(write(tmp_path / "a.jsonl", record, tied))
+    assert first.responses == ("b", "d", "a", "c")
+    assert first.pairs == ((0, 1, 1.0), (0, 2, 2.0), (0, 3, 2.0), (1, 2, 1.0), (1, 3, 1.0))
+    assert second.pairs == ()
+
+
+def test_a_margin_goes_with_its_pair(tmp_path):
+    with_margin, without = read_examples(write(tmp_path / "a.jsonl", PAIR | {"margin": 0.5}, PAIR))
+    assert with_margin.pairs == ((0, 1, 0.5),) and without.pairs == ((0, 1, 1.0),)
+
+
+def test_embedded_data_by_source():
+    whole = read_examples("tiny:test")
+    parts = read_sources([f"tiny:test:{name}" for name in tiny.SOURCE_NAMES])
+    assert len(whole) == len(parts) == 600
+    assert sorted(e.prompt for e in whole) == sorted(e.prompt for e in parts)
+    assert {len(read_examples(f"tiny:{name}")) for name in tiny.SOURCE_NAMES} == {1000}
+    assert tuple(tiny_world.SOURCES) == tiny.SOURCE_NAMES
+    assert TEST_OF["tiny"] == "tiny:test" and TEST_OF["tiny:tiny-b"] == "tiny:test:tiny-b"
+
+
 def test_names_keep_sources_apart(tmp_path):
     path = write(tmp_path / "a.jsonl", PAIR)
     assert {e.pair_id for e in read_sources([f"x={path}", f"y={path}"])} == {"x:1", "y:1"}
@@ -137,6 +166,12 @@ BAD = {
     "contexts differ": (
         json.dumps({"chosen": [user("q"), assistant("c")], "rejected": [user("p"), assistant("c")]}),
         "differ before their last message"),
+    "one response": (json.dumps(RANKED | {"responses": ["a"]}), ":1: responses must be a list of at least"),
+    "scores missing": (json.dumps(RANKED | {"scores": [1, 2, 3]}), ":1: 2 responses, but 3 scores"),
+    "score of text": (json.dumps(RANKED | {"scores": [1, "2"]}), "score must be a finite number, found '2'"),
+    "score of nan": (json.dumps(RANKED | {"scores": [1, math.nan]}), "the score must be a finite number"),
+    "empty ranked response": (json.dumps(RANKED | {"responses": ["", "b"]}), "response of rank 2 is empty"),
+    "margin of text": (json.dumps(PAIR | {"margin": "big"}), "the margin must be a finite number"),
     "message without content": (
         json.dumps({"chosen": [{"role": "user"}], "rejected": [user("p")]}), "expected {'role': text"),
 }  # fmt: skip

@@ -4,11 +4,12 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from nanoalign.losses import dpo_loss
-from nanoalign.metrics import hits, wilson_interval
+from nanoalign.losses import dpo_loss, pairwise_reward_loss
+from nanoalign.metrics import Means, calibration, hits, rank_correlation, wilson_interval
 
 
 def pairs(*columns: list[float], dtype=torch.float64) -> list[torch.Tensor]:
@@ -118,3 +119,103 @@ def test_wilson_interval_by_hand():
     """8 of 10 at 95 %: the textbook's (0.4902, 0.9433); 0 of 10 has an upper end of 0.2775."""
     assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)
     assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=2e-4)
+
+
+# --- the reward model's loss
+
+
+def test_pairwise_reward_by_hand():
+    """Three pairs.
+
+    1. rewards 3 and 1: difference 2, loss log(1 + e^-2) = 0.126928
+    2. rewards -1 and 0.5: difference -1.5, loss log(1 + e^1.5) = 1.701413
+    3. rewards 4 and 4: a tie, loss ln 2
+    """
+    losses = pairwise_reward_loss(*pairs([3.0, -1.0, 4.0], [1.0, 0.5, 4.0]))
+    expected = [math.log1p(math.exp(-2)), math.log1p(math.exp(1.5)), math.log(2)]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+    assert losses.tolist() == pytest.approx([0.126928, 1.701413, 0.693147], abs=5e-7)
+
+
+def test_reward_margin_and_smoothing_by_hand():
+    """Difference 2: with margins 1 and 3, log(1 + e^-1) and log(1 + e). Smoothing 0.1 and margin 1:
+    0.9 * log(1 + e^(1 - 2)) + 0.1 * log(1 + e^(1 + 2)) = 0.9 * 0.313262 + 0.1 * 3.048587 = 0.586794."""
+    chosen, rejected, margin = pairs([3.0, 3.0], [1.0, 1.0], [1.0, 3.0])
+    losses = pairwise_reward_loss(chosen, rejected, margin)
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(-1)), math.log1p(math.e)])
+    smoothed = pairwise_reward_loss(chosen[:1], rejected[:1], 1.0, label_smoothing=0.1)
+    assert smoothed.item() == pytest.approx(0.586794, abs=5e-7)
+
+
+def test_reward_smoothing_is_the_expected_loss_over_wrong_labels():
+    chosen, rejected = torch.randn(2, 16, dtype=torch.float64)
+    expected = 0.8 * pairwise_reward_loss(chosen, rejected, 0.5)
+    expected += 0.2 * pairwise_reward_loss(rejected, chosen, 0.5)
+    assert torch.allclose(pairwise_reward_loss(chosen, rejected, 0.5, 0.2), expected, rtol=1e-12)
+
+
+def test_only_differences_of_rewards_matter():
+    chosen, rejected = torch.randn(2, 16, dtype=torch.float64)
+    shifted = pairwise_reward_loss(chosen + 5, rejected + 5)
+    assert torch.allclose(pairwise_reward_loss(chosen, rejected), shifted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("margin", [1e4, -1e4])
+def test_reward_loss_is_finite_at_extreme_margins(margin):
+    chosen = torch.tensor([margin], requires_grad=True)
+    losses = pairwise_reward_loss(chosen, torch.zeros(1))
+    losses.backward()
+    assert losses.item() == max(0.0, -margin)
+    assert chosen.grad.item() == (0.0 if margin > 0 else -1.0)
+
+
+def test_reward_gradient_is_the_derivative_and_moves_the_right_way():
+    inputs = [torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda c, r: pairwise_reward_loss(c, r, 0.3, 0.1), inputs)
+    pairwise_reward_loss(*inputs).sum().backward()
+    assert (inputs[0].grad < 0).all() and (inputs[1].grad > 0).all()
+    assert torch.equal(inputs[0].grad, -inputs[1].grad)
+
+
+# --- what is reported of scores
+
+
+def test_calibration_by_hand():
+    """Two bins, [0.5, 0.75) and [0.75, 1]. sigmoid(ln 3) = 0.75, sigmoid(ln 9) = 0.9, sigmoid(0) = 0.5.
+
+    In the lower bin one tie: confidence 0.5, half a hit. In the upper a hit at 0.9, a miss at 0.75:
+    confidence 0.825, hit rate 0.5. Error (1 * 0 + 2 * 0.325) / 3.
+    """
+    result = calibration(np.array([0.0, math.log(9), -math.log(3) - 1e-12]), bins=2)
+    assert result.counts.tolist() == [1, 2]
+    assert result.confidence == pytest.approx([0.5, 0.825])
+    assert result.hit_rate == pytest.approx([0.5, 0.5])
+    assert result.error == pytest.approx(0.65 / 3)
+
+
+def test_a_judge_that_is_right_as_often_as_it_says_is_calibrated():
+    draw = np.random.default_rng(0)
+    margins = draw.normal(scale=2, size=200_000)
+    agrees = draw.random(margins.size) < 1 / (1 + np.exp(-margins))
+    assert calibration(np.where(agrees, margins, -margins)).error < 0.005
+    assert calibration(np.where(agrees, 3 * margins, -3 * margins)).error > 0.05
+
+
+def test_rank_correlation_by_hand():
+    """Ranks of the second are 1, 2.5, 2.5, 4: Pearson's of (1, 2, 3, 4) with them is 4.5 / sqrt(22.5)."""
+    ranks = rank_correlation(np.array([1.0, 2.0, 5.0, 9.0]), np.array([0, 7, 7, 8]))
+    assert ranks == pytest.approx(4.5 / math.sqrt(5 * 4.5))
+    assert rank_correlation(np.array([3.0, 2.0, 1.0]), np.array([1.0, 10.0, 100.0])) == -1.0
+    assert rank_correlation(np.array([1.0, 2.0]), np.array([3.0, 3.0])) is None
+
+
+def test_means_and_spreads_over_uneven_micro_batches():
+    """A column is reported by its mean, a table by the standard deviation of all that is in it."""
+    values = torch.randn(7, 2, dtype=torch.float64) * 3 + 5
+    means = Means()
+    for part in (values[:4], values[4:6], values[6:]):
+        means.add({"first": part[:, 0], "both": part}, torch.ones(len(part)))
+    means.add({"first": torch.full((1,), 99.0), "both": torch.full((1, 2), 99.0)}, torch.zeros(1))
+    figures = means.reduce()
+    assert figures["first"] == pytest.approx(values[:, 0].mean().item(), rel=1e-12)
+    assert figures["both"] == pytest.approx(values.std(correction=0).item(), rel=1e-12)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from nanoalign.data import Example
+from nanoalign.data import Example, Pair
 from nanoalign.errors import RunError
 from nanoalign.rows import (
     PADDING,
@@ -212,6 +212,35 @@ def test_collate_by_hand():
     assert batch.targets.tolist() == [20, 21, 22, 30, 31, 50, 60]
     assert batch.lengths.tolist() == [3, 2, 1, 1]
     assert batch.shared
+
+
+def test_collate_names_pairs_and_last_tokens_by_hand():
+    """A pair, and a ranked row of three responses with two pairs of margin 2 and 0.5, width 6.
+
+    Responses 0, 1 | 2, 3, 4; their last tokens stand at 2, 4 of the first row, 1, 2, 5 of the second.
+    """
+    ranked = Row("b", np.array([7]), tuple(map(np.array, ([1], [2], [3, 4, 5]))),
+                 (Pair(0, 2, 2.0), Pair(1, 2, 0.5)))  # fmt: skip
+    for weight in (1.0, 0.0):
+        batch = collate([row([8], [1, 2], [3, 4]), ranked], weight=weight)
+        assert batch.ends.tolist() == [2, 4, 7, 8, 11]
+        assert batch.chosen.tolist() == [0, 2, 3] and batch.rejected.tolist() == [1, 4, 4]
+        assert batch.margins.tolist() == [1.0, 2.0, 0.5]
+        assert batch.weights.tolist() == [weight, weight / 2, weight / 2]
+    apart = collate([row([8], [1, 2], [3, 4]), ranked], share_prefix=False)
+    assert apart.ends.tolist() == [2, 6, 9, 13, 19]  # five rows of width 4
+    assert apart.chosen.tolist() == [0, 2, 3] and apart.rejected.tolist() == [1, 4, 4]
+
+
+def test_a_ranked_record_loses_its_equal_pairs_alone(tokenizer):
+    ranked = Example("r", "text", "01234", ("abcdeX", "abcdeY", "z"),
+                     pairs=(Pair(0, 1, 1.0), Pair(0, 2, 3.0), Pair(1, 2, 2.0)))  # fmt: skip
+    tied = Example("t", "text", "01234", ("a", "b"), pairs=())
+    rows, counts = encode_all([ranked, tied], tokenizer, "raw", max_length=10)
+    (kept,) = drop_equal(rows, counts)
+    assert kept.pairs == (Pair(0, 2, 3.0), Pair(1, 2, 2.0))
+    assert counts["pairs dropped: both responses equal"] == 1
+    assert counts["ranked records dropped: all scores equal"] == 1
 
 
 def test_collate_without_sharing_is_a_row_a_response():

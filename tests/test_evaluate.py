@@ -1,0 +1,268 @@
+"""python -m pytest tests/test_evaluate.py
+
+evaluate.py rm: its scores and figures on any number of ranks, its files, and what it refuses.
+"""
+
+import json
+import math
+import re
+import resource
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import write_pairs
+from ranks import run_ranks
+
+import evaluate
+from nanoalign.distributed import run
+from nanoalign.models import RewardModel
+from nanoalign.rows import EOS_RULE
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
+
+
+def script(argv: list[str]) -> None:
+    sys.argv = ["evaluate.py", *argv]
+    run(evaluate.main)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
+    """A folder with a reward model, and pairs: 13 of two lengths, some with one prompt, and bad ones."""
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(llama_folder, folder / "causal")
+    model = RewardModel.load(llama_folder, head_seed=0)
+    model.scoring = {"template": "raw", "max_length": 256, "eos": EOS_RULE}
+    (folder / "rm").mkdir()
+    model.save(folder / "rm", tokenizer)
+    write_pairs(folder / "a.jsonl", 9)
+    repeated = [PAIR, PAIR, PAIR | {"rejected": "c"}, PAIR | {"chosen": "longer"}]
+    (folder / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in repeated))
+    ranked = {"prompt": "p", "responses": ["x", "yy", "zzz", "y"], "scores": [2, 1, 2, 0]}
+    (folder / "ranked.jsonl").write_text(json.dumps(ranked) + "\n")
+    (folder / "tied.jsonl").write_text(json.dumps(ranked | {"scores": [1, 1, 1, 1]}) + "\n")
+    (folder / "empty.jsonl").write_text("\n")
+    (folder / "silent.jsonl").write_text(json.dumps(PAIR | {"rejected": ""}) + "\n")
+    (folder / "mine").mkdir()
+    (folder / "mine" / "notes.txt").write_text("mine")
+    (folder / "shut").mkdir()
+    (folder / "shut" / "config.json").mkdir()  # can't be read, not even by root
+    shutil.copytree(folder / "rm", folder / "torn")
+    (folder / "torn" / "model.safetensors").write_bytes(b"torn")
+    return folder
+
+
+def argv(folder: Path, out: str, *flags: object) -> list[str]:
+    base = ["rm", "--model", folder / "rm", "--data", f"first={folder / 'a.jsonl'}",
+            f"second={folder / 'b.jsonl'}", "--out", folder / out, "--micro_batch_tokens", 300]  # fmt: skip
+    return [str(arg) for arg in [*base, *flags]]
+
+
+def evaluated(folder: Path, out: str, *flags: object, ranks: int = 1) -> tuple[list[dict], dict]:
+    outcome = run_ranks(ranks, script, argv(folder, out, *flags))
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    scores = [json.loads(line) for line in (folder / out / "scores.jsonl").read_text().splitlines()]
+    return scores, json.loads((folder / out / "metrics.json").read_text()) | {
+        "printed": outcome.stdout
+    }
+
+
+@pytest.fixture(scope="module")
+def results(world) -> tuple[list[dict], dict]:
+    return evaluated(world, "results")
+
+
+# --- what is written
+
+
+def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
+    scores, _ = results
+    assert list(scores[0]) == ["pair_id", "subset", "prompt", "response", "side", "score", "tokens"]
+    assert len(scores) == 26 and len({line["pair_id"] for line in scores}) == 13
+    assert [line["side"] for line in scores] == ["chosen", "rejected"] * 13
+    second = [line for line in scores if line["subset"] == "second"]
+    assert {line["pair_id"] for line in second} == {f"second:{i}" for i in (1, 2, 3, 4)}
+    assert {line["prompt"] for line in second} == {"p"}
+    assert second[0]["tokens"] == 2 and second[1]["tokens"] == 4  # "c" and "rrr", each with EOS
+
+
+def ranks_of(values: list[float]) -> list[float]:
+    """Ranks from 1, ties having the mean of theirs; by counting."""
+    return [
+        sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2
+        for value in values
+    ]
+
+
+def recomputed(lines: list[dict]) -> dict:
+    """metrics.json from scores.jsonl in plain Python."""
+    sides = {
+        side: {x["pair_id"]: x for x in lines if x["side"] == side}
+        for side in ("chosen", "rejected")
+    }
+    pairs = [(better, sides["rejected"][key]) for key, better in sides["chosen"].items()]
+    scores = [line["score"] for line in lines]
+    wins = [better["score"] - worse["score"] for better, worse in pairs]
+    bins = {}
+    for win in wins:
+        sure = 1 / (1 + math.exp(-abs(win)))
+        bins.setdefault(min(9, int((sure - 0.5) * 20)), []).append(
+            (sure, 0.5 if win == 0 else float(win > 0))
+        )
+    calibration = sum(abs(sum(s for s, _ in b) - sum(h for _, h in b)) for b in bins.values())
+    longer = [better["tokens"] - worse["tokens"] for better, worse in pairs]
+    return {
+        "pairs": len(pairs),
+        "accuracy": (sum(w > 0 for w in wins) + sum(w == 0 for w in wins) / 2) / len(pairs),
+        "ties": sum(w == 0 for w in wins),
+        "reward_mean": statistics.fmean(scores),
+        "reward_std": statistics.pstdev(scores),
+        "better_data_mean": statistics.fmean(better["score"] for better, _ in pairs),
+        "worse_data_mean": statistics.fmean(worse["score"] for _, worse in pairs),
+        "worse_better_than_better_count": sum(w < 0 for w in wins),
+        "worse_worse_than_better_count": sum(w > 0 for w in wins),
+        "margin_mean": statistics.fmean(wins),
+        "calibration_error": calibration / len(pairs),
+        "longer_accuracy": (sum(d > 0 for d in longer) + sum(d == 0 for d in longer) / 2) / len(pairs),
+        "length_correlation": statistics.correlation(
+            ranks_of(scores), ranks_of([line["tokens"] for line in lines])),
+    }  # fmt: skip
+
+
+def test_metrics_are_those_of_the_scores_in_plain_python(results):
+    scores, metrics = results
+    assert list(metrics["subsets"]) == ["first", "second"]
+    for name, figures in (*metrics["subsets"].items(), ("all", metrics["all"])):
+        lines = [line for line in scores if name in (line["subset"], "all")]
+        expected = recomputed(lines)
+        assert expected == pytest.approx({key: figures[key] for key in expected}, rel=1e-9)
+        assert figures.keys() - expected.keys() == {"accuracy_low", "accuracy_high"}
+        assert figures["accuracy_low"] < figures["accuracy"] < figures["accuracy_high"]
+    assert metrics["subsets"]["second"]["ties"] == 1  # the record whose answers are equal
+
+
+def test_the_table_and_a_line_a_subset_are_printed(results):
+    _, metrics = results
+    for name, figures in metrics["subsets"].items():
+        values = [
+            f"{key} = {figures[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")
+        ]
+        assert f"Evaluation: {', '.join(values)}" in metrics["printed"]
+        row = next(line for line in metrics["printed"].splitlines() if line.startswith(f"{name} "))
+        assert row.split()[1:3] == [str(figures["pairs"]), f"{figures['accuracy']:.3f}"]
+
+
+def test_pictures_and_cases(world, results):
+    scores, _ = results
+    folder = world / "results"
+    for name in ("first", "second"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    text = (folder / "cases.md").read_text()
+    assert re.findall(r"^## (.*)$", text, re.M) == [
+        f"{subset}: {kind}"
+        for subset in ("first", "second")
+        for kind in ("surest right", "surest wrong", "closest")
+    ]
+    margins = {}
+    for line in scores:
+        sign = 1 if line["side"] == "chosen" else -1
+        margins[line["pair_id"]] = margins.get(line["pair_id"], 0) + sign * line["score"]
+    first = {key: value for key, value in margins.items() if key.startswith("first")}
+    surest = max(first, key=first.get)
+    assert re.search(r"surest right\n\n### 1\. (\S+): right", text)[1] == surest
+    closest = min(first, key=lambda key: abs(first[key]))
+    assert re.search(r"first: closest\n\n### 1\. (\S+):", text)[1] == closest
+
+
+@pytest.mark.parametrize(("ranks", "flags"), [(2, []), (3, ["--no-share_prefix"])])
+def test_scores_do_not_depend_on_ranks_or_layout(world, results, ranks, flags):
+    """13 pairs on 2 and 3 ranks: uneven shards."""
+    scores, _ = evaluated(world, f"ranks {ranks}", *flags, ranks=ranks)
+    assert [line["score"] for line in scores] == pytest.approx(
+        [line["score"] for line in results[0]], rel=1e-5, abs=1e-5
+    )
+    assert [line["pair_id"] for line in scores] == [line["pair_id"] for line in results[0]]
+
+
+def test_a_ranked_records_best_responses_are_compared_with_its_others(world):
+    """Scores 2, 1, 2, 0: two chosen and two rejected, four pairs."""
+    scores, metrics = evaluated(world, "ranked", "--data", f"r={world / 'ranked.jsonl'}")
+    sides = {line["response"]: line["side"] for line in scores}
+    assert sides == {"x": "chosen", "zzz": "chosen", "yy": "rejected", "y": "rejected"}
+    score = {line["response"]: line["score"] for line in scores}
+    wins = sum(score[better] > score[worse] for better in ("x", "zzz") for worse in ("yy", "y"))
+    assert metrics["all"]["pairs"] == 4
+    assert metrics["all"]["worse_worse_than_better_count"] == wins
+
+
+def test_an_older_evaluation_is_replaced_whole(world):
+    evaluated(world, "again")
+    _, metrics = evaluated(world, "again", "--data", f"other={world / 'b.jsonl'}")
+    assert sorted(path.name for path in (world / "again").iterdir()) == [
+        "args.json", "cases.md", "metrics.json", "other.png", "scores.jsonl"]  # fmt: skip
+    assert list(metrics["subsets"]) == ["other"]
+
+
+def test_the_embedded_data_come_with_what_is_possible(world):
+    """From the label ceiling and the oracle's accuracy a reader knows how much there was to learn."""
+    data = "c=tiny:test:tiny-c"
+    _, metrics = evaluated(world, "tiny", "--data", data, "--template", "raw")
+    figures = metrics["all"]
+    assert 0.85 < figures["label_ceiling"] < 0.95 and figures["pairs"] == 200
+    assert figures["oracle_accuracy"] == pytest.approx(figures["label_ceiling"], abs=0.08)
+
+
+# --- what is refused
+
+BAD_INPUT = {
+    "no head": ("new", ["--model", "causal"], "has no reward head: .* names LlamaForCausalLM; train one"),
+    "no model": ("new", ["--model", "nowhere"], "model folder '.*nowhere' does not exist"),
+    "unreadable model": ("new", ["--model", "shut"], "has no config.json"),
+    "torn weights": ("new", ["--model", "torn"], "not a readable safetensors file"),
+    "empty subset": ("new", ["--data", "empty.jsonl"], "empty.jsonl: holds no records"),
+    "subset without pairs": ("new", ["--data", "tied.jsonl"], "the subset 'tied' has no pairs"),
+    "name twice": ("new", ["--data", "a.jsonl", "a.jsonl"], "two data sources are named 'a'"),
+    "empty response": ("new", ["--data", "silent.jsonl"], r"silent\.jsonl:1: the rejected response is empty"),
+    "other template": ("new", ["--template", "pku"], "trained with template 'raw', .* score with 'pku'"),
+    "other max_length": ("new", ["--max_length", "99"], "trained with max_length 256, .* score with 99"),
+    "foreign folder": ("mine", [], r"holds files that are not an evaluation's \(notes.txt\)"),
+    "a run's folder": ("rm", [], "holds files that are not an evaluation's"),
+    "a file as folder": ("a.jsonl", [], "is a file; give a folder"),
+    "no command": ("new", None, "the following arguments are required: command"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bad_input_is_one_clear_error_and_loses_nothing(world, results, ranks, subtests):
+    before = {str(p): p.read_bytes() for p in world.rglob("*") if p.is_file()}
+    for name, (out, flags, message) in BAD_INPUT.items():
+        with subtests.test(name):
+            paths = {p.name for p in world.iterdir()} | {"nowhere"}
+            given = [str(world / flag) if flag in paths else flag for flag in flags or []]
+            outcome = run_ranks(ranks, script, [] if flags is None else argv(world, out, *given))
+            assert outcome.codes == [1] * ranks, outcome.stderr
+            lines = outcome.stderr.splitlines()
+            assert len(lines) == 1 and lines[0].startswith("error: "), outcome.stderr
+            assert re.search(message, lines[0]), lines[0]
+    assert {str(p): p.read_bytes() for p in world.rglob("*") if p.is_file()} == before
+
+
+def _on_a_full_disk(argv: list[str]) -> None:
+    """Files can't grow beyond 3,000 bytes: the scores don't fit."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+    script(argv)
+
+
+def test_a_full_disk_leaves_the_previous_results(world):
+    evaluated(world, "full")
+    before = {p.name: p.read_bytes() for p in (world / "full").iterdir()}
+    outcome = run_ranks(1, _on_a_full_disk, argv(world, "full"))
+    assert outcome.codes == [1]
+    errors = [line for line in outcome.stderr.splitlines() if line and "row/s" not in line]
+    assert len(errors) == 1, outcome.stderr
+    assert re.search("error: results can't be written to '.*full': .*File too large", errors[0])
+    assert {p.name: p.read_bytes() for p in (world / "full").iterdir()} == before
+    assert not list(world.glob(".*"))

@@ -1,0 +1,166 @@
+"""python -m pytest tests/test_reward_training.py
+
+Whole runs of train_rm.py on a tiny random Llama: what the curve may depend on, and what not.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import examples, write_pairs
+from ranks import run_ranks
+from test_training import assert_same_curve, losses
+
+import train_rm
+from nanoalign.losses import pairwise_reward_loss
+from nanoalign.models import RewardModel
+from nanoalign.report import curves, held_out_summary
+from nanoalign.rows import EOS_RULE, collate, encode_all
+
+LOGGED = {"step", "loss", "accuracy", "rewards/chosen", "rewards/rejected", "rewards/margins",
+          "reward_mean", "reward_std", "lr", "grad_norm", "epoch"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """25 pairs, and two ranked records of 4 responses in a file of their own."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pairs(folder / "pairs.jsonl", 25)
+    write_pairs(folder / "eval.jsonl", 9, seed=1)
+    ranked = [{"prompt": f"p{i}", "responses": [f"{i}a", f"{i}bb", f"{i}ccc", f"{i}d"],
+               "scores": [1, 4, 2.5, 2.5]} for i in range(6)]  # fmt: skip
+    (folder / "ranked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
+    return folder / "pairs.jsonl"
+
+
+def _train_without_picture(argv: list[str]) -> None:
+    train_rm.curves = lambda *args: None  # half of the time of a run this small
+    train_rm.main(argv)
+
+
+@pytest.fixture(scope="module")
+def train(llama_folder, pairs):
+    """Runs train_rm.main on some ranks; 20 steps of 7 pairs (5 epochs) unless told otherwise."""
+
+    def run(out: Path, *flags: object, ranks: int = 1, steps: int = 20) -> list[dict]:
+        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
+                "--template", "raw", "--eval_data", pairs.with_name("eval.jsonl"), "--steps", steps,
+                *flags]  # fmt: skip
+        outcome = run_ranks(ranks, _train_without_picture, [str(arg) for arg in argv])
+        assert outcome.codes == [0] * ranks, outcome.stderr
+        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def one_rank(train, tmp_path_factory) -> tuple[list[dict], Path]:
+    out = tmp_path_factory.mktemp("runs") / "one"
+    return train(out), out
+
+
+@pytest.fixture(scope="module")
+def two_ranks(train, tmp_path_factory) -> list[dict]:
+    return train(tmp_path_factory.mktemp("runs") / "two", ranks=2)
+
+
+def test_training_learns_and_logs(one_rank):
+    metrics, _ = one_rank
+    steps = [line for line in metrics if "loss" in line]
+    assert all(line.keys() == LOGGED for line in steps)
+    assert losses(metrics)[-1] < 0.3 < losses(metrics)[0] and steps[-1]["accuracy"] > 0.9
+    for line in steps:
+        middle = (line["rewards/chosen"] + line["rewards/rejected"]) / 2
+        assert line["reward_mean"] == pytest.approx(middle, abs=1e-6)
+
+
+def test_evaluation_at_the_start_and_after_each_epoch_of_held_out_and_training_pairs(one_rank):
+    """25 pairs by 7 are epochs of 4 steps. Overfitting shows as a gap between the two."""
+    evaluations = [line for line in one_rank[0] if "eval/loss" in line]
+    assert [line["step"] for line in evaluations] == [0, 4, 8, 12, 16, 20]
+    named = {key.split("/", 1)[1] for key in evaluations[0] if key.startswith("eval/")}
+    assert named == LOGGED - {"step", "lr", "grad_norm", "epoch"}
+    assert {f"train_eval/{name}" for name in named} < evaluations[0].keys()
+    assert evaluations[-1]["train_eval/accuracy"] > 0.9 > evaluations[-1]["eval/accuracy"]
+
+
+def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
+    """Of the held-out pairs and of the last 9 training pairs, in numpy; and the model's settings."""
+    metrics, folder = one_rank
+    model = RewardModel.load(folder)
+    assert model.scoring == {"template": "raw", "max_length": 1024, "eos": EOS_RULE}
+    for name, data in (("eval", examples(9, seed=1)), ("train_eval", examples(25)[-9:])):
+        with torch.no_grad():
+            rewards = model(collate(encode_all(data, tokenizer, "raw")[0])).double().view(-1, 2)
+        loss = pairwise_reward_loss(rewards[:, 0], rewards[:, 1]).mean().item()
+        rewards = rewards.numpy()
+        expected = {
+            "loss": loss,
+            "accuracy": np.mean(rewards[:, 0] > rewards[:, 1]),
+            "reward_mean": rewards.mean(),
+            "reward_std": rewards.std(),
+            "rewards/margins": (rewards[:, 0] - rewards[:, 1]).mean(),
+        }
+        for key, value in expected.items():
+            assert metrics[-1][f"{name}/{key}"] == pytest.approx(value, rel=1e-5, abs=1e-6), key
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_curve_does_not_depend_on_the_number_of_ranks(train, one_rank, tmp_path, ranks):
+    assert_same_curve(one_rank[0], train(tmp_path / "run", ranks=ranks))
+
+
+def test_the_curve_does_not_depend_on_micro_batches_or_layout(train, one_rank, tmp_path):
+    flags = ["--micro_batch_tokens", 100, "--no-share_prefix", "--activation_checkpointing"]
+    assert_same_curve(one_rank[0], train(tmp_path / "run", *flags))
+
+
+def test_20_steps_are_10_and_10_more(train, one_rank, tmp_path):
+    """Bit for bit, the saved files too."""
+    metrics, folder = one_rank
+    train(tmp_path / "run", "--stop_after", 10)
+    assert train(tmp_path / "run", "--resume") == metrics
+    whole, resumed = (
+        (run / "model.safetensors").read_bytes() for run in (folder, tmp_path / "run")
+    )
+    assert whole == resumed
+
+
+def test_20_steps_are_10_on_two_ranks_and_10_more_on_one(train, one_rank, tmp_path):
+    train(tmp_path / "run", "--stop_after", 10, ranks=2)
+    resumed = train(tmp_path / "run", "--resume")
+    assert losses(resumed) == pytest.approx(losses(one_rank[0]), rel=1e-5)
+
+
+def test_ranked_records_train(train, pairs, tmp_path):
+    """5 pairs a record, since two scores tie; on 1 and on 2 ranks."""
+    flags = ["--data", pairs.with_name("ranked.jsonl"), "--margin", 0.5]
+    curve = train(tmp_path / "one", *flags, steps=10)
+    assert losses(curve)[-1] < losses(curve)[0] / 2
+    assert_same_curve(curve, train(tmp_path / "two", *flags, ranks=2, steps=10))
+
+
+def test_a_reward_model_is_trained_on_with_its_head(train, one_rank, tmp_path):
+    """The first loss of the second run is that of the first's model, not of a new head's."""
+    again = train(tmp_path / "run", "--model", one_rank[1], steps=1)
+    assert again[0]["eval/loss"] == pytest.approx(one_rank[0][-1]["eval/loss"], rel=1e-6)
+
+
+def test_centring_keeps_rewards_near_0(train, one_rank, tmp_path):
+    centred = train(tmp_path / "run", "--center_rewards_coefficient", 1.0)
+    assert abs(centred[-2]["reward_mean"]) < 0.2 * abs(one_rank[0][-2]["reward_mean"])
+
+
+def test_bfloat16_stays_close(train, one_rank, tmp_path):
+    coarse = losses(train(tmp_path / "run", "--precision", "bf16", ranks=2))
+    assert coarse != losses(one_rank[0])
+    assert coarse == pytest.approx(losses(one_rank[0]), abs=0.1)
+
+
+def test_the_curves_show_both_evaluations(one_rank):
+    _, folder = one_rank
+    assert curves(folder, "a title").read_bytes().startswith(b"\x89PNG")
+    summary = held_out_summary(folder, 9)
+    assert summary.startswith("loss ") and "accuracy " in summary
