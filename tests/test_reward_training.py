@@ -45,7 +45,7 @@ def train(llama_folder, pairs):
     """Runs train_rm.main on some ranks; 20 steps of 7 pairs (5 epochs) unless told otherwise."""
 
     def run(out: Path, *flags: object, ranks: int = 1, steps: int = 20) -> list[dict]:
-        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
+        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 3e-3,
                 "--template", "raw", "--eval_data", pairs.with_name("eval.jsonl"), "--steps", steps,
                 *flags]  # fmt: skip
         outcome = run_ranks(ranks, _train_without_picture, [str(arg) for arg in argv])
@@ -83,7 +83,7 @@ def test_evaluation_at_the_start_and_after_each_epoch_of_held_out_and_training_p
     named = {key.split("/", 1)[1] for key in evaluations[0] if key.startswith("eval/")}
     assert named == LOGGED - {"step", "lr", "grad_norm", "epoch"}
     assert {f"train_eval/{name}" for name in named} < evaluations[0].keys()
-    assert evaluations[-1]["train_eval/accuracy"] > 0.9 > evaluations[-1]["eval/accuracy"]
+    assert evaluations[-1]["train_eval/loss"] < 0.3 < 0.7 < evaluations[-1]["eval/loss"]
 
 
 def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
