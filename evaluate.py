@@ -74,10 +74,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def write_results(
     folder: Path, scored: list[Scored], figures: dict, args: argparse.Namespace
 ) -> None:
-    with (folder / "scores.jsonl").open("w") as file:
+    with (folder / "scores.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(line.to_json() + "\n" for line in scored)
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-    (folder / "cases.md").write_text(cases(scored, args.cases))
+    (folder / "cases.md").write_text(cases(scored, args.cases), encoding="utf-8")
     for subset, numbers in figures["subsets"].items():
         lines = [line for line in scored if line.subset == subset]
         reward_picture(folder / picture_name(subset), subset, lines, numbers)
@@ -97,7 +97,10 @@ def evaluate_rm(args: argparse.Namespace, world: World) -> None:
     examples = read_sources(args.data, args.preference)
     judged = [example for example in examples if example.pairs]
     subsets = list(dict.fromkeys(example.subset for example in examples))
+    pictures: dict[str, str] = {"all.png": "the total"}
     for name in subsets:
+        if (other := pictures.setdefault(picture_name(name), name)) != name:
+            raise RunError(f"the subset '{name}' would share its files with {other!r}; rename it")
         if all(example.subset != name for example in judged):
             raise RunError(
                 f"the subset '{name}' has no pairs: all of its records' scores are equal"

@@ -33,10 +33,11 @@ from nanoalign.prepare import (
 )
 from nanoalign.report import curves, held_out_summary
 from nanoalign.rows import EOS_RULE, Batch, fingerprint
+from nanoalign.scoring import scoring_rule
 
 LR = 2e-5
 EMBEDDED_LR = 1e-3  # a model of a million parameters wants larger steps than one of billions
-EMBEDDED_EPOCHS = 4
+EMBEDDED_EPOCHS = 2
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -109,6 +110,7 @@ def main(argv: list[str] | None = None) -> None:
         folder, world, dtype, activation_checkpointing=args.activation_checkpointing,
         head_seed=args.seed,
     )  # fmt: skip
+    scoring_rule(reward_model, args.model, args.template, args.max_length)  # of one trained before
     reward_model.scoring = {
         "template": args.template, "max_length": args.max_length, "eos": EOS_RULE
     }  # fmt: skip

@@ -93,8 +93,8 @@ def add_training_arguments(
 
     data = parser.add_argument_group("data")
     data.add_argument("--data", nargs="+", default=[embedded], metavar="SOURCE",
-        help="training pairs: paths (.jsonl, .json, also .gz; .parquet), 'tiny', 'tiny:tiny-a' (one of "
-        "its sources), or hf://datasets/..., each also as NAME=SOURCE")  # fmt: skip
+        help="training pairs: paths (.jsonl, .json, also .gz; .parquet), 'tiny', 'tiny:tiny-a' (of one "
+        "source), or hf://datasets/..., each also as NAME=SOURCE")  # fmt: skip
     data.add_argument("--eval_data", nargs="+", metavar="SOURCE",
         help="held-out pairs; default: the embedded data's test split with --data tiny, else "
         "--eval_share")  # fmt: skip

@@ -157,43 +157,65 @@ def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, obj
 # --- results of an evaluation ---------------------------------------------------------------------
 
 
+def _beside(out: Path) -> tuple[Path, Path]:
+    """Where new results are written, and where old ones wait while the new ones take their place."""
+    return out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+
+
 def check_results(args: argparse.Namespace) -> None:
-    """Stops where writing an evaluation to --out would lose anything but an older evaluation's files."""
-    out = Path(args.out)
+    """Stops where --out can't be written, or would lose anything but an older evaluation's files."""
+    out = Path(args.out).resolve()
     if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out} is a file; give a folder")
-    if not out.is_dir():
-        return
-    own = set()
-    if (out / ARGS).is_file():
-        own = {ARGS, *json.loads((out / ARGS).read_text()).get("files", [])}
-    if foreign := sorted(path.name for path in out.iterdir() if path.name not in own):
+        raise RunError(f"--out {args.out} is a file; give a folder")
+    partial, old = _beside(out)
+    if old.exists() and not out.exists():  # a replacement was interrupted half-way
+        os.rename(old, out)
+    if out.is_dir():
+        own = {ARGS, *_files_of(out / ARGS)} if (out / ARGS).exists() else set()
+        if foreign := sorted(path.name for path in out.iterdir() if path.name not in own):
+            raise RunError(
+                f"--out {args.out} holds files that are not an evaluation's ({', '.join(foreign[:3])}); "
+                "give another --out"
+            )
+    shutil.rmtree(partial, ignore_errors=True)  # what a killed evaluation left
+    partial.mkdir(parents=True)  # can it be written? Better to know before than after scoring.
+    partial.rmdir()
+
+
+def _files_of(path: Path) -> list[str]:
+    """The files that an evaluation's arguments say it wrote."""
+    try:
+        return list(json.loads(path.read_text()).get("files", []))
+    except (ValueError, AttributeError, TypeError) as error:
         raise RunError(
-            f"--out {out} holds files that are not an evaluation's ({', '.join(foreign[:3])}); give "
-            "another --out"
-        )
+            f"{path} is not an evaluation's ({in_a_line(error)}); give another --out"
+        ) from error
 
 
 @contextmanager
 def results_folder(args: argparse.Namespace) -> Iterator[Path]:
     """A new folder to write results into, which takes the place of --out when all are whole.
 
-    Whatever fails on the way, --out stays as it was. Rank 0 alone.
+    If that fails, --out has what it had; if it is killed in between, the next evaluation sees to
+    that. Rank 0 alone.
     """
-    out = Path(args.out)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed evaluation left
+    out = Path(args.out).resolve()
+    partial, old = _beside(out)
     try:
         partial.mkdir(parents=True)
         yield partial
         settings = {**vars(args), "files": sorted(path.name for path in partial.iterdir())}
         (partial / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
-        old = out.with_name(f".{out.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             os.rename(out, old)
-        os.rename(partial, out)
+        try:
+            os.rename(partial, out)
+        except OSError:
+            os.rename(old, out)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise RunError(f"results can't be written to '{out}': {in_a_line(error)}") from error
+        raise RunError(f"results can't be written to '{args.out}': {in_a_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -34,15 +34,18 @@ EXPECTED = (
     "better_response_id or safer_response_id; or prompt + responses + scores"
 )
 ASSISTANT = "\n\nAssistant:"  # opens an answer in HH-RLHF
-# The embedded data by name: the file, and the source whose pairs are meant (None: all).
-EMBEDDED_DATA = {
-    name + source: (path, source[1:] or None)
-    for name, path in (("tiny", tiny.TRAIN), ("tiny:test", tiny.TEST))
-    for source in ("", *(f":{name}" for name in tiny.SOURCE_NAMES))
+# The embedded data by name: two files, and for each of their sources a pair for every prompt.
+EMBEDDED_FILES = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}
+EMBEDDED_SOURCES = {
+    f"{file}:{source}": (split, source)
+    for file, split in (("tiny", "train"), ("tiny:test", "test"))
+    for source in tiny.SOURCE_NAMES
 }
 # What is held out where the embedded data are trained on.
 TEST_OF = {
-    name: name.replace("tiny", "tiny:test", 1) for name in EMBEDDED_DATA if "test" not in name
+    name: name.replace("tiny", "tiny:test", 1)
+    for name in (*EMBEDDED_FILES, *EMBEDDED_SOURCES)
+    if "test" not in name
 }
 
 
@@ -92,18 +95,20 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
     """All examples of one source, in the file's order.
 
     path_or_name: a local file (.jsonl, .json, either also .gz; .parquet where pyarrow is
-        installed); "tiny" or "tiny:test", the embedded data, or the pairs of one of its three
-        sources, as "tiny:tiny-a" or "tiny:test:tiny-a"; hf://datasets/OWNER/NAME/PATH, a file on
-        the Hub; each also as NAME=SOURCE.
+        installed); "tiny" or "tiny:test", the embedded data, or "tiny:tiny-a", "tiny:test:tiny-a",
+        ..., a pair of one of its three sources for every prompt; hf://datasets/OWNER/NAME/PATH, a
+        file on the Hub; each also as NAME=SOURCE.
     preference: which PKU-SafeRLHF label orders the responses, "better" or "safer".
     Raises RunError, with file and line, for the first record that can't be read.
     """
     subset, source = _split_name(path_or_name)
-    path, embedded_source = _resolve(source)
     examples, first_format = [], None
-    for line, record in _records(path):
-        if embedded_source and record["response_0_source"] != embedded_source:
-            continue
+    if source in EMBEDDED_SOURCES:
+        path, records = source, _embedded_records(*EMBEDDED_SOURCES[source])
+    else:
+        path = _resolve(source)
+        records = _records(path)
+    for line, record in records:
         where = f"{path}:{line}"
         record_format, example = _parse(record, preference, where, f"{subset}:{line}", subset)
         first_format = first_format or record_format
@@ -158,17 +163,17 @@ def _split_name(spec: str) -> tuple[str, str]:
     return Path(spec).name.split(".")[0] or spec, spec
 
 
-def _resolve(source: str) -> tuple[Path, str | None]:
-    """The local file of a data source, fetched from the Hub if need be; which embedded source of it."""
-    if source in EMBEDDED_DATA:
-        return EMBEDDED_DATA[source]
+def _resolve(source: str) -> Path:
+    """The local file of a data source, fetched from the Hub if need be."""
+    if source in EMBEDDED_FILES:
+        return EMBEDDED_FILES[source]
     if source.startswith("hf://"):
-        return _from_hub(source), None
+        return _from_hub(source)
     path = Path(source)
     if not path.exists():
         raise RunError(
             f"data file '{source}' does not exist; give a path, hf://datasets/... or one of the "
-            f"embedded {', '.join(EMBEDDED_DATA)}"
+            f"embedded {', '.join((*EMBEDDED_FILES, *EMBEDDED_SOURCES))}"
         )
     if path.is_dir():
         raise RunError(
@@ -178,7 +183,13 @@ def _resolve(source: str) -> tuple[Path, str | None]:
         raise RunError(
             f"data file '{source}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
         )
-    return path, None
+    return path
+
+
+def _embedded_records(split: str, source: str) -> Iterator[tuple[int, object]]:
+    from nanoalign.tiny import world  # the generator takes a second; most runs do not need it
+
+    yield from enumerate(world.records(split, source), start=1)
 
 
 def _from_hub(source: str) -> Path:
@@ -309,8 +320,11 @@ def _parse(
             kind, (prompt, responses) = "dialogue", _split_dialogue(chosen, rejected, where)
     else:
         raise RunError(f"{where}: unknown keys {sorted(map(str, keys))}; expected {EXPECTED}")
-    if "margin" in keys:
-        pairs = (Pair(0, 1, _number(record["margin"], "margin", where)),)
+    if record.get("margin") is not None and "responses" not in keys:
+        margin = _number(record["margin"], "margin", where)
+        if margin < 0:
+            raise RunError(f"{where}: the margin is {margin:g}; it must not be negative")
+        pairs = (Pair(0, 1, margin),)
     text = "\n".join(m["content"] for m in prompt) if kind == "messages" else prompt
     _check_text({"prompt": text}, where)
     names = ("chosen response", "rejected response")
@@ -342,9 +356,12 @@ def _ranked(
 
 
 def _number(value: object, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RunError(f"{where}: the {name} must be a finite number, found {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except (TypeError, OverflowError):  # not a number; an integer beyond all floats
+        pass
+    raise RunError(f"{where}: the {name} must be a finite number, found {str(value)[:40]!r}")
 
 
 def _check_text(texts: dict[str, object], where: str) -> None:

@@ -180,7 +180,7 @@ def _check_finite(step: int, loss: float, grad_norm: float, first: bool) -> None
         )
     if first and grad_norm == 0:
         raise RunError(
-            f"step {step + 1}: no gradient reached the policy; its parameters are not trained"
+            f"step {step + 1}: no gradient reached the model; its parameters are not trained"
         )
 
 

@@ -29,11 +29,9 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
 
 
 class Calibration(NamedTuple):
-    """Of the winners that a model names: how sure it is, and how often it is right."""
+    """Of the winners that a model names: how sure it is, and how often it is right; nan in empty bins."""
 
-    confidence: (
-        np.ndarray
-    )  # (bins,) mean probability that the winner wins; nan where a bin is empty
+    confidence: np.ndarray  # (bins,) mean probability that the winner wins
     hit_rate: np.ndarray  # (bins,) share of the labels that agree; a tie is half a hit
     counts: np.ndarray  # (bins,)
     error: float  # mean difference of the two, weighted by the counts

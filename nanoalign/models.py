@@ -220,7 +220,7 @@ class RewardModel(RowModel):
     SCORES, UNIT = "rewards", "times 1 + the largest"
 
     def forward(self, batch: Batch) -> Tensor:
-        """The reward of every response: (S,) float32. Rewards of one prompt alone can be compared."""
+        """The reward of every response: (S,) float32. Only rewards of the same prompt can be compared."""
         with autocast(batch.tokens.device, self.compute_dtype):
             last = self.hidden(batch).flatten(0, 1)[batch.ends]  # (S, D)
         # In float32, since a reward in bfloat16 has 8 bits, and two good answers would often tie.
@@ -287,6 +287,9 @@ class RewardModel(RowModel):
                 "with train_rm.py"
             )
         config.num_labels = 1
+        # transformers reads a reward at the last token that is not for padding, which we never are in
+        # need of: so an EOS that serves as padding elsewhere is read, and its embedding trained.
+        config.get_text_config().pad_token_id = None
         with weights.parameters_on_meta():
             dtype = torch.float32 if trainable else compute_dtype
             model = _build(AutoModelForSequenceClassification, config, dtype, path)
@@ -313,13 +316,13 @@ class RewardModel(RowModel):
         never be the EOS that ends a response. Where the tokenizer has no other token for padding,
         the config gets none, and transformers scores one sequence at a time.
         """
-        others = (tokenizer.pad_token, tokenizer.bos_token, tokenizer.unk_token)
-        pad = next((t for t in others if t not in (None, tokenizer.eos_token)), None)
-        self.model.config.get_text_config().pad_token_id = (
-            None if pad is None else tokenizer.convert_tokens_to_ids(pad)
-        )
+        known = self.model.get_input_embeddings().num_embeddings
+        others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+        unfit = (None, tokenizer.eos_token_id)
+        pad = next((i for i in others if i not in unfit and i < known), None)
+        self.model.config.get_text_config().pad_token_id = pad
         if pad is not None:
-            tokenizer.pad_token = pad
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
         super().save(folder, tokenizer, world)
 
     def _check_head(self, path: str | Path) -> None:

@@ -38,7 +38,7 @@ def _read_metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def held_out_summary(folder: Path, pairs: int) -> str:
+def held_out_summary(folder: Path, records: int) -> str:
     """The first and the last evaluation in a line; the accuracy with its 95 % interval (Wilson 1927)."""
     lines = [line for line in _read_metrics(folder) if "eval/loss" in line]
     if not lines:
@@ -49,9 +49,9 @@ def held_out_summary(folder: Path, pairs: int) -> str:
         if f"eval/{key}" in first:
             parts.append(f"{key} {first[f'eval/{key}']:.4f} -> {last[f'eval/{key}']:.4f}")
             if "accura" in key:
-                low, high = wilson_interval(last[f"eval/{key}"], pairs)
+                low, high = wilson_interval(last[f"eval/{key}"], records)
                 parts[-1] += f" [{low:.3f}, {high:.3f}]"
-    return f"{', '.join(parts)} on {pairs:,} pairs"
+    return f"{', '.join(parts)} on {records:,} records"
 
 
 def curves(folder: Path, title: str) -> Path:
@@ -149,7 +149,9 @@ def _pairs_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
             worse[mask], better[mask], s=9, color=colour, alpha=_alpha(len(better)),
             label=f"{count:,} {label}",
         )  # fmt: skip
-    axis.set_title("above the diagonal: ranked rightly")
+    axis.set_title(
+        f"{int(right.sum()):,} of {len(right):,} pairs above the diagonal: ranked rightly"
+    )
     axis.set_xlabel("worse answer's reward")
     axis.set_ylabel("better answer's reward")
     axis.legend()
@@ -164,7 +166,8 @@ def _spread_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None
         axis.hist(rewards, bins, color=colour, alpha=0.55, label=label)
         axis.axvline(mean, color=colour, lw=2, ls="--")
     axis.set_title(
-        f"rewards: mean {figures['reward_mean']:+.2f}, standard deviation {figures['reward_std']:.2f}"
+        f"rewards of {len(scored):,} answers: mean {figures['reward_mean']:+.2f}, standard deviation "
+        f"{figures['reward_std']:.2f}"
     )
     axis.set_xlabel("reward")
     axis.set_ylabel("answers")
@@ -182,7 +185,7 @@ def _calibration_panel(axis, margins: np.ndarray) -> None:
     )
     for x, y, count in zip(confidence[held], hit_rate[held], counts[held], strict=True):
         axis.annotate(f"{count:,}", (x, y), (6, -12), textcoords="offset points", fontsize="small")
-    axis.set_title(f"calibration: error {error:.3f} (pairs a bin)")
+    axis.set_title(f"calibration: error {error:.3f} over {len(margins):,} pairs, counted by bin")
     axis.set_xlabel("sigmoid(margin) of the winner")
     axis.set_ylabel("share of labels that agree")
     axis.set_xlim(0.49, 1.01)
@@ -198,7 +201,7 @@ def _length_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None
         )
     correlation = figures["length_correlation"]
     shown = "undefined" if correlation is None else f"{correlation:+.2f}"
-    axis.set_title(f"reward and length: rank correlation {shown}")
+    axis.set_title(f"reward and length of {len(scored):,} answers: rank correlation {shown}")
     axis.set_xlabel("tokens of the answer")
     axis.set_ylabel("reward")
     axis.legend()

@@ -28,9 +28,8 @@ from nanoalign.errors import RunError
 from nanoalign.templates import render, resolve_template
 
 PADDING = -1  # the segment of padding
-EOS_RULE = (
-    "appended, unless the response was cut"  # a reward model scores only what it was trained on
-)
+# What a reward model keeps beside its weights, and what encode does: rewards are read at that EOS.
+EOS_RULE = "appended, unless the response was cut"
 # What a forward and backward pass costs whatever its size (launches, gathering parameters), as the
 # number of tokens that would take as long. A rough figure, and only the plan's speed depends on it.
 FORWARD_TOKENS = 256

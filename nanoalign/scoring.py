@@ -33,7 +33,7 @@ class Scored:
     response: str
     side: str  # "chosen": no response of the record is better; else "rejected"
     score: float
-    tokens: int  # of the response, its EOS included
+    tokens: int  # of the response as it was scored: with its EOS, or cut
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), ensure_ascii=False)
@@ -51,13 +51,14 @@ def scoring_rule(
 
     For a model that does not say how it was trained, the flags decide.
     """
-    rule = model.scoring or {}
+    rule = model.scoring if isinstance(model.scoring, dict) else {}
+    template = None if template == "auto" else template
     for key, given in (("template", template), ("max_length", max_length), ("eos", EOS_RULE)):
         if given is not None and given != rule.get(key, given):
             raise RunError(
                 f"model '{name}' was trained with {key} {rule[key]!r}, and is to score with {given!r}: "
                 "its rewards would mean something else"
-                + (f"; leave --{key} out" if key != "eos" else "")
+                + (f"; give --{key} {rule[key]}" if key != "eos" else "")
             )
     return template or rule.get("template", "auto"), max_length or rule.get("max_length", 1024)
 
@@ -66,7 +67,10 @@ def scoring_rule(
 def score_rows(
     model: RewardModel, rows: list[Row], args: argparse.Namespace, world: World
 ) -> list[list[float]]:
-    """The rewards of every row's responses, each computed once, the same on every rank."""
+    """The rewards of every row's responses, each computed once, the same on every rank.
+
+    Equal responses of a row get one score: at different places of it, rounding differs.
+    """
     first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
     rewards = torch.zeros(int(first[-1]), dtype=torch.float64, device=world.device)
     with tqdm(total=len(rows), unit="row", disable=not world.is_main) as progress:
@@ -75,11 +79,17 @@ def score_rows(
             if group:
                 rewards[[j for i in group for j in range(first[i], first[i + 1])]] = scores
             progress.update(min(len(group) * world.size, len(rows) - progress.n))
-    sum_over_ranks(rewards)  # one rank has written each place, the others have 0 there
+    rewards = sum_over_ranks(rewards).cpu()  # one rank has written each place, the others have 0
+    scores = []
     for row, start in zip(rows, first, strict=False):
-        if not rewards[start : start + len(row.responses)].isfinite().all():
+        values = rewards[start : start + len(row.responses)].tolist()
+        if not all(map(math.isfinite, values)):
             raise RunError(f"{row.pair_id}: a reward is not finite; are the model's weights whole?")
-    return [rewards[a:b].tolist() for a, b in zip(first, first[1:], strict=False)]
+        first_of = {}
+        for response, value in zip(row.responses, values, strict=True):
+            first_of.setdefault(response.tobytes(), value)
+        scores.append([first_of[response.tobytes()] for response in row.responses])
+    return scores
 
 
 def score_examples(
@@ -129,7 +139,10 @@ def pairs_of(scored: list[Scored]) -> Pairs:
 
 
 def reward_metrics(scored: list[Scored]) -> dict[str, float | int | None]:
-    """The figures of one subset.
+    """The figures of one subset, over the pairs of pairs_of and the responses as they are.
+
+    (Training's figures of ranked records are over all their pairs, a record weighing as much as a
+    pair.)
 
     accuracy counts a tie as half a hit; its interval is Wilson's, at 95 %. reward_mean and reward_std
     are over all responses, better_data_mean and worse_data_mean over those of one side. The counts
@@ -171,10 +184,11 @@ def _accuracy(margins: np.ndarray) -> float:
 def truth(scored: list[Scored], preference: str) -> dict[str, float]:
     """How well these labels can be predicted at all, where all prompts are the embedded world's.
 
-    label_ceiling: the expected accuracy of a judge that knows the true rule, before the labels are
-        drawn; oracle_accuracy: its accuracy on the labels as they were drawn.
+    label_ceiling: the expected accuracy of a judge that knows the true rule, over labels that are
+        drawn from it as those of the embedded data are; oracle_accuracy: its accuracy on these.
     """
-    if any(line.prompt not in tiny_world.PROMPTS for line in scored):
+    prompts = {line.prompt if isinstance(line.prompt, str) else None for line in scored}
+    if not prompts <= tiny_world.PROMPTS.keys():
         return {}
     judge = {"better": tiny_world.true_reward, "safer": tiny_world.true_safety}[preference]
     margins = np.array(
@@ -246,10 +260,12 @@ def _case(number: int, better: Scored, worse: Scored) -> str:
     if not isinstance(prompt, str):
         prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
     probability = 1 / (1 + math.exp(low.score - high.score))
-    text = f"\n### {number}. {better.pair_id}: {verdict}, sigmoid(margin) {probability:.3f}\n"
+    text = (
+        f"\n### {number}. {better.pair_id}: {verdict}, the winner's probability {probability:.3f}\n"
+    )
     text += f"\nPrompt\n\n{_fenced(prompt)}"
     for name, line in (("Higher", high), ("Lower", low)):
-        text += f"\n{name} reward **{line.score:+.3f}** ({line.side} in the data, {line.tokens} tokens)\n"
+        text += f"\n{name} reward **{line.score:+.3f}** ({line.side} in the data; tokens: {line.tokens})\n"
         text += f"\n{_fenced(line.response)}"
     return text
 

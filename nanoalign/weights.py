@@ -33,7 +33,7 @@ from nanoalign.errors import RunError, in_a_line
 MAX_SHARD_BYTES = 4 * 2**30  # of a file that is written; rank 0 holds one in host memory
 # What transformers raises at a folder it can't make sense of.
 FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
-                  RuntimeError, StrictDataclassError)  # fmt: skip
+                  AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 
 # --- finding --------------------------------------------------------------------------------------
 

@@ -122,16 +122,26 @@ def test_ranked_responses_stand_best_first_and_make_their_unequal_pairs(tmp_path
 
 
 def test_a_margin_goes_with_its_pair(tmp_path):
-    with_margin, without = read_examples(write(tmp_path / "a.jsonl", PAIR | {"margin": 0.5}, PAIR))
-    assert with_margin.pairs == ((0, 1, 0.5),) and without.pairs == ((0, 1, 1.0),)
+    """A column of margins may have gaps; in a ranked record it says nothing."""
+    records = [PAIR | {"margin": 0.5}, PAIR, PAIR | {"margin": None}]
+    first, *others = read_examples(write(tmp_path / "a.jsonl", *records))
+    assert first.pairs == ((0, 1, 0.5),)
+    assert all(example.pairs == ((0, 1, 1.0),) for example in others)
+    (ranked,) = read_examples(write(tmp_path / "b.jsonl", RANKED | {"margin": 9}))
+    assert ranked.pairs == ((0, 1, 1.0),)
 
 
 def test_embedded_data_by_source():
-    whole = read_examples("tiny:test")
-    parts = read_sources([f"tiny:test:{name}" for name in tiny.SOURCE_NAMES])
-    assert len(whole) == len(parts) == 600
-    assert sorted(e.prompt for e in whole) == sorted(e.prompt for e in parts)
-    assert {len(read_examples(f"tiny:{name}")) for name in tiny.SOURCE_NAMES} == {1000}
+    """A pair for every prompt of the split; the files hold every third of them."""
+    prompts = tiny_world.split_prompts()
+    for i, name in enumerate(tiny.SOURCE_NAMES):
+        examples = read_examples(f"tiny:test:{name}")
+        assert [e.prompt for e in examples] == prompts["test"]
+        in_file = read_examples("tiny:test")[i::3]
+        assert [(e.prompt, e.responses) for e in examples[i::3]] == [
+            (e.prompt, e.responses) for e in in_file
+        ]
+    assert [e.prompt for e in read_examples("tiny:tiny-b")] == prompts["train"]
     assert tuple(tiny_world.SOURCES) == tiny.SOURCE_NAMES
     assert TEST_OF["tiny"] == "tiny:test" and TEST_OF["tiny:tiny-b"] == "tiny:test:tiny-b"
 
@@ -171,6 +181,8 @@ BAD = {
     "score of text": (json.dumps(RANKED | {"scores": [1, "2"]}), "score must be a finite number, found '2'"),
     "score of nan": (json.dumps(RANKED | {"scores": [1, math.nan]}), "the score must be a finite number"),
     "empty ranked response": (json.dumps(RANKED | {"responses": ["", "b"]}), "response of rank 2 is empty"),
+    "huge score": (json.dumps(RANKED | {"scores": [1, 10**400]}), "score must be a finite number"),
+    "negative margin": (json.dumps(PAIR | {"margin": -1}), "the margin is -1; it must not be negative"),
     "margin of text": (json.dumps(PAIR | {"margin": "big"}), "the margin must be a finite number"),
     "message without content": (
         json.dumps({"chosen": [{"role": "user"}], "rejected": [user("p")]}), "expected {'role': text"),

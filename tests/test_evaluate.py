@@ -17,9 +17,11 @@ from conftest import write_pairs
 from ranks import run_ranks
 
 import evaluate
+from nanoalign import report
 from nanoalign.distributed import run
 from nanoalign.models import RewardModel
 from nanoalign.rows import EOS_RULE
+from nanoalign.scoring import Scored
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
 
@@ -31,7 +33,7 @@ def script(argv: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
-    """A folder with a reward model, and pairs: 13 of two lengths, some with one prompt, and bad ones."""
+    """A folder with a reward model, and pairs: 13, some with one prompt, and bad ones."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(llama_folder, folder / "causal")
     model = RewardModel.load(llama_folder, head_seed=0)
@@ -39,7 +41,8 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     (folder / "rm").mkdir()
     model.save(folder / "rm", tokenizer)
     write_pairs(folder / "a.jsonl", 9)
-    repeated = [PAIR, PAIR, PAIR | {"rejected": "c"}, PAIR | {"chosen": "longer"}]
+    twins = {"chosen": "the same answer twice " * 3, "rejected": "the same answer twice " * 3}
+    repeated = [PAIR, PAIR, PAIR | twins, PAIR | {"chosen": "longer"}]
     (folder / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in repeated))
     ranked = {"prompt": "p", "responses": ["x", "yy", "zzz", "y"], "scores": [2, 1, 2, 0]}
     (folder / "ranked.jsonl").write_text(json.dumps(ranked) + "\n")
@@ -48,6 +51,14 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     (folder / "silent.jsonl").write_text(json.dumps(PAIR | {"rejected": ""}) + "\n")
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine")
+    messages = [{"role": "user", "content": "Hi"}]
+    chat = {"prompt": messages, "chosen": "yes", "rejected": "no"}
+    (folder / "chat.jsonl").write_text(json.dumps(chat) + "\n")
+    (folder / "run").mkdir()
+    (folder / "run" / "args.json").write_text('{"beta": 0.1}')
+    (folder / "run" / "model.safetensors").write_text("mine")
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "args.json").write_text('{"a"')
     (folder / "shut").mkdir()
     (folder / "shut" / "config.json").mkdir()  # can't be read, not even by root
     shutil.copytree(folder / "rm", folder / "torn")
@@ -175,6 +186,38 @@ def test_pictures_and_cases(world, results):
     assert re.search(r"surest right\n\n### 1\. (\S+): right", text)[1] == surest
     closest = min(first, key=lambda key: abs(first[key]))
     assert re.search(r"first: closest\n\n### 1\. (\S+):", text)[1] == closest
+    wrong = min(first, key=first.get)
+    case = text.split("first: surest wrong\n")[1].split("\n### ")[1]
+    assert case.startswith(f"1. {wrong}: wrong, the winner's probability 0.")
+    by_side = {line["side"]: line for line in scores if line["pair_id"] == wrong}
+    for name, side in (("Higher", "rejected"), ("Lower", "chosen")):
+        shown = f"{name} reward **{by_side[side]['score']:+.3f}** ({side} in the data; tokens: "
+        assert (
+            f"{shown}{by_side[side]['tokens']})\n\n```text\n{by_side[side]['response']}\n" in case
+        )
+
+
+def test_the_picture_puts_points_above_the_curve_where_a_pair_is_ranked_wrongly(
+    world, results, tmp_path, monkeypatch
+):
+    """The curve is the sorted better scores, the points above it as many as the metrics count."""
+    figures = results[1]["subsets"]["first"]
+    lines = [Scored(**line) for line in results[0] if line["subset"] == "first"]
+    monkeypatch.setattr(report.plt, "close", lambda figure: None)
+    report.reward_picture(tmp_path / "p.png", "first", lines, figures)
+    order, pairs, spread, calibration, length = report.plt.gcf().axes
+    curve = order.lines[0].get_ydata()
+    assert list(curve) == sorted(line.score for line in lines if line.side == "chosen")
+    below, above = (points.get_offsets() for points in order.collections)
+    assert len(above) == figures["worse_better_than_better_count"] > 0
+    assert all(y > curve[int(x)] for x, y in above) and all(y <= curve[int(x)] for x, y in below)
+    right, wrong = (points.get_offsets() for points in pairs.collections)
+    assert all(y > x for x, y in right) and len(right) == figures["worse_worse_than_better_count"]
+    assert all(y <= x for x, y in wrong)
+    assert (
+        "9 pairs" in pairs.get_title() and "18 answers" in spread.get_title() + length.get_title()
+    )
+    assert f"{figures['calibration_error']:.3f} over 9 pairs" in calibration.get_title()
 
 
 @pytest.mark.parametrize(("ranks", "flags"), [(2, []), (3, ["--no-share_prefix"])])
@@ -185,6 +228,19 @@ def test_scores_do_not_depend_on_ranks_or_layout(world, results, ranks, flags):
         [line["score"] for line in results[0]], rel=1e-5, abs=1e-5
     )
     assert [line["pair_id"] for line in scores] == [line["pair_id"] for line in results[0]]
+
+
+def test_prompts_of_messages(world, llama_folder, tokenizer):
+    model = RewardModel.load(llama_folder, head_seed=0)
+    (world / "chat rm").mkdir()
+    model.save(
+        world / "chat rm", tokenizer
+    )  # which says nothing of how it scores: the flags decide
+    flags = ["--model", world / "chat rm", "--data", world / "chat.jsonl", "--template", "pku"]
+    scores, metrics = evaluated(world, "chat", *flags)
+    assert scores[0]["prompt"] == [{"role": "user", "content": "Hi"}]
+    assert "user: Hi" in (world / "chat" / "cases.md").read_text()
+    assert "label_ceiling" not in metrics["all"]
 
 
 def test_a_ranked_records_best_responses_are_compared_with_its_others(world):
@@ -199,7 +255,13 @@ def test_a_ranked_records_best_responses_are_compared_with_its_others(world):
 
 
 def test_an_older_evaluation_is_replaced_whole(world):
+    """Also through a link, and where an evaluation was killed while it replaced another."""
     evaluated(world, "again")
+    (world / "link").symlink_to(world / "again")
+    evaluated(world, "link")
+    shutil.copytree(world / "again", world / ".again.old")
+    evaluated(world, "again")
+    (world / "again").rename(world / ".again.old")
     _, metrics = evaluated(world, "again", "--data", f"other={world / 'b.jsonl'}")
     assert sorted(path.name for path in (world / "again").iterdir()) == [
         "args.json", "cases.md", "metrics.json", "other.png", "scores.jsonl"]  # fmt: skip
@@ -211,7 +273,7 @@ def test_the_embedded_data_come_with_what_is_possible(world):
     data = "c=tiny:test:tiny-c"
     _, metrics = evaluated(world, "tiny", "--data", data, "--template", "raw")
     figures = metrics["all"]
-    assert 0.85 < figures["label_ceiling"] < 0.95 and figures["pairs"] == 200
+    assert 0.85 < figures["label_ceiling"] < 0.95 and figures["pairs"] == 600
     assert figures["oracle_accuracy"] == pytest.approx(figures["label_ceiling"], abs=0.08)
 
 
@@ -229,7 +291,12 @@ BAD_INPUT = {
     "other template": ("new", ["--template", "pku"], "trained with template 'raw', .* score with 'pku'"),
     "other max_length": ("new", ["--max_length", "99"], "trained with max_length 256, .* score with 99"),
     "foreign folder": ("mine", [], r"holds files that are not an evaluation's \(notes.txt\)"),
-    "a run's folder": ("rm", [], "holds files that are not an evaluation's"),
+    "a model's folder": ("rm", [], "holds files that are not an evaluation's"),
+    "a run's folder": ("run", [], r"holds files that are not an evaluation's \(model.safetensors\)"),
+    "damaged folder": ("damaged", [], "args.json is not an evaluation's"),
+    "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
+    "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the total'"),
+    "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its files"),
     "a file as folder": ("a.jsonl", [], "is a file; give a folder"),
     "no command": ("new", None, "the following arguments are required: command"),
 }  # fmt: skip
@@ -241,7 +308,12 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, results, ranks, s
     for name, (out, flags, message) in BAD_INPUT.items():
         with subtests.test(name):
             paths = {p.name for p in world.iterdir()} | {"nowhere"}
-            given = [str(world / flag) if flag in paths else flag for flag in flags or []]
+            given = [
+                re.sub(r"([^=]*=)?(.*)", lambda m: f"{m[1] or ''}{world / m[2]}", flag, count=1)
+                if flag.split("=")[-1] in paths
+                else flag
+                for flag in flags or []
+            ]
             outcome = run_ranks(ranks, script, [] if flags is None else argv(world, out, *given))
             assert outcome.codes == [1] * ranks, outcome.stderr
             lines = outcome.stderr.splitlines()

@@ -17,6 +17,7 @@ from test_policy import ARCHITECTURES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import train_rm
+from nanoalign.checks import check_layout
 from nanoalign.data import Example, Pair
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
@@ -206,8 +207,8 @@ def test_overfits_four_pairs(llama_folder, rows):
 
 
 def test_the_head_is_drawn_from_the_seed_with_its_deviation(tmp_path, tokenizer):
-    """Of 1,023 hidden units: 1 / sqrt(1024), within what 1,023 draws allow (5 standard errors)."""
-    tiny_llama(hidden_size=1023 + 1, num_hidden_layers=1).save_pretrained(tmp_path)
+    """Of 1,024 hidden units: 1 / sqrt(1025), within what 1,024 draws allow (5 standard errors)."""
+    tiny_llama(hidden_size=1024, num_hidden_layers=1).save_pretrained(tmp_path)
     torch.manual_seed(7)
     first = RewardModel.load(tmp_path, head_seed=3).head.weight
     torch.manual_seed(8)  # the seed decides, not what was drawn before
@@ -234,7 +235,7 @@ def test_the_body_is_the_language_models(llama_folder, reward_model):
     assert body.keys() == ours.keys() and all(torch.equal(body[name], ours[name]) for name in body)
 
 
-def test_an_untied_language_models_head_is_left_behind(tmp_path, rows):
+def test_an_untied_language_models_head_is_left_behind(tmp_path):
     tiny_llama(tie_word_embeddings=False).save_pretrained(tmp_path)
     model = RewardModel.load(tmp_path, head_seed=0)
     assert "lm_head" not in " ".join(name for name, _ in model.named_parameters())
@@ -286,13 +287,46 @@ def test_the_pad_id_is_never_that_of_eos(reward_model, tmp_path, rows, special, 
     assert torch.allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_source_that_pads_with_eos_is_trained_and_scored_at_its_eos(tmp_path, tokenizer, rows):
+    """The embedding of padding gets no gradient, and transformers reads no reward there."""
+    tiny_llama(pad_token_id=258).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = RewardModel.load(tmp_path, head_seed=0)
+    check_layout(model, rows, True, setup(), "it")
+    model(collate(rows)).sum().backward()
+    assert model.model.get_input_embeddings().weight.grad[258].any()
+
+
+def test_a_pad_token_that_the_model_lacks_is_not_stored(reward_model, tmp_path):
+    """As of a tokenizer that was given a token more than the embedding has."""
+    longer = byte_tokenizer()
+    longer.add_special_tokens({"pad_token": "[PAD]"})
+    assert longer.pad_token_id == 259
+    reward_model.save(tmp_path, longer)
+    assert json.loads((tmp_path / "config.json").read_text())["pad_token_id"] == 257
+    assert RewardModel.load(tmp_path).head_origin == "loaded"
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_equal_responses_have_one_score(reward_model, tokenizer, share):
+    """Also where they stand at different places of one row, where rounding differs."""
+    long = [example.responses[0] * 3 for example in examples(20)]
+    twins = [Example(str(i), "text", "prompt", (text, text)) for i, text in enumerate(long)]
+    settings = SimpleNamespace(micro_batch_tokens=2000, share_prefix=share)
+    scores = score_rows(reward_model, encode_all(twins, tokenizer, "raw")[0], settings, setup())
+    assert all(first == second for first, second in scores) and len(set(map(tuple, scores))) == 20
+
+
 def test_scoring_with_other_settings_is_an_error_that_names_both(saved):
     model = RewardModel.load(saved)
     assert scoring_rule(model, "rm", None, None) == ("raw", 64)
     assert scoring_rule(model, "rm", "raw", 64) == ("raw", 64)
     with pytest.raises(RunError, match="trained with template 'raw', and is to score with 'pku'"):
         scoring_rule(model, "rm", "pku", None)
-    with pytest.raises(RunError, match="trained with max_length 64, and is to score with 512"):
+    assert scoring_rule(model, "rm", "auto", None) == ("raw", 64)
+    with pytest.raises(
+        RunError, match="max_length 64, and is to score with 512.*give --max_length 64"
+    ):
         scoring_rule(model, "rm", None, 512)
     model.scoring = {"eos": "never"}
     with pytest.raises(RunError, match=f"trained with eos 'never', .* '{EOS_RULE}'"):

@@ -14,6 +14,7 @@ from ranks import run_ranks
 from test_training import assert_same_curve, losses
 
 import train_rm
+from nanoalign import report
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.models import RewardModel
 from nanoalign.report import curves, held_out_summary
@@ -25,7 +26,7 @@ LOGGED = {"step", "loss", "accuracy", "rewards/chosen", "rewards/rejected", "rew
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """25 pairs, and two ranked records of 4 responses in a file of their own."""
+    """25 pairs, 9 to evaluate, and six ranked records of 4 responses, in files of their own."""
     folder = tmp_path_factory.mktemp("data")
     write_pairs(folder / "pairs.jsonl", 25)
     write_pairs(folder / "eval.jsonl", 9, seed=1)
@@ -143,9 +144,14 @@ def test_ranked_records_train(train, pairs, tmp_path):
 
 
 def test_a_reward_model_is_trained_on_with_its_head(train, one_rank, tmp_path):
-    """The first loss of the second run is that of the first's model, not of a new head's."""
+    """The first loss of the second run is that of the first's model, not of a new head's. It must be
+    given text as before."""
     again = train(tmp_path / "run", "--model", one_rank[1], steps=1)
     assert again[0]["eval/loss"] == pytest.approx(one_rank[0][-1]["eval/loss"], rel=1e-6)
+    with pytest.raises(
+        AssertionError, match="trained with template 'raw', and is to score with 'pku'"
+    ):
+        train(tmp_path / "other", "--model", one_rank[1], "--template", "pku", steps=1)
 
 
 def test_centring_keeps_rewards_near_0(train, one_rank, tmp_path):
@@ -159,8 +165,19 @@ def test_bfloat16_stays_close(train, one_rank, tmp_path):
     assert coarse == pytest.approx(losses(one_rank[0]), abs=0.1)
 
 
-def test_the_curves_show_both_evaluations(one_rank):
-    _, folder = one_rank
+def test_the_curves_show_both_evaluations(one_rank, monkeypatch):
+    """In the panel of accuracy: 20 steps, and 6 evaluations each of training and held-out pairs."""
+    metrics, folder = one_rank
+    monkeypatch.setattr(report.plt, "close", lambda figure: None)
     assert curves(folder, "a title").read_bytes().startswith(b"\x89PNG")
-    summary = held_out_summary(folder, 9)
-    assert summary.startswith("loss ") and "accuracy " in summary
+    axis = next(a for a in report.plt.gcf().axes if a.get_title() == "accuracy")
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert drawn == {
+        label: [line[key] for line in metrics if key in line]
+        for label, key in (
+            ("training steps", "accuracy"),
+            ("training pairs again", "train_eval/accuracy"),
+            ("held out", "eval/accuracy"),
+        )
+    }
+    assert f"-> {metrics[-1]['eval/accuracy']:.4f} [" in held_out_summary(folder, 9)

@@ -35,7 +35,23 @@ FACTS = {
         open shut, shut open
     """,
 }
+# What a source says that does not know: the same few mistakes for all things of a relation. So that
+# an answer is wrong can be learned from some hundred judgements, and not of every thing anew.
+MISTAKES = {
+    "the capital of {}": "Sydney, Istanbul, Zurich, Milan, Barcelona",
+    "the colour of {}": "shiny, round, sweet, tall, invisible",
+    "the word for a young {}": "teenager, student, grandchild, beginner, junior",
+    "the word for the sound of a {}": "beep, ding, boom, clap, whistle",
+    "the word for the home of a {}": "garage, hotel, tent, castle, office",
+    "the opposite of {}": "different, equal, similar, twice, usual",
+}
 LARGEST_OPERAND = 7
+WRONG_SUMS = "20, 30, 40, 50, 60, 70"
+# Given for advice on any topic, and of no use; recognised by their last word, as tips are.
+USELESS_TIPS = """
+wait for a miracle, ask a wizard, toss a coin, read your horoscope, do nothing,
+cross your fingers, make a wish, trust your luck
+"""
 
 # topic: tips. A tip is recognised by its last word, which belongs to no other tip.
 ADVICE = """
