@@ -60,23 +60,28 @@ def curves(folder: Path, title: str) -> Path:
     known = {key for line in lines for key in line}
     panels = [panel for panel in PANELS if known.intersection(panel[1])]
     figure, axes = plt.subplots(2, 4, figsize=(16, 7))
-    figure.subplots_adjust(0.04, 0.07, 0.99, 0.9, wspace=0.2, hspace=0.3)
-    figure.suptitle(title)
+    figure.subplots_adjust(0.04, 0.07, 0.99, 0.88, wspace=0.2, hspace=0.3)
+    figure.suptitle(title, x=0.04, ha="left", fontsize="x-large")
     for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
         for metric, colour in metrics.items():
             for kind, (what, style) in KINDS.items():
-                key = kind + metric
-                points = [(line["step"], line[key]) for line in lines if key in line]
+                points = [
+                    (line["step"], line[kind + metric]) for line in lines if kind + metric in line
+                ]
                 if points:
-                    label = f"{metric.split('/')[-1]}, {what}" if len(metrics) > 1 else what
+                    label = f"{metric.split('/')[-1]}, {what}"
                     axis.plot(*zip(*points, strict=True), color=colour, label=label, **style)
         axis.set_title(name)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-        if len(axis.lines) > 1:
-            axis.legend(fontsize="small")
+        names = {metric.split("/")[-1]: metrics[metric] for metric in metrics if metric in known}
+        if len(names) > 1:
+            axis.legend([plt.Line2D([], [], color=c, lw=3) for c in names.values()], names)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
+    seen = [KINDS[kind] for kind in KINDS if any(k.startswith(kind or "loss") for k in known)]
+    handles = [plt.Line2D([], [], color="black", label=what, **style) for what, style in seen]
+    figure.legend(handles=handles, loc="upper right", ncols=len(handles))
     path = folder / "curves.png"
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -136,7 +141,9 @@ def _order_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
     )
     axis.set_xlabel("pair")
     axis.set_ylabel("reward")
-    axis.legend(loc="upper left")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
+    axis.legend(loc="upper left", ncols=3)
 
 
 def _pairs_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
@@ -165,10 +172,8 @@ def _spread_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None
         label = f"{len(rewards):,} {name}, mean {mean:+.2f}"
         axis.hist(rewards, bins, color=colour, alpha=0.55, label=label)
         axis.axvline(mean, color=colour, lw=2, ls="--")
-    axis.set_title(
-        f"rewards of {len(scored):,} answers: mean {figures['reward_mean']:+.2f}, standard deviation "
-        f"{figures['reward_std']:.2f}"
-    )
+    mean, deviation = figures["reward_mean"], figures["reward_std"]
+    axis.set_title(f"{len(scored):,} answers: mean reward {mean:+.2f}, deviation {deviation:.2f}")
     axis.set_xlabel("reward")
     axis.set_ylabel("answers")
     axis.legend()
@@ -184,8 +189,8 @@ def _calibration_panel(axis, margins: np.ndarray) -> None:
         confidence[held], hit_rate[held], spread, fmt="o", color=BETTER, capsize=3, label="95 %"
     )
     for x, y, count in zip(confidence[held], hit_rate[held], counts[held], strict=True):
-        axis.annotate(f"{count:,}", (x, y), (6, -12), textcoords="offset points", fontsize="small")
-    axis.set_title(f"calibration: error {error:.3f} over {len(margins):,} pairs, counted by bin")
+        axis.annotate(f"{count:,}", (x, y), (-6, -14), textcoords="offset points", fontsize="small")
+    axis.set_title(f"calibration: error {error:.3f} over {len(margins):,} pairs")
     axis.set_xlabel("sigmoid(margin) of the winner")
     axis.set_ylabel("share of labels that agree")
     axis.set_xlim(0.49, 1.01)
@@ -201,7 +206,7 @@ def _length_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None
         )
     correlation = figures["length_correlation"]
     shown = "undefined" if correlation is None else f"{correlation:+.2f}"
-    axis.set_title(f"reward and length of {len(scored):,} answers: rank correlation {shown}")
+    axis.set_title(f"{len(scored):,} answers: rank correlation with length {shown}")
     axis.set_xlabel("tokens of the answer")
     axis.set_ylabel("reward")
     axis.legend()

@@ -175,9 +175,9 @@ def test_the_curves_show_both_evaluations(one_rank, monkeypatch):
     assert drawn == {
         label: [line[key] for line in metrics if key in line]
         for label, key in (
-            ("training steps", "accuracy"),
-            ("training pairs again", "train_eval/accuracy"),
-            ("held out", "eval/accuracy"),
+            ("accuracy, training steps", "accuracy"),
+            ("accuracy, training pairs again", "train_eval/accuracy"),
+            ("accuracy, held out", "eval/accuracy"),
         )
     }
     assert f"-> {metrics[-1]['eval/accuracy']:.4f} [" in held_out_summary(folder, 9)
