@@ -26,8 +26,10 @@ from nanoalign.scoring import Scored
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
 
 
-def script(argv: list[str]) -> None:
+def script(argv: list[str], pictures: bool = False) -> None:
     sys.argv = ["evaluate.py", *argv]
+    if not pictures:  # most of the time of an evaluation this small
+        evaluate.reward_picture = lambda path, *rest: path.write_bytes(b"a picture")
     run(evaluate.main)
 
 
@@ -72,8 +74,10 @@ def argv(folder: Path, out: str, *flags: object) -> list[str]:
     return [str(arg) for arg in [*base, *flags]]
 
 
-def evaluated(folder: Path, out: str, *flags: object, ranks: int = 1) -> tuple[list[dict], dict]:
-    outcome = run_ranks(ranks, script, argv(folder, out, *flags))
+def evaluated(
+    folder: Path, out: str, *flags: object, ranks: int = 1, pictures: bool = False
+) -> tuple[list[dict], dict]:
+    outcome = run_ranks(ranks, script, argv(folder, out, *flags), pictures)
     assert outcome.codes == [0] * ranks, outcome.stderr
     scores = [json.loads(line) for line in (folder / out / "scores.jsonl").read_text().splitlines()]
     return scores, json.loads((folder / out / "metrics.json").read_text()) | {
@@ -83,7 +87,7 @@ def evaluated(folder: Path, out: str, *flags: object, ranks: int = 1) -> tuple[l
 
 @pytest.fixture(scope="module")
 def results(world) -> tuple[list[dict], dict]:
-    return evaluated(world, "results")
+    return evaluated(world, "results", pictures=True)
 
 
 # --- what is written
