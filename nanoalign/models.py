@@ -142,7 +142,7 @@ class Policy(RowModel):
         with autocast(batch.tokens.device, self.compute_dtype):
             scored = self.hidden(batch).flatten(0, 1)[batch.reads]  # (M, D)
             chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
-            token_logps = chunked_token_logps(scored, self._logits, batch.targets, chunk)  # (M,)
+            token_logps = chunked_token_logps(scored, self.logits, batch.targets, chunk)  # (M,)
         # unsafe: skips the check that lengths sum to M, which would wait for the GPU.
         return torch.segment_reduce(token_logps, "sum", lengths=batch.lengths, unsafe=True)
 
@@ -160,7 +160,7 @@ class Policy(RowModel):
         """(S,) what rounding adds up over: a response's tokens, and 5, since few do not average out."""
         return batch.lengths + 5
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """The model's own way from a final hidden state to logits: (C, D) -> (C, V)."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)

@@ -136,6 +136,8 @@ def check_tokenizer(tokenizer, max_length: int) -> None:
 
 
 def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[int]]:
+    if not texts:
+        return []
     ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)
     return (
         [_one_bos_no_eos(seq, tokenizer) for seq in ids["input_ids"]] if bos else ids["input_ids"]
@@ -184,7 +186,7 @@ def _fit(
     counts: Counter,
 ) -> tuple[list[int], list[list[int]]]:
     """Prompt and responses cut to max_length."""
-    longest = max(map(len, responses))
+    longest = max(map(len, responses), default=0)  # prompts alone have no responses
     room = max(max_length - longest, max_length // 2)  # tokens of the prompt that may stay
     if len(prompt) > room:
         counts["prompts cut at their beginning"] += 1

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanoalign import tiny
+from nanoalign.distributed import setup
 from nanoalign.models import Policy
 from nanoalign.tiny import tables, world
 from nanoalign.tiny.make_data import to_jsonl
@@ -321,7 +322,7 @@ def test_model_predicts_held_out_answers(model, tokenizer):
 def test_model_answers_like_its_sources(model, tokenizer):
     """Its samples end, and the world judges them as it judges the mixture that it imitates."""
     prompts = world.split_prompts()["test"][:200]
-    answers, ended = sample_answers(model, tokenizer, prompts, seed=0)
+    answers, ended = sample_answers(Policy(model), tokenizer, prompts, 0, setup())
     assert sum(ended) >= 0.97 * len(prompts)
     rewards = [true_reward(p, a) for p, a in zip(prompts, answers, strict=True)]
     mixture = [
