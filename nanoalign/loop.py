@@ -1,4 +1,4 @@
-"""The training loop, by hand. One optimizer step is a pure function of its number: see rows.step_indices."""
+"""The training loop, by hand. One optimizer step is a pure function of its number: see plan.step_indices."""
 
 import argparse
 import json
@@ -17,7 +17,8 @@ from nanoalign import checkpoint
 from nanoalign.distributed import World, on_main
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.metrics import Means
-from nanoalign.rows import Batch, Row, collate, plan_micro_batches, step_indices
+from nanoalign.plan import plan_micro_batches, step_indices
+from nanoalign.rows import Batch, Row, collate
 
 # A batch's losses (B,), which are minimised, and what is reported of it, (B,) by name.
 LossOfBatch = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]

@@ -9,17 +9,12 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from nanoalign import loop
-from nanoalign.data import TEST_OF, Example, hold_out, read_sources
+from nanoalign.data import TEST_OF, hold_out, read_sources
 from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.rows import (
-    Row,
-    drop_equal,
-    encode_all,
-    padded_tokens,
-    plan_micro_batches,
-    step_indices,
-)
+from nanoalign.plan import padded_tokens, plan_micro_batches, step_indices
+from nanoalign.records import Example
+from nanoalign.rows import Row, drop_equal, encode_all
 from nanoalign.templates import common_template
 from nanoalign.weights import FOREIGN_ERRORS
 

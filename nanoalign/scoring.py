@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nanoalign.data import Example, Message
 from nanoalign.distributed import World, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.loop import all_batches
 from nanoalign.metrics import calibration, rank_correlation, wilson_interval
 from nanoalign.models import RewardModel
+from nanoalign.records import Example, Message
 from nanoalign.rows import EOS_RULE, Row
 from nanoalign.tiny import world as tiny_world
 

@@ -8,8 +8,8 @@ auto    chat where the tokenizer has a template, raw for HH-RLHF dialogues, else
 
 from jinja2 import TemplateError  # comes with torch; chat templates are written in it
 
-from nanoalign.data import Example
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.records import Example
 
 TEMPLATES = ("auto", "chat", "raw", "pku")
 

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from nanoalign.data import Example
+from nanoalign.records import Example
 
 
 def byte_tokenizer(**options) -> PreTrainedTokenizerFast:

@@ -10,10 +10,10 @@ from ranks import run_ranks
 from test_policy import ARCHITECTURES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from nanoalign.data import Example
 from nanoalign.distributed import setup
 from nanoalign.generate import Sampling, generate, next_tokens
 from nanoalign.models import Policy
+from nanoalign.records import Example
 from nanoalign.rows import Row, encode_all
 
 EOS = {258}

@@ -18,11 +18,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeque
 
 import train_rm
 from nanoalign.checks import check_layout
-from nanoalign.data import Example, Pair
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.models import RewardModel
+from nanoalign.records import Example, Pair
 from nanoalign.rows import EOS_RULE, collate, encode_all
 from nanoalign.scoring import score_rows, scoring_rule
 

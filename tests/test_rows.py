@@ -10,8 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from nanoalign.data import Example, Pair
 from nanoalign.errors import RunError
+from nanoalign.plan import plan_micro_batches, step_indices
+from nanoalign.records import Example, Pair
 from nanoalign.rows import (
     PADDING,
     Row,
@@ -21,8 +22,6 @@ from nanoalign.rows import (
     encode,
     encode_all,
     fingerprint,
-    plan_micro_batches,
-    step_indices,
     tree_mask,
 )
 

@@ -19,10 +19,10 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from nanoalign import tiny
 from nanoalign.arguments import Parser, number, positive
-from nanoalign.data import Example
 from nanoalign.distributed import run
 from nanoalign.loop import get_lr
 from nanoalign.models import Policy
+from nanoalign.records import Example
 from nanoalign.rows import Row, collate, encode_all
 from nanoalign.tiny.world import sft_corpus
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from nanoalign import tiny
 from nanoalign.arguments import Parser, number
-from nanoalign.data import Example
 from nanoalign.distributed import World, print0, run, setup
 from nanoalign.generate import Sampling, generate
 from nanoalign.models import Policy
 from nanoalign.prepare import load_tokenizer
+from nanoalign.records import Example
 from nanoalign.rows import encode_all
 from nanoalign.tiny.world import split_prompts, true_reward
 
