@@ -286,10 +286,17 @@ class RewardModel(RowModel):
                 f"model '{path}' has no reward head: its config.json names {names}; train one on it "
                 "with train_rm.py"
             )
+        text_config = config.get_text_config()
+        pad, eos = text_config.pad_token_id, text_config.eos_token_id
+        if has_head and pad is not None and pad in (eos if isinstance(eos, list) else [eos]):
+            raise RunError(
+                f"model '{path}' pads with its EOS, so its rewards were read before the EOS, and not at "
+                "it as here; if they were read at the EOS, give config.json another pad_token_id"
+            )
         config.num_labels = 1
-        # transformers reads a reward at the last token that is not for padding, which we never are in
-        # need of: so an EOS that serves as padding elsewhere is read, and its embedding trained.
-        config.get_text_config().pad_token_id = None
+        # transformers reads a reward at the last token that is not for padding, of which we have no
+        # need: so a language model's EOS that serves as padding is read, and its embedding trained.
+        text_config.pad_token_id = None
         with weights.parameters_on_meta():
             dtype = torch.float32 if trainable else compute_dtype
             model = _build(AutoModelForSequenceClassification, config, dtype, path)

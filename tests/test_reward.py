@@ -345,6 +345,13 @@ def test_models_that_are_no_reward_models_are_errors(llama_folder, saved, tmp_pa
     for seed in (None, 0):  # a head that should be there is never drawn
         with pytest.raises(RunError, match="missing keys: score.weight"):
             RewardModel.load(headless, head_seed=seed)
+    early = shutil.copytree(saved, tmp_path / "early")
+    config = json.loads((early / "config.json").read_text())
+    (early / "config.json").write_text(json.dumps(config | {"pad_token_id": 258}))
+    with pytest.raises(
+        RunError, match="pads with its EOS, so its rewards were read before the EOS"
+    ):
+        RewardModel.load(early)
     two = shutil.copytree(saved, tmp_path / "two")
     config = json.loads((two / "config.json").read_text())
     config["id2label"] = {"0": "a", "1": "b"}
