@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nanoalign import tiny
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.records import EXPECTED, Example, parse
+from nanoalign.records import EXPECTED, Example, parse, parse_answer, parse_prompt
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 # The embedded data by name: two files, and for each of their sources a pair for every prompt.
@@ -42,16 +42,9 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
     preference: which PKU-SafeRLHF label orders the responses, "better" or "safer".
     Raises RunError, with file and line, for the first record that can't be read.
     """
-    subset, source = _split_name(path_or_name)
     examples, first_format = [], None
-    if source in EMBEDDED_SOURCES:
-        path, records = source, _embedded_records(*EMBEDDED_SOURCES[source])
-    else:
-        path = _resolve(source)
-        records = _records(path)
-    for line, record in records:
-        where = f"{path}:{line}"
-        record_format, example = parse(record, preference, where, f"{subset}:{line}", subset)
+    for where, pair_id, subset, record in _located(path_or_name):
+        record_format, example = parse(record, preference, where, pair_id, subset)
         first_format = first_format or record_format
         if record_format != first_format:
             raise RunError(
@@ -59,9 +52,36 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
                 f"'{first_format}'; put each format into a file of its own"
             )
         examples.append(example)
-    if not examples:
-        raise RunError(f"{path}: holds no records; expected {EXPECTED}")
     return examples
+
+
+def read_prompts(path_or_name: str) -> list[Example]:
+    """The prompts of one source, as Examples without responses: prompts alone, or of preference records."""
+    return [parse_prompt(record, *rest) for *rest, record in _located(path_or_name)]
+
+
+def read_answers(path_or_name: str) -> dict[str, list[str]]:
+    """Answers that were made elsewhere, by the key of their prompt and in the file's order."""
+    answers: dict[str, list[str]] = {}
+    for where, _, _, record in _located(path_or_name):
+        prompt, answer = parse_answer(record, where)
+        answers.setdefault(prompt, []).append(answer)
+    return answers
+
+
+def _located(path_or_name: str) -> Iterator[tuple[str, str, str, object]]:
+    """(where it stands, its pair_id, its subset, the record) of every record of a source."""
+    subset, source = _split_name(path_or_name)
+    if source in EMBEDDED_SOURCES:
+        path, records = source, _embedded_records(*EMBEDDED_SOURCES[source])
+    else:
+        path = _resolve(source)
+        records = _records(path)
+    line = None
+    for line, record in records:
+        yield f"{path}:{line}", f"{subset}:{line}", subset, record
+    if line is None:
+        raise RunError(f"{path}: holds no records; expected {EXPECTED}")
 
 
 def read_sources(sources: list[str], preference: str = "better") -> list[Example]:

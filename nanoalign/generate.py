@@ -35,10 +35,14 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled response: its tokens without EOS, and whether it ended by itself or was cut."""
+    """One sampled response: its tokens, and the EOS that ended it; None where it was cut."""
 
     tokens: tuple[int, ...]
-    ended: bool
+    end: int | None
+
+    @property
+    def ended(self) -> bool:
+        return self.end is not None
 
 
 def next_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -135,5 +139,6 @@ def _sample(
     answers = []
     for sequence in torch.stack(drawn, dim=1).tolist():
         place = next((t for t, token in enumerate(sequence) if token in eos), None)
-        answers.append(Answer(tuple(sequence[:place]), place is not None))
+        end = None if place is None else sequence[place]
+        answers.append(Answer(tuple(sequence[:place]), end))
     return answers

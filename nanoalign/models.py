@@ -172,6 +172,12 @@ class Policy(RowModel):
             logits = torch.tanh(logits / cap) * cap
         return logits
 
+    def eos_ids(self, tokenizer) -> set[int]:
+        """What ends an answer: the tokenizer's EOS, and those that the generation config names."""
+        named = getattr(self.model.generation_config, "eos_token_id", None)
+        named = named if isinstance(named, list) else [named]
+        return {i for i in (tokenizer.eos_token_id, *named) if i is not None}
+
     @classmethod
     def load(
         cls,

@@ -15,7 +15,7 @@ import json
 import math
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from nanoalign.errors import RunError
@@ -114,6 +114,36 @@ def parse(
         names = [f"response of rank {rank}" for rank in range(1, len(responses) + 1)]
     _check_text(dict(zip(names, responses, strict=True)), where)
     return record_format, Example(pair_id, kind, prompt, tuple(responses), subset, pairs)
+
+
+def parse_prompt(record: object, where: str, pair_id: str, subset: str) -> Example:
+    """The prompt of a record as an Example without responses; of preference records too."""
+    if isinstance(record, dict) and "prompt" in record and "chosen" not in record:
+        kind, prompt = "text", record["prompt"]
+        if isinstance(prompt, list):
+            kind, prompt = "messages", _checked_messages(prompt, "prompt", where)
+            if prompt[-1]["role"] == "assistant":
+                raise RunError(f"{where}: the prompt ends with a message of 'assistant'")
+        else:
+            _check_text({"prompt": prompt}, where)
+        return Example(pair_id, kind, prompt, (), subset, ())
+    if not isinstance(record, dict) or not {"chosen", "rejected"} <= record.keys():
+        raise RunError(
+            f"{where}: no prompt in the record; expected the key 'prompt', or {EXPECTED}"
+        )
+    return replace(parse(record, "better", where, pair_id, subset)[1], responses=(), pairs=())
+
+
+def parse_answer(record: object, where: str) -> tuple[str, str]:
+    """(the prompt's key, the answer's text) of a record of an answer that was made elsewhere."""
+    keys = record.keys() if isinstance(record, dict) else {}
+    name = "answer" if "answer" in keys else "response"
+    if "prompt" not in keys or name not in keys:
+        raise RunError(f"{where}: expected the keys 'prompt' and 'response' or 'answer'")
+    prompt = parse_prompt(record, where, "", "").prompt_key()
+    if not isinstance(record[name], str) or not _is_unicode(record[name]):
+        raise RunError(f"{where}: the {name} must be text")
+    return prompt, record[name]
 
 
 def _ranked(

@@ -9,6 +9,7 @@ import numpy as np
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
+from nanoalign.comparison import Compared  # noqa: E402
 from nanoalign.metrics import calibration, wilson_interval  # noqa: E402
 from nanoalign.scoring import Scored, pairs_of  # noqa: E402
 
@@ -210,3 +211,59 @@ def _length_panel(axis, scored: list[Scored], figures: dict[str, float]) -> None
     axis.set_xlabel("tokens of the answer")
     axis.set_ylabel("reward")
     axis.legend()
+
+
+def policy_picture(path: Path, compared: list[Compared], figures: dict[str, float]) -> None:
+    """Policy against baseline, in three panels: order, difference, length."""
+    policy = np.array([line.policy_score for line in compared])  # (P,)
+    baseline = np.array([line.baseline_score for line in compared])
+    figure, axes = plt.subplot_mosaic(
+        [["order", "order"], ["difference", "length"]], figsize=(14, 9)
+    )
+    figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.15, hspace=0.3)
+    figure.suptitle(
+        f"the policy wins {figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, "
+        f"{figures['win_rate_high']:.3f}] of {len(compared):,} comparisons, by the reward model",
+        fontsize="x-large",
+    )
+    order = np.argsort(policy, kind="stable")
+    index, above = np.arange(len(order)), (baseline > policy)[order]
+    axes["order"].plot(policy[order], color=BETTER, lw=2, label="policy")
+    for mask, colour, label in (
+        (~above, "tab:gray", "baseline, below"),
+        (above, WORSE, "baseline, above"),
+    ):
+        points = index[mask], baseline[order][mask]
+        axes["order"].scatter(*points, s=9, color=colour, alpha=_alpha(len(order)), label=label)
+    axes["order"].set_title(
+        f"prompts by the policy's score: the baseline is better in {figures['losses']:,} of {len(order):,}"
+    )
+    axes["order"].set_xlabel("prompt")
+    axes["order"].set_ylabel("reward")
+    difference = policy - baseline
+    axes["difference"].hist(difference, 60, color=BETTER, alpha=0.6)
+    axes["difference"].axvline(0, color="black", lw=1)
+    mean = difference.mean()
+    axes["difference"].axvline(mean, color=BETTER, lw=2, ls="--", label=f"mean {mean:+.2f}")
+    axes["difference"].set_title(
+        f"{figures['wins']:,} wins, {figures['losses']:,} losses, {figures['ties']:,} ties"
+    )
+    axes["difference"].set_xlabel("policy's reward minus the baseline's")
+    axes["difference"].set_ylabel("prompts")
+    for side, colour in (("baseline", WORSE), ("policy", BETTER)):
+        axes["length"].scatter(
+            [getattr(line, f"{side}_tokens") for line in compared],
+            [getattr(line, f"{side}_score") for line in compared],
+            s=9, color=colour, alpha=_alpha(len(compared)),
+            label=f"{side}, mean {figures[f'{side}_tokens_mean']:.1f} tokens",
+        )  # fmt: skip
+    axes["length"].set_title(
+        f"reward and length: with length controlled {figures['length_controlled_win_rate']:.3f} are won"
+    )
+    axes["length"].set_xlabel("tokens of the answer")
+    axes["length"].set_ylabel("reward")
+    for axis in axes.values():
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

@@ -1,0 +1,138 @@
+"""Two models' answers to the same prompts, judged by rewards: who wins, by how much, how surely.
+
+Shapes: P pairs of answers, one of the policy and one of the baseline to the same prompt.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from nanoalign.records import Message
+from nanoalign.tiny import world as tiny_world
+
+RESAMPLES = 4000  # of a bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Both answers to one prompt: a line of answers.jsonl."""
+
+    id: str
+    prompt: str | tuple[Message, ...]
+    policy_answer: str
+    baseline_answer: str
+    policy_score: float  # the reward model's
+    baseline_score: float
+    policy_tokens: int  # by the reward model's tokenizer, EOS included
+    baseline_tokens: int
+    policy_ended: bool | None  # by itself, not cut; None: made elsewhere, not known
+    baseline_ended: bool | None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    def prompt_key(self) -> str:
+        return self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt)
+
+
+def wins(policy: np.ndarray, baseline: np.ndarray) -> np.ndarray:
+    """(P,) 1 where the policy's score is higher, 0 where lower, 1/2 for a tie."""
+    return (np.sign(policy - baseline) + 1) / 2
+
+
+def bootstrap_interval(
+    values: np.ndarray, groups: list[str], seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of the mean of `values` (P,), by resampling the groups with all that is in them.
+
+    Efron 1979's percentile bootstrap. Answers to one prompt are not independent, so prompts are the
+    groups: resampling answers would make the interval too narrow.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    sums, counts = np.bincount(group, weights=values), np.bincount(group)
+    draw = np.random.default_rng(seed)
+    means = []
+    for _ in range(resamples):
+        picked = draw.integers(len(sums), size=len(sums))
+        means.append(sums[picked].sum() / counts[picked].sum())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def length_controlled_win_rate(won: np.ndarray, longer: np.ndarray) -> float:
+    """The win rate that is left where both answers are equally long: won (P,), longer (P,) -> share.
+
+    A logistic regression of the wins on an intercept and on the difference of lengths (in units of
+    its standard deviation), and of it the prediction at a difference of 0: the idea of Dubois et al.
+    2024 (arXiv 2404.04475), with their term for length alone. A penalty of 1/2 a squared coefficient
+    over all pairs keeps it finite where lengths separate wins from losses.
+    """
+    deviation = longer.std()
+    x = np.stack([np.ones(len(won)), longer / deviation if deviation else np.zeros(len(won))], 1)
+    coefficients = np.zeros(2)
+    for _ in range(50):  # Newton's method
+        p = 1 / (1 + np.exp(-x @ coefficients))
+        gradient = x.T @ (won - p) - coefficients
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        coefficients += step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(1 / (1 + np.exp(-coefficients[0])))
+
+
+def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None]:
+    """The figures of a comparison.
+
+    win_rate counts a tie as half a win; its interval of 95 % is bootstrap_interval's over prompts.
+    length_controlled_win_rate is the function of that name. The shares of answers that ended by
+    themselves are None where that is not known.
+    """
+    policy = np.array([line.policy_score for line in compared])  # (P,)
+    baseline = np.array([line.baseline_score for line in compared])
+    longer = np.array([line.policy_tokens - line.baseline_tokens for line in compared], dtype=float)
+    won = wins(policy, baseline)
+    prompts = [line.prompt_key() for line in compared]
+    low, high = bootstrap_interval(won, prompts)
+    figures = {
+        "pairs": len(compared),
+        "policy_mean": float(policy.mean()),
+        "baseline_mean": float(baseline.mean()),
+        "wins": int((won == 1).sum()),
+        "losses": int((won == 0).sum()),
+        "ties": int((won == 0.5).sum()),
+        "win_rate": float(won.mean()),
+        "win_rate_low": low,
+        "win_rate_high": high,
+        "length_controlled_win_rate": length_controlled_win_rate(won, longer),
+        "policy_tokens_mean": float(np.mean([line.policy_tokens for line in compared])),
+        "baseline_tokens_mean": float(np.mean([line.baseline_tokens for line in compared])),
+        "policy_ended_share": _share([line.policy_ended for line in compared]),
+        "baseline_ended_share": _share([line.baseline_ended for line in compared]),
+        "dpo_data_mean": float(policy.mean()),
+        "no_dpo_data_mean": float(baseline.mean()),
+        "no_dpo_better_than_dpo_count": int((won == 0).sum()),
+        "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
+    }
+    if set(prompts) <= tiny_world.PROMPTS.keys():
+        true = np.array(
+            [
+                [tiny_world.true_reward(x.prompt, answer) for answer in (x.policy_answer, x.baseline_answer)]
+                for x in compared
+            ]
+        )  # fmt: skip
+        truly = wins(true[:, 0], true[:, 1])
+        low, high = bootstrap_interval(truly, prompts)
+        figures |= {
+            "policy_true_mean": float(true[:, 0].mean()),
+            "baseline_true_mean": float(true[:, 1].mean()),
+            "true_win_rate": float(truly.mean()),
+            "true_win_rate_low": low,
+            "true_win_rate_high": high,
+        }
+    return figures
+
+
+def _share(ended: list[bool | None]) -> float | None:
+    return None if None in ended else float(np.mean(ended))
