@@ -36,6 +36,7 @@ from nanoalign.distributed import World, on_main, print0, run, setup
 from nanoalign.errors import RunError
 from nanoalign.generate import Sampling, generate
 from nanoalign.models import Policy, RewardModel
+from nanoalign.page import comparison_page, diagnosis, verdict
 from nanoalign.prepare import compute_dtype, load_tokenizer
 from nanoalign.records import Example
 from nanoalign.report import policy_picture, reward_picture
@@ -59,7 +60,7 @@ right, the surest wrong and the closest pairs).
 """
 POLICY_DOC = """Sample a policy and a baseline on the same prompts, and let a reward model judge the answers.
 
-Writes answers.jsonl (a line a prompt: both answers, both scores), metrics.json, and a picture.
+Writes report.html (the verdict, and all answers side by side), answers.jsonl, metrics.json, and a picture.
 """
 REWARD_MODEL = "runs/rm"  # where train_rm.py puts it
 POLICY = "runs/dpo"  # where train_dpo.py puts it
@@ -323,9 +324,20 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
             file.writelines(line.to_json() + "\n" for line in compared)
         (results / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
         policy_picture(results / "answers.png", compared, figures)
+        log = None if args.policy_answers else weights.resolve_model(args.policy) / "metrics.jsonl"
+        page = comparison_page(
+            f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
+            f"judged by {args.reward}",
+            compared,
+            figures,
+            diagnosis(figures, log if log and log.is_file() else None),
+            results / "answers.png",
+        )
+        (results / "report.html").write_text(page, encoding="utf-8")
     for name, value in figures.items():
         print(f"{name:<28} {'-' if value is None else round(value, 4)}")
-    print(f"{'saved':<11} {args.out}: answers.jsonl, metrics.json, answers.png")
+    print(f"\n{verdict(figures)}")
+    print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,0 +1,198 @@
+"""The page of a comparison: one self-contained HTML file, with its pictures inside and no network.
+
+Everything that comes from a model or from data is escaped: it shows as the text that it is.
+"""
+
+import base64
+import json
+from html import escape
+from pathlib import Path
+
+from nanoalign.comparison import Compared
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem; color: #222 }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+.verdict { font-size: 1.15rem; background: #eef4fb; border-left: 5px solid #1f77b4; padding: .8rem 1rem }
+dl { columns: 3; column-gap: 3rem } dl div { display: flex; justify-content: space-between } dd { margin: 0 }
+img { max-width: 100% }
+.tools { position: sticky; top: 0; background: #fff; padding: .6rem 0; border-bottom: 1px solid #ddd }
+.tools input[type=search] { width: 18rem } .tools > * { margin-right: 1rem }
+.case { border: 1px solid #ddd; border-radius: 6px; margin: .8rem 0; padding: .7rem 1rem }
+.case header { color: #666 } .prompt { font-weight: 600 }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: .5rem }
+.text { white-space: pre-wrap; overflow-wrap: anywhere }
+.better { background: #eaf6ea } .worse { background: #fbf1e8 } .tie { background: #f3f3f3 }
+.sides > div { border-radius: 4px; padding: .5rem .7rem }
+"""
+SCRIPT = """
+const cases = document.getElementById('cases'), all = [...cases.children];
+const search = document.getElementById('search'), sort = document.getElementById('sort');
+const shown = document.getElementById('shown');
+const order = {
+  data: (a, b) => a.dataset.place - b.dataset.place,
+  best: (a, b) => b.dataset.difference - a.dataset.difference,
+  worst: (a, b) => a.dataset.difference - b.dataset.difference,
+  closest: (a, b) => Math.abs(a.dataset.difference) - Math.abs(b.dataset.difference),
+};
+function update() {
+  const wanted = search.value.toLowerCase(), kind = document.querySelector('[name=kind]:checked').value;
+  all.sort(order[sort.value]).forEach(c => cases.append(c));
+  let count = 0;
+  for (const c of all) {
+    c.hidden = !((kind === 'all' || c.dataset.kind === kind) && c.textContent.toLowerCase().includes(wanted));
+    count += !c.hidden;
+  }
+  shown.textContent = count + ' of ' + all.length + ' shown';
+}
+document.querySelectorAll('.tools input, .tools select').forEach(e => e.addEventListener('input', update));
+update();
+"""
+
+
+def verdict(figures: dict[str, float | int | None]) -> str:
+    """The result in one sentence, no surer than the interval allows."""
+    low, high = figures["win_rate_low"], figures["win_rate_high"]
+    rate = f"{figures['win_rate']:.1%} of {figures['pairs']:,} comparisons [{low:.1%}, {high:.1%}]"
+    if low > 0.5:
+        text = f"The policy is better than the baseline: by the reward model it wins {rate}."
+    elif high < 0.5:
+        text = f"The policy is worse than the baseline: by the reward model it wins only {rate}."
+    else:
+        text = f"No difference is shown: by the reward model the policy wins {rate}, which may be chance."
+    if "true_win_rate" in figures:
+        low, high = figures["true_win_rate_low"], figures["true_win_rate_high"]
+        text += " By the true rule of the embedded world it wins "
+        text += f"{figures['true_win_rate']:.1%} [{low:.1%}, {high:.1%}]."
+    return text
+
+
+def comparison_page(
+    title: str,
+    compared: list[Compared],
+    figures: dict[str, float | int | None],
+    notes: list[str],
+    picture: Path,
+) -> str:
+    """The whole page as text.
+
+    notes: the sentences of the section that says what the figures mean and what to try.
+    """
+    rows = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{_figure(value)}</dd></div>"
+        for name, value in figures.items()
+    )
+    image = base64.b64encode(picture.read_bytes()).decode()
+    kinds = "".join(
+        f'<label><input type="radio" name="kind" value="{kind}"{" checked" * (kind == "all")}> {name}'
+        "</label>"
+        for kind, name in (("all", "all"), ("win", "wins"), ("loss", "losses"), ("tie", "ties"))
+    )
+    orders = "".join(
+        f'<option value="{value}">{name}</option>'
+        for value, name in (
+            ("worst", "worst for the policy first"),
+            ("best", "best for the policy first"),
+            ("closest", "closest first"),
+            ("data", "as in the data"),
+        )
+    )
+    cases = "".join(_case(place, line) for place, line in enumerate(compared))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<p class="verdict">{escape(verdict(figures))}</p>
+<h2>What the figures say, and what to try</h2>
+<ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>
+<h2>Figures</h2>
+<dl>{rows}</dl>
+<h2>Pictures</h2>
+<img alt="scores in order, their difference, and length" src="data:image/png;base64,{image}">
+<h2>Answers</h2>
+<div class="tools"><input type="search" id="search" placeholder="search prompts and answers">
+<select id="sort">{orders}</select>{kinds}<span id="shown"></span></div>
+<div id="cases">{cases}</div>
+<script>{SCRIPT}</script>
+</body></html>
+"""
+
+
+def _figure(value: float | int | None) -> str:
+    if value is None:
+        return "not known"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _case(place: int, line: Compared) -> str:
+    difference = line.policy_score - line.baseline_score
+    kind = "win" if difference > 0 else "loss" if difference < 0 else "tie"
+    prompt = line.prompt
+    if not isinstance(prompt, str):
+        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    sides = ""
+    for side, better in (("baseline", difference < 0), ("policy", difference > 0)):
+        look = "tie" if kind == "tie" else "better" if better else "worse"
+        cut = "" if getattr(line, f"{side}_ended") in (True, None) else ", cut"
+        sides += (
+            f'<div class="{look}"><b>{side}</b>: {getattr(line, f"{side}_score"):+.3f} '
+            f"({getattr(line, f'{side}_tokens')} tokens{cut})"
+            f'<div class="text">{escape(getattr(line, f"{side}_answer"))}</div></div>'
+        )
+    return (
+        f'<article class="case" data-place="{place}" data-difference="{difference!r}" data-kind="{kind}">'
+        f"<header>{escape(line.id)}: {kind}, {difference:+.3f}</header>"
+        f'<div class="text prompt">{escape(prompt)}</div><div class="sides">{sides}</div></article>\n'
+    )
+
+
+def diagnosis(figures: dict[str, float | int | None], metrics: Path | None) -> list[str]:
+    """What each figure means for the question why the policy is not better, and what to try.
+
+    metrics: metrics.jsonl of the policy's training, where it is at hand.
+    """
+    notes = []
+    difference = figures["policy_tokens_mean"] - figures["baseline_tokens_mean"]
+    notes.append(
+        f"The policy's answers are {abs(difference):.1f} tokens {'longer' if difference > 0 else 'shorter'} "
+        f"than the baseline's; with length controlled it wins {figures['length_controlled_win_rate']:.1%}. "
+        "Where the two win rates are far apart the reward model pays for length: look at length_correlation "
+        "in evaluate.py rm."
+    )
+    cut = {
+        side: 1 - figures[f"{side}_ended_share"]
+        for side in ("policy", "baseline")
+        if figures[f"{side}_ended_share"] is not None
+    }
+    if cut:
+        shares = " and ".join(f"{share:.1%} of the {side}'s" for side, share in cut.items())
+        notes.append(
+            f"Cut at the limit were {shares} answers. A policy that has forgotten how to stop wants chosen "
+            "answers that end with EOS, a larger --beta, or here a larger --max_new_tokens."
+        )
+    if "kl_per_answer" in figures:
+        notes.append(
+            f"KL(policy || baseline) is {figures['kl_per_answer']:.2f} nats an answer, "
+            f"{figures['kl_per_token']:.3f} a token. Near 0 the policy has hardly moved: raise --lr or "
+            "--epochs, or lower --beta. At tens of nats an answer it has left what it knew: the other way."
+        )
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics else []
+    evaluations = [line for line in lines if "eval/logps/chosen" in line]
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        chosen, rejected = (
+            last[f"eval/logps/{side}"] - first[f"eval/logps/{side}"]
+            for side in ("chosen", "rejected")
+        )
+        notes.append(
+            f"In training the held-out chosen answers' log-probability moved by {chosen:+.2f} nats, the "
+            f"rejected ones' by {rejected:+.2f}. That chosen falls too is usual in DPO, which rewards the "
+            "difference alone; where it falls as fast as rejected, lower --lr or raise --beta."
+        )
+        training = [line["rewards/margins"] for line in lines if "rewards/margins" in line][-10:]
+        if training:
+            notes.append(
+                f"The margin is {last['eval/rewards/margins']:.3f} on held-out pairs, and "
+                f"{sum(training) / len(training):.3f} on the last {len(training)} training steps. Far apart, "
+                "the policy learns its pairs by heart: fewer epochs, or more pairs."
+            )
+    return notes

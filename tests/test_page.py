@@ -1,0 +1,72 @@
+"""python -m pytest tests/test_page.py"""
+
+import json
+import re
+
+import pytest
+
+from nanoalign.comparison import Compared, comparison_metrics
+from nanoalign.page import comparison_page, diagnosis, verdict
+
+NASTY = "<script>alert('x')</script> & \"quotes\""
+
+
+@pytest.fixture
+def compared() -> list[Compared]:
+    return [
+        Compared("p:1#0", NASTY, NASTY, "fine", 2.0, 1.0, 3, 4, True, False),
+        Compared("p:2#0", "q", "a", NASTY, 0.5, 0.5, 3, 4, True, True),
+        Compared(
+            "p:3#0", ({"role": "user", "content": NASTY},), "a", "b", -1.0, 3.0, 3, 4, True, True
+        ),
+    ]
+
+
+@pytest.fixture
+def page(compared, tmp_path) -> str:
+    (tmp_path / "p.png").write_bytes(b"\x89PNG")
+    return comparison_page(
+        NASTY, compared, comparison_metrics(compared), [NASTY], tmp_path / "p.png"
+    )
+
+
+def test_text_of_models_and_data_is_escaped_everywhere(page):
+    """Title (twice), a note, two prompts, two answers: as text, never as a tag."""
+    assert page.count("<script>") == 1 and "<script>alert" not in page
+    assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)") == 7
+
+
+def test_the_page_needs_nothing_from_elsewhere(page):
+    assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(|https?://", page)
+    assert "data:image/png;base64,iVBORw==" in page
+
+
+def test_every_case_is_there_with_its_kind_and_difference(page):
+    found = re.findall(r'data-place="(\d)" data-difference="([^"]*)" data-kind="(\w+)"', page)
+    assert found == [("0", "1.0", "win"), ("1", "0.0", "tie"), ("2", "-4.0", "loss")]
+    assert page.count(", cut)") == 1  # the baseline's first answer
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [(0.51, 0.7, "is better"), (0.3, 0.49, "is worse"), (0.45, 0.6, "may be chance")],
+)
+def test_the_verdict_is_no_surer_than_its_interval(low, high, says):
+    figures = {"win_rate": (low + high) / 2, "win_rate_low": low, "win_rate_high": high, "pairs": 9}
+    assert says in verdict(figures)
+
+
+def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):
+    """Chosen fell by 2, rejected by 5; margins 0.4 held out, 0.8 on the last steps."""
+    lines = [
+        {"step": 0, "eval/logps/chosen": -10.0, "eval/logps/rejected": -12.0, "eval/rewards/margins": 0.0},
+        {"step": 1, "rewards/margins": 0.8},
+        {"step": 1, "eval/logps/chosen": -12.0, "eval/logps/rejected": -17.0, "eval/rewards/margins": 0.4},
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = " ".join(diagnosis(comparison_metrics(compared), tmp_path / "metrics.jsonl"))
+    assert "moved by -2.00 nats, the rejected ones' by -5.00" in text
+    assert "0.400 on held-out pairs, and 0.800 on the last 1 training steps" in text
+    assert "0.0% of the policy's and 33.3% of the baseline's" in text
+    assert "1.0 tokens shorter" in text
+    assert len(diagnosis(comparison_metrics(compared), None)) == 2
