@@ -1,5 +1,6 @@
 """Evaluate what was trained.
 
+    python evaluate.py                                          both of these, on what the default runs made:
     python evaluate.py rm                                       runs/rm on the embedded test split
     python evaluate.py policy                                   runs/dpo against what it came from, by runs/rm
     torchrun --nproc_per_node 8 evaluate.py rm \\
@@ -69,7 +70,7 @@ TINY_SUBSETS = [f"{name}=tiny:test:{name}" for name in tiny.SOURCE_NAMES]
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    commands = parser.add_subparsers(dest="command", parser_class=Parser)
     rm = commands.add_parser("rm", doc=RM_DOC, help="a reward model, on preference pairs")
     rm.add_argument("--model", default=REWARD_MODEL,
         help="the reward model: a folder or OWNER/NAME on the Hub")  # fmt: skip
@@ -115,6 +116,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--samples", type=number(int, 1), default=1, help="answers to each prompt"
     )
     sampling.add_argument("--seed", type=number(int, 0), default=0, help="of the answers")
+    sampling.add_argument("--pairs_out", metavar="FILE",
+        help="write the policy's best answer to each prompt against its worst, as preference records "
+        "(.jsonl) to train on; needs --samples of 2 or more")  # fmt: skip
     sampling.add_argument("--batch_size", type=number(int, 1), default=64,
         help="answers sampled at a time, on each rank")  # fmt: skip
     add_forward_arguments(policy.add_argument_group("machine"))
@@ -261,7 +265,34 @@ def kl_estimate(
     return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}
 
 
+def new_pairs(prompts: list[Example], compared: list[Compared], samples: int) -> list[dict]:
+    """Preference records of the policy's own answers: the best to each prompt against the worst.
+
+    Where they have the same score, or are the same, nothing is preferred, and there is no record.
+    """
+    records = []
+    for n, prompt in enumerate(prompts):
+        answers = compared[n * samples : (n + 1) * samples]
+        best = max(answers, key=lambda line: line.policy_score)
+        worst = min(answers, key=lambda line: line.policy_score)
+        chosen, rejected = best.policy_answer, worst.policy_answer
+        if best.policy_score == worst.policy_score or not (chosen and rejected):
+            continue
+        if prompt.kind == "dialogue":
+            record = {"chosen": prompt.prompt + chosen, "rejected": prompt.prompt + rejected}
+        else:
+            record = {"prompt": prompt.prompt, "chosen": chosen, "rejected": rejected}
+        records.append(record)
+    return records
+
+
 def evaluate_policy(args: argparse.Namespace, world: World) -> None:
+    if args.pairs_out and args.samples < 2:
+        raise RunError(
+            f"--pairs_out compares a prompt's answers; --samples is {args.samples}, give 2 or more"
+        )
+    if args.pairs_out and not args.pairs_out.endswith(".jsonl"):
+        raise RunError(f"--pairs_out {args.pairs_out}: give a file that ends with .jsonl")
     made_by = {
         REWARD_MODEL: (args.reward, "train_rm.py"),
         POLICY: (None if args.policy_answers else args.policy, "train_dpo.py"),
@@ -334,6 +365,15 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
             results / "answers.png",
         )
         (results / "report.html").write_text(page, encoding="utf-8")
+    if args.pairs_out:
+        records = new_pairs(prompts, compared, args.samples)
+        partial_file = Path(f"{args.pairs_out}.partial")
+        partial_file.write_text(
+            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+            encoding="utf-8",
+        )
+        partial_file.replace(args.pairs_out)
+        print(f"{'pairs':<11} {args.pairs_out}: {len(records):,} of {len(prompts):,} prompts")
     for name, value in figures.items():
         print(f"{name:<28} {'-' if value is None else round(value, 4)}")
     print(f"\n{verdict(figures)}")
@@ -343,7 +383,10 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
 def main(argv: list[str] | None = None) -> None:
     world = setup()
     args = parse_args(argv)
-    {"rm": evaluate_rm, "policy": evaluate_policy}[args.command](args, world)
+    if args.command in ("rm", None):
+        evaluate_rm(args if args.command else parse_args(["rm"]), world)
+    if args.command in ("policy", None):
+        evaluate_policy(args if args.command else parse_args(["policy"]), world)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ BAD_INPUT = {
     "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the total'"),
     "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its files"),
     "a file as folder": ("a.jsonl", [], "is a file; give a folder"),
-    "no command": ("new", None, "the following arguments are required: command"),
+    "unknown command": ("new", None, "invalid choice: 'reward'"),
 }  # fmt: skip
 
 
@@ -318,7 +318,9 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, results, ranks, s
                 else flag
                 for flag in flags or []
             ]
-            outcome = run_ranks(ranks, script, [] if flags is None else argv(world, out, *given))
+            outcome = run_ranks(
+                ranks, script, ["reward"] if flags is None else argv(world, out, *given)
+            )
             assert outcome.codes == [1] * ranks, outcome.stderr
             lines = outcome.stderr.splitlines()
             assert len(lines) == 1 and lines[0].startswith("error: "), outcome.stderr

@@ -14,7 +14,10 @@ from ranks import run_ranks
 from test_evaluate import script
 
 import evaluate
+from nanoalign.comparison import Compared
+from nanoalign.data import read_examples
 from nanoalign.models import RewardModel
+from nanoalign.records import Example
 from nanoalign.rows import EOS_RULE
 
 
@@ -125,7 +128,37 @@ def test_answers_made_elsewhere_are_matched_in_order(world):
     assert figures["length_controlled_win_rate"] == pytest.approx(0.5)
 
 
+def test_pairs_for_a_next_round_are_the_best_against_the_worst(world):
+    lines, _ = evaluated(world, "pairs", "--samples", 3, "--pairs_out", world / "pairs.jsonl")
+    records = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
+    expected = []
+    for n in range(0, 27, 3):
+        some = sorted(lines[n : n + 3], key=lambda line: line["policy_score"])
+        expected.append(
+            {
+                "prompt": some[0]["prompt"],
+                "chosen": some[-1]["policy_answer"],
+                "rejected": some[0]["policy_answer"],
+            }
+        )
+    assert records == expected
+    assert len(read_examples(str(world / "pairs.jsonl"))) == 9
+
+
+def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
+    def lines(*scored):
+        return [Compared("1", "p", a, "b", s, 0.0, 1, 1, True, True) for a, s in scored]
+
+    dialogue = Example("d", "dialogue", "\n\nHuman: q\n\nAssistant:", (), pairs=())
+    text = Example("t", "text", "q", (), pairs=())
+    compared = lines((" x", 1.0), (" y", 2.0), ("u", 1.0), ("u", 1.0))
+    assert evaluate.new_pairs([dialogue, text], compared, 2) == [
+        {"chosen": "\n\nHuman: q\n\nAssistant: y", "rejected": "\n\nHuman: q\n\nAssistant: x"}
+    ]
+
+
 BAD_INPUT = {
+    "pairs of one answer": (["--pairs_out", "x.jsonl"], "--samples is 1, give 2 or more"),
     "no prompts": (["--data", "empty.jsonl"], "empty.jsonl: holds no records"),
     "no policy": (["--policy", "nowhere"], "model folder '.*nowhere' does not exist"),
     "no reward model": (["--reward", "policy"], "has no reward head"),
