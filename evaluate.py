@@ -151,7 +151,7 @@ def evaluate_rm(args: argparse.Namespace, world: World) -> None:
     examples = read_sources(args.data, args.preference)
     judged = [example for example in examples if example.pairs]
     subsets = list(dict.fromkeys(example.subset for example in examples))
-    pictures: dict[str, str] = {"all.png": "the total"}
+    pictures: dict[str, str] = {"all.png": "the row of all"}
     for name in subsets:
         if (other := pictures.setdefault(picture_name(name), name)) != name:
             raise RunError(f"the subset '{name}' would share its files with {other!r}; rename it")

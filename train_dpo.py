@@ -21,6 +21,7 @@ from torch import Tensor, no_grad, stack
 from nanoalign import checkpoint, loop, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number, positive
 from nanoalign.checks import check_layout, check_start
+from nanoalign.data import TEST_OF
 from nanoalign.distributed import on_main, print0, run, setup
 from nanoalign.errors import RunError
 from nanoalign.losses import dpo_loss
@@ -94,9 +95,11 @@ def loss_of_batch(
 
 
 def next_command(args: argparse.Namespace) -> str:
-    if args.model == EMBEDDED:
-        return f"python -m nanoalign.tiny.sample --model {args.out}"
-    return f"transformers.AutoModelForCausalLM.from_pretrained({args.out!r})"
+    data = "" if all(source in TEST_OF for source in args.data) else " --data PROMPTS"
+    return (
+        f"python evaluate.py policy --policy {args.out} --baseline {args.model} --reward runs/rm{data} "
+        f"--out {args.out}_eval"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -152,7 +155,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     policy.save(out, tokenizer, world)
     if world.is_main:
-        curves(out, f"DPO of {args.model}, beta {args.beta:g}, lr {args.lr:g}")
+        title = (
+            f"DPO of {args.model}, data {' '.join(args.data)}, beta {args.beta:g}, lr {args.lr:g}"
+        )
+        curves(out, title)
         print(f"{'held out':<11} {held_out_summary(out, len(eval_rows))}")
         print(f"{'saved':<11} {out}: the model, metrics.jsonl, curves.png")
         print(f"{'next':<11} {next_command(args)}")

@@ -20,6 +20,7 @@ from torch import Tensor, stack
 from nanoalign import checkpoint, loop, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number
 from nanoalign.checks import check_layout
+from nanoalign.data import TEST_OF
 from nanoalign.distributed import on_main, print0, run, setup
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import hits
@@ -47,12 +48,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="a language model to put a head on, or a reward model to train on: a Hugging Face folder, "
         "OWNER/NAME on the Hub, or 'tiny'")  # fmt: skip
     rm.add_argument("--margin", type=number(float, 0), default=0.0,
-        help="lead that is asked of the chosen response, times the pair's margin in the data (1 where "
-        "they have none)")  # fmt: skip
+        help="the lead m in -log sigmoid(r_w - r_l - m): this number times the pair's margin in the data (1 "
+        "where they have none)")  # fmt: skip
     rm.add_argument("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
         help="share of labels taken to be wrong")  # fmt: skip
     rm.add_argument("--center_rewards_coefficient", type=number(float, 0), default=0.0,
-        help="of (r_chosen + r_rejected)^2 in the loss, which keeps rewards near 0; usual: 0.01")  # fmt: skip
+        help="weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; 0.01 is usual")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/rm",
@@ -89,9 +90,8 @@ def loss_of_batch(
 
 
 def next_command(args: argparse.Namespace) -> str:
-    if args.model == EMBEDDED:
-        return f"python evaluate.py rm --model {args.out}"
-    return f"python evaluate.py rm --model {args.out} --data NAME=PATH"
+    data = "" if all(source in TEST_OF for source in args.data) else " --data NAME=PATH"
+    return f"python evaluate.py rm --model {args.out}{data} --out {args.out}_eval"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     reward_model.save(out, tokenizer, world)
     if world.is_main:
-        curves(out, f"Reward model on {args.model}, lr {args.lr:g}")
+        curves(out, f"Reward model on {args.model}, data {' '.join(args.data)}, lr {args.lr:g}")
         print(f"{'held out':<11} {held_out_summary(out, len(eval_rows))}")
         print(f"{'saved':<11} {out}: the model, metrics.jsonl, curves.png")
         print(f"{'next':<11} {next_command(args)}")

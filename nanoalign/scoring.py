@@ -232,7 +232,10 @@ def _cell(value: float | int | None) -> str:
 
 def cases(scored: list[Scored], count: int) -> str:
     """The pairs worth reading, as Markdown: a subset's surest right, surest wrong and closest ones."""
-    text = "# Cases\n"
+    text = (
+        "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves; the winner's "
+    )
+    text += "probability is the reward model's, sigmoid of the difference of the two rewards.\n"
     for subset in dict.fromkeys(line.subset for line in scored):
         pairs = pairs_of([line for line in scored if line.subset == subset])
         by_margin = sorted(

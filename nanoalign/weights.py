@@ -347,7 +347,11 @@ class _ShardWriter:
         self.total += tensor.nbytes
 
     def _flush(self) -> None:
-        save_file(self.tensors, self._path(len(self.names)), metadata={"format": "pt"})
+        path = self._path(len(self.names))
+        save_file(self.tensors, path, metadata={"format": "pt"})
+        path.chmod(
+            (self.folder / "config.json").stat().st_mode
+        )  # safetensors lets its owner alone read
         self.names.append(list(self.tensors))
         self.tensors, self.bytes = {}, 0
 

@@ -299,7 +299,7 @@ BAD_INPUT = {
     "a run's folder": ("run", [], r"holds files that are not an evaluation's \(model.safetensors\)"),
     "damaged folder": ("damaged", [], "args.json is not an evaluation's"),
     "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
-    "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the total'"),
+    "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the row"),
     "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its files"),
     "a file as folder": ("a.jsonl", [], "is a file; give a folder"),
     "unknown command": ("new", None, "invalid choice: 'reward'"),
