@@ -5,7 +5,6 @@
     python evaluate.py policy                                   runs/dpo against what it came from, by runs/rm
     torchrun --nproc_per_node 8 evaluate.py rm \\
         --model runs/rm --data harmless=pairs.jsonl helpful=others.jsonl --out runs/rm_eval
-
     torchrun --nproc_per_node 8 evaluate.py policy \\
         --policy runs/dpo --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from nanoalign.metrics import win_shares
 from nanoalign.records import Message
 from nanoalign.tiny import world as tiny_world
 
@@ -34,11 +35,6 @@ class Compared:
 
     def prompt_key(self) -> str:
         return self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt)
-
-
-def wins(policy: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """(P,) 1 where the policy's score is higher, 0 where lower, 1/2 for a tie."""
-    return (np.sign(policy - baseline) + 1) / 2
 
 
 def bootstrap_interval(
@@ -92,7 +88,7 @@ def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None
     policy = np.array([line.policy_score for line in compared])  # (P,)
     baseline = np.array([line.baseline_score for line in compared])
     longer = np.array([line.policy_tokens - line.baseline_tokens for line in compared], dtype=float)
-    won = wins(policy, baseline)
+    won = win_shares(policy - baseline)  # (P,)
     prompts = [line.prompt_key() for line in compared]
     low, high = bootstrap_interval(won, prompts)
     figures = {
@@ -122,7 +118,7 @@ def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None
                 for x in compared
             ]
         )  # fmt: skip
-        truly = wins(true[:, 0], true[:, 1])
+        truly = win_shares(true[:, 0] - true[:, 1])
         low, high = bootstrap_interval(truly, prompts)
         figures |= {
             "policy_true_mean": float(true[:, 0].mean()),

@@ -20,7 +20,7 @@ from nanoalign.metrics import Means
 from nanoalign.plan import plan_micro_batches, step_indices
 from nanoalign.rows import Batch, Row, collate
 
-# A batch's losses (B,), which are minimised, and what is reported of it, (B,) by name.
+# A batch's losses (B,), which are minimised, and what is reported of it by name, as Means.add takes it.
 LossOfBatch = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: a plan takes more than linear time
 SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar

@@ -18,6 +18,11 @@ def hits(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     return (torch.sign(chosen_rewards - rejected_rewards) + 1) / 2
 
 
+def win_shares(margins: np.ndarray) -> np.ndarray:
+    """The same of margins in numpy: 1 where one is above 0, 0 below, 1/2 for a tie."""
+    return (np.sign(margins) + 1) / 2
+
+
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a probability, from a share of `count` trials (Wilson 1927).
 
@@ -45,7 +50,7 @@ def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
     2015; Guo et al. 2017, arXiv 1706.04599, equation 3).
     """
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
-    hit = (np.sign(margins) + 1) / 2
+    hit = win_shares(margins)
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, hit)]

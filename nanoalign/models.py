@@ -248,7 +248,7 @@ class RewardModel(RowModel):
 
     @property
     def head(self) -> nn.Linear:
-        """(D, 1), without bias; `score` in most architectures."""
+        """From D to 1, its weight (1, D), without bias; `score` in most architectures."""
         others = [part for part in self.model.children() if part is not self.model.base_model]
         (head,) = [part for part in others if any(True for _ in part.parameters())]
         return head

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from nanoalign.distributed import World, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.loop import all_batches
-from nanoalign.metrics import calibration, rank_correlation, wilson_interval
-from nanoalign.models import RewardModel
+from nanoalign.metrics import calibration, rank_correlation, wilson_interval, win_shares
+from nanoalign.models import RewardModel, RowModel
 from nanoalign.records import Example, Message
 from nanoalign.rows import EOS_RULE, Row
 from nanoalign.tiny import world as tiny_world
@@ -65,9 +65,9 @@ def scoring_rule(
 
 @torch.no_grad()
 def score_rows(
-    model: RewardModel, rows: list[Row], args: argparse.Namespace, world: World
+    model: RowModel, rows: list[Row], args: argparse.Namespace, world: World
 ) -> list[list[float]]:
-    """The rewards of every row's responses, each computed once, the same on every rank.
+    """Rewards or log-probabilities of every row's responses, each computed once, the same on every rank.
 
     Equal responses of a row get one score: at different places of it, rounding differs.
     """
@@ -84,7 +84,9 @@ def score_rows(
     for row, start in zip(rows, first, strict=False):
         values = rewards[start : start + len(row.responses)].tolist()
         if not all(map(math.isfinite, values)):
-            raise RunError(f"{row.pair_id}: a reward is not finite; are the model's weights whole?")
+            raise RunError(
+                f"{row.pair_id}: the {model.SCORES} {values} are not finite; are the weights whole?"
+            )
         first_of = {}
         for response, value in zip(row.responses, values, strict=True):
             first_of.setdefault(response.tobytes(), value)
@@ -178,7 +180,7 @@ def reward_metrics(scored: list[Scored]) -> dict[str, float | int | None]:
 
 
 def _accuracy(margins: np.ndarray) -> float:
-    return float(((np.sign(margins) + 1) / 2).mean())
+    return float(win_shares(margins).mean())
 
 
 def truth(scored: list[Scored], preference: str) -> dict[str, float]:
@@ -238,9 +240,8 @@ def cases(scored: list[Scored], count: int) -> str:
     text += "probability is the reward model's, sigmoid of the difference of the two rewards.\n"
     for subset in dict.fromkeys(line.subset for line in scored):
         pairs = pairs_of([line for line in scored if line.subset == subset])
-        by_margin = sorted(
-            pairs, key=lambda pair: pair[1].score - pair[0].score
-        )  # surest right first
+        # surest right first
+        by_margin = sorted(pairs, key=lambda pair: pair[1].score - pair[0].score)
         right = [pair for pair in by_margin if pair[0].score > pair[1].score]
         wrong = [pair for pair in reversed(by_margin) if pair[0].score < pair[1].score]
         close = sorted(pairs, key=lambda pair: abs(pair[0].score - pair[1].score))

@@ -8,8 +8,8 @@ from nanoalign.comparison import (
     bootstrap_interval,
     comparison_metrics,
     length_controlled_win_rate,
-    wins,
 )
+from nanoalign.metrics import win_shares
 
 
 def compared(policy: float, baseline: float, prompt: str = "p", tokens=(5, 5), ended=(True, True)):
@@ -80,4 +80,4 @@ def test_length_control_is_finite_where_length_separates_wins_from_losses():
 
 
 def test_ties_are_half_a_win():
-    assert wins(np.array([1.0, 2.0, 3.0]), np.array([2.0, 2.0, 2.0])).tolist() == [0, 0.5, 1]
+    assert win_shares(np.array([-1.0, 0.0, 1.0])).tolist() == [0, 0.5, 1]
