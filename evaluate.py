@@ -7,20 +7,22 @@
         --model runs/rm --data harmless=pairs.jsonl helpful=others.jsonl --out runs/rm_eval
     torchrun --nproc_per_node 8 evaluate.py policy \\
         --policy runs/dpo --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
+    python evaluate.py frontier runs/a_eval runs/b_eval         several policies in one picture
 
-`evaluate.py rm --help` and `evaluate.py policy --help` explain the flags.
+`evaluate.py rm --help` and so on explain the flags.
 """
 
 import argparse
 import json
 import re
-from dataclasses import replace
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from nanoalign import checkpoint, tiny, weights
+from nanoalign.answers import Answers, Asked, kl_estimate, load_asked, read_given, sample
 from nanoalign.arguments import (
     EMBEDDED,
     Parser,
@@ -30,17 +32,16 @@ from nanoalign.arguments import (
     positive,
 )
 from nanoalign.checks import check_layout
-from nanoalign.comparison import Compared, comparison_metrics
-from nanoalign.data import read_answers, read_prompts, read_sources
+from nanoalign.comparison import Compared, comparison_metrics, new_pairs
+from nanoalign.data import read_sources
 from nanoalign.distributed import World, on_main, print0, run, setup
 from nanoalign.errors import RunError
-from nanoalign.generate import Sampling, generate
-from nanoalign.models import Policy, RewardModel
+from nanoalign.models import RewardModel
 from nanoalign.page import comparison_page, diagnosis, verdict
 from nanoalign.prepare import compute_dtype, load_tokenizer
 from nanoalign.records import Example
-from nanoalign.report import policy_picture, reward_picture
-from nanoalign.rows import Row, encode_all
+from nanoalign.report import frontier_picture, policy_picture, reward_picture
+from nanoalign.rows import encode_all, without_eos_where_cut
 from nanoalign.scoring import (
     Scored,
     cases,
@@ -62,8 +63,16 @@ POLICY_DOC = """Sample a policy and a baseline on the same prompts, and let a re
 
 Writes report.html (the verdict, and all answers side by side), answers.jsonl, metrics.json, and a picture.
 """
+FRONTIER_DOC = """Draw what several policies gain over one baseline against how far they have moved from it.
+
+More reward by the judge at a larger KL is what training asks for; where people (or, in the embedded
+world, the true rule) no longer agree, the policy exploits the judge (Gao et al. 2022, arXiv 2210.10760).
+"""
 REWARD_MODEL = "runs/rm"  # where train_rm.py puts it
 POLICY = "runs/dpo"  # where train_dpo.py puts it
+SIDES = ("policy", "baseline")
+FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate",
+            "policy_tokens_mean", "policy_ended_share")  # fmt: skip
 TINY_SUBSETS = [f"{name}=tiny:test:{name}" for name in tiny.SOURCE_NAMES]
 
 
@@ -96,10 +105,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="answers made elsewhere, in place of --policy: records of prompt and response")  # fmt: skip
     models.add_argument("--baseline_answers", metavar="SOURCE", help="likewise for --baseline")
     models.add_argument("--reward", default=REWARD_MODEL, help="the reward model that judges")
-    models.add_argument("--data", nargs="+", default=["tiny:test"], metavar="SOURCE",
-        help="prompts, alone or in preference records: paths, embedded data, hf://datasets/...")  # fmt: skip
+    models.add_argument("--data", nargs="+", metavar="SOURCE",
+        help="prompts, alone or in preference records: paths, embedded data, hf://datasets/...; default: "
+        "those of the answers that are given, else tiny:test")  # fmt: skip
+    models.add_argument("--allow_missing", action="store_true",
+        help="leave out prompts that lack answers, and answers to prompts that are not asked")  # fmt: skip
     models.add_argument("--template", choices=TEMPLATES, default="auto",
-        help="how policy and baseline are asked; the reward model reads as it was trained")  # fmt: skip
+        help="how policy and baseline are asked, and the reward model was trained")  # fmt: skip
+    models.add_argument("--reward_template", choices=TEMPLATES,
+        help="that of the reward model, where it is to be another than --template")  # fmt: skip
     models.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt; longer ones lose their beginning")  # fmt: skip
     models.add_argument("--out", default="runs/dpo_eval",
@@ -121,14 +135,28 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     sampling.add_argument("--batch_size", type=number(int, 1), default=64,
         help="answers sampled at a time, on each rank")  # fmt: skip
     add_forward_arguments(policy.add_argument_group("machine"))
-    return parser.parse_args(argv)
+
+    frontier = commands.add_parser(
+        "frontier", doc=FRONTIER_DOC, help="several policies, against their KL from the baseline"
+    )
+    frontier.add_argument("results", nargs="+", metavar="FOLDER",
+        help="results of evaluate.py policy, all with one baseline, reward model and data")  # fmt: skip
+    frontier.add_argument("--out", default="runs/frontier.png", help="the picture")
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
+        parser.error(
+            f"say first what to evaluate: evaluate.py {'|'.join(commands.choices)} {argv[0]}"
+        )
+    args = parser.parse_args(argv)
+    if args.command == "policy" and not (args.policy_answers or args.baseline_answers):
+        args.data = args.data or ["tiny:test"]
+    return args
 
 
 def write_results(
     folder: Path, scored: list[Scored], figures: dict, args: argparse.Namespace
 ) -> None:
-    with (folder / "scores.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(line.to_json() + "\n" for line in scored)
+    checkpoint.write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     (folder / "cases.md").write_text(cases(scored, args.cases), encoding="utf-8")
     for subset, numbers in figures["subsets"].items():
@@ -194,104 +222,8 @@ def evaluate_rm(args: argparse.Namespace, world: World) -> None:
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 
-def load_policy(name: str, prompts: list[Example], args: argparse.Namespace, world: World):
-    """(the whole policy on every rank, its tokenizer, the prompts as rows)."""
-    folder = weights.resolve_model(name)
-    policy = Policy.load(folder, None, compute_dtype(args, world), trainable=False).to(world.device)
-    tokenizer = load_tokenizer(folder)
-    rows, counts = encode_all(prompts, tokenizer, args.template, args.max_length)
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(row.prompt) for row in rows) + args.max_new_tokens
-    if positions is not None and longest > positions:
-        raise RunError(
-            f"'{name}' knows {positions} positions, and the longest prompt with --max_new_tokens "
-            f"{args.max_new_tokens} has {longest}; lower it, or --max_length"
-        )
-    notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
-    print0(f"{'model':<11} {name}: {policy.count_parameters():,} parameters{notes}")
-    return policy, tokenizer, rows
-
-
-def sample_texts(
-    policy: Policy, tokenizer, rows: list[Row], args: argparse.Namespace, world: World
-):
-    """(answers to every prompt as tokens, as texts)."""
-    settings = Sampling(
-        args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed, args.batch_size
-    )
-    answers = generate(policy, rows, policy.eos_ids(tokenizer), settings, world)
-    texts = [
-        tokenizer.batch_decode([answer.tokens for answer in some], skip_special_tokens=True)
-        for some in answers
-    ]
-    return answers, texts
-
-
-def given_answers(source: str, prompts: list[Example], samples: int) -> list[list[str]]:
-    """The answers of a file, to each prompt `samples` of them, in order."""
-    waiting = read_answers(source)
-    texts = []
-    for prompt in prompts:
-        own = waiting.get(prompt.prompt_key(), [])
-        if len(own) < samples:
-            raise RunError(
-                f"{source}: too few answers to the prompt of {prompt.pair_id}, "
-                f"{prompt.prompt_key()[:60]!r}; it needs {samples} for every time it is asked"
-            )
-        texts.append([own.pop(0) for _ in range(samples)])
-    return texts
-
-
-def kl_estimate(
-    policy: Policy,
-    baseline: Policy,
-    rows: list[Row],
-    answers,
-    args: argparse.Namespace,
-    world: World,
-) -> dict[str, float]:
-    """KL(policy || baseline), as the mean difference of log-probabilities on the policy's answers."""
-    sampled = [
-        Row(row.pair_id, row.prompt, (np.array([*a.tokens, *([a.end] if a.ended else [])], np.int32),), ())
-        for row, some in zip(rows, answers, strict=True)
-        for a in some
-    ]  # fmt: skip
-    logps = [
-        np.array(score_rows(model, sampled, args, world))[:, 0] for model in (policy, baseline)
-    ]
-    difference = logps[0] - logps[1]
-    tokens = sum(len(row.responses[0]) for row in sampled)
-    return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}
-
-
-def new_pairs(prompts: list[Example], compared: list[Compared], samples: int) -> list[dict]:
-    """Preference records of the policy's own answers: the best to each prompt against the worst.
-
-    Where they have the same score, or are the same, nothing is preferred, and there is no record.
-    """
-    records = []
-    for n, prompt in enumerate(prompts):
-        answers = compared[n * samples : (n + 1) * samples]
-        best = max(answers, key=lambda line: line.policy_score)
-        worst = min(answers, key=lambda line: line.policy_score)
-        chosen, rejected = best.policy_answer, worst.policy_answer
-        if best.policy_score == worst.policy_score or not (chosen and rejected):
-            continue
-        if prompt.kind == "dialogue":
-            record = {"chosen": prompt.prompt + chosen, "rejected": prompt.prompt + rejected}
-        else:
-            record = {"prompt": prompt.prompt, "chosen": chosen, "rejected": rejected}
-        records.append(record)
-    return records
-
-
-def evaluate_policy(args: argparse.Namespace, world: World) -> None:
-    if args.pairs_out and args.samples < 2:
-        raise RunError(
-            f"--pairs_out compares a prompt's answers; --samples is {args.samples}, give 2 or more"
-        )
-    if args.pairs_out and not args.pairs_out.endswith(".jsonl"):
-        raise RunError(f"--pairs_out {args.pairs_out}: give a file that ends with .jsonl")
+def check_policy_flags(args: argparse.Namespace) -> None:
+    """Stops before anything is loaded where flags contradict each other or a file can't be written."""
     made_by = {
         REWARD_MODEL: (args.reward, "train_rm.py"),
         POLICY: (None if args.policy_answers else args.policy, "train_dpo.py"),
@@ -299,79 +231,123 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     for default, (name, script) in made_by.items():
         if name == default and not Path(default).exists():
             raise RunError(f"there is no model in {default} yet; train one: python {script}")
-    on_main(world, partial(checkpoint.check_results, args))
-    prompts = [example for source in args.data for example in read_prompts(source)]
-
-    reward_model = RewardModel.load(args.reward, world, compute_dtype(args, world), trainable=False)
-    template, max_length = scoring_rule(reward_model, args.reward, None, None)
-
-    sides, models = {}, {}
-    for side in ("policy", "baseline"):
-        if source := getattr(args, f"{side}_answers"):
-            sides[side] = None, given_answers(source, prompts, args.samples)
-        else:
-            policy, tokenizer, rows = load_policy(getattr(args, side), prompts, args, world)
-            models[side] = policy, tokenizer, rows
-            sides[side] = sample_texts(policy, tokenizer, rows, args, world)
-    kl = {}
-    if len(models) == 2:
-        (policy, tokenizer, rows), (baseline, other, _) = models["policy"], models["baseline"]
-        if tokenizer.get_vocab() == other.get_vocab():
-            kl = kl_estimate(policy, baseline, rows, sides["policy"][0], args, world)
-
-    judged = [
-        replace(prompt, responses=(mine, its), pair_id=f"{prompt.pair_id}#{k}")
-        for prompt, *texts in zip(prompts, sides["policy"][1], sides["baseline"][1], strict=True)
-        for k, (mine, its) in enumerate(zip(*texts, strict=True))
-    ]
-    tokenizer = load_tokenizer(weights.resolve_model(args.reward))
-    rows, _ = encode_all(judged, tokenizer, template, max_length)
-    reward_model.check_fits(rows)
-    check_layout(reward_model, rows, args.share_prefix, world, f"--reward {args.reward}")
-    scores = score_rows(reward_model, rows, args, world)
-    if not world.is_main:
+    checkpoint.check_results(args)
+    if args.pairs_out is None:
         return
+    if args.samples < 2:
+        raise RunError(
+            f"--pairs_out compares a prompt's answers; --samples is {args.samples}, give 2 or more"
+        )
+    if Path(args.out).resolve() in Path(args.pairs_out).resolve().parents:
+        raise RunError(
+            f"--pairs_out {args.pairs_out} lies in --out, which the next evaluation replaces; give "
+            "another place"
+        )
+    checkpoint.check_file("--pairs_out", args.pairs_out, ".jsonl")
 
-    ended = {
-        side: [a.ended for some in answers for a in some] if answers else [None] * len(judged)
-        for side, (answers, _) in sides.items()
-    }
-    compared = [
+
+def reward_rule(
+    model: RewardModel, asked: Iterable[Asked], args: argparse.Namespace
+) -> tuple[str, int]:
+    """(template, max_length) that the judge reads answers with: those of its training."""
+    template, max_length = scoring_rule(model, args.reward, args.reward_template, None)
+    for side in asked:
+        if args.reward_template is None and template not in ("auto", side.template):
+            raise RunError(
+                f"reward model '{args.reward}' was trained with the template {template}, and "
+                f"'{side.name}' is asked with {side.template}; give --template {template}, or, where the "
+                f"difference is meant, --reward_template {template}"
+            )
+    return template, max_length
+
+
+def judge(
+    model: RewardModel,
+    rule: tuple[str, int],
+    prompts: list[Example],
+    answers: dict[str, Answers],
+    args: argparse.Namespace,
+    world: World,
+) -> list[Compared]:
+    """Each prompt's k-th answers of both sides, in one row, scored. Every rank must call it."""
+    policy, baseline = answers["policy"], answers["baseline"]
+    places = [(n, k) for n in range(len(prompts)) for k in range(args.samples)]
+    judged = [
+        replace(
+            prompts[n],
+            responses=(policy.texts[n][k], baseline.texts[n][k]),
+            pair_id=f"{prompts[n].pair_id}#{k}",
+        )
+        for n, k in places
+    ]
+    ended = [(policy.ended(n, k), baseline.ended(n, k)) for n, k in places]
+    tokenizer = load_tokenizer(weights.resolve_model(args.reward))
+    rows, _ = encode_all(judged, tokenizer, *rule)
+    rows = [
+        without_eos_where_cut(row, of_both, tokenizer.eos_token_id)
+        for row, of_both in zip(rows, ended, strict=True)
+    ]
+    model.check_fits(rows)
+    check_layout(model, rows, args.share_prefix, world, f"--reward {args.reward}")
+    scores = score_rows(model, rows, args, world)
+    return [
         Compared(
             example.pair_id,
             example.prompt,
             *example.responses,
-            *scores[n],
-            *(len(response) for response in rows[n].responses),
-            ended["policy"][n],
-            ended["baseline"][n],
+            *rewards,
+            *(len(response) for response in row.responses),
+            *of_both,
         )
-        for n, example in enumerate(judged)
+        for example, row, rewards, of_both in zip(judged, rows, scores, ended, strict=True)
     ]
+
+
+def write_comparison(
+    folder: Path, compared: list[Compared], figures: dict, args: argparse.Namespace
+) -> None:
+    checkpoint.write_records(folder / "answers.jsonl", (asdict(line) for line in compared))
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+    policy_picture(folder / "answers.png", compared, figures)
+    log = None if args.policy_answers else weights.resolve_model(args.policy) / "metrics.jsonl"
+    page = comparison_page(
+        f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
+        f"judged by {args.reward}",
+        compared,
+        figures,
+        diagnosis(figures, log if log and log.is_file() else None),
+        folder / "answers.png",
+    )
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def evaluate_policy(args: argparse.Namespace, world: World) -> None:
+    on_main(world, partial(check_policy_flags, args))
+    prompts, answers = read_given(args)
+    reward_model = RewardModel.load(args.reward, world, compute_dtype(args, world), trainable=False)
+    asked = {
+        side: load_asked(getattr(args, side), prompts, args, world)
+        for side in SIDES
+        if side not in answers
+    }
+    rule = reward_rule(reward_model, asked.values(), args)
+    for side, one in asked.items():
+        answers[side] = sample(one, args, world)
+    compared = judge(reward_model, rule, prompts, answers, args, world)
+    kl = {}
+    if len(asked) == 2:
+        policy, baseline = (asked[side] for side in SIDES)
+        if policy.tokenizer.get_vocab() == baseline.tokenizer.get_vocab():
+            kl = kl_estimate(policy, baseline, answers["policy"], args, world)
+    if not world.is_main:
+        return
+
     figures = comparison_metrics(compared) | kl
     with checkpoint.results_folder(args) as results:
-        with (results / "answers.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(line.to_json() + "\n" for line in compared)
-        (results / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
-        policy_picture(results / "answers.png", compared, figures)
-        log = None if args.policy_answers else weights.resolve_model(args.policy) / "metrics.jsonl"
-        page = comparison_page(
-            f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
-            f"judged by {args.reward}",
-            compared,
-            figures,
-            diagnosis(figures, log if log and log.is_file() else None),
-            results / "answers.png",
-        )
-        (results / "report.html").write_text(page, encoding="utf-8")
+        write_comparison(results, compared, figures, args)
     if args.pairs_out:
         records = new_pairs(prompts, compared, args.samples)
-        partial_file = Path(f"{args.pairs_out}.partial")
-        partial_file.write_text(
-            "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
-            encoding="utf-8",
-        )
-        partial_file.replace(args.pairs_out)
+        checkpoint.write_records(Path(args.pairs_out), records)
         print(f"{'pairs':<11} {args.pairs_out}: {len(records):,} of {len(prompts):,} prompts")
     for name, value in figures.items():
         print(f"{name:<28} {'-' if value is None else round(value, 4)}")
@@ -379,9 +355,33 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
 
 
+def evaluate_frontier(args: argparse.Namespace) -> None:
+    checkpoint.check_file("--out", args.out, ".png")
+    policies = {name: checkpoint.read_results(name) for name in args.results}
+    first, same = args.results[0], ("baseline", "baseline_answers", "reward", "data")
+    for name, (settings, figures) in policies.items():
+        if "kl_per_answer" not in figures:
+            raise RunError(
+                f"{name} has no kl_per_answer; it needs evaluate.py policy on two models with one vocabulary"
+            )
+        for key in same:
+            if settings[key] != policies[first][0][key]:
+                raise RunError(
+                    f"{name} was evaluated with --{key} {settings[key]}, {first} with "
+                    f"{policies[first][0][key]}; they can't be compared"
+                )
+    results = {name: figures for name, (_, figures) in policies.items()}
+    frontier_picture(Path(args.out), results)
+    shown = {name: {key: each.get(key) for key in FRONTIER} for name, each in results.items()}
+    print(table(shown, "policy"))
+    print(f"{'saved':<11} {args.out}")
+
+
 def main(argv: list[str] | None = None) -> None:
     world = setup()
     args = parse_args(argv)
+    if args.command == "frontier":
+        on_main(world, partial(evaluate_frontier, args))
     if args.command in ("rm", None):
         evaluate_rm(args if args.command else parse_args(["rm"]), world)
     if args.command in ("policy", None):

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -154,6 +154,33 @@ def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, obj
     return {"model": model, "optimizer": optimizer_state}
 
 
+def check_file(flag: str, name: str, suffix: str) -> None:
+    """Stops where a new file can't be written, or stands already."""
+    path = Path(name)
+    if path.suffix != suffix:
+        raise RunError(f"{flag} {name}: give a file that ends with {suffix}")
+    if path.exists():
+        raise RunError(f"{flag} {name} exists; give another name, or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        path.unlink()
+    except OSError as error:
+        raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
+
+
+def write_records(path: Path, records: Iterable[dict]) -> None:
+    """One JSON object a line; the file gets its name when it is whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunError(f"{path.name} can't be written: {in_a_line(error)}") from error
+
+
 # --- results of an evaluation ---------------------------------------------------------------------
 
 
@@ -190,6 +217,17 @@ def _files_of(path: Path) -> list[str]:
         raise RunError(
             f"{path} is not an evaluation's ({in_a_line(error)}); give another --out"
         ) from error
+
+
+def read_results(folder: str) -> tuple[dict, dict]:
+    """(arguments, figures) of the evaluation whose results are in a folder."""
+    try:
+        settings, figures = (
+            json.loads((Path(folder) / name).read_text()) for name in (ARGS, "metrics.json")
+        )
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no results of evaluate.py: {in_a_line(error)}") from error
+    return settings, figures
 
 
 @contextmanager

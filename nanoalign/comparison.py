@@ -3,13 +3,12 @@
 Shapes: P pairs of answers, one of the policy and one of the baseline to the same prompt.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from nanoalign.metrics import win_shares
-from nanoalign.records import Message
+from nanoalign.records import Example, Message, prompt_key
 from nanoalign.tiny import world as tiny_world
 
 RESAMPLES = 4000  # of a bootstrap
@@ -29,12 +28,6 @@ class Compared:
     baseline_tokens: int
     policy_ended: bool | None  # by itself, not cut; None: made elsewhere, not known
     baseline_ended: bool | None
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    def prompt_key(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt)
 
 
 def bootstrap_interval(
@@ -89,7 +82,7 @@ def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None
     baseline = np.array([line.baseline_score for line in compared])
     longer = np.array([line.policy_tokens - line.baseline_tokens for line in compared], dtype=float)
     won = win_shares(policy - baseline)  # (P,)
-    prompts = [line.prompt_key() for line in compared]
+    prompts = [prompt_key(line.prompt) for line in compared]
     low, high = bootstrap_interval(won, prompts)
     figures = {
         "pairs": len(compared),
@@ -128,6 +121,31 @@ def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None
             "true_win_rate_high": high,
         }
     return figures
+
+
+def new_pairs(prompts: list[Example], compared: list[Compared], samples: int) -> list[dict]:
+    """Preference records of the policy's own answers: the best to each prompt against the worst.
+
+    Cut answers are left out: training would put an EOS where they did not end. Where fewer than two
+    are left, or have the same score, nothing is preferred, and there is no record.
+    """
+    records = []
+    for n, prompt in enumerate(prompts):
+        answers = compared[n * samples : (n + 1) * samples]
+        answers = [
+            line for line in answers if line.policy_ended is not False and line.policy_answer
+        ]
+        best = max(answers, key=lambda line: line.policy_score, default=None)
+        worst = min(answers, key=lambda line: line.policy_score, default=None)
+        if best is None or best.policy_score == worst.policy_score:
+            continue
+        chosen, rejected = best.policy_answer, worst.policy_answer
+        if prompt.kind == "dialogue":
+            record = {"chosen": prompt.prompt + chosen, "rejected": prompt.prompt + rejected}
+        else:
+            record = {"prompt": prompt.prompt, "chosen": chosen, "rejected": rejected}
+        records.append(record)
+    return records
 
 
 def _share(ended: list[bool | None]) -> float | None:

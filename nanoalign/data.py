@@ -55,9 +55,10 @@ def read_examples(path_or_name: str, preference: str = "better") -> list[Example
     return examples
 
 
-def read_prompts(path_or_name: str) -> list[Example]:
-    """The prompts of one source, as Examples without responses: prompts alone, or of preference records."""
-    return [parse_prompt(record, *rest) for *rest, record in _located(path_or_name)]
+def read_prompts(sources: list[str]) -> list[Example]:
+    """The prompts of several sources, as Examples without responses: alone, or of preference records."""
+    _check_names(sources)
+    return [parse_prompt(record, *rest) for source in sources for *rest, record in _located(source)]
 
 
 def read_answers(path_or_name: str) -> dict[str, list[str]]:
@@ -86,11 +87,15 @@ def _located(path_or_name: str) -> Iterator[tuple[str, str, str, object]]:
 
 def read_sources(sources: list[str], preference: str = "better") -> list[Example]:
     """The examples of several sources, one after the other; their names must differ."""
+    _check_names(sources)
+    return [example for source in sources for example in read_examples(source, preference)]
+
+
+def _check_names(sources: list[str]) -> None:
     names = [_split_name(source)[0] for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise RunError(f"two data sources are named '{name}'; name them apart: A=PATH B=PATH")
-    return [example for source in sources for example in read_examples(source, preference)]
 
 
 def hold_out(

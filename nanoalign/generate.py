@@ -20,6 +20,8 @@ from nanoalign.distributed import World, autocast
 from nanoalign.models import Policy
 from nanoalign.rows import Row
 
+SHRINK = 0.75  # ended answers leave the batch when at most this share of it goes on
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -114,10 +116,11 @@ def _sample(
         mask[n, width - len(row.prompt) :] = 1
     tokens, mask = (torch.from_numpy(x).to(world.device) for x in (tokens, mask))  # (B, T)
     chances = torch.from_numpy(np.stack(uniform)).to(world.device)  # (B, max_new_tokens)
-    ends = torch.tensor(sorted(eos), device=world.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
-    done = torch.zeros(len(rows), dtype=torch.bool, device=world.device)
-    cache, drawn = None, []
+    drawn: list[list[int]] = [[] for _ in rows]
+    ends: list[int | None] = [None] * len(rows)
+    going = list(range(len(rows)))  # which answer each line of the batch is
+    cache = None
     for step in range(sampling.max_new_tokens):
         with autocast(world.device, policy.compute_dtype):
             output = policy.model.base_model(
@@ -130,15 +133,21 @@ def _sample(
             logits = policy.logits(output.last_hidden_state[:, -1])  # (B, V)
         cache = output.past_key_values
         token = next_tokens(logits, chances[:, step], sampling.temperature, sampling.top_p)  # (B,)
-        drawn.append(token)
-        done |= torch.isin(token, ends)
-        if done.all():  # CPU-GPU sync point
+        for n, drawn_token in zip(going, token.tolist(), strict=True):  # CPU-GPU sync point
+            if ends[n] is None and drawn_token in eos:
+                ends[n] = drawn_token
+            elif ends[n] is None:
+                drawn[n].append(drawn_token)
+        left = [line for line, n in enumerate(going) if ends[n] is None]
+        if not left:
             break
         tokens, positions = token[:, None], positions[:, -1:] + 1
         mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-    answers = []
-    for sequence in torch.stack(drawn, dim=1).tolist():
-        place = next((t for t, token in enumerate(sequence) if token in eos), None)
-        end = None if place is None else sequence[place]
-        answers.append(Answer(tuple(sequence[:place]), end))
-    return answers
+        if len(left) <= SHRINK * len(going):
+            going = [going[line] for line in left]
+            lines = torch.tensor(left, device=world.device)
+            tokens, positions, mask, chances = (
+                x[lines] for x in (tokens, positions, mask, chances)
+            )
+            cache.batch_select_indices(lines)
+    return [Answer(tuple(some), end) for some, end in zip(drawn, ends, strict=True)]

@@ -18,7 +18,8 @@ dl { columns: 3; column-gap: 3rem } dl div { display: flex; justify-content: spa
 img { max-width: 100% }
 .tools { position: sticky; top: 0; background: #fff; padding: .6rem 0; border-bottom: 1px solid #ddd }
 .tools input[type=search] { width: 18rem } .tools > * { margin-right: 1rem }
-.case { border: 1px solid #ddd; border-radius: 6px; margin: .8rem 0; padding: .7rem 1rem }
+.case { border: 1px solid #ddd; border-radius: 6px; margin: .8rem 0; padding: .7rem 1rem;
+  content-visibility: auto; contain-intrinsic-size: auto 12rem }
 .case header { color: #666 } .prompt { font-weight: 600 }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: .5rem }
 .text { white-space: pre-wrap; overflow-wrap: anywhere }
@@ -26,27 +27,35 @@ img { max-width: 100% }
 .sides > div { border-radius: 4px; padding: .5rem .7rem }
 """
 SCRIPT = """
-const cases = document.getElementById('cases'), all = [...cases.children];
+const cases = document.getElementById('cases');
+const all = [...cases.children].map(c => ({
+  element: c, text: c.textContent.toLowerCase(), kind: c.dataset.kind,
+  place: +c.dataset.place, difference: +c.dataset.difference,
+}));
 const search = document.getElementById('search'), sort = document.getElementById('sort');
 const shown = document.getElementById('shown');
 const order = {
-  data: (a, b) => a.dataset.place - b.dataset.place,
-  best: (a, b) => b.dataset.difference - a.dataset.difference,
-  worst: (a, b) => a.dataset.difference - b.dataset.difference,
-  closest: (a, b) => Math.abs(a.dataset.difference) - Math.abs(b.dataset.difference),
+  data: (a, b) => a.place - b.place,
+  best: (a, b) => b.difference - a.difference || a.place - b.place,
+  worst: (a, b) => a.difference - b.difference || a.place - b.place,
+  closest: (a, b) => Math.abs(a.difference) - Math.abs(b.difference) || a.place - b.place,
 };
-function update() {
+function arrange() {
+  cases.append(...all.sort(order[sort.value]).map(c => c.element));
+}
+function filter() {
   const wanted = search.value.toLowerCase(), kind = document.querySelector('[name=kind]:checked').value;
-  all.sort(order[sort.value]).forEach(c => cases.append(c));
   let count = 0;
   for (const c of all) {
-    c.hidden = !((kind === 'all' || c.dataset.kind === kind) && c.textContent.toLowerCase().includes(wanted));
-    count += !c.hidden;
+    c.element.hidden = !((kind === 'all' || c.kind === kind) && c.text.includes(wanted));
+    count += !c.element.hidden;
   }
   shown.textContent = count + ' of ' + all.length + ' shown';
 }
-document.querySelectorAll('.tools input, .tools select').forEach(e => e.addEventListener('input', update));
-update();
+sort.addEventListener('input', arrange);
+document.querySelectorAll('.tools input').forEach(e => e.addEventListener('input', filter));
+arrange();
+filter();
 """
 
 

@@ -68,7 +68,12 @@ class Example:
 
     def prompt_key(self) -> str:
         """The same for two examples exactly when their prompts are the same."""
-        return self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt)
+        return prompt_key(self.prompt)
+
+
+def prompt_key(prompt: str | tuple[Message, ...]) -> str:
+    """The prompt as one text, the same for two of them exactly when they are the same."""
+    return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
 def parse(

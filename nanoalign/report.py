@@ -267,3 +267,51 @@ def policy_picture(path: Path, compared: list[Compared], figures: dict[str, floa
         axis.legend()
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def frontier_picture(path: Path, results: dict[str, dict[str, float]]) -> None:
+    """Policies against their KL from one baseline, in three panels: gain in reward, wins, length.
+
+    results: the figures of comparison_metrics by the name of the policy's results.
+    """
+    names = sorted(results, key=lambda name: results[name]["kl_per_answer"])
+    figures = [results[name] for name in names]
+    kl = np.array([each["kl_per_answer"] for each in figures])
+    judges = {"": ("reward model", BETTER)}
+    if all("policy_true_mean" in each for each in figures):
+        judges["true_"] = ("true rule of the embedded world", "tab:green")
+    figure, (gain, wins, length) = plt.subplots(1, 3, figsize=(16, 5))
+    figure.subplots_adjust(0.045, 0.12, 0.985, 0.9, wspace=0.2)
+    for key, (judge, colour) in judges.items():
+        style = {"color": colour, "marker": "o", "lw": 2, "label": judge}
+        means = [each[f"policy_{key}mean"] - each[f"baseline_{key}mean"] for each in figures]
+        gain.plot([0, *kl], [0, *means], **style)
+        rate, low, high = (
+            np.array([each[f"{key}win_rate{end}"] for each in figures])
+            for end in ("", "_low", "_high")
+        )
+        wins.errorbar(kl, rate, [rate - low, high - rate], capsize=3, **style)
+    wins.axhline(0.5, color="black", lw=1)
+    length.plot(
+        kl, [each["policy_tokens_mean"] for each in figures], "o-", color=BETTER, label="policy"
+    )
+    length.axhline(
+        np.mean([each["baseline_tokens_mean"] for each in figures]), color=WORSE, label="baseline"
+    )
+    for axis, title, what in (
+        (gain, "gain in mean reward over the baseline", "policy's mean minus the baseline's"),
+        (wins, "wins against the baseline, 95 %", "win rate"),
+        (length, "length of the answers", "mean tokens"),
+    ):
+        axis.set_title(title)
+        axis.set_xlabel("KL(policy || baseline), nats an answer")
+        axis.set_ylabel(what)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    for name, each, x in zip(names, figures, kl, strict=True):
+        point = x, each["policy_mean"] - each["baseline_mean"]
+        gain.annotate(
+            Path(name).name, point, (4, -11), textcoords="offset points", fontsize="small"
+        )
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

@@ -16,6 +16,7 @@ Shapes: B pairs, N rows, T tokens a row, S responses, M scored tokens.
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -226,6 +227,22 @@ def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
         if pairs:
             kept.append(replace(row, pairs=pairs))
     return kept
+
+
+def without_eos_where_cut(row: Row, ended: Sequence[bool | None], eos: int) -> Row:
+    """The row as encode would make it, had it known which responses were cut while they were sampled.
+
+    ended: for each response whether it ended by itself; None where that is not known.
+    """
+    return replace(
+        row,
+        responses=tuple(
+            response[:-1]
+            if whole is False and len(response) > 1 and response[-1] == eos
+            else response
+            for response, whole in zip(row.responses, ended, strict=True)
+        ),
+    )
 
 
 def fingerprint(rows: list[Row]) -> str:

@@ -4,10 +4,9 @@ Shapes: P pairs. A pair's `better` response is the chosen one of the data, its `
 """
 
 import argparse
-import json
 import math
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,9 +33,6 @@ class Scored:
     side: str  # "chosen": no response of the record is better; else "rejected"
     score: float
     tokens: int  # of the response as it was scored: with its EOS, or cut
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
 
 
 Pairs = list[tuple[Scored, Scored]]  # (better, worse)
@@ -202,23 +198,22 @@ def truth(scored: list[Scored], preference: str) -> dict[str, float]:
     }
 
 
-def table(subsets: dict[str, dict[str, float | int | None]]) -> str:
-    """The figures as text, a row a subset; the names stand over their columns, a word a line."""
-    names = list(dict.fromkeys(name for figures in subsets.values() for name in figures))
+def table(rows: dict[str, dict[str, float | int | None]], title: str = "subset") -> str:
+    """The figures as text, a row by name; their names stand over their columns, a word a line."""
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     words = [name.split("_") for name in names]
     height = max(map(len, words))
-    columns = [["subset"] + [""] * (height - 1) + list(subsets)]
+    columns = [[title] + [""] * (height - 1) + list(rows)]
     for name, parts in zip(names, words, strict=True):
-        cells = [_cell(figures.get(name)) for figures in subsets.values()]
+        cells = [_cell(figures.get(name)) for figures in rows.values()]
         columns.append(parts + [""] * (height - len(parts)) + cells)
     widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
     lines = [
         "  ".join(
             cell.rjust(width) if i else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in rows
+        for row in zip(*columns, strict=True)
     ]
     return "\n".join(lines)
 

@@ -8,17 +8,19 @@ import re
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import examples, tiny_llama
 from ranks import run_ranks
 from test_evaluate import script
 
 import evaluate
-from nanoalign.comparison import Compared
+from nanoalign.comparison import Compared, new_pairs
 from nanoalign.data import read_examples
 from nanoalign.models import RewardModel
 from nanoalign.records import Example
-from nanoalign.rows import EOS_RULE
+from nanoalign.rows import EOS_RULE, Row, collate
 
 
 def policy_script(argv: list[str]) -> None:
@@ -31,7 +33,10 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     """Two language models, a reward model, 9 prompts of which two are the same, and answers to them."""
     folder = tmp_path_factory.mktemp("policies")
     for name, seed in (("policy", 0), ("baseline", 1)):
-        tiny_llama(seed).save_pretrained(folder / name)
+        language_model = tiny_llama(seed)
+        # Of random tokens every fourth ends an answer: some end, and some are cut.
+        language_model.generation_config.eos_token_id = [*range(0, 256, 4), tokenizer.eos_token_id]
+        language_model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     model = RewardModel.load(llama_folder, head_seed=0)
     model.scoring = {"template": "raw", "max_length": 256, "eos": EOS_RULE}
@@ -44,7 +49,13 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
         folder / "answers.jsonl",
         [{"prompt": p, "response": f"a{i}"} for i, p in enumerate(prompts)],
     )
-    write(folder / "few.jsonl", [{"prompt": p, "answer": "a"} for p in prompts[:-1]])
+    write(
+        folder / "few.jsonl",
+        [{"prompt": p, "answer": f"f{i}"} for i, p in enumerate(prompts[2:-1])],
+    )
+    further = [*prompts, "Another?", "One more?"]
+    write(folder / "further.jsonl", [{"prompt": p, "answer": "a"} for p in further])
+    write(folder / "strange.jsonl", [{"prompt": "Another?", "answer": "a"}])
     write(folder / "empty.jsonl", [])
     return folder
 
@@ -77,10 +88,11 @@ def test_every_prompt_has_its_answers_and_repeated_prompts_stay_apart(results):
     assert [line["id"] for line in lines] == [
         f"prompts:{i}#{k}" for i in range(1, 10) for k in (0, 1)
     ]
-    assert (
-        len({(line["prompt"], line["policy_answer"]) for line in lines}) == 16
-    )  # one seed, one answer
-    assert all(line["policy_answer"] != line["baseline_answer"] for line in lines)
+    answer = {line["id"]: line["policy_answer"] for line in lines}
+    for k in (0, 1):  # prompts 1 and 9 are the same, and so is the seed
+        assert answer[f"prompts:1#{k}"] == answer[f"prompts:9#{k}"]
+    assert len(set(answer.values())) > 10
+    assert any(line["policy_answer"] != line["baseline_answer"] for line in lines)
 
 
 def test_metrics_are_those_of_the_answers_in_plain_python(results):
@@ -129,20 +141,17 @@ def test_answers_made_elsewhere_are_matched_in_order(world):
 
 
 def test_pairs_for_a_next_round_are_the_best_against_the_worst(world):
-    lines, _ = evaluated(world, "pairs", "--samples", 3, "--pairs_out", world / "pairs.jsonl")
+    lines, _ = evaluated(world, "pairs", "--samples", 6, "--pairs_out", world / "pairs.jsonl")
     records = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
     expected = []
-    for n in range(0, 27, 3):
-        some = sorted(lines[n : n + 3], key=lambda line: line["policy_score"])
-        expected.append(
-            {
-                "prompt": some[0]["prompt"],
-                "chosen": some[-1]["policy_answer"],
-                "rejected": some[0]["policy_answer"],
-            }
-        )
+    for n in range(0, 54, 6):
+        some = [line for line in lines[n : n + 6] if line["policy_ended"] and line["policy_answer"]]
+        some.sort(key=lambda line: line["policy_score"])
+        if some and some[0]["policy_score"] < some[-1]["policy_score"]:
+            best, worst = some[-1]["policy_answer"], some[0]["policy_answer"]
+            expected.append({"prompt": some[0]["prompt"], "chosen": best, "rejected": worst})
     assert records == expected
-    assert len(read_examples(str(world / "pairs.jsonl"))) == 9
+    assert len(read_examples(str(world / "pairs.jsonl"))) == len(expected) > 2
 
 
 def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
@@ -152,9 +161,105 @@ def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
     dialogue = Example("d", "dialogue", "\n\nHuman: q\n\nAssistant:", (), pairs=())
     text = Example("t", "text", "q", (), pairs=())
     compared = lines((" x", 1.0), (" y", 2.0), ("u", 1.0), ("u", 1.0))
-    assert evaluate.new_pairs([dialogue, text], compared, 2) == [
+    assert new_pairs([dialogue, text], compared, 2) == [
         {"chosen": "\n\nHuman: q\n\nAssistant: y", "rejected": "\n\nHuman: q\n\nAssistant: x"}
     ]
+
+
+def test_cut_answers_make_no_pairs():
+    """The best and the worst were cut; of the two that are left the better is chosen."""
+    compared = [
+        Compared("1", "q", a, "b", score, 0.0, 1, 1, ended, True)
+        for a, score, ended in (
+            ("w", 0.0, False),
+            ("x", 1.0, True),
+            ("y", 2.0, None),
+            ("z", 3.0, False),
+        )
+    ]
+    text = Example("t", "text", "q", (), pairs=())
+    assert new_pairs([text], compared, 4) == [{"prompt": "q", "chosen": "y", "rejected": "x"}]
+    assert new_pairs([text, text], compared, 2) == []
+
+
+def test_a_cut_answer_is_scored_as_it_was_cut(world, results, tokenizer):
+    """The rewards of the file equal those of rows made by hand: EOS only where an answer ended."""
+    model = RewardModel.load(world / "rm", trainable=False)
+    lines, ended = results[0], set()
+    for line in lines:
+        for side in ("policy", "baseline"):
+            text = (
+                tokenizer(line["prompt"])["input_ids"],
+                tokenizer(line[f"{side}_answer"])["input_ids"],
+            )
+            tokens = text[1] + [tokenizer.eos_token_id] * line[f"{side}_ended"]
+            row = Row("x", np.array(text[0], np.int32), (np.array(tokens, np.int32),), ())
+            with torch.no_grad():
+                expected = model(collate([row])).item()
+            assert line[f"{side}_score"] == pytest.approx(expected, abs=1e-5)
+            assert line[f"{side}_tokens"] == len(tokens)
+            ended.add(line[f"{side}_ended"])
+    assert ended == {True, False}
+
+
+def test_without_data_the_prompts_are_those_of_the_answers(world):
+    both = [
+        "--policy_answers",
+        world / "answers.jsonl",
+        "--baseline_answers",
+        world / "answers.jsonl",
+    ]
+    flags = [
+        "policy",
+        *both,
+        "--reward",
+        world / "rm",
+        "--out",
+        world / "no data",
+        "--allow_missing",
+    ]
+    outcome = run_ranks(1, policy_script, [str(flag) for flag in flags])
+    assert outcome.codes == [0], outcome.stderr
+    lines = (world / "no data" / "answers.jsonl").read_text().splitlines()
+    assert [json.loads(line)["policy_answer"] for line in lines] == [f"a{i}" for i in range(8)]
+
+
+def test_prompts_without_answers_are_left_out_when_that_is_allowed(world):
+    """few.jsonl answers prompts 3 to 8 of 9; further.jsonl two that are not asked."""
+    lines, _ = evaluated(world, "missing", "--policy_answers", world / "few.jsonl", "--baseline_answers",
+                         world / "further.jsonl", "--allow_missing")  # fmt: skip
+    assert [line["policy_answer"] for line in lines] == [f"f{i}" for i in range(6)]
+    assert [line["id"] for line in lines] == [f"prompts:{i}#0" for i in range(3, 9)]
+    assert all(line["baseline_answer"] == "a" for line in lines)
+
+
+def test_a_judge_of_another_template_is_allowed_where_it_is_meant(world):
+    flags = ["--template", "pku", "--reward_template", "raw"]
+    lines, _ = evaluated(world, "templates", *flags)
+    assert len(lines) == 9
+
+
+def test_the_frontier_is_drawn_of_results_with_one_baseline(world, results, monkeypatch):
+    """Two evaluations, the one of the policy against itself elsewhere: another baseline is refused."""
+    evaluated(world, "first", "--seed", 1)
+    monkeypatch.chdir(world)
+    outcome = run_ranks(1, policy_script, ["frontier", "results", "first", "--out", "f.png"])
+    assert outcome.codes == [0], outcome.stderr
+    assert (world / "f.png").read_bytes().startswith(b"\x89PNG")
+    figures = json.loads((world / "first" / "metrics.json").read_text())
+    assert re.search(
+        rf"^first .*{figures['kl_per_answer']:.3f} .*{figures['win_rate']:.3f}",
+        outcome.stdout,
+        re.M,
+    )
+    evaluated(world, "other", "--baseline", world / "policy")
+    for argv, message in (
+        (["results", "other", "--out", "g.png"], "other was evaluated with --baseline"),
+        (["results", "rm", "--out", "g.png"], "rm holds no results"),
+        (["results", "--out", "f.png"], "f.png exists"),
+    ):
+        outcome = run_ranks(1, policy_script, ["frontier", *argv])
+        assert outcome.codes == [1] and message in outcome.stderr
 
 
 BAD_INPUT = {
@@ -162,7 +267,18 @@ BAD_INPUT = {
     "no prompts": (["--data", "empty.jsonl"], "empty.jsonl: holds no records"),
     "no policy": (["--policy", "nowhere"], "model folder '.*nowhere' does not exist"),
     "no reward model": (["--reward", "policy"], "has no reward head"),
-    "too few answers": (["--policy_answers", "few.jsonl"], "too few answers to the prompt of prompts:9"),
+    "too few answers": (["--policy_answers", "few.jsonl"], "few.jsonl: 3 of 9 prompts have fewer than 1 .*"
+                        "the first prompts:1, .*--allow_missing"),
+    "other prompts": (["--policy_answers", "further.jsonl"], "2 answers are to prompts that are not asked.*"
+                      "'Another\\?'"),
+    "no common prompt": (["--policy_answers", "strange.jsonl", "--allow_missing"], "none of the 9 prompts"),
+    "another template": (["--template", "pku"], "trained with the template raw, and '.*' is asked with pku; "
+                         "give --template raw"),
+    "the same data twice": (["--data", "prompts.jsonl", "prompts.jsonl"], "two data sources are named"),
+    "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl exists; give another"),
+    "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with .jsonl"),
+    "pairs in the results": (["--samples", "2", "--pairs_out", "in_results"], "lies in --out"),
+    "pairs in no folder": (["--samples", "2", "--pairs_out", "in_a_file"], "can't be written: "),
     "no answers": (["--policy_answers", "prompts.jsonl"], ":1: expected the keys 'prompt' and 'response'"),
     "too long": (["--max_new_tokens", "5000"], "knows 2048 positions, .* has 50"),
     "foreign folder": (["--out", "rm"], "holds files that are not an evaluation's"),
@@ -173,8 +289,13 @@ BAD_INPUT = {
 def test_bad_input_is_one_clear_error(world, ranks, subtests):
     for name, (flags, message) in BAD_INPUT.items():
         with subtests.test(name):
-            paths = {path.name for path in world.iterdir()} | {"nowhere"}
-            given = [str(world / flag) if flag in paths else flag for flag in flags]
+            paths = {path.name: str(path) for path in world.iterdir()}
+            paths |= {
+                "nowhere": str(world / "nowhere"),
+                "in_results": str(world / "new" / "pairs.jsonl"),
+                "in_a_file": str(world / "few.jsonl" / "pairs.jsonl"),
+            }
+            given = [paths.get(flag, flag) for flag in flags]
             outcome = run_ranks(ranks, policy_script, argv(world, "new", *given))
             assert outcome.codes == [1] * ranks, outcome.stderr
             lines = [

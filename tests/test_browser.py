@@ -1,0 +1,127 @@
+"""python -m pytest tests/test_browser.py
+
+report.html in a real browser: what its search, its filter and its orders show, and how fast. Skipped where
+no Chromium is installed.
+"""
+
+import html
+import json
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from nanoalign.comparison import Compared, comparison_metrics
+from nanoalign.page import comparison_page
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"
+)
+
+# Works the page as a reader would, and writes what is seen, with the time that each change took.
+DRIVER = """
+<script>
+const seen = {opened: performance.now(), steps: []};
+function look(what) {
+  const start = performance.now();
+  what();
+  document.body.getBoundingClientRect();  // the layout belongs to the time
+  seen.steps.push({
+    ms: performance.now() - start,
+    count: document.getElementById('shown').textContent,
+    places: [...document.querySelectorAll('.case')].filter(c => !c.hidden).map(c => +c.dataset.place),
+  });
+}
+function set(id, value) {
+  const element = document.getElementById(id);
+  element.value = value;
+  element.dispatchEvent(new Event('input', {bubbles: true}));
+}
+const kind = value => document.querySelector(`[name=kind][value=${value}]`).click();
+look(() => {});
+STEPS
+document.body.innerHTML = '';
+const result = document.createElement('pre');
+result.id = 'seen';
+result.textContent = JSON.stringify(seen);
+document.body.append(result);
+</script>
+"""
+
+
+def case(n: int, policy: float, baseline: float, answer: str = "an answer") -> Compared:
+    return Compared(
+        f"p:{n}#0", f"Question {n}?", answer, "another", policy, baseline, 3, 4, True, True
+    )
+
+
+def drive(folder: Path, compared: list[Compared], steps: list[str]) -> dict:
+    (folder / "p.png").write_bytes(b"\x89PNG")
+    figures = comparison_metrics(compared)
+    page = comparison_page("A report", compared, figures, ["a note"], folder / "p.png")
+    looks = "\n".join(f"look(() => {step});" for step in steps)
+    page = page.replace("</body>", DRIVER.replace("STEPS", looks) + "</body>")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+               "--disable-background-networking", f"--user-data-dir={folder / 'profile'}",
+               "--dump-dom", (folder / "report.html").as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+def test_search_filter_and_order_show_what_they_say(tmp_path):
+    """Differences +2, 0, -3, -1 and +0.5; the first and the fourth answer speak of tea."""
+    compared = [
+        case(0, 2.0, 0.0, "Green TEA."),
+        case(1, 1.0, 1.0),
+        case(2, 0.0, 3.0),
+        case(3, 0.0, 1.0, "tea & <script>"),
+        case(4, 0.5, 0.0),
+    ]
+    steps = {
+        "set('sort', 'best')": [0, 4, 1, 3, 2],
+        "set('sort', 'closest')": [1, 4, 3, 0, 2],
+        "set('sort', 'data')": [0, 1, 2, 3, 4],
+        "kind('win')": [0, 4],
+        "kind('loss')": [2, 3],
+        "kind('tie')": [1],
+        "kind('all')": [0, 1, 2, 3, 4],
+        "set('search', 'Tea')": [0, 3],
+        "set('sort', 'worst')": [3, 0],
+        "kind('win') ": [0],
+        "set('search', '<SCRIPT>')": [],
+        "kind('all') ": [3],
+        "set('search', 'question 4')": [4],
+    }
+    seen = drive(tmp_path, compared, list(steps))["steps"]
+    assert seen[0]["places"] == [2, 3, 1, 4, 0]  # as it opens: the worst for the policy first
+    for step, expected, found in zip(steps, steps.values(), seen[1:], strict=True):
+        assert found["places"] == expected, step
+        assert found["count"] == f"{len(expected)} of 5 shown", step
+
+
+def test_two_thousand_cases_open_within_two_seconds_and_answer_at_once(tmp_path):
+    """Answers of 100 to 2,000 letters; a second is what readers bear without losing their thread."""
+    draw = random.Random(0)
+    words = [f"word{i}" for i in range(500)]
+    compared = [
+        case(
+            n,
+            draw.gauss(0, 1),
+            draw.gauss(0, 1),
+            " ".join(draw.choices(words, k=draw.randint(15, 300))),
+        )
+        for n in range(2000)
+    ]
+    steps = ["set('sort', 'best')", "set('search', 'word7')", "set('search', '')", "kind('loss')"]
+    seen = drive(tmp_path, compared, steps)
+    assert seen["opened"] < 2000
+    assert max(step["ms"] for step in seen["steps"]) < 1000, [step["ms"] for step in seen["steps"]]
+    assert 0 < len(seen["steps"][2]["places"]) < 2000 == len(seen["steps"][3]["places"])
