@@ -283,7 +283,7 @@ def frontier_picture(path: Path, results: dict[str, dict[str, float]]) -> None:
     figure, (gain, wins, length) = plt.subplots(1, 3, figsize=(16, 5))
     figure.subplots_adjust(0.045, 0.12, 0.985, 0.9, wspace=0.2)
     for key, (judge, colour) in judges.items():
-        style = {"color": colour, "marker": "o", "lw": 2, "label": judge}
+        style = {"color": colour, "marker": "o", "lw": 1, "label": judge}
         means = [each[f"policy_{key}mean"] - each[f"baseline_{key}mean"] for each in figures]
         gain.plot([0, *kl], [0, *means], **style)
         rate, low, high = (
@@ -304,14 +304,15 @@ def frontier_picture(path: Path, results: dict[str, dict[str, float]]) -> None:
         (length, "length of the answers", "mean tokens"),
     ):
         axis.set_title(title)
-        axis.set_xlabel("KL(policy || baseline), nats an answer")
+        axis.set_xscale("function", functions=(np.sqrt, np.square))  # as Gao et al. draw it
+        axis.set_xlim(0, 1.2 * kl.max())
+        axis.set_xlabel("KL(policy || baseline), nats an answer; square-root scale")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)
         axis.legend()
     for name, each, x in zip(names, figures, kl, strict=True):
-        point = x, each["policy_mean"] - each["baseline_mean"]
-        gain.annotate(
-            Path(name).name, point, (4, -11), textcoords="offset points", fontsize="small"
-        )
+        label = Path(name).name.removesuffix("_eval")
+        point = x, each["policy_tokens_mean"]
+        length.annotate(label, point, (5, 5), textcoords="offset points", fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
