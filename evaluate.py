@@ -325,18 +325,16 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     on_main(world, partial(check_policy_flags, args))
     prompts, answers = read_given(args)
     reward_model = RewardModel.load(args.reward, world, compute_dtype(args, world), trainable=False)
-    asked = {
-        side: load_asked(getattr(args, side), prompts, args, world)
-        for side in SIDES
-        if side not in answers
-    }
+    names = {side: getattr(args, side) for side in SIDES if side not in answers}
+    # By name: where policy and baseline are one model, it is asked once.
+    asked = {name: load_asked(name, prompts, args, world) for name in dict.fromkeys(names.values())}
     rule = reward_rule(reward_model, asked.values(), args)
-    for side, one in asked.items():
-        answers[side] = sample(one, args, world)
+    sampled = {name: sample(one, args, world) for name, one in asked.items()}
+    answers |= {side: sampled[name] for side, name in names.items()}
     compared = judge(reward_model, rule, prompts, answers, args, world)
     kl = {}
-    if len(asked) == 2:
-        policy, baseline = (asked[side] for side in SIDES)
+    if len(names) == 2:
+        policy, baseline = (asked[names[side]] for side in SIDES)
         if policy.tokenizer.get_vocab() == baseline.tokenizer.get_vocab():
             kl = kl_estimate(policy, baseline, answers["policy"], args, world)
     if not world.is_main:

@@ -305,14 +305,16 @@ def frontier_picture(path: Path, results: dict[str, dict[str, float]]) -> None:
     ):
         axis.set_title(title)
         axis.set_xscale("function", functions=(np.sqrt, np.square))  # as Gao et al. draw it
+        axis.xaxis.set_major_locator(plt.MaxNLocator(6))
         axis.set_xlim(0, 1.2 * kl.max())
         axis.set_xlabel("KL(policy || baseline), nats an answer; square-root scale")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)
         axis.legend()
-    for name, each, x in zip(names, figures, kl, strict=True):
+    for n, (name, each) in enumerate(zip(names, figures, strict=True)):
         label = Path(name).name.removesuffix("_eval")
-        point = x, each["policy_tokens_mean"]
-        length.annotate(label, point, (5, 5), textcoords="offset points", fontsize="small")
+        point = kl[n], each["policy_tokens_mean"]
+        beside = (5, (5, -12)[n % 2])  # neighbours above and below their points
+        length.annotate(label, point, beside, textcoords="offset points", fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
