@@ -60,20 +60,34 @@ filter();
 
 
 def verdict(figures: dict[str, float | int | None]) -> str:
-    """The result in one sentence, no surer than the interval allows."""
-    low, high = figures["win_rate_low"], figures["win_rate_high"]
-    rate = f"{figures['win_rate']:.1%} of {figures['pairs']:,} comparisons [{low:.1%}, {high:.1%}]"
-    if low > 0.5:
-        text = f"The policy is better than the baseline: by the reward model it wins {rate}."
-    elif high < 0.5:
-        text = f"The policy is worse than the baseline: by the reward model it wins only {rate}."
-    else:
-        text = f"No difference is shown: by the reward model the policy wins {rate}, which may be chance."
+    """The result in one sentence, no surer than the intervals allow; the true rule outdoes the judge."""
+    wins = f"by the reward model it wins {_share(figures, '')} of {figures['pairs']:,} comparisons"
+    judged, text = _better(figures, ""), None
     if "true_win_rate" in figures:
-        low, high = figures["true_win_rate_low"], figures["true_win_rate_high"]
-        text += " By the true rule of the embedded world it wins "
-        text += f"{figures['true_win_rate']:.1%} [{low:.1%}, {high:.1%}]."
-    return text
+        wins += f", by the true rule of the embedded world {_share(figures, 'true_')}"
+        true = _better(figures, "true_")
+        if not judged and true:
+            text = "The reward model sees no difference where there is one"
+        elif judged != true:
+            text = (
+                "The reward model is misled" if true else "The reward model sees more than there is"
+            )
+    says = {
+        1: "The policy is better than the baseline",
+        -1: "The policy is worse than the baseline",
+        0: "No difference to the baseline is shown, what there is may be chance",
+    }
+    return f"{text or says[judged]}: {wins}."
+
+
+def _share(figures: dict[str, float | int | None], judge: str) -> str:
+    low, high = figures[f"{judge}win_rate_low"], figures[f"{judge}win_rate_high"]
+    return f"{figures[f'{judge}win_rate']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _better(figures: dict[str, float | int | None], judge: str) -> int:
+    """1 where the policy is better than the baseline beyond chance, -1 where it is worse, else 0."""
+    return int(figures[f"{judge}win_rate_low"] > 0.5) - int(figures[f"{judge}win_rate_high"] < 0.5)
 
 
 def comparison_page(

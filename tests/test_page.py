@@ -47,13 +47,31 @@ def test_every_case_is_there_with_its_kind_and_difference(page):
     assert page.count(", cut)") == 1  # the baseline's first answer
 
 
+INTERVALS = {1: (0.51, 0.7), 0: (0.45, 0.6), -1: (0.3, 0.49)}
+
+
+def _figures(judged: int, true: int | None) -> dict:
+    figures = {"pairs": 9}
+    for key, sign in (("", judged), ("true_", true)):
+        if sign is not None:
+            low, high = INTERVALS[sign]
+            figures |= {
+                f"{key}win_rate_low": low,
+                f"{key}win_rate": (low + high) / 2,
+                f"{key}win_rate_high": high,
+            }
+    return figures
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "says"),
-    [(0.51, 0.7, "is better"), (0.3, 0.49, "is worse"), (0.45, 0.6, "may be chance")],
-)
-def test_the_verdict_is_no_surer_than_its_interval(low, high, says):
-    figures = {"win_rate": (low + high) / 2, "win_rate_low": low, "win_rate_high": high, "pairs": 9}
-    assert says in verdict(figures)
+    ("judged", "true", "says"),
+    [(1, None, "is better"), (-1, None, "is worse"), (0, None, "may be chance"), (1, 1, "is better"),
+     (1, -1, "is misled"), (-1, 1, "is misled"), (1, 0, "more than there is"), (0, -1, "where there is one"), (0, 0, "may be chance")],
+)  # fmt: skip
+def test_the_verdict_is_no_surer_than_its_intervals(judged, true, says):
+    text = verdict(_figures(judged, true))
+    assert says in text and f"{sum(INTERVALS[judged]) / 2:.1%} [{INTERVALS[judged][0]:.1%}" in text
+    assert ("true rule" in text) == (true is not None)
 
 
 def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):
