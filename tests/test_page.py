@@ -66,7 +66,8 @@ def _figures(judged: int, true: int | None) -> dict:
 @pytest.mark.parametrize(
     ("judged", "true", "says"),
     [(1, None, "is better"), (-1, None, "is worse"), (0, None, "may be chance"), (1, 1, "is better"),
-     (1, -1, "is misled"), (-1, 1, "is misled"), (1, 0, "more than there is"), (0, -1, "where there is one"), (0, 0, "may be chance")],
+     (1, -1, "is misled"), (-1, 1, "is misled"), (1, 0, "more than there is"),
+     (0, -1, "where there is one"), (0, 0, "may be chance")],
 )  # fmt: skip
 def test_the_verdict_is_no_surer_than_its_intervals(judged, true, says):
     text = verdict(_figures(judged, true))
