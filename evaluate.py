@@ -16,13 +16,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from nanoalign import checkpoint, tiny, weights
-from nanoalign.answers import Answers, Asked, kl_estimate, load_asked, read_given, sample
+from nanoalign.answers import (
+    SIDES,
+    kl_estimate,
+    load_asked,
+    read_given,
+    sample,
+    share_vocabulary,
+)
 from nanoalign.arguments import (
     EMBEDDED,
     Parser,
@@ -36,18 +42,17 @@ from nanoalign.comparison import Compared, comparison_metrics, new_pairs
 from nanoalign.data import read_sources
 from nanoalign.distributed import World, on_main, print0, run, setup
 from nanoalign.errors import RunError
+from nanoalign.judge import judge, reward_rule, try_judge
 from nanoalign.models import RewardModel
-from nanoalign.page import comparison_page, diagnosis, verdict
+from nanoalign.page import comparison_page, diagnosis, read_log, verdict
 from nanoalign.prepare import compute_dtype, load_tokenizer
-from nanoalign.records import Example
 from nanoalign.report import frontier_picture, policy_picture, reward_picture
-from nanoalign.rows import encode_all, without_eos_where_cut
+from nanoalign.rows import encode_all
 from nanoalign.scoring import (
     Scored,
     cases,
     reward_metrics,
     score_examples,
-    score_rows,
     scoring_rule,
     table,
     truth,
@@ -70,7 +75,8 @@ world, the true rule) no longer agree, the policy exploits the judge (Gao et al.
 """
 REWARD_MODEL = "runs/rm"  # where train_rm.py puts it
 POLICY = "runs/dpo"  # where train_dpo.py puts it
-SIDES = ("policy", "baseline")
+COMPARABLE = ("baseline", "baseline_answers", "reward", "data", "template", "max_length", "temperature",
+              "top_p", "max_new_tokens")  # fmt: skip
 FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate",
             "policy_tokens_mean", "policy_ended_share")  # fmt: skip
 TINY_SUBSETS = [f"{name}=tiny:test:{name}" for name in tiny.SOURCE_NAMES]
@@ -99,8 +105,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     policy = commands.add_parser("policy", doc=POLICY_DOC, help="a policy, against a baseline")
     models = policy.add_argument_group("models")
-    models.add_argument("--policy", default=POLICY, help="folder, OWNER/NAME on the Hub, or 'tiny'")
-    models.add_argument("--baseline", default=EMBEDDED, help="what it is compared with, likewise")
+    models.add_argument("--policy",
+        help=f"folder, OWNER/NAME on the Hub, or 'tiny'; default: {POLICY}")  # fmt: skip
+    models.add_argument("--baseline",
+        help=f"what it is compared with, likewise; default: {EMBEDDED}")  # fmt: skip
     models.add_argument("--policy_answers", metavar="SOURCE",
         help="answers made elsewhere, in place of --policy: records of prompt and response")  # fmt: skip
     models.add_argument("--baseline_answers", metavar="SOURCE", help="likewise for --baseline")
@@ -116,6 +124,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="that of the reward model, where it is to be another than --template")  # fmt: skip
     models.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt; longer ones lose their beginning")  # fmt: skip
+    models.add_argument("--reward_max_length", type=number(int, 2),
+        help="tokens of a prompt and an answer for the reward model; default: as it was trained")  # fmt: skip
     models.add_argument("--out", default="runs/dpo_eval",
         help="folder of the results; those of an older evaluation are replaced")  # fmt: skip
     sampling = policy.add_argument_group("sampling")
@@ -141,15 +151,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     frontier.add_argument("results", nargs="+", metavar="FOLDER",
         help="results of evaluate.py policy, all with one baseline, reward model and data")  # fmt: skip
-    frontier.add_argument("--out", default="runs/frontier.png", help="the picture")
+    frontier.add_argument("--out", default="runs/frontier",
+        help="folder of the results; those of an older frontier are replaced")  # fmt: skip
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         parser.error(
             f"say first what to evaluate: evaluate.py {'|'.join(commands.choices)} {argv[0]}"
         )
     args = parser.parse_args(argv)
-    if args.command == "policy" and not (args.policy_answers or args.baseline_answers):
-        args.data = args.data or ["tiny:test"]
+    if args.command == "policy":
+        for side, default in (("policy", POLICY), ("baseline", EMBEDDED)):
+            if getattr(args, f"{side}_answers") is None:
+                setattr(args, side, getattr(args, side) or default)
+            elif getattr(args, side) is not None:
+                parser.error(f"--{side} and --{side}_answers both name the {side}; give one")
+        if not (args.policy_answers or args.baseline_answers):
+            args.data = args.data or ["tiny:test"]
     return args
 
 
@@ -224,13 +241,20 @@ def evaluate_rm(args: argparse.Namespace, world: World) -> None:
 
 def check_policy_flags(args: argparse.Namespace) -> None:
     """Stops before anything is loaded where flags contradict each other or a file can't be written."""
-    made_by = {
-        REWARD_MODEL: (args.reward, "train_rm.py"),
-        POLICY: (None if args.policy_answers else args.policy, "train_dpo.py"),
-    }
-    for default, (name, script) in made_by.items():
+    for default, name, script in (
+        (REWARD_MODEL, args.reward, "train_rm.py"), (POLICY, args.policy, "train_dpo.py")
+    ):  # fmt: skip
         if name == default and not Path(default).exists():
             raise RunError(f"there is no model in {default} yet; train one: python {script}")
+    if 0 < args.temperature < 1e-3:
+        raise RunError(f"--temperature {args.temperature:g}: give 0, or 0.001 and more")
+    if args.top_p > 1:
+        raise RunError(f"--top_p {args.top_p:g} is a probability; give 1 or less")
+    if args.temperature == 0 and args.samples > 1 and (args.policy or args.baseline):
+        raise RunError(
+            f"at --temperature 0 all --samples {args.samples} of a prompt are the same; give 1, or another "
+            "temperature"
+        )
     checkpoint.check_results(args)
     if args.pairs_out is None:
         return
@@ -246,76 +270,18 @@ def check_policy_flags(args: argparse.Namespace) -> None:
     checkpoint.check_file("--pairs_out", args.pairs_out, ".jsonl")
 
 
-def reward_rule(
-    model: RewardModel, asked: Iterable[Asked], args: argparse.Namespace
-) -> tuple[str, int]:
-    """(template, max_length) that the judge reads answers with: those of its training."""
-    template, max_length = scoring_rule(model, args.reward, args.reward_template, None)
-    for side in asked:
-        if args.reward_template is None and template not in ("auto", side.template):
-            raise RunError(
-                f"reward model '{args.reward}' was trained with the template {template}, and "
-                f"'{side.name}' is asked with {side.template}; give --template {template}, or, where the "
-                f"difference is meant, --reward_template {template}"
-            )
-    return template, max_length
-
-
-def judge(
-    model: RewardModel,
-    rule: tuple[str, int],
-    prompts: list[Example],
-    answers: dict[str, Answers],
-    args: argparse.Namespace,
-    world: World,
-) -> list[Compared]:
-    """Each prompt's k-th answers of both sides, in one row, scored. Every rank must call it."""
-    policy, baseline = answers["policy"], answers["baseline"]
-    places = [(n, k) for n in range(len(prompts)) for k in range(args.samples)]
-    judged = [
-        replace(
-            prompts[n],
-            responses=(policy.texts[n][k], baseline.texts[n][k]),
-            pair_id=f"{prompts[n].pair_id}#{k}",
-        )
-        for n, k in places
-    ]
-    ended = [(policy.ended(n, k), baseline.ended(n, k)) for n, k in places]
-    tokenizer = load_tokenizer(weights.resolve_model(args.reward))
-    rows, _ = encode_all(judged, tokenizer, *rule)
-    rows = [
-        without_eos_where_cut(row, of_both, tokenizer.eos_token_id)
-        for row, of_both in zip(rows, ended, strict=True)
-    ]
-    model.check_fits(rows)
-    check_layout(model, rows, args.share_prefix, world, f"--reward {args.reward}")
-    scores = score_rows(model, rows, args, world)
-    return [
-        Compared(
-            example.pair_id,
-            example.prompt,
-            *example.responses,
-            *rewards,
-            *(len(response) for response in row.responses),
-            *of_both,
-        )
-        for example, row, rewards, of_both in zip(judged, rows, scores, ended, strict=True)
-    ]
-
-
 def write_comparison(
-    folder: Path, compared: list[Compared], figures: dict, args: argparse.Namespace
+    folder: Path, compared: list[Compared], figures: dict, log: list[dict], args: argparse.Namespace
 ) -> None:
     checkpoint.write_records(folder / "answers.jsonl", (asdict(line) for line in compared))
     (folder / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
     policy_picture(folder / "answers.png", compared, figures)
-    log = None if args.policy_answers else weights.resolve_model(args.policy) / "metrics.jsonl"
     page = comparison_page(
         f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
         f"judged by {args.reward}",
         compared,
         figures,
-        diagnosis(figures, log if log and log.is_file() else None),
+        diagnosis(figures, log),
         folder / "answers.png",
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -328,25 +294,30 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     names = {side: getattr(args, side) for side in SIDES if side not in answers}
     # By name: where policy and baseline are one model, it is asked once.
     asked = {name: load_asked(name, prompts, args, world) for name in dict.fromkeys(names.values())}
-    rule = reward_rule(reward_model, asked.values(), args)
+    rule = reward_rule(reward_model, list(asked.values()), args)
+    try_judge(reward_model, rule, prompts, args, world)
+    log = read_log(weights.resolve_model(args.policy) / "metrics.jsonl") if args.policy else []
+
     sampled = {name: sample(one, args, world) for name, one in asked.items()}
     answers |= {side: sampled[name] for side, name in names.items()}
-    compared = judge(reward_model, rule, prompts, answers, args, world)
-    kl = {}
-    if len(names) == 2:
-        policy, baseline = (asked[names[side]] for side in SIDES)
-        if policy.tokenizer.get_vocab() == baseline.tokenizer.get_vocab():
-            kl = kl_estimate(policy, baseline, answers["policy"], args, world)
+    both = [asked[name] for name in names.values()]
+    comparable = len(both) == 2 and share_vocabulary(*both)
+    compared = judge(reward_model, rule, prompts, answers, comparable, args, world)
+    kl = kl_estimate(*both, answers["policy"], args, world) if len(both) == 2 else {}
     if not world.is_main:
         return
 
     figures = comparison_metrics(compared) | kl
     with checkpoint.results_folder(args) as results:
-        write_comparison(results, compared, figures, args)
+        write_comparison(results, compared, figures, log, args)
     if args.pairs_out:
-        records = new_pairs(prompts, compared, args.samples)
-        checkpoint.write_records(Path(args.pairs_out), records)
-        print(f"{'pairs':<11} {args.pairs_out}: {len(records):,} of {len(prompts):,} prompts")
+        if records := new_pairs(prompts, compared, args.samples):
+            checkpoint.write_records(Path(args.pairs_out), records)
+            print(f"{'pairs':<11} {args.pairs_out}: {len(records):,} of {len(prompts):,} prompts")
+        else:
+            print(
+                f"{'pairs':<11} none, and so no {args.pairs_out}: no two answers to a prompt differ in reward"
+            )
     for name, value in figures.items():
         print(f"{name:<28} {'-' if value is None else round(value, 4)}")
     print(f"\n{verdict(figures)}")
@@ -354,25 +325,30 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
 
 
 def evaluate_frontier(args: argparse.Namespace) -> None:
-    checkpoint.check_file("--out", args.out, ".png")
+    checkpoint.check_results(args)
     policies = {name: checkpoint.read_results(name) for name in args.results}
-    first, same = args.results[0], ("baseline", "baseline_answers", "reward", "data")
+    first = args.results[0]
     for name, (settings, figures) in policies.items():
-        if "kl_per_answer" not in figures:
+        if missing := [
+            key for key in ("kl_per_answer", "policy_tokens_mean") if key not in figures
+        ]:
             raise RunError(
-                f"{name} has no kl_per_answer; it needs evaluate.py policy on two models with one vocabulary"
+                f"{name} has no {missing[0]}; it needs evaluate.py policy on two models with one vocabulary, "
+                "at temperature 1 without top_p"
             )
-        for key in same:
-            if settings[key] != policies[first][0][key]:
+        for key in COMPARABLE:
+            its, firsts = settings.get(key), policies[first][0].get(key)
+            if its != firsts:
                 raise RunError(
-                    f"{name} was evaluated with --{key} {settings[key]}, {first} with "
-                    f"{policies[first][0][key]}; they can't be compared"
+                    f"{name} was evaluated with --{key} {its}, {first} with {firsts}; they can't be compared"
                 )
     results = {name: figures for name, (_, figures) in policies.items()}
-    frontier_picture(Path(args.out), results)
     shown = {name: {key: each.get(key) for key in FRONTIER} for name, each in results.items()}
+    with checkpoint.results_folder(args) as folder:
+        (folder / "metrics.json").write_text(json.dumps(shown, indent=2) + "\n")
+        frontier_picture(folder / "frontier.png", results)
     print(table(shown, "policy"))
-    print(f"{'saved':<11} {args.out}")
+    print(f"{'saved':<11} {args.out}: frontier.png, metrics.json")
 
 
 def main(argv: list[str] | None = None) -> None:

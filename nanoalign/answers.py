@@ -1,11 +1,12 @@
 """The answers of one side of a comparison: sampled from a policy, or made elsewhere and read from a file."""
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nanoalign import weights
+from nanoalign.checks import check_layout
 from nanoalign.data import read_answers, read_prompts
 from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError
@@ -13,9 +14,11 @@ from nanoalign.generate import Answer, Sampling, generate
 from nanoalign.models import Policy
 from nanoalign.prepare import compute_dtype, load_tokenizer
 from nanoalign.records import Example
-from nanoalign.rows import Row, encode_all
+from nanoalign.rows import Row, decode_continuation, encode_all
 from nanoalign.scoring import score_rows
 from nanoalign.templates import common_template
+
+SIDES = ("policy", "baseline")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def read_given(args: argparse.Namespace) -> tuple[list[Example], dict[str, Answe
 
     Without --data the prompts are those of the file, each once.
     """
-    sources = {side: getattr(args, f"{side}_answers") for side in ("policy", "baseline")}
+    sources = {side: getattr(args, f"{side}_answers") for side in SIDES}
     sources = {side: source for side, source in sources.items() if source}
     if args.data:
         prompts = read_prompts(args.data)
@@ -63,8 +66,6 @@ def read_given(args: argparse.Namespace) -> tuple[list[Example], dict[str, Answe
     asked = [n for n in range(len(prompts)) if all(texts[n] for texts in dealt.values())]
     if not asked:
         raise RunError(f"none of the {len(prompts):,} prompts has answers of both sides")
-    if left := len(prompts) - len(asked):
-        print0(f"{'left out':<11} {left:,} of {len(prompts):,} prompts, which lack answers")
     return [prompts[n] for n in asked], {
         side: Answers([texts[n] for n in asked]) for side, texts in dealt.items()
     }
@@ -73,7 +74,8 @@ def read_given(args: argparse.Namespace) -> tuple[list[Example], dict[str, Answe
 def _deal(source: str, prompts: list[Example], args: argparse.Namespace) -> list[list[str] | None]:
     """The answers of a file, in order: to each prompt `args.samples` of them, or None where it lacks some.
 
-    Without --allow_missing the file's prompts must be the given ones, with as many answers as asked for.
+    The file's prompts must be the given ones, with as many answers as asked for; with --allow_missing
+    what has no counterpart is counted and left out.
     """
     waiting = read_answers(source)
     dealt, lacking = [], []
@@ -83,26 +85,26 @@ def _deal(source: str, prompts: list[Example], args: argparse.Namespace) -> list
         dealt.append([own.pop(0) for _ in range(args.samples)] if enough else None)
         if not enough:
             lacking.append(prompt)
-    if args.allow_missing:
-        return dealt
+    further = {prompt: own for prompt, own in waiting.items() if own}
+    problems = []
     if lacking:
-        raise RunError(
-            f"{source}: {len(lacking):,} of {len(prompts):,} prompts have fewer than {args.samples} "
-            f"answers for each time they are asked, the first {_named(lacking[0])}; "
-            "complete the file, or leave these prompts out with --allow_missing"
+        problems.append(
+            f"{len(lacking):,} of {len(prompts):,} prompts have fewer than {args.samples} answers for each "
+            f"time they are asked, the first {lacking[0].pair_id}, {lacking[0].prompt_key()[:60]!r}"
         )
-    if further := {prompt: own for prompt, own in waiting.items() if own}:
-        count = sum(map(len, further.values()))
-        raise RunError(
-            f"{source}: {count:,} answers are to prompts that are not asked, or not so often; the first "
-            f"is to {next(iter(further))[:60]!r}. Give --data with these prompts, more --samples, or "
-            "leave the answers out with --allow_missing"
+    if further:
+        problems.append(
+            f"{sum(map(len, further.values())):,} answers are to prompts that are not asked, or not so "
+            f"often, the first to {next(iter(further))[:60]!r}"
         )
+    if problems and not args.allow_missing:
+        raise RunError(
+            f"{source}: {'; '.join(problems)}. Complete the file, give --data or --samples that fit it, or "
+            "leave these out with --allow_missing"
+        )
+    for problem in problems:
+        print0(f"{'left out':<11} {source}: {problem}")
     return dealt
-
-
-def _named(prompt: Example) -> str:
-    return f"{prompt.pair_id}, {prompt.prompt_key()[:60]!r}"
 
 
 # --- answers of a policy --------------------------------------------------------------------------
@@ -122,6 +124,8 @@ def load_asked(name: str, prompts: list[Example], args: argparse.Namespace, worl
             f"'{name}' knows {positions} positions, and the longest prompt with --max_new_tokens "
             f"{args.max_new_tokens} has {longest}; lower it, or --max_length"
         )
+    tried, _ = encode_all(with_answer(prompts), tokenizer, template, args.max_length)
+    check_layout(policy, tried, False, world, f"'{name}'")  # are its logits read as it makes them?
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
     print0(
         f"{'model':<11} {name}: {policy.count_parameters():,} parameters; "
@@ -142,10 +146,7 @@ def sample(asked: Asked, args: argparse.Namespace, world: World) -> Answers:
         f"{'sampled':<11} {asked.name}: {len(sampled) * args.samples:,} answers, of which {cut:,} did not "
         f"end by themselves within {args.max_new_tokens} tokens"
     )
-    texts = [
-        asked.tokenizer.batch_decode([a.tokens for a in some], skip_special_tokens=True)
-        for some in sampled
-    ]
+    texts = [[decode_continuation(a.tokens, asked.tokenizer) for a in some] for some in sampled]
     return Answers(texts, sampled)
 
 
@@ -158,21 +159,28 @@ def kl_estimate(
 ) -> dict[str, float]:
     """KL(policy || baseline), as the mean difference of log-probabilities on the policy's answers.
 
-    Unbiased for answers sampled at temperature 1 without top_p: else it is the mean log-ratio on
-    answers that another distribution gave. Of a cut answer only the tokens that are there count.
+    That is its expectation where they were sampled at temperature 1 without top_p, and of one
+    vocabulary: else there is no estimate. Of a cut answer the tokens that are there count.
     """
-    sampled = [
-        Row(row.pair_id, row.prompt, (np.array(_with_end(answer), np.int32),), ())
-        for row, some in zip(policy.rows, answers.sampled, strict=True)
-        for answer in some
-    ]
-    logps = [
-        np.array(score_rows(side.policy, sampled, args, world))[:, 0] for side in (policy, baseline)
-    ]
+    if args.temperature != 1 or args.top_p != 1 or not share_vocabulary(policy, baseline):
+        return {}
+    logps, tokens = [], 0
+    for side in (policy, baseline):
+        sampled = [
+            Row(row.pair_id, row.prompt, (np.array(answer.scored, np.int32),), ())
+            for row, some in zip(side.rows, answers.sampled, strict=True)
+            for answer in some
+        ]
+        logps.append(np.array(score_rows(side.policy, sampled, args, world))[:, 0])
+        tokens = sum(len(row.responses[0]) for row in sampled)
     difference = logps[0] - logps[1]
-    tokens = sum(len(row.responses[0]) for row in sampled)
     return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}
 
 
-def _with_end(answer: Answer) -> list[int]:
-    return [*answer.tokens, *([answer.end] if answer.ended else [])]
+def share_vocabulary(one: Asked, other: Asked) -> bool:
+    return one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
+def with_answer(prompts: list[Example]) -> list[Example]:
+    """The prompts with an answer, to try out a model before others take hours to answer."""
+    return [replace(prompt, responses=("I see.",)) for prompt in prompts]

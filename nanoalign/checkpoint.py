@@ -192,6 +192,8 @@ def _beside(out: Path) -> tuple[Path, Path]:
 def check_results(args: argparse.Namespace) -> None:
     """Stops where --out can't be written, or would lose anything but an older evaluation's files."""
     out = Path(args.out).resolve()
+    if not out.name:
+        raise RunError(f"--out {args.out} is no folder that can be replaced; give another")
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {args.out} is a file; give a folder")
     partial, old = _beside(out)
@@ -227,6 +229,8 @@ def read_results(folder: str) -> tuple[dict, dict]:
         )
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} holds no results of evaluate.py: {in_a_line(error)}") from error
+    if not (isinstance(settings, dict) and isinstance(figures, dict)):
+        raise RunError(f"{folder} holds no results of evaluate.py: they must be JSON objects")
     return settings, figures
 
 

@@ -24,7 +24,9 @@ class Compared:
     baseline_answer: str
     policy_score: float  # the reward model's
     baseline_score: float
-    policy_tokens: int  # by the reward model's tokenizer, EOS included
+    policy_tokens: (
+        int  # EOS included; as both were sampled, or else by the reward model's tokenizer
+    )
     baseline_tokens: int
     policy_ended: bool | None  # by itself, not cut; None: made elsewhere, not known
     baseline_ended: bool | None
@@ -38,7 +40,8 @@ def bootstrap_interval(
     Efron 1979's percentile bootstrap. Answers to one prompt are not independent, so prompts are the
     groups: resampling answers would make the interval too narrow.
     """
-    _, group = np.unique(groups, return_inverse=True)
+    number = {name: n for n, name in enumerate(dict.fromkeys(groups))}
+    group = np.array([number[name] for name in groups])
     sums, counts = np.bincount(group, weights=values), np.bincount(group)
     draw = np.random.default_rng(seed)
     means = []
@@ -49,26 +52,35 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def length_controlled_win_rate(won: np.ndarray, longer: np.ndarray) -> float:
+def length_controlled_win_rate(won: np.ndarray, longer: np.ndarray) -> float | None:
     """The win rate that is left where both answers are equally long: won (P,), longer (P,) -> share.
 
-    A logistic regression of the wins on an intercept and on the difference of lengths (in units of
-    its standard deviation), and of it the prediction at a difference of 0: the idea of Dubois et al.
-    2024 (arXiv 2404.04475), with their term for length alone. A penalty of 1/2 a squared coefficient
-    over all pairs keeps it finite where lengths separate wins from losses.
+    A logistic regression of the wins on the difference of lengths, and of it the prediction at a
+    difference of 0: the idea of Dubois et al. 2024 (arXiv 2404.04475), of whose terms (a tanh of the
+    length, the models, the prompts) only a linear one for length is here. A penalty of 1/2 the squared
+    slope a standard deviation, over all pairs, keeps it finite where lengths separate wins from losses.
+
+    None where the differences hardly reach 0 (it lies outside their central 95 %): what would
+    happen at equal lengths was not seen.
     """
-    deviation = longer.std()
-    x = np.stack([np.ones(len(won)), longer / deviation if deviation else np.zeros(len(won))], 1)
+    if won.min() == won.max():
+        return float(won[0])
+    low, high = np.quantile(longer, (0.025, 0.975))
+    if not low <= 0 <= high:
+        return None
+    centre, deviation = longer.mean(), longer.std() or 1.0
+    x = np.stack([np.ones(len(won)), (longer - centre) / deviation], 1)
+    penalty = np.array([0.0, 1.0])  # of the slope alone: the win rate itself is not drawn to 1/2
     coefficients = np.zeros(2)
     for _ in range(50):  # Newton's method
         p = 1 / (1 + np.exp(-x @ coefficients))
-        gradient = x.T @ (won - p) - coefficients
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.eye(2)
+        gradient = x.T @ (won - p) - penalty * coefficients
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)
         coefficients += step
         if np.abs(step).max() < 1e-10:
             break
-    return float(1 / (1 + np.exp(-coefficients[0])))
+    return float(1 / (1 + np.exp(-(coefficients[0] - coefficients[1] * centre / deviation))))
 
 
 def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None]:
@@ -86,6 +98,7 @@ def comparison_metrics(compared: list[Compared]) -> dict[str, float | int | None
     low, high = bootstrap_interval(won, prompts)
     figures = {
         "pairs": len(compared),
+        "prompts": len(set(prompts)),
         "policy_mean": float(policy.mean()),
         "baseline_mean": float(baseline.mean()),
         "wins": int((won == 1).sum()),
@@ -127,7 +140,7 @@ def new_pairs(prompts: list[Example], compared: list[Compared], samples: int) ->
     """Preference records of the policy's own answers: the best to each prompt against the worst.
 
     Cut answers are left out: training would put an EOS where they did not end. Where fewer than two
-    are left, or have the same score, nothing is preferred, and there is no record.
+    different ones are left, or have the same score, nothing is preferred, and there is no record.
     """
     records = []
     for n, prompt in enumerate(prompts):
@@ -135,6 +148,8 @@ def new_pairs(prompts: list[Example], compared: list[Compared], samples: int) ->
         answers = [
             line for line in answers if line.policy_ended is not False and line.policy_answer
         ]
+        # Once each: in another row a text's score differs by rounding, which is no preference.
+        answers = list({line.policy_answer: line for line in reversed(answers)}.values())
         best = max(answers, key=lambda line: line.policy_score, default=None)
         worst = min(answers, key=lambda line: line.policy_score, default=None)
         if best is None or best.policy_score == worst.policy_score:

@@ -7,6 +7,7 @@ Shapes: B answers of a batch, T tokens of the longest prompt, V vocabulary.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -46,6 +47,11 @@ class Answer:
     def ended(self) -> bool:
         return self.end is not None
 
+    @property
+    def scored(self) -> list[int]:
+        """All tokens that were drawn, the EOS too."""
+        return [*self.tokens, *([self.end] if self.ended else [])]
+
 
 def next_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
     """One token a row, by inversion: logits (B, V), uniform (B,) in [0, 1) -> (B,).
@@ -78,12 +84,19 @@ def generate(
     """
     wanted = [(i, k) for i in range(len(prompts)) for k in range(sampling.samples)]
     wanted.sort(key=lambda ik: -len(prompts[ik[0]].prompt))  # similar lengths together
+    asked: Counter = Counter()  # a prompt that comes again gets further answers, not the same
+    times = []
+    for prompt in prompts:
+        times.append(asked[prompt.prompt.tobytes()])
+        asked[prompt.prompt.tobytes()] += 1
     size = sampling.batch_size
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     answers: dict[tuple[int, int], Answer] = {}
     mine = batches[world.rank :: world.size]
     for batch in tqdm(mine, desc="sampling", unit="batch", disable=not world.is_main):
-        uniform = [_uniform(prompts[i], k, sampling) for i, k in batch]
+        uniform = [
+            _uniform(prompts[i], times[i] * sampling.samples + k, sampling) for i, k in batch
+        ]
         drawn = _sample(policy, [prompts[i] for i, _ in batch], uniform, eos, sampling, world)
         answers |= dict(zip(batch, drawn, strict=True))
     if world.size > 1:

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from nanoalign.comparison import Compared
+from nanoalign.metrics import wilson_interval
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem; color: #222 }
@@ -29,7 +30,8 @@ img { max-width: 100% }
 SCRIPT = """
 const cases = document.getElementById('cases');
 const all = [...cases.children].map(c => ({
-  element: c, text: c.textContent.toLowerCase(), kind: c.dataset.kind,
+  element: c, kind: c.dataset.kind,
+  text: [...c.querySelectorAll('.text')].map(e => e.textContent.toLowerCase()).join('\\n'),
   place: +c.dataset.place, difference: +c.dataset.difference,
 }));
 const search = document.getElementById('search'), sort = document.getElementById('sort');
@@ -86,8 +88,16 @@ def _share(figures: dict[str, float | int | None], judge: str) -> str:
 
 
 def _better(figures: dict[str, float | int | None], judge: str) -> int:
-    """1 where the policy is better than the baseline beyond chance, -1 where it is worse, else 0."""
-    return int(figures[f"{judge}win_rate_low"] > 0.5) - int(figures[f"{judge}win_rate_high"] < 0.5)
+    """1 where the policy is better than the baseline beyond chance, -1 where it is worse, else 0.
+
+    Of few prompts a bootstrap may have no width: so Wilson's interval must leave out 1/2 too.
+    """
+    low, high = wilson_interval(figures[f"{judge}win_rate"], figures["prompts"])
+    low, high = (
+        min(low, figures[f"{judge}win_rate_low"]),
+        max(high, figures[f"{judge}win_rate_high"]),
+    )
+    return int(low > 0.5) - int(high < 0.5)
 
 
 def comparison_page(
@@ -168,19 +178,41 @@ def _case(place: int, line: Compared) -> str:
     )
 
 
-def diagnosis(figures: dict[str, float | int | None], metrics: Path | None) -> list[str]:
+def read_log(path: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl that can be read; none where there is no such file."""
+    lines = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            metrics = json.loads(line)
+        except ValueError:  # torn, when the run was killed
+            continue
+        if isinstance(metrics, dict):
+            lines.append(metrics)
+    return lines
+
+
+def diagnosis(figures: dict[str, float | int | None], log: list[dict]) -> list[str]:
     """What each figure means for the question why the policy is not better, and what to try.
 
-    metrics: metrics.jsonl of the policy's training, where it is at hand.
+    log: the lines of the metrics.jsonl of the policy's training, where they are at hand.
     """
-    notes = []
     difference = figures["policy_tokens_mean"] - figures["baseline_tokens_mean"]
-    notes.append(
+    length = (
         f"The policy's answers are {abs(difference):.1f} tokens {'longer' if difference > 0 else 'shorter'} "
-        f"than the baseline's; with length controlled it wins {figures['length_controlled_win_rate']:.1%}. "
-        "Where the two win rates are far apart the reward model pays for length: look at length_correlation "
-        "in evaluate.py rm."
+        "than the baseline's"
     )
+    controlled = figures["length_controlled_win_rate"]
+    if controlled is None:
+        length += ", so much that their lengths hardly overlap, and length can't be controlled. "
+    else:
+        length += (
+            f"; with length controlled (a logistic regression of the wins on the difference of lengths, at "
+            f"a difference of 0) it wins {controlled:.1%}. "
+        )
+    notes = [
+        f"{length}Where the two win rates are far apart the reward model may pay for length: look at "
+        "length_correlation in evaluate.py rm."
+    ]
     cut = {
         side: 1 - figures[f"{side}_ended_share"]
         for side in ("policy", "baseline")
@@ -198,24 +230,21 @@ def diagnosis(figures: dict[str, float | int | None], metrics: Path | None) -> l
             f"{figures['kl_per_token']:.3f} a token. Near 0 the policy has hardly moved: raise --lr or "
             "--epochs, or lower --beta. At tens of nats an answer it has left what it knew: the other way."
         )
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics else []
-    evaluations = [line for line in lines if "eval/logps/chosen" in line]
+    sides = ("eval/logps/chosen", "eval/logps/rejected")
+    evaluations = [line for line in log if all(key in line for key in sides)]
     if evaluations:
-        first, last = evaluations[0], evaluations[-1]
-        chosen, rejected = (
-            last[f"eval/logps/{side}"] - first[f"eval/logps/{side}"]
-            for side in ("chosen", "rejected")
-        )
+        chosen, rejected = (evaluations[-1][key] - evaluations[0][key] for key in sides)
         notes.append(
             f"In training the held-out chosen answers' log-probability moved by {chosen:+.2f} nats, the "
             f"rejected ones' by {rejected:+.2f}. That chosen falls too is usual in DPO, which rewards the "
             "difference alone; where it falls as fast as rejected, lower --lr or raise --beta."
         )
-        training = [line["rewards/margins"] for line in lines if "rewards/margins" in line][-10:]
-        if training:
-            notes.append(
-                f"The margin is {last['eval/rewards/margins']:.3f} on held-out pairs, and "
-                f"{sum(training) / len(training):.3f} on the last {len(training)} training steps. Far apart, "
-                "the policy learns its pairs by heart: fewer epochs, or more pairs."
-            )
+    held_out = [line["eval/rewards/margins"] for line in log if "eval/rewards/margins" in line]
+    training = [line["rewards/margins"] for line in log if "rewards/margins" in line][-10:]
+    if held_out and training:
+        notes.append(
+            f"The margin is {held_out[-1]:.3f} on held-out pairs, and "
+            f"{sum(training) / len(training):.3f} on the last {len(training)} training steps. Far apart, "
+            "the policy learns its pairs by heart: fewer epochs, or more pairs."
+        )
     return notes

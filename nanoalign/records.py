@@ -132,6 +132,10 @@ def parse_prompt(record: object, where: str, pair_id: str, subset: str) -> Examp
         else:
             _check_text({"prompt": prompt}, where)
         return Example(pair_id, kind, prompt, (), subset, ())
+    if isinstance(record, dict) and len({"chosen", "rejected"} & record.keys()) == 1:
+        raise RunError(
+            f"{where}: of 'chosen' and 'rejected' there must be both, or with a 'prompt' none"
+        )
     if not isinstance(record, dict) or not {"chosen", "rejected"} <= record.keys():
         raise RunError(
             f"{where}: no prompt in the record; expected the key 'prompt', or {EXPECTED}"

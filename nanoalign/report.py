@@ -257,8 +257,10 @@ def policy_picture(path: Path, compared: list[Compared], figures: dict[str, floa
             s=9, color=colour, alpha=_alpha(len(compared)),
             label=f"{side}, mean {figures[f'{side}_tokens_mean']:.1f} tokens",
         )  # fmt: skip
+    controlled = figures["length_controlled_win_rate"]
     axes["length"].set_title(
-        f"reward and length: with length controlled {figures['length_controlled_win_rate']:.3f} are won"
+        "reward and length"
+        + ("" if controlled is None else f": with length controlled {controlled:.3f} are won")
     )
     axes["length"].set_xlabel("tokens of the answer")
     axes["length"].set_ylabel("reward")
@@ -276,7 +278,8 @@ def frontier_picture(path: Path, results: dict[str, dict[str, float]]) -> None:
     """
     names = sorted(results, key=lambda name: results[name]["kl_per_answer"])
     figures = [results[name] for name in names]
-    kl = np.array([each["kl_per_answer"] for each in figures])
+    # An estimate: near 0 it may be below.
+    kl = np.array([max(0.0, each["kl_per_answer"]) for each in figures])
     judges = {"": ("reward model", BETTER)}
     if all("policy_true_mean" in each for each in figures):
         judges["true_"] = ("true rule of the embedded world", "tab:green")
@@ -306,7 +309,7 @@ def frontier_picture(path: Path, results: dict[str, dict[str, float]]) -> None:
         axis.set_title(title)
         axis.set_xscale("function", functions=(np.sqrt, np.square))  # as Gao et al. draw it
         axis.xaxis.set_major_locator(plt.MaxNLocator(6))
-        axis.set_xlim(0, 1.2 * kl.max())
+        axis.set_xlim(0, max(1.2 * kl.max(), 0.01))
         axis.set_xlabel("KL(policy || baseline), nats an answer; square-root scale")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)

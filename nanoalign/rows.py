@@ -90,9 +90,17 @@ def encode(example: Example, tokenizer, template: str = "auto", max_length: int 
 
 
 def encode_all(
-    examples: list[Example], tokenizer, template: str = "auto", max_length: int = 1024
+    examples: list[Example],
+    tokenizer,
+    template: str = "auto",
+    max_length: int = 1024,
+    ended: Sequence[Sequence[bool | None]] | None = None,
 ) -> tuple[list[Row], Counter]:
-    """All rows, in order, and what was cut on the way: a count for each reason."""
+    """All rows, in order, and what was cut on the way: a count for each reason.
+
+    ended: for each response whether it ended by itself where it was sampled (None: not known). One that
+        was cut there gets no EOS, nor what a chat template writes behind an answer.
+    """
     check_tokenizer(tokenizer, max_length)
     groups: dict[str, list[int]] = {}  # template -> examples
     for i, example in enumerate(examples):
@@ -106,14 +114,30 @@ def encode_all(
         bos, plain = name != "chat", name == "pku"
         prompts = _tokenize([prompt for prompt, _ in rendered], tokenizer, bos, plain)
         texts = [_without_eos(text, tokenizer.eos_token) for _, texts in rendered for text in texts]
-        responses = iter(_tokenize_continuations(texts, tokenizer, plain))
+        cut = [
+            ended is not None and ended[i][k] is False
+            for i in indices
+            for k in range(len(examples[i].responses))
+        ]
+        own = [response for i in indices for response in examples[i].responses]
+        texts = [
+            _without_tail(text, answer) if open_ and name == "chat" else text
+            for text, answer, open_ in zip(texts, own, cut, strict=True)
+        ]
+        # A cut answer of no tokens keeps its EOS: something must be read.
+        responses = iter(
+            ids if open_ and ids else [*ids, tokenizer.eos_token_id]
+            for ids, open_ in zip(
+                _tokenize_continuations(texts, tokenizer, plain), cut, strict=True
+            )
+        )
         for i, prompt in zip(indices, prompts, strict=True):
             pair_id = examples[i].pair_id
             if not prompt:
                 raise RunError(f"{pair_id}: the prompt has no tokens in this tokenizer; remove it")
-            ended = [next(responses) + [tokenizer.eos_token_id] for _ in examples[i].responses]
-            prompt, ended = _fit(prompt, ended, max_length, tokenizer.bos_token_id, counts)
-            ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *ended)]
+            whole = [next(responses) for _ in examples[i].responses]
+            prompt, fitting = _fit(prompt, whole, max_length, tokenizer.bos_token_id, counts)
+            ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *fitting)]
             rows[i] = Row(pair_id, ids[0], tuple(ids[1:]), examples[i].pairs)
             blank = sum(not response.strip() for response in examples[i].responses)
             counts["responses of white space alone"] += blank
@@ -167,6 +191,29 @@ def _tokenize_continuations(texts: list[str], tokenizer, plain: bool) -> list[li
         seq[start:] if seq[:start] == newline else ids
         for seq, ids in zip(behind, alone, strict=True)
     ]
+
+
+def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
+    """The text of a sampled response: what its tokens say behind others, with a space that begins it.
+
+    A SentencePiece tokenizer drops a text's first space, so the tokens are decoded behind a newline.
+    """
+    newline = _tokenize(["\n"], tokenizer, bos=False, plain=False)[0]
+    before, both = (
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in (newline, [*newline, *tokens])
+    )
+    if before and both.startswith(before):
+        return both[len(before) :]
+    return tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def _without_tail(text: str, answer: str) -> str:
+    """A rendered response up to the end of the answer's own text."""
+    own = answer.strip()
+    if not own:
+        return ""
+    place = text.rfind(own)
+    return text if place < 0 else text[: place + len(own)]
 
 
 def _without_eos(text: str, eos: str) -> str:
@@ -227,22 +274,6 @@ def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
         if pairs:
             kept.append(replace(row, pairs=pairs))
     return kept
-
-
-def without_eos_where_cut(row: Row, ended: Sequence[bool | None], eos: int) -> Row:
-    """The row as encode would make it, had it known which responses were cut while they were sampled.
-
-    ended: for each response whether it ended by itself; None where that is not known.
-    """
-    return replace(
-        row,
-        responses=tuple(
-            response[:-1]
-            if whole is False and len(response) > 1 and response[-1] == eos
-            else response
-            for response, whole in zip(row.responses, ended, strict=True)
-        ),
-    )
 
 
 def fingerprint(rows: list[Row]) -> str:

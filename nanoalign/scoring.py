@@ -41,11 +41,15 @@ Pairs = list[tuple[Scored, Scored]]  # (better, worse)
 
 
 def scoring_rule(
-    model: RewardModel, name: str, template: str | None, max_length: int | None
+    model: RewardModel,
+    name: str,
+    template: str | None,
+    max_length: int | None,
+    flags: str = "",
 ) -> tuple[str, int]:
     """(template, max_length) to score with: those of the model's training, which flags may only repeat.
 
-    For a model that does not say how it was trained, the flags decide.
+    For a model that does not say how it was trained, the flags decide; their names begin with `flags`.
     """
     rule = model.scoring if isinstance(model.scoring, dict) else {}
     template = None if template == "auto" else template
@@ -54,7 +58,7 @@ def scoring_rule(
             raise RunError(
                 f"model '{name}' was trained with {key} {rule[key]!r}, and is to score with {given!r}: "
                 "its rewards would mean something else"
-                + (f"; give --{key} {rule[key]}" if key != "eos" else "")
+                + (f"; give --{flags}{key} {rule[key]}" if key != "eos" else "")
             )
     return template or rule.get("template", "auto"), max_length or rule.get("max_length", 1024)
 

@@ -10,6 +10,7 @@ from nanoalign.comparison import (
     length_controlled_win_rate,
 )
 from nanoalign.metrics import win_shares
+from nanoalign.tiny import world
 
 
 def compared(policy: float, baseline: float, prompt: str = "p", tokens=(5, 5), ended=(True, True)):
@@ -69,9 +70,60 @@ def test_length_control_takes_out_what_length_explains():
     assert length_controlled_win_rate(by_length, longer) == pytest.approx(0.5, abs=0.04)
     by_coin = (draw.random(4000) < 0.7).astype(float)
     assert length_controlled_win_rate(by_coin, longer) == pytest.approx(0.7, abs=0.04)
-    assert length_controlled_win_rate(by_coin, np.zeros(4000)) == pytest.approx(
-        by_coin.mean(), abs=1e-3
-    )
+    assert length_controlled_win_rate(by_coin, np.zeros(4000)) == pytest.approx(by_coin.mean())
+
+
+def test_few_wins_are_not_drawn_to_a_half():
+    """Equal lengths control nothing: 5 of 5 and 4 of 5 stay what they are."""
+    for won in ([1.0] * 5, [1.0, 1.0, 0.0, 1.0, 1.0]):
+        assert length_controlled_win_rate(np.array(won), np.zeros(5)) == pytest.approx(np.mean(won))
+
+
+def test_length_is_not_controlled_where_equal_lengths_were_not_seen():
+    """All answers are 9 to 11 tokens longer: what would be at a difference of 0 is anybody's guess."""
+    draw = np.random.default_rng(0)
+    won = (draw.random(600) < 0.9).astype(float)
+    assert length_controlled_win_rate(won, draw.uniform(9, 11, 600)) is None
+    assert length_controlled_win_rate(won, np.full(600, 10.0)) is None
+
+
+def test_figures_of_the_embedded_world_by_hand():
+    """Two answers to one prompt of the world, and one to another: by its rule won, a tie, and lost."""
+    first, second = list(world.PROMPTS)[:2]
+    texts = {
+        p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
+        for p in (first, second)
+    }
+    lines = [
+        Compared("1", first, texts[first][2], texts[first][0], 0.0, 1.0, 5, 5, True, True),
+        Compared("2", first, texts[first][1], texts[first][1], 1.0, 0.0, 5, 5, True, True),
+        Compared("3", second, texts[second][0], texts[second][2], 1.0, 0.0, 9, 1, True, True),
+    ]
+    figures = comparison_metrics(lines)
+    rewards = [
+        [world.true_reward(x.prompt, answer) for answer in (x.policy_answer, x.baseline_answer)]
+        for x in lines
+    ]
+    assert rewards[0][0] > rewards[0][1] and rewards[2][0] < rewards[2][1]
+    assert figures["true_win_rate"] == 0.5 and figures["win_rate"] == pytest.approx(2 / 3)
+    assert figures["policy_true_mean"] == pytest.approx(sum(r[0] for r in rewards) / 3)
+    assert figures["baseline_true_mean"] == pytest.approx(sum(r[1] for r in rewards) / 3)
+    assert figures["prompts"] == 2
+    # Two groups: of the first prompt's mean 3/4, of the second's 0; and of the judge 1/2 and 1.
+    assert (figures["true_win_rate_low"], figures["true_win_rate_high"]) == (0.0, 0.75)
+    assert (figures["win_rate_low"], figures["win_rate_high"]) == (0.5, 1.0)
+
+
+def test_longer_is_the_policys_length_less_the_baselines():
+    """A judge that prefers longer answers, and a policy whose are longer: less is left than it won."""
+    draw = np.random.default_rng(1)
+    lines = []
+    for i in range(400):
+        longer = int(draw.integers(-5, 16))
+        won = draw.random() < 1 / (1 + np.exp(-0.3 * longer))
+        lines.append(compared(float(won), 0.5, f"p{i}", (30 + longer, 30)))
+    figures = comparison_metrics(lines)
+    assert figures["win_rate"] > 0.7 and abs(figures["length_controlled_win_rate"] - 0.5) < 0.12
 
 
 def test_length_control_is_finite_where_length_separates_wins_from_losses():

@@ -3,6 +3,9 @@
 evaluate.py policy: two models on the same prompts, on any number of ranks; answers made elsewhere.
 """
 
+import argparse
+import base64
+import html
 import json
 import re
 import statistics
@@ -16,9 +19,12 @@ from ranks import run_ranks
 from test_evaluate import script
 
 import evaluate
+from nanoalign.answers import Answers, Asked, kl_estimate
 from nanoalign.comparison import Compared, new_pairs
 from nanoalign.data import read_examples
-from nanoalign.models import RewardModel
+from nanoalign.distributed import setup
+from nanoalign.generate import Answer
+from nanoalign.models import Policy, RewardModel
 from nanoalign.records import Example
 from nanoalign.rows import EOS_RULE, Row, collate
 
@@ -57,6 +63,7 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     write(folder / "further.jsonl", [{"prompt": p, "answer": "a"} for p in further])
     write(folder / "strange.jsonl", [{"prompt": "Another?", "answer": "a"}])
     write(folder / "empty.jsonl", [])
+    write(folder / "half.jsonl", [{"prompt": "p", "chosen": "c"}])
     return folder
 
 
@@ -65,9 +72,11 @@ def write(path: Path, records: list[dict]) -> None:
 
 
 def argv(folder: Path, out: str, *flags: object) -> list[str]:
-    base = ["policy", "--policy", folder / "policy", "--baseline", folder / "baseline", "--reward",
-            folder / "rm", "--data", folder / "prompts.jsonl", "--out", folder / out, "--template", "raw",
-            "--max_new_tokens", 6, "--batch_size", 4]  # fmt: skip
+    base = ["policy", "--reward", folder / "rm", "--data", folder / "prompts.jsonl", "--out", folder / out,
+            "--template", "raw", "--max_new_tokens", 6, "--batch_size", 4]  # fmt: skip
+    for side in ("policy", "baseline"):
+        if f"--{side}_answers" not in flags:
+            base += [f"--{side}", folder / side]
     return [str(arg) for arg in [*base, *flags]]
 
 
@@ -89,8 +98,8 @@ def test_every_prompt_has_its_answers_and_repeated_prompts_stay_apart(results):
         f"prompts:{i}#{k}" for i in range(1, 10) for k in (0, 1)
     ]
     answer = {line["id"]: line["policy_answer"] for line in lines}
-    for k in (0, 1):  # prompts 1 and 9 are the same, and so is the seed
-        assert answer[f"prompts:1#{k}"] == answer[f"prompts:9#{k}"]
+    # Prompts 1 and 9 are the same, and get four different answers.
+    assert len({answer[f"prompts:{i}#{k}"] for i in (1, 9) for k in (0, 1)}) == 4
     assert len(set(answer.values())) > 10
     assert any(line["policy_answer"] != line["baseline_answer"] for line in lines)
 
@@ -154,6 +163,14 @@ def test_pairs_for_a_next_round_are_the_best_against_the_worst(world):
     assert len(read_examples(str(world / "pairs.jsonl"))) == len(expected) > 2
 
 
+def test_equal_answers_are_no_pair_whatever_rounding_says():
+    compared = [
+        Compared("1", "q", "same", "b", score, 0.0, 1, 1, True, True)
+        for score in (1.65030241, 1.65030253)
+    ]
+    assert new_pairs([Example("t", "text", "q", (), pairs=())], compared, 2) == []
+
+
 def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
     def lines(*scored):
         return [Compared("1", "p", a, "b", s, 0.0, 1, 1, True, True) for a, s in scored]
@@ -197,7 +214,7 @@ def test_a_cut_answer_is_scored_as_it_was_cut(world, results, tokenizer):
             with torch.no_grad():
                 expected = model(collate([row])).item()
             assert line[f"{side}_score"] == pytest.approx(expected, abs=1e-5)
-            assert line[f"{side}_tokens"] == len(tokens)
+            assert line[f"{side}_tokens"] <= 6  # as it was sampled
             ended.add(line[f"{side}_ended"])
     assert ended == {True, False}
 
@@ -240,26 +257,137 @@ def test_a_judge_of_another_template_is_allowed_where_it_is_meant(world):
 
 
 def test_the_frontier_is_drawn_of_results_with_one_baseline(world, results, monkeypatch):
-    """Two evaluations, the one of the policy against itself elsewhere: another baseline is refused."""
-    evaluated(world, "first", "--seed", 1)
+    """Two seeds beside each other; another baseline, temperature or kind of folder is refused."""
+    evaluated(world, "first", "--samples", 2, "--seed", 1)
     monkeypatch.chdir(world)
-    outcome = run_ranks(1, policy_script, ["frontier", "results", "first", "--out", "f.png"])
-    assert outcome.codes == [0], outcome.stderr
-    assert (world / "f.png").read_bytes().startswith(b"\x89PNG")
+    for _ in range(2):  # an older frontier is replaced
+        outcome = run_ranks(1, policy_script, ["frontier", "results", "first", "--out", "f"])
+        assert outcome.codes == [0], outcome.stderr
+    assert (world / "f" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     figures = json.loads((world / "first" / "metrics.json").read_text())
-    assert re.search(
-        rf"^first .*{figures['kl_per_answer']:.3f} .*{figures['win_rate']:.3f}",
-        outcome.stdout,
-        re.M,
-    )
+    row = rf"^first .*{figures['kl_per_answer']:.3f} .*{figures['win_rate']:.3f}"
+    assert re.search(row, outcome.stdout, re.MULTILINE)
     evaluated(world, "other", "--baseline", world / "policy")
-    for argv, message in (
-        (["results", "other", "--out", "g.png"], "other was evaluated with --baseline"),
-        (["results", "rm", "--out", "g.png"], "rm holds no results"),
-        (["results", "--out", "f.png"], "f.png exists"),
+    evaluated(world, "hot", "--max_new_tokens", 5)
+    evaluated(world, "greedy", "--temperature", 0)
+    (world / "strange").mkdir(exist_ok=True)
+    (world / "strange" / "args.json").write_text("[]")
+    (world / "strange" / "metrics.json").write_text("null")
+    for name, message in (
+        ("other", "other was evaluated with --baseline"),
+        ("hot", "hot was evaluated with --max_new_tokens 5, results with 6"),
+        ("greedy", "greedy has no kl_per_answer"),
+        ("rm", "rm holds no results"),
+        ("strange", "strange holds no results"),
     ):
-        outcome = run_ranks(1, policy_script, ["frontier", *argv])
-        assert outcome.codes == [1] and message in outcome.stderr
+        outcome = run_ranks(1, policy_script, ["frontier", "results", name, "--out", "f"])
+        assert outcome.codes == [1] and message in outcome.stderr, outcome.stderr
+
+
+def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer):
+    """The oracle: transformers' own forward. Each side reads its own prompt; two answers were cut."""
+    prompts = {"policy": ([7, 8, 9], [1]), "baseline": ([7, 8], [2, 1])}
+    answers = [
+        [Answer((5, 6, 7), 258), Answer((), 258)],
+        [Answer((9, 9), None), Answer((3,), None)],
+    ]
+    asked, logps = [], []
+    for seed, (name, own) in enumerate(prompts.items()):
+        policy = Policy(tiny_llama(seed))
+        rows = [Row(name, np.array(prompt, np.int32), (), ()) for prompt in own]
+        asked.append(Asked(name, policy, tokenizer, "raw", rows))
+        for prompt, some in zip(own, answers, strict=True):
+            for answer in some:
+                tokens = [*answer.tokens, *([258] if answer.ended else [])]
+                with torch.no_grad():
+                    logits = policy.model(torch.tensor([prompt + tokens])).logits[
+                        0, len(prompt) - 1 : -1
+                    ]
+                picked = logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
+                logps.append(picked.sum().item() * (1, -1)[seed])
+    args = argparse.Namespace(temperature=1.0, top_p=1.0, micro_batch_tokens=20, share_prefix=True)
+    found = kl_estimate(*asked, Answers([], answers), args, setup())
+    assert found["kl_per_answer"] == pytest.approx(sum(logps) / 4, rel=1e-5)
+    assert found["kl_per_token"] == pytest.approx(sum(logps) / 8, rel=1e-5)
+    args.top_p = 0.9
+    assert kl_estimate(*asked, Answers([], answers), args, setup()) == {}
+
+
+def test_the_flags_reach_the_sampler(world):
+    """Greedy answers, a small top_p, another seed and cut prompts each give other answers."""
+    plain, _ = evaluated(world, "plain run")
+    base = [line["policy_answer"] for line in plain]
+    for name, flags in {
+        "greedy run": ["--temperature", 0],
+        "nucleus": ["--top_p", 0.05],
+        "seed 5": ["--seed", 5],
+        "cut prompts": ["--max_length", 4],
+    }.items():
+        lines, figures = evaluated(world, name, *flags)
+        assert [line["policy_answer"] for line in lines] != base, name
+        assert ("kl_per_answer" in figures) == (name in ("seed 5", "cut prompts"))
+
+
+def test_the_report_is_written_whole(world):
+    """Without stubs: the page has the verdict, the picture, the run's training and every answer."""
+    log = [{"eval/logps/chosen": -9.0, "eval/logps/rejected": -9.0},
+           {"eval/logps/chosen": -8.0, "eval/logps/rejected": -11.0}]  # fmt: skip
+    torn = '{"eval/logps/ch'
+    lines = "".join(json.dumps(line) + "\n" for line in log)
+    (world / "policy" / "metrics.jsonl").write_text(f"3\n{lines}{torn}")
+    outcome = run_ranks(1, script, argv(world, "whole"))
+    (world / "policy" / "metrics.jsonl").unlink()
+    assert outcome.codes == [0], outcome.stderr
+    page = html.unescape((world / "whole" / "report.html").read_text())
+    picture = (world / "whole" / "answers.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in page
+    assert "moved by +1.00 nats, the rejected ones' by -2.00" in page and "KL(policy" in page
+    assert page.count("<article") == 9
+    sentence = re.search(r'class="verdict">(.*?)</p>', page)[1]
+    assert sentence in outcome.stdout
+
+
+def test_a_judge_that_can_not_read_is_found_before_sampling(world, tmp_path, tokenizer):
+    """It knows 64 positions, and is to read 256."""
+    tiny_llama(max_position_embeddings=64).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = RewardModel.load(tmp_path, head_seed=0)
+    model.scoring = {"template": "raw", "max_length": 256, "eos": EOS_RULE}
+    (world / "short rm").mkdir()
+    model.save(world / "short rm", tokenizer)
+    outcome = run_ranks(1, policy_script, argv(world, "new", "--reward", world / "short rm"))
+    assert outcome.codes == [1] and "sampled" not in outcome.stdout
+    assert "knows 64 positions" in outcome.stderr, outcome.stderr
+
+
+def test_a_judge_without_a_rule_reads_the_policies_template(world, tokenizer, llama_folder):
+    model = RewardModel.load(llama_folder, head_seed=0)
+    (world / "silent rm").mkdir(exist_ok=True)
+    model.save(world / "silent rm", tokenizer)
+    found = {}
+    for template in ("raw", "pku"):
+        flags = ["--policy_answers", world / "answers.jsonl", "--template", template]
+        lines, _ = evaluated(world, f"silent {template}", "--reward", world / "silent rm", *flags)
+        found[template] = [line["policy_score"] for line in lines]
+    given = ["--policy_answers", world / "answers.jsonl", "--template", "raw"]
+    spoken, _ = evaluated(world, "spoken", *given)
+    assert found["raw"] == pytest.approx([line["policy_score"] for line in spoken], abs=1e-5)
+    assert found["raw"] != pytest.approx(found["pku"], abs=1e-3)
+
+
+def test_without_a_command_both_are_evaluated_with_their_defaults(monkeypatch):
+    called = []
+    monkeypatch.setattr(evaluate, "evaluate_rm", lambda args, _: called.append(args))
+    monkeypatch.setattr(evaluate, "evaluate_policy", lambda args, _: called.append(args))
+    evaluate.main([])
+    assert [args.command for args in called] == ["rm", "policy"]
+    assert (called[0].model, called[1].policy, called[1].baseline) == (
+        "runs/rm",
+        "runs/dpo",
+        "tiny",
+    )
+    with pytest.raises(ValueError, match=r"say first what to evaluate: evaluate.py rm\|policy"):
+        evaluate.main(["--model", "runs/rm"])
 
 
 BAD_INPUT = {
@@ -272,8 +400,16 @@ BAD_INPUT = {
     "other prompts": (["--policy_answers", "further.jsonl"], "2 answers are to prompts that are not asked.*"
                       "'Another\\?'"),
     "no common prompt": (["--policy_answers", "strange.jsonl", "--allow_missing"], "none of the 9 prompts"),
-    "another template": (["--template", "pku"], "trained with the template raw, and '.*' is asked with pku; "
+    "another template": (["--template", "pku"], "reads the template raw, and '.*' is asked with pku; "
                          "give --template raw"),
+    "another one of the judge": (["--reward_template", "pku"], "trained with template 'raw', .* "
+                                 "give --reward_template raw"),
+    "both": (["--policy", "policy", "--policy_answers", "answers.jsonl"], "both name the policy; give one"),
+    "top_p": (["--top_p", "5"], "--top_p 5 is a probability"),
+    "temperature": (["--temperature", "1e-300"], "--temperature 1e-300: give 0, or 0.001 and more"),
+    "greedy samples": (["--temperature", "0", "--samples", "2"], "of a prompt are the same"),
+    "half a pair": (["--data", "half.jsonl"], "half.jsonl:1: of 'chosen' and 'rejected' there must be both"),
+    "the root": (["--out", "/"], "--out / is no folder that can be replaced"),
     "the same data twice": (["--data", "prompts.jsonl", "prompts.jsonl"], "two data sources are named"),
     "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl exists; give another"),
     "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with .jsonl"),

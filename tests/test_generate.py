@@ -128,6 +128,21 @@ def test_an_answer_does_not_depend_on_ranks(llama_folder, policy, prompts, ranks
     assert outcome.results == [expected] * ranks
 
 
+def test_answers_keep_their_random_numbers_when_others_leave_the_batch(policy, prompts):
+    """Every sixth token ends an answer, so the batch shrinks at different places; alone none leaves."""
+    ends, settings = set(range(0, 259, 6)), {"max_new_tokens": 20, "seed": 1}
+    together = generate(policy, prompts, ends, Sampling(**settings), setup())
+    alone = generate(policy, prompts, ends, Sampling(**settings, batch_size=1), setup())
+    assert together == alone
+    assert len({len(answer.tokens) for (answer,) in together}) > 3
+
+
+def test_a_prompt_that_comes_again_gets_other_answers(policy, prompts):
+    twice = generate(policy, [prompts[0]] * 2, EOS, Sampling(max_new_tokens=8, samples=2), setup())
+    four = generate(policy, [prompts[0]], EOS, Sampling(max_new_tokens=8, samples=4), setup())
+    assert twice[0] + twice[1] == four[0] and len(set(four[0])) == 4
+
+
 def _greedy(folder: Path, prompts: list[Row], batch_size: int) -> list:
     sampling = Sampling(temperature=0.0, max_new_tokens=16, batch_size=batch_size)
     ends = set(range(0, 259, 6))  # so that answers end at different places, and leave the batch

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from nanoalign.comparison import Compared, comparison_metrics
-from nanoalign.page import comparison_page, diagnosis, verdict
+from nanoalign.page import comparison_page, diagnosis, read_log, verdict
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -51,7 +51,7 @@ INTERVALS = {1: (0.51, 0.7), 0: (0.45, 0.6), -1: (0.3, 0.49)}
 
 
 def _figures(judged: int, true: int | None) -> dict:
-    figures = {"pairs": 9}
+    figures = {"pairs": 2000, "prompts": 2000}
     for key, sign in (("", judged), ("true_", true)):
         if sign is not None:
             low, high = INTERVALS[sign]
@@ -75,17 +75,35 @@ def test_the_verdict_is_no_surer_than_its_intervals(judged, true, says):
     assert ("true rule" in text) == (true is not None)
 
 
+def test_three_wins_of_three_are_no_proof():
+    """A bootstrap of three wins has no width; Wilson's interval of 3 of 3 begins at 0.44."""
+    figures = {f"win_rate{end}": 1.0 for end in ("", "_low", "_high")} | {"pairs": 3, "prompts": 3}
+    assert "may be chance" in verdict(figures)
+
+
 def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):
-    """Chosen fell by 2, rejected by 5; margins 0.4 held out, 0.8 on the last steps."""
+    """Chosen fell by 2, rejected by 5; margins 0.4 held out, 0.8 on the last steps. The last line is torn."""
     lines = [
         {"step": 0, "eval/logps/chosen": -10.0, "eval/logps/rejected": -12.0, "eval/rewards/margins": 0.0},
         {"step": 1, "rewards/margins": 0.8},
         {"step": 1, "eval/logps/chosen": -12.0, "eval/logps/rejected": -17.0, "eval/rewards/margins": 0.4},
+        {"step": 2, "eval/logps/chosen": -99.0},
+        3,
     ]  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = " ".join(diagnosis(comparison_metrics(compared), tmp_path / "metrics.jsonl"))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "eval/lo')
+    text = " ".join(diagnosis(comparison_metrics(compared), read_log(path)))
     assert "moved by -2.00 nats, the rejected ones' by -5.00" in text
     assert "0.400 on held-out pairs, and 0.800 on the last 1 training steps" in text
     assert "0.0% of the policy's and 33.3% of the baseline's" in text
-    assert "1.0 tokens shorter" in text
-    assert len(diagnosis(comparison_metrics(compared), None)) == 2
+    assert "1.0 tokens shorter" in text and "KL" not in text
+    kl = {"kl_per_answer": 1.5, "kl_per_token": 0.25}
+    assert "KL(policy || baseline) is 1.50 nats an answer, 0.250 a token" in " ".join(
+        diagnosis(comparison_metrics(compared) | kl, [])
+    )
+    assert len(diagnosis(comparison_metrics(compared), read_log(tmp_path / "none"))) == 2
+
+
+def test_lengths_that_hardly_overlap_are_not_controlled(compared):
+    figures = comparison_metrics(compared) | {"length_controlled_win_rate": None}
+    assert "length can't be controlled" in diagnosis(figures, [])[0]

@@ -16,8 +16,10 @@ from nanoalign.records import Example, Pair
 from nanoalign.rows import (
     PADDING,
     Row,
+    _tokenize_continuations,
     check_fits,
     collate,
+    decode_continuation,
     drop_equal,
     encode,
     encode_all,
@@ -311,3 +313,29 @@ def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():
     assert sorted(first) == sorted(second) == list(range(10))
     assert list(first) != list(second)
     assert list(step_indices(0, 10, 10, seed=1)) != list(first)
+
+
+def test_an_answer_that_was_cut_has_no_end(tokenizer):
+    """Neither EOS, nor under a chat template what it writes behind an answer; one of no text keeps it."""
+    chat = byte_tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}[end]\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    example = Example("a", "text", "q", ("cut he", "whole", "", "unknown"), pairs=())
+    for template, its, tail in (("raw", tokenizer, ""), ("chat", chat, "[end]\n")):
+        ((row,), _) = encode_all([example], its, template, ended=[(False, True, False, None)])
+        texts = [its.decode(response) for response in row.responses]
+        assert texts == ["cut he", f"whole{tail}<eos>", "<eos>", f"unknown{tail}<eos>"]
+
+
+def test_a_sampled_answer_keeps_the_space_that_begins_it(tokenizer):
+    """Byte-level, and SentencePiece's way, whose decoder drops a text's first space."""
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("▁abc\n")}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    metaspace = PreTrainedTokenizerFast(tokenizer_object=core)
+    for its in (tokenizer, metaspace):
+        for text in (" ab c", "ab c"):
+            ids = _tokenize_continuations([text], its, plain=False)[0]
+            assert decode_continuation(ids, its) == text
