@@ -41,7 +41,7 @@ from nanoalign.checks import check_layout
 from nanoalign.comparison import Compared, comparison_metrics, new_pairs
 from nanoalign.data import read_sources
 from nanoalign.distributed import World, on_main, print0, run, setup
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.judge import judge, reward_rule, try_judge
 from nanoalign.models import RewardModel
 from nanoalign.page import comparison_page, diagnosis, read_log, verdict
@@ -287,6 +287,17 @@ def write_comparison(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
+def write_pairs(name: str, records: list[dict], prompts: int) -> None:
+    if not records:
+        print(f"{'pairs':<11} none, and so no {name}: no two answers to a prompt differ in reward")
+        return
+    try:
+        checkpoint.write_records(Path(name), records)
+    except OSError as error:
+        raise RunError(f"--pairs_out {name} can't be written: {in_a_line(error)}") from error
+    print(f"{'pairs':<11} {name}: {len(records):,} of {prompts:,} prompts")
+
+
 def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     on_main(world, partial(check_policy_flags, args))
     prompts, answers = read_given(args)
@@ -311,13 +322,7 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     with checkpoint.results_folder(args) as results:
         write_comparison(results, compared, figures, log, args)
     if args.pairs_out:
-        if records := new_pairs(prompts, compared, args.samples):
-            checkpoint.write_records(Path(args.pairs_out), records)
-            print(f"{'pairs':<11} {args.pairs_out}: {len(records):,} of {len(prompts):,} prompts")
-        else:
-            print(
-                f"{'pairs':<11} none, and so no {args.pairs_out}: no two answers to a prompt differ in reward"
-            )
+        write_pairs(args.pairs_out, new_pairs(prompts, compared, args.samples), len(prompts))
     for name, value in figures.items():
         print(f"{name:<28} {'-' if value is None else round(value, 4)}")
     print(f"\n{verdict(figures)}")

@@ -176,9 +176,8 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         partial.replace(path)
-    except OSError as error:
+    finally:
         partial.unlink(missing_ok=True)
-        raise RunError(f"{path.name} can't be written: {in_a_line(error)}") from error
 
 
 # --- results of an evaluation ---------------------------------------------------------------------
