@@ -1,13 +1,15 @@
-"""Train a policy on preference pairs with DPO: no reward model, no sampling.
+"""Train a policy on preference pairs with DPO or one of its family: no reward model, no sampling.
 
     minimise  -log sigmoid(beta * [log pi(y_w | x) / pi_ref(y_w | x) - log pi(y_l | x) / pi_ref(y_l | x)])
 
 Rafailov et al. 2023, arXiv 2305.18290, equation 7. y_w is the chosen response, y_l the rejected
 one, pi the policy and pi_ref the frozen reference it starts from. Unlike the paper, which used
 RMSprop, we use AdamW; and a pair's prompt is computed once for both of its responses
-(nanoalign/rows.py).
+(nanoalign/rows.py). --loss names the other losses, which stand in nanoalign/losses.py; how they
+meet a batch stands in nanoalign/preference.py.
 
     python train_dpo.py                                         one process, the embedded model and data
+    python train_dpo.py --loss simpo
     torchrun --nproc_per_node 8 train_dpo.py --beta 0.1 \\
         --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
 """
@@ -16,17 +18,16 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor, no_grad, stack
-
 from nanoalign import checkpoint, loop, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number, positive
+from nanoalign.audit import audit
 from nanoalign.checks import check_layout, check_start
 from nanoalign.data import TEST_OF
 from nanoalign.distributed import on_main, print0, run, setup
 from nanoalign.errors import RunError
-from nanoalign.losses import dpo_loss
-from nanoalign.metrics import hits
+from nanoalign.losses import DIVERGENCES, LOSSES
 from nanoalign.models import Policy
+from nanoalign.preference import REFERENCE_FREE, Preference, check_sides, settle
 from nanoalign.prepare import (
     compute_dtype,
     describe_plan,
@@ -35,7 +36,7 @@ from nanoalign.prepare import (
     make_optimizer,
 )
 from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import Batch, fingerprint
+from nanoalign.rows import fingerprint
 
 LR = 1e-6
 EMBEDDED_LR = 5e-4  # a model of a million parameters wants larger steps than one of billions
@@ -46,11 +47,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     dpo = parser.add_argument_group("policy and loss")
     dpo.add_argument("--model", default=EMBEDDED,
         help="the policy to train: a Hugging Face folder, OWNER/NAME on the Hub, or 'tiny'")  # fmt: skip
-    dpo.add_argument("--reference", help="the frozen reference; default: what --model names")
-    dpo.add_argument("--beta", type=positive, default=0.1,
+    dpo.add_argument("--reference",
+        help="the frozen reference; default: what --model names, unless the loss has none")  # fmt: skip
+    dpo.add_argument("--loss", choices=LOSSES, default="sigmoid", metavar="NAME",
+        help=f"what is minimised: {', '.join(LOSSES)}")  # fmt: skip
+    share = number(float, 0, 1)
+    hyper = parser.add_argument_group(
+        "hyperparameters of the loss, each by default as its paper has it"
+    )
+    hyper.add_argument("--beta", type=positive,
         help="reward of a nat of log-ratio; small: the policy may go far from the reference")  # fmt: skip
-    dpo.add_argument("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
-        help="share of labels taken to be wrong (conservative DPO)")  # fmt: skip
+    hyper.add_argument("--label_smoothing", type=number(float, 0, 0.5),
+        help="share of labels taken to be wrong: cdpo, robust, exo_pair")  # fmt: skip
+    hyper.add_argument("--tau", type=positive, help="width of discopop's switch")
+    hyper.add_argument("--gamma_beta_ratio", type=number(float, 0),
+        help="simpo's margin, in nats a token")  # fmt: skip
+    hyper.add_argument("--odds_weight", type=number(float, 0), help="orpo's lambda")
+    hyper.add_argument("--cpo_alpha", type=number(float, 0), help="cpo's weight of the NLL")
+    hyper.add_argument("--desirable_weight", type=number(float, 0), help="kto's, of chosen")
+    hyper.add_argument("--undesirable_weight", type=number(float, 0), help="kto's, of rejected")
+    extra = parser.add_argument_group("what combines with any loss")
+    extra.add_argument("--nll_weight", type=number(float, 0),
+        help="adds so much of the chosen response's NLL, a mean over its tokens (RPO)")  # fmt: skip
+    extra.add_argument("--ld_alpha", type=share,
+        help="what a token beyond the shorter response's length counts (LD-DPO)")  # fmt: skip
+    extra.add_argument("--length_alpha", type=number(float, 0),
+        help="reward of each token, which explains away that longer ones are preferred (R-DPO)")  # fmt: skip
+    extra.add_argument("--divergence", choices=DIVERGENCES,
+        help="what binds policy to reference; without it the reverse KL (f-DPO)")  # fmt: skip
+    extra.add_argument(
+        "--divergence_alpha", type=number(float, 1e-6, 1), help="of --divergence alpha"
+    )
+    extra.add_argument("--wpo", action="store_true",
+        help="weigh pairs by how far they are the policy's own (WPO)")  # fmt: skip
+    extra.add_argument("--sync_reference_every", type=number(int, 1), metavar="STEPS",
+        help="move the reference towards the policy every so many steps (TR-DPO)")  # fmt: skip
+    extra.add_argument("--sync_reference_mix", type=share,
+        help="how far it moves; default: 0.6")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/dpo",
@@ -63,35 +96,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
     args.epochs = args.epochs or 1
-    args.reference = args.reference or args.model
+    settle(args)
+    if args.loss not in REFERENCE_FREE:
+        args.reference = args.reference or args.model
     return args
-
-
-def loss_of_batch(
-    policy: Policy, reference: Policy, beta: float, label_smoothing: float, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The algorithm: the losses of a batch's pairs, (B,), and what is reported of each."""
-    logps = policy(batch)  # (S,)
-    with no_grad():
-        reference_logps = reference(batch)  # (S,)
-    chosen, rejected = logps[batch.chosen], logps[batch.rejected]  # (B,) each
-    losses, chosen_rewards, rejected_rewards = dpo_loss(
-        chosen,
-        rejected,
-        reference_logps[batch.chosen],
-        reference_logps[batch.rejected],
-        beta,
-        label_smoothing,
-    )
-    return losses, {
-        "loss": losses,
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": chosen_rewards - rejected_rewards,
-        "rewards/accuracies": hits(chosen_rewards, rejected_rewards),
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
-    }
 
 
 def next_command(args: argparse.Namespace) -> str:
@@ -107,47 +115,58 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dtype = compute_dtype(args, world)
     folder = weights.resolve_model(args.model).resolve()
-    reference_folder = weights.resolve_model(args.reference).resolve()
-    on_main(world, partial(checkpoint.check_folder, args, [folder, reference_folder]))
+    reference_folder = weights.resolve_model(args.reference).resolve() if args.reference else None
+    read = [folder, reference_folder] if reference_folder else [folder]
+    if not args.audit:
+        on_main(world, partial(checkpoint.check_folder, args, read))
 
     tokenizer = load_tokenizer(folder)
-    if load_tokenizer(reference_folder).get_vocab() != tokenizer.get_vocab():
+    if reference_folder and load_tokenizer(reference_folder).get_vocab() != tokenizer.get_vocab():
         raise RunError(
             f"--reference {args.reference} has another vocabulary than --model {args.model}; their "
             "log-probabilities can't be compared"
         )
-    rows, eval_rows = load_rows(args, tokenizer)
+    rows, eval_rows, counts = load_rows(args, tokenizer, unpaired=args.loss == "kto")
+    if args.audit:
+        print0(audit(rows, counts, tokenizer, args.audit, rewards=False))
+        return
+    check_sides(rows, args)
     args.data_hash = fingerprint(rows)
     describe_plan(rows, args, world)
 
     policy = Policy.load(
         folder, world, dtype, activation_checkpointing=args.activation_checkpointing
     )
-    reference = Policy.load(reference_folder, world, dtype, trainable=False)
+    reference = None
+    if reference_folder:
+        reference = Policy.load(reference_folder, world, dtype, trainable=False)
+    objective = Preference(policy, reference, args, world)
     optimizer = make_optimizer(policy, args)
-    dpo = partial(loss_of_batch, policy, reference, args.beta, args.label_smoothing)
+    settings = ", ".join(f"{name} {value:g}" for name, value in objective.hyperparameters.items())
     print0(
         f"{'model':<11} {args.model}: {policy.count_parameters():,} parameters, {dtype}; "
-        f"reference {args.reference}\n"
-        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}; beta {args.beta:g}"
+        f"reference {args.reference or 'none'}\n"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}; loss {args.loss}"
+        f"{': ' * bool(settings)}{settings}"
     )
 
-    for model in (policy, reference):
+    models = {f"--model {args.model}": policy}
+    if reference:
+        models[f"--reference {args.reference}"] = reference
+    for model in models.values():
         model.check_fits(rows + eval_rows)
-    start = checkpoint.load(policy, optimizer, args) if args.resume else 0
+    start = checkpoint.load(policy, optimizer, objective, args) if args.resume else 0
     same = folder == reference_folder
     if same and not args.resume:
         first = rows[: args.batch_size]
-        with no_grad():
-            losses, values = dpo(next(loop.rank_batches(first, args, world))[1])
-        rewards = stack([values["rewards/chosen"], values["rewards/rejected"]])
-        check_start(losses, rewards, len(first))
-    check_layout(reference, rows, args.share_prefix, world, f"--reference {args.reference}")
-    if not same:
-        check_layout(policy, rows, args.share_prefix, world, f"--model {args.model}")
+        batches = partial(loop.rank_batches, args=args, world=world)
+        check_start(*objective.at_start(first, batches), len(first))
+        models.popitem()  # the reference is the same function
+    for name, model in models.items():
+        check_layout(model, rows, args.share_prefix, world, name)
     on_main(world, partial(checkpoint.open_folder, args))
 
-    done = loop.train(policy, optimizer, dpo, rows, {"eval": eval_rows}, args, world, start)
+    done = loop.train(policy, optimizer, objective, rows, {"eval": eval_rows}, args, world, start)
 
     out = Path(args.out)
     if done < loop.total_steps(len(rows), args):
@@ -156,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     policy.save(out, tokenizer, world)
     if world.is_main:
         title = (
-            f"DPO of {args.model}, data {' '.join(args.data)}, beta {args.beta:g}, lr {args.lr:g}"
+            f"{args.loss} of {args.model}, data {' '.join(args.data)}, lr {args.lr:g}, {settings}"
         )
         curves(out, title)
         print(f"{'held out':<11} {held_out_summary(out, len(eval_rows))}")

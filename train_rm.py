@@ -19,12 +19,14 @@ from torch import Tensor, stack
 
 from nanoalign import checkpoint, loop, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number
+from nanoalign.audit import audit
 from nanoalign.checks import check_layout
 from nanoalign.data import TEST_OF
 from nanoalign.distributed import on_main, print0, run, setup
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import hits
 from nanoalign.models import RewardModel
+from nanoalign.objective import Objective
 from nanoalign.prepare import (
     compute_dtype,
     describe_plan,
@@ -99,10 +101,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     dtype = compute_dtype(args, world)
     folder = weights.resolve_model(args.model).resolve()
-    on_main(world, partial(checkpoint.check_folder, args, [folder]))
+    if not args.audit:
+        on_main(world, partial(checkpoint.check_folder, args, [folder]))
 
     tokenizer = load_tokenizer(folder)
-    rows, eval_rows = load_rows(args, tokenizer)
+    rows, eval_rows, counts = load_rows(args, tokenizer)
+    if args.audit:
+        print0(audit(rows, counts, tokenizer, args.audit, rewards=True))
+        return
     args.data_hash = fingerprint(rows)
     describe_plan(rows, args, world)
 
@@ -115,10 +121,10 @@ def main(argv: list[str] | None = None) -> None:
         "template": args.template, "max_length": args.max_length, "eos": EOS_RULE
     }  # fmt: skip
     optimizer = make_optimizer(reward_model, args)
-    pairwise = partial(
+    pairwise = Objective(partial(
         loss_of_batch, reward_model, args.margin, args.label_smoothing,
         args.center_rewards_coefficient,
-    )  # fmt: skip
+    ))  # fmt: skip
     print0(
         f"{'model':<11} {args.model}: {reward_model.count_parameters():,} parameters, {dtype}; head "
         f"{reward_model.head_origin}\n"
@@ -126,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     reward_model.check_fits(rows + eval_rows)
-    start = checkpoint.load(reward_model, optimizer, args) if args.resume else 0
+    start = checkpoint.load(reward_model, optimizer, pairwise, args) if args.resume else 0
     check_layout(reward_model, rows, args.share_prefix, world, f"--model {args.model}")
     on_main(world, partial(checkpoint.open_folder, args))
 

@@ -138,6 +138,9 @@ def add_training_arguments(
         help="run each block again in the backward pass instead of keeping its activations")  # fmt: skip
 
     run = parser.add_argument_group("run")
+    run.add_argument("--audit", type=count, metavar="N",
+        help="print N training examples token by token, as the loss sees them, and a table of the whole "
+        "data set; then stop")  # fmt: skip
     run.add_argument("--eval_every", type=count, metavar="STEPS",
         help="evaluate every so many steps, beside the start and the end of each epoch")  # fmt: skip
     run.add_argument("--save_every", type=count, metavar="STEPS",

@@ -12,10 +12,16 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.objective import Objective
 
 ARGS = "args.json"  # marks a folder as a run's
 # All that a run writes, and so all that --overwrite removes.
@@ -28,7 +34,7 @@ WRITTEN = ("metrics.jsonl", "curves.png", "checkpoints", ".*.partial", "config.j
 PAIRS = {"data", "preference", "template", "max_length", "eval_share", "data_hash"}
 FREE = PAIRS | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_data", "eval_every",
                 "activation_checkpointing", "save_every", "keep", "stop_after", "resume",
-                "overwrite", "out"}  # fmt: skip
+                "overwrite", "out", "audit"}  # fmt: skip
 
 
 def check_folder(args: argparse.Namespace, models: list[Path]) -> None:
@@ -68,6 +74,7 @@ def open_folder(args: argparse.Namespace) -> None:
 def save(
     policy: nn.Module,
     optimizer: torch.optim.Optimizer,
+    objective: Objective,
     step: int,
     args: argparse.Namespace,
     world: World,
@@ -80,19 +87,25 @@ def save(
         partial.mkdir(parents=True)
     dist.barrier()  # the folder is there
     try:
-        dcp.save(_state(policy, optimizer), checkpoint_id=partial)
+        dcp.save(_state(policy, optimizer, objective), checkpoint_id=partial)
     except dcp.api.CheckpointException as error:  # what failed on any rank, raised on all
         raise RunError(f"{final}: the checkpoint can't be written: {_causes(error)}") from error
     if world.is_main:
-        (partial / "run.json").write_text(json.dumps({"step": step, "args": vars(args)}, indent=2))
+        run = {"step": step, "numbers": objective.numbers, "args": vars(args)}
+        (partial / "run.json").write_text(json.dumps(run, indent=2))
         shutil.rmtree(final, ignore_errors=True)
         os.rename(partial, final)
         for old in _complete(Path(args.out))[: -args.keep]:
             shutil.rmtree(old)
 
 
-def load(policy: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace) -> int:
-    """Fills policy and optimizer from the newest checkpoint of --out; returns its step.
+def load(
+    policy: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    args: argparse.Namespace,
+) -> int:
+    """Fills policy, optimizer and objective from the newest checkpoint of --out; returns its step.
 
     The checkpoint may come from another number of ranks. Every rank must call it.
     """
@@ -113,11 +126,12 @@ def load(policy: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Nam
             f"--resume continues the run of {path}, but its settings differ: {'; '.join(changed)}. "
             "Give the old ones, or start anew with another --out"
         )
-    state = _state(policy, optimizer)
+    state = _state(policy, optimizer, objective)
     # Parameters that get no gradient have no optimizer state in the file, and need none.
     partly = dcp.DefaultLoadPlanner(allow_partial_load=True)
     try:
-        dcp.load({"model": state["model"]}, checkpoint_id=path)
+        whole = {name: part for name, part in state.items() if name != "optimizer"}
+        dcp.load(whole, checkpoint_id=path)
         dcp.load({"optimizer": state["optimizer"]}, checkpoint_id=path, planner=partly)
     except dcp.api.CheckpointException as error:
         raise RunError(f"{path}: the checkpoint can't be read: {_causes(error)}") from error
@@ -127,6 +141,9 @@ def load(policy: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Nam
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
     )
+    if objective.saved is not None:
+        set_model_state_dict(objective.saved, state["saved"])
+    objective.numbers = run["numbers"]
     return run["step"]
 
 
@@ -149,9 +166,15 @@ def _causes(error: dcp.api.CheckpointException) -> str:
     return "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
 
 
-def _state(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
+def _state(
+    policy: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective
+) -> dict[str, object]:
     model, optimizer_state = get_state_dict(policy, optimizer)
-    return {"model": model, "optimizer": optimizer_state}
+    state = {"model": model, "optimizer": optimizer_state}
+    if objective.saved is not None:
+        objective.saved.reshard()  # a forward without a backward pass leaves the head gathered
+        state["saved"] = get_model_state_dict(objective.saved)
+    return state
 
 
 def check_file(flag: str, name: str, suffix: str) -> None:

@@ -1,7 +1,5 @@
 """Self-checks before the first step. Each stops a run that would train something else than it says."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -68,16 +66,16 @@ def _advice(batch: Batch) -> str:
     return "this architecture is not supported"
 
 
-def check_start(losses: Tensor, rewards: Tensor, pairs: int) -> None:
-    """With policy == reference every loss is ln 2 and every reward 0, or they are not one function.
+def check_start(losses: Tensor, expected: Tensor, rewards: Tensor, pairs: int) -> None:
+    """With policy == reference rewards are 0 and losses (B,) as expected, or they are not one function.
 
     Every rank must call it: they stop together.
     """
-    worst = torch.stack([(losses - math.log(2)).abs().max(), rewards.abs().max()])
+    worst = torch.stack([(losses - expected).abs().max(), rewards.abs().max()])
     loss_off, reward_off = max_over_ranks(worst.double()).tolist()
     if not (loss_off <= START_TOLERANCE and reward_off <= START_TOLERANCE):
         raise RunError(
             "self-check: before the first step, with policy == reference, losses are up to "
-            f"{loss_off:.3g} from ln 2 and rewards up to {reward_off:.3g} from 0, on the first {pairs} "
-            f"pairs; both must be below {START_TOLERANCE:g}"
+            f"{loss_off:.3g} from what log-ratios of 0 give ({expected[0]:.4f}) and rewards up to "
+            f"{reward_off:.3g} from 0, on the first {pairs} pairs; both must be below {START_TOLERANCE:g}"
         )

@@ -85,10 +85,23 @@ def _located(path_or_name: str) -> Iterator[tuple[str, str, str, object]]:
         raise RunError(f"{path}: holds no records; expected {EXPECTED}")
 
 
-def read_sources(sources: list[str], preference: str = "better") -> list[Example]:
-    """The examples of several sources, one after the other; their names must differ."""
+def read_sources(
+    sources: list[str], preference: str = "better", unpaired: bool = False
+) -> list[Example]:
+    """The examples of several sources, one after the other; their names must differ.
+
+    unpaired: whether single responses with a label will do.
+    """
     _check_names(sources)
-    return [example for source in sources for example in read_examples(source, preference)]
+    examples = [example for source in sources for example in read_examples(source, preference)]
+    if not unpaired:
+        for example in examples:
+            if not example.is_paired():
+                raise RunError(
+                    f"{example.pair_id}: a completion with a label, where pairs are wanted; only "
+                    "train_dpo.py --loss kto learns from such records"
+                )
+    return examples
 
 
 def _check_names(sources: list[str]) -> None:

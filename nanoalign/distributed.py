@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from nanoalign.errors import RunError
 
@@ -109,6 +110,19 @@ def max_over_ranks(values: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
+
+
+def gather_lists(values: list, world: World) -> list[list]:
+    """Every rank's list, on every rank. Every rank must call it."""
+    everyones: list[list] = [values] * world.size
+    if world.size > 1:
+        dist.all_gather_object(everyones, values)
+    return everyones
+
+
+def local(parameter: Tensor) -> Tensor:
+    """This rank's part of a sharded parameter."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def on_main(world: World, function: Callable[[], T]) -> T | None:

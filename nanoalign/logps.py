@@ -65,3 +65,46 @@ def chunked_token_logps(
         for i, (h, t) in enumerate(zip(hiddens, targets_, strict=True))
     ]
     return torch.cat(logps)
+
+
+def sums_of_responses(values: Tensor, lengths: Tensor) -> Tensor:
+    """Sums of what every scored token has, (M,), over the tokens of each response: (S,)."""
+    # unsafe: skips the check that lengths sum to M, which would wait for the GPU.
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+
+
+@torch.no_grad()
+def chunked_token_collisions(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], chunk: int
+) -> Tensor:
+    """log sum_v pi(v)^2 at every scored token, (M,): the probability that two samples agree there.
+
+    hidden (M, D), head and chunk as in chunked_token_logps; another product with the head, without
+    gradient.
+    """
+    parts = []
+    for some in hidden.split(chunk):
+        logits = head(some).float()  # (C, V)
+        parts.append((2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def discounted_sums(
+    values: Tensor,  # (M,) of every scored token
+    lengths: Tensor,  # (S,) tokens of each response; they sum to M
+    responses: Tensor,  # (B,) which of the S are wanted
+    whole: Tensor,  # (B,) tokens that count fully
+    alpha: float,
+) -> Tensor:
+    """Sums over responses, of which the tokens after the first `whole` count alpha times: (B,).
+
+    LD-DPO's log-probability (Liu et al. 2024, arXiv 2409.06411), where `whole` is the length of a pair's
+    shorter response: what a longer one has in excess weighs less.
+    """
+    starts = lengths.cumsum(0) - lengths
+    wanted = lengths[responses]  # (B,)
+    place = torch.arange(int(wanted.sum()), device=values.device)  # CPU-GPU sync point
+    place = place - (wanted.cumsum(0) - wanted).repeat_interleave(wanted)  # within its response
+    weights = torch.where(place < whole.repeat_interleave(wanted), 1.0, alpha)
+    picked = values[starts[responses].repeat_interleave(wanted) + place]
+    return sums_of_responses(picked * weights, wanted)

@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -17,11 +17,10 @@ from nanoalign import checkpoint
 from nanoalign.distributed import World, on_main
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.metrics import Means
+from nanoalign.objective import Objective
 from nanoalign.plan import plan_micro_batches, step_indices
 from nanoalign.rows import Batch, Row, collate
 
-# A batch's losses (B,), which are minimised, and what is reported of it by name, as Means.add takes it.
-LossOfBatch = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: a plan takes more than linear time
 SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
 
@@ -29,7 +28,7 @@ SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside 
 def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of_batch: LossOfBatch,
+    objective: Objective,
     rows: list[Row],
     eval_rows: dict[str, list[Row]],
     args: argparse.Namespace,
@@ -49,7 +48,7 @@ def train(
         )
     log = _Log(Path(args.out) / "metrics.jsonl", start, world)
     if start == 0:
-        log.write(0, evaluate(loss_of_batch, eval_rows, args, world))
+        log.write(0, evaluate(objective, eval_rows, args, world))
     epoch_steps = steps_per_epoch(len(rows), args)
     with tqdm(total=total, initial=start, unit="step", disable=not world.is_main) as progress:
         for step in range(start, stop):
@@ -60,9 +59,10 @@ def train(
 
             # micro-batches: whatever their division, the gradient of the mean loss over the step
             step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
+            objective.survey(step_rows, partial(rank_batches, args=args, world=world))
             means = Means()
             for _, batch in rank_batches(step_rows, args, world):
-                losses, values = loss_of_batch(batch)
+                losses, values = objective(batch)
                 loss = (losses * batch.weights).sum() / len(step_rows)
                 # Sharding averages gradients over ranks, and we want their sum.
                 (loss * world.size).backward()
@@ -76,6 +76,7 @@ def train(
             _check_finite(step, metrics["loss"], grad_norm, first=step == start)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            objective.stepped(step + 1, metrics)
 
             # log
             epoch = (step + 1) / epoch_steps
@@ -87,13 +88,13 @@ def train(
             # evaluate, save
             done = step + 1
             if done == total or _is_due(done, epoch_steps) or _is_due(done, args.eval_every):
-                log.write(done, evaluate(loss_of_batch, eval_rows, args, world))
+                log.write(done, evaluate(objective, eval_rows, args, world))
             if (
                 _is_due(done, args.save_every)
                 or done == args.stop_after
                 or (args.save_every and done == total)
             ):
-                checkpoint.save(model, optimizer, done, args, world)
+                checkpoint.save(model, optimizer, objective, done, args, world)
     return stop
 
 
@@ -149,7 +150,7 @@ def all_batches(
 
 @torch.no_grad()
 def evaluate(
-    loss_of_batch: LossOfBatch,
+    objective: Objective,
     sets: dict[str, list[Row]],
     args: argparse.Namespace,
     world: World,
@@ -157,11 +158,13 @@ def evaluate(
     """Exact means over all rows of each set, by keys that begin with its name; none where it is empty."""
     metrics = {}
     for name, rows in sets.items():
+        if not rows:
+            continue
+        objective.survey(rows, partial(all_batches, args=args, world=world))
         means = Means()
         for _, batch in all_batches(rows, args, world):
-            means.add(loss_of_batch(batch)[1], batch.weights)
-        if rows:
-            metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
+            means.add(objective(batch)[1], batch.weights)
+        metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
     return metrics
 
 

@@ -72,35 +72,53 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 
 
+Reported = Tensor | tuple[Tensor, Tensor]  # of every pair, or of those for which a mask is True
+
+
 class Means:
     """Means over the pairs of all micro-batches and ranks: float64 sums, one reduction, one division."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.spreads: list[str] = []
-        self.sums: Tensor | None = None  # the pairs, a sum a name, a sum of squares a spread
+        self.sums: Tensor | None = None  # a weight a name, a sum a name, a sum of squares a spread
 
-    def add(self, values: dict[str, Tensor], weights: Tensor) -> None:
+    def add(self, values: dict[str, Reported], weights: Tensor) -> None:
         """Adds one micro-batch: values (B,) by name, weights (B,) that are 0 for pairs that do not count.
 
         What is (B, n) holds n values a pair, and is reported by the standard deviation of them all.
+        What comes as (value, applies), both (B,), counts only where applies is True.
         """
-        self.names = list(values)
-        self.spreads = [name for name, value in values.items() if value.ndim == 2]
-        table = [torch.ones_like(weights)]
-        table += [
-            v.detach().double().mean(1) if v.ndim == 2 else v.detach() for v in values.values()
-        ]
-        table += [values[name].detach().double().square().mean(1) for name in self.spreads]
-        sums = (torch.stack([row.double() for row in table]) * weights).sum(1)
-        self.sums = sums if self.sums is None else self.sums + sums
+        self.names, sums, weighed, squares = list(values), [], [], []
+        for value in values.values():
+            counted = weights
+            if isinstance(value, tuple):
+                value, applies = value
+                counted, value = weights * applies, value.where(applies, 0.0)
+            value = value.detach().double()
+            if value.ndim == 2:
+                squares.append((value.square().mean(1) * counted).sum())
+                value = value.mean(1)
+            sums.append((value * counted).sum())
+            weighed.append(counted.sum(dtype=torch.float64))
+        self.spreads = [n for n, v in values.items() if not isinstance(v, tuple) and v.ndim == 2]
+        new = torch.stack(weighed + sums + squares)
+        self.sums = new if self.sums is None else self.sums + new
 
     def reduce(self) -> dict[str, float]:
-        """The figures by name, the same on every rank. Every rank must call it, with the same names."""
+        """The figures by name, the same on every rank; none of a value that never applied.
+
+        Every rank must call it, with the same names.
+        """
         assert self.sums is not None, "every rank adds at least one micro-batch"
-        pairs, *sums = sum_over_ranks(self.sums).tolist()  # CPU-GPU sync point
-        means = [value / pairs for value in sums]
-        figures = dict(zip(self.names, means[: len(self.names)], strict=True))
-        for name, square in zip(self.spreads, means[len(self.names) :], strict=True):
-            figures[name] = math.sqrt(max(0.0, square - figures[name] ** 2))
+        sums = sum_over_ranks(self.sums).tolist()  # CPU-GPU sync point
+        count = len(self.names)
+        figures = {
+            name: total / weight
+            for name, weight, total in zip(self.names, sums[:count], sums[count:], strict=False)
+            if weight
+        }
+        for name, square in zip(self.spreads, sums[2 * count :], strict=True):
+            weight = sums[self.names.index(name)]
+            figures[name] = math.sqrt(max(0.0, square / weight - figures[name] ** 2))
         return figures

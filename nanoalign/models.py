@@ -7,6 +7,7 @@ Shapes: N rows, T tokens, S responses, M scored tokens, V vocabulary, D hidden s
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,13 @@ from transformers import (
 from nanoalign import weights
 from nanoalign.distributed import World, autocast, shard
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps
+from nanoalign.logps import (
+    IGNORE,
+    chunked_token_collisions,
+    chunked_token_logps,
+    sequence_logps,
+    sums_of_responses,
+)
 from nanoalign.rows import Batch, Row, check_fits, tree_mask
 
 CHUNK_LOGITS = 2**25  # logits held at one time, in elements: 128 MiB of float32
@@ -128,6 +135,13 @@ class RowModel(nn.Module):
         weights.materialise(self, world.device if world else torch.device("cpu"))
 
 
+class TokenLogps(NamedTuple):
+    """What a policy says of every scored token."""
+
+    logps: Tensor  # (M,)
+    collisions: Tensor  # (M,) log sum_v pi(v)^2, without gradient
+
+
 class Policy(RowModel):
     """A causal language model that scores responses; policy and reference are both one.
 
@@ -137,14 +151,18 @@ class Policy(RowModel):
 
     SCORES, UNIT = "log-probabilities", "nats a token"
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Log-probability of every response given its prompt, EOS included: (S,) float32, in nats."""
+    def forward(self, batch: Batch, per_token: bool = False) -> Tensor | TokenLogps:
+        """Log-probability of every response given its prompt, EOS included: (S,) float32, in nats.
+
+        per_token: instead those of every scored token, with the collisions there.
+        """
         with autocast(batch.tokens.device, self.compute_dtype):
             scored = self.hidden(batch).flatten(0, 1)[batch.reads]  # (M, D)
             chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
             token_logps = chunked_token_logps(scored, self.logits, batch.targets, chunk)  # (M,)
-        # unsafe: skips the check that lengths sum to M, which would wait for the GPU.
-        return torch.segment_reduce(token_logps, "sum", lengths=batch.lengths, unsafe=True)
+            if per_token:
+                return TokenLogps(token_logps, chunked_token_collisions(scored, self.logits, chunk))
+        return sums_of_responses(token_logps, batch.lengths)
 
     def textbook(self, batch: Batch) -> Tensor:
         """What forward computes, the plain way: the model's own forward, mask and full logits -> (S,).

@@ -49,37 +49,42 @@ def make_optimizer(policy: nn.Module, args: argparse.Namespace) -> torch.optim.O
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=args.lr, fused=True)
 
 
-def load_rows(args: argparse.Namespace, tokenizer) -> tuple[list[Row], list[Row]]:
-    """(training rows, held-out rows), printing what was read, cut and dropped."""
-    examples = read_sources(args.data, args.preference)
+def load_rows(
+    args: argparse.Namespace, tokenizer, unpaired: bool = False
+) -> tuple[list[Row], list[Row], Counter]:
+    """(training rows, held-out rows, counts of the former), printing what was read, cut and dropped.
+
+    unpaired: whether single responses with a label will do.
+    """
+    examples = read_sources(args.data, args.preference, unpaired)
     if args.eval_data is None and all(source in TEST_OF for source in args.data):
         args.eval_data = [TEST_OF[source] for source in args.data]
     if args.eval_data is not None:
-        held_out = read_sources(args.eval_data, args.preference)
+        held_out = read_sources(args.eval_data, args.preference, unpaired)
         source = " ".join(args.eval_data)
     else:
         examples, held_out = hold_out(examples, args.eval_share, args.seed)
         source = f"{args.eval_share:g} of the prompts"
     args.template = common_template(args.template, examples + held_out, tokenizer)
-    rows = _encode("data", " ".join(args.data), examples, args, tokenizer)
-    eval_rows = _encode("held out", source, held_out, args, tokenizer)
+    rows, counts = _encode("data", " ".join(args.data), examples, args, tokenizer)
+    eval_rows, _ = _encode("held out", source, held_out, args, tokenizer)
     if not rows:
         raise RunError(
             f"--data {' '.join(args.data)}: no pairs are left to train on; see the counts above"
         )
-    return rows, eval_rows
+    return rows, eval_rows, counts
 
 
 def _encode(
     name: str, source: str, examples: list[Example], args: argparse.Namespace, tokenizer
-) -> list[Row]:
+) -> tuple[list[Row], Counter]:
     rows, counts = encode_all(examples, tokenizer, args.template, args.max_length)
     rows = drop_equal(rows, counts)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
     pairs = sum(len(example.pairs) for example in examples)
     ranked = f"{len(examples):,} records with " if pairs != len(examples) else ""
     print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
-    return rows
+    return rows, counts
 
 
 def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> None:

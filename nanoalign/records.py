@@ -7,6 +7,7 @@ Formats, recognised by a record's keys:
                                      message lists that both begin with the prompt
     prompt, response_0, response_1   PKU-SafeRLHF, with better_response_id and/or safer_response_id
     prompt, responses, scores        K ranked responses: each makes a pair with every one of a lower score
+    prompt, completion, label        unpaired: one response, and whether it is desirable
 
 A pair of texts may have a `margin`: by how much the chosen one is better.
 """
@@ -24,16 +25,19 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 EXPECTED = (
     "prompt + chosen + rejected; chosen + rejected; prompt + response_0 + response_1 with "
-    "better_response_id or safer_response_id; or prompt + responses + scores"
+    "better_response_id or safer_response_id; prompt + responses + scores; or prompt + completion + label"
 )
 ASSISTANT = "\n\nAssistant:"  # opens an answer in HH-RLHF
 
 
 class Pair(NamedTuple):
-    """Two of an example's responses, by their index, and by how much the chosen one is better."""
+    """Two of an example's responses, by their index, and by how much the chosen one is better.
 
-    chosen: int
-    rejected: int
+    Of an unpaired response there is one side alone: chosen where it is desirable, else rejected.
+    """
+
+    chosen: int | None
+    rejected: int | None
     margin: float = 1.0  # a difference of scores; 1 where the data only say which is better
 
 
@@ -51,6 +55,9 @@ class Example:
     responses: tuple[str, ...]
     subset: str = ""
     pairs: tuple[Pair, ...] = (Pair(0, 1),)  # none where all of a ranked record's scores are equal
+
+    def is_paired(self) -> bool:
+        return all(None not in pair for pair in self.pairs)
 
     def messages(self) -> list[Message]:
         """The prompt as messages, whatever its kind."""
@@ -93,6 +100,16 @@ def parse(
     elif {"prompt", "response_0", "response_1"} <= keys:
         kind, prompt, responses = "text", record["prompt"], _ordered_pku(record, preference, where)
         record_format = "prompt + response_0 + response_1"
+    elif {"prompt", "completion", "label"} <= keys:
+        record_format = "prompt + completion + label"
+        kind, prompt, completion = "text", record["prompt"], record["completion"]
+        if isinstance(prompt, list):
+            kind, prompt = "messages", _checked_messages(prompt, "prompt", where)
+        if isinstance(completion, list):  # one message, as TRL's conversational data have it
+            completion = _checked_messages(completion, "completion", where)[-1]["content"]
+        if not isinstance(record["label"], bool):
+            raise RunError(f"{where}: the label must be true or false, found {record['label']!r}")
+        responses, pairs = (completion,), (Pair(0, None) if record["label"] else Pair(None, 0),)
     elif {"chosen", "rejected"} <= keys:
         chosen, rejected = record["chosen"], record["rejected"]
         record_format = "prompt + chosen + rejected" if "prompt" in keys else "chosen + rejected"
@@ -107,14 +124,14 @@ def parse(
             kind, (prompt, responses) = "dialogue", _split_dialogue(chosen, rejected, where)
     else:
         raise RunError(f"{where}: unknown keys {sorted(map(str, keys))}; expected {EXPECTED}")
-    if record.get("margin") is not None and "responses" not in keys:
+    if record.get("margin") is not None and not {"responses", "completion"} & keys:
         margin = _number(record["margin"], "margin", where)
         if margin < 0:
             raise RunError(f"{where}: the margin is {margin:g}; it must not be negative")
         pairs = (Pair(0, 1, margin),)
     text = "\n".join(m["content"] for m in prompt) if kind == "messages" else prompt
     _check_text({"prompt": text}, where)
-    names = ("chosen response", "rejected response")
+    names = ("completion",) if "completion" in keys else ("chosen response", "rejected response")
     if "responses" in keys:
         names = [f"response of rank {rank}" for rank in range(1, len(responses) + 1)]
     _check_text(dict(zip(names, responses, strict=True)), where)

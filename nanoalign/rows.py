@@ -67,6 +67,7 @@ class Batch:
     ends: Tensor  # (S,) where in the flat (N * T) each response has its last token
     chosen: Tensor  # (B,) which of the S responses is the better one of each pair
     rejected: Tensor  # (B,) which is the worse one
+    sides: Tensor  # (2, B) bool: whether there is a chosen, a rejected one; else the index is the other's
     margins: Tensor  # (B,) float32: by how much, as the data say
     weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 where it fills a place
     shared: bool  # whether some row holds more than one response
@@ -267,7 +268,8 @@ def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
         pairs = tuple(
             pair
             for pair in row.pairs
-            if not np.array_equal(row.responses[pair.chosen], row.responses[pair.rejected])
+            if None in pair
+            or not np.array_equal(row.responses[pair.chosen], row.responses[pair.rejected])
         )
         counts["ranked records dropped: all scores equal"] += not row.pairs
         counts["pairs dropped: both responses equal"] += len(row.pairs) - len(pairs)
@@ -329,13 +331,22 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         lengths=torch.tensor(lengths),
         ends=torch.tensor(ends),
-        chosen=torch.tensor([start + pair.chosen for start, pair, _ in pairs], dtype=torch.int64),
-        rejected=torch.tensor(
-            [start + pair.rejected for start, pair, _ in pairs], dtype=torch.int64
-        ),
+        chosen=_indices([(start, pair.chosen, pair.rejected) for start, pair, _ in pairs]),
+        rejected=_indices([(start, pair.rejected, pair.chosen) for start, pair, _ in pairs]),
+        sides=torch.tensor([[side is not None for side in pair[:2]] for _, pair, _ in pairs])
+        .reshape(-1, 2)
+        .T,
         margins=torch.tensor([pair.margin for _, pair, _ in pairs]),
         weights=torch.tensor([weight / len(row.pairs) for _, _, row in pairs]),
         shared=any(len(row.responses) > 1 for row in rows),
+    )
+
+
+def _indices(sides: list[tuple[int, int | None, int | None]]) -> Tensor:
+    """The index of one side of each pair, or where there is none that of the other: (B,)."""
+    return torch.tensor(
+        [start + (other if side is None else side) for start, side, other in sides],
+        dtype=torch.int64,
     )
 
 

@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import train_dpo
 from nanoalign import loop
-from nanoalign.losses import dpo_loss
 from nanoalign.models import Policy
 from nanoalign.prepare import make_optimizer
 from nanoalign.report import curves, held_out_summary
@@ -256,20 +254,6 @@ def test_another_reference_gives_other_first_losses(train, tmp_path, tokenizer):
 
 
 # --- what the flags reach
-
-
-def test_loss_of_batch_hands_on_beta_and_smoothing():
-    """Fakes for policy and reference; chosen and rejected alternate."""
-    logps, ref = torch.tensor([-1.0, -4.0, -6.0, -5.0]), torch.tensor([-2.0, -2.0, -7.0, -3.0])
-    batch = SimpleNamespace(chosen=torch.tensor([0, 2]), rejected=torch.tensor([1, 3]))
-    losses, values = train_dpo.loss_of_batch(lambda _: logps, lambda _: ref, 0.5, 0.2, batch)
-    expected, chosen, rejected = dpo_loss(
-        torch.tensor([-1.0, -6.0]), torch.tensor([-4.0, -5.0]),
-        torch.tensor([-2.0, -7.0]), torch.tensor([-2.0, -3.0]), 0.5, 0.2)  # fmt: skip
-    assert torch.equal(losses, expected)
-    assert torch.equal(values["rewards/chosen"], chosen)
-    assert torch.equal(values["rewards/margins"], chosen - rejected)
-    assert values["logps/rejected"].tolist() == [-4.0, -5.0]
 
 
 def test_only_matrices_decay():
