@@ -16,6 +16,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -31,9 +32,10 @@ from nanoalign.answers import (
 )
 from nanoalign.arguments import (
     EMBEDDED,
+    PREFERENCES,
     Parser,
+    add_combine_argument,
     add_forward_arguments,
-    add_preference_argument,
     number,
     positive,
 )
@@ -42,20 +44,23 @@ from nanoalign.comparison import Compared, comparison_metrics, new_pairs
 from nanoalign.data import read_sources
 from nanoalign.distributed import World, on_main, print0, run, setup
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.judge import judge, reward_rule, try_judge
+from nanoalign.judge import judge, judge_shares, reward_rule, try_judge
 from nanoalign.models import RewardModel
 from nanoalign.page import comparison_page, diagnosis, read_log, verdict
 from nanoalign.prepare import compute_dtype, load_tokenizer
+from nanoalign.records import Example
 from nanoalign.report import frontier_picture, policy_picture, reward_picture
-from nanoalign.rows import encode_all
 from nanoalign.scoring import (
     Scored,
     cases,
+    encode_for,
     reward_metrics,
-    score_examples,
+    score_encoded,
+    scored_lines,
     scoring_rule,
     table,
     truth,
+    views,
 )
 from nanoalign.templates import TEMPLATES
 
@@ -100,7 +105,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     rm.add_argument(
         "--cases", type=number(int, 0), default=5, help="pairs of each kind in cases.md"
     )
-    add_preference_argument(rm)
+    rm.add_argument("--preference", choices=PREFERENCES,
+        help="which PKU-SafeRLHF label orders a pair; default: all that the model knows")  # fmt: skip
+    add_combine_argument(rm)
     add_forward_arguments(rm)
 
     policy = commands.add_parser("policy", doc=POLICY_DOC, help="a policy, against a baseline")
@@ -113,6 +120,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="answers made elsewhere, in place of --policy: records of prompt and response")  # fmt: skip
     models.add_argument("--baseline_answers", metavar="SOURCE", help="likewise for --baseline")
     models.add_argument("--reward", default=REWARD_MODEL, help="the reward model that judges")
+    add_combine_argument(models)
     models.add_argument("--data", nargs="+", metavar="SOURCE",
         help="prompts, alone or in preference records: paths, embedded data, hf://datasets/...; default: "
         "those of the answers that are given, else tiny:test")  # fmt: skip
@@ -185,18 +193,10 @@ def picture_name(subset: str) -> str:
     return re.sub(r"[^\w.-]", "_", subset) + ".png"
 
 
-def evaluate_rm(args: argparse.Namespace, world: World) -> None:
-    if args.model == REWARD_MODEL and not Path(args.model).exists():
-        raise RunError(
-            f"there is no reward model in {args.model} yet; train one: python train_rm.py"
-        )
-    on_main(world, partial(checkpoint.check_results, args))
-    folder = weights.resolve_model(args.model)
-    examples = read_sources(args.data, args.preference)
-    judged = [example for example in examples if example.pairs]
-    subsets = list(dict.fromkeys(example.subset for example in examples))
+def check_subsets(examples: list[Example], judged: list[Example]) -> None:
+    """Stops where subsets can't be told apart, or one has nothing to compare."""
     pictures: dict[str, str] = {"all.png": "the row of all"}
-    for name in subsets:
+    for name in dict.fromkeys(example.subset for example in examples):
         if (other := pictures.setdefault(picture_name(name), name)) != name:
             raise RunError(f"the subset '{name}' would share its files with {other!r}; rename it")
         if all(example.subset != name for example in judged):
@@ -204,29 +204,56 @@ def evaluate_rm(args: argparse.Namespace, world: World) -> None:
                 f"the subset '{name}' has no pairs: all of its records' scores are equal"
             )
 
+
+def evaluate_rm(args: argparse.Namespace, world: World) -> None:
+    if args.model == REWARD_MODEL and not Path(args.model).exists():
+        raise RunError(
+            f"there is no reward model in {args.model} yet; train one: python train_rm.py"
+        )
+    on_main(world, partial(checkpoint.check_results, args))
+    folder = weights.resolve_model(args.model)
     model = RewardModel.load(folder, world, compute_dtype(args, world), trainable=False)
     tokenizer = load_tokenizer(folder)
     args.template, args.max_length = scoring_rule(model, args.model, args.template, args.max_length)
-    rows, counts = encode_all(judged, tokenizer, args.template, args.max_length)
-    counts["records left out: all scores equal"] = len(examples) - len(judged)
-    notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
     print0(
-        f"{'data':<11} {' '.join(args.data)}: {sum(len(row.responses) for row in rows):,} responses to "
-        f"{len(rows):,} prompts{notes}\n"
         f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {model.compute_dtype}; "
         f"template {args.template}, max_length {args.max_length}"
     )
-    model.check_fits(rows)
-    check_layout(model, rows, args.share_prefix, world, f"--model {args.model}")
+    read = []  # of each view what it compares: all before anything is scored
+    for view in views(model, args.preference, args.combine):
+        examples = read_sources(args.data, view.preference)
+        judged = [example for example in examples if example.pairs]
+        check_subsets(examples, judged)
+        encoded = encode_for(
+            model, view.shares, judged, tokenizer, (args.template, args.max_length)
+        )
+        counts = sum((each.counts for each in encoded), Counter())
+        counts["records left out: all scores equal"] = len(examples) - len(judged)
+        notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
+        responses = sum(len(row.responses) for row in encoded[0].rows)
+        print0(
+            f"{'data':<11} {' '.join(args.data)}: {responses:,} responses to {len(judged):,} prompts, "
+            f"labels {view.preference}{notes}"
+        )
+        for each in encoded:
+            model.check_fits(each.rows)
+        check_layout(model, encoded[0].rows, args.share_prefix, world, f"--model {args.model}")
+        read.append((view, judged, encoded))
 
-    scored = score_examples(model, judged, rows, args, world)
+    scored, figures = [], {"subsets": {}}
+    for view, judged, encoded in read:
+        model.combine(view.shares)
+        scores = score_encoded(model, encoded, args, world)
+        lines = scored_lines(judged, encoded[0].rows, scores, view.name)
+        for name in dict.fromkeys(line.subset for line in lines):
+            own = [line for line in lines if line.subset == name]
+            figures["subsets"][name] = reward_metrics(own) | truth(own, view.preference)
+        scored += lines
     if not world.is_main:
         return
-    figures = {"subsets": {}}
-    for name in subsets:
-        lines = [line for line in scored if line.subset == name]
-        figures["subsets"][name] = reward_metrics(lines) | truth(lines, args.preference)
-    figures["all"] = reward_metrics(scored) | truth(scored, args.preference)
+    figures["all"] = reward_metrics(scored)
+    if len(read) == 1:
+        figures["all"] |= truth(scored, read[0][0].preference)
     with checkpoint.results_folder(args) as results:
         write_results(results, scored, figures, args)
 
@@ -306,14 +333,15 @@ def evaluate_policy(args: argparse.Namespace, world: World) -> None:
     # By name: where policy and baseline are one model, it is asked once.
     asked = {name: load_asked(name, prompts, args, world) for name in dict.fromkeys(names.values())}
     rule = reward_rule(reward_model, list(asked.values()), args)
-    try_judge(reward_model, rule, prompts, args, world)
+    shares = judge_shares(reward_model, args)
+    try_judge(reward_model, rule, shares, prompts, args, world)
     log = read_log(weights.resolve_model(args.policy) / "metrics.jsonl") if args.policy else []
 
     sampled = {name: sample(one, args, world) for name, one in asked.items()}
     answers |= {side: sampled[name] for side, name in names.items()}
     both = [asked[name] for name in names.values()]
     comparable = len(both) == 2 and share_vocabulary(*both)
-    compared = judge(reward_model, rule, prompts, answers, comparable, args, world)
+    compared = judge(reward_model, rule, shares, prompts, answers, comparable, args, world)
     kl = kl_estimate(*both, answers["policy"], args, world) if len(both) == 2 else {}
     if not world.is_main:
         return

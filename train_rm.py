@@ -12,6 +12,7 @@ also share one row, so that a prompt is computed once for all of its responses (
 """
 
 import argparse
+import statistics
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number
 from nanoalign.audit import audit
 from nanoalign.checks import check_layout
 from nanoalign.data import TEST_OF
-from nanoalign.distributed import on_main, print0, run, setup
+from nanoalign.distributed import full, on_main, print0, run, setup
+from nanoalign.errors import RunError
 from nanoalign.losses import pairwise_reward_loss
-from nanoalign.metrics import hits
+from nanoalign.metrics import Reported, hits
 from nanoalign.models import RewardModel
 from nanoalign.objective import Objective
 from nanoalign.prepare import (
@@ -35,7 +37,7 @@ from nanoalign.prepare import (
     make_optimizer,
 )
 from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import EOS_RULE, Batch, fingerprint
+from nanoalign.rows import EOS_RULE, Batch, Row, fingerprint
 from nanoalign.scoring import scoring_rule
 
 LR = 2e-5
@@ -56,6 +58,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="share of labels taken to be wrong")  # fmt: skip
     rm.add_argument("--center_rewards_coefficient", type=number(float, 0), default=0.0,
         help="weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; 0.01 is usual")  # fmt: skip
+    rm.add_argument("--condition", action="store_true",
+        help="one output for several --preference: the prompt names the one that is meant")  # fmt: skip
+    rm.add_argument("--length_debias", action="store_true",
+        help="learn beside the reward what length alone explains, and leave it out")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/rm",
@@ -64,31 +70,65 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epochs=f"1, with --model tiny {EMBEDDED_EPOCHS}",
         schedule="cosine",
         warmup=0.03,
+        preferences="+",
     )
     args = parser.parse_args(argv)
     args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
     args.epochs = args.epochs or (EMBEDDED_EPOCHS if args.model == EMBEDDED else 1)
+    if len(set(args.preference)) < len(args.preference):
+        raise RunError(f"--preference {' '.join(args.preference)}: each may be named once")
+    if args.condition and len(args.preference) == 1:
+        raise RunError(
+            "--condition tells several preferences apart; give --preference better safer"
+        )
     return args
 
 
 def loss_of_batch(
-    reward_model: RewardModel, margin: float, label_smoothing: float, centering: float, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor]]:
+    reward_model: RewardModel, args: argparse.Namespace, batch: Batch
+) -> tuple[Tensor, dict[str, Reported]]:
     """The algorithm: the losses of a batch's pairs, (B,), and what is reported of each."""
-    rewards = reward_model(batch)  # (S,)
-    chosen, rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,) each
-    losses = pairwise_reward_loss(chosen, rejected, margin * batch.margins, label_smoothing)
+    length = 0.0
+    if args.length_debias:
+        # Part of the logit, and no part of the reward: so what length explains, the reward need not.
+        rewards, worth = reward_model(batch, by_length=True)  # (S,) or (S, K); (S,)
+        length = worth[batch.chosen] - worth[batch.rejected]  # (B,)
+    else:
+        rewards = reward_model(batch)
+    rewards = rewards.reshape(len(batch.ends), -1)  # (S, K)
+    chosen = rewards[batch.chosen, batch.dimensions]  # (B,)
+    rejected = rewards[batch.rejected, batch.dimensions]  # (B,)
+    losses = pairwise_reward_loss(
+        chosen + length, rejected, args.margin * batch.margins, args.label_smoothing
+    )
     # Only differences are trained, so rewards may drift: Eisenstein et al. 2023, arXiv 2312.09244.
-    losses = losses + centering * (chosen + rejected) ** 2
+    losses = losses + args.center_rewards_coefficient * (chosen + rejected) ** 2
+    right = hits(chosen, rejected)
+    apart = {
+        f"accuracy/{name}": (right, batch.dimensions == d)
+        for d, name in enumerate(args.preference)
+        if rewards.shape[1] > 1
+    }
     return losses, {
         "loss": losses,
-        "accuracy": hits(chosen, rejected),
+        "accuracy": right,
+        **apart,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margins": chosen - rejected,
         "reward_mean": (chosen + rejected) / 2,
         "reward_std": stack([chosen, rejected], dim=1),
     }
+
+
+def spread_of_lengths(rows: list[Row]) -> float:
+    """The standard deviation of chosen less rejected tokens, a unit for differences of length."""
+    longer = [
+        len(row.responses[pair.chosen]) - len(row.responses[pair.rejected])
+        for row in rows
+        for pair in row.pairs
+    ]
+    return statistics.pstdev(longer) or 1.0
 
 
 def next_command(args: argparse.Namespace) -> str:
@@ -114,17 +154,19 @@ def main(argv: list[str] | None = None) -> None:
 
     reward_model = RewardModel.load(
         folder, world, dtype, activation_checkpointing=args.activation_checkpointing,
-        head_seed=args.seed,
+        head_seed=args.seed, outputs=1 if args.condition else len(args.preference),
+        length_debias=args.length_debias,
     )  # fmt: skip
     scoring_rule(reward_model, args.model, args.template, args.max_length)  # of one trained before
     reward_model.scoring = {
-        "template": args.template, "max_length": args.max_length, "eos": EOS_RULE
+        "template": args.template, "max_length": args.max_length, "eos": EOS_RULE,
+        "preferences": args.preference, "condition": args.condition,
     }  # fmt: skip
-    optimizer = make_optimizer(reward_model, args)
-    pairwise = Objective(partial(
-        loss_of_batch, reward_model, args.margin, args.label_smoothing,
-        args.center_rewards_coefficient,
-    ))  # fmt: skip
+    if len(args.preference) > 1 and not args.condition:
+        reward_model.model.config.id2label = dict(enumerate(args.preference))
+    reward_model.length_unit = spread_of_lengths(rows)
+    optimizer = make_optimizer(reward_model, args, faster=reward_model.length)
+    pairwise = Objective(partial(loss_of_batch, reward_model, args))
     print0(
         f"{'model':<11} {args.model}: {reward_model.count_parameters():,} parameters, {dtype}; head "
         f"{reward_model.head_origin}\n"
@@ -143,6 +185,11 @@ def main(argv: list[str] | None = None) -> None:
     if done < loop.total_steps(len(rows), args):
         print0(f"stopped after step {done}; continue with --resume")
         return
+    if args.length_debias:
+        worth = full(reward_model.length.weight).item() / reward_model.length_unit
+        print0(
+            f"{'length':<11} a token is worth {worth:+.4f} in the labels, which the reward leaves out"
+        )
     reward_model.save(out, tokenizer, world)
     if world.is_main:
         curves(out, f"Reward model on {args.model}, data {' '.join(args.data)}, lr {args.lr:g}")

@@ -68,9 +68,24 @@ def positive(text: str) -> float:
     return value
 
 
-def add_preference_argument(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--preference", choices=("better", "safer"), default="better",
-        help="which label of PKU-SafeRLHF records orders a pair")  # fmt: skip
+PREFERENCES = ("better", "safer")
+
+
+def weights_by_name(text: str) -> tuple[str, float]:
+    """An argparse type: NAME=NUMBER."""
+    name, _, number = text.partition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not name or not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got '{text}'")
+    return name, value
+
+
+def add_combine_argument(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--combine", nargs="+", type=weights_by_name, metavar="NAME=WEIGHT",
+        help="one reward of a model of several preferences: theirs with these weights")  # fmt: skip
 
 
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
@@ -84,7 +99,14 @@ def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def add_training_arguments(
-    parser: Parser, out: str, data: str, lr: str, epochs: str, schedule: str, warmup: float
+    parser: Parser,
+    out: str,
+    data: str,
+    lr: str,
+    epochs: str,
+    schedule: str,
+    warmup: float,
+    preferences: str | None = None,
 ) -> None:
     """Adds the shared groups of flags; what differs between the scripts is given here."""
     flag = argparse.BooleanOptionalAction
@@ -103,7 +125,13 @@ def add_training_arguments(
     data.add_argument("--template", choices=TEMPLATES, default="auto",
         help="how prompt and response become text; auto: the tokenizer's chat template, raw for HH-RLHF "
         "dialogues, else pku")  # fmt: skip
-    add_preference_argument(data)
+    data.add_argument(
+        "--preference",
+        choices=PREFERENCES,
+        nargs=preferences,
+        default=["better"] if preferences else "better",
+        help="which label of PKU-SafeRLHF records orders a pair" + ", or both" * bool(preferences),
+    )
     data.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut and counted")  # fmt: skip
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nanoalign import tiny
@@ -32,19 +32,21 @@ TEST_OF = {
 }
 
 
-def read_examples(path_or_name: str, preference: str = "better") -> list[Example]:
+def read_examples(path_or_name: str, preference: str | Sequence[str] = "better") -> list[Example]:
     """All examples of one source, in the file's order.
 
     path_or_name: a local file (.jsonl, .json, either also .gz; .parquet where pyarrow is
         installed); "tiny" or "tiny:test", the embedded data, or "tiny:tiny-a", "tiny:test:tiny-a",
         ..., a pair of one of its three sources for every prompt; hf://datasets/OWNER/NAME/PATH, a
         file on the Hub; each also as NAME=SOURCE.
-    preference: which PKU-SafeRLHF label orders the responses, "better" or "safer".
+    preference: which PKU-SafeRLHF label orders the responses, "better" or "safer"; or several, each of
+        which makes a pair.
     Raises RunError, with file and line, for the first record that can't be read.
     """
+    preferences = (preference,) if isinstance(preference, str) else tuple(preference)
     examples, first_format = [], None
     for where, pair_id, subset, record in _located(path_or_name):
-        record_format, example = parse(record, preference, where, pair_id, subset)
+        record_format, example = parse(record, preferences, where, pair_id, subset)
         first_format = first_format or record_format
         if record_format != first_format:
             raise RunError(
@@ -86,7 +88,7 @@ def _located(path_or_name: str) -> Iterator[tuple[str, str, str, object]]:
 
 
 def read_sources(
-    sources: list[str], preference: str = "better", unpaired: bool = False
+    sources: list[str], preference: str | Sequence[str] = "better", unpaired: bool = False
 ) -> list[Example]:
     """The examples of several sources, one after the other; their names must differ.
 

@@ -120,6 +120,11 @@ def gather_lists(values: list, world: World) -> list[list]:
     return everyones
 
 
+def full(value: Tensor) -> Tensor:
+    """The whole of a sharded tensor. Every rank must call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
 def local(parameter: Tensor) -> Tensor:
     """This rank's part of a sharded parameter."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -12,8 +12,7 @@ from nanoalign.errors import RunError
 from nanoalign.models import RewardModel
 from nanoalign.prepare import load_tokenizer
 from nanoalign.records import Example
-from nanoalign.rows import encode_all
-from nanoalign.scoring import score_rows, scoring_rule
+from nanoalign.scoring import encode_for, score_encoded, scoring_rule
 
 
 def reward_rule(
@@ -40,18 +39,31 @@ def reward_rule(
     return template, max_length
 
 
+def judge_shares(model: RewardModel, args: argparse.Namespace) -> dict[str, float]:
+    """The weights of the judge's preferences: --combine, where it has several."""
+    if args.combine is None and len(model.preferences) > 1:
+        raise RunError(
+            f"reward model '{args.reward}' judges by {', '.join(model.preferences)}; say which with "
+            f"--combine, as --combine {model.preferences[0]}=1"
+        )
+    shares = dict(args.combine or [(model.preferences[0], 1.0)])
+    model.combine(shares)  # are they its own?
+    return shares
+
+
 def try_judge(
     model: RewardModel,
     rule: tuple[str, int],
+    shares: dict[str, float],
     prompts: list[Example],
     args: argparse.Namespace,
     world: World,
 ) -> None:
     """Lets the judge read all prompts with an answer, before hours are spent on real ones."""
     tokenizer = load_tokenizer(weights.resolve_model(args.reward))
-    rows, _ = encode_all(with_answer(prompts), tokenizer, *rule)
-    model.check_fits(rows)
-    check_layout(model, rows, args.share_prefix, world, f"--reward {args.reward}")
+    for rows, _, _ in encode_for(model, shares, with_answer(prompts), tokenizer, rule):
+        model.check_fits(rows)
+        check_layout(model, rows, args.share_prefix, world, f"--reward {args.reward}")
     positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and rule[1] > positions:
         raise RunError(
@@ -63,6 +75,7 @@ def try_judge(
 def judge(
     model: RewardModel,
     rule: tuple[str, int],
+    shares: dict[str, float],
     prompts: list[Example],
     answers: dict[str, Answers],
     own_tokens: bool,
@@ -85,18 +98,19 @@ def judge(
     ]
     ended = [tuple(side.ended(n, k) for side in sides) for n, k in places]
     tokenizer = load_tokenizer(weights.resolve_model(args.reward))
-    rows, counts = encode_all(judged, tokenizer, *rule, ended)
+    encoded = encode_for(model, shares, judged, tokenizer, rule, ended)
+    counts = encoded[0].counts
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
     print0(
         f"{'judge':<11} {args.reward}: {model.count_parameters():,} parameters; template {rule[0]}, "
         f"max_length {rule[1]}{notes}"
     )
-    scores = score_rows(model, rows, args, world)
+    scores = score_encoded(model, encoded, args, world)
     tokens = [
         [len(side.sampled[n][k].scored) for side in sides]
         if own_tokens
         else map(len, row.responses)
-        for (n, k), row in zip(places, rows, strict=True)
+        for (n, k), row in zip(places, encoded[0].rows, strict=True)
     ]
     return [
         Compared(example.pair_id, example.prompt, *example.responses, *rewards, *lengths, *of_both)

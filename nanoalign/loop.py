@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import nn
 from tqdm import tqdm
 
 from nanoalign import checkpoint
-from nanoalign.distributed import World, on_main
+from nanoalign.distributed import World, full, on_main
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.metrics import Means
 from nanoalign.objective import Objective
@@ -55,7 +54,7 @@ def train(
             # the learning rate of this step
             lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("lr_scale", 1.0)
 
             # micro-batches: whatever their division, the gradient of the mean loss over the step
             step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
@@ -69,7 +68,7 @@ def train(
                 means.add(values, batch.weights)
 
             # clip, step
-            grad_norm = _full(
+            grad_norm = full(
                 nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
             ).item()
             metrics = means.reduce()
@@ -170,10 +169,6 @@ def evaluate(
 
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
-
-
-def _full(value: Tensor) -> Tensor:
-    return value.full_tensor() if isinstance(value, DTensor) else value  # a collective
 
 
 def _check_finite(step: int, loss: float, grad_norm: float, first: bool) -> None:

@@ -234,8 +234,9 @@ class Policy(RowModel):
 class RewardModel(RowModel):
     """A transformer with one linear head, read at a response's last token: its reward.
 
-    In Hugging Face format it is a ...ForSequenceClassification with one label, whose config also
-    says under "nanoalign" how text becomes its tokens: template, max_length, and the EOS rule.
+    In Hugging Face format it is a ...ForSequenceClassification with one label, or K of them for rewards
+    by K preferences, whose config also says under "nanoalign" how text becomes its tokens: template,
+    max_length, the EOS rule, the preferences, and whether a prompt names the one that is meant.
 
     >>> reward_model = RewardModel.load("runs/rm")
     >>> reward_model(collate([row]))                # chosen and rejected of one pair: (2,)
@@ -243,22 +244,66 @@ class RewardModel(RowModel):
 
     SCORES, UNIT = "rewards", "times 1 + the largest"
 
-    def forward(self, batch: Batch) -> Tensor:
-        """The reward of every response: (S,) float32. Only rewards of the same prompt can be compared."""
+    def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype = torch.float32):
+        super().__init__(model, compute_dtype)
+        self.mix: Tensor | None = None  # (K,) weights of the outputs; else they are given apart
+        # What training explains by length and leaves out of the reward: worth of length_unit tokens.
+        self.length: nn.Linear | None = None
+        self.length_unit = 1.0
+
+    def forward(self, batch: Batch, by_length: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """The reward of every response: (S,) float32, or (S, K) of several preferences.
+
+        by_length: with them what its length alone would be worth, (S,). Only rewards of the same
+            prompt can be compared.
+        """
         with autocast(batch.tokens.device, self.compute_dtype):
             last = self.hidden(batch).flatten(0, 1)[batch.ends]  # (S, D)
         # In float32, since a reward in bfloat16 has 8 bits, and two good answers would often tie.
-        return self.head(last.float()).sum(-1)  # (S, 1) -> (S,); a view would trouble FSDP's hooks
+        rewards = self._mixed(self.head(last.float()))
+        if by_length:
+            units = batch.lengths.float()[:, None] / self.length_unit
+            return rewards, self.length(units).sum(-1)
+        return rewards
+
+    def _mixed(self, rewards: Tensor) -> Tensor:
+        """(S, K) -> (S,) where there is one output, or weights for them."""
+        if self.mix is not None:
+            rewards = rewards * self.mix.to(rewards)
+        elif rewards.shape[1] > 1:
+            return rewards
+        return rewards.sum(-1)  # a view would trouble FSDP's hooks
+
+    def combine(self, shares: dict[str, float]) -> None:
+        """Makes the reward the sum of those by these preferences, each with its weight."""
+        if unknown := sorted(shares.keys() - set(self.preferences)):
+            raise RunError(
+                f"the reward model has no preference {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(self.preferences)}"
+            )
+        if self.head.out_features > 1:
+            self.mix = torch.tensor([shares.get(name, 0.0) for name in self.preferences])
+
+    @property
+    def preferences(self) -> list[str]:
+        """By what it judges: a name an output, or of one output those that a prompt may name."""
+        rule = self.scoring if isinstance(self.scoring, dict) else {}
+        return rule.get("preferences", ["better"])
+
+    @property
+    def is_conditioned(self) -> bool:
+        """Whether a prompt names the preference that it is to judge by."""
+        return isinstance(self.scoring, dict) and bool(self.scoring.get("condition"))
 
     def textbook(self, batch: Batch) -> Tensor:
-        """What forward computes, the plain way: transformers' own forward, a response at a time -> (S,)."""
+        """What forward computes, the plain way: transformers' own forward, a response at a time."""
         assert not batch.shared, "the textbook way takes one response a row"
         with autocast(batch.tokens.device, self.compute_dtype):
             rewards = [
                 self.model(input_ids=tokens[segments >= 0][None], use_cache=False).logits.float()
                 for tokens, segments in zip(batch.tokens, batch.segments, strict=True)
             ]
-        return torch.cat(rewards).squeeze(-1)
+        return self._mixed(torch.cat(rewards))
 
     def rounding(self, rewards: Tensor, batch: Batch) -> Tensor:
         """() the size of rewards, to which rounding is in proportion."""
@@ -266,7 +311,7 @@ class RewardModel(RowModel):
 
     @property
     def head(self) -> nn.Linear:
-        """From D to 1, its weight (1, D), without bias; `score` in most architectures."""
+        """From D to K, its weight (K, D), without bias; `score` in most architectures."""
         others = [part for part in self.model.children() if part is not self.model.base_model]
         (head,) = [part for part in others if any(True for _ in part.parameters())]
         return head
@@ -289,12 +334,16 @@ class RewardModel(RowModel):
         trainable: bool = True,
         activation_checkpointing: bool = False,
         head_seed: int | None = None,
+        outputs: int | None = None,
+        length_debias: bool = False,
     ) -> "RewardModel":
         """A reward model from a folder that holds one, or begun on the body of a causal language model.
 
         head_seed: draws a head for a causal language model, with a standard deviation of
             1 / sqrt(D + 1); None makes such a folder an error. A head that the folder holds is
             loaded, never drawn.
+        outputs: how many a head must have that is drawn or loaded; None takes one as it is.
+        length_debias: puts a coefficient of length beside the head, for training; it is not saved.
         The other arguments are those of Policy.load.
 
         Raises RunError where files are missing, or names or shapes do not match the architecture.
@@ -302,8 +351,11 @@ class RewardModel(RowModel):
         folder = weights.resolve_model(path)
         config = weights.read_config(folder)
         has_head = is_reward_model(config)
-        if has_head and config.num_labels != 1:
-            raise RunError(f"model '{path}' has {config.num_labels} outputs; a reward is one")
+        if has_head and outputs is not None and config.num_labels != outputs:
+            raise RunError(
+                f"model '{path}' has a head of {config.num_labels} outputs, and {outputs} are wanted, one "
+                "for each preference"
+            )
         if not has_head and head_seed is None:
             names = ", ".join(config.architectures or ["no architecture"])
             raise RunError(
@@ -317,7 +369,8 @@ class RewardModel(RowModel):
                 f"model '{path}' pads with its EOS, so its rewards were read before the EOS, and not at "
                 "it as here; if they were read at the EOS, give config.json another pad_token_id"
             )
-        config.num_labels = 1
+        if not has_head:
+            config.num_labels = outputs or 1
         # transformers reads a reward at the last token that is not for padding, of which we have no
         # need: so a language model's EOS that serves as padding is read, and its embedding trained.
         text_config.pad_token_id = None
@@ -327,7 +380,14 @@ class RewardModel(RowModel):
             language_model = None if has_head else _build(AutoModelForCausalLM, config, dtype, path)
         reward_model = cls(model, compute_dtype)
         reward_model._check_head(path)
-        reward_model._place(world, trainable, activation_checkpointing, exact=(reward_model.head,))
+        exact = (reward_model.head,)
+        if length_debias:
+            with weights.parameters_on_meta():
+                reward_model.length = nn.Linear(1, 1, bias=False)
+            exact = (reward_model.head, reward_model.length)
+        reward_model._place(world, trainable, activation_checkpointing, exact=exact)
+        if length_debias:
+            weights.fill(reward_model.length.weight, torch.zeros(1, 1))
         if has_head:
             weights.load(model, folder, world)
             reward_model.head_origin = "loaded"
@@ -362,8 +422,8 @@ class RewardModel(RowModel):
             head = self.head
         except ValueError as error:
             raise RunError(f"model '{path}': {kind} has no single head of its own") from error
-        if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
-            raise RunError(f"model '{path}': the head of {kind} is not one linear row without bias")
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise RunError(f"model '{path}': the head of {kind} is not linear without bias")
 
 
 def is_reward_model(config: PretrainedConfig) -> bool:
@@ -383,6 +443,6 @@ def _build(
 
 
 def _draw_head(head: nn.Linear, seed: int) -> Tensor:
-    """(1, D), normal with the standard deviation 1 / sqrt(D + 1): rewards begin near 0, of size 1."""
+    """(K, D), normal with the standard deviation 1 / sqrt(D + 1): rewards begin near 0, of size 1."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5

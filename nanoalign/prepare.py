@@ -13,11 +13,12 @@ from nanoalign.data import TEST_OF, hold_out, read_sources
 from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.plan import padded_tokens, plan_micro_batches, step_indices
-from nanoalign.records import Example
+from nanoalign.records import Example, by_preference
 from nanoalign.rows import Row, drop_equal, encode_all
 from nanoalign.templates import common_template
 from nanoalign.weights import FOREIGN_ERRORS
 
+FASTER = 50.0
 PLANNED_STEPS = 50  # whose padding is counted before training
 
 
@@ -38,13 +39,19 @@ def load_tokenizer(folder: Path):
         ) from error
 
 
-def make_optimizer(policy: nn.Module, args: argparse.Namespace) -> torch.optim.Optimizer:
-    """AdamW over the sharded parameters; biases and norms, which are vectors, do not decay."""
-    matrices = [p for p in policy.parameters() if p.ndim >= 2]
-    vectors = [p for p in policy.parameters() if p.ndim < 2]
+def make_optimizer(
+    model: nn.Module, args: argparse.Namespace, faster: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """AdamW over the sharded parameters; biases and norms, which are vectors, do not decay.
+
+    faster: a part that learns at FASTER times the rate: a few numbers beside a whole model.
+    """
+    apart = set(faster.parameters()) if faster is not None else set()
+    others = [p for p in model.parameters() if p not in apart]
     groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        {"params": list(apart), "weight_decay": 0.0, "lr_scale": FASTER},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=args.lr, fused=True)
 
@@ -66,6 +73,11 @@ def load_rows(
         examples, held_out = hold_out(examples, args.eval_share, args.seed)
         source = f"{args.eval_share:g} of the prompts"
     args.template = common_template(args.template, examples + held_out, tokenizer)
+    if getattr(args, "condition", False):
+        examples, held_out = (
+            [part for example in some for part in by_preference(example, args.preference)]
+            for some in (examples, held_out)
+        )
     rows, counts = _encode("data", " ".join(args.data), examples, args, tokenizer)
     eval_rows, _ = _encode("held out", source, held_out, args, tokenizer)
     if not rows:

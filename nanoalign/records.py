@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Pair(NamedTuple):
     chosen: int | None
     rejected: int | None
     margin: float = 1.0  # a difference of scores; 1 where the data only say which is better
+    dimension: int = 0  # which of several preferences says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +80,46 @@ class Example:
         return prompt_key(self.prompt)
 
 
+def conditioned(example: Example, preference: str) -> Example:
+    """The example whose prompt says, at its first turn, by which preference it is judged."""
+    mark, prompt = f"[{preference}] ", example.prompt
+    if example.kind == "text":
+        prompt = mark + prompt
+    elif example.kind == "dialogue":
+        prompt = prompt.replace("\n\nHuman: ", f"\n\nHuman: {mark}", 1)
+    else:
+        first = next((n for n, message in enumerate(prompt) if message["role"] == "user"), 0)
+        changed = prompt[first] | {"content": mark + prompt[first]["content"]}
+        prompt = (*prompt[:first], changed, *prompt[first + 1 :])
+    return replace(example, prompt=prompt)
+
+
+def by_preference(example: Example, preferences: Sequence[str]) -> list[Example]:
+    """An example for each preference, whose prompt names it, with the pairs that it makes."""
+    return [
+        replace(
+            conditioned(example, name),
+            pair_id=f"{example.pair_id}/{name}",
+            pairs=tuple(
+                pair._replace(dimension=0) for pair in example.pairs if pair.dimension == d
+            ),
+        )
+        for d, name in enumerate(preferences)
+    ]
+
+
 def prompt_key(prompt: str | tuple[Message, ...]) -> str:
     """The prompt as one text, the same for two of them exactly when they are the same."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
 def parse(
-    record: object, preference: str, where: str, pair_id: str, subset: str
+    record: object, preferences: Sequence[str], where: str, pair_id: str, subset: str
 ) -> tuple[str, Example]:
-    """(name of the format, Example) of one record."""
+    """(name of the format, Example) of one record.
+
+    preferences: which labels of a PKU-SafeRLHF record make pairs, the n-th in dimension n.
+    """
     if not isinstance(record, dict):
         raise RunError(f"{where}: expected a record with keys, found {type(record).__name__}")
     keys = record.keys()
@@ -98,8 +131,14 @@ def parse(
             kind, prompt = "messages", _checked_messages(prompt, "prompt", where)
         responses, pairs = _ranked(record["responses"], record["scores"], where)
     elif {"prompt", "response_0", "response_1"} <= keys:
-        kind, prompt, responses = "text", record["prompt"], _ordered_pku(record, preference, where)
         record_format = "prompt + response_0 + response_1"
+        kind, prompt = "text", record["prompt"]
+        best = [_best_pku(record, preference, where) for preference in preferences]
+        # The first preference's order.
+        responses = tuple(record[f"response_{i}"] for i in (best[0], 1 - best[0]))
+        pairs = tuple(
+            Pair(int(i != best[0]), int(i == best[0]), dimension=d) for d, i in enumerate(best)
+        )
     elif {"prompt", "completion", "label"} <= keys:
         record_format = "prompt + completion + label"
         kind, prompt, completion = "text", record["prompt"], record["completion"]
@@ -124,11 +163,16 @@ def parse(
             kind, (prompt, responses) = "dialogue", _split_dialogue(chosen, rejected, where)
     else:
         raise RunError(f"{where}: unknown keys {sorted(map(str, keys))}; expected {EXPECTED}")
+    if len(preferences) > 1 and record_format != "prompt + response_0 + response_1":
+        raise RunError(
+            f"{where}: a record of '{record_format}' has one label; --preference "
+            f"{' '.join(preferences)} needs PKU-SafeRLHF's records, which have several"
+        )
     if record.get("margin") is not None and not {"responses", "completion"} & keys:
         margin = _number(record["margin"], "margin", where)
         if margin < 0:
             raise RunError(f"{where}: the margin is {margin:g}; it must not be negative")
-        pairs = (Pair(0, 1, margin),)
+        pairs = tuple(pair._replace(margin=margin) for pair in pairs)
     text = "\n".join(m["content"] for m in prompt) if kind == "messages" else prompt
     _check_text({"prompt": text}, where)
     names = ("completion",) if "completion" in keys else ("chosen response", "rejected response")
@@ -157,7 +201,7 @@ def parse_prompt(record: object, where: str, pair_id: str, subset: str) -> Examp
         raise RunError(
             f"{where}: no prompt in the record; expected the key 'prompt', or {EXPECTED}"
         )
-    return replace(parse(record, "better", where, pair_id, subset)[1], responses=(), pairs=())
+    return replace(parse(record, ("better",), where, pair_id, subset)[1], responses=(), pairs=())
 
 
 def parse_answer(record: object, where: str) -> tuple[str, str]:
@@ -220,7 +264,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _ordered_pku(record: dict, preference: str, where: str) -> tuple[object, object]:
+def _best_pku(record: dict, preference: str, where: str) -> int:
     key = f"{preference}_response_id"
     if key not in record:
         raise RunError(
@@ -229,8 +273,7 @@ def _ordered_pku(record: dict, preference: str, where: str) -> tuple[object, obj
     label = record[key]
     if isinstance(label, bool) or label not in (0, 1):
         raise RunError(f"{where}: {key} is {label!r}; expected 0 or 1")
-    pair = record["response_0"], record["response_1"]
-    return pair if label == 0 else pair[::-1]
+    return label
 
 
 def _split_dialogue(chosen: object, rejected: object, where: str) -> tuple[str, tuple[str, str]]:

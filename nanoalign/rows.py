@@ -69,6 +69,7 @@ class Batch:
     rejected: Tensor  # (B,) which is the worse one
     sides: Tensor  # (2, B) bool: whether there is a chosen, a rejected one; else the index is the other's
     margins: Tensor  # (B,) float32: by how much, as the data say
+    dimensions: Tensor  # (B,) int64: which of several preferences says so
     weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 where it fills a place
     shared: bool  # whether some row holds more than one response
 
@@ -337,6 +338,7 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
         .reshape(-1, 2)
         .T,
         margins=torch.tensor([pair.margin for _, pair, _ in pairs]),
+        dimensions=torch.tensor([pair.dimension for _, pair, _ in pairs], dtype=torch.int64),
         weights=torch.tensor([weight / len(row.pairs) for _, _, row in pairs]),
         shared=any(len(row.responses) > 1 for row in rows),
     )

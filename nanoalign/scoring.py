@@ -5,8 +5,10 @@ Shapes: P pairs. A pair's `better` response is the chosen one of the data, its `
 
 import argparse
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ from nanoalign.errors import RunError
 from nanoalign.loop import all_batches
 from nanoalign.metrics import calibration, rank_correlation, wilson_interval, win_shares
 from nanoalign.models import RewardModel, RowModel
-from nanoalign.records import Example, Message
-from nanoalign.rows import EOS_RULE, Row
+from nanoalign.records import Example, Message, conditioned
+from nanoalign.rows import EOS_RULE, Row, encode_all
 from nanoalign.tiny import world as tiny_world
 
 
@@ -94,23 +96,91 @@ def score_rows(
     return scores
 
 
-def score_examples(
+class View(NamedTuple):
+    """One way to read a reward model's outputs, and the labels that it is compared with."""
+
+    name: str  # behind a subset's; "" where there is one view alone
+    preference: str
+    shares: dict[str, float]  # weights of the model's preferences
+
+
+def views(
+    model: RewardModel, preference: str | None, combine: list[tuple[str, float]] | None
+) -> list[View]:
+    """Each of the model's preferences against its own labels; or, with weights, their sum.
+
+    preference: whose labels, where it is to be another than the model's own.
+    """
+    names = model.preferences
+    if combine:
+        return [View("", preference or names[0], dict(combine))]
+    if len(names) == 1:
+        return [View("", preference or names[0], {names[0]: 1.0})]
+    chosen = [name for name in names if preference in (None, name)]
+    if not chosen:
+        raise RunError(
+            f"the reward model has no preference '{preference}'; it has {', '.join(names)}"
+        )
+    return [View(name, name, {name: 1.0}) for name in chosen]
+
+
+class Encoded(NamedTuple):
+    """Examples as a reward model reads them."""
+
+    rows: list[Row]
+    counts: Counter
+    weight: float
+
+
+def encode_for(
     model: RewardModel,
+    shares: dict[str, float],
     examples: list[Example],
-    rows: list[Row],
-    args: argparse.Namespace,
-    world: World,
+    tokenizer,
+    rule: tuple[str, int],
+    ended: Sequence[Sequence[bool | None]] | None = None,
+) -> list[Encoded]:
+    """The examples as rows; where prompts name the preference, once for each that has a weight."""
+    model.combine(shares)
+    if not model.is_conditioned:
+        return [Encoded(*encode_all(examples, tokenizer, *rule, ended), 1.0)]
+    return [
+        Encoded(
+            *encode_all([conditioned(e, name) for e in examples], tokenizer, *rule, ended), weight
+        )
+        for name, weight in shares.items()
+    ]
+
+
+def score_encoded(
+    model: RewardModel, encoded: list[Encoded], args: argparse.Namespace, world: World
+) -> list[list[float]]:
+    """The reward of every response, of each example a list. Every rank must call it."""
+    parts = [score_rows(model, each.rows, args, world) for each in encoded]
+    return [
+        [
+            sum(each.weight * x for each, x in zip(encoded, values, strict=True))
+            for values in zip(*row, strict=True)
+        ]
+        for row in zip(*parts, strict=True)
+    ]
+
+
+def scored_lines(
+    examples: list[Example], rows: list[Row], scores: list[list[float]], name: str
 ) -> list[Scored]:
-    """A Scored for every response, in the order of the examples; `rows` are theirs."""
+    """A Scored for every response, in the order of the examples, whose rows and scores are given.
+
+    name: of the view, behind those of subset and pair.
+    """
+    behind = f"/{name}" if name else ""
     scored = []
-    for example, row, scores in zip(
-        examples, rows, score_rows(model, rows, args, world), strict=True
-    ):
+    for example, row, rewards in zip(examples, rows, scores, strict=True):
         worse = {pair.rejected for pair in example.pairs}
         scored += [
             Scored(
-                pair_id=example.pair_id,
-                subset=example.subset,
+                pair_id=example.pair_id + behind,
+                subset=example.subset + behind,
                 prompt=example.prompt,
                 response=response,
                 side="rejected" if i in worse else "chosen",
@@ -118,7 +188,7 @@ def score_examples(
                 tokens=len(tokens),
             )
             for i, (response, score, tokens) in enumerate(
-                zip(example.responses, scores, row.responses, strict=True)
+                zip(example.responses, rewards, row.responses, strict=True)
             )
         ]
     return scored
@@ -188,6 +258,8 @@ def truth(scored: list[Scored], preference: str) -> dict[str, float]:
 
     label_ceiling: the expected accuracy of a judge that knows the true rule, over labels that are
         drawn from it as those of the embedded data are; oracle_accuracy: its accuracy on these.
+    true_accuracy: the share of pairs that the reward model orders as the true rule does, among those that
+        differ by it, with Wilson's interval of 95 %.
     """
     prompts = {line.prompt if isinstance(line.prompt, str) else None for line in scored}
     if not prompts <= tiny_world.PROMPTS.keys():
@@ -196,9 +268,15 @@ def truth(scored: list[Scored], preference: str) -> dict[str, float]:
     margins = np.array(
         [judge(b.prompt, b.response) - judge(w.prompt, w.response) for b, w in pairs_of(scored)]
     )
+    orders = np.array([b.score - w.score for b, w in pairs_of(scored)]) * np.sign(margins)
+    agreement = _accuracy(orders[margins != 0])
+    low, high = wilson_interval(agreement, int((margins != 0).sum()))
     return {
         "label_ceiling": float((1 / (1 + np.exp(-np.abs(margins)))).mean()),
         "oracle_accuracy": _accuracy(margins),
+        "true_accuracy": agreement,
+        "true_accuracy_low": low,
+        "true_accuracy_high": high,
     }
 
 
