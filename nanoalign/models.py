@@ -247,8 +247,7 @@ class RewardModel(RowModel):
     def __init__(self, model: PreTrainedModel, compute_dtype: torch.dtype = torch.float32):
         super().__init__(model, compute_dtype)
         self.mix: Tensor | None = None  # (K,) weights of the outputs; else they are given apart
-        # What training explains by length and leaves out of the reward: worth of length_unit tokens.
-        self.length: nn.Linear | None = None
+        self.length: nn.Linear | None = None  # the worth of length_unit tokens, in training alone
         self.length_unit = 1.0
 
     def forward(self, batch: Batch, by_length: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -286,9 +285,12 @@ class RewardModel(RowModel):
 
     @property
     def preferences(self) -> list[str]:
-        """By what it judges: a name an output, or of one output those that a prompt may name."""
-        rule = self.scoring if isinstance(self.scoring, dict) else {}
-        return rule.get("preferences", ["better"])
+        """By what it judges: a name an output; of one output those that a prompt may name."""
+        if isinstance(self.scoring, dict) and "preferences" in self.scoring:
+            return self.scoring["preferences"]
+        return (
+            list(self.model.config.id2label.values()) if self.head.out_features > 1 else ["better"]
+        )
 
     @property
     def is_conditioned(self) -> bool:

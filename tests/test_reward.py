@@ -3,6 +3,7 @@
 The reward model by itself: what its scores depend on, where they are read, how it comes and goes.
 """
 
+import argparse
 import json
 import math
 import shutil
@@ -167,13 +168,17 @@ def _fake(*rewards: float):
     return lambda batch: torch.tensor(rewards)
 
 
+def flags(*given: object) -> argparse.Namespace:
+    return train_rm.parse_args([str(flag) for flag in given])
+
+
 def test_a_ranked_record_is_the_mean_of_its_pairs(tokenizer):
     """Rewards 3, 1, 0 of ranks 1, 2, 3: differences 2, 3, 1; beside a pair of difference -1."""
     ranked = Example("r", "text", "p", ("a", "b", "c"),
                      pairs=(Pair(0, 1, 1.0), Pair(0, 2, 4.0), Pair(1, 2, 3.0)))  # fmt: skip
     pair = Example("p", "text", "q", ("a", "b"))
     batch = collate(encode_all([ranked, pair], tokenizer, "raw")[0])
-    losses, values = train_rm.loss_of_batch(_fake(3.0, 1.0, 0.0, 0.0, 1.0), 0.0, 0.0, 0.0, batch)
+    losses, values = train_rm.loss_of_batch(_fake(3.0, 1.0, 0.0, 0.0, 1.0), flags(), batch)
     by_hand = [math.log1p(math.exp(-d)) for d in (2, 3, 1, -1)]
     assert losses.tolist() == pytest.approx(by_hand, rel=1e-6)
     mean = sum(by_hand[:3]) / 3 + by_hand[3]
@@ -186,7 +191,11 @@ def test_the_flags_of_the_loss_reach_it(tokenizer):
     """margin times the data's margin, smoothing, and coefficient * (3 + 1)^2 of centring."""
     pair = Example("p", "text", "q", ("a", "b"), pairs=(Pair(0, 1, 2.0),))
     batch = collate(encode_all([pair], tokenizer, "raw")[0])
-    losses, _ = train_rm.loss_of_batch(_fake(3.0, 1.0), 0.25, 0.1, 0.01, batch)
+    losses, _ = train_rm.loss_of_batch(
+        _fake(3.0, 1.0),
+        flags("--margin", 0.25, "--label_smoothing", 0.1, "--center_rewards_coefficient", 0.01),
+        batch,
+    )
     expected = pairwise_reward_loss(torch.tensor(3.0), torch.tensor(1.0), 0.25 * 2.0, 0.1) + 0.16
     assert losses.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -196,7 +205,7 @@ def test_overfits_four_pairs(llama_folder, rows):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch = collate(rows[:4])
     for _ in range(40):
-        losses, values = train_rm.loss_of_batch(model, 0.0, 0.0, 0.0, batch)
+        losses, values = train_rm.loss_of_batch(model, flags(), batch)
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()
@@ -356,8 +365,8 @@ def test_models_that_are_no_reward_models_are_errors(llama_folder, saved, tmp_pa
     config = json.loads((two / "config.json").read_text())
     config["id2label"] = {"0": "a", "1": "b"}
     (two / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RunError, match="has 2 outputs; a reward is one"):
-        RewardModel.load(two)
+    with pytest.raises(RunError, match="has a head of 2 outputs, and 1 are wanted"):
+        RewardModel.load(two, outputs=1)
     torch.manual_seed(0)
     granite = AutoModelForCausalLM.from_config(
         CONFIG_MAPPING["granite"](**ARCHITECTURES["granite"])

@@ -26,7 +26,8 @@ def planted(records: list[dict], length_bias: float, flip: float, seed: int = 0)
         rewards = [
             world.true_reward(record["prompt"], r) + length_bias * len(r.split()) for r in responses
         ]
-        better = int(draw.random() < 1 / (1 + math.exp(rewards[0] - rewards[1])))
+        # sigmoid(difference), by a function that does not overflow
+        better = int(draw.random() < (1 + math.tanh((rewards[1] - rewards[0]) / 2)) / 2)
         better = 1 - better if draw.random() < flip else better
         result.append(record | {"better_response_id": better})
     return result

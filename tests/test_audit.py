@@ -1,0 +1,94 @@
+"""python -m pytest tests/test_audit.py"""
+
+import json
+import re
+from collections import Counter
+from functools import partial
+
+import pytest
+from ranks import run_ranks
+
+import train_dpo
+import train_rm
+from nanoalign.audit import audit
+from nanoalign.distributed import run
+from nanoalign.records import Example, Pair
+from nanoalign.rows import encode_all
+
+
+@pytest.fixture
+def rows(tokenizer):
+    pairs = [("ab", "cd", "e"), ("ab", "cd", "e"), ("ab", "e", "cd"), ("x", "long answer", "b")]
+    made = [Example(f"t:{n}", "text", p, (c, r)) for n, (p, c, r) in enumerate(pairs, start=1)]
+    return encode_all(made, tokenizer, "raw")[0]
+
+
+def lines_of(text: str, number: int) -> list[list[str]]:
+    """The token lines of one example, as words."""
+    part = text.split(f"example {number}: ")[1].split("\n\n")[0]
+    return [line.split() for line in part.splitlines() if re.match(r" +\d+ ", line)]
+
+
+def test_every_scored_token_stands_with_the_place_that_predicts_it(rows, tokenizer):
+    """a b | c d EOS | e EOS: c and e are both predicted at b, place 1."""
+    found = lines_of(audit(rows, Counter(), tokenizer, 1, rewards=False), 1)
+    columns = [(word[0], word[2], word[3], word[5]) for word in found]
+    assert columns == [
+        ("0", "0", "prompt", "-"), ("1", "1", "prompt", "-"),
+        ("2", "2", "chosen", "1"), ("3", "3", "chosen", "2"), ("4", "4", "chosen", "3"),
+        ("5", "2", "rejected", "1"), ("6", "3", "rejected", "5"),
+    ]  # fmt: skip
+    text = audit(rows, Counter(), tokenizer, 1, rewards=False)
+    assert "response 1, chosen: 3 scored, first 'c' at 2, last '<eos>' at 4" in text
+    assert "response 2, rejected: 2 scored, first 'e' at 5, last '<eos>' at 6" in text
+    assert "example 2" not in text
+
+
+def test_a_reward_is_read_at_the_last_token_alone(rows, tokenizer):
+    found = lines_of(audit(rows, Counter(), tokenizer, 2, rewards=True), 2)
+    assert [word[0] for word in found if word[4] == "yes"] == ["4", "6"]
+    assert [word[5] for word in found if word[4] == "yes"] == ["4", "6"]
+
+
+def figures(text: str) -> dict[str, str]:
+    table = text.split("all of the training data\n")[1]
+    return dict(re.split(r"  +", line, maxsplit=1) for line in table.splitlines())
+
+
+def test_the_table_counts_what_contradicts_and_what_is_there_twice(rows, tokenizer):
+    """Of four pairs two are the same, and one of them says the opposite; one chosen is shorter."""
+    found = figures(audit(rows, Counter({"prompts cut": 7}), tokenizer, 1, rewards=False))
+    assert found["pairs"] == "4" and found["prompts cut"] == "7"
+    assert found["duplicates"].startswith("1 ") and found["contradictions"].startswith("1 ")
+    assert found["responses that end with EOS"] == "100.0%"
+    assert found["chosen longer than rejected"].startswith("75.0%")
+    assert found["tokens of a response"] == "median 2, 95 % up to 3, most 12"
+
+
+def test_what_was_cut_and_what_is_alone(tokenizer):
+    """Responses cut at their end have no EOS; single examples are no pairs."""
+    made = [Example("a", "text", "pppp", ("long response", "b")),
+            Example("b", "text", "q", ("x",), pairs=(Pair(None, 0),))]  # fmt: skip
+    rows, counts = encode_all(made, tokenizer, "raw", max_length=6)
+    text = audit(rows, counts, tokenizer, 2, rewards=False)
+    found = figures(text)
+    assert found["responses that end with EOS"] == "66.7%"
+    assert (found["pairs"], found["single examples"]) == ("1", "1")
+    assert found["responses cut at their end (no EOS)"] == "1"
+    assert "response 1, rejected: 2 scored" in text.split("example 2")[1]
+
+
+def _script(main, argv: list[str]) -> None:
+    run(partial(main, argv))
+
+
+@pytest.mark.parametrize("script", [train_dpo, train_rm])
+def test_an_audit_stops_before_anything_is_written(script, llama_folder, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    record = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    path.write_text("".join(json.dumps(record | {"prompt": f"p{i}"}) + "\n" for i in range(12)))
+    argv = ["--model", llama_folder, "--data", path, "--audit", 2, "--out", tmp_path / "out"]
+    outcome = run_ranks(2, _script, script.main, [str(arg) for arg in argv])
+    assert outcome.codes == [0, 0], outcome.stderr
+    assert outcome.stdout.count("example 2: ") == 1 and "example 3" not in outcome.stdout
+    assert "all of the training data" in outcome.stdout and not (tmp_path / "out").exists()
