@@ -40,6 +40,10 @@ def settle(args: argparse.Namespace) -> None:
             )
     if args.loss == "exo_pair" and args.label_smoothing == 0:
         raise RunError("--loss exo_pair takes the log of --label_smoothing, so it must be above 0")
+    if args.loss == "kto" and args.batch_size < 2:
+        raise RunError(
+            "--loss kto estimates its KL from responses to other prompts of a step; raise --batch_size"
+        )
     if args.loss in REFERENCE_FREE:
         for name in ("reference", "divergence", "length_alpha", "sync_reference_every"):
             if getattr(args, name) is not None:
@@ -234,11 +238,8 @@ class Preference(Objective):
 
     def _mismatched_kl(self, rows: list[Row], batches: Batches) -> Tensor:
         """kto's z: the mean log-ratio of responses to other prompts of the step, not below 0: ()."""
-        if len(rows) < 2:
-            raise RunError(
-                "--loss kto estimates its KL from responses to other prompts, and here is only one; "
-                "raise --batch_size"
-            )
+        if len(rows) < 2:  # an epoch's last step: that of the step before
+            return self.kl
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for group, batch in batches(mismatched(rows, self.args.max_length)):
             logratios = self.policy(batch) - self.reference(batch)  # (S,)
