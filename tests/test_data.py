@@ -9,6 +9,7 @@ import pytest
 from nanoalign import tiny
 from nanoalign.data import TEST_OF, hold_out, read_examples, read_sources
 from nanoalign.errors import RunError
+from nanoalign.records import Pair
 from nanoalign.tiny import world as tiny_world
 
 
@@ -117,7 +118,8 @@ def test_ranked_responses_stand_best_first_and_make_their_unequal_pairs(tmp_path
     tied = record | {"scores": [1, 1, 1, 1]}
     first, second = read_examples(write(tmp_path / "a.jsonl", record, tied))
     assert first.responses == ("b", "d", "a", "c")
-    assert first.pairs == ((0, 1, 1.0), (0, 2, 2.0), (0, 3, 2.0), (1, 2, 1.0), (1, 3, 1.0))
+    by_hand = (0, 1, 1.0), (0, 2, 2.0), (0, 3, 2.0), (1, 2, 1.0), (1, 3, 1.0)
+    assert first.pairs == tuple(Pair(*pair) for pair in by_hand)
     assert second.pairs == ()
 
 
@@ -125,10 +127,10 @@ def test_a_margin_goes_with_its_pair(tmp_path):
     """A column of margins may have gaps; in a ranked record it says nothing."""
     records = [PAIR | {"margin": 0.5}, PAIR, PAIR | {"margin": None}]
     first, *others = read_examples(write(tmp_path / "a.jsonl", *records))
-    assert first.pairs == ((0, 1, 0.5),)
-    assert all(example.pairs == ((0, 1, 1.0),) for example in others)
+    assert first.pairs == (Pair(0, 1, 0.5),)
+    assert all(example.pairs == (Pair(0, 1, 1.0),) for example in others)
     (ranked,) = read_examples(write(tmp_path / "b.jsonl", RANKED | {"margin": 9}))
-    assert ranked.pairs == ((0, 1, 1.0),)
+    assert ranked.pairs == (Pair(0, 1, 1.0),)
 
 
 def test_embedded_data_by_source():

@@ -91,7 +91,8 @@ def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
     """Of the held-out pairs and of the last 9 training pairs, in numpy; and the model's settings."""
     metrics, folder = one_rank
     model = RewardModel.load(folder)
-    assert model.scoring == {"template": "raw", "max_length": 1024, "eos": EOS_RULE}
+    assert model.scoring == {"template": "raw", "max_length": 1024, "eos": EOS_RULE,
+                             "preferences": ["better"], "condition": False}  # fmt: skip
     for name, data in (("eval", examples(9, seed=1)), ("train_eval", examples(25)[-9:])):
         with torch.no_grad():
             rewards = model(collate(encode_all(data, tokenizer, "raw")[0])).double().view(-1, 2)
