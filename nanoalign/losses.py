@@ -172,7 +172,9 @@ def discopop(
 ) -> Tensor:
     """DiscoPOP: (1 - m) * -log sigmoid(beta h) + m * exp(-beta h), m = sigmoid(beta h / tau).
 
-    Lu et al. 2024, arXiv 2406.08414, equation 5: found by a language model's search; not convex.
+    Lu et al. 2024, arXiv 2406.08414, equation 5: found by a language model's search; not convex. With their
+    tau of 0.05 the slope at a margin of 0 is +0.78 beta: a policy that equals its reference is pushed
+    the wrong way, into a local minimum below 0. From a tau of 0.1023 on the slope is negative.
     """
     margins = beta * (chosen_logratios - rejected_logratios)
     logistic = torch.sigmoid(-margins / tau) * -F.logsigmoid(margins)

@@ -88,6 +88,14 @@ def test_discopop_by_hand():
     assert found == pytest.approx(0.321921, abs=5e-7)
 
 
+def test_discopop_starts_the_wrong_way_with_its_papers_tau():
+    """Slope at h = 0 over beta: (1 - ln 2) / (4 tau) - 3/4, so 0.784 at tau 0.05, and 0 at tau 0.102284."""
+    for tau, slope in ((0.05, 0.784264), (0.102284, 0.0), (1.0, -0.673287)):
+        w = t(0).requires_grad_()
+        losses.discopop(w, t(0), 0.5, tau).backward()
+        assert w.grad.item() == pytest.approx(0.5 * slope, abs=5e-6)
+
+
 def test_apo_zero_by_hand():
     """beta w = ln 3, beta l = -ln 3: 1 - 3/4 + 1/4 = 1/2."""
     assert losses.apo_zero(t(1), t(-1), math.log(3)).item() == pytest.approx(0.5)
