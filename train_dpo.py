@@ -82,8 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="weigh pairs by how far they are the policy's own (WPO)")  # fmt: skip
     extra.add_argument("--sync_reference_every", type=number(int, 1), metavar="STEPS",
         help="move the reference towards the policy every so many steps (TR-DPO)")  # fmt: skip
-    extra.add_argument("--sync_reference_mix", type=share,
-        help="how far it moves; default: 0.6")  # fmt: skip
+    extra.add_argument("--sync_reference_mix", type=positive,
+        help="how far it moves, at most 1: all the way; default: 0.6")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/dpo",

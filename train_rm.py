@@ -77,6 +77,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.epochs = args.epochs or (EMBEDDED_EPOCHS if args.model == EMBEDDED else 1)
     if len(set(args.preference)) < len(args.preference):
         raise RunError(f"--preference {' '.join(args.preference)}: each may be named once")
+    if args.length_debias and len(args.preference) > 1:
+        raise RunError("--length_debias has one coefficient of length; give one --preference")
     if args.condition and len(args.preference) == 1:
         raise RunError(
             "--condition tells several preferences apart; give --preference better safer"
@@ -121,6 +123,18 @@ def loss_of_batch(
     }
 
 
+def check_preferences(reward_model: RewardModel, args: argparse.Namespace) -> None:
+    """Stops where one that was trained before would be trained on to mean something else."""
+    rule = reward_model.scoring or {}
+    for name in ("preferences", "condition"):
+        now = args.preference if name == "preferences" else args.condition
+        if rule.get(name, now) != now:
+            raise RunError(
+                f"model '{args.model}' was trained with {name} {rule[name]}, and is to be trained on with "
+                f"{now}: its outputs would mean something else"
+            )
+
+
 def spread_of_lengths(rows: list[Row]) -> float:
     """The standard deviation of chosen less rejected tokens, a unit for differences of length."""
     longer = [
@@ -158,6 +172,7 @@ def main(argv: list[str] | None = None) -> None:
         length_debias=args.length_debias,
     )  # fmt: skip
     scoring_rule(reward_model, args.model, args.template, args.max_length)  # of one trained before
+    check_preferences(reward_model, args)
     reward_model.scoring = {
         "template": args.template, "max_length": args.max_length, "eos": EOS_RULE,
         "preferences": args.preference, "condition": args.condition,

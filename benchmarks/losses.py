@@ -131,7 +131,7 @@ def draw(path: Path) -> None:
     figure.subplots_adjust(0.035, 0.045, 0.965, 0.92, wspace=0.32, hspace=0.36)
     for axis, name in zip(axes.flat, names, strict=True):
         centre, width = (
-            (-1.0, 1.0) if name in FREE else (0.0, 4.0) if name in MEANS else (0.0, 60.0)
+            (-1.0, 1.0) if name in FREE else (0.0, 8.0) if name in MEANS else (0.0, 60.0)
         )
         x = torch.linspace(-width, width, 401, dtype=torch.float64)
         twin = axis.twinx()
@@ -141,6 +141,8 @@ def draw(path: Path) -> None:
         ):  # fmt: skip
             chosen = centre + x * {"margin": 0.5, "chosen": 1.0, "rejected": 0.0}[side]
             rejected = centre - x * {"margin": 0.5, "chosen": 0.0, "rejected": -1.0}[side]
+            if name == "apo_down" and side == "chosen":
+                rejected = rejected - 20  # at 0 the two parts cancel
             if name in FREE:
                 chosen, rejected = chosen.clamp(max=-1e-3), rejected.clamp(max=-1e-3)
             at = x + centre

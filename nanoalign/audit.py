@@ -9,7 +9,8 @@ import numpy as np
 
 from nanoalign.rows import Batch, Row, collate
 
-HEAD = f"{'place':>6} {'id':>7} {'position':>9}  {'segment':<12} {'scored':<8} {'predicted at':>12}  text"
+CUT = "prompts cut at their beginning"
+HEAD = f"{'place':>6} {'id':>7} {'position':>9}  {'segment':<17} {'scored':<8} {'predicted at':>12}  text"
 
 
 def audit(rows: list[Row], counts: Counter, tokenizer, examples: int, rewards: bool) -> str:
@@ -37,7 +38,7 @@ def _example(number: int, row: Row, tokenizer, rewards: bool) -> str:
     ):
         by = scored.get(place)
         lines.append(
-            f"{place:>6} {token:>7} {position:>9}  {'prompt' if segment == 0 else names[segment - 1]:<12} "
+            f"{place:>6} {token:>7} {position:>9}  {'prompt' if segment == 0 else names[segment - 1]:<17} "
             f"{'-' if by is None else 'yes':<8} {'-' if by is None else by:>12}  "
             f"{tokenizer.decode([token])!r}"
         )
@@ -54,11 +55,14 @@ def _example(number: int, row: Row, tokenizer, rewards: bool) -> str:
 
 
 def _names(row: Row) -> list[str]:
-    """What each response is to the loss: chosen, rejected, or its rank."""
-    if len(row.pairs) != 1:
+    """What each response is to the loss: chosen, rejected, its rank, or what each preference says."""
+    dimensions = {pair.dimension for pair in row.pairs}
+    if len(row.pairs) != len(dimensions):
         return [f"rank {k}" for k in range(1, len(row.responses) + 1)]
-    (pair,) = row.pairs
-    return ["chosen" if k == pair.chosen else "rejected" for k in range(len(row.responses))]
+    return [
+        "/".join("chosen" if k == pair.chosen else "rejected" for pair in row.pairs)
+        for k in range(len(row.responses))
+    ]
 
 
 def _scored(batch: Batch, rewards: bool) -> dict[int, int]:
@@ -96,7 +100,7 @@ def _table(rows: list[Row], counts: Counter, tokenizer) -> str:
         "single examples": f"{sum(None in pair for row in rows for pair in row.pairs):,}",
         "duplicates": f"{sum(count - 1 for count in same.values()):,} (prompt, responses and label again)",
         "contradictions": f"{opposite:,} (the same, labelled the other way)",
-        **{reason: f"{count:,}" for reason, count in counts.items()},
+        **{reason: f"{count:,}" for reason, count in ({CUT: 0} | counts).items()},
         "responses that end with EOS": f"{ended:.1%}",
         "BOS a prompt": _spread(begun)
         if tokenizer.bos_token_id is not None
@@ -117,14 +121,14 @@ def _keys(row: Row) -> list[tuple]:
     """Of each pair, or single example, what makes it the same as another."""
     own = [response.tobytes() for response in row.responses]
     return [
-        (row.prompt.tobytes(), *(None if side is None else own[side] for side in pair[:2]))
+        (row.prompt.tobytes(), pair.dimension, *(None if k is None else own[k] for k in pair[:2]))
         for pair in row.pairs
     ]
 
 
 def _opposite(key: tuple) -> tuple:
-    prompt, chosen, rejected = key
-    return prompt, rejected, chosen
+    prompt, dimension, chosen, rejected = key
+    return prompt, dimension, rejected, chosen
 
 
 def _spread(values: list[int]) -> str:

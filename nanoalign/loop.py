@@ -177,7 +177,7 @@ def _check_finite(step: int, loss: float, grad_norm: float, first: bool) -> None
             f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; the step was not taken. "
             "Lower --lr, or look for broken weights in --model"
         )
-    if first and grad_norm == 0:
+    if first and grad_norm == 0 and loss != 0:  # a hinge may be at rest
         raise RunError(
             f"step {step + 1}: no gradient reached the model; its parameters are not trained"
         )

@@ -383,10 +383,10 @@ LARGEST_EXPONENT = 40.0  # of exp(-log-ratio): beyond it float32's squares overf
 def divergence_scores(logratios: Tensor, divergence: str, alpha: float = 0.5) -> Tensor:
     """What takes a log-ratio's place where another divergence than the reverse KL binds the policy: (B,).
 
-    f'(u) at u = pi / pi_ref, up to a constant: Wang et al. 2023 (f-DPO), arXiv 2309.16240, table 1.
+    f'(u) at u = pi / pi_ref, less its value at u = 1: Wang et al. 2023 (f-DPO), arXiv 2309.16240, table 1.
 
         reverse_kl  log u           js      log(2 u / (1 + u))
-        forward_kl  -1 / u          alpha   (1 - u^-alpha) / alpha,  0 < alpha < 1
+        forward_kl  1 - 1 / u       alpha   (1 - u^-alpha) / alpha,  0 < alpha < 1
 
     (TRL's alpha is 1 - alpha.) exp(-log u) is held at exp(40), from where on the gradient is 0.
     """
@@ -395,7 +395,7 @@ def divergence_scores(logratios: Tensor, divergence: str, alpha: float = 0.5) ->
     if divergence == "js":
         return math.log(2) + F.logsigmoid(logratios)
     if divergence == "forward_kl":
-        return -torch.exp((-logratios).clamp(max=LARGEST_EXPONENT))
+        return -torch.expm1((-logratios).clamp(max=LARGEST_EXPONENT))
     return -torch.expm1((-alpha * logratios).clamp(max=LARGEST_EXPONENT)) / alpha
 
 

@@ -139,7 +139,7 @@ class TokenLogps(NamedTuple):
     """What a policy says of every scored token."""
 
     logps: Tensor  # (M,)
-    collisions: Tensor  # (M,) log sum_v pi(v)^2, without gradient
+    collisions: Tensor | None  # (M,) log sum_v pi(v)^2, without gradient
 
 
 class Policy(RowModel):
@@ -151,17 +151,20 @@ class Policy(RowModel):
 
     SCORES, UNIT = "log-probabilities", "nats a token"
 
-    def forward(self, batch: Batch, per_token: bool = False) -> Tensor | TokenLogps:
+    def forward(
+        self, batch: Batch, per_token: bool = False, collisions: bool = False
+    ) -> Tensor | TokenLogps:
         """Log-probability of every response given its prompt, EOS included: (S,) float32, in nats.
 
-        per_token: instead those of every scored token, with the collisions there.
+        per_token: instead those of every scored token, and if asked for the collisions there.
         """
         with autocast(batch.tokens.device, self.compute_dtype):
             scored = self.hidden(batch).flatten(0, 1)[batch.reads]  # (M, D)
             chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
             token_logps = chunked_token_logps(scored, self.logits, batch.targets, chunk)  # (M,)
-            if per_token:
-                return TokenLogps(token_logps, chunked_token_collisions(scored, self.logits, chunk))
+            there = chunked_token_collisions(scored, self.logits, chunk) if collisions else None
+        if per_token:
+            return TokenLogps(token_logps, there)
         return sums_of_responses(token_logps, batch.lengths)
 
     def textbook(self, batch: Batch) -> Tensor:
@@ -234,12 +237,11 @@ class Policy(RowModel):
 class RewardModel(RowModel):
     """A transformer with one linear head, read at a response's last token: its reward.
 
-    In Hugging Face format it is a ...ForSequenceClassification with one label, or K of them for rewards
-    by K preferences, whose config also says under "nanoalign" how text becomes its tokens: template,
-    max_length, the EOS rule, the preferences, and whether a prompt names the one that is meant.
+    In Hugging Face format it is a ...ForSequenceClassification of one label, or of K for K preferences,
+    whose config also says under "nanoalign" how it reads text: template, max_length, the EOS rule, the
+    preferences, and whether a prompt names the one that is meant.
 
-    >>> reward_model = RewardModel.load("runs/rm")
-    >>> reward_model(collate([row]))                # chosen and rejected of one pair: (2,)
+    >>> RewardModel.load("runs/rm")(collate([row]))         # chosen and rejected of one pair: (2,)
     """
 
     SCORES, UNIT = "rewards", "times 1 + the largest"
@@ -280,7 +282,7 @@ class RewardModel(RowModel):
                 f"the reward model has no preference {', '.join(map(repr, unknown))}; it has "
                 f"{', '.join(self.preferences)}"
             )
-        if self.head.out_features > 1:
+        if not self.is_conditioned:
             self.mix = torch.tensor([shares.get(name, 0.0) for name in self.preferences])
 
     @property
@@ -295,7 +297,7 @@ class RewardModel(RowModel):
     @property
     def is_conditioned(self) -> bool:
         """Whether a prompt names the preference that it is to judge by."""
-        return isinstance(self.scoring, dict) and bool(self.scoring.get("condition"))
+        return bool((self.scoring or {}).get("condition"))
 
     def textbook(self, batch: Batch) -> Tensor:
         """What forward computes, the plain way: transformers' own forward, a response at a time."""
@@ -321,7 +323,8 @@ class RewardModel(RowModel):
     @property
     def scoring(self) -> dict[str, object] | None:
         """How its rewards are read, as it was trained: template, max_length, eos. None: not known."""
-        return getattr(self.model.config, SCORING, None)
+        rule = getattr(self.model.config, SCORING, None)
+        return rule if isinstance(rule, dict) else None
 
     @scoring.setter
     def scoring(self, rule: dict[str, object]) -> None:
@@ -346,9 +349,7 @@ class RewardModel(RowModel):
             loaded, never drawn.
         outputs: how many a head must have that is drawn or loaded; None takes one as it is.
         length_debias: puts a coefficient of length beside the head, for training; it is not saved.
-        The other arguments are those of Policy.load.
-
-        Raises RunError where files are missing, or names or shapes do not match the architecture.
+        The other arguments, and the errors, are those of Policy.load.
         """
         folder = weights.resolve_model(path)
         config = weights.read_config(folder)
@@ -361,8 +362,7 @@ class RewardModel(RowModel):
         if not has_head and head_seed is None:
             names = ", ".join(config.architectures or ["no architecture"])
             raise RunError(
-                f"model '{path}' has no reward head: its config.json names {names}; train one on it "
-                "with train_rm.py"
+                f"model '{path}' has no reward head: its config.json names {names}; train_rm.py trains one"
             )
         text_config = config.get_text_config()
         pad, eos = text_config.pad_token_id, text_config.eos_token_id

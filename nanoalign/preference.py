@@ -25,6 +25,17 @@ REFERENCE_FREE = ("simpo", "orpo", "cpo", "sft")
 # Of these the implicit reward is a mean over tokens, as their paper has it.
 AVERAGED = ("simpo", "orpo", "sft")
 
+MARGIN = ("sigmoid", "cdpo", "robust", "hinge", "ipo_sum", "exo_pair", "discopop")
+MEANS = ("ipo", "sigmoid_norm", "simpo")
+# What would silently do something else than it says.
+UNFIT = (
+    ("length_alpha", [name for name in LOSSES if name not in MARGIN],
+     "a difference of lengths belongs into a margin of sums, which that loss does not have"),
+    ("divergence", [*MEANS, "kto", "aot"], "its log-ratios are not compared as they are"),
+    ("ld_alpha", [*MEANS, "kto", "orpo", "cpo", "sft"], "it takes means, examples or an NLL"),
+    ("wpo", ["kto"], "it weighs pairs, and that loss is of single examples"),
+)  # fmt: skip
+
 
 def settle(args: argparse.Namespace) -> None:
     """Gives the chosen loss's hyperparameters their defaults; what it does not use is an error."""
@@ -50,14 +61,15 @@ def settle(args: argparse.Namespace) -> None:
                 raise RunError(f"--loss {args.loss} has no reference, and so no --{name}")
     if (args.divergence == "alpha") != (args.divergence_alpha is not None):
         raise RunError("--divergence alpha and --divergence_alpha belong together; give both")
-    if args.divergence is not None and args.loss == "aot":
-        raise RunError("--loss aot compares log-probabilities, and so has no --divergence")
-    if args.length_alpha is not None and args.loss == "aot":
-        raise RunError("--loss aot compares log-probabilities, and so has no --length_alpha")
-    if args.wpo and args.loss == "kto":
-        raise RunError("--wpo weighs pairs, and the loss of --loss kto is of single examples")
+    for flag, name, reason in UNFIT:
+        if getattr(args, flag) and args.loss in name:
+            raise RunError(f"--{flag} does not go with --loss {args.loss}: {reason}")
     if args.sync_reference_mix is None:
         args.sync_reference_mix = 0.6 if args.sync_reference_every else None
+    elif args.sync_reference_mix > 1:
+        raise RunError(
+            f"--sync_reference_mix {args.sync_reference_mix:g}: give 1, all the way, or less"
+        )
     elif not args.sync_reference_every:
         raise RunError("--sync_reference_mix says how, --sync_reference_every when; give both")
 
@@ -88,6 +100,11 @@ class Preference(Objective):
         self, policy: Policy, reference: Policy | None, args: argparse.Namespace, world: World
     ):
         self.policy, self.reference, self.args, self.world = policy, reference, args, world
+        if args.sync_reference_every and _shapes(policy) != _shapes(reference):
+            raise RunError(
+                f"--sync_reference_every moves the reference towards the policy, and --reference "
+                f"{args.reference} is of another shape than --model {args.model}"
+            )
         self.loss = LOSSES[args.loss]
         parameters = inspect.signature(self.loss).parameters.values()
         self.hyperparameters = {
@@ -96,8 +113,12 @@ class Preference(Objective):
         self.needs = [p.name for p in parameters if p.default is p.empty]
         self.kl = torch.zeros((), device=world.device)
         self.matched: list[Tensor] = []  # of each batch to come
-        # The mean reward of all steps that are done, which checkpoints keep.
-        self.numbers = {"steps": 0.0, "mean_reward": 0.0} if "shift" in self.needs else {}
+        # Of the steps that are done, which checkpoints keep: their mean reward; the KL of the last.
+        self.numbers = {}
+        if "shift" in self.needs:
+            self.numbers = {"steps": 0.0, "mean_reward": 0.0}
+        elif "kl" in self.needs:
+            self.numbers = {"kl": 0.0}
         self.saved = reference if args.sync_reference_every else None
 
     # --- the algorithm ----------------------------------------------------------------------------
@@ -151,7 +172,7 @@ class Preference(Objective):
         if args.ld_alpha is None and not (args.wpo and model is self.policy):
             logps = model(batch)  # (S,)
         else:
-            tokens = model(batch, per_token=True)  # (M,)
+            tokens = model(batch, per_token=True, collisions=args.wpo)  # (M,)
             logps = sums_of_responses(tokens.logps, batch.lengths)  # (S,)
         shared = torch.minimum(*(batch.lengths[responses] for responses in sides.values()))
         for side, responses in sides.items():
@@ -239,7 +260,7 @@ class Preference(Objective):
     def _mismatched_kl(self, rows: list[Row], batches: Batches) -> Tensor:
         """kto's z: the mean log-ratio of responses to other prompts of the step, not below 0: ()."""
         if len(rows) < 2:  # an epoch's last step: that of the step before
-            return self.kl
+            return torch.tensor(self.numbers["kl"], device=self.world.device)
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for group, batch in batches(mismatched(rows, self.args.max_length)):
             logratios = self.policy(batch) - self.reference(batch)  # (S,)
@@ -275,7 +296,9 @@ class Preference(Objective):
 
     @torch.no_grad()
     def stepped(self, step: int, metrics: dict[str, float]) -> None:
-        if self.numbers:
+        if "kl" in self.needs:
+            self.numbers = {"kl": metrics["kl"]}
+        if "shift" in self.needs:
             n, mean = self.numbers["steps"], self.numbers["mean_reward"]
             reward = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
             self.numbers = {"steps": n + 1, "mean_reward": mean + (reward - mean) / (n + 1)}
@@ -286,6 +309,10 @@ class Preference(Objective):
                 self.policy.parameters(), self.reference.parameters(), strict=True
             ):
                 local(its).lerp_(local(mine).to(its.dtype), self.args.sync_reference_mix)
+
+
+def _shapes(policy: Policy) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in policy.named_parameters()}
 
 
 def mismatched(rows: list[Row], max_length: int) -> list[Row]:

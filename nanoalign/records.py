@@ -81,16 +81,17 @@ class Example:
 
 
 def conditioned(example: Example, preference: str) -> Example:
-    """The example whose prompt says, at its first turn, by which preference it is judged."""
-    mark, prompt = f"[{preference}] ", example.prompt
+    """The example whose prompt says, behind its last question, by which preference it is judged.
+
+    There, since a prompt that is too long loses its beginning.
+    """
+    mark, prompt = f" [{preference}]", example.prompt
     if example.kind == "text":
-        prompt = mark + prompt
+        prompt = prompt + mark
     elif example.kind == "dialogue":
-        prompt = prompt.replace("\n\nHuman: ", f"\n\nHuman: {mark}", 1)
+        prompt = prompt.removesuffix(ASSISTANT) + mark + ASSISTANT
     else:
-        first = next((n for n, message in enumerate(prompt) if message["role"] == "user"), 0)
-        changed = prompt[first] | {"content": mark + prompt[first]["content"]}
-        prompt = (*prompt[:first], changed, *prompt[first + 1 :])
+        prompt = (*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + mark})
     return replace(example, prompt=prompt)
 
 
@@ -145,7 +146,12 @@ def parse(
         if isinstance(prompt, list):
             kind, prompt = "messages", _checked_messages(prompt, "prompt", where)
         if isinstance(completion, list):  # one message, as TRL's conversational data have it
-            completion = _checked_messages(completion, "completion", where)[-1]["content"]
+            (message, *more) = _checked_messages(completion, "completion", where)
+            if more or message["role"] != "assistant":
+                raise RunError(
+                    f"{where}: the completion must be one message of 'assistant', or text"
+                )
+            completion = message["content"]
         if not isinstance(record["label"], bool):
             raise RunError(f"{where}: the label must be true or false, found {record['label']!r}")
         responses, pairs = (completion,), (Pair(0, None) if record["label"] else Pair(None, 0),)
@@ -273,7 +279,7 @@ def _best_pku(record: dict, preference: str, where: str) -> int:
     label = record[key]
     if isinstance(label, bool) or label not in (0, 1):
         raise RunError(f"{where}: {key} is {label!r}; expected 0 or 1")
-    return label
+    return int(label)
 
 
 def _split_dialogue(chosen: object, rejected: object, where: str) -> tuple[str, tuple[str, str]]:

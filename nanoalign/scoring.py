@@ -53,7 +53,7 @@ def scoring_rule(
 
     For a model that does not say how it was trained, the flags decide; their names begin with `flags`.
     """
-    rule = model.scoring if isinstance(model.scoring, dict) else {}
+    rule = model.scoring or {}
     template = None if template == "auto" else template
     for key, given in (("template", template), ("max_length", max_length), ("eos", EOS_RULE)):
         if given is not None and given != rule.get(key, given):
@@ -113,7 +113,16 @@ def views(
     """
     names = model.preferences
     if combine:
-        return [View("", preference or names[0], dict(combine))]
+        shares = dict(combine)
+        if len(shares) < len(combine):
+            raise RunError("--combine names a preference twice; give each one weight")
+        model.combine(shares)  # are they its own?
+        labels = preference or (combine[0][0] if len(combine) == 1 else None)
+        if labels is None:
+            raise RunError(
+                "--combine of several: say whose labels to compare with, as --preference better"
+            )
+        return [View("", labels, shares)]
     if len(names) == 1:
         return [View("", preference or names[0], {names[0]: 1.0})]
     chosen = [name for name in names if preference in (None, name)]

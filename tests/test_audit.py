@@ -65,6 +65,16 @@ def test_the_table_counts_what_contradicts_and_what_is_there_twice(rows, tokeniz
     assert found["tokens of a response"] == "median 2, 95 % up to 3, most 12"
 
 
+def test_two_preferences_do_not_contradict_each_other(tokenizer):
+    """One record whose labels differ: no duplicate, no contradiction; and what each says is named."""
+    made = [Example("a", "text", "p", ("x", "y"), pairs=(Pair(0, 1), Pair(1, 0, dimension=1)))]
+    text = audit(encode_all(made, tokenizer, "raw")[0], Counter(), tokenizer, 1, rewards=True)
+    found = figures(text)
+    assert found["duplicates"].startswith("0 ") and found["contradictions"].startswith("0 ")
+    assert found["prompts cut at their beginning"] == "0"
+    assert "response 1, chosen/rejected: 1 scored" in text
+
+
 def test_what_was_cut_and_what_is_alone(tokenizer):
     """Responses cut at their end have no EOS; single examples are no pairs."""
     made = [Example("a", "text", "pppp", ("long response", "b")),

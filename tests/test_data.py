@@ -227,3 +227,19 @@ def test_held_out_prompts_are_disjoint_whole_and_independent_of_order(tmp_path):
     assert hold_out(examples, 0.0, seed=0)[1] == []
     assert len(hold_out(examples[:4], 0.1, seed=0)[1]) == 2  # one prompt, which has two pairs
     assert hold_out(examples[:2], 0.5, seed=0)[1] == []  # the only prompt stays
+
+
+def test_unpaired_records_and_what_is_wrong_with_them(tmp_path):
+    record = {"prompt": "p", "completion": "c", "label": False}
+    message = {"role": "assistant", "content": "c"}
+    for completion in ("c", [message]):
+        (example,) = read_examples(write(tmp_path / "a.jsonl", record | {"completion": completion}))
+        assert example.responses == ("c",) and example.pairs == (Pair(None, 0),)
+    for bad in ([message, message], [message | {"role": "user"}]):
+        with pytest.raises(
+            RunError, match="a.jsonl:1: the completion must be one message of 'assistant'"
+        ):
+            read_examples(write(tmp_path / "a.jsonl", record | {"completion": bad}))
+    pku = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1.0}
+    (example,) = read_examples(write(tmp_path / "b.jsonl", pku))
+    assert example.responses == ("b", "a")

@@ -134,13 +134,29 @@ def test_two_outputs_are_saved_with_their_names(both, data, tmp_path, tokenizer)
 def test_combined_rewards_are_the_weighted_sum(both, data, tmp_path):
     apart, _ = evaluated(tmp_path / "apart", both[1], data)
     lines, figures = evaluated(
-        tmp_path / "sum", both[1], data, "--combine", "better=1", "safer=-2.5"
+        tmp_path / "sum",
+        both[1],
+        data,
+        "--combine",
+        "better=1",
+        "safer=-2.5",
+        "--preference",
+        "better",
     )
     score = {(x["subset"], x["prompt"], x["response"]): x["score"] for x in apart}
     for x in lines:
         parts = [score[f"set/{name}", x["prompt"], x["response"]] for name in ("better", "safer")]
         assert x["score"] == pytest.approx(parts[0] - 2.5 * parts[1], abs=1e-5)
     assert figures["subsets"].keys() == {"set"}
+
+
+def test_a_weight_counts_for_a_single_output_too(train, data, tmp_path):
+    """-2 times the rewards, against the labels of the one name that is given."""
+    train(tmp_path / "one", "--preference", "safer")
+    plain, figures = evaluated(tmp_path / "plain", tmp_path / "one", data)
+    turned, others = evaluated(tmp_path / "turned", tmp_path / "one", data, "--combine", "safer=-2")
+    assert [x["score"] for x in turned] == pytest.approx([-2 * x["score"] for x in plain], abs=1e-6)
+    assert others["all"]["accuracy"] == pytest.approx(1 - figures["all"]["accuracy"])
 
 
 def test_a_single_preference_of_several_can_be_asked_for(both, data, tmp_path):
@@ -151,19 +167,24 @@ def test_a_single_preference_of_several_can_be_asked_for(both, data, tmp_path):
 # --- conditioned
 
 
-def test_the_mark_stands_in_the_first_turn():
+def test_the_mark_stands_behind_the_last_question(tokenizer):
+    """There it stays when a prompt that is too long loses its beginning."""
     messages = ({"role": "system", "content": "s"}, {"role": "user", "content": "u"})
     for kind, prompt, marked in (
-        ("text", "p", "[safer] p"),
-        ("dialogue", "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:",
-         "\n\nHuman: [safer] a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"),
-        ("messages", messages, (messages[0], {"role": "user", "content": "[safer] u"})),
+        ("text", "p", "p [safer]"),
+        ("dialogue", "\n\nHuman: a\n\nAssistant: b\n\nHuman:c\n\nAssistant:",
+         "\n\nHuman: a\n\nAssistant: b\n\nHuman:c [safer]\n\nAssistant:"),
+        ("messages", messages, (messages[0], {"role": "user", "content": "u [safer]"})),
     ):  # fmt: skip
         example = Example("x", kind, prompt, ("a", "b"))
         assert conditioned(example, "safer").prompt == marked
+    long = conditioned(Example("x", "text", "word " * 100, ("a", "b")), "safer")
+    ((row,), counts) = encode_all([long], tokenizer, "pku", max_length=64)
+    assert "[safer] ASSISTANT:" in tokenizer.decode(row.prompt)
+    assert counts["prompts cut at their beginning"] == 1
     example = Example("x", "text", "p", ("a", "b"), pairs=(Pair(0, 1), Pair(1, 0, dimension=1)))
     better, safer = by_preference(example, ("better", "safer"))
-    assert (better.prompt, safer.prompt) == ("[better] p", "[safer] p")
+    assert (better.prompt, safer.prompt) == ("p [better]", "p [safer]")
     assert (better.pairs, safer.pairs) == ((Pair(0, 1),), (Pair(1, 0),))
 
 
@@ -182,7 +203,8 @@ def test_a_conditioned_model_reads_the_prompt_that_names_the_preference(
             found = {x["response"]: x["score"] for x in lines
                      if x["subset"] == f"set/{name}" and x["prompt"] == example.prompt}  # fmt: skip
             assert [found[r] for r in example.responses] == pytest.approx(expected, abs=1e-5)
-    both, _ = evaluated(tmp_path / "s", tmp_path / "rm", data, "--combine", "better=1", "safer=2")
+    both, _ = evaluated(tmp_path / "s", tmp_path / "rm", data, "--combine", "better=1", "safer=2",
+                        "--preference", "better")  # fmt: skip
     parts = {(x["subset"], x["prompt"], x["response"]): x["score"] for x in lines}
     for x in both:
         expected = parts["set/better", x["prompt"], x["response"]]
@@ -277,6 +299,12 @@ def test_bad_flags(both, data, llama_folder, tmp_path, subtests):
         "another head": (_train, ["--model", both[1], *train[2:]], "head of 2 outputs, and 1 are wanted"),
         "unknown name": (_evaluate, [*rm, "--combine", "nice=1"],
                          "no preference 'nice'; it has better, safer"),
+        "a name twice": (_evaluate, [*rm, "--combine", "better=1", "better=2"], "names a preference twice"),
+        "whose labels": (_evaluate, [*rm, "--combine", "better=1", "safer=2"], "say whose labels"),
+        "other outputs": (_train, ["--model", both[1], *train[2:], "--preference", "safer", "better"],
+                          "was trained with preferences ['better', 'safer'], and is to be trained on with"),
+        "length of two": (_train, [*train, "--preference", "better", "safer", "--length_debias"],
+                          "one coefficient of length; give one --preference"),
         "no number": (_evaluate, [*rm, "--combine", "better"], "expected NAME=NUMBER, got 'better'"),
         "a judge of two minds": (_evaluate, policy, "judges by better, safer; say which with --combine"),
     }  # fmt: skip
