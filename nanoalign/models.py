@@ -362,7 +362,7 @@ class RewardModel(RowModel):
         if not has_head and head_seed is None:
             names = ", ".join(config.architectures or ["no architecture"])
             raise RunError(
-                f"model '{path}' has no reward head: its config.json names {names}; train_rm.py trains one"
+                f"model '{path}' has no reward head: its config.json names {names}; train one: train_rm.py"
             )
         text_config = config.get_text_config()
         pad, eos = text_config.pad_token_id, text_config.eos_token_id
