@@ -61,8 +61,9 @@ def settle(args: argparse.Namespace) -> None:
                 raise RunError(f"--loss {args.loss} has no reference, and so no --{name}")
     if (args.divergence == "alpha") != (args.divergence_alpha is not None):
         raise RunError("--divergence alpha and --divergence_alpha belong together; give both")
-    for flag, name, reason in UNFIT:
-        if getattr(args, flag) and args.loss in name:
+    for flag, names, reason in UNFIT:
+        given = getattr(args, flag)  # 0 is given, too
+        if given is not None and given is not False and args.loss in names:
             raise RunError(f"--{flag} does not go with --loss {args.loss}: {reason}")
     if args.sync_reference_mix is None:
         args.sync_reference_mix = 0.6 if args.sync_reference_every else None

@@ -295,7 +295,7 @@ BAD_FLAGS = {
         ["--loss", "ipo", "--length_alpha", 0.1],
         "does not go with --loss ipo",
     ),
-    "ld_alpha with sft": (["--loss", "sft", "--ld_alpha", 0.1], "does not go with --loss sft"),
+    "ld_alpha with sft": (["--loss", "sft", "--ld_alpha", 0], "does not go with --loss sft"),
     "divergence with kto": (["--loss", "kto", "--divergence", "js"], "does not go with --loss kto"),
     "too far a mix": (
         ["--sync_reference_every", 2, "--sync_reference_mix", 2],
