@@ -80,8 +80,8 @@ world, the true rule) no longer agree, the policy exploits the judge (Gao et al.
 """
 REWARD_MODEL = "runs/rm"  # where train_rm.py puts it
 POLICY = "runs/dpo"  # where train_dpo.py puts it
-COMPARABLE = ("baseline", "baseline_answers", "reward", "combine", "reward_template", "data", "template", "max_length", "temperature",
-              "top_p", "max_new_tokens")  # fmt: skip
+COMPARABLE = ("baseline", "baseline_answers", "reward", "combine", "reward_template", "data", "template",
+              "max_length", "temperature", "top_p", "max_new_tokens")  # fmt: skip
 FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate",
             "policy_tokens_mean", "policy_ended_share")  # fmt: skip
 TINY_SUBSETS = [f"{name}=tiny:test:{name}" for name in tiny.SOURCE_NAMES]
