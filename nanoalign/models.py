@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from nanoalign import weights
+from nanoalign import attention, weights
 from nanoalign.distributed import World, autocast, shard
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.logps import (
@@ -31,7 +31,7 @@ from nanoalign.logps import (
     sequence_logps,
     sums_of_responses,
 )
-from nanoalign.rows import Batch, Row, check_fits, tree_mask
+from nanoalign.rows import Batch, Row, check_fits
 
 CHUNK_LOGITS = 2**25  # logits held at one time, in elements: 128 MiB of float32
 SCORING = "nanoalign"  # the key of a reward model's config that says how its rewards are read
@@ -54,36 +54,31 @@ class RowModel(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states: (N, T, D)."""
-        return self.model.base_model(
-            input_ids=batch.tokens, use_cache=False, **self._attention(batch)
-        ).last_hidden_state
+        if batch.tree is None:  # padding is on the right, where no token sees it
+            return self.model.base_model(input_ids=batch.tokens, use_cache=False).last_hidden_state
+        self._check_packing()
+        with attention.use(attention.NAME, self.model.config):
+            return self.model.base_model(
+                input_ids=batch.tokens,
+                position_ids=batch.positions,
+                tree=batch.tree,
+                use_cache=False,
+            ).last_hidden_state
 
-    def _attention(self, batch: Batch) -> dict[str, object]:
-        """Mask and positions of the tree; nothing for plain rows, which never see their padding."""
-        if not batch.shared:
-            return {}
+    def _check_packing(self) -> None:
+        """Stops where something besides attention joins tokens, or attention is not transformers' own."""
         config = self.model.config.get_text_config()
-        window = getattr(config, "sliding_window", None)
         kinds = set(getattr(config, "layer_types", None) or ())
-        if not kinds:  # one kind of layer; where the config has a window, all layers use it
-            kinds = {"sliding_attention" if window else "full_attention"}
-        masks = {}
-        for kind in sorted(kinds):
-            if kind not in ("full_attention", "sliding_attention"):
-                raise RunError(
-                    f"layers of the type '{kind}' can't keep a prompt's responses apart; use "
-                    "--no-share_prefix"
-                )
-            span = window if kind == "sliding_attention" else None
-            mask = tree_mask(batch.segments, batch.positions, span).unsqueeze(1)  # (N, 1, T, T)
-            if config._attn_implementation == "eager":  # adds its mask to the scores
-                lowest = torch.finfo(self.compute_dtype).min
-                mask = torch.zeros_like(mask, dtype=self.compute_dtype).masked_fill(~mask, lowest)
-            masks[kind] = mask
-        return {
-            "attention_mask": masks if len(masks) > 1 else masks.popitem()[1],
-            "position_ids": batch.positions,
-        }
+        if others := sorted(kinds - {"full_attention", "sliding_attention"}):
+            raise RunError(
+                f"layers of the type '{others[0]}' can't keep a prompt's responses apart; use "
+                "--no-share_prefix"
+            )
+        if not self.model._supports_attention_backend:
+            raise RunError(
+                f"{type(self.model).__name__} has an attention of its own, which can't keep a prompt's "
+                "responses apart; use --no-share_prefix"
+            )
 
     def blocks(self) -> list[nn.Module]:
         """The transformer blocks, by the class names that the architecture gives for them."""
@@ -127,8 +122,9 @@ class RowModel(nn.Module):
             for block in blocks:
                 # The forward and not the module: sharding's hooks stay outside and run once.
                 block.forward = partial(
-                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
-                )
+                    checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False,
+                    context_fn=partial(attention.used_again, self.model.config),
+                )  # fmt: skip
         if world is not None:
             shard(self, blocks, world, self.compute_dtype, trainable, exact)
             register_fsdp_forward_method(self, "textbook")
@@ -172,7 +168,7 @@ class Policy(RowModel):
 
         For rows of one response. It is the oracle that the fast path is checked against.
         """
-        assert not batch.shared, "the textbook way takes one response a row"
+        assert batch.tree is None, "the textbook way takes one response a line"
         with autocast(batch.tokens.device, self.compute_dtype):
             logits = self.model(input_ids=batch.tokens, use_cache=False).logits  # (N, T, V)
         return sequence_logps(logits, batch.tokens.masked_fill(batch.segments != 1, IGNORE))
@@ -301,7 +297,7 @@ class RewardModel(RowModel):
 
     def textbook(self, batch: Batch) -> Tensor:
         """What forward computes, the plain way: transformers' own forward, a response at a time."""
-        assert not batch.shared, "the textbook way takes one response a row"
+        assert batch.tree is None, "the textbook way takes one response a line"
         with autocast(batch.tokens.device, self.compute_dtype):
             rewards = [
                 self.model(input_ids=tokens[segments >= 0][None], use_cache=False).logits.float()

@@ -1,4 +1,4 @@
-"""Example -> token ids -> Row -> Batch; the tree mask.
+"""Example -> token ids -> Row -> Batch.
 
 A row is `prompt ++ response_1 ++ ... ++ response_K`. Positions restart after the prompt for each
 response, and a token attends to what precedes it in the prompt and in its own response:
@@ -7,11 +7,11 @@ response, and a token attends to what precedes it in the prompt and in its own r
     position   0  1  2 |  3  4  5 |  3  4
     segment    0  0  0 |  1  1  1 |  2  2
 
-    attends(q, k) = k <= q and (segment[k] == 0 or segment[k] == segment[q])
+The log-probability of c0 is read at p2, of c1 at c0; of r0 at p2 too, of r1 at r0. A batch holds its rows one
+behind the other (nanoalign/attention.py).
 
-The log-probability of c0 is read at p2, of c1 at c0; of r0 at p2 too, of r1 at r0.
-
-Shapes: B pairs, N rows, T tokens a row, S responses, M scored tokens.
+Shapes: B pairs, N lines, T tokens of a line, S responses, M scored tokens. N is 1 where rows are
+packed, and one a response where prompts are not shared.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanoalign.attention import Tree
 from nanoalign.errors import RunError
 from nanoalign.records import Example, Pair
 from nanoalign.templates import render, resolve_template
@@ -58,7 +59,7 @@ class Batch:
     scores[batch.rejected], (B,).
     """
 
-    tokens: Tensor  # (N, T) int64, padded on the right
+    tokens: Tensor  # (N, T) int64; padded on the right where N > 1
     positions: Tensor  # (N, T) int64
     segments: Tensor  # (N, T) int64: 0 prompt, 1..K responses, -1 padding
     reads: Tensor  # (M,) where in the flat (N * T) the token is that predicts each scored token
@@ -71,7 +72,7 @@ class Batch:
     margins: Tensor  # (B,) float32: by how much, as the data say
     dimensions: Tensor  # (B,) int64: which of several preferences says so
     weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 where it fills a place
-    shared: bool  # whether some row holds more than one response
+    tree: Tree | None  # who sees whom in packed rows; None: each line is a plain sequence
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -293,41 +294,45 @@ def fingerprint(rows: list[Row]) -> str:
 
 
 def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> Batch:
-    """One Batch of the rows, padded to the longest; without share_prefix a row a response.
+    """One Batch of the rows, packed into one line; without share_prefix padded, a line a response.
 
     weight: what each row counts for, shared evenly by its pairs.
     """
     first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
     pairs = [(first[n], pair, row) for n, row in enumerate(rows) for pair in row.pairs]
-    if not share_prefix:
+    tree = None
+    if share_prefix:
+        tree = Tree([(len(row.prompt), *map(len, row.responses)) for row in rows])
+        starts = np.cumsum([0] + [len(row) for row in rows])  # of rows among all places
+        shape = (1, starts[-1])
+    else:
         rows = [part for row in rows for part in row.separate()]
-    width = max(map(len, rows))
-    tokens = np.zeros((len(rows), width), dtype=np.int64)
-    positions = np.zeros((len(rows), width), dtype=np.int64)
-    segments = np.full((len(rows), width), PADDING, dtype=np.int64)
+        shape = (len(rows), max(map(len, rows)))
+        starts = np.arange(len(rows)) * shape[1]
+    tokens, positions = np.zeros((2, shape[0] * shape[1]), dtype=np.int64)
+    segments = np.full(shape[0] * shape[1], PADDING, dtype=np.int64)
     reads, targets, lengths, ends = [], [], [], []
-    for n, row in enumerate(rows):
-        prompt_end = len(row.prompt)
-        tokens[n, :prompt_end] = row.prompt
-        positions[n, :prompt_end] = np.arange(prompt_end)
-        segments[n, :prompt_end] = 0
-        start = prompt_end
+    for row, start in zip(rows, starts.tolist(), strict=False):
+        width = len(row.prompt)
+        prompt_end = end = start + width
+        tokens[start:end] = row.prompt
+        positions[start:end] = np.arange(width)
+        segments[start:end] = 0
         for k, response in enumerate(row.responses, start=1):
-            end = start + len(response)
-            tokens[n, start:end] = response
-            positions[n, start:end] = np.arange(prompt_end, prompt_end + len(response))
-            segments[n, start:end] = k
+            start, end = end, end + len(response)
+            tokens[start:end] = response
+            positions[start:end] = np.arange(width, width + len(response))
+            segments[start:end] = k
             # The first token of a response is predicted by the prompt's last one, the others by the
             # one before.
-            reads.append(n * width + np.concatenate(([prompt_end - 1], np.arange(start, end - 1))))
+            reads.append(np.concatenate(([prompt_end - 1], np.arange(start, end - 1))))
             targets.append(response)
             lengths.append(len(response))
-            ends.append(n * width + end - 1)
-            start = end
+            ends.append(end - 1)
     return Batch(
-        tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(positions),
-        segments=torch.from_numpy(segments),
+        tokens=torch.from_numpy(tokens.reshape(shape)),
+        positions=torch.from_numpy(positions.reshape(shape)),
+        segments=torch.from_numpy(segments.reshape(shape)),
         reads=torch.from_numpy(np.concatenate(reads)),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64)),
         lengths=torch.tensor(lengths),
@@ -340,7 +345,7 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
         margins=torch.tensor([pair.margin for _, pair, _ in pairs]),
         dimensions=torch.tensor([pair.dimension for _, pair, _ in pairs], dtype=torch.int64),
         weights=torch.tensor([weight / len(row.pairs) for _, _, row in pairs]),
-        shared=any(len(row.responses) > 1 for row in rows),
+        tree=tree,
     )
 
 
@@ -350,18 +355,3 @@ def _indices(sides: list[tuple[int, int | None, int | None]]) -> Tensor:
         [start + (other if side is None else side) for start, side, other in sides],
         dtype=torch.int64,
     )
-
-
-def tree_mask(segments: Tensor, positions: Tensor, window: int | None = None) -> Tensor:
-    """What each token attends to: segments, positions (N, T) -> (N, T, T) bool, [n, query, key].
-
-    A sliding window is measured in positions, so a response sees as much of the prompt as it would
-    alone. Padding attends to itself: a query that may attend to nothing would give nan.
-    """
-    index = torch.arange(segments.shape[1], device=segments.device)
-    earlier = index[:, None] >= index[None, :]  # (T, T)
-    query, key = segments[:, :, None], segments[:, None, :]
-    mask = earlier & ((key == 0) | (key == query))  # (N, T, T)
-    if window is not None:
-        mask &= positions[:, :, None] - positions[:, None, :] < window
-    return mask

@@ -127,13 +127,13 @@ def test_a_reward_is_read_at_the_last_token_whatever_the_ids(reward_model, rows,
     batch = collate([row, max(rows, key=len)])
     with torch.no_grad():
         hidden = reward_model.hidden(batch)
-        n, width = 0, batch.tokens.shape[1]
-        places = [len(row.prompt) + len(row.responses[0]) - 1, len(row) - 1]
-        expected = reward_model.head(hidden[n, places]).squeeze(-1)
-        assert torch.equal(reward_model(batch)[:2], expected)
-        batch.tokens[batch.segments < 0] = 258
-        assert torch.equal(reward_model(batch)[:2], expected)
-    assert batch.ends[0].item() == places[0] < width
+        expected = reward_model.head(hidden[0, batch.ends]).squeeze(-1)
+        assert torch.equal(reward_model(batch), expected)
+        padded = collate([row, max(rows, key=len)], share_prefix=False)
+        expected = reward_model(padded)
+        padded.tokens[padded.segments < 0] = 258
+        assert torch.equal(reward_model(padded), expected)
+    assert batch.ends[:2].tolist() == [len(row.prompt) + len(row.responses[0]) - 1, len(row) - 1]
 
 
 def test_gradient_reaches_the_tokens_of_a_response_and_its_own_prompt_alone(reward_model, rows):
@@ -147,7 +147,7 @@ def test_gradient_reaches_the_tokens_of_a_response_and_its_own_prompt_alone(rewa
     handle.remove()
     reached = embedded[0].grad.abs().sum(-1) > 0  # (N, T)
     expected = torch.zeros_like(reached)
-    expected[0] = (batch.segments[0] == 0) | (batch.segments[0] == 1)
+    expected[0, : len(rows[0].prompt) + len(rows[0].responses[0])] = True
     assert torch.equal(reached, expected)
 
 

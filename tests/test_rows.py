@@ -1,10 +1,10 @@
 """python -m pytest tests/test_rows.py"""
 
+import math
 import random
 
 import numpy as np
 import pytest
-import torch
 from conftest import byte_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
@@ -24,7 +24,6 @@ from nanoalign.rows import (
     encode,
     encode_all,
     fingerprint,
-    tree_mask,
 )
 
 BOS, EOS = 257, 258
@@ -203,28 +202,29 @@ def test_fingerprint_tells_every_change():
 
 
 def test_collate_by_hand():
-    """The row of the module's docstring, p0 p1 p2 | c0 c1 c2 | r0 r1, above a shorter one."""
+    """The row of the module's docstring, p0 p1 p2 | c0 c1 c2 | r0 r1, before a shorter one."""
     batch = collate([row([10, 11, 12], [20, 21, 22], [30, 31]), row([40], [50], [60])])
-    assert batch.tokens[0].tolist() == [10, 11, 12, 20, 21, 22, 30, 31]
-    assert batch.positions[0].tolist() == [0, 1, 2, 3, 4, 5, 3, 4]
-    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2], [0, 1, 2] + [PADDING] * 5]
+    assert batch.tokens.tolist() == [[10, 11, 12, 20, 21, 22, 30, 31, 40, 50, 60]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2]]
     # c0 is read at p2, c1 at c0, c2 at c1; r0 at p2 too, r1 at r0; the second row starts at 8.
     assert batch.reads.tolist() == [2, 3, 4, 2, 6, 8, 8]
     assert batch.targets.tolist() == [20, 21, 22, 30, 31, 50, 60]
     assert batch.lengths.tolist() == [3, 2, 1, 1]
-    assert batch.shared
+    assert batch.tree.rows == [(3, 3, 2), (1, 1, 1)]
 
 
 def test_collate_names_pairs_and_last_tokens_by_hand():
-    """A pair, and a ranked row of three responses with two pairs of margin 2 and 0.5, width 6.
+    """A pair, and a ranked row of three responses with two pairs of margin 2 and 0.5.
 
-    Responses 0, 1 | 2, 3, 4; their last tokens stand at 2, 4 of the first row, 1, 2, 5 of the second.
+    Responses 0, 1 | 2, 3, 4; their last tokens stand at 2, 4 of the first row, 1, 2, 5 of the second,
+    which begins at 5.
     """
     ranked = Row("b", np.array([7]), tuple(map(np.array, ([1], [2], [3, 4, 5]))),
                  (Pair(0, 2, 2.0), Pair(1, 2, 0.5)))  # fmt: skip
     for weight in (1.0, 0.0):
         batch = collate([row([8], [1, 2], [3, 4]), ranked], weight=weight)
-        assert batch.ends.tolist() == [2, 4, 7, 8, 11]
+        assert batch.ends.tolist() == [2, 4, 6, 7, 10]
         assert batch.chosen.tolist() == [0, 2, 3] and batch.rejected.tolist() == [1, 4, 4]
         assert batch.margins.tolist() == [1.0, 2.0, 0.5]
         assert batch.weights.tolist() == [weight, weight / 2, weight / 2]
@@ -248,20 +248,8 @@ def test_collate_without_sharing_is_a_row_a_response():
     batch = collate([row([10, 11], [20, 21], [30])], share_prefix=False)
     assert batch.tokens.tolist() == [[10, 11, 20, 21], [10, 11, 30, 0]]
     assert batch.reads.tolist() == [1, 2, 5]
-    assert batch.weights.tolist() == [1.0] and not batch.shared
-
-
-def test_tree_mask_by_hand():
-    """p0 | c0 c1 | r0, and one place of padding."""
-    mask = tree_mask(torch.tensor([[0, 1, 1, 2, PADDING]]), torch.tensor([[0, 1, 2, 1, 0]]))
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 0, 1]]
-    assert mask.int().tolist() == [expected]
-
-
-def test_sliding_window_is_measured_in_positions():
-    """Window 2 over p0 p1 | c0 | r0: r0 at position 2 sees p1 at position 1, though two places before it."""
-    mask = tree_mask(torch.tensor([[0, 0, 1, 2]]), torch.tensor([[0, 1, 2, 2]]), window=2)
-    assert mask.int().tolist() == [[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 1, 0, 1]]]
+    assert batch.segments.tolist() == [[0, 0, 1, 1], [0, 0, 1, PADDING]]
+    assert batch.weights.tolist() == [1.0] and batch.tree is None
 
 
 # --- the plan
@@ -288,22 +276,27 @@ def test_plan_places_every_pair_once_within_the_limit(count, tokens, ranks, shar
 
 
 def test_plan_gives_ranks_even_work():
-    """64 pairs of 3 to 180 tokens on 8 ranks: no rank has more than 1.2 times the mean."""
+    """64 pairs of 3 to 180 tokens on 8 ranks: no rank has more than 1.05 times the mean."""
     rows = random_rows(64, seed=0)
     plan = plan_micro_batches(rows, 8, 10**6)
-    work = [
-        sum(collate([rows[i] for i in part[rank]]).tokens.numel() for part in plan)
-        for rank in range(8)
-    ]
-    assert len(plan) == 1 and max(work) < 1.2 * sum(work) / 8
+    work = [sum(len(rows[i]) for part in plan for i in part[rank]) for rank in range(8)]
+    assert len(plan) == 1 and max(work) < 1.05 * sum(work) / 8
 
 
-def test_plan_pads_little():
-    """Rows of similar length stand together: 1.15 padded tokens a real one, where random groups have 1.5."""
+def test_plan_packs_without_padding_into_the_fewest_micro_batches():
     rows = random_rows(512, seed=1)
-    plan = plan_micro_batches(rows, 1, 2000)
-    padded = sum(collate([rows[i] for i in part[0]]).tokens.numel() for part in plan)
-    assert padded < 1.15 * sum(map(len, rows))
+    plan = plan_micro_batches(rows, 2, 2000)
+    tokens = [collate([rows[i] for i in group]).tokens.numel() for part in plan for group in part]
+    assert sum(tokens) == sum(map(len, rows))
+    assert len(plan) == math.ceil(sum(tokens) / 4000)
+
+
+def test_plan_of_separate_responses_pads_little():
+    """Rows of similar length stand together: 1.25 padded tokens a real one, where random groups have 1.5."""
+    rows = random_rows(512, seed=1)
+    plan = plan_micro_batches(rows, 1, 2000, share_prefix=False)
+    padded = sum(collate([rows[i] for i in part[0]], False).tokens.numel() for part in plan)
+    assert padded < 1.25 * sum(len(part) for row in rows for part in row.separate())
 
 
 def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():

@@ -1,0 +1,376 @@
+"""nanoalign beside TRL: DPO and a reward model, pairs a second and peak memory, in one run.
+
+Both train the same model on the same records in the same optimizer steps, with the same precision and
+optimizer, without gradient checkpointing. nanoalign runs with its defaults; TRL gets the records of each step
+sorted by length, and the micro-batch size that is best for it. Every run is a process of its own, and
+they take turns. The losses must agree. Records that max_length would cut are left out, since the two cut
+differently.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/throughput.py                              the embedded model and data
+    python benchmarks/throughput.py --model FOLDER --data FILE
+    python benchmarks/throughput.py --only nanoalign             TRL is not needed
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+LR = 1e-4  # constant, so that the second loss shows whether both took the same first step
+AGREE = 2e-3  # by how much losses may differ in float32; in bfloat16 ten times that
+PEAK_SIZES = (1024, 2048, 4096)  # of square matrices whose product shows what the machine can do
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--model", default="tiny", help="a folder, OWNER/NAME on the Hub, or 'tiny'"
+    )
+    parser.add_argument("--data", default="tiny", help="preference records, or 'tiny'")
+    parser.add_argument("--algorithms", nargs="+", choices=("dpo", "rm"), default=["dpo", "rm"])
+    parser.add_argument("--only", choices=("nanoalign", "trl"), help="one of the two alone")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs of an optimizer step")
+    parser.add_argument("--max_length", type=int, default=512, help="tokens of prompt and response")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--steps", type=int, default=2, help="timed in a run; one goes before")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turn")
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8],
+        help="pairs of a micro-batch that TRL tries")  # fmt: skip
+    parser.add_argument("--ranks", type=int, default=1, help="processes of either")
+    parser.add_argument("--flags", default="", help="more flags for nanoalign, in one string")
+    return parser.parse_args()
+
+
+# --- what runs in processes of its own ------------------------------------------------------------
+
+
+def prepare(job: dict) -> dict:
+    """Writes the records, and the reward model both begin with; counts tokens and operations of a pair."""
+    from nanoalign.data import read_examples
+    from nanoalign.models import Policy, RewardModel
+    from nanoalign.prepare import load_tokenizer
+    from nanoalign.records import Example
+    from nanoalign.rows import encode_all
+    from nanoalign.templates import common_template, render
+    from nanoalign.weights import resolve_model
+
+    folder = Path(job["folder"])
+    tokenizer = load_tokenizer(resolve_model(job["model"]))
+    examples = read_examples(job["data"])
+    template = common_template("auto", examples, tokenizer)
+    texts = [render(example, tokenizer, template) for example in examples]
+    plain = [Example(str(i), "text", prompt, tuple(own)) for i, (prompt, own) in enumerate(texts)]
+    rows = encode_all(plain, tokenizer, "raw", 2**20)[0]
+    fitting = [
+        i for i, row in enumerate(rows) if max(map(len, row.separate())) <= job["max_length"]
+    ]
+    wanted = (job["steps"] + 2) * job["batch_size"]
+    if len(fitting) < wanted:
+        raise SystemExit(f"{len(fitting)} records fit max_length, and {wanted} are wanted")
+    picked = fitting[:wanted]
+    with (folder / "records.jsonl").open("w") as file:
+        for prompt, (chosen, rejected) in (texts[i] for i in picked):
+            line = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            file.write(json.dumps(line) + "\n")
+    RewardModel.load(job["model"], head_seed=0).save(folder / "reward_model", tokenizer)
+    policy = Policy.load(job["model"])
+    flops = {name: 0 for name in ("dpo", "rm")}
+    for i in picked:
+        body, head = forward_flops(policy, rows[i])
+        flops["dpo"] += (3 + 1) * (body + head)  # the policy forward and backward, the reference
+        flops["rm"] += 3 * body
+    return {
+        "flops": {name: total / len(picked) for name, total in flops.items()},
+        "real": sum(len(rows[i]) for i in picked) / len(picked),
+        "separate": sum(len(part) for i in picked for part in rows[i].separate()) / len(picked),
+        "parameters": policy.count_parameters(),
+    }
+
+
+def forward_flops(policy, row) -> tuple[int, int]:
+    """Multiplications and additions that a row needs: in the blocks, and in the head.
+
+    Two for every weight of a matrix and token, and four for every pair of a query and a key that it sees,
+    times the width of all heads. Norms, rotations and softmax are not counted.
+    """
+    config = policy.model.config
+    inside = sum(p.numel() for block in policy.blocks() for p in block.parameters() if p.ndim >= 2)
+    width = config.num_attention_heads * getattr(
+        config, "head_dim", config.hidden_size // config.num_attention_heads
+    )
+    prompt, responses = len(row.prompt), [len(response) for response in row.responses]
+    seen = prompt * (prompt + 1) // 2 + sum(n * prompt + n * (n + 1) // 2 for n in responses)
+    body = 2 * inside * len(row) + 4 * config.num_hidden_layers * width * seen
+    return body, 2 * config.vocab_size * config.hidden_size * sum(responses)
+
+
+def nanoalign(job: dict) -> dict:
+    """Runs train_dpo.py or train_rm.py; the time is noted at the beginning of each optimizer step."""
+    from unittest.mock import patch
+
+    import train_dpo
+    import train_rm
+    from nanoalign import loop
+
+    begun, padded = [], [0]
+    get_lr, collate = loop.get_lr, loop.collate
+
+    def noted(*args) -> float:
+        _synchronize()
+        begun.append(time.perf_counter())
+        padded.append(0)
+        return get_lr(*args)
+
+    def counted(*args):
+        batch = collate(*args)
+        padded[-1] += batch.tokens.numel()
+        return batch
+
+    script = {"dpo": train_dpo, "rm": train_rm}[job["algorithm"]]
+    out = Path(job["folder"]) / "run"
+    argv = ["--model", _model(job), "--data", f"{job['folder']}/records.jsonl", "--eval_share", "0",
+            "--template", "raw", "--max_length", str(job["max_length"]),
+            "--batch_size", str(job["batch_size"]), "--steps", str(job["steps"] + 2), "--lr", str(LR),
+            "--warmup", "0", "--schedule", "constant", "--precision", job["precision"], "--out", str(out),
+            "--overwrite", *job["flags"].split()]  # fmt: skip
+    with patch.object(loop, "get_lr", noted), patch.object(loop, "collate", counted):
+        script.main(argv)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "begun": begun,
+        "losses": [line["loss"] for line in lines if "loss" in line],
+        "padded": padded[2:-1],
+    }
+
+
+def trl(job: dict) -> dict:
+    """Runs TRL's trainer on the records in nanoalign's order, those of a step sorted by length."""
+    import torch
+    import transformers
+    import trl
+    from datasets import Dataset
+
+    from nanoalign.plan import step_indices
+
+    lines = (Path(job["folder"]) / "records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(_folder(job))
+    lengths = [
+        max(len(tokenizer(r["prompt"] + r[side])["input_ids"]) for side in ("chosen", "rejected"))
+        for r in records
+    ]
+    order = []
+    for step in range(job["steps"] + 1):
+        indices = step_indices(step, len(records), job["batch_size"], seed=0).tolist()
+        order += sorted(indices, key=lambda i: lengths[i])
+    if job["algorithm"] == "rm":  # whole texts, which is quicker to prepare
+        records = [{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in records]
+    per_rank = job["size"]
+    accumulation = job["batch_size"] // (per_rank * job["ranks"])
+    config = {
+        "output_dir": f"{job['folder']}/trl", "per_device_train_batch_size": per_rank,
+        "gradient_accumulation_steps": accumulation, "max_steps": job["steps"] + 1,
+        "learning_rate": LR, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "max_length": job["max_length"], "gradient_checkpointing": False, "logging_steps": 1,
+        "save_strategy": "no", "report_to": "none", "train_sampling_strategy": "sequential",
+        "bf16": job["precision"] == "bf16", "optim": "adamw_torch_fused", "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+    }  # fmt: skip
+    kind = {
+        "dpo": (trl.DPOTrainer, trl.DPOConfig, transformers.AutoModelForCausalLM),
+        "rm": (
+            trl.RewardTrainer,
+            trl.RewardConfig,
+            transformers.AutoModelForSequenceClassification,
+        ),
+    }
+    trainer_class, config_class, model_class = kind[job["algorithm"]]
+    begun, padded, losses = [], [0], []
+
+    class Notes(transformers.TrainerCallback):
+        def on_step_begin(self, *args, **kwargs) -> None:
+            _synchronize()
+            begun.append(time.perf_counter())
+            padded.append(0)
+
+        def on_step_end(self, *args, **kwargs) -> None:
+            _synchronize()
+            if len(begun) == job["steps"] + 1:
+                begun.append(time.perf_counter())
+
+        def on_log(self, *args, logs=None, **kwargs) -> None:
+            losses.extend([logs["loss"]] if "loss" in logs else [])
+
+    trainer = trainer_class(
+        model=model_class.from_pretrained(_folder(job), dtype=torch.float32),
+        args=config_class(**config),
+        train_dataset=Dataset.from_list([records[i] for i in order]),
+        processing_class=tokenizer,
+        callbacks=[Notes()],
+    )
+    training_step = trainer.training_step
+
+    def counted(model, inputs, *args):
+        padded[-1] += inputs["input_ids"].numel()
+        return training_step(model, inputs, *args)
+
+    trainer.training_step = counted
+    trainer.train()
+    return {"begun": begun, "losses": [float(loss) for loss in losses], "padded": padded[2:]}
+
+
+def peak(job: dict) -> dict:
+    """Multiplications and additions a second in products of large matrices: the best of some."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["precision"]]
+    best = 0.0
+    for size in PEAK_SIZES:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for _ in range(4):
+            _synchronize()
+            begun = time.perf_counter()
+            a @ b
+            _synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - begun))
+    return {"peak": best}
+
+
+def _synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _model(job: dict) -> str:
+    return f"{job['folder']}/reward_model" if job["algorithm"] == "rm" else job["model"]
+
+
+def _folder(job: dict) -> Path:
+    from nanoalign.weights import resolve_model
+
+    return resolve_model(_model(job))
+
+
+def _memory() -> int:
+    """The most bytes this process has held: on the GPU where there is one, else in host memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def work(job: dict) -> None:
+    result = {"prepare": prepare, "nanoalign": nanoalign, "trl": trl, "peak": peak}[job["what"]](
+        job
+    )
+    rank = os.environ.get("RANK", "0")
+    Path(job["folder"], f"result{rank}.json").write_text(json.dumps(result | {"memory": _memory()}))
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+def start(what: str, job: dict, **more) -> dict:
+    """Runs one piece of work in processes of its own; rank 0's result, with the memory of all."""
+    job = {**job, **more, "what": what}
+    ranks = job["ranks"] if what in ("nanoalign", "trl") else 1
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, __file__, json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{what} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    parts = [json.loads(Path(job["folder"], f"result{r}.json").read_text()) for r in range(ranks)]
+    return parts[0] | {
+        "memory": sum(part["memory"] for part in parts),
+        "padded": [sum(step) for step in zip(*(p.get("padded", []) for p in parts), strict=True)],
+    }
+
+
+def pairs_per_second(result: dict, job: dict) -> float:
+    """Of the timed steps: all but the first."""
+    begun = result["begun"][1:]
+    return job["batch_size"] * (len(begun) - 1) / (begun[-1] - begun[0])
+
+
+def compare(algorithm: str, job: dict, facts: dict) -> None:
+    job = {**job, "algorithm": algorithm}
+    sides = [side for side in ("nanoalign", "trl") if job["only"] in (None, side)]
+    if "trl" in sides:
+        tried = {}
+        for size in job["sizes"]:
+            tried[size] = pairs_per_second(start("trl", job, size=size, steps=1), job)
+            print(f"TRL with micro-batches of {size}: {tried[size]:.2f} pairs/s", flush=True)
+        job["size"] = max(tried, key=tried.get)
+    runs: dict[str, list[dict]] = {side: [] for side in sides}
+    peaks = []
+    for _ in range(job["rounds"]):
+        for side in sides:
+            peaks.append(start("peak", job)["peak"])
+            runs[side].append(start(side, job))
+    best = max(peaks)
+    print(f"\n{algorithm}, {job['rounds']} runs of {job['steps']} timed steps; matrix products reach "
+          f"{best / 1e9:,.0f} GFLOP/s\n\n"  # fmt: skip
+          "| | pairs/s | of each run | padded tokens a pair | peak memory, GB | first losses |\n"
+          "|---|---|---|---|---|---|")  # fmt: skip
+    for side, results in runs.items():
+        speeds = [pairs_per_second(result, job) for result in results]
+        steps = len(results[0]["padded"])
+        padded = sum(results[0]["padded"]) / (steps * job["batch_size"])
+        name = side if side == "nanoalign" else f"TRL, micro-batches of {job['size']}"
+        print(
+            f"| {name} | {statistics.median(speeds):.2f} | {', '.join(f'{s:.2f}' for s in speeds)} "
+            f"| {padded:.0f} | {max(result['memory'] for result in results) / 1e9:.2f} "
+            f"| {', '.join(f'{loss:.4f}' for loss in results[0]['losses'][:3])} |"
+        )
+    if "nanoalign" in sides:
+        speed = statistics.median(pairs_per_second(result, job) for result in runs["nanoalign"])
+        share = facts["flops"][algorithm] * speed / best
+        print(f"\nnanoalign needs {facts['flops'][algorithm] / 1e9:.2f} GFLOP a pair: "
+              f"{share:.1%} of the matrix products' peak")  # fmt: skip
+    if len(sides) == 2:
+        ratios = [
+            pairs_per_second(ours, job) / pairs_per_second(theirs, job)
+            for ours, theirs in zip(runs["nanoalign"], runs["trl"], strict=True)
+        ]
+        memory = [max(result["memory"] for result in runs[side]) for side in sides]
+        losses = [runs[side][0]["losses"][: job["steps"] + 1] for side in sides]
+        off = max(abs(ours - theirs) for ours, theirs in zip(*losses, strict=True))
+        print(
+            f"{statistics.median(ratios):.2f} times TRL's pairs/s ({min(ratios):.2f} to {
+                max(ratios):.2f}), {
+                memory[0] / memory[1]:.2f} times its memory; losses differ by at most {off:.1e}"
+        )
+        if off > AGREE * (1 if job["precision"] == "fp32" else 10):
+            raise SystemExit("the losses do not agree: the two do not train the same")
+
+
+def main() -> None:
+    if len(sys.argv) == 2 and sys.argv[1].startswith("{"):
+        work(json.loads(sys.argv[1]))
+        return
+    args = parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        job = {**vars(args), "folder": folder}
+        facts = start("prepare", job)
+        print(f"{args.model}, {facts['parameters']:,} parameters, {args.precision}; a pair has "
+              f"{facts['real']:.0f} tokens in a row, {facts['separate']:.0f} as two sequences")  # fmt: skip
+        for algorithm in args.algorithms:
+            compare(algorithm, job, facts)
+
+
+if __name__ == "__main__":
+    main()

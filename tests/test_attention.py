@@ -1,0 +1,117 @@
+"""python -m pytest tests/test_attention.py"""
+
+import pytest
+import torch
+
+from nanoalign.attention import Tree, _by_blocks, tree_attention
+
+ROWS = [
+    (3, 3, 2),
+    (1, 1, 1),
+    (5,),
+    (2, 4, 1, 3),
+]  # two pairs, a prompt alone, three ranked responses
+TOKENS = sum(map(sum, ROWS))
+HEADS, KEY_HEADS, WIDTH = 4, 2, 8
+
+
+def dense_mask(tree: Tree, window: int | None) -> torch.Tensor:
+    """The oracle: the definition, of all tokens at once."""
+    row, segment, position = tree.coordinates(torch.device("cpu"))
+    index = torch.arange(len(row))
+    seen = (index[:, None] >= index[None, :]) & (row[:, None] == row[None, :])
+    seen &= (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
+    if window is not None:
+        seen &= position[:, None] - position[None, :] < window
+    return seen
+
+
+def dense_attention(query, key, value, seen, scaling, softcap=None, sinks=None):
+    """The oracle: one softmax over all tokens, in float64."""
+    key, value = (x.repeat_interleave(HEADS // KEY_HEADS, dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    weights = scores.masked_fill(~seen, float("-inf")).exp()
+    total = weights.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + sinks.exp()[None, :, None, None]
+    return (weights / total @ value).transpose(1, 2)
+
+
+@pytest.fixture
+def states():
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(1, heads, TOKENS, WIDTH, generator=generator, dtype=torch.float64)
+        for heads in (HEADS, KEY_HEADS, KEY_HEADS)
+    ]
+
+
+def test_coordinates_by_hand():
+    row, segment, position = Tree([(3, 3, 2), (1, 1, 1)]).coordinates(torch.device("cpu"))
+    assert row.tolist() == [0] * 8 + [1] * 3
+    assert segment.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2]
+    assert position.tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]
+
+
+def test_the_oracle_by_hand():
+    """p0 p1 | c0 | r0 and a row of a prompt alone; with a window of 2, r0 at position 2 sees p1, not p0."""
+    tree = Tree([(2, 1, 1), (1,)])
+    assert dense_mask(tree, None).int().tolist() == [
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]  # fmt: skip
+    assert dense_mask(tree, 2)[3].int().tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_response_sees_its_prompt_and_what_precedes_it():
+    """The last 2 of 5 tokens, to be added to scores; then with a window of 3."""
+    hidden = float("-inf")
+    tree = Tree(ROWS)
+    assert tree.mask(2, 5, None, torch.float32).tolist() == [[0, 0, 0, 0, hidden], [0] * 5]
+    windowed = [[hidden, 0, 0, 0, hidden], [hidden, hidden, 0, 0, 0]]
+    assert tree.mask(2, 5, 3, torch.float32).tolist() == windowed
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_attention_by_parts_and_by_blocks_equal_the_dense_one(states, window, softcap, with_sinks):
+    """The way of CPUs, values and gradients of all inputs; that of GPUs, which has no gradient on a CPU."""
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64) if with_sinks else None
+    tree, scaling = Tree(ROWS), 0.7
+    options = (window, softcap, sinks)
+    cotangent = torch.linspace(-1, 1, TOKENS * HEADS * WIDTH, dtype=torch.float64)
+    results = []
+    for way in ("dense", "parts"):
+        inputs = [x.clone().requires_grad_() for x in states]
+        if way == "dense":
+            out = dense_attention(*inputs, dense_mask(tree, window), scaling, softcap, sinks)
+        else:
+            out, _ = tree_attention(None, *inputs, None, tree, scaling, *options)
+        out.flatten().dot(cotangent).backward()
+        results.append([out.detach(), *(x.grad for x in inputs)])
+    # The scores of capped or sunk attention are softened in float32, as in transformers.
+    tolerance = 1e-10 if softcap is None and sinks is None else 1e-5
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=tolerance)
+    with torch.no_grad():
+        found = _by_blocks(*states, tree, scaling, *options).transpose(1, 2)
+    assert torch.allclose(found, results[0][0], rtol=0, atol=1e-10)
+
+
+def test_masks_are_made_once():
+    tree = Tree(ROWS)
+    assert tree.mask(2, 5, None, torch.float32) is tree.mask(2, 5, None, torch.float32)
+    blocks = tree.block_mask(None, torch.device("cpu"))
+    assert blocks is tree.block_mask(None, torch.device("cpu"))
+
+
+def test_parts_are_attended_to_alone(states):
+    """No score of two different rows is ever computed: what stands in one changes no bit of the other."""
+    query, key, value = states
+    tree = Tree(ROWS)
+    before, _ = tree_attention(None, query, key, value, None, tree)
+    first = sum(ROWS[0])
+    key[:, :, :first], value[:, :, :first] = float("nan"), float("nan")
+    after, _ = tree_attention(None, query, key, value, None, tree)
+    assert torch.equal(before[:, first:], after[:, first:]) and after[:, :first].isnan().all()
