@@ -349,10 +349,10 @@ def compare(algorithm: str, job: dict, facts: dict) -> None:
         memory = [max(result["memory"] for result in runs[side]) for side in sides]
         losses = [runs[side][0]["losses"][: job["steps"] + 1] for side in sides]
         off = max(abs(ours - theirs) for ours, theirs in zip(*losses, strict=True))
+        share = memory[0] / memory[1]
         print(
-            f"{statistics.median(ratios):.2f} times TRL's pairs/s ({min(ratios):.2f} to {
-                max(ratios):.2f}), {
-                memory[0] / memory[1]:.2f} times its memory; losses differ by at most {off:.1e}"
+            f"{statistics.median(ratios):.2f} times TRL's pairs/s ({min(ratios):.2f} to "
+            f"{max(ratios):.2f}), {share:.2f} times its memory; losses differ by at most {off:.1e}"
         )
         if off > AGREE * (1 if job["precision"] == "fp32" else 10):
             raise SystemExit("the losses do not agree: the two do not train the same")

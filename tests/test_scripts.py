@@ -215,7 +215,7 @@ def _disturbed(model: str, out: str, data: str) -> None:
 
 
 def test_self_check_stops_an_architecture_that_can_not_share_rows(tmp_path):
-    """A model that ignores the mask it is given: its responses see each other."""
+    """A model that ignores the tree it is given: its responses see each other."""
     shutil.copytree(byte_model(tmp_path), tmp_path / "copy")
     outcome = run_ranks(
         1,
@@ -239,8 +239,10 @@ def _maskless(model: str, out: str, data: str) -> None:
     from nanoalign.models import Policy
 
     class Maskless(Policy):
-        def _attention(self, batch):
-            return {"position_ids": batch.positions}
+        def hidden(self, batch):
+            return self.model.base_model(
+                input_ids=batch.tokens, position_ids=batch.positions, use_cache=False
+            ).last_hidden_state
 
     train_dpo.Policy = Maskless
     script(["--model", model, "--data", data, "--out", out, "--template", "raw"])
