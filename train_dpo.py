@@ -35,6 +35,7 @@ from nanoalign.prepare import (
     load_tokenizer,
     make_optimizer,
 )
+from nanoalign.reference import Precomputed, precompute, start_tolerance
 from nanoalign.report import curves, held_out_summary
 from nanoalign.rows import fingerprint
 
@@ -84,6 +85,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="move the reference towards the policy every so many steps (TR-DPO)")  # fmt: skip
     extra.add_argument("--sync_reference_mix", type=positive,
         help="how far it moves, at most 1: all the way; default: 0.6")  # fmt: skip
+    extra.add_argument("--precompute_reference", action="store_true",
+        help="ask the reference once, before the policy is loaded; keep what it says, not it")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/dpo",
@@ -134,12 +137,17 @@ def main(argv: list[str] | None = None) -> None:
     args.data_hash = fingerprint(rows)
     describe_plan(rows, args, world)
 
+    reference, sets = None, {"data": rows, "held out": eval_rows}
+    if reference_folder:
+        load_reference = partial(Policy.load, reference_folder, world, dtype, trainable=False)
+        if args.precompute_reference:
+            sets = precompute(load_reference, reference_folder, sets, args, world)
+            reference = Precomputed()
+        else:
+            reference = load_reference()
     policy = Policy.load(
         folder, world, dtype, activation_checkpointing=args.activation_checkpointing
     )
-    reference = None
-    if reference_folder:
-        reference = Policy.load(reference_folder, world, dtype, trainable=False)
     objective = Preference(policy, reference, args, world)
     optimizer = make_optimizer(policy, args)
     settings = ", ".join(f"{name} {value:g}" for name, value in objective.hyperparameters.items())
@@ -151,22 +159,24 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     models = {f"--model {args.model}": policy}
-    if reference:
+    if isinstance(reference, Policy):
         models[f"--reference {args.reference}"] = reference
     for model in models.values():
         model.check_fits(rows + eval_rows)
     start = checkpoint.load(policy, optimizer, objective, args) if args.resume else 0
     same = folder == reference_folder
     if same and not args.resume:
-        first = rows[: args.batch_size]
+        first = sets["data"][: args.batch_size]
         batches = partial(loop.rank_batches, args=args, world=world)
-        check_start(*objective.at_start(first, batches), len(first))
-        models.popitem()  # the reference is the same function
+        tolerance = start_tolerance(policy, first, args)
+        check_start(*objective.at_start(first, batches), len(first), tolerance)
+        models = {f"--model {args.model}": policy}  # the reference is the same function
     for name, model in models.items():
         check_layout(model, rows, args.share_prefix, world, name)
     on_main(world, partial(checkpoint.open_folder, args))
 
-    done = loop.train(policy, optimizer, objective, rows, {"eval": eval_rows}, args, world, start)
+    held_out = {"eval": sets["held out"]}
+    done = loop.train(policy, optimizer, objective, sets["data"], held_out, args, world, start)
 
     out = Path(args.out)
     if done < loop.total_steps(len(rows), args):

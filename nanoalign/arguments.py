@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from nanoalign.errors import RunError
 from nanoalign.templates import TEMPLATES
@@ -66,6 +67,11 @@ def positive(text: str) -> float:
     if value == 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
     return value
+
+
+def default_cache() -> str:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(root) / "nanoalign")
 
 
 PREFERENCES = ("better", "safer")
@@ -134,6 +140,8 @@ def add_training_arguments(
     )
     data.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut and counted")  # fmt: skip
+    data.add_argument("--cache", default=default_cache(), metavar="FOLDER",
+        help="where encoded data and a reference's log-probabilities are kept for further runs")  # fmt: skip
 
     optimization = parser.add_argument_group("optimization")
     optimization.add_argument("--batch_size", type=count, default=64,

@@ -64,16 +64,18 @@ def _advice(batch: Batch) -> str:
     return "this architecture is not supported"
 
 
-def check_start(losses: Tensor, expected: Tensor, rewards: Tensor, pairs: int) -> None:
+def check_start(
+    losses: Tensor, expected: Tensor, rewards: Tensor, pairs: int, tolerance: float
+) -> None:
     """With policy == reference rewards are 0 and losses (B,) as expected, or they are not one function.
 
-    Every rank must call it: they stop together.
+    tolerance: of both. Every rank must call it: they stop together.
     """
     worst = torch.stack([(losses - expected).abs().max(), rewards.abs().max()])
     loss_off, reward_off = max_over_ranks(worst.double()).tolist()
-    if not (loss_off <= START_TOLERANCE and reward_off <= START_TOLERANCE):
+    if not (loss_off <= tolerance and reward_off <= tolerance):
         raise RunError(
             "self-check: before the first step, with policy == reference, losses are up to "
             f"{loss_off:.3g} from what log-ratios of 0 give ({expected[0]:.4f}) and rewards up to "
-            f"{reward_off:.3g} from 0, on the first {pairs} pairs; both must be below {START_TOLERANCE:g}"
+            f"{reward_off:.3g} from 0, on the first {pairs} pairs; both must be below {tolerance:g}"
         )

@@ -17,6 +17,7 @@ from nanoalign.losses import LOSSES, divergence_scores, match_by_rank, wpo_weigh
 from nanoalign.metrics import Reported, hits
 from nanoalign.models import Policy
 from nanoalign.objective import Batches, Objective
+from nanoalign.reference import Precomputed
 from nanoalign.rows import Batch, Row
 
 HYPERPARAMETERS = ("beta", "label_smoothing", "tau", "gamma_beta_ratio", "odds_weight", "cpo_alpha",
@@ -59,6 +60,15 @@ def settle(args: argparse.Namespace) -> None:
         for name in ("reference", "divergence", "length_alpha", "sync_reference_every"):
             if getattr(args, name) is not None:
                 raise RunError(f"--loss {args.loss} has no reference, and so no --{name}")
+    if args.precompute_reference:
+        for reason, refused in (
+            (f"--loss {args.loss} has no reference", args.loss in REFERENCE_FREE),
+            ("--loss kto asks it about responses to other prompts", args.loss == "kto"),
+            ("--ld_alpha asks it about single tokens", args.ld_alpha is not None),
+            ("--sync_reference_every moves it", args.sync_reference_every is not None),
+        ):
+            if refused:
+                raise RunError(f"--precompute_reference asks the reference once, but {reason}")
     if (args.divergence == "alpha") != (args.divergence_alpha is not None):
         raise RunError("--divergence alpha and --divergence_alpha belong together; give both")
     for flag, names, reason in UNFIT:
@@ -98,7 +108,11 @@ class Preference(Objective):
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, args: argparse.Namespace, world: World
+        self,
+        policy: Policy,
+        reference: Policy | Precomputed | None,
+        args: argparse.Namespace,
+        world: World,
     ):
         self.policy, self.reference, self.args, self.world = policy, reference, args, world
         if args.sync_reference_every and _shapes(policy) != _shapes(reference):

@@ -41,13 +41,23 @@ class Row:
     prompt: np.ndarray  # (P,) int32
     responses: tuple[np.ndarray, ...]  # K arrays of int32
     pairs: tuple[Pair, ...] = (Pair(0, 1),)  # which of the responses are compared
+    reference_logps: np.ndarray | None = None  # (K,) what a reference said of them, if it was asked
 
     def __len__(self) -> int:
         return len(self.prompt) + sum(map(len, self.responses))
 
     def separate(self) -> list["Row"]:
         """K rows of one response each: the layout without sharing."""
-        return [Row(self.pair_id, self.prompt, (response,), ()) for response in self.responses]
+        return [
+            Row(
+                self.pair_id,
+                self.prompt,
+                (response,),
+                (),
+                None if self.reference_logps is None else self.reference_logps[k : k + 1],
+            )
+            for k, response in enumerate(self.responses)
+        ]
 
 
 @dataclass(slots=True)
@@ -72,6 +82,7 @@ class Batch:
     margins: Tensor  # (B,) float32: by how much, as the data say
     dimensions: Tensor  # (B,) int64: which of several preferences says so
     weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 where it fills a place
+    reference_logps: Tensor | None  # (S,) float32, where they were computed before
     tree: Tree | None  # who sees whom in packed rows; None: each line is a plain sequence
 
     def to(self, device: torch.device) -> "Batch":
@@ -345,8 +356,15 @@ def collate(rows: list[Row], share_prefix: bool = True, weight: float = 1.0) -> 
         margins=torch.tensor([pair.margin for _, pair, _ in pairs]),
         dimensions=torch.tensor([pair.dimension for _, pair, _ in pairs], dtype=torch.int64),
         weights=torch.tensor([weight / len(row.pairs) for _, _, row in pairs]),
+        reference_logps=_reference_logps(rows),
         tree=tree,
     )
+
+
+def _reference_logps(rows: list[Row]) -> Tensor | None:
+    if rows[0].reference_logps is None:
+        return None
+    return torch.from_numpy(np.concatenate([row.reference_logps for row in rows]))
 
 
 def _indices(sides: list[tuple[int, int | None, int | None]]) -> Tensor:

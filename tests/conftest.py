@@ -1,7 +1,9 @@
 """What the tests share: a byte-level tokenizer, a tiny random Llama with it, and pairs of text."""
 
 import json
+import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from nanoalign.records import Example
+
+# What runs keep for further ones is kept for those of this test session alone.
+_cache = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 
 def byte_tokenizer(**options) -> PreTrainedTokenizerFast:
