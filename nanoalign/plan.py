@@ -46,26 +46,42 @@ def plan_micro_batches(
 
 
 def pack(rows: Sequence[Row], world_size: int, limit: int) -> list[Group]:
-    """A multiple of world_size groups of packed rows, as few as the limit allows, of like many tokens.
+    """Rounds of world_size groups of packed rows, as few as the limit allows, of like many tokens each.
 
-    From the longest row to the shortest, each goes to the group that has the fewest tokens so far
-    (Graham 1969: at most 4/3 of the best largest one). The fullest groups come first, so that a
-    round's are alike.
+    A round lasts as long as its longest row at least, and then its other groups may be as long: so each is
+    filled to that length, or to the mean of all rounds to come if that is more.
     """
     lengths = [len(row) for row in rows]
-    longest_first = sorted(range(len(rows)), key=lambda i: -lengths[i])
-    count = world_size * max(1, math.ceil(sum(lengths) / (limit * world_size)))
-    while True:
-        groups: list[Group] = [[] for _ in range(count)]
-        fewest = [(0, n) for n in range(count)]  # a heap of (tokens, group)
-        for i in longest_first:
-            tokens, n = fewest[0]
+    left = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    groups = []
+    while left:
+        tokens = sum(lengths[i] for i in left)
+        rounds = math.ceil(tokens / (limit * world_size))
+        level = max(lengths[left[0]], math.ceil(tokens / (rounds * world_size)))
+        # Into the last round goes all that is left, as far as the limit allows.
+        new, left = _fill(left, lengths, world_size, min(level, limit) if rounds > 1 else limit)
+        groups += new
+    return groups
+
+
+def _fill(
+    order: list[int], lengths: list[int], world_size: int, level: int
+) -> tuple[list[Group], list[int]]:
+    """(groups of a round, the rows that did not fit): each row to the group that has the fewest tokens.
+
+    From the longest to the shortest, which ends at most 4/3 above the best division (Graham 1969).
+    """
+    groups: list[Group] = [[] for _ in range(world_size)]
+    fewest = [(0, n) for n in range(world_size)]  # a heap of (tokens, group)
+    over = []
+    for i in order:
+        tokens, n = fewest[0]
+        if tokens and tokens + lengths[i] > level:
+            over.append(i)
+        else:
             groups[n].append(i)
             heapq.heapreplace(fewest, (tokens + lengths[i], n))
-        if all(tokens <= limit or len(groups[n]) == 1 for tokens, n in fewest):
-            fullest_first = sorted(fewest, key=lambda group: (-group[0], group[1]))
-            return [groups[n] for _, n in fullest_first]
-        count += world_size
+    return groups, over
 
 
 def cut_padded(rows: Sequence[Row], world_size: int, limit: int) -> list[Group]:

@@ -291,6 +291,14 @@ def test_plan_packs_without_padding_into_the_fewest_micro_batches():
     assert len(plan) == math.ceil(sum(tokens) / 4000)
 
 
+def test_a_round_is_filled_to_its_longest_row_by_hand():
+    """Rows of 6, 2, 2, 2, 2, 2 on two ranks, 6 at a time: 6 | 2 2 2, then 2 | 2: 8 tokens of time, not 10."""
+    rows = [row([1] * (n - 1), [2], []) for n in (2, 2, 6, 2, 2, 2)]
+    plan = plan_micro_batches(rows, 2, 6)
+    lengths = [[sorted(len(rows[i]) for i in group) for group in part] for part in plan]
+    assert lengths == [[[6], [2, 2, 2]], [[2], [2]]]
+
+
 def test_plan_of_separate_responses_pads_little():
     """Rows of similar length stand together: 1.25 padded tokens a real one, where random groups have 1.5."""
     rows = random_rows(512, seed=1)

@@ -1,0 +1,57 @@
+"""A model folder with random weights in the shape of a known one, for measuring without a download.
+
+    python benchmarks/shapes.py qwen2.5-0.5b runs/shape
+
+Its tokenizer is that of the embedded model: what is measured is the size of tensors, not what they say.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from nanoalign import tiny  # noqa: E402
+from nanoalign.prepare import load_tokenizer  # noqa: E402
+
+SHAPES = {
+    "llama-12m": LlamaConfig(
+        vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
+        num_attention_heads=6, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "qwen2.5-0.5b": Qwen2Config(
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "llama-3.2-1b": LlamaConfig(
+        vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+        num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+    ),
+    "qwen2.5-3b": Qwen2Config(
+        vocab_size=151936, hidden_size=2048, intermediate_size=11008, num_hidden_layers=36,
+        num_attention_heads=16, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("folder", type=Path, help="where the model is written")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tiny.MODEL)
+    config = SHAPES[args.shape]
+    config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(args.folder)
+    tokenizer.save_pretrained(args.folder)
+    print(f"{args.folder}: {sum(p.numel() for p in model.parameters()):,} parameters, bfloat16")
+
+
+if __name__ == "__main__":
+    main()
