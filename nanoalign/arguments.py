@@ -6,10 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from nanoalign.errors import RunError
 from nanoalign.templates import TEMPLATES
 
 EMBEDDED = "tiny"  # the embedded model and its data
+# A GPU wants many tokens at a time; a CPU is as fast with few, which need less memory.
+MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,8 +100,8 @@ def add_combine_argument(group: argparse._ArgumentGroup) -> None:
 
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
     """How a forward runs, in training and evaluation; none of it changes a result beyond rounding."""
-    group.add_argument("--micro_batch_tokens", type=number(int, 1), default=8192,
-        help="padded tokens of one forward on one rank, at most (a longer pair runs alone)")  # fmt: skip
+    group.add_argument("--micro_batch_tokens", type=number(int, 1), default=MICRO_BATCH_TOKENS,
+        help="tokens of one forward on one rank, at most (a longer pair runs alone)")  # fmt: skip
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="of matrix products; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
     group.add_argument("--share_prefix", action=argparse.BooleanOptionalAction, default=True,

@@ -85,7 +85,14 @@ class Tree:
                 segments += [k] * length
                 start = prompt if k else 0
                 positions += range(start, start + length)
-        return [torch.tensor(x, device=device) for x in (rows, segments, positions)]
+        return [to_device(torch.tensor(x), device) for x in (rows, segments, positions)]
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor in host memory, moved without waiting for the GPU, which memory that may be paged needs."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def tree_attention(

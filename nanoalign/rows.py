@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanoalign.attention import Tree
+from nanoalign.attention import Tree, to_device
 from nanoalign.errors import RunError
 from nanoalign.records import Example, Pair
 from nanoalign.templates import render, resolve_template
@@ -87,7 +87,9 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        return Batch(
+            **{k: to_device(v, device) if isinstance(v, Tensor) else v for k, v in moved.items()}
+        )
 
 
 # --- text -> tokens -------------------------------------------------------------------------------
