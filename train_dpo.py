@@ -114,8 +114,8 @@ def next_command(args: argparse.Namespace) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    world = setup()
     args = parse_args(argv)
+    world = setup(args.shard_size, args.timeout)
     dtype = compute_dtype(args, world)
     folder = weights.resolve_model(args.model).resolve()
     reference_folder = weights.resolve_model(args.reference).resolve() if args.reference else None

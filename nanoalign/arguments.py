@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from nanoalign.distributed import TIMEOUT
 from nanoalign.errors import RunError
 from nanoalign.templates import TEMPLATES
 
@@ -176,6 +177,15 @@ def add_training_arguments(
     add_forward_arguments(machine)
     machine.add_argument("--activation_checkpointing", action=flag, default=False,
         help="run each block again in the backward pass instead of keeping its activations")  # fmt: skip
+    machine.add_argument("--shard_size", type=count, metavar="RANKS",
+        help="ranks that share one copy of parameters, gradients and optimizer state, usually the GPUs of a "
+        "host; each such group has its own; default: all ranks")  # fmt: skip
+    machine.add_argument("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch",
+        help="when gradients are summed over ranks and cut: step communicates once a step, and each rank "
+        "holds whole float32 gradients until then")  # fmt: skip
+    machine.add_argument("--timeout", type=positive, default=TIMEOUT, metavar="SECONDS",
+        help="what a rank waits for the others before it ends the run: more than rank 0 needs to read or "
+        "write a model, and than hosts differ in starting")  # fmt: skip
 
     run = parser.add_argument_group("run")
     run.add_argument("--audit", type=count, metavar="N",

@@ -1,12 +1,14 @@
 """One path for 1..N processes: process group, sharding (FSDP2), autocast, exact sums, rank-0 output.
 
-`python train_dpo.py` is a world of one rank, `torchrun --nproc_per_node N` one of N; both run the
-same code. Parameters are sharded by `fully_shard` in either case: with one rank a shard is the
-whole parameter.
+`python train_dpo.py` is a world of one rank, `torchrun --nproc_per_node N` one of N, on one host or
+several; all run the same code. Parameters are sharded by `fully_shard` in any case: with one rank a
+shard is the whole parameter.
 """
 
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,19 +19,32 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 
 T = TypeVar("T")
 
+TIMEOUT = 600.0  # seconds that a rank waits for the others
 _SPEAKS_WITHIN = 10.0  # seconds that the other ranks give rank 0 to report an error
+_ANSWERS_WITHIN = 2.0  # seconds in which the store says whether an error has been reported
+_TURN = 0.5  # seconds between the ranks of a host that would say the same
+# How gloo, nccl and the store say that another process is gone, among all that a RuntimeError says.
+_LOST = re.compile(
+    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|timed? ?out|remote ?(process|error)"
+    r"|no route to host|network is unreachable|communicator was aborted",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the ranks of a run."""
+    """This process's place among the ranks of a run.
+
+    mesh: (size,) where all ranks share one copy of the parameters, else (groups, ranks of a group),
+        of which each group holds a copy; its last dimension is the one that parameters are cut over.
+    """
 
     rank: int
     size: int
@@ -41,10 +56,21 @@ class World:
         return self.rank == 0
 
 
-def setup() -> World:
-    """Joins the process group that torchrun describes; without torchrun, a group of one."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+def _place() -> tuple[int, int, int]:
+    """(rank, number of ranks, rank on this host), as torchrun gives them."""
+    read = os.environ.get
+    return int(read("RANK", 0)), int(read("WORLD_SIZE", 1)), int(read("LOCAL_RANK", 0))
+
+
+def setup(shard_size: int | None = None, timeout: float = TIMEOUT) -> World:
+    """Joins the process group that torchrun describes; without torchrun, a group of one.
+
+    shard_size: ranks that share one copy of the parameters; None: all.
+    timeout: seconds after which a rank that waits for another gives up.
+
+    Raises RunError where there are fewer GPUs than ranks, or shard_size does not divide the ranks.
+    """
+    rank, size, local_rank = _place()
     if torch.cuda.is_available():
         if local_rank >= torch.cuda.device_count():
             raise RunError(
@@ -64,9 +90,27 @@ def setup() -> World:
         # A group of one needs no address: its store lives in this process.
         store = None if size > 1 else dist.HashStore()
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=size, timeout=timedelta(minutes=30)
+            backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout)
         )
-    return World(rank, size, device, init_device_mesh(device.type, (size,)))
+    return World(rank, size, device, _make_mesh(device, size, shard_size or size, timeout))
+
+
+def _make_mesh(device: torch.device, size: int, shard_size: int, timeout: float) -> DeviceMesh:
+    if size % shard_size:
+        raise RunError(
+            f"--shard_size {shard_size} does not divide the {size} ranks of this run into equal groups"
+        )
+    if shard_size == size:
+        return init_device_mesh(device.type, (size,))
+    ranks = torch.arange(size).view(-1, shard_size)
+    # Not init_device_mesh: its groups of a part of the ranks would wait as long as torch likes.
+    replicate, shard = (
+        dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timedelta(seconds=timeout))[0]
+        for lines in (ranks.T, ranks)
+    )
+    return DeviceMesh.from_group(
+        [replicate, shard], device.type, mesh=ranks, mesh_dim_names=("replicate", "shard")
+    )
 
 
 def shard(
@@ -77,7 +121,7 @@ def shard(
     trainable: bool = True,
     exact: Iterable[nn.Module] = (),
 ) -> None:
-    """Shards every block, then what remains (embedding, last norm, head), over all ranks, in place.
+    """Shards every block, then what remains (embedding, last norm, head), over the mesh, in place.
 
     exact: parts whose parameters are gathered as they are, in float32.
 
@@ -91,6 +135,17 @@ def shard(
     for part in exact:
         fully_shard(part, mesh=world.mesh, mp_policy=MixedPrecisionPolicy())
     fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not trainable)
+
+
+def synchronise_gradients(module: FSDPModule, last: bool, each: bool) -> None:
+    """Says what the next backward pass of a sharded module does with its gradients.
+
+    last: whether it is the step's last. Only then groups of ranks exchange their sums.
+    each: whether gradients are summed over a group and cut in every backward pass; otherwise each
+        rank keeps them whole, in float32, until the last.
+    """
+    module.set_requires_gradient_sync(last or each)
+    module.set_requires_all_reduce(last)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -169,6 +224,9 @@ def run(main: Callable[[], None]) -> None:
     All ranks find most errors together, each on its own. Rank 0 speaks for them, and the others
     wait until it has: when one worker exits, torchrun ends the rest at once. An error that only one
     rank sees is printed by that rank.
+
+    A collective that failed since another rank has ended, or did not answer in time, is one line
+    from one rank of each host, and exit code 1; any other exception keeps its traceback.
     """
     try:
         main()
@@ -177,38 +235,73 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
         # Not sys.exit, which would wait for collectives that a stopped rank never joins.
         os._exit(1)
-    except RuntimeError:
-        # A collective fails when another rank has ended: the error that rank has said is the cause.
-        if dist.is_initialized() and dist.get_world_size() > 1 and _said(_store()):
-            os._exit(1)
-        raise
+    except RuntimeError as error:
+        rank, size, local_rank = _place()
+        # Another rank may have said why it has ended. If not, and the store has ended with it: lost.
+        said = size > 1 and _said(_ANSWERS_WITHIN, if_gone=False)
+        if not said and not _lost_contact(error):
+            raise
+        if not said:
+            time.sleep(
+                local_rank * _TURN
+            )  # the first one to exit is the last: torchrun sees to that
+            print(
+                f"error: rank {rank} has lost contact with another rank, or waited for it in vain; see what "
+                "that one said last, if its host still answers. A training run continues from its newest "
+                f"checkpoint with --resume, on any number of ranks ({in_a_line(error)})",
+                file=sys.stderr,
+                flush=True,
+            )
+        sys.stdout.flush()
+        os._exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+def _lost_contact(error: RuntimeError) -> bool:
+    """Whether this is a collective's failure, or the store's, for want of another rank."""
+    if isinstance(error, dist.DistNetworkError):
+        return True
+    of_collective = isinstance(error, dist.DistError) or "gloo" in str(error)
+    return of_collective and _LOST.search(str(error)) is not None
+
+
 def _say_once(message: str) -> None:
-    alone = not dist.is_initialized() or dist.get_world_size() == 1
-    store = None if alone else _store()
-    if not alone and dist.get_rank() != 0 and _said(store):
+    rank, size, _ = _place()
+    if rank != 0 and _said(_SPEAKS_WITHIN, if_gone=True):
         return
     print(message, file=sys.stderr, flush=True)
-    if not alone:
-        store.set("nanoalign/error", "said")
+    if size > 1:
+        _store().set("nanoalign/error", "said")
 
 
 def _store() -> dist.Store:
-    """The key-value store through which the ranks found each other."""
-    return dist.distributed_c10d._get_default_store()
+    """The key-value store through which the ranks find each other."""
+    if dist.is_initialized():
+        return dist.distributed_c10d._get_default_store()
+    return next(dist.rendezvous("env://"))[0]
 
 
-def _said(store: dist.Store) -> bool:
-    """Whether rank 0 has reported an error, or does so within its time."""
-    deadline = time.monotonic() + _SPEAKS_WITHIN
-    while time.monotonic() < deadline:
+def _said(within: float, if_gone: bool) -> bool:
+    """Whether a rank has reported an error, or does so within some seconds.
+
+    if_gone: the answer where the store has ended. Where rank 0 kept it, rank 0 has ended, too.
+    """
+    found = False
+
+    def ask() -> None:
+        nonlocal found
+        deadline = time.monotonic() + within
         try:
-            if store.check(["nanoalign/error"]):
-                return True
-        except dist.DistNetworkError:  # rank 0 kept the store: it has spoken and ended
-            return True
-        time.sleep(0.05)
-    return False
+            store = _store()
+            while not found and time.monotonic() < deadline:
+                found = store.check(["nanoalign/error"])
+                time.sleep(0.05)
+        except dist.DistNetworkError:
+            found = if_gone
+
+    # In a thread, since a question to a host that has vanished is never answered.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(within)
+    return found

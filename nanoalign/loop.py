@@ -7,18 +7,21 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from nanoalign import checkpoint
-from nanoalign.distributed import World, full, on_main
+from nanoalign.distributed import World, full, on_main, synchronise_gradients
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.metrics import Means
 from nanoalign.objective import Objective
 from nanoalign.plan import plan_micro_batches, step_indices
 from nanoalign.rows import Batch, Row, collate
+
+T = TypeVar("T")
 
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: a plan takes more than linear time
 SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
@@ -60,10 +63,11 @@ def train(
             step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
             objective.survey(step_rows, partial(rank_batches, args=args, world=world))
             means = Means()
-            for _, batch in rank_batches(step_rows, args, world):
+            for (_, batch), last in _mark_last(rank_batches(step_rows, args, world)):
+                synchronise_gradients(model, last, each=args.gradient_sync == "micro_batch")
                 losses, values = objective(batch)
                 loss = (losses * batch.weights).sum() / len(step_rows)
-                # Sharding averages gradients over ranks, and we want their sum.
+                # Sharding averages gradients over all ranks, and we want their sum.
                 (loss * world.size).backward()
                 means.add(values, batch.weights)
 
@@ -167,6 +171,15 @@ def evaluate(
     return metrics
 
 
+def _mark_last(batches: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Each of some batches, of which there is at least one, and whether it is the last."""
+    batch = next(batches)
+    for following in batches:
+        yield batch, False
+        batch = following
+    yield batch, True
+
+
 def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
@@ -189,6 +202,11 @@ class _Log:
     def __init__(self, path: Path, start: int, world: World):
         self.path, self.is_main = path, world.is_main
         on_main(world, partial(self._keep_until, start))
+        if not self.path.exists():
+            raise RunError(
+                f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be on "
+                "a disk that all hosts share"
+            )
 
     def _keep_until(self, start: int) -> None:
         """Drops what a continued run will write again, and a line that was torn when it was killed."""

@@ -114,9 +114,12 @@ def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> No
         counts["real"] += sum(map(len, step_rows))
         counts["twice"] += sum(len(part) for row in step_rows for part in row.separate())
     steps = min(total, PLANNED_STEPS)
+    ranks = f"{world.size} rank{'s' * (world.size > 1)}"
+    if world.mesh.ndim > 1:
+        ranks += f" in {world.mesh.shape[0]} groups"
     print0(
         f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} pairs, "
-        f"on {world.size} rank{'s' * (world.size > 1)}, {counts['rounds'] / steps:.3g} micro-batches "
+        f"on {ranks}, {counts['rounds'] / steps:.3g} micro-batches "
         "each on average\n"
         f"{'tokens':<11} in the first {steps} steps: {counts['padded']:,} computed for "
         f"{counts['real']:,} in rows ({counts['padded'] / counts['real']:.3f} x); as separate "

@@ -207,9 +207,10 @@ def fill(tensor: Tensor, full: Tensor) -> None:
 
 def _local_rows(tensor: DTensor) -> range:
     """The rows of dimension 0 that this rank holds: FSDP2 cuts them as torch.chunk does."""
-    size, ranks = tensor.shape[0], tensor.device_mesh.size()
-    chunk = math.ceil(size / ranks)
-    start = min(tensor.device_mesh.get_local_rank() * chunk, size)
+    mesh = tensor.device_mesh  # where it has two dimensions, the first one's ranks hold copies
+    size = tensor.shape[0]
+    chunk = math.ceil(size / mesh.shape[-1])
+    start = min(mesh.get_coordinate()[-1] * chunk, size)
     rows = range(start, min(start + chunk, size))
     assert len(rows) == tensor.to_local().shape[0], "FSDP2 shards as torch.chunk does"
     return rows

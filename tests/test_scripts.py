@@ -15,11 +15,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import byte_tokenizer, tiny_llama, write_pairs
 from ranks import run_ranks
 from test_weights import spoiled
 
 import train_dpo
+from nanoalign import distributed
 from nanoalign.distributed import run
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -124,14 +126,53 @@ def test_an_error_of_one_rank_is_said_by_that_rank():
 
 
 def _fail_on_rank_1() -> None:
-    from nanoalign import distributed
-
     def main():
         if distributed.setup().rank == 1:
             raise distributed.RunError("only rank 1 saw this")
 
     distributed._SPEAKS_WITHIN = 1.0
     distributed.run(main)
+
+
+@pytest.mark.parametrize("how", ["killed", "a bug"])
+def test_a_lost_rank_is_said_in_a_line_and_a_bug_in_full(how):
+    outcome = run_ranks(2, _lose_rank_1, how)
+    assert outcome.codes == [1, 9 if how == "killed" else 70]
+    ours = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert len(ours) == 1 and ours[0].startswith("error: rank 0 has lost contact with another rank")
+    assert outcome.stderr.count("Traceback") == outcome.stderr.count("\nRuntimeError: a bug")
+    assert ("RuntimeError: a bug" in outcome.stderr) == (how == "a bug")
+
+
+def _lose_rank_1(how: str) -> None:
+    def main():
+        world = distributed.setup()
+        distributed.sum_over_ranks(torch.ones(1))
+        if world.rank == 1:
+            if how == "killed":
+                os._exit(9)
+            raise RuntimeError("a bug")
+        distributed.sum_over_ranks(torch.ones(1))
+
+    distributed.run(main)
+
+
+def _train_from_another_folder(argv: list[str]) -> None:
+    """--out is a relative path, and the ranks have folders of their own to start from."""
+    folder = Path(argv[-1]) / os.environ["RANK"]
+    folder.mkdir()
+    os.chdir(folder)
+    script(argv[:-1])
+
+
+def test_out_must_be_shared_by_all_hosts(world, tmp_path):
+    flags = argv(world, "shared", "--out", "run", tmp_path)
+    outcome = run_ranks(2, _train_from_another_folder, flags)
+    assert outcome.codes == [1, 1]
+    assert outcome.stderr.splitlines()[-1] == (
+        "error: run/metrics.jsonl was written by rank 0, and rank 1 does not see it; --out must be on a "
+        "disk that all hosts share"
+    )
 
 
 def _train_on_a_full_disk(argv: list[str]) -> None:

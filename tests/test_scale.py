@@ -1,0 +1,139 @@
+"""python -m pytest tests/test_scale.py
+
+Groups of ranks that each hold a copy of the model: the same run, and less talk between them.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_pairs
+from ranks import run_ranks
+from safetensors.torch import load_file
+from test_scripts import script
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import train_dpo
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
+
+
+class _Collectives(TorchDispatchMode):
+    """Counts this rank's collectives by what they do."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            self.counts["cut" if "reduce_scatter" in str(function) else str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _train(argv: list[str]) -> Counter:
+    train_dpo.curves = lambda *args: None
+    with _Collectives() as collectives:
+        train_dpo.main(argv)
+    return collectives.counts
+
+
+@pytest.fixture(scope="module")
+def train(llama_folder, pairs):
+    """Runs train_dpo.main; returns its metrics, and the collectives of each rank."""
+
+    def run(out: Path, *flags: object, ranks: int = 1) -> tuple[list[dict], list[Counter]]:
+        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
+                "--template", "raw", "--steps", STEPS, "--micro_batch_tokens", 100, *flags]  # fmt: skip
+        outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
+        assert outcome.codes == [0] * ranks, outcome.stderr
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], outcome.results
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def flat(train, tmp_path_factory) -> tuple[list[dict], list[Counter], Path]:
+    """Four ranks that share one copy of the parameters."""
+    out = tmp_path_factory.mktemp("runs") / "flat"
+    return *train(out, ranks=4), out
+
+
+def assert_same_run(a: list[dict], b: list[dict]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        for key in ("loss", "grad_norm", "eval/loss"):
+            assert x.get(key, 0) == pytest.approx(y.get(key, 0), rel=1e-5), key
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    a, b = (load_file(folder / "model.safetensors") for folder in (a, b))
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=1e-4, atol=1e-5), name
+
+
+def test_four_ranks_are_one(train, flat, tmp_path):
+    assert_same_run(train(tmp_path / "run")[0], flat[0])
+    assert_same_weights(tmp_path / "run", flat[2])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--shard_size 2",
+        "--shard_size 1",
+        "--gradient_sync step",
+        "--shard_size 2 --gradient_sync step",
+    ],
+)
+def test_groups_and_rarer_sums_give_the_same_run(train, flat, tmp_path, flags):
+    metrics, _ = train(tmp_path / "run", *flags.split(), ranks=4)
+    assert_same_run(metrics, flat[0])
+    assert_same_weights(tmp_path / "run", flat[2])
+
+
+@pytest.mark.parametrize("before, after", [((4, 2), (2, 2)), ((2, 2), (4, 2))])
+def test_resume_on_other_groups(train, flat, tmp_path, before, after):
+    """(ranks, ranks of a group) of the run that stops, and of the one that continues it."""
+    for (ranks, group), flag in ((before, ("--stop_after", 3)), (after, ("--resume",))):
+        metrics, _ = train(tmp_path / "run", "--shard_size", group, *flag, ranks=ranks)
+    assert_same_run(metrics, flat[0])
+    assert_same_weights(tmp_path / "run", flat[2])
+
+
+def test_a_reference_that_moves(train, tmp_path):
+    """TR-DPO mixes shards of both models where they lie."""
+    flags = ("--sync_reference_every", 2)
+    expected, _ = train(tmp_path / "one", *flags)
+    assert_same_run(train(tmp_path / "run", *flags, "--shard_size", 2, ranks=4)[0], expected)
+
+
+def test_what_the_flags_save(train, flat, tmp_path):
+    """The model is sharded in 3 parts: two blocks, and the rest."""
+    grouped = train(tmp_path / "a", "--shard_size", 2, ranks=4)[1]
+    rare = train(tmp_path / "b", "--gradient_sync", "step", ranks=4)[1]
+    sums = "c10d.allreduce_.default"
+    for rank in range(4):
+        assert flat[1][rank]["cut"] > 1.5 * 3 * STEPS  # in each micro-batch, mostly two a step
+        assert rare[rank]["cut"] == 3 * STEPS  # once a step
+        # Within groups in each micro-batch, too; between groups once a step.
+        assert grouped[rank]["cut"] == flat[1][rank]["cut"]
+        assert grouped[rank][sums] - flat[1][rank][sums] == 3 * STEPS
+
+
+def test_groups_that_do_not_fit_are_an_error(llama_folder, pairs, tmp_path):
+    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--shard_size", 3]
+    outcome = run_ranks(2, script, [str(arg) for arg in argv])
+    assert outcome.codes == [1, 1]
+    assert outcome.stderr == (
+        "error: --shard_size 3 does not divide the 2 ranks of this run into equal groups\n"
+    )
