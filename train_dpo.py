@@ -18,7 +18,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from nanoalign import checkpoint, loop, weights
+from nanoalign import checkpoint, loop, lora, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number, positive
 from nanoalign.audit import audit
 from nanoalign.checks import check_layout, check_start
@@ -84,6 +84,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="move the reference towards the policy every so many steps (TR-DPO)")  # fmt: skip
     extra.add_argument("--sync_reference_mix", type=positive,
         help="how far it moves, at most 1: all the way; default: 0.6")  # fmt: skip
+    adapters = parser.add_argument_group("LoRA, which needs the package peft")
+    adapters.add_argument("--lora_rank", type=number(int, 1), metavar="RANK",
+        help="train adapters of this rank in place of the weights; the reference is the policy with them "
+        "off, and takes no memory")  # fmt: skip
+    adapters.add_argument("--lora_alpha", type=number(int, 1),
+        help="their update is scaled by alpha / rank; default: twice the rank")  # fmt: skip
+    adapters.add_argument("--lora_targets", nargs="+", metavar="NAME",
+        help="layers that get one, such as q_proj v_proj; default: all linear ones but the head")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/dpo",
@@ -97,6 +105,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
     args.epochs = args.epochs or 1
     settle(args)
+    lora.settle(args)
     if args.loss not in REFERENCE_FREE:
         args.reference = args.reference or args.model
     return args
@@ -134,24 +143,36 @@ def main(argv: list[str] | None = None) -> None:
     args.data_hash = fingerprint(rows)
     describe_plan(rows, args, world)
 
+    adapters = None
+    if args.lora_rank:
+        targets = tuple(args.lora_targets) if args.lora_targets else None
+        adapters = lora.Adapters(args.lora_rank, args.lora_alpha, targets, args.seed, args.model)
     policy = Policy.load(
-        folder, world, dtype, activation_checkpointing=args.activation_checkpointing
+        folder,
+        world,
+        dtype,
+        activation_checkpointing=args.activation_checkpointing,
+        adapters=adapters,
     )
     reference = None
-    if reference_folder:
+    if reference_folder and adapters:
+        reference = lora.Base(policy)
+    elif reference_folder:
         reference = Policy.load(reference_folder, world, dtype, trainable=False)
     objective = Preference(policy, reference, args, world)
     optimizer = make_optimizer(policy, args)
     settings = ", ".join(f"{name} {value:g}" for name, value in objective.hyperparameters.items())
+    lora_line = f"{'adapters':<11} {lora.describe(policy)}\n" if adapters else ""
     print0(
         f"{'model':<11} {args.model}: {policy.count_parameters():,} parameters, {dtype}; "
         f"reference {args.reference or 'none'}\n"
+        f"{lora_line}"
         f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}; loss {args.loss}"
         f"{': ' * bool(settings)}{settings}"
     )
 
     models = {f"--model {args.model}": policy}
-    if reference:
+    if reference and not adapters:
         models[f"--reference {args.reference}"] = reference
     for model in models.values():
         model.check_fits(rows + eval_rows)
@@ -161,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
         first = rows[: args.batch_size]
         batches = partial(loop.rank_batches, args=args, world=world)
         check_start(*objective.at_start(first, batches), len(first))
-        models.popitem()  # the reference is the same function
+        models = {f"--model {args.model}": policy}  # the reference is the same function
     for name, model in models.items():
         check_layout(model, rows, args.share_prefix, world, name)
     on_main(world, partial(checkpoint.open_folder, args))
@@ -173,6 +194,8 @@ def main(argv: list[str] | None = None) -> None:
         print0(f"stopped after step {done}; continue with --resume")
         return
     policy.save(out, tokenizer, world)
+    if adapters:
+        lora.save(policy.model, out / lora.FOLDER, world)
     if world.is_main:
         title = (
             f"{args.loss} of {args.model}, data {' '.join(args.data)}, lr {args.lr:g}, {settings}"

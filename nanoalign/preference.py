@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nanoalign import lora
 from nanoalign.distributed import World, gather_lists, local, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.logps import discounted_sums, sums_of_responses
@@ -98,7 +99,11 @@ class Preference(Objective):
     """
 
     def __init__(
-        self, policy: Policy, reference: Policy | None, args: argparse.Namespace, world: World
+        self,
+        policy: Policy,
+        reference: Policy | lora.Base | None,
+        args: argparse.Namespace,
+        world: World,
     ):
         self.policy, self.reference, self.args, self.world = policy, reference, args, world
         if args.sync_reference_every and _shapes(policy) != _shapes(reference):
@@ -166,7 +171,9 @@ class Preference(Objective):
                 self._score(logratios, inputs, side)
         return inputs
 
-    def _read(self, model: Policy, batch: Batch, inputs: dict[str, Tensor], of: str) -> None:
+    def _read(
+        self, model: Policy | lora.Base, batch: Batch, inputs: dict[str, Tensor], of: str
+    ) -> None:
         """Log-probabilities of both sides; with --ld_alpha a longer response's excess weighs less."""
         args, sides = self.args, {"chosen": batch.chosen, "rejected": batch.rejected}
         tokens = None
