@@ -92,7 +92,10 @@ class Adapters:
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and (module is head or type(module) is not Linear):
-                raise RunError(f"adapters belong on linear layers of the blocks, not on '{name}'")
+                raise RunError(
+                    f"adapters belong on linear layers of the blocks, not on '{name}'; name others, such as "
+                    "--lora_targets q_proj k_proj v_proj o_proj"
+                )
 
     def initial(self, model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
         """(parameter, its whole initial value), layer by layer; the same on any number of ranks.
