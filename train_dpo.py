@@ -18,7 +18,7 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from nanoalign import checkpoint, loop, weights
+from nanoalign import checkpoint, loop, lora, weights
 from nanoalign.arguments import EMBEDDED, Parser, add_training_arguments, number, positive
 from nanoalign.audit import audit
 from nanoalign.checks import check_layout, check_start
@@ -87,6 +87,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="how far it moves, at most 1: all the way; default: 0.6")  # fmt: skip
     extra.add_argument("--precompute_reference", action="store_true",
         help="ask the reference once, before the policy is loaded; keep what it says, not it")  # fmt: skip
+    adapters = parser.add_argument_group("LoRA, which needs the package peft")
+    adapters.add_argument("--lora_rank", type=number(int, 1), metavar="RANK",
+        help="train adapters of this rank in place of the weights; the reference is the policy with them "
+        "off, and takes no memory")  # fmt: skip
+    adapters.add_argument("--lora_alpha", type=number(int, 1),
+        help="their update is scaled by alpha / rank; default: twice the rank")  # fmt: skip
+    adapters.add_argument("--lora_targets", nargs="+", metavar="NAME",
+        help="layers that get one, such as q_proj v_proj; default: all linear ones but the head")  # fmt: skip
     add_training_arguments(
         parser,
         out="runs/dpo",
@@ -100,6 +108,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args.lr = args.lr or (EMBEDDED_LR if args.model == EMBEDDED else LR)
     args.epochs = args.epochs or 1
     settle(args)
+    lora.settle(args)
     if args.loss not in REFERENCE_FREE:
         args.reference = args.reference or args.model
     return args
@@ -137,23 +146,34 @@ def main(argv: list[str] | None = None) -> None:
     args.data_hash = fingerprint(rows)
     describe_plan(rows, args, world)
 
+    adapters = None
+    if args.lora_rank:
+        targets = tuple(args.lora_targets) if args.lora_targets else None
+        adapters = lora.Adapters(args.lora_rank, args.lora_alpha, targets, args.seed, args.model)
     reference, sets = None, {"data": rows, "held out": eval_rows}
-    if reference_folder:
-        load_reference = partial(Policy.load, reference_folder, world, dtype, trainable=False)
-        if args.precompute_reference:
-            sets = precompute(load_reference, reference_folder, sets, args, world)
-            reference = Precomputed()
-        else:
-            reference = load_reference()
+    load_reference = partial(Policy.load, reference_folder, world, dtype, trainable=False)
+    if args.precompute_reference:
+        sets = precompute(load_reference, reference_folder, sets, args, world)
+        reference = Precomputed()
+    elif reference_folder and not adapters:
+        reference = load_reference()
     policy = Policy.load(
-        folder, world, dtype, activation_checkpointing=args.activation_checkpointing
+        folder,
+        world,
+        dtype,
+        activation_checkpointing=args.activation_checkpointing,
+        adapters=adapters,
     )
+    if reference_folder and reference is None:
+        reference = lora.Base(policy)
     objective = Preference(policy, reference, args, world)
     optimizer = make_optimizer(policy, args)
     settings = ", ".join(f"{name} {value:g}" for name, value in objective.hyperparameters.items())
+    lora_line = f"{'adapters':<11} {lora.describe(policy)}\n" if adapters else ""
     print0(
         f"{'model':<11} {args.model}: {policy.count_parameters():,} parameters, {dtype}; "
         f"reference {args.reference or 'none'}\n"
+        f"{lora_line}"
         f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}; loss {args.loss}"
         f"{': ' * bool(settings)}{settings}"
     )
@@ -183,6 +203,8 @@ def main(argv: list[str] | None = None) -> None:
         print0(f"stopped after step {done}; continue with --resume")
         return
     policy.save(out, tokenizer, world)
+    if adapters:
+        lora.save(policy.model, out / lora.FOLDER, world)
     if world.is_main:
         title = (
             f"{args.loss} of {args.model}, data {' '.join(args.data)}, lr {args.lr:g}, {settings}"

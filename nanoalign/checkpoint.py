@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from nanoalign import lora
 from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.objective import Objective
@@ -28,7 +29,7 @@ ARGS = "args.json"  # marks a folder as a run's
 WRITTEN = ("metrics.jsonl", "curves.png", "checkpoints", ".*.partial", "config.json",
            "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
            "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
-           "merges.txt", ARGS)  # fmt: skip
+           "merges.txt", lora.FOLDER, ARGS)  # fmt: skip
 # Flags that may change when a run is continued: they do not alter its steps (or only how many there
 # are). What decides over the training pairs is compared through their hash.
 PAIRS = {"data", "preference", "template", "max_length", "eval_share", "data_hash"}
@@ -139,7 +140,7 @@ def load(
     set_state_dict(
         policy,
         optimizer,
-        model_state_dict=state["model"],
+        model_state_dict=get_model_state_dict(policy) | state["model"],
         optim_state_dict=state["optimizer"],
     )
     if objective.saved is not None:
@@ -171,7 +172,10 @@ def _state(
     policy: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective
 ) -> dict[str, object]:
     model, optimizer_state = get_state_dict(policy, optimizer)
-    state = {"model": model, "optimizer": optimizer_state}
+    parameters = policy.named_parameters(remove_duplicate=False)
+    frozen = {name for name, parameter in parameters if not parameter.requires_grad}
+    trained = {name: tensor for name, tensor in model.items() if name not in frozen}
+    state = {"model": trained, "optimizer": optimizer_state}
     if objective.saved is not None:
         objective.saved.reshard()  # a forward without a backward pass leaves the head gathered
         state["saved"] = get_model_state_dict(objective.saved)

@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from nanoalign import attention, weights
+from nanoalign import attention, lora, weights
 from nanoalign.distributed import World, autocast, shard
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.logps import (
     IGNORE,
     chunked_token_collisions,
@@ -87,8 +87,8 @@ class RowModel(nn.Module):
         inner = {id(part) for block in blocks for part in block.modules() if part is not block}
         return [block for block in blocks if id(block) not in inner]
 
-    def count_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+    def count_parameters(self, trainable: bool = False) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
 
     def check_fits(self, rows: list[Row]) -> None:
         """Raises RunError for rows with token ids or positions that the model does not have."""
@@ -115,7 +115,8 @@ class RowModel(nn.Module):
         """
         for part in exact:
             part.float()
-        self.requires_grad_(trainable)
+        if not trainable:  # else adapters, if there are any, have frozen the rest
+            self.requires_grad_(False)
         self.eval()  # dropout off, in training too: policy and reference must be the same function
         blocks = self.blocks()
         if activation_checkpointing:
@@ -203,6 +204,7 @@ class Policy(RowModel):
         compute_dtype: torch.dtype = torch.float32,
         trainable: bool = True,
         activation_checkpointing: bool = False,
+        adapters: lora.Adapters | None = None,
     ) -> "Policy":
         """A policy from a Hugging Face folder, from OWNER/NAME on the Hub, or "tiny", the embedded one.
 
@@ -213,20 +215,27 @@ class Policy(RowModel):
         trainable: False for a reference: no gradient, no optimizer.
         activation_checkpointing: keeps each block's input alone, and runs the block again in the
             backward pass.
+        adapters: what is trained in place of the weights, which are frozen; and held in
+            compute_dtype where config.json says that they are stored so, as nothing is lost by it.
 
         Raises RunError where files are missing, or names or shapes do not match the architecture.
         """
         folder = weights.resolve_model(path)
         config = weights.read_config(folder)
         with weights.parameters_on_meta():
-            dtype = torch.float32 if trainable else compute_dtype
-            model = _build(AutoModelForCausalLM, config, dtype, path)
+            stored_so = adapters is not None and config.dtype == compute_dtype
+            dtype = torch.float32 if trainable and not stored_so else compute_dtype
+            model = weights.build(AutoModelForCausalLM, config, dtype, path)
+            if adapters is not None:
+                adapters.put_into(model)
         if (folder / "generation_config.json").is_file():  # it may name further EOS tokens
             model.generation_config = GenerationConfig.from_pretrained(folder)
         policy = cls(model, compute_dtype)
         policy._place(world, trainable, activation_checkpointing)
         model.tie_weights()
         weights.load(model, folder, world)
+        for parameter, values in adapters.initial(model) if adapters is not None else ():
+            weights.fill(parameter, values)
         return policy
 
 
@@ -374,8 +383,10 @@ class RewardModel(RowModel):
         text_config.pad_token_id = None
         with weights.parameters_on_meta():
             dtype = torch.float32 if trainable else compute_dtype
-            model = _build(AutoModelForSequenceClassification, config, dtype, path)
-            language_model = None if has_head else _build(AutoModelForCausalLM, config, dtype, path)
+            model = weights.build(AutoModelForSequenceClassification, config, dtype, path)
+            language_model = (
+                None if has_head else weights.build(AutoModelForCausalLM, config, dtype, path)
+            )
         reward_model = cls(model, compute_dtype)
         reward_model._check_head(path)
         exact = (reward_model.head,)
@@ -426,18 +437,6 @@ class RewardModel(RowModel):
 
 def is_reward_model(config: PretrainedConfig) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-
-
-def _build(
-    auto: type, config: PretrainedConfig, dtype: torch.dtype, path: str | Path
-) -> PreTrainedModel:
-    try:
-        model = auto.from_config(config, dtype=dtype)
-    except weights.FOREIGN_ERRORS as error:  # no such model of this architecture, odd settings
-        raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
-    if model.base_model is model:
-        raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
-    return model
 
 
 def _draw_head(head: nn.Linear, seed: int) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from nanoalign import lora
 from nanoalign.distributed import World, gather_lists, local, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.logps import discounted_sums, sums_of_responses
@@ -110,7 +111,7 @@ class Preference(Objective):
     def __init__(
         self,
         policy: Policy,
-        reference: Policy | Precomputed | None,
+        reference: Policy | Precomputed | lora.Base | None,
         args: argparse.Namespace,
         world: World,
     ):
@@ -180,7 +181,9 @@ class Preference(Objective):
                 self._score(logratios, inputs, side)
         return inputs
 
-    def _read(self, model: Policy, batch: Batch, inputs: dict[str, Tensor], of: str) -> None:
+    def _read(
+        self, model: Policy | lora.Base, batch: Batch, inputs: dict[str, Tensor], of: str
+    ) -> None:
         """Log-probabilities of both sides; with --ld_alpha a longer response's excess weighs less."""
         args, sides = self.args, {"chosen": batch.chosen, "rejected": batch.rejected}
         tokens = None

@@ -43,12 +43,12 @@ def load_tokenizer(folder: Path):
 def make_optimizer(
     model: nn.Module, args: argparse.Namespace, faster: nn.Module | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW over the sharded parameters; biases and norms, which are vectors, do not decay.
+    """AdamW over the sharded parameters that are trained; biases and norms, which are vectors, do not decay.
 
     faster: a part that learns at FASTER times the rate: a few numbers beside a whole model.
     """
     apart = set(faster.parameters()) if faster is not None else set()
-    others = [p for p in model.parameters() if p not in apart]
+    others = [p for p in model.parameters() if p.requires_grad and p not in apart]
     groups = [
         {"params": [p for p in others if p.ndim >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},

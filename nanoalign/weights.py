@@ -26,7 +26,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import logging as transformers_logging
 
-from nanoalign import tiny
+from nanoalign import lora, tiny
 from nanoalign.distributed import World, on_main
 from nanoalign.errors import RunError, in_a_line
 
@@ -133,6 +133,19 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
+def build(
+    auto: type, config: PretrainedConfig, dtype: torch.dtype, path: str | Path
+) -> PreTrainedModel:
+    """A model of this config, by one of transformers' Auto classes; `path` names it in errors."""
+    try:
+        model = auto.from_config(config, dtype=dtype)
+    except FOREIGN_ERRORS as error:  # no such model of this architecture, odd settings
+        raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
+    if model.base_model is model:
+        raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
+    return model
+
+
 def materialise(module: nn.Module, device: torch.device) -> None:
     """Memory on the device for everything that is on meta; the rest is moved there."""
     # What Module.to_empty does, but for buffers, whose values are kept.
@@ -174,10 +187,17 @@ def load(model: PreTrainedModel, folder: Path, world: World | None) -> None:
 
 
 def _named_tensors(model: PreTrainedModel) -> dict[tuple[str, ...], Tensor]:
-    """Every parameter and persistent buffer, under all its names (tied weights have several)."""
-    named = dict(model.named_parameters(remove_duplicate=False))
+    """Every parameter and persistent buffer, under all its names (tied weights have several).
+
+    Adapters are left out, and the names are those of a model without them.
+    """
+    named = {
+        lora.plain_name(name): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if not lora.is_adapter(name)
+    }
     persistent = model.state_dict().keys()
-    named |= {name: t for name, t in model.named_buffers() if name in persistent}
+    named |= {lora.plain_name(name): t for name, t in model.named_buffers() if name in persistent}
     names_of: dict[int, list[str]] = {}
     for name, tensor in named.items():
         names_of.setdefault(id(tensor), []).append(name)
@@ -268,6 +288,7 @@ def _from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
 def save(model: PreTrainedModel, tokenizer, folder: Path, world: World | None = None) -> None:
     """Writes a model and its tokenizer in Hugging Face format, in float32. Every rank must call it.
 
+    Adapters are merged into the weights that are written, and stay as they are in the model.
     Parameters are gathered one at a time. The files are written to a folder beside their place and
     moved when all are whole, so that a failure while writing leaves what was there.
     """
@@ -316,7 +337,11 @@ def _tensors_to_save(model: PreTrainedModel, is_main: bool) -> Iterator[tuple[st
     """(name in the file, full float32 tensor); a collective, one parameter at a time."""
     tensors = {names[0]: tensor for names, tensor in _named_tensors(model).items()}
     on_meta = {name: torch.empty(t.shape, device="meta") for name, t in tensors.items()}
-    gathered = ((name, _full(tensor)) for name, tensor in tensors.items())
+    adapted = lora.adapted(model)
+    gathered = (
+        (name, _full(lora.merged(adapted[name]) if name in adapted else tensor))
+        for name, tensor in tensors.items()
+    )
     if revert_weight_conversion(model, on_meta).keys() == on_meta.keys():
         yield from gathered
     else:  # the file's layout joins or splits tensors (mixture-of-experts), so rank 0 needs them all
