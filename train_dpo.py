@@ -36,7 +36,6 @@ from nanoalign.prepare import (
     make_optimizer,
 )
 from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import fingerprint
 
 LR = 1e-6
 EMBEDDED_LR = 5e-4  # a model of a million parameters wants larger steps than one of billions
@@ -126,12 +125,12 @@ def main(argv: list[str] | None = None) -> None:
             f"--reference {args.reference} has another vocabulary than --model {args.model}; their "
             "log-probabilities can't be compared"
         )
-    rows, eval_rows, counts = load_rows(args, tokenizer, unpaired=args.loss == "kto")
+    rows, eval_rows, counts = load_rows(args, tokenizer, folder, world, args.loss == "kto")
     if args.audit:
         print0(audit(rows, counts, tokenizer, args.audit, rewards=False))
         return
     check_sides(rows, args)
-    args.data_hash = fingerprint(rows)
+    args.data_hash = rows.fingerprint()
     describe_plan(rows, args, world)
 
     policy = Policy.load(
@@ -154,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     if reference:
         models[f"--reference {args.reference}"] = reference
     for model in models.values():
-        model.check_fits(rows + eval_rows)
+        model.check_fits(rows)
+        model.check_fits(eval_rows)
     start = checkpoint.load(policy, optimizer, objective, args) if args.resume else 0
     same = folder == reference_folder
     if same and not args.resume:

@@ -134,6 +134,9 @@ def add_training_arguments(
     )
     data.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut and counted")  # fmt: skip
+    data.add_argument("--cache", metavar="FOLDER",
+        help="where encoded data are kept for the next run; default: $NANOALIGN_CACHE, or nanoalign in "
+        "$XDG_CACHE_HOME or ~/.cache")  # fmt: skip
 
     optimization = parser.add_argument_group("optimization")
     optimization.add_argument("--batch_size", type=count, default=64,

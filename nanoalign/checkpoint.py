@@ -34,7 +34,7 @@ WRITTEN = ("metrics.jsonl", "curves.png", "checkpoints", ".*.partial", "config.j
 PAIRS = {"data", "preference", "template", "max_length", "eval_share", "data_hash"}
 FREE = PAIRS | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_data", "eval_every",
                 "activation_checkpointing", "save_every", "keep", "stop_after", "resume",
-                "overwrite", "out", "audit"}  # fmt: skip
+                "overwrite", "out", "audit", "cache"}  # fmt: skip
 
 
 def check_folder(args: argparse.Namespace, models: list[Path]) -> None:

@@ -15,6 +15,7 @@ packed, and one a response where prompts are not shared.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,6 +30,14 @@ from nanoalign.records import Example, Pair
 from nanoalign.templates import render, resolve_template
 
 PADDING = -1  # the segment of padding
+# What is counted of an example on its way to a row, in the order in which it is reported.
+REASONS = (
+    "prompts cut at their beginning",
+    "responses cut at their end (no EOS)",
+    "responses of white space alone",
+    "ranked records dropped: all scores equal",
+    "pairs dropped: both responses equal",
+)
 # What a reward model keeps beside its weights, and what encode does: rewards are read at that EOS.
 EOS_RULE = "appended, unless the response was cut"
 
@@ -104,12 +113,27 @@ def encode_all(
     ended: for each response whether it ended by itself where it was sampled (None: not known). One that
         was cut there gets no EOS, nor what a chat template writes behind an answer.
     """
+    rows, each = encode_each(examples, tokenizer, template, max_length, ended)
+    counts: Counter = Counter()
+    for own in each:
+        counts.update(own)
+    return rows, counts
+
+
+def encode_each(
+    examples: list[Example],
+    tokenizer,
+    template: str = "auto",
+    max_length: int = 1024,
+    ended: Sequence[Sequence[bool | None]] | None = None,
+) -> tuple[list[Row], list[Counter]]:
+    """As encode_all, with the counts of each example."""
     check_tokenizer(tokenizer, max_length)
     groups: dict[str, list[int]] = {}  # template -> examples
     for i, example in enumerate(examples):
         groups.setdefault(resolve_template(template, example, tokenizer), []).append(i)
     rows: list[Row | None] = [None] * len(examples)
-    counts: Counter = Counter()
+    counts = [Counter() for _ in examples]
     for name, indices in groups.items():
         rendered = [render(examples[i], tokenizer, name) for i in indices]
         # A chat template writes its own BOS. Text under `pku` is only text: "<eos>" in it is five
@@ -139,11 +163,11 @@ def encode_all(
             if not prompt:
                 raise RunError(f"{pair_id}: the prompt has no tokens in this tokenizer; remove it")
             whole = [next(responses) for _ in examples[i].responses]
-            prompt, fitting = _fit(prompt, whole, max_length, tokenizer.bos_token_id, counts)
+            prompt, fitting = _fit(prompt, whole, max_length, tokenizer.bos_token_id, counts[i])
             ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *fitting)]
             rows[i] = Row(pair_id, ids[0], tuple(ids[1:]), examples[i].pairs)
             blank = sum(not response.strip() for response in examples[i].responses)
-            counts["responses of white space alone"] += blank
+            counts[i]["responses of white space alone"] += blank
     return rows, counts
 
 
@@ -246,8 +270,18 @@ def _fit(
     return prompt, [response[:room] for response in responses]
 
 
-def check_fits(rows: list[Row], vocabulary: int, positions: int | None) -> None:
+def lengths_of(rows: Sequence[Row]) -> np.ndarray:
+    """Tokens of each row, (N,); stored rows know theirs."""
+    known = getattr(rows, "lengths", None)
+    return np.array([len(row) for row in rows]) if known is None else known
+
+
+def check_fits(rows: Sequence[Row], vocabulary: int, positions: int | None) -> None:
     """Stops where a token id or a position is one that the model does not have."""
+    # Stored rows know what none of them exceeds; only where that is too much the one is looked for.
+    largest, longest = getattr(rows, "limits", (math.inf, math.inf))
+    if largest < vocabulary and (positions is None or longest <= positions):
+        return
     for row in rows:
         largest = max(int(part.max()) for part in (row.prompt, *row.responses))
         longest = len(row.prompt) + max(map(len, row.responses))
@@ -280,14 +314,13 @@ def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
     return kept
 
 
-def fingerprint(rows: list[Row]) -> str:
-    """A hash of every token and pair, so that a resumed run can tell whether it sees the same data."""
-    digest = hashlib.sha256()
-    for row in rows:
-        for part in (row.prompt, *row.responses):
-            digest.update(len(part).to_bytes(4, "little") + part.tobytes())
-        digest.update(repr([tuple(pair) for pair in row.pairs]).encode())
-    return digest.hexdigest()
+def row_digest(row: Row) -> bytes:
+    """16 bytes that tell every change of a row's tokens or pairs; its pair_id does not count."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (row.prompt, *row.responses):
+        digest.update(len(part).to_bytes(4, "little") + part.tobytes())
+    digest.update(repr([tuple(pair) for pair in row.pairs]).encode())
+    return digest.digest()
 
 
 # --- rows -> tensors ------------------------------------------------------------------------------

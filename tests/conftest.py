@@ -1,7 +1,9 @@
 """What the tests share: a byte-level tokenizer, a tiny random Llama with it, and pairs of text."""
 
 import json
+import os
 import random
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from nanoalign.records import Example
+
+# Encoded data of tests; ranks and scripts that tests start inherit it.
+CACHE = tempfile.TemporaryDirectory(prefix="nanoalign_cache_")
+os.environ["NANOALIGN_CACHE"] = CACHE.name
 
 
 def byte_tokenizer(**options) -> PreTrainedTokenizerFast:
