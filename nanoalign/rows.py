@@ -129,6 +129,7 @@ def encode_each(
 ) -> tuple[list[Row], list[Counter]]:
     """As encode_all, with the counts of each example."""
     check_tokenizer(tokenizer, max_length)
+    eos, begin = tokenizer.eos_token_id, tokenizer.bos_token_id  # to ask again is slow
     groups: dict[str, list[int]] = {}  # template -> examples
     for i, example in enumerate(examples):
         groups.setdefault(resolve_template(template, example, tokenizer), []).append(i)
@@ -140,7 +141,8 @@ def encode_each(
         # characters.
         bos, plain = name != "chat", name == "pku"
         prompts = _tokenize([prompt for prompt, _ in rendered], tokenizer, bos, plain)
-        texts = [_without_eos(text, tokenizer.eos_token) for _, texts in rendered for text in texts]
+        end = tokenizer.eos_token
+        texts = [_without_eos(text, end) for _, texts in rendered for text in texts]
         cut = [
             ended is not None and ended[i][k] is False
             for i in indices
@@ -153,7 +155,7 @@ def encode_each(
         ]
         # A cut answer of no tokens keeps its EOS: something must be read.
         responses = iter(
-            ids if open_ and ids else [*ids, tokenizer.eos_token_id]
+            ids if open_ and ids else [*ids, eos]
             for ids, open_ in zip(
                 _tokenize_continuations(texts, tokenizer, plain), cut, strict=True
             )
@@ -163,7 +165,7 @@ def encode_each(
             if not prompt:
                 raise RunError(f"{pair_id}: the prompt has no tokens in this tokenizer; remove it")
             whole = [next(responses) for _ in examples[i].responses]
-            prompt, fitting = _fit(prompt, whole, max_length, tokenizer.bos_token_id, counts[i])
+            prompt, fitting = _fit(prompt, whole, max_length, begin, counts[i])
             ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *fitting)]
             rows[i] = Row(pair_id, ids[0], tuple(ids[1:]), examples[i].pairs)
             blank = sum(not response.strip() for response in examples[i].responses)
@@ -187,15 +189,16 @@ def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[
     if not texts:
         return []
     ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)
-    return (
-        [_one_bos_no_eos(seq, tokenizer) for seq in ids["input_ids"]] if bos else ids["input_ids"]
-    )
+    if not bos:
+        return ids["input_ids"]
+    eos, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    return [_one_bos_no_eos(seq, eos, begin) for seq in ids["input_ids"]]
 
 
-def _one_bos_no_eos(ids: list[int], tokenizer) -> list[int]:
+def _one_bos_no_eos(ids: list[int], eos: int | None, bos: int | None) -> list[int]:
     """A prompt as the tokenizer ends and begins it, but for an EOS, and for a BOS that the text has."""
-    ids = ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
+    ids = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == bos else ids
 
 
 def _tokenize_continuations(texts: list[str], tokenizer, plain: bool) -> list[list[int]]:

@@ -343,13 +343,13 @@ def growth(model: str, folder: str, source: str, whole: bool) -> int:
     else:
         store = encoded(how, folder, world)
         rows = store.rows(store.everything)
-    assert len(rows) == 20_000
+    assert len(rows) == 10_000
     return status("VmHWM") - before
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory as Linux tells it")
 def test_encoding_takes_far_less_memory_than_all_rows(tmp_path, model):
-    records = [PAIR | {"prompt": f"{i} why?", "chosen": f"{i}"} for i in range(20_000)]
+    records = [PAIR | {"prompt": f"{i} why?", "chosen": f"{i}"} for i in range(10_000)]
     where = str(model), str(tmp_path / "cache"), write(tmp_path / "a.jsonl", records)
     outcomes = [run_ranks(1, growth, *where, whole) for whole in (False, True)]
     chunked, whole = (outcome.results[0] for outcome in outcomes)
