@@ -92,6 +92,7 @@ BAD_INPUT = {
     "beta of 0": ("new", ["--beta", "0"], "--beta: expected a number above 0"),
     "lr nan": ("new", ["--lr", "nan"], "--lr: expected a number of at least 0, got 'nan'"),
     "resume, other lr": ("old run", ["--resume", "--lr", "1"], "--lr was 1e-06, now 1.0"),
+    "cache that is a file": ("new", ["--cache", "pairs.jsonl"], "cache folder .* can't be written"),
     "unknown flag": ("new", ["--batchsize", "3"], "unrecognized arguments: --batchsize"),
     "shortened flag": ("new", ["--batch", "3"], "unrecognized arguments: --batch 3"),
 }  # fmt: skip
