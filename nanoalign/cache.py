@@ -4,7 +4,8 @@ The store's name is a hash of all that its content follows from: the data, the t
 versions of the libraries and the source of the code that encodes. So a change of any of them is met by
 another store, and an old one is never wrong; it may be removed at any time.
 
-Memory is bounded by one chunk of records on each rank, whatever the size of the data.
+Memory is bounded by one chunk of records on each rank, whatever the size of the data. On disk a store
+takes twice its size while it is made.
 """
 
 import hashlib
@@ -140,7 +141,8 @@ def _encode_share(
     encoding: Encoding, folder: Path, local: int, ranks: int, total: int | None, shows: bool
 ) -> None:
     """Writes the chunks of one of the host's ranks, until all are written or another rank fails."""
-    bar = tqdm(total=total, unit=" records", delay=2, desc="encoding", disable=not shows)
+    # Of a long wait it says how long it will be.
+    bar = tqdm(total=total, unit=" records", delay=10, desc="encoding", disable=not shows)
     try:
         for number, examples in encoding.chunks(local, ranks):
             if (folder / STOPPED).exists():
