@@ -37,7 +37,6 @@ from nanoalign.prepare import (
 )
 from nanoalign.reference import Precomputed, precompute, start_tolerance
 from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import fingerprint
 
 LR = 1e-6
 EMBEDDED_LR = 5e-4  # a model of a million parameters wants larger steps than one of billions
@@ -138,12 +137,12 @@ def main(argv: list[str] | None = None) -> None:
             f"--reference {args.reference} has another vocabulary than --model {args.model}; their "
             "log-probabilities can't be compared"
         )
-    rows, eval_rows, counts = load_rows(args, tokenizer, unpaired=args.loss == "kto")
+    rows, eval_rows, counts = load_rows(args, tokenizer, folder, world, args.loss == "kto")
     if args.audit:
         print0(audit(rows, counts, tokenizer, args.audit, rewards=False))
         return
     check_sides(rows, args)
-    args.data_hash = fingerprint(rows)
+    args.data_hash = rows.fingerprint()
     describe_plan(rows, args, world)
 
     adapters = None
@@ -182,7 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     if isinstance(reference, Policy):
         models[f"--reference {args.reference}"] = reference
     for model in models.values():
-        model.check_fits(rows + eval_rows)
+        model.check_fits(rows)
+        model.check_fits(eval_rows)
     start = checkpoint.load(policy, optimizer, objective, args) if args.resume else 0
     same = folder == reference_folder
     if same and not args.resume:

@@ -12,7 +12,6 @@ also share one row, so that a prompt is computed once for all of its responses (
 """
 
 import argparse
-import statistics
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +36,9 @@ from nanoalign.prepare import (
     make_optimizer,
 )
 from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import EOS_RULE, Batch, Row, fingerprint
+from nanoalign.rows import EOS_RULE, Batch
 from nanoalign.scoring import scoring_rule
+from nanoalign.store import StoredRows
 
 LR = 2e-5
 EMBEDDED_LR = 1e-3  # a model of a million parameters wants larger steps than one of billions
@@ -135,14 +135,10 @@ def check_preferences(reward_model: RewardModel, args: argparse.Namespace) -> No
             )
 
 
-def spread_of_lengths(rows: list[Row]) -> float:
+def spread_of_lengths(rows: StoredRows) -> float:
     """The standard deviation of chosen less rejected tokens, a unit for differences of length."""
-    longer = [
-        len(row.responses[pair.chosen]) - len(row.responses[pair.rejected])
-        for row in rows
-        for pair in row.pairs
-    ]
-    return statistics.pstdev(longer) or 1.0
+    chosen, rejected = rows.pair_lengths().T
+    return (chosen - rejected).std().item() or 1.0
 
 
 def next_command(args: argparse.Namespace) -> str:
@@ -159,11 +155,11 @@ def main(argv: list[str] | None = None) -> None:
         on_main(world, partial(checkpoint.check_folder, args, [folder]))
 
     tokenizer = load_tokenizer(folder)
-    rows, eval_rows, counts = load_rows(args, tokenizer)
+    rows, eval_rows, counts = load_rows(args, tokenizer, folder, world)
     if args.audit:
         print0(audit(rows, counts, tokenizer, args.audit, rewards=True))
         return
-    args.data_hash = fingerprint(rows)
+    args.data_hash = rows.fingerprint()
     describe_plan(rows, args, world)
 
     reward_model = RewardModel.load(
@@ -188,7 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}"
     )
 
-    reward_model.check_fits(rows + eval_rows)
+    reward_model.check_fits(rows)
+    reward_model.check_fits(eval_rows)
     start = checkpoint.load(reward_model, optimizer, pairwise, args) if args.resume else 0
     check_layout(reward_model, rows, args.share_prefix, world, f"--model {args.model}")
     on_main(world, partial(checkpoint.open_folder, args))

@@ -4,7 +4,6 @@ import argparse
 import math
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -74,11 +73,6 @@ def positive(text: str) -> float:
     return value
 
 
-def default_cache() -> str:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(root) / "nanoalign")
-
-
 PREFERENCES = ("better", "safer")
 
 
@@ -145,8 +139,9 @@ def add_training_arguments(
     )
     data.add_argument("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut and counted")  # fmt: skip
-    data.add_argument("--cache", default=default_cache(), metavar="FOLDER",
-        help="where encoded data and a reference's log-probabilities are kept for further runs")  # fmt: skip
+    data.add_argument("--cache", metavar="FOLDER",
+        help="where encoded data and a reference's answers are kept for further runs; default: "
+        "$NANOALIGN_CACHE, or nanoalign in $XDG_CACHE_HOME or ~/.cache")  # fmt: skip
 
     optimization = parser.add_argument_group("optimization")
     optimization.add_argument("--batch_size", type=count, default=64,

@@ -4,6 +4,7 @@ All is read from the batches that training makes, nothing is worked out a second
 """
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +14,7 @@ CUT = "prompts cut at their beginning"
 HEAD = f"{'place':>6} {'id':>7} {'position':>9}  {'segment':<17} {'scored':<8} {'predicted at':>12}  text"
 
 
-def audit(rows: list[Row], counts: Counter, tokenizer, examples: int, rewards: bool) -> str:
+def audit(rows: Sequence[Row], counts: Counter, tokenizer, examples: int, rewards: bool) -> str:
     """The first `examples` rows token by token, and a table of them all.
 
     counts: what encoding counted, by reason.
@@ -78,7 +79,7 @@ def _scored(batch: Batch, rewards: bool) -> dict[int, int]:
     return dict(zip(places, batch.reads.tolist(), strict=True))
 
 
-def _table(rows: list[Row], counts: Counter, tokenizer) -> str:
+def _table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
     responses = [response for row in rows for response in row.responses]
     ended = np.mean([response[-1] == tokenizer.eos_token_id for response in responses])
     begun = [np.sum(row.prompt == tokenizer.bos_token_id) for row in rows]

@@ -1,12 +1,15 @@
 """Self-checks before the first step. Each stops a run that would train something else than it says."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from nanoalign.distributed import World, max_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.models import RowModel
-from nanoalign.rows import Batch, Row, collate
+from nanoalign.rows import Batch, Row, collate, lengths_of
 
 CHECKED_ROWS = 4  # from the shortest to the longest
 # By how much two ways to the same score may differ, in units of RowModel.rounding. In bfloat16 logits
@@ -17,7 +20,7 @@ START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same 
 
 @torch.no_grad()
 def check_layout(
-    model: RowModel, rows: list[Row], share_prefix: bool, world: World, name: str
+    model: RowModel, rows: Sequence[Row], share_prefix: bool, world: World, name: str
 ) -> None:
     """Compares log-probabilities or rewards with those of the model's own forward on separate sequences.
 
@@ -25,8 +28,9 @@ def check_layout(
     way that Policy or RewardModel does not know, is found before it is trained. All ranks check the
     same rows; `name` is the model's, for the error.
     """
-    ordered = sorted(rows, key=len)
-    picked = [ordered[i * (len(rows) - 1) // (CHECKED_ROWS - 1)] for i in range(CHECKED_ROWS)]
+    order = np.argsort(lengths_of(rows), kind="stable")
+    places = [i * (len(rows) - 1) // (CHECKED_ROWS - 1) for i in range(CHECKED_ROWS)]
+    picked = [rows[order[place]] for place in places]
     batch = collate(picked, share_prefix).to(world.device)
     parts = [collate([part], False).to(world.device) for row in picked for part in row.separate()]
     plain = torch.cat([model.textbook(part) for part in parts])  # (S,)

@@ -1,20 +1,22 @@
-"""Files of preference records -> Examples; which of them are held out.
+"""Files of preference records -> Examples, one by one.
 
 A source is a path, NAME=PATH, embedded data ("tiny", "tiny:test", "tiny:tiny-a", ...), or a file on the
 Hub. A file has one format of nanoalign/records.py.
 """
 
 import gzip
-import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from nanoalign import tiny
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import EXPECTED, Example, parse, parse_answer, parse_prompt
+
+Reader = Callable[[], object]  # decodes one record
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 # The embedded data by name: two files, and for each of their sources a pair for every prompt.
@@ -43,37 +45,71 @@ def read_examples(path_or_name: str, preference: str | Sequence[str] = "better")
         which makes a pair.
     Raises RunError, with file and line, for the first record that can't be read.
     """
+    return [example for _, example in stream_examples([path_or_name], preference, unpaired=True)]
+
+
+def read_sources(
+    sources: list[str], preference: str | Sequence[str] = "better", unpaired: bool = False
+) -> list[Example]:
+    """The examples of several sources, one after the other: see stream_examples."""
+    return [example for _, example in stream_examples(sources, preference, unpaired)]
+
+
+def stream_examples(
+    sources: list[str],
+    preference: str | Sequence[str] = "better",
+    unpaired: bool = False,
+    mine: Callable[[int], bool] = lambda number: True,
+) -> Iterator[tuple[int, Example]]:
+    """(its number among all, Example) of the records of several sources, one by one; names must differ.
+
+    unpaired: whether single responses with a label will do.
+    mine: of which numbers, from 0. The others are passed over unread, but for each source's first
+        one, which says its format.
+    """
+    _check_names(sources)
     preferences = (preference,) if isinstance(preference, str) else tuple(preference)
-    examples, first_format = [], None
-    for where, pair_id, subset, record in _located(path_or_name):
-        record_format, example = parse(record, preferences, where, pair_id, subset)
-        first_format = first_format or record_format
-        if record_format != first_format:
-            raise RunError(
-                f"{where}: a record of the format '{record_format}' in a file that began with "
-                f"'{first_format}'; put each format into a file of its own"
-            )
-        examples.append(example)
-    return examples
+    number = -1
+    for source in sources:
+        first_format = None
+        for where, pair_id, subset, read in _located(source):
+            number += 1
+            wanted = mine(number)
+            if not wanted and first_format is not None:
+                continue
+            record_format, example = parse(read(), preferences, where, pair_id, subset)
+            first_format = first_format or record_format
+            if record_format != first_format:
+                raise RunError(
+                    f"{where}: a record of the format '{record_format}' in a file that began with "
+                    f"'{first_format}'; put each format into a file of its own"
+                )
+            if not unpaired and not example.is_paired():
+                raise RunError(
+                    f"{pair_id}: a completion with a label, where pairs are wanted; only "
+                    "train_dpo.py --loss kto learns from such records"
+                )
+            if wanted:
+                yield number, example
 
 
 def read_prompts(sources: list[str]) -> list[Example]:
     """The prompts of several sources, as Examples without responses: alone, or of preference records."""
     _check_names(sources)
-    return [parse_prompt(record, *rest) for source in sources for *rest, record in _located(source)]
+    return [parse_prompt(read(), *rest) for source in sources for *rest, read in _located(source)]
 
 
 def read_answers(path_or_name: str) -> dict[str, list[str]]:
     """Answers that were made elsewhere, by the key of their prompt and in the file's order."""
     answers: dict[str, list[str]] = {}
-    for where, _, _, record in _located(path_or_name):
-        prompt, answer = parse_answer(record, where)
+    for where, _, _, read in _located(path_or_name):
+        prompt, answer = parse_answer(read(), where)
         answers.setdefault(prompt, []).append(answer)
     return answers
 
 
-def _located(path_or_name: str) -> Iterator[tuple[str, str, str, object]]:
-    """(where it stands, its pair_id, its subset, the record) of every record of a source."""
+def _located(path_or_name: str) -> Iterator[tuple[str, str, str, Reader]]:
+    """(where it stands, its pair_id, its subset, what reads it) of every record of a source."""
     subset, source = _split_name(path_or_name)
     if source in EMBEDDED_SOURCES:
         path, records = source, _embedded_records(*EMBEDDED_SOURCES[source])
@@ -81,29 +117,18 @@ def _located(path_or_name: str) -> Iterator[tuple[str, str, str, object]]:
         path = _resolve(source)
         records = _records(path)
     line = None
-    for line, record in records:
-        yield f"{path}:{line}", f"{subset}:{line}", subset, record
+    for line, read in records:
+        yield f"{path}:{line}", f"{subset}:{line}", subset, read
     if line is None:
         raise RunError(f"{path}: holds no records; expected {EXPECTED}")
 
 
-def read_sources(
-    sources: list[str], preference: str | Sequence[str] = "better", unpaired: bool = False
-) -> list[Example]:
-    """The examples of several sources, one after the other; their names must differ.
-
-    unpaired: whether single responses with a label will do.
-    """
-    _check_names(sources)
-    examples = [example for source in sources for example in read_examples(source, preference)]
-    if not unpaired:
-        for example in examples:
-            if not example.is_paired():
-                raise RunError(
-                    f"{example.pair_id}: a completion with a label, where pairs are wanted; only "
-                    "train_dpo.py --loss kto learns from such records"
-                )
-    return examples
+def files_of(path_or_name: str) -> tuple[str, list[Path]]:
+    """(the name that begins its pair_ids, the files that all of it follows from) of a source."""
+    subset, source = _split_name(path_or_name)
+    if source in EMBEDDED_SOURCES:  # generated, by these
+        return f"{subset}={source}", sorted(Path(tiny.__file__).parent.glob("*.py"))
+    return subset, [_resolve(source)]
 
 
 def _check_names(sources: list[str]) -> None:
@@ -111,24 +136,6 @@ def _check_names(sources: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise RunError(f"two data sources are named '{name}'; name them apart: A=PATH B=PATH")
-
-
-def hold_out(
-    examples: list[Example], share: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(training, held out): `share` of the prompts, with all their pairs, are held out.
-
-    Those are the first by a hash of (seed, prompt), whatever the order of the examples. A share
-    above 0 holds out one prompt at least, and one prompt at least stays.
-    """
-    by_hash = sorted(
-        {example.prompt_key() for example in examples},
-        key=lambda prompt: hashlib.sha256(f"{seed}\n{prompt}".encode()).digest(),
-    )
-    count = min(max(round(share * len(by_hash)), share > 0), len(by_hash) - 1)
-    chosen = set(by_hash[:count])
-    training = [example for example in examples if example.prompt_key() not in chosen]
-    return training, [example for example in examples if example.prompt_key() in chosen]
 
 
 # --- sources --------------------------------------------------------------------------------------
@@ -167,10 +174,11 @@ def _resolve(source: str) -> Path:
     return path
 
 
-def _embedded_records(split: str, source: str) -> Iterator[tuple[int, object]]:
+def _embedded_records(split: str, source: str) -> Iterator[tuple[int, Reader]]:
     from nanoalign.tiny import world  # the generator takes a second; most runs do not need it
 
-    yield from enumerate(world.records(split, source), start=1)
+    for line, record in enumerate(world.records(split, source), start=1):
+        yield line, partial(_as_it_is, record)
 
 
 def _from_hub(source: str) -> Path:
@@ -190,33 +198,43 @@ def _from_hub(source: str) -> Path:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _records(path: Path) -> Iterator[tuple[int, object]]:
-    """(line number, record) for every record of a file; blank lines are passed over."""
+def _records(path: Path) -> Iterator[tuple[int, Reader]]:
+    """(line number, what reads it) of every record of a file; blank lines are passed over."""
     if path.name.endswith(".parquet"):
         yield from _parquet_records(path)
         return
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            text = file.read()
+            before = ""  # blank lines at the file's head
+            for number, line in enumerate(file, start=1):  # a line ends with \n, not with U+2028
+                if before is not None and line.lstrip().startswith("["):
+                    # An array may stand in one line, so it is held as a whole.
+                    yield from _array_records(before + line + file.read(), path)
+                    return
+                if line.strip():
+                    before = None
+                    yield number, partial(_decode, line.removesuffix("\n"), path, number)
+                elif before is not None:
+                    before += line
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
-    if text.lstrip().startswith("["):
-        yield from _array_records(text, path)
-        return
-    for number, line in enumerate(
-        text.split("\n"), start=1
-    ):  # not splitlines: U+2028 may stand in a text
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RunError(
-                    f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})"
-                ) from error
 
 
-def _array_records(text: str, path: Path) -> Iterator[tuple[int, object]]:
+def _decode(line: str, path: Path, number: int) -> object:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RunError(
+            f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from error
+
+
+def _as_it_is(record: object) -> object:
+    return record
+
+
+def _array_records(text: str, path: Path) -> Iterator[tuple[int, Reader]]:
     """The elements of a JSON array, decoded one by one so that each has its line number."""
     decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
     position, line, counted = blank.match(text).end() + 1, 1, 0
@@ -233,7 +251,7 @@ def _array_records(text: str, path: Path) -> Iterator[tuple[int, object]]:
             raise RunError(
                 f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
             ) from error
-        yield line, record
+        yield line, partial(_as_it_is, record)
         position = blank.match(text, position).end()
         separator = text[position : position + 1]
         if separator == "]":
@@ -253,7 +271,7 @@ def _check_end(text: str, position: int, path: Path) -> None:
         raise RunError(f"{path}:{line}: not valid JSON: {rest[:40]!r} follows the list of records")
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[int, object]]:
+def _parquet_records(path: Path) -> Iterator[tuple[int, Reader]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -264,4 +282,4 @@ def _parquet_records(path: Path) -> Iterator[tuple[int, object]]:
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
         for record in batch.to_pylist():
             row += 1
-            yield row, record
+            yield row, partial(_as_it_is, record)

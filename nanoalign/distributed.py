@@ -204,6 +204,23 @@ def on_main(world: World, function: Callable[[], T]) -> T | None:
     return result
 
 
+def on_all(world: World, function: Callable[[], T]) -> list[T]:
+    """Runs a function on every rank and returns all results, by rank, on every rank.
+
+    A RunError or OSError of any rank becomes a RunError on every rank, so that none waits in vain.
+    """
+    result, problem = None, None
+    try:
+        result = function()
+    except (RunError, OSError) as error:
+        problem = str(error)
+    everyones = [rank for (rank,) in gather_lists([(result, problem)], world)]
+    for _, problem in everyones:
+        if problem is not None:
+            raise RunError(problem)
+    return [result for result, _ in everyones]
+
+
 def print0(*args, **kwargs) -> None:
     """print on rank 0 alone."""
     if not dist.is_initialized() or dist.get_rank() == 0:

@@ -4,11 +4,12 @@ import argparse
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -19,7 +20,7 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.metrics import Means
 from nanoalign.objective import Objective
 from nanoalign.plan import plan_micro_batches, step_indices
-from nanoalign.rows import Batch, Row, collate
+from nanoalign.rows import Batch, Row, collate, lengths_of
 
 T = TypeVar("T")
 
@@ -31,8 +32,8 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    rows: list[Row],
-    eval_rows: dict[str, list[Row]],
+    rows: Sequence[Row],
+    eval_rows: dict[str, Sequence[Row]],
     args: argparse.Namespace,
     world: World,
     start: int = 0,
@@ -124,7 +125,7 @@ def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> 
 
 
 def rank_batches(
-    rows: list[Row], args: argparse.Namespace, world: World
+    rows: Sequence[Row], args: argparse.Namespace, world: World
 ) -> Iterator[tuple[list[int], Batch]]:
     """This rank's micro-batches of a step: which of the rows, and their batch on its device.
 
@@ -141,10 +142,10 @@ def rank_batches(
 
 
 def all_batches(
-    rows: list[Row], args: argparse.Namespace, world: World
+    rows: Sequence[Row], args: argparse.Namespace, world: World
 ) -> Iterator[tuple[list[int], Batch]]:
     """As rank_batches, for rows of any number in any order: they are planned by and by."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    order = np.argsort(lengths_of(rows), kind="stable").tolist()
     for start in range(0, len(order), PLANNED_ROWS):
         some = order[start : start + PLANNED_ROWS]
         for group, batch in rank_batches([rows[i] for i in some], args, world):
@@ -154,7 +155,7 @@ def all_batches(
 @torch.no_grad()
 def evaluate(
     objective: Objective,
-    sets: dict[str, list[Row]],
+    sets: dict[str, Sequence[Row]],
     args: argparse.Namespace,
     world: World,
 ) -> dict[str, float]:

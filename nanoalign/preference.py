@@ -20,6 +20,7 @@ from nanoalign.models import Policy
 from nanoalign.objective import Batches, Objective
 from nanoalign.reference import Precomputed
 from nanoalign.rows import Batch, Row
+from nanoalign.store import StoredRows
 
 HYPERPARAMETERS = ("beta", "label_smoothing", "tau", "gamma_beta_ratio", "odds_weight", "cpo_alpha",
                    "desirable_weight", "undesirable_weight")  # fmt: skip
@@ -86,18 +87,15 @@ def settle(args: argparse.Namespace) -> None:
         raise RunError("--sync_reference_mix says how, --sync_reference_every when; give both")
 
 
-def check_sides(rows: list[Row], args: argparse.Namespace) -> None:
+def check_sides(rows: StoredRows, args: argparse.Namespace) -> None:
     """Stops where kto's data are of one kind: it would only learn to raise, or to lower, them all."""
     if args.loss != "kto":
         return
-    kinds = {
-        name: sum(pair[side] is not None for row in rows for pair in row.pairs)
-        for side, name in enumerate(("desirable", "undesirable"))
-    }
-    if 0 in kinds.values():
+    desirable, undesirable = (rows.pair_lengths() > 0).sum(0).tolist()
+    if 0 in (desirable, undesirable):
         raise RunError(
-            f"--data {' '.join(args.data)}: {kinds['desirable']:,} desirable examples and "
-            f"{kinds['undesirable']:,} undesirable ones; --loss kto learns from both, add the other kind"
+            f"--data {' '.join(args.data)}: {desirable:,} desirable examples and "
+            f"{undesirable:,} undesirable ones; --loss kto learns from both, add the other kind"
         )
 
 

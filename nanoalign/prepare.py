@@ -2,20 +2,22 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import AutoTokenizer
 
 from nanoalign import loop
-from nanoalign.data import TEST_OF, hold_out, read_sources
+from nanoalign.cache import Encoding, encoded
+from nanoalign.data import TEST_OF, files_of
 from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.plan import padded_tokens, plan_micro_batches, step_indices
-from nanoalign.records import Example, by_preference
-from nanoalign.rows import Row, drop_equal, encode_all
-from nanoalign.templates import common_template
+from nanoalign.rows import Row
+from nanoalign.store import Store, StoredRows
 from nanoalign.weights import FOREIGN_ERRORS
 
 # Of a coefficient of length: it must be at its place before the model learns length by itself.
@@ -58,49 +60,52 @@ def make_optimizer(
 
 
 def load_rows(
-    args: argparse.Namespace, tokenizer, unpaired: bool = False
-) -> tuple[list[Row], list[Row], Counter]:
+    args: argparse.Namespace, tokenizer, model: Path, world: World, unpaired: bool = False
+) -> tuple[StoredRows, StoredRows, Counter]:
     """(training rows, held-out rows, counts of the former), printing what was read, cut and dropped.
 
+    model: the folder of the tokenizer's files.
     unpaired: whether single responses with a label will do.
+    Every rank must call it.
     """
-    examples = read_sources(args.data, args.preference, unpaired)
     if args.eval_data is None and all(source in TEST_OF for source in args.data):
         args.eval_data = [TEST_OF[source] for source in args.data]
+    preferences = (args.preference,) if isinstance(args.preference, str) else tuple(args.preference)
+    conditions = preferences if getattr(args, "condition", False) else ()
+    how = (preferences, unpaired, conditions, args.template, args.max_length, tokenizer, model)
+
+    for each in (*args.data, *(args.eval_data or [])):
+        files_of(each)  # a missing one is better known before the others are encoded than after
+    training = encoded(Encoding(args.data, *how), args.cache, world)
     if args.eval_data is not None:
-        held_out = read_sources(args.eval_data, args.preference, unpaired)
         source = " ".join(args.eval_data)
+        held = encoded(Encoding(args.eval_data, *how), args.cache, world)
+        held_out, taken = held.everything, training.everything
     else:
-        examples, held_out = hold_out(examples, args.eval_share, args.seed)
         source = f"{args.eval_share:g} of the prompts"
-    args.template = common_template(args.template, examples + held_out, tokenizer)
-    if getattr(args, "condition", False):
-        examples, held_out = (
-            [part for example in some for part in by_preference(example, args.preference)]
-            for some in (examples, held_out)
-        )
-    rows, counts = _encode("data", " ".join(args.data), examples, args, tokenizer)
-    eval_rows, _ = _encode("held out", source, held_out, args, tokenizer)
+        held, held_out = training, training.hold_out(args.eval_share, args.seed)
+        taken = ~held_out
+    templates = {*training.about["templates"], *held.about["templates"]}
+    args.template = templates.pop() if len(templates) == 1 else args.template
+    counts = _describe("data", " ".join(args.data), training, taken)
+    _describe("held out", source, held, held_out)
+    rows = training.rows(taken)
     if not rows:
         raise RunError(
             f"--data {' '.join(args.data)}: no pairs are left to train on; see the counts above"
         )
-    return rows, eval_rows, counts
+    return rows, held.rows(held_out), counts
 
 
-def _encode(
-    name: str, source: str, examples: list[Example], args: argparse.Namespace, tokenizer
-) -> tuple[list[Row], Counter]:
-    rows, counts = encode_all(examples, tokenizer, args.template, args.max_length)
-    rows = drop_equal(rows, counts)
+def _describe(name: str, source: str, store: Store, examples: np.ndarray) -> Counter:
+    records, pairs, counts = store.counts(examples)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
-    pairs = sum(len(example.pairs) for example in examples)
-    ranked = f"{len(examples):,} records with " if pairs != len(examples) else ""
+    ranked = f"{records:,} records with " if pairs != records else ""
     print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
-    return rows, counts
+    return counts
 
 
-def describe_plan(rows: list[Row], args: argparse.Namespace, world: World) -> None:
+def describe_plan(rows: Sequence[Row], args: argparse.Namespace, world: World) -> None:
     """Prints how many steps there will be, and the tokens computed against those that are needed."""
     total, epoch = loop.total_steps(len(rows), args), loop.steps_per_epoch(len(rows), args)
     counts: Counter = Counter()

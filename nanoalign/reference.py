@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 import torch
@@ -23,11 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanoalign import loop
+from nanoalign.cache import cache_folder
 from nanoalign.checks import LAYOUT_TOLERANCE, START_TOLERANCE
 from nanoalign.distributed import World, max_over_ranks, on_main, print0, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.models import Policy
-from nanoalign.rows import Batch, Row, collate, fingerprint
+from nanoalign.rows import Batch, Row, collate
+from nanoalign.store import StoredRows
 
 CHECKED_ROWS = 8
 VERSION = "1"  # of what is kept; part of the key
@@ -40,34 +41,27 @@ class Precomputed:
         return batch.reference_logps
 
 
-class ReferencedRows(Sequence[Row]):
-    """Rows, each with what the reference says of its responses."""
+class ReferencedRows(StoredRows):
+    """Stored rows, each with what the reference says of its responses."""
 
-    def __init__(self, rows: Sequence[Row], logps: np.ndarray, starts: np.ndarray):
-        self.rows, self.logps, self.starts = rows, logps, starts
+    def __init__(self, rows: StoredRows, logps: np.ndarray):
+        super().__init__(rows.store, rows.indices)
+        self.logps, self.starts = logps, rows.response_starts
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        logps = self.logps[self.starts[index] : self.starts[index + 1]]
-        return replace(self.rows[index], reference_logps=logps)
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        logps = self.logps[self.starts[place] : self.starts[place + 1]]
+        return replace(super().__getitem__(place), reference_logps=logps)
 
 
 def precompute(
     load: Callable[[], Policy],
     folder: Path,
-    sets: dict[str, Sequence[Row]],
+    sets: dict[str, StoredRows],
     args: argparse.Namespace,
     world: World,
-) -> dict[str, Sequence[Row]]:
+) -> dict[str, StoredRows]:
     """The sets of rows, each row with the reference's log-probabilities. Every rank must call it.
 
     load: loads the reference from `folder`; it is freed at the end.
@@ -85,17 +79,17 @@ def precompute(
 
 def _referenced(
     name: str,
-    rows: Sequence[Row],
+    rows: StoredRows,
     reference: Policy,
     weights: str | None,
     args: argparse.Namespace,
     world: World,
 ) -> ReferencedRows:
     begun = time.monotonic()
-    parts = [VERSION, str(weights), fingerprint(rows), str(reference.compute_dtype)]
+    parts = [VERSION, str(weights), rows.fingerprint(), str(reference.compute_dtype)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    path = Path(args.cache) / "reference" / f"{key}.npy"
-    starts = np.cumsum([0] + [len(row.responses) for row in rows])
+    path = cache_folder(args.cache) / "reference" / f"{key}.npy"
+    starts = rows.response_starts
     logps = _kept(path, int(starts[-1]), world)
     if logps is None:
         logps = _compute(reference, rows, starts, args, world)
@@ -103,7 +97,7 @@ def _referenced(
         how = f"computed in {time.monotonic() - begun:.1f} s, kept in"
     else:
         how = "read from"
-    referenced = ReferencedRows(rows, logps, starts)
+    referenced = ReferencedRows(rows, logps)
     _check_live(reference, referenced, args, world, path)
     print0(f"{'reference':<11} {args.reference}, {name}: {starts[-1]:,} responses, {how} {path}")
     return referenced
@@ -141,7 +135,7 @@ def _keep(logps: np.ndarray, path: Path) -> None:
 @torch.no_grad()
 def _compute(
     reference: Policy,
-    rows: Sequence[Row],
+    rows: StoredRows,
     starts: np.ndarray,
     args: argparse.Namespace,
     world: World,

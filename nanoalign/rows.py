@@ -15,6 +15,7 @@ packed, and one a response where prompts are not shared.
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -29,6 +30,14 @@ from nanoalign.records import Example, Pair
 from nanoalign.templates import render, resolve_template
 
 PADDING = -1  # the segment of padding
+# What is counted of an example on its way to a row, in the order in which it is reported.
+REASONS = (
+    "prompts cut at their beginning",
+    "responses cut at their end (no EOS)",
+    "responses of white space alone",
+    "ranked records dropped: all scores equal",
+    "pairs dropped: both responses equal",
+)
 # What a reward model keeps beside its weights, and what encode does: rewards are read at that EOS.
 EOS_RULE = "appended, unless the response was cut"
 
@@ -117,19 +126,36 @@ def encode_all(
     ended: for each response whether it ended by itself where it was sampled (None: not known). One that
         was cut there gets no EOS, nor what a chat template writes behind an answer.
     """
+    rows, each = encode_each(examples, tokenizer, template, max_length, ended)
+    counts: Counter = Counter()
+    for own in each:
+        counts.update(own)
+    return rows, counts
+
+
+def encode_each(
+    examples: list[Example],
+    tokenizer,
+    template: str = "auto",
+    max_length: int = 1024,
+    ended: Sequence[Sequence[bool | None]] | None = None,
+) -> tuple[list[Row], list[Counter]]:
+    """As encode_all, with the counts of each example."""
     check_tokenizer(tokenizer, max_length)
+    eos, begin = tokenizer.eos_token_id, tokenizer.bos_token_id  # to ask again is slow
     groups: dict[str, list[int]] = {}  # template -> examples
     for i, example in enumerate(examples):
         groups.setdefault(resolve_template(template, example, tokenizer), []).append(i)
     rows: list[Row | None] = [None] * len(examples)
-    counts: Counter = Counter()
+    counts = [Counter() for _ in examples]
     for name, indices in groups.items():
         rendered = [render(examples[i], tokenizer, name) for i in indices]
         # A chat template writes its own BOS. Text under `pku` is only text: "<eos>" in it is five
         # characters.
         bos, plain = name != "chat", name == "pku"
         prompts = _tokenize([prompt for prompt, _ in rendered], tokenizer, bos, plain)
-        texts = [_without_eos(text, tokenizer.eos_token) for _, texts in rendered for text in texts]
+        end = tokenizer.eos_token
+        texts = [_without_eos(text, end) for _, texts in rendered for text in texts]
         cut = [
             ended is not None and ended[i][k] is False
             for i in indices
@@ -142,7 +168,7 @@ def encode_all(
         ]
         # A cut answer of no tokens keeps its EOS: something must be read.
         responses = iter(
-            ids if open_ and ids else [*ids, tokenizer.eos_token_id]
+            ids if open_ and ids else [*ids, eos]
             for ids, open_ in zip(
                 _tokenize_continuations(texts, tokenizer, plain), cut, strict=True
             )
@@ -152,11 +178,11 @@ def encode_all(
             if not prompt:
                 raise RunError(f"{pair_id}: the prompt has no tokens in this tokenizer; remove it")
             whole = [next(responses) for _ in examples[i].responses]
-            prompt, fitting = _fit(prompt, whole, max_length, tokenizer.bos_token_id, counts)
+            prompt, fitting = _fit(prompt, whole, max_length, begin, counts[i])
             ids = [np.asarray(part, dtype=np.int32) for part in (prompt, *fitting)]
             rows[i] = Row(pair_id, ids[0], tuple(ids[1:]), examples[i].pairs)
             blank = sum(not response.strip() for response in examples[i].responses)
-            counts["responses of white space alone"] += blank
+            counts[i]["responses of white space alone"] += blank
     return rows, counts
 
 
@@ -176,15 +202,16 @@ def _tokenize(texts: list[str], tokenizer, bos: bool, plain: bool) -> list[list[
     if not texts:
         return []
     ids = tokenizer(texts, add_special_tokens=bos, split_special_tokens=plain, verbose=False)
-    return (
-        [_one_bos_no_eos(seq, tokenizer) for seq in ids["input_ids"]] if bos else ids["input_ids"]
-    )
+    if not bos:
+        return ids["input_ids"]
+    eos, begin = tokenizer.eos_token_id, tokenizer.bos_token_id
+    return [_one_bos_no_eos(seq, eos, begin) for seq in ids["input_ids"]]
 
 
-def _one_bos_no_eos(ids: list[int], tokenizer) -> list[int]:
+def _one_bos_no_eos(ids: list[int], eos: int | None, bos: int | None) -> list[int]:
     """A prompt as the tokenizer ends and begins it, but for an EOS, and for a BOS that the text has."""
-    ids = ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
-    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id else ids
+    ids = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
+    return ids[1:] if len(ids) > 1 and ids[0] == ids[1] == bos else ids
 
 
 def _tokenize_continuations(texts: list[str], tokenizer, plain: bool) -> list[list[int]]:
@@ -259,8 +286,18 @@ def _fit(
     return prompt, [response[:room] for response in responses]
 
 
-def check_fits(rows: list[Row], vocabulary: int, positions: int | None) -> None:
+def lengths_of(rows: Sequence[Row]) -> np.ndarray:
+    """Tokens of each row, (N,); stored rows know theirs."""
+    known = getattr(rows, "lengths", None)
+    return np.array([len(row) for row in rows]) if known is None else known
+
+
+def check_fits(rows: Sequence[Row], vocabulary: int, positions: int | None) -> None:
     """Stops where a token id or a position is one that the model does not have."""
+    # Stored rows know what none of them exceeds; only where that is too much the one is looked for.
+    largest, longest = getattr(rows, "limits", (math.inf, math.inf))
+    if largest < vocabulary and (positions is None or longest <= positions):
+        return
     for row in rows:
         largest = max(int(part.max()) for part in (row.prompt, *row.responses))
         longest = len(row.prompt) + max(map(len, row.responses))
@@ -293,14 +330,13 @@ def drop_equal(rows: list[Row], counts: Counter) -> list[Row]:
     return kept
 
 
-def fingerprint(rows: list[Row]) -> str:
-    """A hash of every token and pair, so that a resumed run can tell whether it sees the same data."""
-    digest = hashlib.sha256()
-    for row in rows:
-        for part in (row.prompt, *row.responses):
-            digest.update(len(part).to_bytes(4, "little") + part.tobytes())
-        digest.update(repr([tuple(pair) for pair in row.pairs]).encode())
-    return digest.hexdigest()
+def row_digest(row: Row) -> bytes:
+    """16 bytes that tell every change of a row's tokens or pairs; its pair_id does not count."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (row.prompt, *row.responses):
+        digest.update(len(part).to_bytes(4, "little") + part.tobytes())
+    digest.update(repr([tuple(pair) for pair in row.pairs]).encode())
+    return digest.digest()
 
 
 # --- rows -> tensors ------------------------------------------------------------------------------

@@ -13,9 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 
 from nanoalign.records import Example
 
-# What runs keep for further ones is kept for those of this test session alone.
-_cache = tempfile.TemporaryDirectory()
-os.environ["XDG_CACHE_HOME"] = _cache.name
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache of their own for the tests. Ranks and scripts that they start inherit it."""
+    folder = tempfile.TemporaryDirectory(prefix="nanoalign_cache_")
+    config.add_cleanup(folder.cleanup)
+    os.environ["NANOALIGN_CACHE"] = folder.name
 
 
 def byte_tokenizer(**options) -> PreTrainedTokenizerFast:

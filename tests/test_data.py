@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nanoalign import tiny
-from nanoalign.data import TEST_OF, hold_out, read_examples, read_sources
+from nanoalign.data import TEST_OF, read_examples, read_sources
 from nanoalign.errors import RunError
 from nanoalign.records import Pair
 from nanoalign.tiny import world as tiny_world
@@ -213,20 +213,6 @@ def test_bad_files_are_errors(tmp_path):
             read_examples(str(tmp_path / path))
     with pytest.raises(RunError, match="expected hf://datasets/OWNER/NAME/PATH"):
         read_examples("hf://datasets/owner")
-
-
-def test_held_out_prompts_are_disjoint_whole_and_independent_of_order(tmp_path):
-    records = [PAIR | {"prompt": f"prompt {i // 2}", "chosen": str(i)} for i in range(2000)]
-    examples = read_examples(write(tmp_path / "a.jsonl", *records))
-    train, held = hold_out(examples, 0.1, seed=0)
-    assert (len(train), len(held)) == (1800, 200)
-    assert not {e.prompt for e in train} & {e.prompt for e in held}
-    again = hold_out(examples[::-1], 0.1, seed=0)[1]
-    assert {e.pair_id for e in again} == {e.pair_id for e in held}
-    assert {e.pair_id for e in hold_out(examples, 0.1, seed=1)[1]} != {e.pair_id for e in held}
-    assert hold_out(examples, 0.0, seed=0)[1] == []
-    assert len(hold_out(examples[:4], 0.1, seed=0)[1]) == 2  # one prompt, which has two pairs
-    assert hold_out(examples[:2], 0.5, seed=0)[1] == []  # the only prompt stays
 
 
 def test_unpaired_records_and_what_is_wrong_with_them(tmp_path):
