@@ -52,8 +52,8 @@ def test_losses_are_those_of_a_living_reference_and_it_is_asked_once(llama_folde
             again = tmp_path / f"kept{ranks}{''.join(more)}"
             outcome = run(ranks, llama_folder, data, again, "--precompute_reference", *more)
             asked = more == () and ranks == 1  # before all others, which find what it kept
-            assert ("computed in" in outcome.stdout) == asked
-            assert ("read from" in outcome.stdout) != asked
+            assert ("responses, computed in" in outcome.stdout) == asked
+            assert ("responses, read from" in outcome.stdout) != asked
             assert losses(again) == pytest.approx(losses(out), abs=2e-5)
 
 
