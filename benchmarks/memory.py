@@ -18,6 +18,7 @@ import random
 import sys
 import tempfile
 import time
+import weakref
 from pathlib import Path
 from unittest.mock import patch
 
@@ -60,7 +61,8 @@ def step(args: argparse.Namespace) -> None:
     from nanoalign.models import Policy
 
     notes: dict[str, int] = {"python and its packages": _held()}
-    counted: dict[str, int] = {}
+    counted: dict[str, int] = {}  # of what lives now
+    parts: dict[str, int] = {}  # as they were in the last step
     peaks, begun, seconds = {}, [], []
     get_lr, adamw, load = loop.get_lr, torch.optim.AdamW.step, Policy.load
 
@@ -68,6 +70,7 @@ def step(args: argparse.Namespace) -> None:
         policy = load(*positional, **named)
         name = "parameters" if named.get("trainable", True) else "the reference's parameters"
         counted[name] = sum(distributed.local(p).nbytes for p in policy.parameters())
+        weakref.finalize(policy, counted.pop, name, None)  # a reference that is freed is no part
         return policy
 
     def before(*arguments) -> float:
@@ -87,6 +90,7 @@ def step(args: argparse.Namespace) -> None:
             distributed.local(value).nbytes for value in states if value.ndim
         )
         peaks["forward, backward and AdamW"] = _held("VmHWM")
+        parts.update(counted)
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "pairs.jsonl"
@@ -109,10 +113,10 @@ def step(args: argparse.Namespace) -> None:
         f"\npeak {most / GB:.2f} GB in steps of {args.pairs} pairs of {args.max_length} tokens a "
         f"sequence, {args.flags or 'default flags'}; a step takes {seconds[-1]:.0f} s"
     )
-    rest = most - notes["python and its packages"] - sum(counted.values())
-    counted["python and its packages"] = notes["python and its packages"]
-    counted["gathered parameters, activations, logits and the rest"] = rest
-    for name, size in sorted(counted.items(), key=lambda item: -item[1]):
+    rest = most - notes["python and its packages"] - sum(parts.values())
+    parts["python and its packages"] = notes["python and its packages"]
+    parts["gathered parameters, activations, logits and the rest"] = rest
+    for name, size in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"{size / GB:8.2f} GB  {name}")
     for name, size in (notes | peaks).items():
         print(f"{size / GB:8.2f} GB  held: {name}")

@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import re
+import shutil
 import statistics
 from pathlib import Path
 
@@ -270,12 +271,18 @@ def test_the_frontier_is_drawn_of_results_with_one_baseline(world, results, monk
     evaluated(world, "other", "--baseline", world / "policy")
     evaluated(world, "hot", "--max_new_tokens", 5)
     evaluated(world, "greedy", "--temperature", 0)
+    for key, value in (("combine", [["safer", 1.0]]), ("reward_template", "chat")):
+        shutil.copytree(world / "results", world / key)
+        settings = json.loads((world / key / "args.json").read_text())
+        (world / key / "args.json").write_text(json.dumps(settings | {key: value}))
     (world / "strange").mkdir(exist_ok=True)
     (world / "strange" / "args.json").write_text("[]")
     (world / "strange" / "metrics.json").write_text("null")
     for name, message in (
         ("other", "other was evaluated with --baseline"),
         ("hot", "hot was evaluated with --max_new_tokens 5, results with 6"),
+        ("combine", "combine was evaluated with --combine [['safer', 1.0]], results with None"),
+        ("reward_template", "reward_template was evaluated with --reward_template chat"),
         ("greedy", "greedy has no kl_per_answer"),
         ("rm", "rm holds no results"),
         ("strange", "strange holds no results"),
