@@ -10,6 +10,7 @@ differently.
     python benchmarks/throughput.py                              the embedded model and data
     python benchmarks/throughput.py --model FOLDER --data FILE
     python benchmarks/throughput.py --only nanoalign             TRL is not needed
+    python benchmarks/throughput.py --profile                    torch.profiler's table of one step
 """
 
 import argparse
@@ -46,6 +47,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8],
         help="pairs of a micro-batch that TRL tries")  # fmt: skip
     parser.add_argument("--ranks", type=int, default=1, help="processes of either")
+    parser.add_argument("--profile", action="store_true",
+        help="print what a step of nanoalign spends its time on, and nothing else")  # fmt: skip
     parser.add_argument("--flags", default="", help="more flags for nanoalign, in one string")
     return parser.parse_args()
 
@@ -117,6 +120,8 @@ def nanoalign(job: dict) -> dict:
     """Runs train_dpo.py or train_rm.py; the time is noted at the beginning of each optimizer step."""
     from unittest.mock import patch
 
+    import torch
+
     import train_dpo
     import train_rm
     from nanoalign import loop
@@ -124,8 +129,12 @@ def nanoalign(job: dict) -> dict:
     begun, padded = [], [0]
     get_lr, collate = loop.get_lr, loop.collate
 
+    profiler = torch.profiler.profile()
+
     def noted(*args) -> float:
         _synchronize()
+        if job["profile"] and len(begun) in (1, 2):  # the second step
+            (profiler.start if len(begun) == 1 else profiler.stop)()
         begun.append(time.perf_counter())
         padded.append(0)
         return get_lr(*args)
@@ -144,6 +153,9 @@ def nanoalign(job: dict) -> dict:
             "--overwrite", *job["flags"].split()]  # fmt: skip
     with patch.object(loop, "get_lr", noted), patch.object(loop, "collate", counted):
         script.main(argv)
+    if job["profile"]:
+        order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        return {"table": profiler.key_averages().table(sort_by=order, row_limit=20)}
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "begun": begun,
@@ -369,7 +381,10 @@ def main() -> None:
         print(f"{args.model}, {facts['parameters']:,} parameters, {args.precision}; a pair has "
               f"{facts['real']:.0f} tokens in a row, {facts['separate']:.0f} as two sequences")  # fmt: skip
         for algorithm in args.algorithms:
-            compare(algorithm, job, facts)
+            if args.profile:
+                print(start("nanoalign", job, algorithm=algorithm)["table"])
+            else:
+                compare(algorithm, job, facts)
 
 
 if __name__ == "__main__":

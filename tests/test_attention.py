@@ -72,6 +72,7 @@ def test_a_response_sees_its_prompt_and_what_precedes_it():
     assert tree.mask(2, 5, 3, torch.float32).tolist() == windowed
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("window", [None, 1, 2, 4])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("with_sinks", [False, True])
