@@ -35,7 +35,7 @@ from nanoalign.prepare import (
     load_tokenizer,
     make_optimizer,
 )
-from nanoalign.reference import Precomputed, precompute, start_tolerance
+from nanoalign.reference import Precomputed, precompute, start_tolerances
 from nanoalign.report import curves, held_out_summary
 
 LR = 1e-6
@@ -188,8 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     if same and not args.resume:
         first = sets["data"][: args.batch_size]
         batches = partial(loop.rank_batches, args=args, world=world)
-        tolerance = start_tolerance(policy, first, args)
-        check_start(*objective.at_start(first, batches), len(first), tolerance)
+        tolerances = start_tolerances(policy, first, args)
+        check_start(*objective.at_start(first, batches), len(first), tolerances)
         models = {f"--model {args.model}": policy}  # the reference is the same function
     for name, model in models.items():
         check_layout(model, rows, args.share_prefix, world, name)

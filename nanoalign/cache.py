@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -132,8 +132,9 @@ def _open(encoding: Encoding, cache: Path) -> tuple[Path, Path | None, int | Non
     with _writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
         for old in cache.glob(".*.partial"):
-            if time.time() - old.stat().st_mtime > STALE:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another run has ended just now
+                if time.time() - old.stat().st_mtime > STALE:
+                    shutil.rmtree(old, ignore_errors=True)
         return final, Path(tempfile.mkdtemp(".partial", f".{key}.", cache)), total
 
 

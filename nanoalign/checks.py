@@ -69,17 +69,18 @@ def _advice(batch: Batch) -> str:
 
 
 def check_start(
-    losses: Tensor, expected: Tensor, rewards: Tensor, pairs: int, tolerance: float
+    losses: Tensor, expected: Tensor, rewards: Tensor, pairs: int, tolerances: tuple[float, float]
 ) -> None:
     """With policy == reference rewards are 0 and losses (B,) as expected, or they are not one function.
 
-    tolerance: of both. Every rank must call it: they stop together.
+    tolerances: of losses, and of rewards. Every rank must call it: they stop together.
     """
     worst = torch.stack([(losses - expected).abs().max(), rewards.abs().max()])
     loss_off, reward_off = max_over_ranks(worst.double()).tolist()
-    if not (loss_off <= tolerance and reward_off <= tolerance):
+    if not (loss_off <= tolerances[0] and reward_off <= tolerances[1]):
         raise RunError(
             "self-check: before the first step, with policy == reference, losses are up to "
             f"{loss_off:.3g} from what log-ratios of 0 give ({expected[0]:.4f}) and rewards up to "
-            f"{reward_off:.3g} from 0, on the first {pairs} pairs; both must be below {tolerance:g}"
+            f"{reward_off:.3g} from 0, on the first {pairs} pairs; they must be below "
+            f"{tolerances[0]:g} and {tolerances[1]:g}"
         )

@@ -26,7 +26,10 @@ from nanoalign.errors import RunError, in_a_line
 
 T = TypeVar("T")
 
-TIMEOUT = 600.0  # seconds that a rank waits for the others
+TIMEOUT = 600.0  # seconds that a rank waits for the others in training
+PATIENCE = (
+    1800.0  # in evaluation, where ranks may be busy apart for long: each samples its own prompts
+)
 _SPEAKS_WITHIN = 10.0  # seconds that the other ranks give rank 0 to report an error
 _ANSWERS_WITHIN = 2.0  # seconds in which the store says whether an error has been reported
 _TURN = 0.5  # seconds between the ranks of a host that would say the same
@@ -62,7 +65,7 @@ def _place() -> tuple[int, int, int]:
     return int(read("RANK", 0)), int(read("WORLD_SIZE", 1)), int(read("LOCAL_RANK", 0))
 
 
-def setup(shard_size: int | None = None, timeout: float = TIMEOUT) -> World:
+def setup(shard_size: int | None = None, timeout: float = PATIENCE) -> World:
     """Joins the process group that torchrun describes; without torchrun, a group of one.
 
     shard_size: ranks that share one copy of the parameters; None: all.

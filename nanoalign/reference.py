@@ -9,7 +9,9 @@ is first compared with the living reference on a few rows.
 import argparse
 import gc
 import hashlib
+import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 from nanoalign import loop
 from nanoalign.cache import cache_folder
-from nanoalign.checks import LAYOUT_TOLERANCE, START_TOLERANCE
+from nanoalign.checks import LAYOUT_TOLERANCE, START_TOLERANCE, check_layout
 from nanoalign.distributed import World, max_over_ranks, on_main, print0, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.models import Policy
@@ -51,6 +53,7 @@ class ReferencedRows(StoredRows):
     def __getitem__(self, place):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]
         logps = self.logps[self.starts[place] : self.starts[place + 1]]
         return replace(super().__getitem__(place), reference_logps=logps)
 
@@ -68,6 +71,9 @@ def precompute(
     """
     weights = on_main(world, partial(_digest_of_weights, folder))  # rank 0 alone looks at the disk
     reference = load()
+    for rows in sets.values():
+        reference.check_fits(rows)
+    check_layout(reference, sets["data"], args.share_prefix, world, f"--reference {args.reference}")
     referenced = {
         name: _referenced(name, rows, reference, weights, args, world) if rows else rows
         for name, rows in sets.items()
@@ -92,6 +98,7 @@ def _referenced(
     starts = rows.response_starts
     logps = _kept(path, int(starts[-1]), world)
     if logps is None:
+        on_main(world, partial(_open, path.parent))  # better to know now than when all is computed
         logps = _compute(reference, rows, starts, args, world)
         on_main(world, partial(_keep, logps, path))
         how = f"computed in {time.monotonic() - begun:.1f} s, kept in"
@@ -114,22 +121,47 @@ def _digest_of_weights(folder: Path) -> str:
 
 def _kept(path: Path, count: int, world: World) -> np.ndarray | None:
     """What rank 0 finds on disk, on every rank."""
-    found = on_main(world, lambda: np.load(path) if path.exists() else None)
+    found = on_main(world, partial(_read, path, count))
     if not max_over_ranks(torch.tensor(float(found is not None))):
         return None
     logps = torch.zeros(count) if found is None else torch.from_numpy(found)
     return sum_over_ranks(logps).numpy()
 
 
+def _read(path: Path, count: int) -> np.ndarray | None:
+    if not path.exists():
+        return None
+    try:
+        logps = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{path} can't be read ({in_a_line(error)}); remove the file") from error
+    if logps.shape != (count,):
+        raise RunError(f"{path} holds {logps.shape} numbers, not {count}; remove the file")
+    return logps
+
+
+def _open(folder: Path) -> str:
+    """A new file in the cache, under a name that no other run has."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(".partial.npy", ".", folder)
+        os.close(handle)
+        os.unlink(name)
+    except OSError as error:
+        raise RunError(f"{folder} can't be written: {in_a_line(error)}; give --cache") from error
+    return name
+
+
 def _keep(logps: np.ndarray, path: Path) -> None:
     """Under its name when it is whole."""
-    partial_path = path.with_name(f".{path.name}.partial.npy")
+    name = _open(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(partial_path, logps)
-        os.replace(partial_path, path)
+        np.save(name, logps)
+        os.replace(name, path)
     except OSError as error:
         raise RunError(f"{path} can't be written: {in_a_line(error)}; give --cache") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 @torch.no_grad()
@@ -170,12 +202,15 @@ def _check_live(
         )
 
 
-def start_tolerance(policy: Policy, rows: Sequence[Row], args: argparse.Namespace) -> float:
-    """By how much losses and rewards may be off where policy and reference are the same function.
+def start_tolerances(
+    policy: Policy, rows: Sequence[Row], args: argparse.Namespace
+) -> tuple[float, float]:
+    """By how much losses, and rewards, may be off where policy and reference are the same function.
 
-    Other rows stood beside these when the reference was asked, so that sums may be rounded otherwise.
+    Other rows stood beside these when the reference was asked, so that sums may be rounded otherwise. How
+    much a loss makes of that is its own affair (ipo_sum 1 / beta, sppo_hard 1,000 times): rewards tell.
     """
     if not args.precompute_reference:
-        return START_TOLERANCE
+        return START_TOLERANCE, START_TOLERANCE
     longest = max(len(response) for row in rows for response in row.responses)
-    return (args.beta or 1.0) * LAYOUT_TOLERANCE[policy.compute_dtype] * (longest + 5)
+    return math.inf, (args.beta or 1.0) * LAYOUT_TOLERANCE[policy.compute_dtype] * (longest + 5)

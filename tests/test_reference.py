@@ -1,12 +1,15 @@
 """python -m pytest tests/test_reference.py: --precompute_reference"""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_pairs
+import torch
+from conftest import tiny_llama, write_pairs
 from ranks import run_ranks
+from test_scripts import script
 
 import train_dpo
 from nanoalign.errors import RunError
@@ -103,3 +106,40 @@ def test_no_reference_is_held_in_training(llama_folder, tmp_path, monkeypatch):
     train("--model", llama_folder, "--data", data, "--out", tmp_path / "run", *FLAGS,
           "--cache", tmp_path / "cache", "--precompute_reference")  # fmt: skip
     assert seen == ["Precomputed"] * 3
+
+
+def test_a_damaged_file_is_one_clear_error(llama_folder, tmp_path):
+    data = write_pairs(tmp_path / "p.jsonl", 12)
+    run(1, llama_folder, data, tmp_path / "first", "--precompute_reference")
+    for path in (tmp_path / "cache" / "reference").glob("*.npy"):
+        path.write_bytes(path.read_bytes()[:100])
+    argv = ("--model", llama_folder, "--data", data, "--out", tmp_path / "second", *FLAGS,
+            "--cache", tmp_path / "cache", "--precompute_reference")  # fmt: skip
+    outcome = run_ranks(2, script, [str(arg) for arg in argv])
+    assert outcome.codes == [1, 1] and "can't be read" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+
+
+def test_the_reference_is_checked_before_it_is_asked(llama_folder, tmp_path, tokenizer):
+    """One that knows fewer positions than rows have, and one of broken weights: nothing is kept."""
+    data = write_pairs(tmp_path / "p.jsonl", 12)
+    short, broken = tiny_llama(max_position_embeddings=16), tiny_llama()
+    torch.nn.init.constant_(broken.model.norm.weight, float("nan"))
+    for name, model, message in (
+        ("short", short, "the model knows 16 positions"),
+        ("broken", broken, "are its weights whole?"),
+    ):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        with pytest.raises(RunError, match=re.escape(message)):
+            train("--model", llama_folder, "--data", data, "--out", tmp_path / "run", *FLAGS, "--reference",
+                  tmp_path / name, "--cache", tmp_path / "cache", "--precompute_reference")  # fmt: skip
+    assert not (tmp_path / "cache" / "reference").exists()
+
+
+def test_a_steep_loss_may_read_what_another_layout_kept(llama_folder, tmp_path):
+    """ipo_sum makes 1 / beta of a rounding: at a beta of 0.01 its losses are off, and its rewards are not."""
+    data = write_pairs(tmp_path / "p.jsonl", 20)
+    run(1, llama_folder, data, tmp_path / "kept", "--precompute_reference")
+    steep = ("--loss", "ipo_sum", "--beta", "0.01", "--no-share_prefix", "--precompute_reference")
+    run(1, llama_folder, data, tmp_path / "steep", *steep)
