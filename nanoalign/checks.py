@@ -51,7 +51,7 @@ def check_layout(
 
 
 def _fast(model: RowModel, batch: Batch, name: str) -> Tensor:
-    """The model's scores; an architecture that refuses a mask does so here."""
+    """The model's scores; an architecture that can't attend as packed rows must says so here."""
     try:
         return model(batch)
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:

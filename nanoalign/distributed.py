@@ -262,9 +262,8 @@ def run(main: Callable[[], None]) -> None:
         if not said and not _lost_contact(error):
             raise
         if not said:
-            time.sleep(
-                local_rank * _TURN
-            )  # the first one to exit is the last: torchrun sees to that
+            # In turn: when the first one exits, torchrun ends the others before they say the same.
+            time.sleep(local_rank * _TURN)
             print(
                 f"error: rank {rank} has lost contact with another rank, or waited for it in vain; see what "
                 "that one said last, if its host still answers. A training run continues from its newest "
