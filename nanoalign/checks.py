@@ -1,86 +1,105 @@
-"""Self-checks before the first step. Each stops a run that would train something else than it says."""
+"""Self-checks before the first step. Each stops a run that would train something wrong."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.distributed import ReduceOp
 
-from nanoalign.distributed import World, max_over_ranks
+from nanoalign.batch import Row, collate, lengths_of
+from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.models import RowModel
-from nanoalign.rows import Batch, Row, collate, lengths_of
+from nanoalign.loop import Batches, Objective
+from nanoalign.model import Scorer
 
 CHECKED_ROWS = 4  # from the shortest to the longest
-# By how much two ways to the same score may differ, in units of RowModel.rounding. In bfloat16 logits
-# have 8 bits.
+# Allowed difference of two ways to compute a score, in units of Scorer.rounding. bfloat16: 8 bits.
 LAYOUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+REWARDS = ("rewards/chosen", "rewards/rejected")
 START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same numbers
 
 
-@torch.no_grad()
-def check_layout(
-    model: RowModel, rows: Sequence[Row], share_prefix: bool, world: World, name: str
-) -> None:
-    """Compares log-probabilities or rewards with those of the model's own forward on separate sequences.
+def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
+    """Raises RunError for rows with token ids or positions that the model does not have."""
+    config = model.model.config.get_text_config()
+    ids = model.model.get_input_embeddings().num_embeddings
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
+    for row in rows if largest >= ids or longest > positions else ():
+        largest = max(int(part.max()) for part in (row.prompt, *row.responses))
+        if largest >= ids:
+            raise RunError(
+                f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its tokenizer "
+                "belongs to another model"
+            )
+        if row.longest > positions:
+            raise RunError(
+                f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; give "
+                f"--max_length {positions} or less"
+            )
 
-    So a model whose attention can't keep a prompt's responses apart, or whose scores are made in a
-    way that Policy or RewardModel does not know, is found before it is trained. All ranks check the
-    same rows; `name` is the model's, for the error.
+
+@torch.no_grad()
+def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str) -> None:
+    """Compares scores of a batch with those of the model's own forward on separate sequences.
+
+    So a model that mixes the responses of a row, or computes its scores in an unknown way, is found
+    before it is trained. All ranks check the same rows. name: of the model, for errors.
     """
     order = np.argsort(lengths_of(rows), kind="stable")
-    places = [i * (len(rows) - 1) // (CHECKED_ROWS - 1) for i in range(CHECKED_ROWS)]
-    picked = [rows[order[place]] for place in places]
-    batch = collate(picked, share_prefix).to(world.device)
-    parts = [collate([part], False).to(world.device) for row in picked for part in row.separate()]
-    plain = torch.cat([model.textbook(part) for part in parts])  # (S,)
+    places = [n * (len(rows) - 1) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)]
+    picked = [rows[order[n]] for n in places]
+    device = batches.world.device
+    parts = [
+        replace(row, responses=(r,), pairs=(), extra={}) for row in picked for r in row.responses
+    ]
+    plain = torch.cat([model.textbook(collate([part]).to(device)) for part in parts])  # (S,)
     if not plain.isfinite().all():
-        ids = ", ".join(row.pair_id for row in picked)
         raise RunError(
-            f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on {ids}; are its weights whole?"
+            f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on "
+            f"{', '.join(row.name for row in picked)}; are its weights complete?"
         )
-    difference = (_fast(model, batch, name) - plain).abs()
-    worst = (difference / model.rounding(plain, batch)).max().item()
-    tolerance = LAYOUT_TOLERANCE[model.compute_dtype]
-    if not worst <= tolerance:
-        raise RunError(
-            f"self-check: {name} gives {model.SCORES} that differ by up to {worst:.2g} {model.UNIT} "
-            f"from those of its own forward on separate sequences, on {picked[-1].pair_id} and "
-            f"others (at most {tolerance:g} allowed); {_advice(batch)}"
-        )
-
-
-def _fast(model: RowModel, batch: Batch, name: str) -> Tensor:
-    """The model's scores; an architecture that can't attend as packed rows must says so here."""
+    batch = batches.collate(picked).to(device)
     try:
-        return model(batch)
+        scores = model(batch)
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         if isinstance(error, RunError):
             raise
         raise RunError(
-            f"self-check: {name} fails with {in_a_line(error)}; {_advice(batch)}"
+            f"self-check: {name} fails with {in_a_line(error)}; {batches.advice}"
         ) from error
+    off = ((scores - plain).abs() / model.rounding(plain, batch)).max().item()
+    if not off <= LAYOUT_TOLERANCE[model.dtype]:
+        raise RunError(
+            f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} {model.UNIT} "
+            f"from those of its own forward on separate sequences, on {picked[-1].name} and others "
+            f"(at most {LAYOUT_TOLERANCE[model.dtype]:g} allowed); {batches.advice}"
+        )
 
 
-def _advice(batch: Batch) -> str:
-    if batch.tree is not None:
-        return "this architecture can't share rows: use --no-share_prefix"
-    return "this architecture is not supported"
-
-
+@torch.no_grad()
 def check_start(
-    losses: Tensor, expected: Tensor, rewards: Tensor, pairs: int, tolerances: tuple[float, float]
+    objective: Objective,
+    rows: Sequence[Row],
+    batches: Batches,
+    tolerances: tuple[float, float] = (START_TOLERANCE, START_TOLERANCE),
 ) -> None:
-    """With policy == reference rewards are 0 and losses (B,) as expected, or they are not one function.
+    """Where policy and reference are one function, losses are ln 2 and rewards 0, or a run stops.
 
-    tolerances: of losses, and of rewards. Every rank must call it: they stop together.
+    tolerances: of losses, and of rewards. A collective: all ranks stop together.
     """
-    worst = torch.stack([(losses - expected).abs().max(), rewards.abs().max()])
-    loss_off, reward_off = max_over_ranks(worst.double()).tolist()
+    objective.before_step(rows, lambda: batches.step(rows))
+    losses, metrics = objective(next(batches.step(rows)))
+    rewards = [v[0] if isinstance(v, tuple) else v for k, v in metrics.items() if k in REWARDS]
+    off = torch.stack(
+        [(losses - objective.loss_at_start).abs().max(), torch.stack(rewards).abs().max()]
+    )
+    loss_off, reward_off = sum_over_ranks(torch.stack(off).double(), ReduceOp.MAX).tolist()
     if not (loss_off <= tolerances[0] and reward_off <= tolerances[1]):
         raise RunError(
-            "self-check: before the first step, with policy == reference, losses are up to "
-            f"{loss_off:.3g} from what log-ratios of 0 give ({expected[0]:.4f}) and rewards up to "
-            f"{reward_off:.3g} from 0, on the first {pairs} pairs; they must be below "
-            f"{tolerances[0]:g} and {tolerances[1]:g}"
+            f"self-check: with policy == reference, losses are up to {loss_off:.3g} from what "
+            f"log-ratios of 0 give and rewards up to {reward_off:.3g} from 0, on the first "
+            f"{len(rows)} pairs; at most {tolerances[0]:g} and {tolerances[1]:g} are allowed"
         )

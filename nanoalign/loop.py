@@ -1,228 +1,227 @@
-"""The training loop, by hand. One optimizer step is a pure function of its number: see plan.step_indices."""
+"""The training loop. One optimizer step is a pure function of its number: see step_indices."""
 
-import argparse
-import json
 import math
-import os
-from collections.abc import Iterator, Sequence
-from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from nanoalign import checkpoint
-from nanoalign.distributed import World, full, on_main, synchronise_gradients
-from nanoalign.errors import RunError, in_a_line
-from nanoalign.metrics import Means
-from nanoalign.objective import Objective
-from nanoalign.plan import plan_micro_batches, step_indices
-from nanoalign.rows import Batch, Row, collate, lengths_of
+from nanoalign.batch import Batch, Row, collate, lengths_of
+from nanoalign.distributed import World, full, print0
+from nanoalign.errors import RunError
+from nanoalign.metrics import Means, Metric
+from nanoalign.model import Scorer
 
-T = TypeVar("T")
-
-PLANNED_ROWS = 1024  # of an evaluation, planned at a time: a plan takes more than linear time
+PLANNED_ROWS = 1024  # of an evaluation, planned at a time: planning takes more than linear time
 SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
 
 
-def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    objective: Objective,
-    rows: Sequence[Row],
-    eval_rows: dict[str, Sequence[Row]],
-    args: argparse.Namespace,
-    world: World,
-    start: int = 0,
-) -> int:
-    """Trains from step `start` to the last, or to --stop_after; returns the steps that are done.
+class Objective:
+    """What is minimised: the loss of a batch. Subclasses may also look at a step as a whole."""
 
-    eval_rows: what is evaluated before the first step and at the end of each epoch; the metrics of
-        eval_rows["eval"] have keys that begin with "eval/".
+    modules: dict[str, nn.Module] = {}  # what a checkpoint keeps beside model and optimizer
+    loss_at_start = math.log(2)  # of a pair, where policy and reference are one function
+
+    def __init__(self, loss_of_batch: Callable[[Batch], tuple[Tensor, dict[str, Metric]]]):
+        self.loss_of_batch = loss_of_batch
+        self.state: dict[str, float] = {}  # numbers that a checkpoint keeps, too
+
+    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
+        """(losses of the pairs of a batch, (B,); their metrics by name)."""
+        return self.loss_of_batch(batch)
+
+    def before_step(self, rows: Sequence[Row], batches: Callable[[], Iterator[Batch]]) -> None:
+        """Called with all rows of a step, or of an evaluation, before the first of its batches."""
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Called after each optimizer step, with the number of steps done and their means."""
+
+
+class Batches:
+    """Rows -> the micro-batches of this rank, as padded lines of responses.
+
+    nanoalign/packing has a subclass for packed rows.
     """
-    total = total_steps(len(rows), args)
-    stop = max(start, min(total, args.stop_after or total))
+
+    advice = "this architecture is not supported"  # where scores of a batch are wrong
+
+    def __init__(self, world: World, tokens: int):
+        self.world, self.tokens = world, tokens  # tokens: of a micro-batch, at most
+
+    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
+        return collate(rows, weight)
+
+    def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        """plan[round][rank] = indices of rows: of similar length, at most `tokens` with padding."""
+        groups, lines = [[]], 0
+        for i in sorted(range(len(rows)), key=lambda i: -rows[i].longest):
+            lines += len(rows[i].responses)
+            if groups[-1] and lines * rows[groups[-1][0]].longest > self.tokens:
+                groups.append([])
+                lines = len(rows[i].responses)
+            groups[-1].append(i)
+        groups += [[] for _ in range(-len(groups) % self.world.size)]
+        return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
+
+    def tokens_of(self, plan: list[list[list[int]]], rows: Sequence[Row]) -> int:
+        """The tokens that the micro-batches of a plan compute, with padding."""
+        groups = [[rows[i] for i in group] for groups in plan for group in groups if group]
+        return sum(self.collate(group).inputs["input_ids"].numel() for group in groups)
+
+    def prepare(self, model: Scorer) -> None:
+        """Called with each model that will read these batches."""
+
+    def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        """The batches of one optimizer step.
+
+        All ranks get equally many, because the collectives of sharding must match. A rank that has
+        no row left gets one with the weight 0.
+        """
+        filler = [min(rows, key=len)]
+        for groups in self.plan(rows):
+            group = groups[self.world.rank]
+            batch = self.collate([rows[i] for i in group] or filler, float(bool(group)))
+            batch.rows = group
+            yield batch.to(self.world.device)
+
+    def all(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        """As step, for any number of rows: they are sorted by length and planned in parts."""
+        order = np.argsort(lengths_of(rows), kind="stable").tolist()
+        for start in range(0, len(order), PLANNED_ROWS):
+            part = order[start : start + PLANNED_ROWS]
+            for batch in self.step([rows[i] for i in part]):
+                batch.rows = [part[i] for i in batch.rows]
+                yield batch
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
+    rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batches: Batches, args: Namespace,
+    log: Callable[[int, dict[str, float]], None],
+    save: Callable[[int, bool], bool] = lambda step, last: False,
+    start: int = 0,
+) -> bool:  # fmt: skip
+    """Trains from step `start` to the last one. Returns whether that was reached.
+
+    held_out: rows by the name that begins the keys of their metrics ("eval" -> "eval/loss").
+    log: takes the number of steps done and metrics.
+    save: takes the number of steps done and whether it is the last; True ends the run.
+    """
+    total, epoch = total_steps(len(rows), args), math.ceil(len(rows) / args.batch_size)
     if start > total:
-        raise RunError(
-            f"the checkpoint is at step {start}, and this run has {total}; raise --steps"
-        )
-    log = _Log(Path(args.out) / "metrics.jsonl", start, world)
+        raise RunError(f"the checkpoint is at step {start} of {total}; raise --steps or --epochs")
     if start == 0:
-        log.write(0, evaluate(objective, eval_rows, args, world))
-    epoch_steps = steps_per_epoch(len(rows), args)
-    with tqdm(total=total, initial=start, unit="step", disable=not world.is_main) as progress:
-        for step in range(start, stop):
-            # the learning rate of this step
-            lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * group.get("lr_scale", 1.0)
+        log(0, evaluate(objective, held_out, batches))
+    world = batches.world
+    progress = tqdm(total=total, initial=start, unit="step", disable=not world.is_main)
+    for step in range(start, total):
+        # the learning rate of this step
+        lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
 
-            # micro-batches: whatever their division, the gradient of the mean loss over the step
-            step_rows = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
-            objective.survey(step_rows, partial(rank_batches, args=args, world=world))
+        # micro-batches: however rows are divided, the gradient of the mean loss over the step
+        of_step = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
+        objective.before_step(of_step, lambda of_step=of_step: batches.step(of_step))
+        means = Means()
+        for batch in batches.step(of_step):
+            losses, metrics = objective(batch)  # (B,)
+            loss = (losses * batch.weights).sum() / len(of_step)
+            # Sharding averages gradients over ranks; their sum is wanted.
+            (loss * world.size).backward()
+            means.add(metrics, batch.weights)
+
+        # clip, step
+        norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        grad_norm = full(norm).item()  # waits for the GPU
+        metrics = means.reduce()
+        check_step(step, metrics["loss"], grad_norm, first=step == start)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        done = step + 1
+        objective.after_step(done, metrics)
+
+        # log, evaluate, save
+        log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch})
+        progress.set_postfix({k: f"{metrics[k]:.3f}" for k in SHOWN if k in metrics}, refresh=False)
+        progress.update()
+        if done == total or done % epoch == 0 or done % (args.eval_every or epoch) == 0:
+            log(done, evaluate(objective, held_out, batches))
+        if save(done, done == total):
+            break
+    progress.close()
+    return start == total or done == total
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective, sets: dict[str, Sequence[Row]], batches: Batches
+) -> dict[str, float]:
+    """Exact means over all rows of each set, by keys that begin with its name."""
+    metrics = {}
+    for name, rows in sets.items():
+        if len(rows):
+            objective.before_step(rows, lambda rows=rows: batches.all(rows))
             means = Means()
-            for (_, batch), last in _mark_last(rank_batches(step_rows, args, world)):
-                synchronise_gradients(model, last, each=args.gradient_sync == "micro_batch")
-                losses, values = objective(batch)
-                loss = (losses * batch.weights).sum() / len(step_rows)
-                # Sharding averages gradients over all ranks, and we want their sum.
-                (loss * world.size).backward()
-                means.add(values, batch.weights)
-
-            # clip, step
-            grad_norm = full(
-                nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            ).item()
-            metrics = means.reduce()
-            _check_finite(step, metrics["loss"], grad_norm, first=step == start)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            objective.stepped(step + 1, metrics)
-
-            # log
-            epoch = (step + 1) / epoch_steps
-            log.write(step + 1, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": epoch})
-            shown = {key: f"{metrics[key]:.3f}" for key in SHOWN if key in metrics}
-            progress.set_postfix(shown, refresh=False)
-            progress.update()
-
-            # evaluate, save
-            done = step + 1
-            if done == total or _is_due(done, epoch_steps) or _is_due(done, args.eval_every):
-                log.write(done, evaluate(objective, eval_rows, args, world))
-            if (
-                _is_due(done, args.save_every)
-                or done == args.stop_after
-                or (args.save_every and done == total)
-            ):
-                checkpoint.save(model, optimizer, objective, done, args, world)
-    return stop
+            for batch in batches.all(rows):
+                means.add(objective(batch)[1], batch.weights)
+            metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
+    return metrics
 
 
-def total_steps(pairs: int, args: argparse.Namespace) -> int:
-    return args.steps or args.epochs * steps_per_epoch(pairs, args)
+def describe(model: Scorer, rows: Sequence[Row], batches: Batches, args: Namespace) -> None:
+    """Prints the size of the model, the number of steps, and the work of the first step."""
+    total, epoch = total_steps(len(rows), args), math.ceil(len(rows) / args.batch_size)
+    first = [rows[i] for i in step_indices(0, len(rows), args.batch_size, args.seed)]
+    alone = sum(len(row.prompt) + len(response) for row in first for response in row.responses)
+    plan = batches.plan(first)
+    print0(
+        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, "
+        f"{model.count_parameters(trainable=True):,} of them trained, {model.dtype}\n"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}\n"
+        f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} pairs "
+        f"on {batches.world.size} ranks\n"
+        f"{'first step':<11} {len(plan)} micro-batches on each rank; {batches.tokens_of(plan, first):,} "
+        f"tokens are computed, where separate sequences have {alone:,}"
+    )
 
 
-def steps_per_epoch(pairs: int, args: argparse.Namespace) -> int:
-    return math.ceil(pairs / args.batch_size)
+def total_steps(rows: int, args: Namespace) -> int:
+    return args.steps or args.epochs * math.ceil(rows / args.batch_size)
+
+
+def step_indices(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray:
+    """The rows of optimizer step `step` (from 0): a slice of a permutation of (seed, epoch).
+
+    A pure function, so a resumed run needs only its step. The last step of an epoch may be smaller.
+    """
+    epoch, place = divmod(step, math.ceil(rows / batch_size))
+    order = np.random.default_rng((seed, epoch)).permutation(rows)
+    return order[place * batch_size : (place + 1) * batch_size]
 
 
 def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> float:
     """The learning rate of step `step` (from 0): a linear rise, then cosine, linear or constant.
 
-    `warmup` is the share of the steps that rise. No step has a rate of 0: the first is one step up,
+    warmup: the share of the steps that rise. No step has a rate of 0: the first one is one step up,
     and the way down would reach 0 one step after the last.
     """
     rising = math.floor(warmup * total)
     if step < rising:
         return peak * (step + 1) / (rising + 1)
-    done = (step - rising) / (total - rising)  # [0, 1)
+    done = (step - rising) / (total - rising)  # in [0, 1)
     factor = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
     return peak * factor[schedule]
 
 
-def rank_batches(
-    rows: Sequence[Row], args: argparse.Namespace, world: World
-) -> Iterator[tuple[list[int], Batch]]:
-    """This rank's micro-batches of a step: which of the rows, and their batch on its device.
-
-    All ranks get equally many. Where a rank has no row left, the list is empty and the batch holds
-    a row of weight 0, since the collectives of the other ranks need us.
-    """
-    plan = plan_micro_batches(rows, world.size, args.micro_batch_tokens, args.share_prefix)
-    for part in plan:
-        group = part[world.rank]
-        batch = collate(
-            [rows[i] for i in group] or [min(rows, key=len)], args.share_prefix, float(bool(group))
-        )
-        yield group, batch.to(world.device)
-
-
-def all_batches(
-    rows: Sequence[Row], args: argparse.Namespace, world: World
-) -> Iterator[tuple[list[int], Batch]]:
-    """As rank_batches, for rows of any number in any order: they are planned by and by."""
-    order = np.argsort(lengths_of(rows), kind="stable").tolist()
-    for start in range(0, len(order), PLANNED_ROWS):
-        some = order[start : start + PLANNED_ROWS]
-        for group, batch in rank_batches([rows[i] for i in some], args, world):
-            yield [some[i] for i in group], batch
-
-
-@torch.no_grad()
-def evaluate(
-    objective: Objective,
-    sets: dict[str, Sequence[Row]],
-    args: argparse.Namespace,
-    world: World,
-) -> dict[str, float]:
-    """Exact means over all rows of each set, by keys that begin with its name; none where it is empty."""
-    metrics = {}
-    for name, rows in sets.items():
-        if not rows:
-            continue
-        objective.survey(rows, partial(all_batches, args=args, world=world))
-        means = Means()
-        for _, batch in all_batches(rows, args, world):
-            means.add(objective(batch)[1], batch.weights)
-        metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
-    return metrics
-
-
-def _mark_last(batches: Iterator[T]) -> Iterator[tuple[T, bool]]:
-    """Each of some batches, of which there is at least one, and whether it is the last."""
-    batch = next(batches)
-    for following in batches:
-        yield batch, False
-        batch = following
-    yield batch, True
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    return every is not None and step % every == 0
-
-
-def _check_finite(step: int, loss: float, grad_norm: float, first: bool) -> None:
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+def check_step(step: int, loss: float, grad_norm: float, first: bool) -> None:
+    if not math.isfinite(loss + grad_norm):
         raise RunError(
-            f"step {step + 1}: the loss is {loss}, the gradient's norm {grad_norm}; the step was not taken. "
-            "Lower --lr, or look for broken weights in --model"
+            f"step {step + 1}: the loss is {loss}, the gradient norm {grad_norm}; the step was not "
+            "taken. Lower --lr, or check the weights of --model"
         )
-    if first and grad_norm == 0 and loss != 0:  # a hinge may be at rest
-        raise RunError(
-            f"step {step + 1}: no gradient reached the model; its parameters are not trained"
-        )
-
-
-class _Log:
-    """metrics.jsonl, written by rank 0: one line a step, one an evaluation."""
-
-    def __init__(self, path: Path, start: int, world: World):
-        self.path, self.is_main = path, world.is_main
-        on_main(world, partial(self._keep_until, start))
-        if not self.path.exists():
-            raise RunError(
-                f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be on "
-                "a disk that all hosts share"
-            )
-
-    def _keep_until(self, start: int) -> None:
-        """Drops what a continued run will write again, and a line that was torn when it was killed."""
-        text = self.path.read_text() if start and self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
-        kept = "".join(line for line in whole if json.loads(line)["step"] <= start)
-        temporary = self.path.with_name(".metrics.partial")
-        temporary.write_text(kept)
-        os.replace(temporary, self.path)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if not (self.is_main and values):
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-        except OSError as error:
-            raise RunError(f"{self.path} can't be written: {in_a_line(error)}") from error
+    if first and grad_norm == 0 and loss != 0:  # a hinge may have no slope
+        raise RunError(f"step {step + 1}: no gradient reached the model, so nothing is trained")

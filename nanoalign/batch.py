@@ -1,0 +1,115 @@
+"""Row -> Batch: a prompt with its responses as token ids, and rows as tensors.
+
+`collate` puts every response on a line of its own, behind its prompt and padded on the right: the
+textbook layout. nanoalign/packing fills the same Batch with rows that compute a prompt once.
+
+    tokens    p0 p1 p2 c0 c1 c2      line 0, T = 6: c0 is predicted at place 2, c1 at 3, c2 at 4
+              p0 p1 p2 r0 r1  .      line 1:        r0 is predicted at place 6 + 2, r1 at 6 + 3
+
+Shapes: B pairs, N lines, T tokens of a line, S responses, M scored tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """A prompt and its responses as token ids; each response ends with EOS unless it was cut."""
+
+    name: str  # file and line, for errors
+    prompt: np.ndarray  # (P,) int32
+    responses: tuple[np.ndarray, ...]  # K arrays of int32
+    pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
+    extra: dict[str, np.ndarray] = field(default_factory=dict)  # a value per pair or per response
+    notes: tuple[str, ...] = ()  # what encoding changed, to be counted
+
+    def __len__(self) -> int:
+        """Tokens of the prompt, once, and of all responses."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest response."""
+        return len(self.prompt) + max(map(len, self.responses), default=0)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows as tensors. A model gives scores (S,); scores[batch.chosen] and scores[batch.rejected],
+    (B,) each, are compared.
+    """
+
+    inputs: dict[str, object]  # keyword arguments of the transformer
+    reads: Tensor  # (M,) where in the flat (N * T) the state is that predicts each scored token
+    targets: Tensor  # (M,) ids of the scored tokens
+    lengths: Tensor  # (S,) scored tokens of each response; they sum to M
+    ends: Tensor  # (S,) where in the flat (N * T) each response has its last token
+    chosen: Tensor  # (B,) index of the chosen response of each pair, among the S
+    rejected: Tensor  # (B,) index of the rejected response
+    weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 if it fills a place
+    extra: dict[str, Tensor]  # the rows' `extra`, concatenated: (B,) or (S,) each
+    rows: Sequence[int] = ()  # which rows of the step these are; none if the batch fills a place
+
+    def to(self, device: torch.device) -> "Batch":
+        def moved(value: object) -> object:
+            if isinstance(value, dict):
+                return {name: moved(each) for name, each in value.items()}
+            return to_device(value, device) if isinstance(value, Tensor) else value
+
+        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+
+def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
+    """A Batch with one line per response. weight: of each row, shared evenly by its pairs."""
+    lines = [(row.prompt, response) for row in rows for response in row.responses]
+    width = max(len(prompt) + len(response) for prompt, response in lines)
+    tokens = np.zeros((len(lines), width), dtype=np.int64)  # no token sees the padding behind it
+    reads, ends = [], []
+    for n, (prompt, response) in enumerate(lines):
+        start, end = len(prompt), len(prompt) + len(response)
+        tokens[n, :start], tokens[n, start:end] = prompt, response
+        reads.append(n * width + np.arange(start - 1, end - 1))
+        ends.append(n * width + end - 1)
+    return Batch(
+        inputs={"input_ids": torch.from_numpy(tokens)},
+        reads=torch.from_numpy(np.concatenate(reads)),
+        ends=torch.tensor(ends),
+        **comparisons(rows, weight),
+    )
+
+
+def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
+    """The fields of a Batch that do not depend on the layout of the rows."""
+    responses = [response for row in rows for response in row.responses]
+    first = np.cumsum([0] + [len(row.responses) for row in rows]).tolist()  # of each row, among S
+    pairs = [(start + w, start + l) for start, row in zip(first, rows) for w, l in row.pairs]  # noqa: B905, E741
+    chosen, rejected = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
+    return {
+        "targets": torch.from_numpy(np.concatenate(responses).astype(np.int64)),
+        "lengths": torch.tensor([len(response) for response in responses]),
+        "chosen": chosen,
+        "rejected": rejected,
+        "weights": torch.tensor([weight / len(row.pairs) for row in rows for _ in row.pairs]),
+        "extra": {
+            name: torch.from_numpy(np.concatenate([row.extra[name] for row in rows]))
+            for name in rows[0].extra
+        },
+    }
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of host memory on the device. Pinned memory is copied without waiting for the GPU."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def lengths_of(rows: Sequence[Row]) -> np.ndarray:
+    """Tokens of each row, (N,). Rows on disk know theirs without being read."""
+    known = getattr(rows, "lengths", None)
+    return np.array([len(row) for row in rows], dtype=np.int64) if known is None else known

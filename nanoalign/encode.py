@@ -1,0 +1,218 @@
+"""Record -> Row: text -> token ids.
+
+    tokens = tokenize(prompt) ++ tokenize(response) ++ EOS
+
+The prompt is tokenized by itself, as generation will see it, so it is the same for every response.
+At most one BOS, before the prompt; one EOS, after a response that was not cut. Templates:
+
+    chat    the tokenizer's own chat template
+    pku     BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}      (PKU-SafeRLHF)
+    raw     the text of the record, unchanged
+    auto    chat if the tokenizer has a template, raw for HH-RLHF dialogues, else pku
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jinja2 import TemplateError  # comes with torch; chat templates are written in it
+
+from nanoalign.batch import Row
+from nanoalign.errors import RunError, in_a_line
+
+TEMPLATES = ("auto", "chat", "raw", "pku")
+CUT_PROMPT = "prompts cut at their beginning"
+CUT_RESPONSE = "responses cut at their end (no EOS)"
+BLANK_RESPONSE = "responses of white space alone"
+EOS_RULE = "appended, unless the response was cut"  # saved with a reward model, which reads the EOS
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A prompt and its responses as text: one record of a file."""
+
+    prompt: str | list[dict]  # text, or messages {"role", "content", ...} before the response
+    responses: Sequence[str]
+    pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
+    extra: dict[str, Sequence[float]] = field(default_factory=dict)  # a value per pair
+    name: str = ""  # file and line: unique in a run
+    subset: str = ""  # the source's name
+    tools: list[dict] | None = None  # for the chat template
+
+
+def encode(
+    prompt: str | list[dict],
+    responses: Sequence[str],
+    tokenizer,
+    max_length: int = 1024,
+    template: str = "auto",
+    name: str = "",
+) -> Row:
+    """The Row of a prompt and its responses; the first is compared with the second, if there are two.
+
+    max_length: tokens of the prompt and one response. Where they are more, the prompt loses its
+        beginning, once for all responses, but keeps at least half of max_length; then a response
+        loses its end, and with it its EOS.
+    Raises RunError if the template cannot render the prompt or the tokenizer has no EOS.
+    """
+    pairs = ((0, 1),) if len(responses) == 2 else ()
+    record = Record(prompt, responses, pairs, name=name)
+    return encode_all([record], tokenizer, max_length, template)[0]
+
+
+def encode_all(
+    records: Sequence[Record], tokenizer, max_length: int = 1024, template: str = "auto"
+) -> list[Row]:
+    """The rows of many records, which are tokenized together: see `encode`."""
+    if tokenizer.eos_token_id is None:
+        raise RunError(
+            "the tokenizer has no EOS token, so a policy could not learn to stop; set eos_token in "
+            "tokenizer_config.json"
+        )
+    if max_length < 2:
+        raise RunError(f"--max_length {max_length}: a prompt and a response need at least 2 tokens")
+    templates = [resolve_template(template, record.prompt, tokenizer) for record in records]
+    rows: dict[int, Row] = {}
+    for name in dict.fromkeys(templates):
+        chosen = [i for i, each in enumerate(templates) if each == name]
+        texts = [render(records[i], tokenizer, name) for i in chosen]
+        # A chat template writes its own BOS. With `pku`, "<eos>" in the data is plain text.
+        options = {"add_special_tokens": name != "chat", "split_special_tokens": name == "pku"}
+        prompts = tokenize([prompt for prompt, _ in texts], tokenizer, **options)
+        answers = [_without_eos(text, tokenizer) for _, answers in texts for text in answers]
+        tokens = iter(tokenize_continuations(answers, tokenizer, name == "pku"))
+        for i, prompt in zip(chosen, prompts, strict=True):
+            responses = [[*next(tokens), tokenizer.eos_token_id] for _ in records[i].responses]
+            rows[i] = _fit(records[i], prompt, responses, max_length, tokenizer.bos_token_id)
+    return [rows[i] for i in range(len(records))]
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def is_dialogue(prompt: str | list[dict]) -> bool:
+    """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
+    return not isinstance(prompt, list) and bool(
+        re.fullmatch(r"\n\nHuman:.*\n\nAssistant:", prompt, re.DOTALL)
+    )
+
+
+def messages_of(prompt: str | list[dict]) -> list[dict]:
+    """The prompt as messages: the turns of a dialogue; other text is one message of the user."""
+    if isinstance(prompt, list):
+        return prompt
+    if not is_dialogue(prompt):
+        return [{"role": "user", "content": prompt}]
+    # "", who, text, who, text, ..., "Assistant", "": without the last turn, which is empty
+    turns = re.split(r"\n\n(Human|Assistant):", prompt)[1:-2]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]
+
+
+def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
+    """The template that `auto` selects for this prompt and tokenizer; other names unchanged."""
+    auto = "chat" if tokenizer.chat_template else "raw" if is_dialogue(prompt) else "pku"
+    return auto if template == "auto" else template
+
+
+def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
+    """(prompt with the assistant's header, responses) as text, by `chat`, `pku` or `raw`."""
+    prompt, responses = record.prompt, list(record.responses)
+    if template == "raw" and isinstance(prompt, list):
+        raise RunError(f"{record.name}: the template 'raw' needs text; the prompt is messages")
+    if template == "raw":
+        return prompt, responses
+    if is_dialogue(prompt):  # "Assistant: answer": the space belongs to the format of HH-RLHF
+        responses = [response.removeprefix(" ") for response in responses]
+    messages = messages_of(prompt)
+    if template == "chat":
+        return _render_chat(record, messages, responses, tokenizer)
+    headers, text = {"user": " USER: ", "assistant": " ASSISTANT:"}, "BEGINNING OF CONVERSATION:"
+    for message in messages:
+        if message["role"] not in headers:
+            raise RunError(f"{record.name}: the template 'pku' has no role '{message['role']}'")
+        text += headers[message["role"]] + message["content"]
+    return text + " ASSISTANT:", responses
+
+
+def _render_chat(
+    record: Record, messages: list[dict], responses: list[str], tokenizer
+) -> tuple[str, list[str]]:
+    if not tokenizer.chat_template:
+        raise RunError("--template chat: the tokenizer has no chat template; use raw or pku")
+    options = {"tokenize": False} | ({"tools": record.tools} if record.tools else {})
+    dialogues = [[*messages, {"role": "assistant", "content": text}] for text in responses]
+    try:
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
+        texts = [tokenizer.apply_chat_template(dialogue, **options) for dialogue in dialogues]
+    except (TemplateError, TypeError) as error:
+        raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
+    for text in texts:
+        if not text.startswith(prompt):
+            raise RunError(
+                f"{record.name}: the chat template renders the dialogue as ...{text[-80:]!r}, which "
+                f"does not begin with its rendering of the prompt, ...{prompt[-80:]!r}; use "
+                "--template raw or pku, or correct the template"
+            )
+    return prompt, [text[len(prompt) :] for text in texts]
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def tokenize(texts: Sequence[str], tokenizer, **options) -> list[list[int]]:
+    """Token ids of each text: at most one BOS before it, and no EOS that the tokenizer appends."""
+    if not texts:
+        return []
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    tokens = tokenizer(list(texts), verbose=False, **options)["input_ids"]
+    if options.get("add_special_tokens"):
+        tokens = [ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids for ids in tokens]
+        tokens = [ids[1:] if len(ids) > 1 and ids[0] == ids[1] == bos else ids for ids in tokens]
+    return tokens
+
+
+def tokenize_continuations(texts: Sequence[str], tokenizer, plain: bool = False) -> list[list[int]]:
+    """Token ids of texts that follow a prompt. plain: special tokens in a text are plain text.
+
+    SentencePiece puts a space before a text, which a response does not begin with: with such a
+    tokenizer each text is tokenized behind a newline, whose tokens are then removed.
+    """
+    options = {"add_special_tokens": False, "split_special_tokens": plain}
+    alone = tokenize(texts, tokenizer, **options)
+    newline, x, both = tokenize(["\n", "x", "\nx"], tokenizer, **options)
+    if both == newline + x:
+        return alone
+    behind = tokenize(["\n" + text for text in texts], tokenizer, **options)
+    n = len(newline)
+    return [b[n:] if b[:n] == newline else a for a, b in zip(alone, behind, strict=True)]
+
+
+def _without_eos(text: str, tokenizer) -> str:
+    """The text without an EOS that the template or the data wrote, and the newline after it."""
+    stripped = text.rstrip()
+    eos = tokenizer.eos_token
+    return stripped.removesuffix(eos) if stripped.endswith(eos) else text
+
+
+def _fit(
+    record: Record, prompt: list[int], responses: list[list[int]], limit: int, bos: int | None
+) -> Row:
+    """The Row of a record, cut to `limit` tokens of a prompt and one response."""
+    if not prompt:
+        raise RunError(f"{record.name}: the prompt has no tokens in this tokenizer; remove it")
+    notes = [BLANK_RESPONSE for response in record.responses if not response.strip()]
+    # What the prompt may keep: all that the longest response leaves, and at least half.
+    room = max(limit - max(map(len, responses), default=0), limit // 2)
+    if len(prompt) > room:
+        notes.append(CUT_PROMPT)
+        head = prompt[:1] if prompt[0] == bos and room > 1 else []
+        prompt = head + prompt[len(prompt) - room + len(head) :]
+    room = limit - len(prompt)
+    notes += [CUT_RESPONSE for response in responses if len(response) > room]
+    ids = [np.array(part, dtype=np.int32) for part in (prompt, *(r[:room] for r in responses))]
+    extra = {name: np.array(values) for name, values in record.extra.items()}
+    extra = {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in extra.items()}
+    return Row(record.name, ids[0], tuple(ids[1:]), record.pairs, extra, tuple(notes))

@@ -1,0 +1,322 @@
+"""Policy and RewardModel: a Batch in, one number per response out.
+
+Shapes: N lines, T tokens, S responses, M scored tokens, C scored tokens of a chunk, V vocabulary,
+D hidden size, K outputs of a reward head.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from nanoalign import tiny
+from nanoalign.batch import Batch
+from nanoalign.distributed import World, autocast, full, on_main, shard
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps, sums_of_responses
+
+# What transformers raises for a folder that it cannot read.
+FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+                  AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
+CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
+
+# (auto class, folder, config, dtype) -> (a model, and what gives a sharded module its weights on a
+# device). nanoalign/checkpoints has one by which each rank reads its own slices of the files alone.
+Read = Callable[
+    [type, str | Path, PretrainedConfig, torch.dtype],
+    tuple[PreTrainedModel, Callable[[nn.Module, torch.device], None]],
+]
+
+
+def read_whole(auto: type, folder: str | Path, config: PretrainedConfig, dtype: torch.dtype):
+    """transformers' own loader: every rank reads all weights."""
+    try:
+        model = auto.from_pretrained(folder, config=config, dtype=dtype)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
+    return model, lambda module, device: module.to(device)
+
+
+class Scorer(nn.Module):
+    """A causal transformer that scores the responses of a Batch; subclasses add the head."""
+
+    SCORES: str  # what the scores are, for errors
+    UNIT: str  # of a difference between two ways to compute them
+    METHODS: tuple[str, ...] = ("textbook",)  # methods beside forward that need gathered parameters
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The last hidden states of all places: (N * T, D)."""
+        output = self.model.base_model(**batch.inputs, use_cache=False)
+        return output.last_hidden_state.flatten(0, 1)
+
+    def blocks(self) -> list[nn.Module]:
+        """The outermost transformer blocks, by the class names that the architecture gives."""
+        names = set(self.model._no_split_modules or ())
+        blocks = [module for module in self.model.modules() if type(module).__name__ in names]
+        inner = {id(part) for block in blocks for part in block.modules() if part is not block}
+        return [block for block in blocks if id(block) not in inner]
+
+    def place(
+        self, world: World | None, fill: Callable[[nn.Module, torch.device], None],
+        trainable: bool, checkpointing: bool, exact: tuple[nn.Module, ...] = (),
+    ) -> None:  # fmt: skip
+        """Shards the parameters over the ranks of world, and fills them. exact: float32 parts."""
+        for part in exact:
+            part.float()
+        if not trainable:  # else adapters, if there are any, have frozen the rest
+            self.requires_grad_(False)
+        self.eval()  # no dropout in training either: policy and reference must be one function
+        blocks = self.blocks()
+        if checkpointing:
+            again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
+            for block in blocks:  # its forward only, so that the hooks of sharding run once
+                block.forward = again(block.forward)
+        if world is not None:
+            shard(self, blocks, world, self.dtype, trainable, exact)
+            for name in self.METHODS:
+                register_fsdp_forward_method(self, name)
+        fill(self, world.device if world else torch.device("cpu"))
+
+    def save(self, folder: Path, tokenizer, world: World | None = None, write=None) -> None:
+        """Writes model and tokenizer in Hugging Face format, float32. A collective.
+
+        write: takes (model, tokenizer, folder, world), in place of save_pretrained, for which rank
+            0 holds the whole model.
+        """
+        if world is not None:
+            self.reshard()  # a forward without a backward pass leaves parameters gathered
+        if write is not None:
+            return write(self.model, tokenizer, folder, world)
+        state = {name: full(value).float().cpu() for name, value in self.model.state_dict().items()}
+        for part in (
+            partial(self.model.save_pretrained, state_dict=state),
+            tokenizer.save_pretrained,
+        ):
+            partial(part, folder)() if world is None else on_main(world, partial(part, folder))
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """The trained parameters for an optimizer. Vectors (biases, norms) do not decay."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        matrices, vectors = ([p for p in trained if (p.ndim >= 2) == m] for m in (True, False))
+        groups = [{"params": matrices, "weight_decay": weight_decay},
+                  {"params": vectors, "weight_decay": 0.0}]  # fmt: skip
+        return [group for group in groups if group["params"]]
+
+    def count_parameters(self, trainable: bool = False) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+
+class Policy(Scorer):
+    """A causal language model; policy and reference are both one.
+
+    >>> policy = Policy.load("tiny")
+    >>> policy(collate([row]))                  # log pi(chosen | x), log pi(rejected | x): (2,)
+    """
+
+    SCORES, UNIT, METHODS = "log-probabilities", "nats per token", ("textbook", "tokens")
+
+    @classmethod
+    def load(
+        cls, path: str | Path, world: World | None = None, dtype: torch.dtype = torch.float32,
+        trainable: bool = True, checkpointing: bool = False, read: Read = read_whole,
+        before_sharding: Callable[[PreTrainedModel], None] = lambda model: None,
+    ) -> "Policy":  # fmt: skip
+        """A policy from a Hugging Face folder, from OWNER/NAME on the Hub, or "tiny".
+
+        world: shards the parameters over its ranks; None leaves them whole, for notebooks.
+        dtype: of matrix products. The parameters of a trainable policy are float32 (bfloat16 would
+            swallow steps of lr 1e-6); a frozen one is held in dtype.
+        checkpointing: runs each block again in the backward pass, which then keeps its input alone.
+        before_sharding: changes the model, which may not have its weights yet (adapters).
+        Raises RunError if files are missing or do not fit the architecture.
+        """
+        folder = tiny.MODEL if path == "tiny" else path
+        stored = torch.float32 if trainable else dtype
+        model, fill = read(AutoModelForCausalLM, folder, read_config(folder), stored)
+        before_sharding(model)
+        policy = cls(model, dtype)
+        policy.place(world, fill, trainable, checkpointing)
+        return policy
+
+    def forward(self, batch: Batch) -> Tensor:
+        """log pi(y | x) of every response, EOS included: (S,) float32, in nats."""
+        return sums_of_responses(self._tokens(batch, chunked_token_logps), batch.lengths)
+
+    def tokens(self, batch: Batch, head: Callable = chunked_token_logps) -> Tensor:
+        """The log-probability of every scored token, (M,); or what another head gives.
+
+        head: takes (hidden (M, D), logits (C, D) -> (C, V), targets (M,), C), as
+            logps.chunked_token_logps does.
+        """
+        return self._tokens(batch, head)
+
+    def _tokens(self, batch: Batch, head: Callable) -> Tensor:
+        with autocast(batch.reads.device, self.dtype):
+            scored = self.hidden(batch)[batch.reads]  # (M, D)
+            chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
+            return head(scored, self.logits, batch.targets, chunk)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states to logits, as the model's own forward does: (C, D) -> (C, V)."""
+        config = self.model.config.get_text_config()
+        logits = self.model.get_output_embeddings()(hidden)
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            logits = logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            logits = logits * factor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def textbook(self, batch: Batch) -> Tensor:
+        """The same as forward, by the model's own forward and full logits: (S,). The oracle."""
+        tokens = batch.inputs["input_ids"]  # (N, T), a line per response
+        labels = torch.full_like(tokens.flatten(), IGNORE)
+        labels[batch.reads + 1] = batch.targets
+        with autocast(tokens.device, self.dtype):
+            logits = self.model(input_ids=tokens, use_cache=False).logits  # (N, T, V)
+        return sequence_logps(logits, labels.view_as(tokens))
+
+    def rounding(self, logps: Tensor, batch: Batch) -> Tensor:
+        """(S,) what rounding errors add up over: tokens, and 5, since few do not average out."""
+        return batch.lengths + 5
+
+
+class RewardModel(Scorer):
+    """A transformer with one linear head, read at the last token of a response: its reward.
+
+    In Hugging Face format it is a ...ForSequenceClassification with one label, whose config says
+    under "nanoalign" how text is read: template, max_length, the EOS rule.
+    """
+
+    SCORES, UNIT = "rewards", "times 1 + the largest"
+
+    @classmethod
+    def load(
+        cls, path: str | Path, world: World | None = None, dtype: torch.dtype = torch.float32,
+        trainable: bool = True, checkpointing: bool = False, read: Read = read_whole,
+        head_seed: int | None = None, outputs: int | None = None,
+    ) -> "RewardModel":  # fmt: skip
+        """A reward model from a folder that has one, or with the body of a causal language model.
+
+        head_seed: draws a head for a causal language model; without it such a folder is an error. A
+            head that the folder has is loaded, never drawn.
+        outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
+        The other arguments are those of Policy.load.
+        """
+        folder = tiny.MODEL if path == "tiny" else path
+        config = read_config(folder)
+        names = config.architectures or ["no architecture"]
+        has_head = any(name.endswith("ForSequenceClassification") for name in names)
+        if not has_head and head_seed is None:
+            raise RunError(
+                f"model '{path}' has no reward head: its config.json names {', '.join(names)}; train "
+                "one with train_rm.py"
+            )
+        if has_head and outputs not in (None, config.num_labels):
+            raise RunError(
+                f"model '{path}' has a head of {config.num_labels} outputs, not {outputs}"
+            )
+        text = config.get_text_config()
+        pad, eos = text.pad_token_id, text.eos_token_id
+        if has_head and pad is not None and pad in (eos if isinstance(eos, list) else [eos]):
+            raise RunError(
+                f"model '{path}' pads with its EOS, so its rewards were read before the EOS, but here "
+                "at it; if they were read at the EOS, give config.json another pad_token_id"
+            )
+        if not has_head:
+            config.num_labels = outputs or 1
+        text.pad_token_id = None  # transformers skips this token, and freezes its embedding
+        stored = torch.float32 if trainable else dtype
+        model, fill = read(AutoModelForSequenceClassification, folder, config, stored)
+        reward_model = cls(model, dtype)
+        head = reward_model.head
+        if not has_head:  # rewards begin near 0, with a standard deviation of about 1
+            draw = torch.Generator().manual_seed(head_seed)
+            weight = torch.randn(head.weight.shape, generator=draw) / (head.in_features + 1) ** 0.5
+            head.weight = nn.Parameter(weight)
+        reward_model.place(world, fill, trainable, checkpointing, reward_model.exact())
+        return reward_model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """r(x, y) of every response: (S,) float32."""
+        return self.outputs(batch).sum(-1)
+
+    def outputs(self, batch: Batch) -> Tensor:
+        """The outputs of the head at the last token of every response: (S, K) float32."""
+        with autocast(batch.reads.device, self.dtype):
+            last = self.hidden(batch)[batch.ends]  # (S, D)
+        # float32: a reward in bfloat16 has 8 bits, and two good answers would often tie.
+        return self.head(last.float())
+
+    def textbook(self, batch: Batch) -> Tensor:
+        """The same as forward, by the model's own forward, one response at a time: (S,)."""
+        tokens = batch.inputs["input_ids"]  # (N, T)
+        lengths = batch.ends % tokens.shape[1] + 1
+        lines = [line[:length] for line, length in zip(tokens, lengths.tolist(), strict=True)]
+        with autocast(tokens.device, self.dtype):
+            outputs = [self.model(input_ids=x[None], use_cache=False).logits.float() for x in lines]
+        return torch.cat(outputs).sum(-1)
+
+    def rounding(self, rewards: Tensor, batch: Batch) -> Tensor:
+        """() the size of rewards, to which rounding errors are proportional."""
+        return 1 + rewards.abs().max()
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer beside the body: weight (K, D), no bias; `score` in most models."""
+        heads = [part for part in self.model.children() if part is not self.model.base_model]
+        heads = [part for part in heads if any(True for _ in part.parameters())]
+        if len(heads) != 1 or not isinstance(heads[0], nn.Linear) or heads[0].bias is not None:
+            raise RunError(f"{type(self.model).__name__} has no single linear head without bias")
+        return heads[0]
+
+    def exact(self) -> tuple[nn.Module, ...]:
+        """Parts that stay float32."""
+        return (self.head,)
+
+    def save(self, folder: Path, tokenizer, world: World | None = None, write=None) -> None:
+        """See Scorer.save. transformers reads a reward at the last token that is not the pad token,
+        so that must not be EOS. If there is no other token, the config gets none.
+        """
+        known = self.model.get_input_embeddings().num_embeddings
+        others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+        fit = [i for i in others if i not in (None, tokenizer.eos_token_id) and i < known]
+        pad = self.model.config.get_text_config().pad_token_id = fit[0] if fit else None
+        if pad is not None:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        super().save(folder, tokenizer, world, write)
+
+
+def read_config(path: str | Path) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model '{path}' has no readable config.json: {in_a_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise RunError(f"model '{path}' is quantized; training needs its full weights")
+    return config
+
+
+def load_tokenizer(path: str | Path):
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model '{path}' has no readable tokenizer: {in_a_line(error)}") from error

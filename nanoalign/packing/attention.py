@@ -1,0 +1,236 @@
+"""Attention of packed rows, which stand one behind the other in one sequence, without padding.
+
+    row           0  0  0  0  0  0  0  0 | 1  1  1
+    tokens       p0 p1 p2 c0 c1 c2 r0 r1 | p0 c0 r0
+    position      0  1  2  3  4  5  3  4 | 0  1  1
+    segment       0  0  0  1  1  1  2  2 | 0  1  2
+
+    attends(q, k) = k <= q and row[q] == row[k] and (segment[k] == 0 or segment[k] == segment[q])
+
+So a prompt is computed once for all of its responses, which do not see each other. A dense mask of
+all tokens would be quadratic in their number, and mostly empty. On a CPU each prompt and each
+response is a small attention of its own; on CUDA flex_attention skips blocks that are empty.
+
+Shapes: T tokens of all rows together, H heads of queries, G heads of keys and values, d their
+width, P tokens of a prompt, R of a response.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import cache, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import (
+    AuxRequest,
+    BlockMask,
+    create_block_mask,
+    flex_attention,
+)
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from nanoalign.batch import to_device
+from nanoalign.errors import RunError
+
+PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Tree:
+    """Which token of a packed sequence sees which, and the masks for it, each made once."""
+
+    def __init__(self, rows: list[tuple[int, ...]]):
+        self.rows = rows  # of each: tokens of the prompt, and of every response
+        self.parts = [length for row in rows for length in row]
+        self._masks: dict[tuple, Tensor] = {}
+        self._block_masks: dict[int | None, BlockMask] = {}
+
+    def mask(self, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """(queries, keys), added to scores: the last `queries` of `keys` tokens see what precedes.
+
+        A sliding window is measured in positions, so a response sees as much of the prompt as it
+        would alone.
+        """
+        key = (queries, keys, window, dtype)
+        if key not in self._masks:
+            seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+            if window is not None:
+                seen = seen.triu(keys - queries - window + 1)
+            hidden = torch.zeros(queries, keys, dtype=dtype)
+            self._masks[key] = hidden.masked_fill_(~seen, float("-inf"))
+        return self._masks[key]
+
+    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
+        """The mask of all T tokens for flex_attention: in blocks, and empty blocks are skipped."""
+        if window not in self._block_masks:
+            row, segment, position = self.coordinates(device)
+
+            def attends(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                own = (segment[k] == 0) | (segment[k] == segment[q])
+                seen = (k <= q) & (row[k] == row[q]) & own
+                return seen if window is None else seen & (position[q] - position[k] < window)
+
+            self._block_masks[window] = create_block_mask(
+                attends, None, None, len(row), len(row), device=device
+            )
+        return self._block_masks[window]
+
+    def coordinates(self, device: torch.device) -> list[Tensor]:
+        """(T,) each: a token's row, its segment, its position."""
+        rows, segments, positions = [], [], []
+        for n, (prompt, *responses) in enumerate(self.rows):
+            for k, length in enumerate((prompt, *responses)):
+                rows += [n] * length
+                segments += [k] * length
+                start = prompt if k else 0
+                positions += range(start, start + length)
+        return [to_device(torch.tensor(x), device) for x in (rows, segments, positions)]
+
+
+def use_tree_attention(model: PreTrainedModel) -> None:
+    """Lets a model read packed rows: its attention follows a Tree where it is given one.
+
+    Without a Tree it stays the attention that the model had. Raises RunError for a model in which
+    something else than attention joins tokens, or whose attention transformers cannot exchange.
+    """
+    own = model.config._attn_implementation
+    if own.startswith(PREFIX):
+        return
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if others := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise RunError(
+            f"layers of the type '{others[0]}' can't keep the responses of a prompt apart; use "
+            "--no-share_prefix"
+        )
+    if not model._supports_attention_backend:
+        raise RunError(
+            f"{type(model).__name__} has an attention of its own, which can't keep the responses of "
+            "a prompt apart; use --no-share_prefix"
+        )
+    AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
+    AttentionMaskInterface.register(PREFIX + own, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    model.config._attn_implementation = PREFIX + own
+
+
+def tree_attention(
+    module: nn.Module,
+    query: Tensor,  # (1, H, T, d)
+    key: Tensor,  # (1, G, T, d)
+    value: Tensor,  # (1, G, T, d)
+    attention_mask: Tensor | None,  # of the model's own attention
+    own: str,  # name of that
+    tree: Tree | None = None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,  # Gemma 2
+    s_aux: Tensor | None = None,  # (H,) attention sinks: scores without a value (gpt-oss)
+    **others: object,
+) -> tuple[Tensor, Tensor | None]:
+    """An attention function of transformers: (1, T, H, d), and no weights."""
+    if tree is None:
+        others |= {"scaling": scaling, "sliding_window": sliding_window}
+        others |= {} if softcap is None else {"softcap": softcap}
+        others |= {} if s_aux is None else {"s_aux": s_aux}
+        return _own_attention(module, own)(module, query, key, value, attention_mask, **others)
+    if query.is_cuda:
+        out = _by_blocks(query, key, value, tree, scaling, sliding_window, softcap, s_aux)
+        return out.transpose(1, 2).contiguous(), None
+    if softcap is None and s_aux is None:
+        attend = partial(_attend, scaling=scaling)
+    else:
+        attend = partial(_attend_by_hand, scaling=scaling, softcap=softcap, sinks=s_aux)
+    return _by_parts(query, key, value, tree, sliding_window, attend), None
+
+
+def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    if name == "eager":  # a function of the file that defines the model
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+# --- CPU: prompt by prompt and response by response -----------------------------------------------
+
+
+def _by_parts(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, attend: Attend
+) -> Tensor:
+    parts = zip(*(x.split(tree.parts, dim=2) for x in (query, key, value)), strict=True)
+    out = []
+    for row in tree.rows:
+        _, prompt_keys, prompt_values = prompt = next(parts)
+        fits = window is None or row[0] <= window
+        mask = None if fits else tree.mask(row[0], row[0], window, query.dtype)
+        out.append(attend(*prompt, mask))
+        for length in row[1:]:
+            q, k, v = next(parts)
+            k, v = torch.cat([prompt_keys, k], dim=2), torch.cat([prompt_values, v], dim=2)
+            out.append(attend(q, k, v, tree.mask(length, row[0] + length, window, query.dtype)))
+    return torch.cat([part.transpose(1, 2) for part in out], dim=1)  # (1, T, H, d)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """No mask: each query sees what precedes it."""
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
+    )
+
+
+def _attend_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None,
+    softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """With capped scores, or sinks, which torch's own attention does not have."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
+    scores = (scores + mask).float()
+    if sinks is not None:
+        sinks = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
+
+
+# --- CUDA: in blocks ------------------------------------------------------------------------------
+
+
+@cache
+def _compiled() -> Callable[..., object]:
+    """flex_attention as one kernel for sequences of any length, compiled in the first forward.
+
+    fullgraph: without it, what cannot be compiled would silently become dense scores.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(64, config.recompile_limit)  # grad or not, window, soft cap, shape
+    config.specialize_float = True  # a soft cap that is symbolic has no gradient
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+
+def _by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None,
+    window: int | None, softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    def cap(score: Tensor, *place: Tensor) -> Tensor:
+        return torch.tanh(score / softcap) * softcap
+
+    flex, options = flex_attention, None
+    if query.is_cuda:
+        # Below 128 tokens torch would take its decoding kernel, which has no such block masks.
+        flex, options = _compiled(), {"FORCE_USE_FLEX_ATTENTION": True}
+    out = flex(
+        query, key, value, block_mask=tree.block_mask(window, query.device), scale=scaling,
+        score_mod=None if softcap is None else cap, enable_gqa=True, kernel_options=options,
+        return_aux=None if sinks is None else AuxRequest(lse=True),
+    )  # fmt: skip
+    if sinks is None:
+        return out
+    out, aux = out
+    # A sink takes its share of the softmax, and has no value: exp(lse) / (exp(lse) + exp(sink)).
+    return out * torch.sigmoid(aux.lse - sinks[None, :, None])[..., None].to(out.dtype)

@@ -1,0 +1,69 @@
+"""Rows -> Batches without padding: one row behind the other, the prompt of each computed once.
+
+    row         0  0  0  0  0  0  0  0 | 1  1  1
+    tokens     p0 p1 p2 c0 c1 c2 r0 r1 | p0 c0 r0
+    position    0  1  2  3  4  5  3  4 | 0  1  1
+    reads             c0 c1 c2: 2 3 4; r0 r1: 2 6; then 8 for c0 and for r0
+
+Positions restart behind the prompt for each response; the first token of a response is predicted
+at the last token of the prompt.
+
+Shapes: T tokens of all rows, as in nanoalign/batch.py, with N = 1.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from nanoalign.batch import Batch, Row, comparisons
+from nanoalign.loop import Batches
+from nanoalign.model import Scorer
+from nanoalign.packing.attention import Tree, use_tree_attention
+from nanoalign.packing.plan import pack
+
+
+class Packed(Batches):
+    """Batches of packed rows."""
+
+    advice = "this architecture can't share rows: use --no-share_prefix"
+
+    def prepare(self, model: Scorer) -> None:
+        """Lets the model read packed rows. Raises RunError for a model that cannot."""
+        use_tree_attention(model.model)
+
+    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
+        return collate(rows, weight)
+
+    def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        groups = pack([len(row) for row in rows], self.world.size, self.tokens)
+        return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
+
+
+def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
+    """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs."""
+    tokens, positions, reads, ends = [], [], [], []
+    start = 0
+    for row in rows:
+        width = len(row.prompt)
+        tokens += [row.prompt, *row.responses]
+        positions.append(np.arange(width))
+        end = last = start + width  # of the prompt
+        for response in row.responses:
+            start, end = end, end + len(response)
+            positions.append(np.arange(width, width + len(response)))
+            reads.append(np.concatenate(([last - 1], np.arange(start, end - 1))))
+            ends.append(end - 1)
+        start = end
+    return Batch(
+        inputs={
+            "input_ids": torch.from_numpy(np.concatenate(tokens).astype(np.int64)[None]),
+            "position_ids": torch.from_numpy(np.concatenate(positions)[None]),
+            # A mask of 4 dimensions is used as it is: so transformers makes none of T x T places.
+            "attention_mask": torch.zeros(1, 1, 1, 1),
+            "tree": Tree([(len(row.prompt), *map(len, row.responses)) for row in rows]),
+        },
+        reads=torch.from_numpy(np.concatenate(reads)),
+        ends=torch.tensor(ends),
+        **comparisons(rows, weight),
+    )

@@ -1,0 +1,198 @@
+"""Files of preference records -> Rows.
+
+A format is a function from a record (a JSON object) to a Record; FORMATS finds it by the keys of the
+record. nanoalign/formats knows more formats and kinds of files; yours is one more entry.
+"""
+
+import hashlib
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nanoalign.batch import Row
+from nanoalign.distributed import print0
+from nanoalign.encode import Record, encode_all, resolve_template
+from nanoalign.errors import RunError
+
+EQUAL_SCORES = "ranked records dropped: all scores equal"
+EQUAL_RESPONSES = "pairs dropped: both responses equal"
+
+
+def plain(record: dict) -> Record:
+    """A prompt, a chosen and a rejected response."""
+    return Record(record["prompt"], (record["chosen"], record["rejected"]))
+
+
+def pku(record: dict, preference: str = "better") -> Record:
+    """PKU-SafeRLHF: two responses, and which of them is better, and which is safer."""
+    key = f"{preference}_response_id"
+    best = record.get(key)
+    if isinstance(best, bool) or best not in (0, 1):
+        raise ValueError(f"{key} is {best!r}; --preference {preference} needs 0 or 1")
+    return Record(record["prompt"], (record[f"response_{best}"], record[f"response_{1 - best}"]))
+
+
+PKU = ("prompt", "response_0", "response_1")
+Format = Callable[[dict], Record]  # raises ValueError for a record that it cannot read
+# Keys of a record -> its format. The first entry whose keys are all there is taken.
+FORMATS: dict[tuple[str, ...], Format] = {PKU: pku, ("prompt", "chosen", "rejected"): plain}
+
+
+def open_jsonl(path: str) -> Iterator[tuple[str, str, str, str | dict]]:
+    """(path and line, name and line, name, record as JSON text) of the records of a .jsonl file."""
+    name = Path(path).stem
+    with open(path, encoding="utf-8") as file:
+        for n, text in enumerate(file, start=1):
+            if text.strip():
+                yield f"{path}:{n}", f"{name}:{n}", name, text
+
+
+def read(
+    sources: Sequence[str],
+    formats: dict[tuple[str, ...], Format] = FORMATS,
+    open_source: Callable[[str], Iterator[tuple[str, str, str, str | dict]]] = open_jsonl,
+) -> Iterator[Record]:
+    """The records of some sources, one by one. A source has one format.
+
+    Raises RunError, with file and line, for a record that has no known format.
+    """
+    for source in sources:
+        first = None
+        for where, name, subset, raw in open_source(source):
+            keys, record = parse(raw, where, formats)
+            if keys != (first := first or keys):
+                raise RunError(
+                    f"{where}: a record with the keys {' + '.join(keys)} in a file that began with "
+                    f"{' + '.join(first)}; put each format into a file of its own"
+                )
+            yield replace(record, name=name, subset=subset)
+        if first is None:
+            raise RunError(f"{source}: has no records; expected {expected(formats)}")
+
+
+def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[str, ...], Record]:
+    """(keys of the format, Record) of one record, which stands at `where`."""
+    try:
+        raw = json.loads(raw) if isinstance(raw, str) else raw
+    except json.JSONDecodeError as error:
+        raise RunError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from error
+    if not isinstance(raw, dict):
+        raise RunError(f"{where}: expected a JSON object, found {type(raw).__name__}")
+    keys = next((keys for keys in formats if raw.keys() >= set(keys)), None)
+    if keys is None:
+        found = sorted(map(str, raw))
+        raise RunError(f"{where}: unknown keys {found}; expected {expected(formats)}")
+    try:
+        record = formats[keys](raw)
+        prompt = record.prompt
+        if isinstance(prompt, list):
+            prompt = "\n".join(str(message.get("content") or "") for message in prompt)
+        check_text("prompt", prompt)
+        for n, response in enumerate(record.responses, start=1):
+            check_text(f"response {n} of {len(record.responses)}, best first,", response)
+    except ValueError as error:
+        raise RunError(f"{where}: {error}") from error
+    return keys, record
+
+
+def expected(formats: dict) -> str:
+    return "; or ".join(" + ".join(keys) for keys in formats)
+
+
+def check_text(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"the {name} must be text, found {type(text).__name__}")
+    if not text:
+        raise ValueError(f"the {name} is empty; correct or remove the record")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"the {name} has half a character (a lone surrogate)")
+
+
+# --- records -> the rows of a run -----------------------------------------------------------------
+
+
+class Data(NamedTuple):
+    """What a run trains on, and what it is evaluated on."""
+
+    rows: Sequence[Row]
+    held_out: Sequence[Row]
+    counts: Counter  # of `rows`: what was cut or dropped, by reason
+    template: str  # the one that `auto` selected; `auto` where it selected several
+
+
+def load(args: Namespace, tokenizer, read: Callable[[list[str]], Iterator[Record]]) -> Data:
+    """The rows of --data and of --eval_data or --eval_share; prints what was cut and dropped."""
+    records = list(read(args.data))
+    if args.eval_data:
+        held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
+    else:
+        held = hold_out(prompt_digests(records), args.eval_share, args.seed)
+        held_out = [record for record, each in zip(records, held, strict=True) if each]
+        records = [record for record, each in zip(records, held, strict=True) if not each]
+        source = f"{args.eval_share:g} of the prompts"
+    parts = []
+    for name, part, of in (("data", records, " ".join(args.data)), ("held out", held_out, source)):
+        rows, counts = drop_equal(encode_all(part, tokenizer, args.max_length, args.template))
+        describe(name, of, len(part), sum(len(record.pairs) for record in part), counts)
+        parts.append((rows, counts))
+    prompts = [record.prompt for record in (*records, *held_out)]
+    templates = {resolve_template(args.template, prompt, tokenizer) for prompt in prompts}
+    template = templates.pop() if len(templates) == 1 else args.template
+    return Data(parts[0][0], parts[1][0], parts[0][1], template)
+
+
+def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
+    """Prints the counts of one set of records; an empty set of training records is an error."""
+    notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
+    ranked = f"{records:,} records with " if pairs != records else ""
+    print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
+    if name == "data" and pairs <= counts[EQUAL_RESPONSES]:
+        raise RunError(f"--data {source}: no pairs are left to train on; see the counts above")
+
+
+def drop_equal(rows: Sequence[Row]) -> tuple[list[Row], Counter]:
+    """(rows without pairs of equal responses, which teach nothing; counts by reason)."""
+    kept, counts = [], Counter(note for row in rows for note in row.notes)
+    for row in rows:
+        # One response that is paired with itself is an unpaired record.
+        differ = np.array(
+            [w == r or not np.array_equal(row.responses[w], row.responses[r]) for w, r in row.pairs]
+        )
+        counts[EQUAL_SCORES] += not row.pairs
+        counts[EQUAL_RESPONSES] += len(differ) - int(differ.sum())
+        if len(differ) and differ.all():
+            kept.append(row)
+        elif differ.any():
+            pairs = tuple(pair for pair, keep in zip(row.pairs, differ, strict=True) if keep)
+            extra = {name: values[differ] for name, values in row.extra.items()}
+            kept.append(replace(row, pairs=pairs, extra=extra))
+    return kept, counts
+
+
+def prompt_digests(records: Sequence[Record]) -> np.ndarray:
+    """(N,) uint64, the same for two records exactly when their prompts are the same."""
+    keys = (r.prompt if isinstance(r.prompt, str) else json.dumps(r.prompt) for r in records)
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A mask (N,) of `share` of the prompts, with all their records, in whatever order these are.
+
+    These prompts are the first by SplitMix64 (Steele et al. 2014) of the seed and the digest. A
+    share above 0 holds out at least one prompt, and at least one prompt stays.
+    """
+    prompts = np.unique(digests)
+    count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
+    with np.errstate(over="ignore"):
+        mixed = prompts + np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
+    return np.isin(digests, prompts[order[:count]])
