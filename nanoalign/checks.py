@@ -93,9 +93,7 @@ def check_start(
     objective.before_step(rows, lambda: batches.step(rows))
     losses, metrics = objective(next(batches.step(rows)))
     rewards = [v[0] if isinstance(v, tuple) else v for k, v in metrics.items() if k in REWARDS]
-    off = torch.stack(
-        [(losses - objective.loss_at_start).abs().max(), torch.stack(rewards).abs().max()]
-    )
+    off = [(losses - objective.loss_at_start).abs().max(), torch.stack(rewards).abs().max()]
     loss_off, reward_off = sum_over_ranks(torch.stack(off).double(), ReduceOp.MAX).tolist()
     if not (loss_off <= tolerances[0] and reward_off <= tolerances[1]):
         raise RunError(
