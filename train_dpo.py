@@ -22,11 +22,12 @@ from torch import Tensor
 from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packing, runs, store
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
-from nanoalign.checkpoints.folders import local_folder, same_vocabulary
+from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.guards import check_fits, check_folder, check_vocabulary, versions
 from nanoalign.checkpoints.resume import Checkpoints
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
-from nanoalign.checks import check_fits, check_layout, check_start
+from nanoalign.checks import check_layout, check_start
 from nanoalign.distributed import compute_dtype, on_main, print0, run, setup
 from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.formats.load import load_rows
@@ -35,6 +36,7 @@ from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import Policy, load_tokenizer
 from nanoalign.packing.batches import Packed
+from nanoalign.packing.summary import describe
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -89,9 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     folder = reference_folder = local_folder(args.model)
     if args.reference not in (None, "none"):
         reference_folder = local_folder(args.reference)
-        same_vocabulary(folder, reference_folder)
+        check_vocabulary(folder, reference_folder)
     if not args.audit:
-        on_main(world, partial(runs.check_folder, args, [folder, reference_folder]))
+        on_main(world, partial(check_folder, args, [folder, reference_folder]))
 
     # data
     tokenizer = load_tokenizer(folder)
@@ -139,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         from nanoalign.hosts.groups import SyncedBatches
 
         batches = SyncedBatches(batches, policy, args.gradient_sync)
-    loop.describe(policy, data.rows, batches, args)
+    describe(policy, data.rows, batches, args)
 
     # checks, training
     checkpoint = Checkpoints(policy, optimizer, objective, data.rows, args, world)
@@ -148,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         check_start(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
-    log = runs.open_run(args, world)
+    log = runs.open_run(args, world, versions())
     held_out = {"eval": data.held_out}
     if not loop.train(
         policy, optimizer, objective, data.rows, held_out, batches, args, log, checkpoint, start

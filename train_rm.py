@@ -22,10 +22,11 @@ from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, runs,
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.guards import check_fits, check_folder, versions
 from nanoalign.checkpoints.resume import Checkpoints
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
-from nanoalign.checks import check_fits, check_layout
+from nanoalign.checks import check_layout
 from nanoalign.distributed import compute_dtype, on_main, print0, run, setup
 from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.formats.load import load_rows
@@ -34,6 +35,7 @@ from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import RewardModel, load_tokenizer
 from nanoalign.packing.batches import Packed
+from nanoalign.packing.summary import describe
 from nanoalign.rewards.rule import set_rule
 
 
@@ -87,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = compute_dtype(args.precision, world.device)
     folder = local_folder(args.model)
     if not args.audit:
-        on_main(world, partial(runs.check_folder, args, [folder]))
+        on_main(world, partial(check_folder, args, [folder]))
 
     # data
     tokenizer = load_tokenizer(folder)
@@ -119,13 +121,13 @@ def main(argv: list[str] | None = None) -> None:
         from nanoalign.hosts.groups import SyncedBatches
 
         batches = SyncedBatches(batches, reward_model, args.gradient_sync)
-    loop.describe(reward_model, data.rows, batches, args)
+    describe(reward_model, data.rows, batches, args)
 
     # checks, training
     checkpoint = Checkpoints(reward_model, optimizer, objective, data.rows, args, world)
     start = checkpoint.resume() if args.resume else 0
     check_layout(reward_model, data.rows, batches, name)
-    log = runs.open_run(args, world)
+    log = runs.open_run(args, world, versions())
     held_out = {"eval": data.held_out, "train_eval": data.rows[-len(data.held_out) :]}
     if not loop.train(
         reward_model,

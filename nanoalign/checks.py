@@ -1,44 +1,24 @@
 """Self-checks before the first step. Each stops a run that would train something wrong."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.distributed import ReduceOp
 
-from nanoalign.batch import Row, collate, lengths_of
+from nanoalign.batch import Batch, Row, collate, lengths_of
 from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.loop import Batches, Objective
-from nanoalign.model import Scorer
+from nanoalign.model import Policy, Scorer
 
 CHECKED_ROWS = 4  # from the shortest to the longest
-# Allowed difference of two ways to compute a score, in units of Scorer.rounding. bfloat16: 8 bits.
+# Allowed difference of two ways to compute a score, in units of `rounding`; bfloat16 has 8 bits.
 LAYOUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 REWARDS = ("rewards/chosen", "rewards/rejected")
 START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same numbers
-
-
-def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
-    """Raises RunError for rows with token ids or positions that the model does not have."""
-    config = model.model.config.get_text_config()
-    ids = model.model.get_input_embeddings().num_embeddings
-    positions = getattr(config, "max_position_embeddings", None) or math.inf
-    largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
-    for row in rows if largest >= ids or longest > positions else ():
-        largest = max(int(part.max()) for part in (row.prompt, *row.responses))
-        if largest >= ids:
-            raise RunError(
-                f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its tokenizer "
-                "belongs to another model"
-            )
-        if row.longest > positions:
-            raise RunError(
-                f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; give "
-                f"--max_length {positions} or less"
-            )
 
 
 @torch.no_grad()
@@ -70,13 +50,20 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
         raise RunError(
             f"self-check: {name} fails with {in_a_line(error)}; {batches.advice}"
         ) from error
-    off = ((scores - plain).abs() / model.rounding(plain, batch)).max().item()
+    off = ((scores - plain).abs() / rounding(model, plain, batch)).max().item()
     if not off <= LAYOUT_TOLERANCE[model.dtype]:
         raise RunError(
-            f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} {model.UNIT} "
+            f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} "
             f"from those of its own forward on separate sequences, on {picked[-1].name} and others "
             f"(at most {LAYOUT_TOLERANCE[model.dtype]:g} allowed); {batches.advice}"
         )
+
+
+def rounding(model: Scorer, scores: Tensor, batch: Batch) -> Tensor:
+    """The unit of rounding errors, (S,) or (): of a log-probability its tokens, and 5, since few
+    errors do not average out; of rewards 1 + the largest.
+    """
+    return batch.lengths + 5 if isinstance(model, Policy) else 1 + scores.abs().max()
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nanoalign.batch import Batch, Row, collate, lengths_of
-from nanoalign.distributed import World, full, print0
+from nanoalign.distributed import World, full
 from nanoalign.errors import RunError
 from nanoalign.metrics import Means, Metric
 from nanoalign.model import Scorer
@@ -22,12 +22,13 @@ SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside 
 class Objective:
     """What is minimised: the loss of a batch. Subclasses may also look at a step as a whole."""
 
-    modules: dict[str, nn.Module] = {}  # what a checkpoint keeps beside model and optimizer
     loss_at_start = math.log(2)  # of a pair, where policy and reference are one function
 
     def __init__(self, loss_of_batch: Callable[[Batch], tuple[Tensor, dict[str, Metric]]]):
         self.loss_of_batch = loss_of_batch
-        self.state: dict[str, float] = {}  # numbers that a checkpoint keeps, too
+        # What a checkpoint keeps beside model and optimizer.
+        self.state: dict[str, float] = {}
+        self.modules: dict[str, nn.Module] = {}
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
         """(losses of the pairs of a batch, (B,); their metrics by name)."""
@@ -65,11 +66,6 @@ class Batches:
             groups[-1].append(i)
         groups += [[] for _ in range(-len(groups) % self.world.size)]
         return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
-
-    def tokens_of(self, plan: list[list[list[int]]], rows: Sequence[Row]) -> int:
-        """The tokens that the micro-batches of a plan compute, with padding."""
-        groups = [[rows[i] for i in group] for groups in plan for group in groups if group]
-        return sum(self.collate(group).inputs["input_ids"].numel() for group in groups)
 
     def prepare(self, model: Scorer) -> None:
         """Called with each model that will read these batches."""
@@ -170,23 +166,6 @@ def evaluate(
                 means.add(objective(batch)[1], batch.weights)
             metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
     return metrics
-
-
-def describe(model: Scorer, rows: Sequence[Row], batches: Batches, args: Namespace) -> None:
-    """Prints the size of the model, the number of steps, and the work of the first step."""
-    total, epoch = total_steps(len(rows), args), math.ceil(len(rows) / args.batch_size)
-    first = [rows[i] for i in step_indices(0, len(rows), args.batch_size, args.seed)]
-    alone = sum(len(row.prompt) + len(response) for row in first for response in row.responses)
-    plan = batches.plan(first)
-    print0(
-        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, "
-        f"{model.count_parameters(trainable=True):,} of them trained, {model.dtype}\n"
-        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}\n"
-        f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} pairs "
-        f"on {batches.world.size} ranks\n"
-        f"{'first step':<11} {len(plan)} micro-batches on each rank; {batches.tokens_of(plan, first):,} "
-        f"tokens are computed, where separate sequences have {alone:,}"
-    )
 
 
 def total_steps(rows: int, args: Namespace) -> int:

@@ -9,22 +9,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from nanoalign import tiny
 from nanoalign.batch import Batch
-from nanoalign.distributed import World, autocast, full, on_main, shard
+from nanoalign.distributed import World, autocast, shard
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps, sums_of_responses
 
@@ -33,29 +27,32 @@ FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Impo
                   AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
 
-# (auto class, folder, config, dtype) -> (a model, and what gives a sharded module its weights on a
-# device). nanoalign/checkpoints has one by which each rank reads its own slices of the files alone.
-Read = Callable[
-    [type, str | Path, PretrainedConfig, torch.dtype],
-    tuple[PreTrainedModel, Callable[[nn.Module, torch.device], None]],
-]
+Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
+# (auto class, folder, config, dtype) -> (model, Fill). nanoalign/checkpoints/slices.py has another
+# one, by which each rank reads only its own slices of the files.
+Read = Callable[[type, str | Path, PretrainedConfig, torch.dtype], tuple[PreTrainedModel, Fill]]
 
 
-def read_whole(auto: type, folder: str | Path, config: PretrainedConfig, dtype: torch.dtype):
-    """transformers' own loader: every rank reads all weights."""
+def read_whole(
+    auto: type, folder: str | Path, config: PretrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Fill]:
+    """Loads by transformers' from_pretrained: every rank reads all weights."""
     try:
-        model = auto.from_pretrained(folder, config=config, dtype=dtype)
+        options = {"config": config, "dtype": dtype, "output_loading_info": True}
+        model, info = auto.from_pretrained(folder, **options)
     except FOREIGN_ERRORS as error:
-        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
+        raise RunError(f"model '{folder}' can't be loaded: {in_a_line(error)}") from error
+    missing = [n for n in info["missing_keys"] if n.startswith(model.base_model_prefix + ".")]
+    if missing:  # transformers would draw them at random
+        raise RunError(f"model '{folder}' has no weights for {', '.join(sorted(missing)[:3])}")
     return model, lambda module, device: module.to(device)
 
 
 class Scorer(nn.Module):
     """A causal transformer that scores the responses of a Batch; subclasses add the head."""
 
-    SCORES: str  # what the scores are, for errors
-    UNIT: str  # of a difference between two ways to compute them
-    METHODS: tuple[str, ...] = ("textbook",)  # methods beside forward that need gathered parameters
+    SCORES: str  # the name of the scores, for errors
+    METHODS = ("textbook",)  # methods beside forward that use parameters, which are sharded
 
     def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -74,8 +71,8 @@ class Scorer(nn.Module):
         return [block for block in blocks if id(block) not in inner]
 
     def place(
-        self, world: World | None, fill: Callable[[nn.Module, torch.device], None],
-        trainable: bool, checkpointing: bool, exact: tuple[nn.Module, ...] = (),
+        self, world: World | None, fill: Fill, trainable: bool, checkpointing: bool,
+        exact: tuple[nn.Module, ...] = (),
     ) -> None:  # fmt: skip
         """Shards the parameters over the ranks of world, and fills them. exact: float32 parts."""
         for part in exact:
@@ -84,10 +81,9 @@ class Scorer(nn.Module):
             self.requires_grad_(False)
         self.eval()  # no dropout in training either: policy and reference must be one function
         blocks = self.blocks()
-        if checkpointing:
-            again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
-            for block in blocks:  # its forward only, so that the hooks of sharding run once
-                block.forward = again(block.forward)
+        for block in blocks if checkpointing else ():  # the forward only: hooks must run once
+            options = {"use_reentrant": False, "preserve_rng_state": False}
+            block.forward = partial(checkpoint, block.forward, **options)
         if world is not None:
             shard(self, blocks, world, self.dtype, trainable, exact)
             for name in self.METHODS:
@@ -95,24 +91,18 @@ class Scorer(nn.Module):
         fill(self, world.device if world else torch.device("cpu"))
 
     def save(self, folder: Path, tokenizer, world: World | None = None, write=None) -> None:
-        """Writes model and tokenizer in Hugging Face format, float32. A collective.
+        """Writes model and tokenizer in Hugging Face format. A collective.
 
-        write: takes (model, tokenizer, folder, world), in place of save_pretrained, for which rank
-            0 holds the whole model.
+        write: takes (model, tokenizer, folder, world); sharded parameters need that of
+            nanoalign/checkpoints/write.py. None: transformers' save_pretrained.
         """
-        if world is not None:
-            self.reshard()  # a forward without a backward pass leaves parameters gathered
         if write is not None:
             return write(self.model, tokenizer, folder, world)
-        state = {name: full(value).float().cpu() for name, value in self.model.state_dict().items()}
-        for part in (
-            partial(self.model.save_pretrained, state_dict=state),
-            tokenizer.save_pretrained,
-        ):
-            partial(part, folder)() if world is None else on_main(world, partial(part, folder))
+        self.model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """The trained parameters for an optimizer. Vectors (biases, norms) do not decay."""
+        """The trained parameters, for an optimizer. Vectors (biases, norms) do not decay."""
         trained = [p for p in self.parameters() if p.requires_grad]
         matrices, vectors = ([p for p in trained if (p.ndim >= 2) == m] for m in (True, False))
         groups = [{"params": matrices, "weight_decay": weight_decay},
@@ -130,7 +120,7 @@ class Policy(Scorer):
     >>> policy(collate([row]))                  # log pi(chosen | x), log pi(rejected | x): (2,)
     """
 
-    SCORES, UNIT, METHODS = "log-probabilities", "nats per token", ("textbook", "tokens")
+    SCORES, METHODS = "log-probabilities", ("textbook", "tokens")
 
     @classmethod
     def load(
@@ -143,13 +133,13 @@ class Policy(Scorer):
         world: shards the parameters over its ranks; None leaves them whole, for notebooks.
         dtype: of matrix products. The parameters of a trainable policy are float32 (bfloat16 would
             swallow steps of lr 1e-6); a frozen one is held in dtype.
-        checkpointing: runs each block again in the backward pass, which then keeps its input alone.
+        checkpointing: keeps only the input of each block, and runs it again in the backward pass.
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
         folder = tiny.MODEL if path == "tiny" else path
         stored = torch.float32 if trainable else dtype
-        model, fill = read(AutoModelForCausalLM, folder, read_config(folder), stored)
+        model, fill = read(transformers.AutoModelForCausalLM, folder, read_config(folder), stored)
         before_sharding(model)
         policy = cls(model, dtype)
         policy.place(world, fill, trainable, checkpointing)
@@ -160,10 +150,9 @@ class Policy(Scorer):
         return sums_of_responses(self._tokens(batch, chunked_token_logps), batch.lengths)
 
     def tokens(self, batch: Batch, head: Callable = chunked_token_logps) -> Tensor:
-        """The log-probability of every scored token, (M,); or what another head gives.
+        """The log-probability of every scored token, (M,), or what another head computes.
 
-        head: takes (hidden (M, D), logits (C, D) -> (C, V), targets (M,), C), as
-            logps.chunked_token_logps does.
+        head: takes what logps.chunked_token_logps takes.
         """
         return self._tokens(batch, head)
 
@@ -194,19 +183,15 @@ class Policy(Scorer):
             logits = self.model(input_ids=tokens, use_cache=False).logits  # (N, T, V)
         return sequence_logps(logits, labels.view_as(tokens))
 
-    def rounding(self, logps: Tensor, batch: Batch) -> Tensor:
-        """(S,) what rounding errors add up over: tokens, and 5, since few do not average out."""
-        return batch.lengths + 5
-
 
 class RewardModel(Scorer):
     """A transformer with one linear head, read at the last token of a response: its reward.
 
-    In Hugging Face format it is a ...ForSequenceClassification with one label, whose config says
-    under "nanoalign" how text is read: template, max_length, the EOS rule.
+    In Hugging Face format it is a ...ForSequenceClassification with one label. Its config has under
+    "nanoalign" how text becomes tokens: template, max_length, the EOS rule.
     """
 
-    SCORES, UNIT = "rewards", "times 1 + the largest"
+    SCORES = "rewards"
 
     @classmethod
     def load(
@@ -223,29 +208,18 @@ class RewardModel(Scorer):
         """
         folder = tiny.MODEL if path == "tiny" else path
         config = read_config(folder)
-        names = config.architectures or ["no architecture"]
+        names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
         if not has_head and head_seed is None:
             raise RunError(
-                f"model '{path}' has no reward head: its config.json names {', '.join(names)}; train "
-                "one with train_rm.py"
+                f"model '{path}' is {names} without a reward head; train one: train_rm.py"
             )
         if has_head and outputs not in (None, config.num_labels):
-            raise RunError(
-                f"model '{path}' has a head of {config.num_labels} outputs, not {outputs}"
-            )
-        text = config.get_text_config()
-        pad, eos = text.pad_token_id, text.eos_token_id
-        if has_head and pad is not None and pad in (eos if isinstance(eos, list) else [eos]):
-            raise RunError(
-                f"model '{path}' pads with its EOS, so its rewards were read before the EOS, but here "
-                "at it; if they were read at the EOS, give config.json another pad_token_id"
-            )
-        if not has_head:
-            config.num_labels = outputs or 1
-        text.pad_token_id = None  # transformers skips this token, and freezes its embedding
-        stored = torch.float32 if trainable else dtype
-        model, fill = read(AutoModelForSequenceClassification, folder, config, stored)
+            raise RunError(f"model '{path}' has {config.num_labels} outputs; expected {outputs}")
+        config.num_labels = config.num_labels if has_head else outputs or 1
+        config.get_text_config().pad_token_id = None  # transformers would not train its embedding
+        auto = transformers.AutoModelForSequenceClassification
+        model, fill = read(auto, folder, config, torch.float32 if trainable else dtype)
         reward_model = cls(model, dtype)
         head = reward_model.head
         if not has_head:  # rewards begin near 0, with a standard deviation of about 1
@@ -263,21 +237,15 @@ class RewardModel(Scorer):
         """The outputs of the head at the last token of every response: (S, K) float32."""
         with autocast(batch.reads.device, self.dtype):
             last = self.hidden(batch)[batch.ends]  # (S, D)
-        # float32: a reward in bfloat16 has 8 bits, and two good answers would often tie.
-        return self.head(last.float())
+        return self.head(last.float())  # a reward in bfloat16 has 8 bits: good answers would tie
 
     def textbook(self, batch: Batch) -> Tensor:
         """The same as forward, by the model's own forward, one response at a time: (S,)."""
         tokens = batch.inputs["input_ids"]  # (N, T)
-        lengths = batch.ends % tokens.shape[1] + 1
-        lines = [line[:length] for line, length in zip(tokens, lengths.tolist(), strict=True)]
+        lines = zip(tokens, (batch.ends % tokens.shape[1] + 1).tolist(), strict=True)
         with autocast(tokens.device, self.dtype):
-            outputs = [self.model(input_ids=x[None], use_cache=False).logits.float() for x in lines]
-        return torch.cat(outputs).sum(-1)
-
-    def rounding(self, rewards: Tensor, batch: Batch) -> Tensor:
-        """() the size of rewards, to which rounding errors are proportional."""
-        return 1 + rewards.abs().max()
+            outputs = [self.model(input_ids=line[None, :n], use_cache=False) for line, n in lines]
+        return torch.cat([output.logits.float() for output in outputs]).sum(-1)
 
     @property
     def head(self) -> nn.Linear:
@@ -292,22 +260,10 @@ class RewardModel(Scorer):
         """Parts that stay float32."""
         return (self.head,)
 
-    def save(self, folder: Path, tokenizer, world: World | None = None, write=None) -> None:
-        """See Scorer.save. transformers reads a reward at the last token that is not the pad token,
-        so that must not be EOS. If there is no other token, the config gets none.
-        """
-        known = self.model.get_input_embeddings().num_embeddings
-        others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-        fit = [i for i in others if i not in (None, tokenizer.eos_token_id) and i < known]
-        pad = self.model.config.get_text_config().pad_token_id = fit[0] if fit else None
-        if pad is not None:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
-        super().save(folder, tokenizer, world, write)
-
 
 def read_config(path: str | Path) -> PretrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = transformers.AutoConfig.from_pretrained(path)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{path}' has no readable config.json: {in_a_line(error)}") from error
     if getattr(config, "quantization_config", None) is not None:
@@ -317,6 +273,6 @@ def read_config(path: str | Path) -> PretrainedConfig:
 
 def load_tokenizer(path: str | Path):
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return transformers.AutoTokenizer.from_pretrained(path)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{path}' has no readable tokenizer: {in_a_line(error)}") from error

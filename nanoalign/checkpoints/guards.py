@@ -1,0 +1,90 @@
+"""Guards of a run: what is refused before anything is trained, because it would be lost or wrong."""
+
+import math
+import platform
+import subprocess
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+import nanoalign
+from nanoalign.batch import Row
+from nanoalign.errors import RunError
+from nanoalign.model import RewardModel, Scorer, load_tokenizer
+from nanoalign.runs import ARGS
+
+
+def check_folder(args: Namespace, models: list[Path]) -> None:
+    """Raises RunError where writing to --out would lose something; changes nothing.
+
+    models: folders that the run reads.
+    """
+    out = Path(args.out)
+    is_run = (out / ARGS).is_file()
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; give a folder")
+    if any(out.resolve() == model for model in models):
+        raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
+    if args.resume and args.overwrite:
+        raise RunError("--resume continues a run and --overwrite replaces it; give one of them")
+    if is_run and not (args.resume or args.overwrite):
+        raise RunError(
+            f"--out {out} holds another run; continue it with --resume, replace it with --overwrite, "
+            "or give another --out"
+        )
+    if not is_run and out.is_dir() and any(out.iterdir()):
+        raise RunError(f"--out {out} holds files that are not those of a run; give another --out")
+
+
+def check_vocabulary(folder: Path, other: Path) -> None:
+    """Raises RunError where two models have different tokens, so that log-probabilities differ."""
+    if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
+        raise RunError(
+            f"--reference {other} has another vocabulary than --model {folder}; their "
+            "log-probabilities can't be compared"
+        )
+
+
+def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
+    """Raises RunError for rows with token ids or positions that the model does not have."""
+    config = model.model.config.get_text_config()
+    ids = model.model.get_input_embeddings().num_embeddings
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
+    for row in rows if largest >= ids or longest > positions else ():
+        largest = max(int(part.max()) for part in (row.prompt, *row.responses))
+        if largest >= ids:
+            raise RunError(
+                f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its tokenizer "
+                "belongs to another model"
+            )
+        if row.longest > positions:
+            raise RunError(
+                f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; give "
+                f"--max_length {positions} or less"
+            )
+
+
+def check_pad_token(model: RewardModel, folder: Path) -> None:
+    """Raises RunError for a reward model whose rewards were read at another token than here."""
+    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is not None and config.pad_token_id in eos:
+        raise RunError(
+            f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, but "
+            "here they are read at EOS; if that is right, give config.json another pad_token_id"
+        )
+
+
+def versions() -> dict[str, str | None]:
+    """What a result also depends on: versions, and the commit where the package is in git."""
+    git = ["git", "-C", str(Path(nanoalign.__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # git is not installed
+        commit = None
+    return {"nanoalign": nanoalign.__version__, "commit": commit, "torch": torch.__version__,
+            "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
