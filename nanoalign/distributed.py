@@ -21,7 +21,6 @@ from torch.distributed.tensor import DTensor
 from nanoalign.errors import RunError
 
 T = TypeVar("T")
-
 TIMEOUT = 1800.0  # seconds that a rank waits for the others, unless a script says otherwise
 
 
@@ -29,8 +28,8 @@ TIMEOUT = 1800.0  # seconds that a rank waits for the others, unless a script sa
 class World:
     """The place of this process among the ranks of a run.
 
-    mesh: (size,) if all ranks share one copy of the parameters. nanoalign/hosts makes meshes of
-        (groups, ranks of a group), where each group has a copy; the last dimension is sharded.
+    mesh: (size,); or (groups, ranks of a group) where each group has a copy of the parameters
+        (nanoalign/hosts). Parameters are sharded over the last dimension.
     """
 
     rank: int
@@ -47,15 +46,12 @@ def setup(timeout: float = TIMEOUT) -> World:
     """Joins the process group that torchrun describes; without torchrun, a group of one.
 
     timeout: seconds after which a rank that waits for another one fails.
-    Raises RunError if the host has fewer GPUs than ranks.
     """
     rank, size, local_rank = place()
     if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise RunError(
-                f"--nproc_per_node asks for rank {local_rank} on this host, which has "
-                f"{torch.cuda.device_count()} GPUs; give no more ranks than GPUs"
-            )
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
+            raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give no more ranks")
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:
@@ -72,16 +68,15 @@ def setup(timeout: float = TIMEOUT) -> World:
 
 
 def place() -> tuple[int, int, int]:
-    """(rank, number of ranks, rank on this host), as torchrun's environment variables say."""
+    """(rank, number of ranks, rank on this host), by torchrun's environment variables."""
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     return tuple(int(os.environ.get(name, default)) for name, default in names)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products for --precision: auto is bfloat16 on CUDA, float32 on a CPU."""
-    auto = "bf16" if device.type == "cuda" else "fp32"
-    name = auto if precision == "auto" else precision
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    auto = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"auto": auto, "fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -90,13 +85,9 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def shard(
-    module: nn.Module,
-    blocks: Iterable[nn.Module],
-    world: World,
-    dtype: torch.dtype,
-    trainable: bool = True,
-    exact: Iterable[nn.Module] = (),
-) -> None:
+    module: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype,
+    trainable: bool = True, exact: Iterable[nn.Module] = (),
+) -> None:  # fmt: skip
     """Shards every block, then what remains (embedding, last norm, head), over the mesh, in place.
 
     The parameters of a block are gathered in dtype just before it runs and freed after it;
@@ -132,20 +123,18 @@ def full(value: Tensor) -> Tensor:
 
 
 def on_main(world: World, function: Callable[[], T]) -> T | None:
-    """Runs a function on rank 0 and returns its result there, None elsewhere. A collective.
+    """The result of a function on rank 0, None on the others. A collective.
 
-    A RunError or OSError that it raises becomes a RunError on every rank, so no rank waits in vain.
+    A RunError or OSError becomes a RunError on every rank, so no rank waits in vain.
     """
-    result, problem = None, [None]
+    result = problem = None
     if world.is_main:
         try:
             result = function()
         except (RunError, OSError) as error:
-            problem = [str(error)]
-    if world.size > 1:
-        dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise RunError(problem[0])
+            problem = str(error)
+    if (problem := gather(problem, world)[0]) is not None:
+        raise RunError(problem)
     return result
 
 
@@ -164,10 +153,10 @@ def breakpoint0() -> None:
 
 
 def report(error: BaseException) -> bool:
-    """Prints a RunError or OSError as one line. False: the error is another one, a defect."""
-    if isinstance(error, RunError | OSError):
+    """Prints a RunError or OSError as one line; False: the error is another one, a defect."""
+    if expected := isinstance(error, RunError | OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
-    return isinstance(error, RunError | OSError)
+    return expected
 
 
 def run(main: Callable[[], None], report: Callable[[BaseException], bool] = report) -> None:

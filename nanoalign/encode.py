@@ -14,6 +14,7 @@ At most one BOS, before the prompt; one EOS, after a response that was not cut. 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jinja2 import TemplateError  # comes with torch; chat templates are written in it
@@ -42,22 +43,17 @@ class Record:
 
 
 def encode(
-    prompt: str | list[dict],
-    responses: Sequence[str],
-    tokenizer,
-    max_length: int = 1024,
-    template: str = "auto",
-    name: str = "",
-) -> Row:
-    """The Row of a prompt and its responses; the first is compared with the second, if there are two.
+    prompt: str | list[dict], responses: Sequence[str], tokenizer, max_length: int = 1024,
+    template: str = "auto", name: str = "",
+) -> Row:  # fmt: skip
+    """The Row of a prompt and its responses; of two responses the first is the chosen one.
 
     max_length: tokens of the prompt and one response. Where they are more, the prompt loses its
         beginning, once for all responses, but keeps at least half of max_length; then a response
         loses its end, and with it its EOS.
     Raises RunError if the template cannot render the prompt or the tokenizer has no EOS.
     """
-    pairs = ((0, 1),) if len(responses) == 2 else ()
-    record = Record(prompt, responses, pairs, name=name)
+    record = Record(prompt, responses, ((0, 1),) if len(responses) == 2 else (), name=name)
     return encode_all([record], tokenizer, max_length, template)[0]
 
 
@@ -88,14 +84,34 @@ def encode_all(
     return [rows[i] for i in range(len(records))]
 
 
+def _fit(
+    record: Record, prompt: list[int], responses: list[list[int]], limit: int, bos: int | None
+) -> Row:
+    """The Row of a record, cut to `limit` tokens of a prompt and one response."""
+    if not prompt:
+        raise RunError(f"{record.name}: the prompt has no tokens in this tokenizer; remove it")
+    notes = [BLANK_RESPONSE for response in record.responses if not response.strip()]
+    # What the prompt may keep: all that the longest response leaves, and at least half.
+    room = max(limit - max(map(len, responses), default=0), limit // 2)
+    if len(prompt) > room:
+        notes.append(CUT_PROMPT)
+        head = prompt[:1] if prompt[0] == bos and room > 1 else []
+        prompt = head + prompt[len(prompt) - room + len(head) :]
+    room = limit - len(prompt)
+    notes += [CUT_RESPONSE for response in responses if len(response) > room]
+    ids = [np.array(part, dtype=np.int32) for part in (prompt, *(r[:room] for r in responses))]
+    extra = {name: np.array(values) for name, values in record.extra.items()}
+    extra = {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in extra.items()}
+    return Row(record.name, ids[0], tuple(ids[1:]), record.pairs, extra, tuple(notes))
+
+
 # --- text -----------------------------------------------------------------------------------------
 
 
 def is_dialogue(prompt: str | list[dict]) -> bool:
     """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
-    return not isinstance(prompt, list) and bool(
-        re.fullmatch(r"\n\nHuman:.*\n\nAssistant:", prompt, re.DOTALL)
-    )
+    ends = ("\n\nHuman:", "\n\nAssistant:")
+    return isinstance(prompt, str) and prompt.startswith(ends[0]) and prompt.endswith(ends[1])
 
 
 def messages_of(prompt: str | list[dict]) -> list[dict]:
@@ -120,43 +136,35 @@ def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
 def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
     """(prompt with the assistant's header, responses) as text, by `chat`, `pku` or `raw`."""
     prompt, responses = record.prompt, list(record.responses)
-    if template == "raw" and isinstance(prompt, list):
-        raise RunError(f"{record.name}: the template 'raw' needs text; the prompt is messages")
-    if template == "raw":
+    if template == "raw" and isinstance(prompt, str):
         return prompt, responses
     if is_dialogue(prompt):  # "Assistant: answer": the space belongs to the format of HH-RLHF
         responses = [response.removeprefix(" ") for response in responses]
     messages = messages_of(prompt)
-    if template == "chat":
-        return _render_chat(record, messages, responses, tokenizer)
-    headers, text = {"user": " USER: ", "assistant": " ASSISTANT:"}, "BEGINNING OF CONVERSATION:"
-    for message in messages:
-        if message["role"] not in headers:
-            raise RunError(f"{record.name}: the template 'pku' has no role '{message['role']}'")
-        text += headers[message["role"]] + message["content"]
-    return text + " ASSISTANT:", responses
-
-
-def _render_chat(
-    record: Record, messages: list[dict], responses: list[str], tokenizer
-) -> tuple[str, list[str]]:
-    if not tokenizer.chat_template:
-        raise RunError("--template chat: the tokenizer has no chat template; use raw or pku")
-    options = {"tokenize": False} | ({"tools": record.tools} if record.tools else {})
+    headers = {"user": " USER: ", "assistant": " ASSISTANT:"}
+    if template == "pku" and all(message["role"] in headers for message in messages):
+        turns = [headers[message["role"]] + message["content"] for message in messages]
+        return f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:", responses
+    if template != "chat" or not tokenizer.chat_template:
+        raise RunError(
+            f"{record.name}: the template '{template}' can't be used: raw needs text, pku messages of "
+            "user and assistant alone, chat a tokenizer with a chat template; use another --template"
+        )
+    apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
     dialogues = [[*messages, {"role": "assistant", "content": text}] for text in responses]
     try:
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
-        texts = [tokenizer.apply_chat_template(dialogue, **options) for dialogue in dialogues]
+        text = apply(messages, add_generation_prompt=True)
+        texts = [apply(dialogue) for dialogue in dialogues]
     except (TemplateError, TypeError) as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
-    for text in texts:
-        if not text.startswith(prompt):
+    for whole in texts:
+        if not whole.startswith(text):
             raise RunError(
-                f"{record.name}: the chat template renders the dialogue as ...{text[-80:]!r}, which "
-                f"does not begin with its rendering of the prompt, ...{prompt[-80:]!r}; use "
-                "--template raw or pku, or correct the template"
+                f"{record.name}: the chat template renders the dialogue as ...{whole[-80:]!r}, which "
+                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; use --template "
+                "raw or pku, or correct the template"
             )
-    return prompt, [text[len(prompt) :] for text in texts]
+    return text, [whole[len(text) :] for whole in texts]
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -180,39 +188,17 @@ def tokenize_continuations(texts: Sequence[str], tokenizer, plain: bool = False)
     SentencePiece puts a space before a text, which a response does not begin with: with such a
     tokenizer each text is tokenized behind a newline, whose tokens are then removed.
     """
-    options = {"add_special_tokens": False, "split_special_tokens": plain}
-    alone = tokenize(texts, tokenizer, **options)
-    newline, x, both = tokenize(["\n", "x", "\nx"], tokenizer, **options)
+    ids_of = partial(
+        tokenize, tokenizer=tokenizer, add_special_tokens=False, split_special_tokens=plain
+    )
+    alone, (newline, x, both) = ids_of(texts), ids_of(["\n", "x", "\nx"])
     if both == newline + x:
         return alone
-    behind = tokenize(["\n" + text for text in texts], tokenizer, **options)
-    n = len(newline)
+    behind, n = ids_of(["\n" + text for text in texts]), len(newline)
     return [b[n:] if b[:n] == newline else a for a, b in zip(alone, behind, strict=True)]
 
 
 def _without_eos(text: str, tokenizer) -> str:
     """The text without an EOS that the template or the data wrote, and the newline after it."""
-    stripped = text.rstrip()
-    eos = tokenizer.eos_token
+    stripped, eos = text.rstrip(), tokenizer.eos_token
     return stripped.removesuffix(eos) if stripped.endswith(eos) else text
-
-
-def _fit(
-    record: Record, prompt: list[int], responses: list[list[int]], limit: int, bos: int | None
-) -> Row:
-    """The Row of a record, cut to `limit` tokens of a prompt and one response."""
-    if not prompt:
-        raise RunError(f"{record.name}: the prompt has no tokens in this tokenizer; remove it")
-    notes = [BLANK_RESPONSE for response in record.responses if not response.strip()]
-    # What the prompt may keep: all that the longest response leaves, and at least half.
-    room = max(limit - max(map(len, responses), default=0), limit // 2)
-    if len(prompt) > room:
-        notes.append(CUT_PROMPT)
-        head = prompt[:1] if prompt[0] == bos and room > 1 else []
-        prompt = head + prompt[len(prompt) - room + len(head) :]
-    room = limit - len(prompt)
-    notes += [CUT_RESPONSE for response in responses if len(response) > room]
-    ids = [np.array(part, dtype=np.int32) for part in (prompt, *(r[:room] for r in responses))]
-    extra = {name: np.array(values) for name, values in record.extra.items()}
-    extra = {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in extra.items()}
-    return Row(record.name, ids[0], tuple(ids[1:]), record.pairs, extra, tuple(notes))

@@ -16,16 +16,15 @@ MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with defaults in its help; an error is a RunError.
+    """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
-    derived: functions from the parsed flags to defaults of further flags.
-    refusals: functions from the parsed flags to what is wrong with them, or None.
-    Subpackages append theirs in `add_arguments`.
+    Subpackages append to `derived` functions from the flags to defaults of further flags, and to
+    `refusals` functions from the flags to what is wrong with them, or None.
     """
 
     def __init__(self, doc: str, **options):
         first, _, rest = doc.partition("\n")
-        options |= {"allow_abbrev": False, "formatter_class": _HelpFormatter}
+        options |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
         super().__init__(description=first, epilog=rest, **options)
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
@@ -35,9 +34,8 @@ class Parser(argparse.ArgumentParser):
         for derive in self.derived:
             self.set_defaults(**derive(args))
             args = super().parse_args(argv, namespace)
-        for refusal in self.refusals:
-            if message := refusal(args):
-                raise RunError(message)
+        for message in filter(None, (refusal(args) for refusal in self.refusals)):
+            raise RunError(message)
         return args
 
     def print_help(self, file=None) -> None:
@@ -48,13 +46,11 @@ class Parser(argparse.ArgumentParser):
         raise RunError(f"{message} (see {self.prog} --help)")
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the text of the script unchanged, and each default once."""
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the docstring unchanged, and the default of each flag that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None:
-            return action.help
-        return super()._get_help_string(action)
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def number(kind: type, at_least: float, below: float = math.inf) -> Callable[[str], float]:
@@ -66,11 +62,9 @@ def number(kind: type, at_least: float, below: float = math.inf) -> Callable[[st
         except ValueError:
             value = math.nan
         if not at_least <= value < below:
-            noun = "a whole number" if kind is int else "a number"
-            limit = f" and below {below:g}" * (below < math.inf)
-            raise argparse.ArgumentTypeError(
-                f"expected {noun} of at least {at_least:g}{limit}, got '{text}'"
-            )
+            noun, limit = "whole " * (kind is int) + "number", f" and below {below:g}"
+            limit = f"of at least {at_least:g}{limit * (below < math.inf)}"
+            raise argparse.ArgumentTypeError(f"expected a {noun} {limit}, got '{text}'")
         return value
 
     return parse
@@ -78,16 +72,15 @@ def number(kind: type, at_least: float, below: float = math.inf) -> Callable[[st
 
 def positive(text: str) -> float:
     """An argparse type: a finite number above 0."""
-    value = number(float, 0.0)(text)
-    if value == 0:
+    if number(float, 0.0)(text) == 0:
         raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
-    return value
+    return float(text)
 
 
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
-    """How a forward runs, in training and in evaluation; no result depends on it but for rounding."""
-    add = group.add_argument
-    add("--micro_batch_tokens", type=number(int, 1), default=MICRO_BATCH_TOKENS,
+    """How a forward runs, in training and in evaluation; results do not depend on it."""
+    add, count = group.add_argument, number(int, 1)
+    add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS,
         help="tokens of one forward on one rank, at most (a longer row runs alone)")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="of matrix products; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
@@ -96,47 +89,37 @@ def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
 def add_training_arguments(
     parser: Parser, data: str, out: str, warmup: float, lr: float, tiny_lr: float, epochs: int = 1
 ) -> None:
-    """The flags of both training scripts; what differs between them is given. epochs: with tiny."""
+    """The flags of both training scripts. epochs: the default with --model tiny."""
+    count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs: docs/data.md")
     add("--eval_data", nargs="+", metavar="SOURCE",
-        help="held-out pairs; default: the test split of the embedded data, else --eval_share")  # fmt: skip
-    add("--eval_share", type=number(float, 0, 1), default=0.1,
-        help="share of the prompts of --data that is held out if there is no --eval_data")  # fmt: skip
+        help="held-out pairs; default: the embedded test data for embedded data")  # fmt: skip
+    add("--eval_share", type=share, default=0.1,
+        help="share of the prompts that is held out where there are no held-out pairs")  # fmt: skip
     add("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut, and counted")  # fmt: skip
-    add("--template", choices=TEMPLATES, default="auto",
-        help="how prompt and response become text: nanoalign/encode.py")  # fmt: skip
+    add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
 
     add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=number(int, 1), default=64,
-        help="pairs (or ranked records) of one optimizer step, over all ranks")  # fmt: skip
-    add("--epochs", type=number(int, 1),
-        help=f"passes over the data; default: 1, with --model tiny {epochs}")  # fmt: skip
-    add("--steps", type=number(int, 1), help="optimizer steps in all, in place of --epochs")
-    add("--lr", type=positive,
-        help=f"peak learning rate; default: {lr:g}, with --model tiny {tiny_lr:g}")  # fmt: skip
-    add("--warmup", type=number(float, 0, 1), default=warmup,
-        help="share of the steps in which the learning rate rises to its peak")  # fmt: skip
+    add("--batch_size", type=count, default=64, help="records of a step, over all ranks")
+    add("--epochs", type=count, help=f"passes over the data; default: 1; {epochs} for tiny")
+    add("--steps", type=count, help="optimizer steps in all, in place of --epochs")
+    add("--lr", type=positive, help=f"peak learning rate; default: {lr:g}; {tiny_lr:g} for tiny")
+    add("--warmup", type=share, default=warmup, help="share of the steps in which it rises")
     add("--schedule", choices=("cosine", "linear", "constant"), default="cosine",
         help="how the learning rate falls after the warm-up")  # fmt: skip
     add("--weight_decay", type=number(float, 0), default=0.0, help="of AdamW, on matrices alone")
     add("--max_grad_norm", type=positive, default=1.0, help="longer gradients are scaled to this")
-    add("--seed", type=number(int, 0), default=0,
-        help="of the order of the pairs, the held-out prompts, and what is drawn at the start")  # fmt: skip
+    add("--seed", type=number(int, 0), default=0, help="of the order of records, and of drawing")
 
     add_forward_arguments(machine := parser.add_argument_group("machine"))
     machine.add_argument("--activation_checkpointing", action=argparse.BooleanOptionalAction,
-        default=False, help="less memory: runs each block again in the backward pass")  # fmt: skip
+        default=False, help="less memory: run blocks again in the backward pass")  # fmt: skip
 
     add = parser.add_argument_group("run").add_argument
-    add("--eval_every", type=number(int, 1), metavar="STEPS",
-        help="evaluate every so many steps, beside the start and the end of each epoch")  # fmt: skip
+    add("--eval_every", type=count, metavar="STEPS", help="beside start and end of each epoch")
     add("--out", default=out, help="folder of the run: model, metrics, curves, checkpoints")
     add("--overwrite", action="store_true", help="replace the run in --out")
-    parser.derived.append(
-        lambda args: {
-            "lr": tiny_lr if args.model == "tiny" else lr,
-            "epochs": epochs if args.model == "tiny" else 1,
-        }
-    )
+    tiny, others = {"lr": tiny_lr, "epochs": epochs}, {"lr": lr, "epochs": 1}
+    parser.derived.append(lambda args: tiny if args.model == "tiny" else others)
