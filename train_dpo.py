@@ -23,7 +23,7 @@ from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packi
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, check_vocabulary, versions
+from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, versions
 from nanoalign.checkpoints.resume import Checkpoints
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
@@ -34,7 +34,7 @@ from nanoalign.formats.load import load_rows
 from nanoalign.hosts.report import report
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, hits
-from nanoalign.model import Policy, load_tokenizer
+from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
 from nanoalign.packing.summary import describe
 
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
         policy, optimizer, objective, data.rows, held_out, batches, args, log, checkpoint, start
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
-    policy.save(Path(args.out), tokenizer, world, write)
+    write(policy, tokenizer, Path(args.out), world)
     finish(args, world, f"{args.loss} of {args.model}", len(data.held_out))
 
 

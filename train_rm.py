@@ -22,7 +22,7 @@ from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, runs,
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, versions
+from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, versions
 from nanoalign.checkpoints.resume import Checkpoints
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
@@ -33,7 +33,7 @@ from nanoalign.formats.load import load_rows
 from nanoalign.hosts.report import report
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
-from nanoalign.model import RewardModel, load_tokenizer
+from nanoalign.model import RewardModel
 from nanoalign.packing.batches import Packed
 from nanoalign.packing.summary import describe
 from nanoalign.rewards.rule import set_rule
@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         start,
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
-    reward_model.save(Path(args.out), tokenizer, world, write_model)
+    write_model(reward_model, tokenizer, Path(args.out), world)
     finish(args, world, f"Reward model on {args.model}", len(data.held_out))
 
 

@@ -40,9 +40,7 @@ class Row:
 
 @dataclass(slots=True)
 class Batch:
-    """Rows as tensors. A model gives scores (S,); scores[batch.chosen] and scores[batch.rejected],
-    (B,) each, are compared.
-    """
+    """Rows as tensors. Of scores (S,), scores[chosen] and scores[rejected], (B,), are compared."""
 
     inputs: dict[str, object]  # keyword arguments of the transformer
     reads: Tensor  # (M,) where in the flat (N * T) the state is that predicts each scored token

@@ -5,17 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.distributed import ReduceOp
 
-from nanoalign.batch import Batch, Row, collate, lengths_of
+from nanoalign.batch import Row, collate, lengths_of
 from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.loop import Batches, Objective
 from nanoalign.model import Policy, Scorer
 
 CHECKED_ROWS = 4  # from the shortest to the longest
-# Allowed difference of two ways to compute a score, in units of `rounding`; bfloat16 has 8 bits.
+# Allowed difference of two ways to compute a score: see `unit`; bfloat16 has 8 bits.
 LAYOUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 REWARDS = ("rewards/chosen", "rewards/rejected")
 START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same numbers
@@ -50,20 +49,16 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
         raise RunError(
             f"self-check: {name} fails with {in_a_line(error)}; {batches.advice}"
         ) from error
-    off = ((scores - plain).abs() / rounding(model, plain, batch)).max().item()
+    # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors
+    # of rewards are proportional to their size.
+    unit = batch.lengths + 5 if isinstance(model, Policy) else 1 + plain.abs().max()
+    off = ((scores - plain).abs() / unit).max().item()
     if not off <= LAYOUT_TOLERANCE[model.dtype]:
         raise RunError(
             f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} "
             f"from those of its own forward on separate sequences, on {picked[-1].name} and others "
             f"(at most {LAYOUT_TOLERANCE[model.dtype]:g} allowed); {batches.advice}"
         )
-
-
-def rounding(model: Scorer, scores: Tensor, batch: Batch) -> Tensor:
-    """The unit of rounding errors, (S,) or (): of a log-probability its tokens, and 5, since few
-    errors do not average out; of rewards 1 + the largest.
-    """
-    return batch.lengths + 5 if isinstance(model, Policy) else 1 + scores.abs().max()
 
 
 @torch.no_grad()

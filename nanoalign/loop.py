@@ -42,15 +42,18 @@ class Objective:
 
 
 class Batches:
-    """Rows -> the micro-batches of this rank, as padded lines of responses.
+    """Rows -> the micro-batches of this rank, a padded line per response.
 
-    nanoalign/packing has a subclass for packed rows.
+    nanoalign/packing has a subclass for rows without padding.
     """
 
-    advice = "this architecture is not supported"  # where scores of a batch are wrong
+    advice = "this architecture is not supported"  # in the error where scores of a batch are wrong
 
     def __init__(self, world: World, tokens: int):
         self.world, self.tokens = world, tokens  # tokens: of a micro-batch, at most
+
+    def prepare(self, model: Scorer) -> None:
+        """Called with each model that will read these batches."""
 
     def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
         return collate(rows, weight)
@@ -67,21 +70,18 @@ class Batches:
         groups += [[] for _ in range(-len(groups) % self.world.size)]
         return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
 
-    def prepare(self, model: Scorer) -> None:
-        """Called with each model that will read these batches."""
-
     def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        """The batches of one optimizer step.
+        """The batches of one optimizer step, on the device.
 
-        All ranks get equally many, because the collectives of sharding must match. A rank that has
+        All ranks get equally many, because the collectives of sharding must match: a rank that has
         no row left gets one with the weight 0.
         """
-        filler = [min(rows, key=len)]
         for groups in self.plan(rows):
             group = groups[self.world.rank]
-            batch = self.collate([rows[i] for i in group] or filler, float(bool(group)))
+            chosen = [rows[i] for i in group] or [min(rows, key=len)]
+            batch = self.collate(chosen, float(bool(group))).to(self.world.device)
             batch.rows = group
-            yield batch.to(self.world.device)
+            yield batch
 
     def all(self, rows: Sequence[Row]) -> Iterator[Batch]:
         """As step, for any number of rows: they are sorted by length and planned in parts."""
@@ -97,8 +97,7 @@ def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
     rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batches: Batches, args: Namespace,
     log: Callable[[int, dict[str, float]], None],
-    save: Callable[[int, bool], bool] = lambda step, last: False,
-    start: int = 0,
+    save: Callable[[int, bool], bool] = lambda step, last: False, start: int = 0,
 ) -> bool:  # fmt: skip
     """Trains from step `start` to the last one. Returns whether that was reached.
 
@@ -111,7 +110,7 @@ def train(
         raise RunError(f"the checkpoint is at step {start} of {total}; raise --steps or --epochs")
     if start == 0:
         log(0, evaluate(objective, held_out, batches))
-    world = batches.world
+    world, done = batches.world, start
     progress = tqdm(total=total, initial=start, unit="step", disable=not world.is_main)
     for step in range(start, total):
         # the learning rate of this step
@@ -120,21 +119,25 @@ def train(
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
         # micro-batches: however rows are divided, the gradient of the mean loss over the step
-        of_step = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
-        objective.before_step(of_step, lambda of_step=of_step: batches.step(of_step))
+        these = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
+        objective.before_step(these, lambda these=these: batches.step(these))
         means = Means()
-        for batch in batches.step(of_step):
+        for batch in batches.step(these):
             losses, metrics = objective(batch)  # (B,)
-            loss = (losses * batch.weights).sum() / len(of_step)
-            # Sharding averages gradients over ranks; their sum is wanted.
-            (loss * world.size).backward()
+            loss = (losses * batch.weights).sum() / len(these)
+            (loss * world.size).backward()  # sharding averages gradients over ranks; we want sums
             means.add(metrics, batch.weights)
 
         # clip, step
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        grad_norm = full(norm).item()  # waits for the GPU
-        metrics = means.reduce()
-        check_step(step, metrics["loss"], grad_norm, first=step == start)
+        grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
+        if not math.isfinite(metrics["loss"] + grad_norm):
+            raise RunError(
+                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {grad_norm}; the "
+                "step was not taken. Lower --lr, or check the weights of --model"
+            )
+        if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
+            raise RunError(f"step {step + 1}: no gradient reached the model, nothing is trained")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         done = step + 1
@@ -149,7 +152,7 @@ def train(
         if save(done, done == total):
             break
     progress.close()
-    return start == total or done == total
+    return done == total
 
 
 @torch.no_grad()
@@ -194,13 +197,3 @@ def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> 
     done = (step - rising) / (total - rising)  # in [0, 1)
     factor = {"cosine": (1 + math.cos(math.pi * done)) / 2, "linear": 1 - done, "constant": 1.0}
     return peak * factor[schedule]
-
-
-def check_step(step: int, loss: float, grad_norm: float, first: bool) -> None:
-    if not math.isfinite(loss + grad_norm):
-        raise RunError(
-            f"step {step + 1}: the loss is {loss}, the gradient norm {grad_norm}; the step was not "
-            "taken. Lower --lr, or check the weights of --model"
-        )
-    if first and grad_norm == 0 and loss != 0:  # a hinge may have no slope
-        raise RunError(f"step {step + 1}: no gradient reached the model, so nothing is trained")

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
@@ -19,12 +18,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from nanoalign import tiny
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, autocast, shard
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps, sums_of_responses
 
-# What transformers raises for a folder that it cannot read.
-FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
-                  AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
 
 Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
@@ -37,14 +33,7 @@ def read_whole(
     auto: type, folder: str | Path, config: PretrainedConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Fill]:
     """Loads by transformers' from_pretrained: every rank reads all weights."""
-    try:
-        options = {"config": config, "dtype": dtype, "output_loading_info": True}
-        model, info = auto.from_pretrained(folder, **options)
-    except FOREIGN_ERRORS as error:
-        raise RunError(f"model '{folder}' can't be loaded: {in_a_line(error)}") from error
-    missing = [n for n in info["missing_keys"] if n.startswith(model.base_model_prefix + ".")]
-    if missing:  # transformers would draw them at random
-        raise RunError(f"model '{folder}' has no weights for {', '.join(sorted(missing)[:3])}")
+    model = auto.from_pretrained(folder, config=config, dtype=dtype)
     return model, lambda module, device: module.to(device)
 
 
@@ -90,17 +79,6 @@ class Scorer(nn.Module):
                 register_fsdp_forward_method(self, name)
         fill(self, world.device if world else torch.device("cpu"))
 
-    def save(self, folder: Path, tokenizer, world: World | None = None, write=None) -> None:
-        """Writes model and tokenizer in Hugging Face format. A collective.
-
-        write: takes (model, tokenizer, folder, world); sharded parameters need that of
-            nanoalign/checkpoints/write.py. None: transformers' save_pretrained.
-        """
-        if write is not None:
-            return write(self.model, tokenizer, folder, world)
-        self.model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """The trained parameters, for an optimizer. Vectors (biases, norms) do not decay."""
         trained = [p for p in self.parameters() if p.requires_grad]
@@ -138,8 +116,9 @@ class Policy(Scorer):
         Raises RunError if files are missing or do not fit the architecture.
         """
         folder = tiny.MODEL if path == "tiny" else path
+        config = transformers.AutoConfig.from_pretrained(folder)
         stored = torch.float32 if trainable else dtype
-        model, fill = read(transformers.AutoModelForCausalLM, folder, read_config(folder), stored)
+        model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
         before_sharding(model)
         policy = cls(model, dtype)
         policy.place(world, fill, trainable, checkpointing)
@@ -207,7 +186,7 @@ class RewardModel(Scorer):
         The other arguments are those of Policy.load.
         """
         folder = tiny.MODEL if path == "tiny" else path
-        config = read_config(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
         if not has_head and head_seed is None:
@@ -259,20 +238,3 @@ class RewardModel(Scorer):
     def exact(self) -> tuple[nn.Module, ...]:
         """Parts that stay float32."""
         return (self.head,)
-
-
-def read_config(path: str | Path) -> PretrainedConfig:
-    try:
-        config = transformers.AutoConfig.from_pretrained(path)
-    except FOREIGN_ERRORS as error:
-        raise RunError(f"model '{path}' has no readable config.json: {in_a_line(error)}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise RunError(f"model '{path}' is quantized; training needs its full weights")
-    return config
-
-
-def load_tokenizer(path: str | Path):
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path)
-    except FOREIGN_ERRORS as error:
-        raise RunError(f"model '{path}' has no readable tokenizer: {in_a_line(error)}") from error

@@ -9,12 +9,38 @@ from pathlib import Path
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 import nanoalign
 from nanoalign.batch import Row
-from nanoalign.errors import RunError
-from nanoalign.model import RewardModel, Scorer, load_tokenizer
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.model import RewardModel, Scorer
 from nanoalign.runs import ARGS
+
+# What transformers raises for a folder that it cannot read.
+FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+                  AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
+
+
+def read_config(folder: Path) -> transformers.PretrainedConfig:
+    if not (folder / "config.json").is_file():
+        raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"{folder / 'config.json'}: {in_a_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise RunError(f"model folder '{folder}' is quantized; training needs its full weights")
+    return config
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer of a model's folder. Raises RunError if there is none, or it has no EOS."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
+    return tokenizer
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
