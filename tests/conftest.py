@@ -1,4 +1,4 @@
-"""What the tests share: a byte-level tokenizer, a tiny random Llama with it, and pairs of text."""
+"""Shared by the tests: a byte-level tokenizer, a tiny random Llama, pairs of text, a world."""
 
 import json
 import os
@@ -11,11 +11,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from nanoalign.records import Example
+from nanoalign.distributed import World
+from nanoalign.encode import Record
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A cache of their own for the tests. Ranks and scripts that they start inherit it."""
+    """Gives the tests a cache folder of their own, which ranks and scripts inherit."""
     folder = tempfile.TemporaryDirectory(prefix="nanoalign_cache_")
     config.add_cleanup(folder.cleanup)
     os.environ["NANOALIGN_CACHE"] = folder.name
@@ -38,29 +39,27 @@ def tiny_llama(seed: int = 0, **options) -> torch.nn.Module:
                 "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True,
                 "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}  # fmt: skip
     model = AutoModelForCausalLM.from_config(LlamaConfig(**settings | options))
-    # The usual deviation of 0.02 gives nearly uniform logits, in which errors would hide.
+    # The usual deviation of 0.02 gives nearly uniform logits, which would hide errors.
     for p in model.parameters():
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=0.2)
     return model.eval()
 
 
-def examples(count: int, seed: int = 0) -> list[Example]:
+def records(count: int, seed: int = 0) -> list[Record]:
     """Pairs with prompts and responses of very different lengths."""
     draw = random.Random(seed)
 
     def text(low: int, high: int) -> str:
         return "".join(draw.choice("abcdefgh ") for _ in range(draw.randint(low, high))) + "."
 
-    return [
-        Example(f"test:{i}", "text", text(2, 40), (text(1, 30), text(1, 30))) for i in range(count)
-    ]
+    return [Record(text(2, 40), (text(1, 30), text(1, 30)), name=f"test:{i}") for i in range(count)]
 
 
 def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
     lines = [
-        json.dumps({"prompt": e.prompt, "chosen": e.responses[0], "rejected": e.responses[1]})
-        for e in examples(count, seed)
+        json.dumps({"prompt": r.prompt, "chosen": r.responses[0], "rejected": r.responses[1]})
+        for r in records(count, seed)
     ]
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -78,3 +77,9 @@ def llama_folder(tmp_path_factory, tokenizer) -> Path:
     tiny_llama().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def world() -> World:
+    """One process on the CPU, without a process group."""
+    return World(0, 1, torch.device("cpu"), mesh=None)

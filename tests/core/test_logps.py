@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_logps.py"""
+"""python -m pytest tests/core/test_logps.py"""
 
 import math
 

@@ -1,9 +1,9 @@
-"""python -m pytest tests/test_attention.py"""
+"""python -m pytest tests/packing/test_attention.py"""
 
 import pytest
 import torch
 
-from nanoalign.attention import Tree, _by_blocks, tree_attention
+from nanoalign.packing.attention import Tree, _by_blocks, tree_attention
 
 ROWS = [
     (3, 3, 2),
@@ -56,7 +56,7 @@ def test_coordinates_by_hand():
 
 
 def test_the_oracle_by_hand():
-    """p0 p1 | c0 | r0 and a row of a prompt alone; with a window of 2, r0 at position 2 sees p1, not p0."""
+    """p0 p1 | c0 | r0, and a prompt alone. With a window of 2, r0 at position 2 sees p1 but not p0."""
     tree = Tree([(2, 1, 1), (1,)])
     assert dense_mask(tree, None).int().tolist() == [
         [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]  # fmt: skip
@@ -77,7 +77,7 @@ def test_a_response_sees_its_prompt_and_what_precedes_it():
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("with_sinks", [False, True])
 def test_attention_by_parts_and_by_blocks_equal_the_dense_one(states, window, softcap, with_sinks):
-    """The way of CPUs, values and gradients of all inputs; that of GPUs, which has no gradient on a CPU."""
+    """By parts (CPU): values and gradients. By blocks (CUDA): values; no gradient on a CPU."""
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64) if with_sinks else None
     tree, scaling = Tree(ROWS), 0.7
     options = (window, softcap, sinks)
@@ -88,10 +88,10 @@ def test_attention_by_parts_and_by_blocks_equal_the_dense_one(states, window, so
         if way == "dense":
             out = dense_attention(*inputs, dense_mask(tree, window), scaling, softcap, sinks)
         else:
-            out, _ = tree_attention(None, *inputs, None, tree, scaling, *options)
+            out, _ = tree_attention(None, *inputs, None, "sdpa", tree, scaling, *options)
         out.flatten().dot(cotangent).backward()
         results.append([out.detach(), *(x.grad for x in inputs)])
-    # The scores of capped or sunk attention are softened in float32, as in transformers.
+    # With soft caps or sinks the softmax is computed in float32, as in transformers.
     tolerance = 1e-10 if softcap is None and sinks is None else 1e-5
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(found, expected, rtol=0, atol=tolerance)
@@ -108,11 +108,11 @@ def test_masks_are_made_once():
 
 
 def test_parts_are_attended_to_alone(states):
-    """No score of two different rows is ever computed: what stands in one changes no bit of the other."""
+    """No score of two different rows is computed: nan in one row changes no bit of another."""
     query, key, value = states
     tree = Tree(ROWS)
-    before, _ = tree_attention(None, query, key, value, None, tree)
+    before, _ = tree_attention(None, query, key, value, None, "sdpa", tree)
     first = sum(ROWS[0])
     key[:, :, :first], value[:, :, :first] = float("nan"), float("nan")
-    after, _ = tree_attention(None, query, key, value, None, tree)
+    after, _ = tree_attention(None, query, key, value, None, "sdpa", tree)
     assert torch.equal(before[:, first:], after[:, first:]) and after[:, :first].isnan().all()

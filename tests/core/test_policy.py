@@ -1,26 +1,31 @@
-"""python -m pytest tests/test_policy.py"""
+"""python -m pytest tests/core/test_policy.py"""
 
 import math
 
 import pytest
 import torch
-from conftest import examples, tiny_llama
+from conftest import records, tiny_llama
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from nanoalign.batch import collate
+from nanoalign.encode import encode_all
 from nanoalign.losses import dpo_loss
-from nanoalign.models import Policy
-from nanoalign.rows import collate, encode_all
-from nanoalign.weights import resolve_model
+from nanoalign.model import Policy
+from nanoalign.packing.attention import use_tree_attention
+from nanoalign.packing.batches import collate as pack
 
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return encode_all(examples(8), tokenizer, "raw")[0]
+    return encode_all(records(8), tokenizer, template="raw")
 
 
 @pytest.fixture(scope="module")
 def policy():
-    return Policy(tiny_llama())
+    """A policy that reads padded and packed rows."""
+    policy = Policy(tiny_llama())
+    use_tree_attention(policy.model)
+    return policy
 
 
 SMALL = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -60,18 +65,21 @@ def test_shared_rows_equal_separate_rows_equal_the_models_own_forward(architectu
         if p.ndim >= 2:
             torch.nn.init.normal_(p, std=0.2)
     policy = Policy(model.eval())
-    separate = collate(rows, share_prefix=False)
+    separate = collate(rows)
     textbook = policy.textbook(separate)
-    assert textbook.std() > 1  # the scores differ, so that a mix-up would show
-    for batch in (collate(rows), separate):
-        assert torch.allclose(policy(batch), textbook, rtol=1e-5, atol=1e-4)
+    assert textbook.std() > 1  # the scores differ, so a mix-up would show
+    assert torch.allclose(policy(separate), textbook, rtol=1e-5, atol=1e-4)
+    use_tree_attention(policy.model)
+    assert torch.allclose(policy(pack(rows)), textbook, rtol=1e-5, atol=1e-4)
+    # Without packed rows the model's own attention is unchanged.
+    assert torch.equal(policy.textbook(separate), textbook)
 
 
 @torch.no_grad()
 def test_logps_equal_a_loop_over_tokens(policy, rows, tokenizer):
     """The slow oracle: one forward a token, softmax by hand, product of probabilities."""
     row = rows[0]
-    for response, logp in zip(row.responses, policy(collate([row])), strict=True):
+    for response, logp in zip(row.responses, policy(pack([row])), strict=True):
         ids, total = row.prompt.tolist(), 0.0
         for token in response.tolist():
             logits = policy.model(torch.tensor([ids])).logits[0, -1].double()
@@ -82,26 +90,27 @@ def test_logps_equal_a_loop_over_tokens(policy, rows, tokenizer):
 
 @torch.no_grad()
 def test_batch_order_and_padding_change_no_score(policy, rows):
-    together = policy(collate(rows)).view(-1, 2)
-    alone = torch.stack([policy(collate([row])) for row in rows])
-    backwards = policy(collate(rows[::-1])).view(-1, 2).flip(0)
-    assert len({len(row) for row in rows}) > 4  # so that alone and together are padded differently
-    assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(together, backwards, rtol=1e-5, atol=1e-5)
+    assert len({len(row) for row in rows}) > 4  # so alone and together are padded differently
+    for layout in (collate, pack):
+        together = policy(layout(rows)).view(-1, 2)
+        alone = torch.stack([policy(layout([row])) for row in rows])
+        backwards = policy(layout(rows[::-1])).view(-1, 2).flip(0)
+        assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(together, backwards, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
 def test_the_other_response_changes_no_score(policy, rows):
-    """What stands on the second branch of a row is not seen from the first, and not the other way."""
+    """The first response of a packed row does not see the second one."""
     row, other = rows[0], rows[1]
     mixed = type(row)("mixed", row.prompt, (row.responses[0], other.responses[1]))
-    assert torch.allclose(policy(collate([mixed]))[0], policy(collate([row]))[0], rtol=1e-5)
+    assert torch.allclose(policy(pack([mixed]))[0], policy(pack([row]))[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows, share):
-    """Of the last hidden states: the prompt's last one, and every one of a response but its last."""
-    batch = collate(rows[:3], share)
+    """The last hidden state of the prompt, and those of each response but its last one."""
+    batch = (pack if share else collate)(rows[:3])
     hidden = []
 
     def keep(module, inputs, output):
@@ -112,7 +121,7 @@ def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows
     policy(batch).sum().backward()
     handle.remove()
     reached = (hidden[0].grad.abs().sum(-1) > 0).flatten().tolist()
-    expected, width = [], batch.tokens.shape[1]
+    expected, width = [], batch.inputs["input_ids"].shape[1]
     for row in rows[:3]:
         prompt = [False] * (len(row.prompt) - 1) + [True]
         responses = [[True] * (len(response) - 1) + [False] for response in row.responses]
@@ -147,13 +156,16 @@ def test_dropout_is_off_in_training(rows, tmp_path):
 
 
 def test_activation_checkpointing_changes_no_gradient(llama_folder, rows):
-    gradients = []
-    for checkpointing in (False, True):
-        policy = Policy.load(llama_folder, activation_checkpointing=checkpointing)
-        policy(collate(rows)).sum().backward()
-        gradients.append([p.grad for p in policy.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+    """Also of packed rows, whose attention must be the same when a block is run again."""
+    for layout in (collate, pack):
+        gradients = []
+        for checkpointing in (False, True):
+            policy = Policy.load(llama_folder, checkpointing=checkpointing)
+            use_tree_attention(policy.model)
+            policy(layout(rows)).sum().backward()
+            gradients.append([p.grad for p in policy.parameters()])
+        for a, b in zip(*gradients, strict=True):
+            assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_activation_checkpointing_keeps_less(llama_folder, rows):
@@ -166,7 +178,7 @@ def test_activation_checkpointing_keeps_less(llama_folder, rows):
             sizes[tensor.data_ptr()] = tensor.numel()
             return tensor
 
-        policy = Policy.load(llama_folder, activation_checkpointing=checkpointing)
+        policy = Policy.load(llama_folder, checkpointing=checkpointing)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             policy(collate(rows))
         return sum(sizes.values())
@@ -176,7 +188,7 @@ def test_activation_checkpointing_keeps_less(llama_folder, rows):
 
 def test_bfloat16_stays_close_to_float32(llama_folder, rows):
     exact = Policy.load(llama_folder)(collate(rows))
-    coarse = Policy.load(llama_folder, compute_dtype=torch.bfloat16)(collate(rows))
+    coarse = Policy.load(llama_folder, dtype=torch.bfloat16)(collate(rows))
     assert coarse.dtype == torch.float32
     assert not torch.equal(exact, coarse)
     assert torch.allclose(exact, coarse, rtol=0.02)
@@ -199,6 +211,4 @@ def test_overfits_four_pairs(llama_folder, rows):
 
 
 def test_the_embedded_model_loads():
-    policy = Policy.load("tiny")
-    assert 0.5e6 < policy.count_parameters() < 2e6
-    assert resolve_model("tiny").is_dir()
+    assert 0.5e6 < Policy.load("tiny").count_parameters() < 2e6
