@@ -1,0 +1,96 @@
+"""python -m pytest tests/core/test_batch.py"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from nanoalign.batch import Row, collate, lengths_of
+from nanoalign.loop import Batches
+from nanoalign.packing.batches import Packed
+from nanoalign.packing.batches import collate as pack
+
+
+def row(prompt: list[int], *responses: list[int], **fields) -> Row:
+    ids = [np.array(part, np.int32) for part in (prompt, *responses)]
+    return Row("row", ids[0], tuple(ids[1:]), **fields)
+
+
+PAIR = row([10, 11, 12], [20, 21, 22], [30, 31])
+
+
+def test_padded_rows_by_hand():
+    """The rows of the module's docstring."""
+    batch = collate([PAIR])
+    assert batch.inputs["input_ids"].tolist() == [[10, 11, 12, 20, 21, 22], [10, 11, 12, 30, 31, 0]]
+    assert batch.reads.tolist() == [2, 3, 4, 8, 9]
+    assert batch.targets.tolist() == [20, 21, 22, 30, 31]
+    assert batch.lengths.tolist() == [3, 2] and batch.ends.tolist() == [5, 10]
+    assert batch.chosen.tolist() == [0] and batch.rejected.tolist() == [1]
+    assert batch.weights.tolist() == [1.0]
+
+
+def test_packed_rows_by_hand():
+    """The row of the docstring of nanoalign/packing/batches.py, before a shorter one."""
+    batch = pack([PAIR, row([40], [50], [60])])
+    assert batch.inputs["input_ids"].tolist() == [[10, 11, 12, 20, 21, 22, 30, 31, 40, 50, 60]]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]]
+    assert batch.inputs["tree"].rows == [(3, 3, 2), (1, 1, 1)]
+    assert batch.reads.tolist() == [2, 3, 4, 2, 6, 8, 8]
+    assert batch.targets.tolist() == [20, 21, 22, 30, 31, 50, 60]
+    assert batch.lengths.tolist() == [3, 2, 1, 1] and batch.ends.tolist() == [5, 7, 9, 10]
+
+
+def test_pairs_of_a_ranked_row_share_its_weight_by_hand():
+    """A pair, and three ranked responses with two pairs: responses 0, 1 | 2, 3, 4."""
+    ranked = row([7], [1], [2], [3, 4, 5], pairs=((0, 2), (1, 2)))
+    rows = [
+        replace(PAIR, extra={"margins": np.float32([1])}),
+        replace(ranked, extra={"margins": np.float32([2, 0.5])}),
+    ]
+    for layout in (collate, pack):
+        for weight in (1.0, 0.0):
+            batch = layout(rows, weight)
+            assert batch.chosen.tolist() == [0, 2, 3] and batch.rejected.tolist() == [1, 4, 4]
+            assert batch.weights.tolist() == [weight, weight / 2, weight / 2]
+            assert batch.extra["margins"].tolist() == [1.0, 2.0, 0.5]
+            assert batch.extra["margins"].dtype == torch.float32
+
+
+def test_rows_without_pairs_can_be_scored():
+    batch = collate([row([1], [2], pairs=()), row([1], [3, 4], pairs=())])
+    assert batch.ends.tolist() == [1, 5] and batch.chosen.shape == batch.weights.shape == (0,)
+
+
+def test_lengths_of_rows():
+    assert len(PAIR) == 8 and PAIR.longest == 6
+    assert lengths_of([PAIR, row([1], [2])]).tolist() == [8, 2]
+    assert lengths_of([]).tolist() == []
+
+
+@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_batches_name_their_rows_and_fill_empty_places(world, layout, ranks):
+    """Each row is in one batch of one rank. Every rank has as many batches; fillers weigh nothing."""
+    rows = [row([1] * n, [2] * n, [3]) for n in (5, 1, 9, 4, 4, 2, 7)]
+    found, counts = [], []
+    for rank in range(ranks):
+        batches = list(layout(replace(world, rank=rank, size=ranks), 20).step(rows))
+        counts.append(len(batches))
+        for batch in batches:
+            found += batch.rows
+            assert batch.weights.sum().item() == len(batch.rows)
+            lengths = [n for i in batch.rows for n in map(len, rows[i].responses)]
+            assert batch.lengths.tolist() == (lengths or [1, 1])
+    assert sorted(found) == list(range(7)) and len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("layout", [Batches, Packed])
+def test_all_batches_of_many_rows_are_planned_in_parts(world, layout, monkeypatch):
+    monkeypatch.setattr("nanoalign.loop.PLANNED_ROWS", 4)
+    rows = [row([1] * n, [2], [3]) for n in (5, 1, 9, 4, 4, 2, 7, 3, 8, 6)]
+    found = [batch.rows for batch in layout(world, 10**6).all(rows)]
+    assert sorted(sum(found, [])) == list(range(10)) and len(found) == 3
+    # From the shortest four rows to the longest two.
+    assert sorted(found[0]) == [1, 3, 5, 7] and sorted(found[2]) == [2, 8]
