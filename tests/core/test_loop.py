@@ -1,0 +1,234 @@
+"""python -m pytest tests/core/test_loop.py"""
+
+import json
+import math
+from argparse import Namespace
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from conftest import records
+
+import train_dpo
+from nanoalign.batch import collate
+from nanoalign.checks import check_layout, check_start
+from nanoalign.encode import encode_all
+from nanoalign.errors import RunError
+from nanoalign.loop import (
+    Batches,
+    Objective,
+    evaluate,
+    get_lr,
+    step_indices,
+    total_steps,
+    train,
+)
+from nanoalign.model import Policy
+from nanoalign.packing.batches import Packed
+
+ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-2, warmup=0.25, schedule="linear",
+                 max_grad_norm=0.7, eval_every=None, seed=3)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer):
+    return encode_all(records(10), tokenizer, template="raw")
+
+
+class Run:
+    """A policy that is trained by loop.train, and what was logged."""
+
+    def __init__(self, folder, rows, world, layout=Packed, tokens=60, args=ARGS, **options):
+        self.policy, reference = Policy.load(folder), Policy.load(folder, trainable=False)
+        batches = layout(world, tokens)
+        for model in (self.policy, reference):
+            batches.prepare(model)
+        loss = partial(train_dpo.loss_of_batch, self.policy, reference, 0.5, 0.1)
+        optimizer = torch.optim.AdamW(self.policy.parameter_groups(0.1), lr=1.0)
+        self.lines = []
+        log = lambda step, metrics: self.lines.append((step, metrics))  # noqa: E731
+        self.objective = options.pop("objective", Objective)(loss)
+        self.finished = train(
+            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batches, args, log,
+            **options,
+        )  # fmt: skip
+
+
+def plain_curve(folder, rows) -> list[tuple[float, float]]:
+    """The oracle: (loss, gradient norm) of each step, by the textbook and one pair at a time."""
+    policy, reference = Policy.load(folder), Policy.load(folder, trainable=False)
+    matrices = [p for p in policy.parameters() if p.ndim >= 2]
+    vectors = [p for p in policy.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    )
+    curve = []
+    for step in range(6):  # two epochs of 9 rows, 4 at a time: 4, 4, 1
+        epoch, place = divmod(step, 3)
+        order = np.random.default_rng((3, epoch)).permutation(9)[place * 4 : place * 4 + 4]
+        lr = [1e-2 / 2, 1e-2 * 1, 1e-2 * 0.8, 1e-2 * 0.6, 1e-2 * 0.4, 1e-2 * 0.2][step]
+        losses = []
+        for i in order:
+            batch = collate([rows[i]])
+            w, l = policy.textbook(batch) - reference.textbook(batch).detach()  # noqa: E741
+            h = 0.5 * (w - l)
+            losses.append(-0.9 * torch.log(torch.sigmoid(h)) - 0.1 * torch.log(torch.sigmoid(-h)))
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.cat([p.grad.flatten() for p in policy.parameters()]).norm()
+        for p in policy.parameters():
+            p.grad *= min(1.0, 0.7 / norm.item())
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        curve.append((loss.item(), norm.item()))
+    return curve
+
+
+@pytest.mark.parametrize("layout", [Batches, Packed])
+def test_the_loop_equals_plain_lines(llama_folder, rows, world, layout):
+    """Loss and gradient norm of six steps: label smoothing, weight decay, clipping, warm-up."""
+    run = Run(llama_folder, rows, world, layout)
+    steps = [metrics for step, metrics in run.lines if step and "loss" in metrics]
+    for found, (loss, norm) in zip(steps, plain_curve(llama_folder, rows), strict=True):
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)
+        assert found["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert [metrics["epoch"] for metrics in steps] == pytest.approx([n / 3 for n in range(1, 7)])
+    # Evaluations: before the first step, and at the end of each epoch.
+    assert [step for step, metrics in run.lines if "eval/loss" in metrics] == [0, 3, 6]
+    assert run.lines[0][1]["eval/loss"] == pytest.approx(math.log(2), rel=1e-6) and run.finished
+
+
+def test_evaluations_are_exact_means(llama_folder, rows, world):
+    policy, reference = Policy.load(llama_folder), Policy.load(llama_folder, trainable=False)
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(1.01)
+    loss = partial(train_dpo.loss_of_batch, policy, reference, 0.1, 0.0)
+    found = evaluate(Objective(loss), {"eval": rows, "none": []}, Batches(world, 100))
+    chosen, rejected = [], []
+    for row in rows:
+        w, l = (policy.textbook(collate([row])) - reference.textbook(collate([row]))).tolist()  # noqa: E741
+        chosen.append(0.1 * w)
+        rejected.append(0.1 * l)
+    margins = np.subtract(chosen, rejected)
+    assert found["eval/loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), rel=1e-5)
+    assert found["eval/rewards/chosen"] == pytest.approx(np.mean(chosen), rel=1e-4)
+    assert found["eval/rewards/accuracies"] == pytest.approx((margins > 0).mean())
+    assert not any(key.startswith("none/") for key in found)
+
+
+def test_save_ends_a_run_and_start_continues_it(llama_folder, rows, world):
+    saved = []
+
+    def save(step, last):
+        saved.append((step, last))
+        return step == 2
+
+    run = Run(llama_folder, rows, world, save=save)
+    assert saved == [(1, False), (2, False)] and not run.finished
+    run = Run(llama_folder, rows, world, start=4)
+    assert [step for step, metrics in run.lines if "loss" in metrics] == [5, 6] and run.finished
+    with pytest.raises(RunError, match="the checkpoint is at step 7 of 6; raise --steps"):
+        Run(llama_folder, rows, world, start=7)
+
+
+def test_an_objective_sees_whole_steps(llama_folder, rows, world):
+    """before_step gets all rows of a step or evaluation, after_step the means of the step."""
+    seen = []
+
+    class Watching(Objective):
+        def before_step(self, rows, batches):
+            seen.append(("before", len(rows), sum(len(batch.rows) for batch in batches())))
+
+        def after_step(self, step, metrics):
+            seen.append(("after", step, "loss" in metrics))
+
+    Run(llama_folder, rows, world, objective=Watching, args=Namespace(**vars(ARGS) | {"steps": 1}))
+    assert seen == [("before", 1, 1), ("before", 4, 4), ("after", 1, True), ("before", 1, 1)]
+
+
+def test_a_step_that_is_not_finite_is_not_taken(llama_folder, rows, world):
+    class Broken(Objective):
+        def __call__(self, batch):
+            losses, metrics = super().__call__(batch)
+            return losses * float("nan"), metrics | {"loss": losses * float("nan")}
+
+    with pytest.raises(RunError, match="step 1: the loss is nan, .* the step was not taken"):
+        Run(llama_folder, rows, world, objective=Broken)
+
+
+def test_a_model_without_gradient_is_an_error(llama_folder, rows, world):
+    class Detached(Objective):
+        def __call__(self, batch):
+            losses, metrics = super().__call__(batch)
+            return losses.detach() + 0 * losses, metrics
+
+    with pytest.raises(RunError, match="step 1: no gradient reached the model"):
+        Run(llama_folder, rows, world, objective=Detached)
+
+
+def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():
+    steps = [step_indices(step, rows=10, batch_size=4, seed=0) for step in range(6)]
+    assert [len(s) for s in steps] == [4, 4, 2, 4, 4, 2]
+    first, second = np.concatenate(steps[:3]), np.concatenate(steps[3:])
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+    assert list(step_indices(0, 10, 10, seed=1)) != list(first)
+    assert total_steps(10, Namespace(steps=None, epochs=2, batch_size=4)) == 6
+    assert total_steps(10, Namespace(steps=5, epochs=2, batch_size=4)) == 5
+
+
+def test_lr_by_hand():
+    """10 steps, of which 2 rise: 1/3, 2/3, then 8 steps down from the peak, none of them 0."""
+    rates = [get_lr(step, 10, 3.0, 0.2, "linear") for step in range(10)]
+    assert rates == pytest.approx([1, 2, 3, 2.625, 2.25, 1.875, 1.5, 1.125, 0.75, 0.375])
+    assert get_lr(6, 10, 3.0, 0.2, "cosine") == pytest.approx(1.5)  # half way down
+    assert get_lr(4, 10, 3.0, 0.2, "cosine") == pytest.approx(1.5 * (1 + math.sqrt(0.5)))
+    assert get_lr(9, 10, 3.0, 0.2, "constant") == get_lr(0, 10, 3.0, 0.0, "cosine") == 3.0
+
+
+def test_check_start_finds_another_reference(llama_folder, rows, world):
+    """Losses that are not ln 2 where policy and reference should be one function."""
+    policy, reference = Policy.load(llama_folder), Policy.load(llama_folder, trainable=False)
+    objective = Objective(partial(train_dpo.loss_of_batch, policy, reference, 0.1, 0.0))
+    check_start(objective, rows, Batches(world, 1000))
+    with torch.no_grad():
+        next(reference.parameters()).mul_(1.001)
+    with pytest.raises(RunError, match="self-check: with policy == reference, losses are up to"):
+        check_start(objective, rows, Batches(world, 1000))
+
+
+def test_check_layout_finds_wrong_scores(llama_folder, rows, world):
+    policy = Policy.load(llama_folder)
+    batches = Packed(world, 1000)
+    batches.prepare(policy)
+    check_layout(policy, rows, batches, "--model m")
+    policy.model.config.logits_scaling = 2.0  # the model's own forward knows no such scale
+    with pytest.raises(RunError, match="--model m gives log-probabilities that differ by up to"):
+        check_layout(policy, rows, batches, "--model m")
+    policy.model.config.logits_scaling = None
+
+    class Mixed(Packed):
+        """Positions that do not restart for the second response."""
+
+        def collate(self, rows, weight=1.0):
+            batch = super().collate(rows, weight)
+            positions = batch.inputs["position_ids"]
+            return replace(
+                batch, inputs=batch.inputs | {"position_ids": positions + positions // 9}
+            )
+
+    with pytest.raises(RunError, match="use --no-share_prefix"):
+        check_layout(policy, rows, Mixed(world, 1000), "--model m")
+    with torch.no_grad():
+        next(policy.parameters()).fill_(math.nan)
+    with pytest.raises(RunError, match="are its weights complete"):
+        check_layout(policy, rows, batches, "--model m")
+
+
+def test_metrics_are_json(llama_folder, rows, world):
+    assert json.loads(json.dumps(Run(llama_folder, rows, world).lines[-1][1]))
