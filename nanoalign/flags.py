@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -18,18 +19,23 @@ MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
-    Subpackages append to `derived` functions from the flags to defaults of further flags, and to
-    `refusals` functions from the flags to what is wrong with them, or None.
+    Subpackages append to `lazy` functions of a command line that add the flags it may have, to
+    `derived` functions from the flags to defaults of further flags, and to `refusals` functions
+    from the flags to what is wrong with them, or None.
     """
 
     def __init__(self, doc: str, **options):
         first, _, rest = doc.partition("\n")
         options |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
         super().__init__(description=first, epilog=rest, **options)
+        self.lazy: list[Callable[[list[str]], None]] = []
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
 
     def parse_args(self, argv: list[str] | None = None, namespace=None) -> Namespace:
+        argv = sys.argv[1:] if argv is None else argv
+        for add in self.lazy:
+            add(argv)
         args = super().parse_args(argv, namespace)
         for derive in self.derived:
             self.set_defaults(**derive(args))

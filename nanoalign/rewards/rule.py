@@ -1,0 +1,58 @@
+"""The rule of a reward model: how text became tokens in its training, and what it was judged by.
+
+It is written into config.json under "nanoalign": template, max_length, the EOS rule, the
+preferences, and whether a prompt names its preference.
+"""
+
+from argparse import Namespace
+
+from nanoalign.encode import EOS_RULE
+from nanoalign.errors import RunError
+from nanoalign.model import RewardModel
+
+
+def rule_of(model: RewardModel) -> dict:
+    """The rule that the model was trained with; empty for a model of another program."""
+    rule = getattr(model.model.config, "nanoalign", None)
+    return rule if isinstance(rule, dict) else {}
+
+
+def scoring_rule(
+    model: RewardModel, name: str, template: str | None, max_length: int | None, flags: str = ""
+) -> tuple[str, int]:
+    """(template, max_length) of the model's training, or as given for a model without a rule.
+
+    name: of the model, for errors. flags: what the names of the flags begin with, likewise.
+    Raises RunError where a given value is not that of the training; None and "auto" are none.
+    """
+    rule = rule_of(model)
+    template = None if template == "auto" else template
+    for key, given in (("template", template), ("max_length", max_length), ("eos", EOS_RULE)):
+        if given is not None and given != rule.get(key, given):
+            advice = f"; give --{flags}{key} {rule[key]}" if key != "eos" else ""
+            raise RunError(
+                f"model '{name}' was trained with {key} {rule[key]!r}, not {given!r}, so its "
+                f"rewards would mean something else{advice}"
+            )
+    return template or rule.get("template", "auto"), max_length or rule.get("max_length", 1024)
+
+
+def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
+    """Writes the rule of this training into the config of the model.
+
+    template: the one that `auto` selected.
+    Raises RunError for a model that was a reward model before, by another rule.
+    """
+    scoring_rule(model, args.model, template, args.max_length)
+    rule = {"template": template, "max_length": args.max_length, "eos": EOS_RULE,
+            "preferences": args.preference, "condition": args.condition}  # fmt: skip
+    before = rule_of(model)
+    for name in ("preferences", "condition"):
+        if before.get(name, rule[name]) != rule[name]:
+            raise RunError(
+                f"model '{args.model}' was trained with {name} {before[name]}, not {rule[name]}, "
+                "so its outputs would change their meaning; train another --model"
+            )
+    model.model.config.nanoalign = rule
+    if len(args.preference) > 1 and not args.condition:
+        model.model.config.id2label = dict(enumerate(args.preference))
