@@ -6,7 +6,7 @@ sorted by length, and the micro-batch size that is best for it. Every run is a p
 they take turns. The losses must agree. Records that max_length would cut are left out, since the two cut
 differently.
 
-    pip install -r benchmarks/requirements.txt
+    pip install -r requirements-dev.txt
     python benchmarks/throughput.py                              the embedded model and data
     python benchmarks/throughput.py --model FOLDER --data FILE
     python benchmarks/throughput.py --only nanoalign             TRL is not needed
