@@ -72,10 +72,12 @@ def check_start(
 
     tolerances: of losses, and of rewards. A collective: all ranks stop together.
     """
-    objective.before_step(rows, lambda: batches.step(rows))
-    losses, metrics = objective(next(batches.step(rows)))
+    objective.before_step(rows, batches.step)
+    batch = next(batches.step(rows))
+    losses, metrics = objective(batch)
+    loss_off = (losses - objective.losses_at_start(batch)).abs().max()
     rewards = [v[0] if isinstance(v, tuple) else v for k, v in metrics.items() if k in REWARDS]
-    off = [(losses - objective.loss_at_start).abs().max(), torch.stack(rewards).abs().max()]
+    off = [loss_off, torch.stack(rewards).abs().max()]
     loss_off, reward_off = sum_over_ranks(torch.stack(off).double(), ReduceOp.MAX).tolist()
     if not (loss_off <= tolerances[0] and reward_off <= tolerances[1]):
         raise RunError(

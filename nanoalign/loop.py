@@ -22,8 +22,6 @@ SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside 
 class Objective:
     """What is minimised: the loss of a batch. Subclasses may also look at a step as a whole."""
 
-    loss_at_start = math.log(2)  # of a pair, where policy and reference are one function
-
     def __init__(self, loss_of_batch: Callable[[Batch], tuple[Tensor, dict[str, Metric]]]):
         self.loss_of_batch = loss_of_batch
         # What a checkpoint keeps beside model and optimizer.
@@ -34,8 +32,17 @@ class Objective:
         """(losses of the pairs of a batch, (B,); their metrics by name)."""
         return self.loss_of_batch(batch)
 
-    def before_step(self, rows: Sequence[Row], batches: Callable[[], Iterator[Batch]]) -> None:
-        """Called with all rows of a step, or of an evaluation, before the first of its batches."""
+    def losses_at_start(self, batch: Batch) -> Tensor | float:
+        """The losses of a batch, where policy and reference are one function: (B,), or of all."""
+        return math.log(2)
+
+    def before_step(
+        self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], Iterator[Batch]]
+    ) -> None:
+        """Called with all rows of a step, or of an evaluation, before the first of its batches.
+
+        batches: gives the batches of these rows, or of others; of the same rows on all ranks.
+        """
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
         """Called after each optimizer step, with the number of steps done and their means."""
@@ -120,7 +127,7 @@ def train(
 
         # micro-batches: however rows are divided, the gradient of the mean loss over the step
         these = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
-        objective.before_step(these, lambda these=these: batches.step(these))
+        objective.before_step(these, batches.step)
         means = Means()
         for batch in batches.step(these):
             losses, metrics = objective(batch)  # (B,)
@@ -163,7 +170,7 @@ def evaluate(
     metrics = {}
     for name, rows in sets.items():
         if len(rows):
-            objective.before_step(rows, lambda rows=rows: batches.all(rows))
+            objective.before_step(rows, batches.all)
             means = Means()
             for batch in batches.all(rows):
                 means.add(objective(batch)[1], batch.weights)

@@ -210,7 +210,11 @@ class RewardModel(Scorer):
 
     def forward(self, batch: Batch) -> Tensor:
         """r(x, y) of every response: (S,) float32."""
-        return self.outputs(batch).sum(-1)
+        return self.reward_of(self.outputs(batch))
+
+    def reward_of(self, outputs: Tensor) -> Tensor:
+        """The outputs of the head as rewards: (S, K) -> (S,). A hook for other heads."""
+        return outputs.sum(-1)
 
     def outputs(self, batch: Batch) -> Tensor:
         """The outputs of the head at the last token of every response: (S, K) float32."""
@@ -224,7 +228,7 @@ class RewardModel(Scorer):
         lines = zip(tokens, (batch.ends % tokens.shape[1] + 1).tolist(), strict=True)
         with autocast(tokens.device, self.dtype):
             outputs = [self.model(input_ids=line[None, :n], use_cache=False) for line, n in lines]
-        return torch.cat([output.logits.float() for output in outputs]).sum(-1)
+        return self.reward_of(torch.cat([output.logits.float() for output in outputs]))
 
     @property
     def head(self) -> nn.Linear:

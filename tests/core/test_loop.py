@@ -142,7 +142,7 @@ def test_an_objective_sees_whole_steps(llama_folder, rows, world):
 
     class Watching(Objective):
         def before_step(self, rows, batches):
-            seen.append(("before", len(rows), sum(len(batch.rows) for batch in batches())))
+            seen.append(("before", len(rows), sum(len(batch.rows) for batch in batches(rows))))
 
         def after_step(self, step, metrics):
             seen.append(("after", step, "loss" in metrics))
