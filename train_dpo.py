@@ -49,8 +49,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
         help="the share of labels that is assumed to be wrong (conservative DPO)")  # fmt: skip
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    for subpackage in (formats, packing, checkpoints, hosts, store, adapters, family):
+    for subpackage in (formats, packing, checkpoints, hosts, adapters, family):
         subpackage.add_arguments(parser)
+    store.add_arguments(parser, reference=True)
     return parser.parse_args(argv)
 
 

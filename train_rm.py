@@ -53,7 +53,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    for subpackage in (formats, packing, checkpoints, hosts, store, rewards):
+    formats.add_arguments(parser, several=True)
+    for subpackage in (packing, checkpoints, hosts, store, rewards):
         subpackage.add_arguments(parser)
     return parser.parse_args(argv)
 

@@ -47,7 +47,7 @@ FORMATS: dict[tuple[str, ...], Format] = {PKU: pku, ("prompt", "chosen", "reject
 def open_jsonl(path: str) -> Iterator[tuple[str, str, str, str | dict]]:
     """(path and line, name and line, name, record as JSON text) of the records of a .jsonl file."""
     name = Path(path).stem
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         for n, text in enumerate(file, start=1):
             if text.strip():
                 yield f"{path}:{n}", f"{name}:{n}", name, text

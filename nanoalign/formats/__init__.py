@@ -1,0 +1,37 @@
+"""Records of every format and files of every kind, and what is scored of them: docs/data.md.
+
+sources.py      names of data sources -> files -> records
+files.py        compressed files, JSON arrays, parquet
+records.py      further formats of records
+prompts.py      prompts alone, and answers that were made elsewhere
+load.py         --data -> the rows of a run
+audit.py        --audit: examples token by token
+"""
+
+import argparse
+from argparse import Namespace
+
+PREFERENCES = ("better", "safer")
+SOURCES = ("tiny-a", "tiny-b", "tiny-c")  # simulated assistants of the embedded data
+# The embedded training data, and the data that are held out where these are trained on.
+TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name in SOURCES}
+
+
+def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """several: whether --preference may name several labels."""
+    add = parser.add_argument_group("formats of data").add_argument
+    add("--preference", choices=PREFERENCES, nargs="+" if several else None,
+        default=["better"] if several else "better",
+        help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several)  # fmt: skip
+    add("--audit", type=int, metavar="N",
+        help="print N training examples token by token, and a table of all; then stop")  # fmt: skip
+    parser.derived.append(eval_data_of)
+    parser.refusals.append(
+        lambda args: "--audit: give 1 or more examples" if (args.audit or 1) < 1 else None
+    )
+
+
+def eval_data_of(args: Namespace) -> dict:
+    """The default of --eval_data: the embedded test data, where --data is embedded."""
+    embedded = all(source in TEST_OF for source in args.data)
+    return {"eval_data": [TEST_OF[source] for source in args.data]} if embedded else {}

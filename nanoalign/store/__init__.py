@@ -1,0 +1,37 @@
+"""What is kept on disk for further runs: encoded data, and the log-probabilities of a reference.
+
+load.py         --data -> rows of a store, which is made if it is not there
+disk.py         the store: rows in memory-mapped files
+encode.py       writes a store: all ranks of a host encode parts of the data
+reference.py    --precompute_reference
+"""
+
+import argparse
+from argparse import Namespace
+
+
+def add_arguments(parser: argparse.ArgumentParser, reference: bool = False) -> None:
+    """reference: whether the script has a reference, which can be precomputed."""
+    add = parser.add_argument_group("what is kept on disk").add_argument
+    add("--cache", metavar="FOLDER",
+        help="keep encoded data here for further runs; default: small data are not kept, large ones "
+        "in $NANOALIGN_CACHE, or nanoalign in $XDG_CACHE_HOME or ~/.cache")  # fmt: skip
+    if reference:
+        add("--precompute_reference", action="store_true",
+            help="run the reference once, before the policy is loaded, and keep its log-probabilities")  # fmt: skip
+        parser.refusals.append(refusal)
+
+
+def refusal(args: Namespace) -> str | None:
+    """What does not go with --precompute_reference, if anything does not."""
+    if not args.precompute_reference:
+        return None
+    for reason, refused in (
+        (f"--loss {args.loss} has no reference", args.reference == "none"),
+        ("--loss kto needs it for responses to other prompts", args.loss == "kto"),
+        ("--ld_alpha needs it for single tokens", args.ld_alpha is not None),
+        ("--sync_reference_every moves it", args.sync_reference_every is not None),
+    ):
+        if refused:
+            return f"--precompute_reference runs the reference once, but {reason}"
+    return None
