@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> None:
     if family.is_used(args):
         from nanoalign.family.objectives import objective_of
 
-        objective = objective_of(policy, reference, args, world)
+        objective = objective_of(policy, reference, data.rows, args, world)
     groups = policy.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
     if args.shard_size or args.gradient_sync == "step":

@@ -1,6 +1,7 @@
 """The other preference losses, and what combines with them: docs/losses.md.
 
-losses.py       the losses: tensors in, one value per pair out; imports torch alone
+losses.py       the losses: tensors in, one value per pair out
+divergences.py  what replaces log-ratios (f-DPO), and weights of pairs (WPO); import torch alone
 pairs.py        Pairs: what the losses are functions of, from a batch, a policy and a reference
 tokens.py       values per token: collision probabilities (WPO), discounted sums (LD-DPO)
 objectives.py   --loss and its add-ons -> Objective
@@ -96,9 +97,10 @@ def refusal(args: Namespace) -> str | None:
     """What is wrong with the flags of the loss and its add-ons, if anything is."""
     reference, unfit = True, {}
     if is_used(args):
-        from nanoalign.family.losses import DEFAULTS, has_reference, unfit_add_ons
+        from nanoalign.family.losses import DEFAULTS, KIND, UNFIT, has_reference
 
-        reference, unfit = has_reference(loss_name(args)), unfit_add_ons(loss_name(args))
+        name = loss_name(args)
+        reference, unfit = has_reference(name), UNFIT[KIND[name]]
         takes = DEFAULTS.get(args.loss, ("beta", "label_smoothing"))
         for flag in {name for others in DEFAULTS.values() for name in others} - {*takes}:
             if getattr(args, flag, None) is not None:

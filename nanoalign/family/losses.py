@@ -1,23 +1,29 @@
-"""Reward and preference losses: tensors in, one value a pair out. Imports torch alone.
+"""Preference losses: tensors in, one value per pair out. Imports torch alone.
 
-A map of the field, by what a loss is a function of. For a pair of a chosen response y_w and a rejected
-one y_l to a prompt x
+A map of the field, by what a loss is a function of. For a pair of a chosen response y_w and a
+rejected one y_l to a prompt x
 
-    w = log pi(y_w | x) - log pi_ref(y_w | x)       chosen_logratios: of the policy over the reference
+    w = log pi(y_w | x) - log pi_ref(y_w | x)       chosen_logratios
     l = log pi(y_l | x) - log pi_ref(y_l | x)       rejected_logratios
     h = w - l                                       the margin, without beta
 
-    rewards of a reward model           pairwise_reward_loss
-    the margin h                        sigmoid (DPO), cdpo, robust, hinge, ipo_sum, exo_pair, discopop
-    the margin of means a token         ipo, sigmoid_norm
-    w and l, each for itself            apo_zero, apo_down, sppo_hard, nca_pair, bco_pair
-    one of them, as a single example    kto
-    the policy alone, no reference      simpo, orpo, cpo, sft
-    all pairs of a step, sorted         aot
+    MARGIN          the margin h                    sigmoid (DPO), cdpo, robust, hinge, ipo_sum,
+                                                    exo_pair, discopop
+    MEANS           the margin of means per token   ipo, sigmoid_norm
+    SEPARATE        w and l separately              apo_zero, apo_down, sppo_hard, nca_pair,
+                                                    bco_pair, dpop
+    SINGLE          one of them, for one response   kto
+    POLICY          the policy without a reference  cpo
+    POLICY_MEANS    the same, by means per token    simpo, orpo, sft
+    SORTED          all pairs of a step, sorted     aot
 
-Log-probabilities and log-ratios are sums over a response's tokens, EOS included, in nats; lengths are the
-numbers of these tokens. Where a loss wants means it divides by itself. The rewards that are reported
-are beta * w and beta * l. All defaults are those of the paper where it names one.
+The losses of rewards and of DPO itself are in nanoalign/losses.py. Log-probabilities and log-ratios
+are sums over the tokens of a response, EOS included, in nats; lengths are numbers of tokens. A loss
+of means divides by them itself. Defaults are those of the paper where it names one.
+
+A new loss is a function below an entry `@loss(KIND, FIELDS, HYPERPARAMETERS...)`. Its kind decides
+what combines with it (UNFIT), its fields are those of pairs.Pairs in the order of its arguments,
+its hyperparameters become flags of train_dpo.py with the defaults of the function.
 
 Shapes: B pairs.
 """
@@ -29,78 +35,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# --- rewards of a reward model -----------------------------------------------------------------------
+LOSSES: dict[str, Callable[..., Tensor]] = {}
+KIND: dict[str, str] = {}  # of each loss, by name
+FIELDS: dict[str, tuple[str, ...]] = {}  # of pairs.Pairs that it takes, in order
+DEFAULTS: dict[str, dict[str, float]] = {}  # of its hyperparameters, which follow the fields
+
+MARGIN, MEANS, SEPARATE, SINGLE = "margin", "means", "separate", "single"
+POLICY, POLICY_MEANS, SORTED = "policy", "policy_means", "sorted"
+LOGRATIOS = ("chosen_logratios", "rejected_logratios")
+LOGPS = ("chosen_logps", "rejected_logps")
+LENGTHS = ("chosen_lengths", "rejected_lengths")
+
+_NO_SUMS = "it is not a function of h alone, to which the difference of lengths is added"
+_NO_RATIOS = "it does not compare log-ratios of single responses"
+_NO_PAIRS = "it takes single responses, not pairs"
+_NO_TAIL = "it takes means, single responses or an NLL, not sums of a pair"
+_NO_REFERENCE = "it has no reference"
+_ALONE = {"length_alpha": _NO_REFERENCE, "divergence": _NO_REFERENCE, "ld_alpha": _NO_TAIL,
+          "sync_reference_every": _NO_REFERENCE}  # fmt: skip
+# Kind -> the add-ons that would not do what they are named after -> why.
+UNFIT: dict[str, dict[str, str]] = {
+    MARGIN: {},
+    MEANS: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS, "ld_alpha": _NO_TAIL},
+    SEPARATE: {"length_alpha": _NO_SUMS},
+    SINGLE: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS, "ld_alpha": _NO_TAIL,
+             "wpo": _NO_PAIRS},
+    POLICY: _ALONE,
+    POLICY_MEANS: _ALONE,
+    SORTED: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS},
+}  # fmt: skip
 
 
-def pairwise_reward_loss(
-    chosen_rewards: Tensor,  # (B,) r(x, y_w)
-    rejected_rewards: Tensor,  # (B,) r(x, y_l)
-    margin: Tensor | float | None = None,  # (B,) or one for all; in units of the reward
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Bradley-Terry: the chosen response wins with the probability sigmoid(difference of rewards).
+def loss(kind: str, fields: tuple[str, ...], *hyperparameters: str) -> Callable:
+    """Makes a function an entry of LOSSES, under its own name."""
 
-        d    = r(x, y_w) - r(x, y_l)
-        loss = -(1 - eps) * log sigmoid(d - m) - eps * log sigmoid(-d - m)
+    def enter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        name, values = function.__name__, function.__defaults__ or ()
+        LOSSES[name], KIND[name], FIELDS[name] = function, kind, fields
+        DEFAULTS[name] = dict(zip(hyperparameters, values, strict=True))
+        return function
 
-    With m = `margin` = 0 and eps = `label_smoothing` = 0 this is Ouyang et al. 2022 (InstructGPT, arXiv
-    2203.02155, equation 1), of one pair. m > 0 asks that the winner leads by m: Touvron et al. 2023
-    (Llama 2, arXiv 2307.09288, equation 2). With 0 < eps < 0.5 the label is taken to be wrong with the
-    probability eps, and then it is the rejected response that has to lead.
+    return enter
 
-    >>> import torch                                # by hand: a lead of 2, of which 1 is asked
-    >>> pairwise_reward_loss(torch.tensor([3.0]), torch.tensor([1.0]), margin=1.0).item()
-    0.3132616877555847
 
-    Returns losses (B,). The example's is -log sigmoid(2 - 1) = log(1 + 1/e).
-    """
-    difference = chosen_rewards - rejected_rewards
-    asked = 0.0 if margin is None else margin
-    losses = -(1 - label_smoothing) * F.logsigmoid(difference - asked)
-    return losses - label_smoothing * F.logsigmoid(-difference - asked)
+def has_reference(name: str) -> bool:
+    return KIND[name] not in (POLICY, POLICY_MEANS)
 
 
 # --- functions of the margin ----------------------------------------------------------------------
 
 
-def dpo_loss(
-    policy_chosen_logps: Tensor,  # (B,) log pi(y_w | x)
-    policy_rejected_logps: Tensor,  # (B,) log pi(y_l | x)
-    reference_chosen_logps: Tensor,  # (B,) log pi_ref(y_w | x)
-    reference_rejected_logps: Tensor,  # (B,) log pi_ref(y_l | x)
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Direct preference optimization: a logistic regression on the difference of implicit rewards.
-
-        r(x, y) = beta * (log pi(y | x) - log pi_ref(y | x))
-        loss    = -(1 - eps) * log sigmoid(r(x, y_w) - r(x, y_l)) - eps * log sigmoid(r(x, y_l) - r(x, y_w))
-
-    With eps = `label_smoothing` = 0 this is Rafailov et al. 2023 (arXiv 2305.18290), equation 7.
-    With 0 < eps < 0.5 it is conservative DPO (Mitchell 2023, https://ericmitchell.ai/cdpo.pdf,
-    equation 3): the label is taken to be wrong with probability eps, and the loss is least where
-    the model says the same.
-
-    >>> import torch                                # by hand: policy raised chosen by 2 nats, kept rejected
-    >>> w, l, ref_w, ref_l = (torch.tensor([x]) for x in (-10.0, -12.0, -12.0, -12.0))
-    >>> losses, chosen, rejected = dpo_loss(w, l, ref_w, ref_l, beta=0.5)
-    >>> losses.item(), chosen.item(), rejected.item()       # -log sigmoid(0.5 * (2 - 0)) = log(1 + 1/e)
-    (0.3132616877555847, 1.0, 0.0)
-
-    Returns (losses, chosen_rewards, rejected_rewards), each (B,); the rewards are detached, for
-    reports.
-    """
-    chosen_logratios = policy_chosen_logps - reference_chosen_logps  # (B,)
-    rejected_logratios = policy_rejected_logps - reference_rejected_logps  # (B,)
-    losses = cdpo(chosen_logratios, rejected_logratios, beta, label_smoothing)
-    return losses, (beta * chosen_logratios).detach(), (beta * rejected_logratios).detach()
-
-
+@loss(MARGIN, LOGRATIOS, "beta")
 def sigmoid(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
     """DPO: -log sigmoid(beta h). Rafailov et al. 2023, arXiv 2305.18290, equation 7."""
     return -F.logsigmoid(beta * (chosen_logratios - rejected_logratios))
 
 
+@loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")
 def cdpo(
     chosen_logratios: Tensor,
     rejected_logratios: Tensor,
@@ -110,13 +101,14 @@ def cdpo(
     """Conservative DPO: -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h).
 
     Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, equation 3: the label is wrong with probability
-    e. Least at beta h = log((1 - e) / e), so margins stay finite. TRL has no such loss since 2026.
+    e. The minimum is at beta h = log((1 - e) / e), so margins stay finite.
     """
     margins = beta * (chosen_logratios - rejected_logratios)
     losses = -(1 - label_smoothing) * F.logsigmoid(margins)
     return losses - label_smoothing * F.logsigmoid(-margins)
 
 
+@loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")
 def robust(
     chosen_logratios: Tensor,
     rejected_logratios: Tensor,
@@ -125,41 +117,45 @@ def robust(
 ) -> Tensor:
     """Robust DPO: [-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2 e), e < 1/2.
 
-    Chowdhury et al. 2024, arXiv 2403.00409, section 3: with labels flipped with probability e its
-    expectation is DPO's loss on the true ones. It may be negative, and has no least value. (LLaMA-Factory
-    calls cdpo by this name.)
+    Chowdhury et al. 2024, arXiv 2403.00409, section 3: where labels are flipped with probability e,
+    its expectation is the loss of DPO on the true ones. It may be negative and is not bounded from
+    below. (LLaMA-Factory calls cdpo by this name.)
     """
     margins = beta * (chosen_logratios - rejected_logratios)
     losses = -(1 - label_smoothing) * F.logsigmoid(margins)
     return (losses + label_smoothing * F.logsigmoid(-margins)) / (1 - 2 * label_smoothing)
 
 
+@loss(MARGIN, LOGRATIOS, "beta")
 def hinge(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
-    """max(0, 1 - beta h): Liu et al. 2023 (RSO, arXiv 2309.06657), their hinge on normalised likelihoods.
+    """max(0, 1 - beta h): Liu et al. 2023 (RSO), arXiv 2309.06657, hinge on normalised likelihoods.
 
     Not the hinge of SLiC (Zhao et al. 2023, arXiv 2305.10425), which has no reference.
     """
     return torch.relu(1 - beta * (chosen_logratios - rejected_logratios))
 
 
+@loss(MARGIN, LOGRATIOS, "beta")
 def ipo_sum(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
-    """IPO as it is written: (h - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036, equation 17.
+    """IPO as written: (h - 1 / (2 beta))^2. Azar et al. 2023, arXiv 2310.12036, equation 17.
 
-    beta is the paper's tau: the margin is to be 1 / (2 beta) nats for the whole response, here 5.
+    beta is the tau of the paper. The minimum is at a margin of 1 / (2 beta) nats, by default 5, of
+    whole responses.
     """
     return (chosen_logratios - rejected_logratios - 1 / (2 * beta)).square()
 
 
+@loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")
 def exo_pair(
     chosen_logratios: Tensor,
     rejected_logratios: Tensor,
     beta: float = 0.1,
     label_smoothing: float = 1e-3,
 ) -> Tensor:
-    """EXO of a pair: KL(p || q) of p = (s, 1 - s), s = sigmoid(beta h), from the labels q = (1 - e, e).
+    """EXO of a pair: s (log s - log(1 - e)) + (1 - s) (log(1 - s) - log e), s = sigmoid(beta h).
 
-    s (log s - log(1 - e)) + (1 - s) (log(1 - s) - log e): Ji et al. 2024, arXiv 2402.00856, equation
-    16. e must be above 0, or a wrong order would cost infinitely much.
+    Ji et al. 2024, arXiv 2402.00856, equation 16: the KL divergence of (s, 1 - s) from the labels
+    (1 - e, e). e must be above 0, because a wrong order would have an infinite loss.
     """
     margins = beta * (chosen_logratios - rejected_logratios)
     to_chosen = F.logsigmoid(margins) - math.log1p(-label_smoothing)
@@ -167,14 +163,16 @@ def exo_pair(
     return torch.sigmoid(margins) * to_chosen + torch.sigmoid(-margins) * to_rejected
 
 
+@loss(MARGIN, LOGRATIOS, "beta", "tau")
 def discopop(
     chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1, tau: float = 0.05
 ) -> Tensor:
     """DiscoPOP: (1 - m) * -log sigmoid(beta h) + m * exp(-beta h), m = sigmoid(beta h / tau).
 
-    Lu et al. 2024, arXiv 2406.08414, equation 5: found by a language model's search; not convex. With their
-    tau of 0.05 the slope at a margin of 0 is +0.78 beta: a policy that equals its reference is pushed
-    the wrong way, into a local minimum below 0. From a tau of 0.1023 on the slope is negative.
+    Lu et al. 2024, arXiv 2406.08414, equation 5: found by the search of a language model; not
+    convex. With their tau of 0.05 the slope at a margin of 0 is +0.78 beta, so a policy that equals
+    its reference moves the wrong way, into a local minimum below 0. The slope is negative for a tau
+    above 0.1023.
     """
     margins = beta * (chosen_logratios - rejected_logratios)
     logistic = torch.sigmoid(-margins / tau) * -F.logsigmoid(margins)
@@ -182,9 +180,10 @@ def discopop(
     return logistic + torch.exp(F.logsigmoid(margins / tau) - margins)
 
 
-# --- functions of the margin of means a token -----------------------------------------------------
+# --- functions of the margin of means per token ---------------------------------------------------
 
 
+@loss(MEANS, LOGRATIOS + LENGTHS, "beta")
 def ipo(
     chosen_logratios: Tensor,
     rejected_logratios: Tensor,
@@ -194,13 +193,14 @@ def ipo(
 ) -> Tensor:
     """IPO on means: (w / |y_w| - l / |y_l| - 1 / (2 beta))^2. Azar et al. 2023, equation 17.
 
-    As TRL, LLaMA-Factory and HALOs have it, who asked the authors; ipo_sum is the paper as written.
-    The margin is to be 1 / (2 beta) nats a token.
+    As in TRL, LLaMA-Factory and HALOs, as the authors advised; ipo_sum is the paper as written.
+    The minimum is at a margin of 1 / (2 beta) nats per token.
     """
     margins = chosen_logratios / chosen_lengths - rejected_logratios / rejected_lengths
     return (margins - 1 / (2 * beta)).square()
 
 
+@loss(MEANS, LOGRATIOS + LENGTHS, "beta")
 def sigmoid_norm(
     chosen_logratios: Tensor,
     rejected_logratios: Tensor,
@@ -210,15 +210,16 @@ def sigmoid_norm(
 ) -> Tensor:
     """DPO on means: -log sigmoid(beta (w / |y_w| - l / |y_l|)).
 
-    Lambert et al. 2024 (Tulu 3), arXiv 2411.15124. A mean wants a larger beta than a sum: theirs is 5.
+    Lambert et al. 2024 (Tulu 3), arXiv 2411.15124. Means are smaller than sums, so beta is larger.
     """
     margins = chosen_logratios / chosen_lengths - rejected_logratios / rejected_lengths
     return -F.logsigmoid(beta * margins)
 
 
-# --- functions of both log-ratios, each for itself ------------------------------------------------
+# --- functions of both log-ratios, separately -----------------------------------------------------
 
 
+@loss(SEPARATE, LOGRATIOS, "beta")
 def apo_zero(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
     """1 - sigmoid(beta w) + sigmoid(beta l): chosen up, rejected down.
 
@@ -227,61 +228,86 @@ def apo_zero(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float =
     return torch.sigmoid(-beta * chosen_logratios) + torch.sigmoid(beta * rejected_logratios)
 
 
+@loss(SEPARATE, LOGRATIOS, "beta")
 def apo_down(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
-    """sigmoid(beta w) + 1 - sigmoid(beta h): both down, rejected more. For data worse than the model.
+    """sigmoid(beta w) + 1 - sigmoid(beta h): both down, rejected more.
 
-    D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8. Chosen goes up only where the
-    margin's slope outweighs its own.
+    D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 8: for data worse than the model. Chosen
+    goes up only where the slope of the second part is larger than that of the first.
     """
     margins = chosen_logratios - rejected_logratios
     return torch.sigmoid(beta * chosen_logratios) + torch.sigmoid(-beta * margins)
 
 
+@loss(SEPARATE, LOGRATIOS, "beta")
 def sppo_hard(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 1e-3) -> Tensor:
     """(w - 1 / (2 beta))^2 + (l + 1 / (2 beta))^2, beta = 1 / eta.
 
-    Wu et al. 2024, arXiv 2405.00675, equation 4.7, with winning probabilities of 1 and 0. Its eta of
-    1000 asks for +-500 nats.
+    Wu et al. 2024, arXiv 2405.00675, equation 4.7, with winning probabilities of 1 and 0. Its eta
+    of 1000 has the minimum at +-500 nats.
     """
     target = 1 / (2 * beta)
     return (chosen_logratios - target).square() + (rejected_logratios + target).square()
 
 
+@loss(SEPARATE, LOGRATIOS, "beta")
 def nca_pair(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
     """-log sigmoid(beta w) - 1/2 log sigmoid(-beta w) - 1/2 log sigmoid(-beta l).
 
-    Chen et al. 2024, arXiv 2402.05369, their NCA for two responses: chosen goes up to a likelihood
-    that is bounded (beta w = ln 2), and rejected down.
+    Chen et al. 2024, arXiv 2402.05369, NCA of two responses: chosen goes up to a bounded likelihood
+    (beta w = ln 2), and rejected down.
     """
     chosen, rejected = beta * chosen_logratios, beta * rejected_logratios
     return -F.logsigmoid(chosen) - (F.logsigmoid(-chosen) + F.logsigmoid(-rejected)) / 2
 
 
+@loss(SEPARATE, (*LOGRATIOS, "shift"), "beta")
 def bco_pair(
     chosen_logratios: Tensor, rejected_logratios: Tensor, shift: float | Tensor, beta: float = 0.1
 ) -> Tensor:
     """BCO of a pair: -log sigmoid(beta w - D) - log sigmoid(-(beta l - D)).
 
-    Jung et al. 2024, arXiv 2404.04656: a classifier of chosen against rejected whose logit is the reward,
-    less its running mean D = `shift`, of both kinds and without gradient. (TRL's bco_pair has D = 0.)
+    Jung et al. 2024, arXiv 2404.04656: a classifier of chosen against rejected, whose logit is the
+    reward less D = `shift`, the running mean of rewards, without gradient. (In the bco_pair of TRL
+    D is 0.)
     """
     chosen, rejected = beta * chosen_logratios - shift, beta * rejected_logratios - shift
     return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
 
 
+@loss(SEPARATE, LOGRATIOS, "beta", "dpop_lambda")
+def dpop(
+    chosen_logratios: Tensor,
+    rejected_logratios: Tensor,
+    beta: float = 0.3,
+    dpop_lambda: float = 50.0,
+) -> Tensor:
+    """DPO-Positive: -log sigmoid(beta (h - lambda max(0, -w))). Pal et al. 2024, arXiv 2402.13228.
+
+    Equation 3: a policy that lowers both responses, the rejected more, does not lower this loss.
+    """
+    penalties = torch.relu(-chosen_logratios)  # (B,) nats that chosen lost
+    return -F.logsigmoid(beta * (chosen_logratios - rejected_logratios - dpop_lambda * penalties))
+
+
+# --- a function of single responses ---------------------------------------------------------------
+
+
+@loss(SINGLE, ("logratios", "desirable", "kl"), "beta", "desirable_weight", "undesirable_weight")
 def kto(
-    logratios: Tensor,  # (B,) of examples, of which each is one response to one prompt
+    logratios: Tensor,  # (B,) of single responses, each to a prompt of its own
     desirable: Tensor,  # (B,) bool
     kl: float | Tensor,
     beta: float = 0.1,
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Tensor:
-    """KTO: D (1 - sigmoid(beta (w - z))) for a desirable example, U (1 - sigmoid(beta (z - l))) for another.
+    """KTO: D (1 - sigmoid(beta (r - z))) if desirable, else U (1 - sigmoid(beta (z - r))).
 
-    Ethayarajh et al. 2024, arXiv 2402.01306, equation 8, less the constants that make it a value. z =
-    `kl` >= 0 stands for KL(pi || pi_ref) and carries no gradient. A pair is two examples, and its loss the
-    mean of theirs. (align-anything has a wrong sign in the second line, which raises what is undesirable.)
+    Ethayarajh et al. 2024, arXiv 2402.01306, equation 8, without its constants. r is the log-ratio,
+    z = `kl` >= 0 an estimate of KL(pi || pi_ref) without gradient, D and U are the weights. A pair
+    is two responses; its loss is the mean of theirs. (align-anything has the wrong sign in the
+    second case, which raises what is undesirable.)
     """
     sign = torch.where(desirable, 1.0, -1.0).to(logratios)
     weight = torch.where(desirable, desirable_weight, undesirable_weight).to(logratios)
@@ -291,6 +317,7 @@ def kto(
 # --- functions of the policy alone ----------------------------------------------------------------
 
 
+@loss(POLICY_MEANS, LOGPS + LENGTHS, "beta", "gamma_beta_ratio")
 def simpo(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -299,15 +326,16 @@ def simpo(
     beta: float = 2.0,
     gamma_beta_ratio: float = 0.5,
 ) -> Tensor:
-    """SimPO: -log sigmoid(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - gamma), gamma = ratio * beta.
+    """SimPO: -log sigmoid(beta (log pi(y_w) / |y_w| - log pi(y_l) / |y_l|) - gamma).
 
-    Meng et al. 2024, arXiv 2405.14734, equation 6. The ratio as in the authors' code: TRL and
-    LLaMA-Factory take gamma itself, beside a beta of 0.1, and TRL adds an NLL term.
+    Meng et al. 2024, arXiv 2405.14734, equation 6. gamma = gamma_beta_ratio * beta, as in the code
+    of the authors. TRL and LLaMA-Factory take gamma itself and a beta of 0.1; TRL adds an NLL.
     """
     margins = chosen_logps / chosen_lengths - rejected_logps / rejected_lengths
     return -F.logsigmoid(beta * (margins - gamma_beta_ratio))
 
 
+@loss(POLICY_MEANS, LOGPS + LENGTHS, "odds_weight")
 def orpo(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -315,21 +343,22 @@ def orpo(
     rejected_lengths: Tensor,
     odds_weight: float = 0.1,
 ) -> Tensor:
-    """ORPO: NLL of the chosen + odds_weight * -log sigmoid(log odds(y_w) - log odds(y_l)).
+    """ORPO: NLL of chosen + odds_weight * -log sigmoid(log odds(y_w) - log odds(y_l)).
 
-    Hong et al. 2024, arXiv 2403.07691, equations 3, 6 and 7: odds = P / (1 - P), log P the mean over
-    tokens. The NLL is over the response alone (TRL: prompt too), a mean for every sequence.
+    Hong et al. 2024, arXiv 2403.07691, equations 3, 6 and 7: odds = P / (1 - P), log P the mean
+    over tokens. The NLL is a mean over the tokens of the response (in TRL of the prompt too).
     """
     chosen, rejected = chosen_logps / chosen_lengths, rejected_logps / rejected_lengths
     return -chosen - odds_weight * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
 
 
 def _log_odds(mean_logps: Tensor) -> Tensor:
-    """log(P / (1 - P)) of log P; where P rounds to 1, that of the nearest P whose odds are finite."""
+    """log(P / (1 - P)) of log P; where P rounds to 1, of the nearest P whose odds are finite."""
     mean_logps = mean_logps.clamp(max=-1e-6)
     return mean_logps - torch.log(-torch.expm1(mean_logps))  # log1p(-exp) would be -inf near 0
 
 
+@loss(POLICY, (*LOGPS, "chosen_lengths"), "beta", "cpo_alpha")
 def cpo(
     chosen_logps: Tensor,
     rejected_logps: Tensor,
@@ -337,85 +366,39 @@ def cpo(
     beta: float = 0.1,
     cpo_alpha: float = 1.0,
 ) -> Tensor:
-    """CPO: -log sigmoid(beta (log pi(y_w) - log pi(y_l))) + cpo_alpha * NLL of the chosen.
+    """CPO: -log sigmoid(beta (log pi(y_w) - log pi(y_l))) + cpo_alpha * NLL of chosen.
 
-    Xu et al. 2024, arXiv 2401.08417, section 3. The paper sums the NLL over tokens, its code and TRL
-    take the mean of a batch's; here it is the mean of each sequence.
+    Xu et al. 2024, arXiv 2401.08417, section 3. The NLL of the paper is a sum over tokens, that of
+    its code and of TRL a mean over those of a batch; here it is a mean over those of each response.
     """
-    return -F.logsigmoid(beta * (chosen_logps - rejected_logps)) + cpo_alpha * sft(
-        chosen_logps, chosen_lengths
-    )
+    nll = sft(chosen_logps, chosen_lengths)
+    return -F.logsigmoid(beta * (chosen_logps - rejected_logps)) + cpo_alpha * nll
 
 
+@loss(POLICY_MEANS, ("chosen_logps", "chosen_lengths"))
 def sft(chosen_logps: Tensor, chosen_lengths: Tensor) -> Tensor:
-    """The chosen response's negative log-likelihood, a mean over its tokens: what alignment is to beat."""
+    """NLL of the chosen response, a mean over its tokens: the baseline of alignment."""
     return -chosen_logps / chosen_lengths
 
 
-# --- functions of all pairs -----------------------------------------------------------------------
+# --- a function of all pairs of a step ------------------------------------------------------------
 
 
+@loss(SORTED, (*LOGPS, "matched_gaps"), "beta")
 def aot(
     chosen_logps: Tensor, rejected_logps: Tensor, matched_gaps: Tensor, beta: float = 0.1
 ) -> Tensor:
-    """AOT: -log sigmoid(beta (g - g')), g = log pi(y_w) - log pi(y_l), g' the reference's gap of equal rank.
+    """AOT: -log sigmoid(beta (g - g')), g = log pi(y_w) - log pi(y_l).
 
-    Melnyk et al. 2024, arXiv 2406.05882, for paired data: the distribution of the policy's gaps is to
-    dominate the reference's, quantile by quantile. `matched_gaps` are those of match_by_rank over all
-    pairs of a step (TRL sorts those of one GPU).
+    g' is the gap of the reference that has the same rank among all pairs of the step: see
+    match_by_rank. (TRL sorts those of one GPU.) Melnyk et al. 2024, arXiv 2406.05882, for paired
+    data: the distribution of the policy's gaps is to dominate the reference's in every quantile.
     """
     return -F.logsigmoid(beta * (chosen_logps - rejected_logps - matched_gaps))
 
 
 def match_by_rank(gaps: Tensor, reference_gaps: Tensor) -> Tensor:
-    """For each of `gaps` (B,) the one of `reference_gaps` (B,) that has its rank; ties by their order."""
+    """For each of `gaps` the one of `reference_gaps` of its rank: (B,). Ties are in their order."""
     matched = torch.empty_like(reference_gaps)
     matched[gaps.argsort(stable=True)] = reference_gaps.sort().values
     return matched
-
-
-# --- what combines with them ----------------------------------------------------------------------
-
-DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
-LARGEST_EXPONENT = 40.0  # of exp(-log-ratio): beyond it float32's squares overflow
-
-
-def divergence_scores(logratios: Tensor, divergence: str, alpha: float = 0.5) -> Tensor:
-    """What takes a log-ratio's place where another divergence than the reverse KL binds the policy: (B,).
-
-    f'(u) at u = pi / pi_ref, less its value at u = 1: Wang et al. 2023 (f-DPO), arXiv 2309.16240, table 1.
-
-        reverse_kl  log u           js      log(2 u / (1 + u))
-        forward_kl  1 - 1 / u       alpha   (1 - u^-alpha) / alpha,  0 < alpha < 1
-
-    (TRL's alpha is 1 - alpha.) exp(-log u) is held at exp(40), from where on the gradient is 0.
-    """
-    if divergence == "reverse_kl":
-        return logratios
-    if divergence == "js":
-        return math.log(2) + F.logsigmoid(logratios)
-    if divergence == "forward_kl":
-        return -torch.expm1((-logratios).clamp(max=LARGEST_EXPONENT))
-    return -torch.expm1((-alpha * logratios).clamp(max=LARGEST_EXPONENT)) / alpha
-
-
-def wpo_weights(mean_token_scores: Tensor) -> Tensor:
-    """WPO's weight of a response, how far it is one of the policy's own: exp of the mean over its tokens of
-
-        log pi(y_t) - log sum_v pi(v)^2
-
-    Zhou et al. 2024, arXiv 2406.11827, equation 2 with their alignment of the weights. A pair's loss is
-    multiplied by the weights of both responses, which carry no gradient.
-    """
-    return mean_token_scores.exp()
-
-
-# --- by name --------------------------------------------------------------------------------------
-
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    loss.__name__: loss
-    for loss in (
-        sigmoid, cdpo, robust, hinge, ipo_sum, exo_pair, discopop, ipo, sigmoid_norm, apo_zero,
-        apo_down, sppo_hard, nca_pair, bco_pair, kto, simpo, orpo, cpo, sft, aot,
-    )
-}  # fmt: skip

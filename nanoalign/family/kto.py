@@ -1,0 +1,116 @@
+"""KTO: a loss of single responses, with an estimate of the KL that is one for a whole step.
+
+Ethayarajh et al. 2024, arXiv 2402.01306. A pair is a desirable and an undesirable response; an
+unpaired record is one response, with its kind in extra["desirable"].
+
+Shapes: B pairs, or records of one response.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from nanoalign.batch import Batch, Row
+from nanoalign.distributed import World, sum_over_ranks
+from nanoalign.errors import RunError
+from nanoalign.family.losses import kto
+from nanoalign.family.objectives import Paired
+from nanoalign.family.pairs import PairLoss, Pairs, Read
+from nanoalign.metrics import Metric
+from nanoalign.model import Policy
+
+
+class Kto(Paired):
+    """The objective of kto. It costs one more forward of policy and reference per step."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        reference: Callable[[Batch], Tensor],
+        max_length: int,
+        world: World,
+        read: Read,
+        loss: PairLoss,
+        beta: float,
+    ):
+        super().__init__(read, loss, beta)
+        self.policy, self.reference = policy, reference
+        self.max_length, self.world = max_length, world
+        self.kl = torch.zeros((), device=world.device)
+        self.state = {"kl": 0.0}  # of the last step
+
+    @torch.no_grad()
+    def before_step(
+        self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], Iterator[Batch]]
+    ) -> None:
+        """Estimates the KL: the mean log-ratio of responses to other prompts, at least 0."""
+        if len(rows) < 2:  # the last step of an epoch: the estimate of the step before
+            self.kl = torch.tensor(self.state["kl"], device=self.world.device)
+            return
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for batch in batches(mismatched(rows, self.max_length)):
+            logratios = self.policy(batch) - self.reference(batch)  # (S,)
+            total += logratios.double().sum() * bool(batch.rows)
+        self.kl = (sum_over_ranks(total) / len(rows)).clamp(min=0).float()
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        self.state = {"kl": metrics["kl"]}
+
+    def pairs(self, batch: Batch) -> Pairs:
+        chosen, rejected = present(batch)
+        return replace(self.read(batch), kl=self.kl, has_chosen=chosen, has_rejected=rejected)
+
+    def loss_of_pairs(self, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
+        losses, metrics = super().loss_of_pairs(batch)
+        chosen, rejected = present(batch)
+        masks = {"loss": torch.ones_like(chosen), "chosen": chosen, "rejected": rejected}
+        masks |= {"margins": chosen & rejected, "accuracies": chosen & rejected}
+        masked = {name: (value, masks[name.split("/")[-1]]) for name, value in metrics.items()}
+        return losses, masked | {"kl": self.kl.expand_as(losses)}
+
+
+def loss_of_responses(pairs: Pairs, **hyperparameters: float) -> Tensor:
+    """The mean loss of the responses of each record, two of a pair or one unpaired: (B,)."""
+    total = torch.zeros_like(pairs.chosen_logratios)
+    for logratios, has, desirable in (
+        (pairs.chosen_logratios, pairs.has_chosen, True),
+        (pairs.rejected_logratios, pairs.has_rejected, False),
+    ):
+        kind = torch.full_like(has, desirable)
+        total = total + has * kto(logratios, kind, pairs.kl, **hyperparameters)
+    return total / (pairs.has_chosen.int() + pairs.has_rejected.int())
+
+
+def present(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Whether each record has a chosen, and a rejected response: (B,) bool each."""
+    unpaired = batch.chosen == batch.rejected
+    desirable = batch.extra.get("desirable", torch.ones_like(unpaired)).bool()
+    return ~unpaired | desirable, ~unpaired | ~desirable
+
+
+def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
+    """Each prompt with a response to the prompt of the next row, cut to fit in max_length."""
+    result = []
+    for i, row in enumerate(rows):
+        others = rows[(i + 1) % len(rows)].responses
+        response = others[i % len(others)][: max(1, max_length - len(row.prompt))]
+        result.append(replace(row, responses=(response,), pairs=(), extra={}))
+    return result
+
+
+def check_kinds(rows: Sequence[Row], source: str) -> None:
+    """Raises RunError where all responses are of one kind: all would be raised, or all lowered."""
+    kinds = set()
+    for row in rows:
+        desirable = row.extra.get("desirable", (True,))
+        for (chosen, rejected), good in zip(row.pairs, desirable, strict=False):
+            kinds |= {True, False} if chosen != rejected else {bool(good)}
+        if len(kinds) == 2:
+            return
+    missing = "undesirable" if kinds == {True} else "desirable"
+    raise RunError(
+        f"--data {source}: all {len(rows):,} responses have one label, "
+        f"{str(True in kinds).lower()}; --loss kto learns from both kinds: add {missing} ones"
+    )
