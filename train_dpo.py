@@ -158,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     write(policy, tokenizer, Path(args.out), world)
-    finish(args, world, f"{args.loss} of {args.model}", len(data.held_out))
+    finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
+        f"python evaluate.py policy --policy {args.out} --baseline {args.model} --reward runs/rm --out {args.out}_eval")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     write_model(reward_model, tokenizer, Path(args.out), world)
-    finish(args, world, f"Reward model on {args.model}", len(data.held_out))
+    finish(args, world, f"Reward model on {args.model}", len(data.held_out),
+        f"python evaluate.py rm --model {args.out} --out {args.out}_eval")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Names of models -> local folders."""
+
+from pathlib import Path
+
+from nanoalign import tiny
+from nanoalign.checkpoints.guards import read_config
+from nanoalign.errors import RunError, in_a_line
+
+
+def local_folder(name: str | Path) -> Path:
+    """The folder of a model: a local one, "tiny", or a download of OWNER/NAME from the Hub."""
+    folder = tiny.MODEL if str(name) == "tiny" else Path(name)
+    if folder.is_dir():
+        read_config(folder)  # is it a model?
+        return folder.resolve()
+    if folder.exists():
+        raise RunError(f"model '{name}' is a file; give the folder that holds it")
+    if len(folder.parts) != 2 or folder.is_absolute():  # not OWNER/NAME
+        raise RunError(f"model folder '{name}' does not exist; give a folder, 'tiny' or OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:  # the cache is locked while one of the ranks of a host downloads
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
+    except (OSError, ValueError) as error:  # not found, no network, not a valid name
+        raise RunError(
+            f"no folder '{name}' here, and the Hub does not give it: {in_a_line(error)}"
+        ) from error

@@ -1,0 +1,241 @@
+"""Weight files -> sharded parameters: each rank reads its own slices of the safetensors files.
+
+A model is built with its parameters on the meta device (no memory) and sharded; then its shards get
+memory, and each rank reads its part of every tensor. Where the tensors of the files are not those of
+the model (mixture-of-experts), transformers' own loader runs on rank 0, which holds them all.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from nanoalign.checkpoints.guards import FOREIGN_ERRORS
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.model import Fill
+
+Place = tuple[nn.Module, str]  # a module, and the name that its parameter or buffer has in it
+
+
+def read_slices(
+    auto: type, folder: Path, config: PretrainedConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Fill]:
+    """(a model on the meta device, what fills its shards): the `read` of Policy.load.
+
+    A reward model that begins as a language model gets the body of that; its head is not filled.
+    """
+    with parameters_on_meta():
+        model = reader = build(auto, config, dtype, folder)
+        names = config.architectures or ()
+        if auto is not AutoModelForCausalLM and not any("ForSequence" in name for name in names):
+            # The files are those of a language model: it reads them, with our body as its own.
+            reader = build(AutoModelForCausalLM, config, dtype, folder)
+            setattr(reader, reader.base_model_prefix, model.base_model)
+    if (
+        model.can_generate() and (folder / "generation_config.json").is_file()
+    ):  # it may name EOS ids
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
+    places = places_of(reader)
+
+    def fill(module: nn.Module, device: torch.device) -> None:
+        # As Module.to_empty, except for buffers, which keep their values.
+        module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+        reader.tie_weights()
+        load(reader, places, folder)
+
+    return model, fill
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules that are built inside have their parameters on meta, and their buffers in memory.
+
+    Buffers that no file holds (rotary tables) are computed while a module is built.
+    """
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            param = nn.Parameter(param.to("meta"), requires_grad=param.requires_grad)
+        register(module, name, param)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register
+
+
+def build(auto: type, config: PretrainedConfig, dtype: torch.dtype, path: Path) -> PreTrainedModel:
+    """A model of this config without weights; `path` names it in errors."""
+    try:
+        model = auto.from_config(config, dtype=dtype)
+    except FOREIGN_ERRORS as error:  # no such model of this architecture, odd settings
+        raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
+    if model.base_model is model:
+        raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
+    return model
+
+
+def places_of(model: PreTrainedModel) -> dict[str, Place]:
+    """Name -> place of every parameter and persistent buffer; tied weights have several names."""
+    persistent = model.state_dict().keys()
+    return {
+        f"{prefix}{'.' * bool(prefix)}{name}": (module, name)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in (*module._parameters, *module._buffers)
+        if f"{prefix}{'.' * bool(prefix)}{name}" in persistent
+    }
+
+
+def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
+    """Each tensor under all its names."""
+    names: dict[int, list[str]] = {}
+    for name, (module, attribute) in places.items():
+        names.setdefault(id(getattr(module, attribute)), []).append(name)
+    return {tuple(each): getattr(*places[each[0]]) for each in names.values()}
+
+
+@torch.no_grad()
+def load(model: PreTrainedModel, places: dict[str, Place], folder: Path) -> None:
+    """Fills the tensors of a model from the safetensors files of a folder. A collective.
+
+    Raises RunError where the files have other names or shapes than the model.
+    """
+    tensors, stored = tensors_of(places), stored_tensors(folder)
+    plain = stored.keys() <= places.keys() and all(
+        any(stored.get(name, (None, None))[1] == tuple(tensor.shape) for name in names)
+        for names, tensor in tensors.items()
+    )
+    if not plain:
+        return load_by_transformers(model, tensors, folder)
+    by_file: dict[Path, dict[str, Tensor]] = {}
+    for names, tensor in tensors.items():
+        name = next(name for name in names if name in stored)
+        by_file.setdefault(stored[name][0], {})[name] = tensor
+    for path, wanted in by_file.items():
+        with opened(path) as file:
+            for name, tensor in wanted.items():
+                rows = local_rows(tensor)
+                if len(rows):
+                    part = file.get_slice(name)
+                    whole = not isinstance(tensor, DTensor)
+                    local = tensor if whole else tensor.to_local()
+                    local.copy_(part[...] if whole else part[rows.start : rows.stop])
+
+
+def local_rows(tensor: Tensor) -> range:
+    """The rows of dimension 0 that this rank holds: FSDP2 divides them as torch.chunk does."""
+    if not isinstance(tensor, DTensor):
+        return range(len(tensor)) if tensor.ndim else range(1)
+    mesh = tensor.device_mesh  # of two dimensions, the first one has copies
+    size = tensor.shape[0]
+    chunk = math.ceil(size / mesh.shape[-1])
+    start = min(mesh.get_coordinate()[-1] * chunk, size)
+    rows = range(start, min(start + chunk, size))
+    assert len(rows) == tensor.to_local().shape[0], "FSDP2 shards as torch.chunk does"
+    return rows
+
+
+def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
+    """Tensor name -> (the safetensors file that holds it, its shape)."""
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
+    elif single.is_file():
+        names = [single.name]
+    else:
+        raise RunError(
+            f"model folder '{folder}' has no weights: neither {single.name} nor {index.name} (other "
+            "formats are not read; convert them with transformers' save_pretrained)"
+        )
+    stored = {}
+    for name in names:
+        path = folder / name
+        if not path.is_file():
+            raise RunError(f"{index}: names the file {name}, which is missing")
+        with opened(path) as file:
+            stored |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
+    return stored
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
+
+
+def load_by_transformers(
+    model: PreTrainedModel, tensors: dict[tuple[str, ...], Tensor], folder: Path
+) -> None:
+    """Rank 0 loads by transformers, which converts names and layouts, and sends each tensor."""
+    loaded, problem = {}, [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            loaded = from_pretrained(model, folder)
+        except RunError as error:
+            problem = [str(error)]
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if several:
+        dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise RunError(problem[0])
+    for names, tensor in tensors.items():
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        if names[0] in loaded:
+            whole.copy_(loaded[names[0]])
+        if several:
+            dist.broadcast(whole, src=0)
+        rows = local_rows(tensor)
+        sharded = isinstance(tensor, DTensor)
+        (tensor.to_local() if sharded else tensor).copy_(
+            whole[rows.start : rows.stop] if sharded else whole
+        )
+
+
+def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
+    """The tensors by name, as transformers loads them; a name without a place is an error."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the RunError below takes the place of its report
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded, info = type(model).from_pretrained(
+            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
+    problems = []
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := sorted(map(str, info[kind])):
+            more = f" and {len(found) - 3} more" * (len(found) > 3)
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:3])}{more}")
+    if problems:
+        raise RunError(
+            f"model folder '{folder}': its weights are not those of the {type(loaded).__name__} in "
+            f"config.json; {'; '.join(problems)}"
+        )
+    return loaded.state_dict()

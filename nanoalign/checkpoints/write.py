@@ -1,0 +1,154 @@
+"""Sharded parameters -> a model folder in Hugging Face format, float32."""
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from nanoalign.checkpoints.slices import places_of, tensors_of
+from nanoalign.distributed import World
+from nanoalign.errors import RunError
+from nanoalign.model import RewardModel, Scorer
+
+MAX_FILE_BYTES = 4 * 2**30  # rank 0 holds the tensors of one file in host memory
+
+Tensors = dict[
+    str, Callable[[], Tensor]
+]  # name in the files -> what gives the tensor, or its shard
+
+
+def write_model(
+    scorer: Scorer, tokenizer, folder: Path, world: World | None = None,
+    tensors: Tensors | None = None,
+) -> None:  # fmt: skip
+    """Writes a model and its tokenizer. A collective: tensors are gathered one at a time.
+
+    tensors: those to write, where they are not the model's own (merged adapters).
+    The files are written to a folder beside their place and moved when all are whole, so a failure
+    while writing leaves what was there.
+    """
+    is_main = world is None or world.is_main
+    temporary = folder / ".model.partial"
+    if world is not None:
+        scorer.reshard()  # a forward without a backward pass leaves parameters gathered
+    if tensors is None:
+        named = tensors_of(places_of(scorer.model))
+        tensors = {names[0]: lambda tensor=tensor: tensor for names, tensor in named.items()}
+    if isinstance(scorer, RewardModel):
+        set_pad_token(scorer.model, tokenizer)
+    try:
+        if is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            write_settings(scorer.model, tokenizer, temporary)
+        files = Files(temporary)
+        for name, tensor in in_the_layout_of_files(scorer.model, tensors, is_main):
+            if is_main:
+                files.add(name, tensor)
+        if is_main:
+            files.close()
+            move_into_place(temporary, folder)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise RunError(f"the model could not be written to '{folder}': {error}") from error
+
+
+def set_pad_token(model: PreTrainedModel, tokenizer) -> None:
+    """Gives a reward model a pad token that is not EOS, or none.
+
+    transformers reads a reward at the last token that is not the pad token, which must be EOS.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    fit = [i for i in others if i not in (None, tokenizer.eos_token_id) and i < known]
+    pad = model.config.get_text_config().pad_token_id = fit[0] if fit else None
+    if pad is not None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+
+
+def write_settings(model: PreTrainedModel, tokenizer, folder: Path) -> None:
+    config = copy.deepcopy(model.config)
+    config.dtype, config.architectures = torch.float32, [type(model).__name__]
+    # Not save_pretrained, which refuses settings (a temperature without sampling) that it has read
+    # without an error: a trained model must not be lost over them.
+    config.to_json_file(folder / "config.json")
+    if model.can_generate():
+        model.generation_config.to_json_file(folder / "generation_config.json")
+    tokenizer.save_pretrained(folder)
+
+
+def in_the_layout_of_files(
+    model: PreTrainedModel, tensors: Tensors, is_main: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """(name in the files, whole float32 tensor), one at a time where the layout allows it."""
+    on_meta = {name: torch.empty(get().shape, device="meta") for name, get in tensors.items()}
+    gathered = ((name, whole(get())) for name, get in tensors.items())
+    if revert_weight_conversion(model, on_meta).keys() == on_meta.keys():
+        yield from gathered
+    else:  # the files join or split tensors (mixture-of-experts), so rank 0 needs them all
+        everything = {name: tensor for name, tensor in gathered if is_main}
+        if is_main:
+            yield from revert_weight_conversion(model, everything).items()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype)
+
+
+def move_into_place(temporary: Path, folder: Path) -> None:
+    new = {path.name for path in temporary.iterdir()}
+    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
+        for old in folder.glob(pattern):  # of a model with another number of files
+            if old.name not in new:
+                old.unlink()
+    for name in sorted(new):
+        os.replace(temporary / name, folder / name)
+    temporary.rmdir()
+
+
+class Files:
+    """Collects tensors into files of at most MAX_FILE_BYTES, and writes the index of several."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.tensors: dict[str, Tensor] = {}
+        self.bytes = self.total = 0
+        self.names: list[list[str]] = []  # the tensors of each file
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        if self.tensors and self.bytes + tensor.nbytes > MAX_FILE_BYTES:
+            self.flush()
+        self.tensors[name] = tensor.clone(memory_format=torch.contiguous_format)  # no views
+        self.bytes += tensor.nbytes
+        self.total += tensor.nbytes
+
+    def flush(self) -> None:
+        path = self.folder / f"unnamed-{len(self.names)}.safetensors"  # until their number is known
+        save_file(self.tensors, path, metadata={"format": "pt"})
+        path.chmod((self.folder / "config.json").stat().st_mode)  # safetensors: its owner alone
+        self.names.append(list(self.tensors))
+        self.tensors, self.bytes = {}, 0
+
+    def close(self) -> None:
+        self.flush()
+        count, weight_map = len(self.names), {}
+        for n, names in enumerate(self.names):
+            name = f"model-{n + 1:05d}-of-{count:05d}.safetensors"
+            name = "model.safetensors" if count == 1 else name
+            (self.folder / f"unnamed-{n}.safetensors").rename(self.folder / name)
+            weight_map |= dict.fromkeys(names, name)
+        if count > 1:
+            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
+            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+            (self.folder / "model.safetensors.index.json").write_text(text)
