@@ -1,7 +1,6 @@
 """LoRA: small matrices beside the weights are trained, in place of the weights.
 
-lora.py         puts adapters into a policy; the reference is the policy without them
-write.py        writes the model with its adapters merged, and the adapters as peft does
+lora.py         puts adapters into a policy; the reference is the policy with them off; the files
 """
 
 import argparse
