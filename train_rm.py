@@ -143,6 +143,8 @@ def main(argv: list[str] | None = None) -> None:
         start,
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
+    if args.length_debias:
+        reward_model.print_length()
     write_model(reward_model, tokenizer, Path(args.out), world)
     finish(args, world, f"Reward model on {args.model}", len(data.held_out),
         f"python evaluate.py rm --model {args.out} --out {args.out}_eval")  # fmt: skip
