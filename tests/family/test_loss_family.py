@@ -1,16 +1,21 @@
-"""python -m pytest tests/test_loss_family.py
+"""python -m pytest tests/family/test_loss_family.py
 
-Every loss of the family: by hand, against its equation written out in plain Python, its signs, its limits.
+Every loss of the family: by hand, against its equation in plain Python, its signs, its limits.
 """
 
+import dataclasses
 import inspect
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from nanoalign import losses
-from nanoalign.losses import DIVERGENCES, LOSSES, divergence_scores, match_by_rank, wpo_weights
+from nanoalign.family import ADD_ONS, losses
+from nanoalign.family.divergences import DIVERGENCES, divergence_scores, wpo_weights
+from nanoalign.family.losses import DEFAULTS, FIELDS, KIND, LOSSES, UNFIT, match_by_rank
+from nanoalign.family.pairs import Pairs
 
 
 def t(*values: float) -> torch.Tensor:
@@ -24,6 +29,37 @@ def ls(x: float) -> float:
 
 def s(x: float) -> float:
     return 1 / (1 + math.exp(-x))
+
+
+# --- the entries
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_entry_lists_the_arguments_of_its_function(name):
+    """In order: first fields of Pairs (kto: of responses), then hyperparameters with defaults."""
+    parameters = inspect.signature(LOSSES[name]).parameters
+    assert list(parameters) == [*FIELDS[name], *DEFAULTS[name]]
+    assert {p: parameters[p].default for p in DEFAULTS[name]} == DEFAULTS[name]
+    if name != "kto":
+        assert {*FIELDS[name]} <= {field.name for field in dataclasses.fields(Pairs)}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_has_a_value_by_hand_and_an_equation(name):
+    """What to write for a new loss: a test of this name below, and its equation in EQUATIONS."""
+    assert f"test_{name}_by_hand" in globals()
+    assert name in EQUATIONS or name == "kto"
+    assert {*UNFIT[KIND[name]]} <= {*ADD_ONS}
+
+
+def test_losses_import_torch_alone():
+    code = "import sys; import nanoalign.family.losses; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "torch" in modules and "transformers" not in modules
+    assert [m for m in modules if m.startswith("nanoalign")] == [
+        "nanoalign", "nanoalign.family", "nanoalign.family.losses"
+    ]  # fmt: skip
 
 
 # --- (a) by hand. Pairs have w = 2, l = -1, so h = 3, if not said otherwise; ln 3 = 1.098612
@@ -41,7 +77,8 @@ def test_cdpo_by_hand():
 
 
 def test_robust_by_hand():
-    """The same with e = 1/4: (3/4 ln(4/3) - 1/4 ln 4) / (1/2) = (0.215762 - 0.346574) * 2 = -0.261624."""
+    """The same with e = 1/4: (3/4 ln(4/3) - 1/4 ln 4) / (1/2) = (0.215762 - 0.346574) * 2 =
+    -0.261624."""
     found = losses.robust(t(2), t(-1), math.log(3) / 3, 0.25).item()
     assert found == pytest.approx(-0.261624, abs=5e-7)
 
@@ -69,9 +106,10 @@ def test_sigmoid_norm_by_hand():
 
 
 def test_exo_pair_by_hand():
-    """beta h = ln 3, p = (3/4, 1/4); e = 1/2: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.304099 - 0.173287 = 0.130812.
+    """beta h = ln 3, p = (3/4, 1/4); e = 1/2: 3/4 ln(3/2) + 1/4 ln(1/2) = 0.304099 - 0.173287 =
+    0.130812.
 
-    With e = 1/4 the model says what the labels say: 0.
+    With e = 1/4 p is the distribution of the labels: 0.
     """
     beta = math.log(3) / 3
     assert losses.exo_pair(t(2), t(-1), beta, 0.5).item() == pytest.approx(0.130812, abs=5e-7)
@@ -89,7 +127,8 @@ def test_discopop_by_hand():
 
 
 def test_discopop_starts_the_wrong_way_with_its_papers_tau():
-    """Slope at h = 0 over beta: (1 - ln 2) / (4 tau) - 3/4, so 0.784 at tau 0.05, and 0 at tau 0.102284."""
+    """Slope at h = 0 over beta: (1 - ln 2) / (4 tau) - 3/4, so 0.784 at tau 0.05, and 0 at tau
+    0.102284."""
     for tau, slope in ((0.05, 0.784264), (0.102284, 0.0), (1.0, -0.673287)):
         w = t(0).requires_grad_()
         losses.discopop(w, t(0), 0.5, tau).backward()
@@ -112,19 +151,29 @@ def test_sppo_hard_by_hand():
 
 
 def test_nca_pair_by_hand():
-    """beta w = ln 3, beta l = -ln 3: ln(4/3) + 1/2 ln 4 + 1/2 ln(4/3) = 0.287682 + 0.693147 + 0.143841."""
+    """beta w = ln 3, beta l = -ln 3: ln(4/3) + 1/2 ln 4 + 1/2 ln(4/3) = 0.287682 + 0.693147 +
+    0.143841."""
     found = losses.nca_pair(t(1), t(-1), math.log(3)).item()
     assert found == pytest.approx(1.124670, abs=5e-7)
 
 
 def test_bco_pair_by_hand():
-    """beta ln 3, D = ln 3: beta w - D = ln 3 and beta l - D = -2 ln 3: ln(4/3) + ln(10/9) = 0.393043."""
+    """beta ln 3, D = ln 3: beta w - D = ln 3 and beta l - D = -2 ln 3: ln(4/3) + ln(10/9) =
+    0.393043."""
     found = losses.bco_pair(t(2), t(-1), math.log(3), math.log(3)).item()
     assert found == pytest.approx(0.393043, abs=5e-7)
 
 
+def test_dpop_by_hand():
+    """beta ln 3 / 3, lambda 2. w 2, h 3: no penalty. w -1, h 5: 5 - 2 * 1 = 3 too. ln(4/3)
+    twice."""
+    found = losses.dpop(t(2, -1), t(-1, -6), math.log(3) / 3, 2.0)
+    assert found.tolist() == pytest.approx([math.log(4 / 3)] * 2)
+
+
 def test_kto_by_hand():
-    """beta ln 3, z = 1: w - z = 1: 2 (1 - 3/4) = 1/2; z - l = 2: 1 - 9/10 = 1/10, times 3 = 3/10."""
+    """beta ln 3, z = 1: w - z = 1: 2 (1 - 3/4) = 1/2; z - l = 2: 1 - 9/10 = 1/10, times 3 =
+    3/10."""
     found = losses.kto(t(2, -1), torch.tensor([True, False]), 1.0, math.log(3), 2.0, 3.0)
     assert found.tolist() == pytest.approx([0.5, 0.3])
 
@@ -136,7 +185,8 @@ def test_simpo_by_hand():
 
 
 def test_orpo_by_hand():
-    """Mean probabilities 3/4 and 1/2: odds 3 and 1, odds ratio 3: -ln(3/4) + 0.5 ln(4/3) = 1.5 * 0.287682."""
+    """Mean probabilities 3/4 and 1/2: odds 3 and 1, odds ratio 3: -ln(3/4) + 0.5 ln(4/3) = 1.5 *
+    0.287682."""
     chosen, rejected = 2 * math.log(3 / 4), 3 * math.log(1 / 2)
     found = losses.orpo(t(chosen), t(rejected), t(2), t(3), 0.5).item()
     assert found == pytest.approx(0.431523, abs=5e-7)
@@ -156,7 +206,8 @@ def test_sft_by_hand():
 def test_aot_by_hand():
     """Gaps 3, 1, 2 of the policy, 10, 30, 20 of the reference: the ranks 3, 1, 2 take 30, 10, 20.
 
-    g - g' = -27, -9, -18; beta ln 3 / 9: -log sigmoid(-3 ln 3) = ln(1 + 27) = 3.332205, ln(1 + 3) = 1.386294,
+    g - g' = -27, -9, -18; beta ln 3 / 9: -log sigmoid(-3 ln 3) = ln(1 + 27) = 3.332205, ln(1 + 3)
+    = 1.386294,
     ln(1 + 9) = 2.302585.
     """
     matched = match_by_rank(t(3, 1, 2), t(10, 30, 20))
@@ -187,6 +238,7 @@ EQUATIONS = {
     "sppo_hard": lambda p, beta: (p.w - (1 - 0.5) / beta) ** 2 + (p.l - (0 - 0.5) / beta) ** 2,
     "nca_pair": lambda p, beta: -ls(beta * p.w) - sum(ls(-beta * r) for r in (p.w, p.l)) / 2,
     "bco_pair": lambda p, beta: -ls(beta * p.w - p.shift) - ls(-(beta * p.l - p.shift)),
+    "dpop": lambda p, beta, penalty: -ls(beta * (p.h - penalty * max(0, -p.w))),
     "simpo": lambda p, beta, ratio: -ls(
         beta / p.nw * p.logp_w - beta / p.nl * p.logp_l - ratio * beta
     ),
@@ -226,37 +278,29 @@ def random_inputs(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     lengths = [torch.randint(1, 60, (count,), generator=draw).double() for _ in range(2)]
     return {
         "chosen_logratios": normal(4), "rejected_logratios": normal(4),
-        "chosen_logps": -normal(1).exp() * lengths[0], "rejected_logps": -normal(1).exp() * lengths[1],
+        "chosen_logps": -normal(1).exp() * lengths[0],
+        "rejected_logps": -normal(1).exp() * lengths[1],
         "chosen_lengths": lengths[0], "rejected_lengths": lengths[1],
         "matched_gaps": normal(10), "shift": normal(1),
     }  # fmt: skip
-
-
-def needs(name: str) -> list[str]:
-    """What a loss is a function of: its arguments without a default."""
-    return [
-        p.name for p in inspect.signature(LOSSES[name]).parameters.values() if p.default is p.empty
-    ]
 
 
 PAIRWISE = [name for name in LOSSES if name != "kto"]
 
 
 def call(name: str, inputs: dict[str, torch.Tensor], **hyperparameters: float) -> torch.Tensor:
-    return LOSSES[name](*(inputs[each] for each in needs(name)), **hyperparameters)
+    return LOSSES[name](*(inputs[each] for each in FIELDS[name]), **hyperparameters)
 
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_every_loss_is_its_equation(name):
     """200 random pairs in float64; the hyperparameters are other ones than the defaults."""
     inputs = random_inputs(200)
-    names = [p for p in inspect.signature(LOSSES[name]).parameters if p not in needs(name)]
     values = {"beta": 0.3, "label_smoothing": 0.2, "tau": 0.7, "gamma_beta_ratio": 0.4,
               "odds_weight": 0.25, "cpo_alpha": 0.6}  # fmt: skip
-    found = call(name, inputs, **{each: values[each] for each in names})
-    expected = [
-        EQUATIONS[name](OnePair(inputs, i), *(values[n] for n in names)) for i in range(200)
-    ]
+    values = {key: values.get(key, value / 2) for key, value in DEFAULTS[name].items()}
+    found = call(name, inputs, **values)
+    expected = [EQUATIONS[name](OnePair(inputs, i), *values.values()) for i in range(200)]
     assert found.shape == (200,)
     assert found.tolist() == pytest.approx(expected, rel=1e-11, abs=1e-12)
 
@@ -271,16 +315,6 @@ def test_kto_is_its_equation():
         for r, good in zip(ratios.tolist(), desirable.tolist(), strict=True)
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-11)
-
-
-def test_cdpo_without_smoothing_is_dpo_and_so_is_dpo_loss():
-    inputs = random_inputs(50)
-    pair = inputs["chosen_logratios"], inputs["rejected_logratios"]
-    zero = torch.zeros(50, dtype=torch.float64)
-    for smoothing in (0.0, 0.3):
-        found = losses.dpo_loss(*pair, zero, zero, 0.2, smoothing)[0]
-        assert torch.equal(found, losses.cdpo(*pair, 0.2, smoothing))
-    assert torch.allclose(losses.cdpo(*pair, 0.2, 0.0), losses.sigmoid(*pair, 0.2), rtol=1e-15)
 
 
 def test_robust_is_dpo_on_the_true_labels_in_expectation():
@@ -308,18 +342,18 @@ SIGNS = dict.fromkeys(PAIRWISE, (-1, 1)) | {"sft": (-1, 0), "apo_down": (1, 1)}
 
 @pytest.mark.parametrize("name", PAIRWISE)
 def test_moves_chosen_up_and_rejected_down(name):
-    """Signs of the gradient; apo_down, for data worse than the model, lowers both, the rejected more."""
+    """Signs of the gradient; apo_down lowers both responses, the rejected more."""
     inputs = random_inputs(20) | {"shift": torch.zeros(20, dtype=torch.float64)}
     inputs["chosen_logratios"] = torch.linspace(-0.2, 0.2, 20, dtype=torch.float64)
     inputs["rejected_logratios"] = inputs["chosen_logratios"] - 1.0
     grads = {}
-    for key in needs(name):
+    for key in FIELDS[name]:
         inputs[key] = inputs[key].clone().requires_grad_()
     call(name, inputs).sum().backward()
     for side, sign in zip(("chosen", "rejected"), SIGNS[name], strict=True):
         for kind in ("logratios", "logps"):
             value = inputs[f"{side}_{kind}"]
-            if f"{side}_{kind}" in needs(name):
+            if f"{side}_{kind}" in FIELDS[name]:
                 grads[side] = value.grad
                 assert (value.grad.sign() == sign).all(), side
     assert set(grads) == {"chosen", "rejected"} if SIGNS[name][1] else {"chosen"}
@@ -341,7 +375,7 @@ EXTREMES = (-1e4, -50.0, -1e-3, -1e-8, 0.0)
 @pytest.mark.parametrize("name", PAIRWISE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_at_extreme_log_probabilities_and_margins(name, dtype):
-    """Log-ratios to +-1e4 (a margin of 2e4) and log-probabilities from -1e4 to 0, of one token and of 50."""
+    """Log-ratios to +-1e4, log-probabilities from -1e4 to 0, of one token and of 50."""
     ratios = torch.tensor([x * sign for x in EXTREMES for sign in (1, -1)], dtype=dtype)
     first, second = (x.flatten() for x in torch.meshgrid(ratios, ratios, indexing="ij"))
     for length in (1, 50):
@@ -351,7 +385,7 @@ def test_finite_at_extreme_log_probabilities_and_margins(name, dtype):
             "rejected_logps": -second.abs(), "chosen_lengths": lengths, "rejected_lengths": lengths,
             "matched_gaps": second, "shift": torch.zeros((), dtype=dtype),
         }  # fmt: skip
-        leaves = [inputs[key].clone().requires_grad_() for key in needs(name)]
+        leaves = [inputs[key].clone().requires_grad_() for key in FIELDS[name]]
         values = LOSSES[name](*leaves)
         values.sum().backward()
         assert values.isfinite().all()
@@ -387,7 +421,7 @@ def test_gradients_are_derivatives(name):
         inputs[key].requires_grad_(
             key not in ("chosen_lengths", "rejected_lengths", "shift", "matched_gaps")
         )
-        for key in needs(name)
+        for key in FIELDS[name]
     ]
     assert torch.autograd.gradcheck(LOSSES[name], leaves)
 
@@ -408,7 +442,8 @@ def test_gradients_of_kto_are_derivatives():
 
 
 def test_divergences_by_hand():
-    """u = 3 (log u = 1.098612): log u; 2/3; log(6/4) = 0.405465; alpha 1/2: (1 - 1/sqrt 3) * 2 = 0.845299.
+    """u = 3 (log u = 1.098612): log u; 2/3; log(6/4) = 0.405465; alpha 1/2: (1 - 1/sqrt 3) * 2 =
+    0.845299.
 
     As alpha goes to 0 it becomes the reverse KL; at u = 1 all are 0.
     """

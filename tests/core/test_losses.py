@@ -1,15 +1,13 @@
-"""python -m pytest tests/test_losses.py"""
+"""python -m pytest tests/core/test_losses.py"""
 
 import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
 from nanoalign.losses import dpo_loss, pairwise_reward_loss
-from nanoalign.metrics import Means, calibration, hits, rank_correlation, wilson_interval
 
 
 def pairs(*columns: list[float], dtype=torch.float64) -> list[torch.Tensor]:
@@ -20,7 +18,8 @@ def test_dpo_by_hand():
     """Three pairs, beta 0.5.
 
     1. log-ratios +2 and 0: margin 0.5 * 2 = 1, loss log(1 + e^-1) = 0.313262, rewards 1 and 0
-    2. log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and 1.5
+    2. log-ratios -1 and +3: margin 0.5 * -4 = -2, loss log(1 + e^2) = 2.126928, rewards -0.5 and
+    1.5
     3. log-ratios +5 and +5: margin 0, loss ln 2, rewards 2.5 and 2.5
     """
     chosen, rejected = [-10.0, -7.0, -1.0], [-12.0, -4.0, -2.0]
@@ -43,7 +42,8 @@ def test_label_smoothing_by_hand():
 
 
 def test_smoothed_loss_is_least_where_the_model_has_the_same_doubt():
-    """The minimum of conservative DPO is at sigmoid(margin) = 1 - eps: margin = log((1 - eps) / eps)."""
+    """The minimum of conservative DPO is at sigmoid(margin) = 1 - eps: margin = log((1 - eps) /
+    eps)."""
     margin = torch.tensor([math.log(0.8 / 0.2)], dtype=torch.float64, requires_grad=True)
     zero = torch.zeros(1, dtype=torch.float64)
     dpo_loss(margin, zero, zero, zero, beta=1.0, label_smoothing=0.2)[0].backward()
@@ -59,7 +59,8 @@ def test_policy_equal_to_reference_gives_ln_2_and_no_reward(smoothing):
 
 
 def test_swapping_chosen_and_rejected_swaps_rewards_and_label():
-    """Swapped pairs have swapped rewards, and their loss with eps is the original's with 1 - eps."""
+    """Swapped pairs have swapped rewards, and their loss with eps is the original's with 1 -
+    eps."""
     a, b, c, d = torch.randn(4, 32, dtype=torch.float64) * 3
     losses, chosen, rejected = dpo_loss(a, b, c, d, label_smoothing=0.2)
     swapped, chosen_swapped, rejected_swapped = dpo_loss(b, a, d, c, label_smoothing=0.8)
@@ -102,23 +103,12 @@ def test_rewards_carry_no_gradient():
     assert losses.requires_grad and not any(reward.requires_grad for reward in rewards)
 
 
-def test_a_tie_is_half_a_hit():
-    chosen, rejected = torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0.0, 1.0, 2.0])
-    assert hits(chosen, rejected).tolist() == [1, 0, 0.5]
-
-
 def test_losses_import_torch_alone():
     code = "import sys; from nanoalign.losses import dpo_loss; print('transformers' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "False"
-
-
-def test_wilson_interval_by_hand():
-    """8 of 10 at 95 %: the textbook's (0.4902, 0.9433); 0 of 10 has an upper end of 0.2775."""
-    assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)
-    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=2e-4)
 
 
 # --- the reward model's loss
@@ -139,7 +129,8 @@ def test_pairwise_reward_by_hand():
 
 def test_reward_margin_and_smoothing_by_hand():
     """Difference 2: with margins 1 and 3, log(1 + e^-1) and log(1 + e). Smoothing 0.1 and margin 1:
-    0.9 * log(1 + e^(1 - 2)) + 0.1 * log(1 + e^(1 + 2)) = 0.9 * 0.313262 + 0.1 * 3.048587 = 0.586794."""
+    0.9 * log(1 + e^(1 - 2)) + 0.1 * log(1 + e^(1 + 2)) = 0.9 * 0.313262 + 0.1 * 3.048587 =
+    0.586794."""
     chosen, rejected, margin = pairs([3.0, 3.0], [1.0, 1.0], [1.0, 3.0])
     losses = pairwise_reward_loss(chosen, rejected, margin)
     assert losses.tolist() == pytest.approx([math.log1p(math.exp(-1)), math.log1p(math.e)])
@@ -175,47 +166,3 @@ def test_reward_gradient_is_the_derivative_and_moves_the_right_way():
     pairwise_reward_loss(*inputs).sum().backward()
     assert (inputs[0].grad < 0).all() and (inputs[1].grad > 0).all()
     assert torch.equal(inputs[0].grad, -inputs[1].grad)
-
-
-# --- what is reported of scores
-
-
-def test_calibration_by_hand():
-    """Two bins, [0.5, 0.75) and [0.75, 1]. sigmoid(ln 3) = 0.75, sigmoid(ln 9) = 0.9, sigmoid(0) = 0.5.
-
-    In the lower bin one tie: confidence 0.5, half a hit. In the upper a hit at 0.9, a miss at 0.75:
-    confidence 0.825, hit rate 0.5. Error (1 * 0 + 2 * 0.325) / 3.
-    """
-    result = calibration(np.array([0.0, math.log(9), -math.log(3) - 1e-12]), bins=2)
-    assert result.counts.tolist() == [1, 2]
-    assert result.confidence == pytest.approx([0.5, 0.825])
-    assert result.hit_rate == pytest.approx([0.5, 0.5])
-    assert result.error == pytest.approx(0.65 / 3)
-
-
-def test_a_judge_that_is_right_as_often_as_it_says_is_calibrated():
-    draw = np.random.default_rng(0)
-    margins = draw.normal(scale=2, size=200_000)
-    agrees = draw.random(margins.size) < 1 / (1 + np.exp(-margins))
-    assert calibration(np.where(agrees, margins, -margins)).error < 0.005
-    assert calibration(np.where(agrees, 3 * margins, -3 * margins)).error > 0.05
-
-
-def test_rank_correlation_by_hand():
-    """Ranks of the second are 1, 2.5, 2.5, 4: Pearson's of (1, 2, 3, 4) with them is 4.5 / sqrt(22.5)."""
-    ranks = rank_correlation(np.array([1.0, 2.0, 5.0, 9.0]), np.array([0, 7, 7, 8]))
-    assert ranks == pytest.approx(4.5 / math.sqrt(5 * 4.5))
-    assert rank_correlation(np.array([3.0, 2.0, 1.0]), np.array([1.0, 10.0, 100.0])) == -1.0
-    assert rank_correlation(np.array([1.0, 2.0]), np.array([3.0, 3.0])) is None
-
-
-def test_means_and_spreads_over_uneven_micro_batches():
-    """A column is reported by its mean, a table by the standard deviation of all that is in it."""
-    values = torch.randn(7, 2, dtype=torch.float64) * 3 + 5
-    means = Means()
-    for part in (values[:4], values[4:6], values[6:]):
-        means.add({"first": part[:, 0], "both": part}, torch.ones(len(part)))
-    means.add({"first": torch.full((1,), 99.0), "both": torch.full((1, 2), 99.0)}, torch.zeros(1))
-    figures = means.reduce()
-    assert figures["first"] == pytest.approx(values[:, 0].mean().item(), rel=1e-12)
-    assert figures["both"] == pytest.approx(values.std(correction=0).item(), rel=1e-12)
