@@ -76,15 +76,15 @@ def encode_all(
         # A chat template writes its own BOS. With `pku`, "<eos>" in the data is plain text.
         options = {"add_special_tokens": name != "chat", "split_special_tokens": name == "pku"}
         prompts = tokenize([prompt for prompt, _ in texts], tokenizer, **options)
-        answers = [_without_eos(text, tokenizer) for _, answers in texts for text in answers]
+        answers = [without_eos(text, tokenizer) for _, answers in texts for text in answers]
         tokens = iter(tokenize_continuations(answers, tokenizer, name == "pku"))
         for i, prompt in zip(chosen, prompts, strict=True):
             responses = [[*next(tokens), tokenizer.eos_token_id] for _ in records[i].responses]
-            rows[i] = _fit(records[i], prompt, responses, max_length, tokenizer.bos_token_id)
+            rows[i] = fit(records[i], prompt, responses, max_length, tokenizer.bos_token_id)
     return [rows[i] for i in range(len(records))]
 
 
-def _fit(
+def fit(
     record: Record, prompt: list[int], responses: list[list[int]], limit: int, bos: int | None
 ) -> Row:
     """The Row of a record, cut to `limit` tokens of a prompt and one response."""
@@ -198,7 +198,7 @@ def tokenize_continuations(texts: Sequence[str], tokenizer, plain: bool = False)
     return [b[n:] if b[:n] == newline else a for a, b in zip(alone, behind, strict=True)]
 
 
-def _without_eos(text: str, tokenizer) -> str:
+def without_eos(text: str, tokenizer) -> str:
     """The text without an EOS that the template or the data wrote, and the newline after it."""
     stripped, eos = text.rstrip(), tokenizer.eos_token
     return stripped.removesuffix(eos) if stripped.endswith(eos) else text
