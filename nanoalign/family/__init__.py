@@ -32,10 +32,10 @@ class Names:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign.flags import number, positive
 
-    group = parser.add_argument_group("other losses and their hyperparameters")
+    group = parser.add_argument_group("other losses and their hyperparameters", "")
     group.add_argument("--loss", choices=Names(), default="dpo", metavar="NAME",
         help="one of %(choices)s")  # fmt: skip
-    parser.lazy.append(partial(add_hyperparameters, group))
+    parser.lazy.append(partial(add_hyperparameters, parser, group))
     count, share, weight = number(int, 1), number(float, 0, 1), number(float, 0)
     add = parser.add_argument_group("what combines with a loss; off by default").add_argument
     add("--nll_weight", type=weight,
@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.refusals.append(refusal)
 
 
-def add_hyperparameters(group: argparse._ArgumentGroup, argv: list[str]) -> None:
+def add_hyperparameters(
+    parser: argparse.ArgumentParser, group: argparse._ArgumentGroup, argv: list[str]
+) -> None:
     """Adds a flag for each hyperparameter of losses.py, where the command line has --loss."""
     if {"-h", "--help", "--loss"}.isdisjoint(word.partition("=")[0] for word in argv):
         return
@@ -70,6 +72,12 @@ def add_hyperparameters(group: argparse._ArgumentGroup, argv: list[str]) -> None
             text = "; ".join(f"{name}, default: {value:g}" for name, value in takes)
             kind = positive if flag == "tau" else number(float, 0)  # a loss divides by tau
             group.add_argument(f"--{flag}", type=kind, help=f"of --loss {text}")
+    for flag in ("beta", "label_smoothing"):
+        usual = parser.get_default(flag)
+        others = {name: takes.get(flag, usual) for name, takes in DEFAULTS.items()}
+        others = [f"{name} {value:g}" for name, value in others.items() if value != usual]
+        group.description += f"default of --{flag}: {usual:g}, but {', '.join(others)}\n"
+    parser.refusals.append(refusal_of_hyperparameters)
 
 
 def is_used(args: Namespace) -> bool:
@@ -93,19 +101,26 @@ def defaults(args: Namespace) -> dict:
     return found if has_reference(args.loss) else found | {"reference": "none"}
 
 
+def refusal_of_hyperparameters(args: Namespace) -> str | None:
+    """The first hyperparameter that was given and that the loss does not have, if there is one."""
+    from nanoalign.family.losses import DEFAULTS
+
+    takes = DEFAULTS.get(args.loss, ("beta", "label_smoothing"))
+    for flag in (flag for others in DEFAULTS.values() for flag in others):
+        if flag not in takes and getattr(args, flag) is not None:
+            names = ", ".join(f"--{each}" for each in takes) or "none"
+            return f"--{flag} is no hyperparameter of --loss {args.loss}, which takes {names}"
+    return None
+
+
 def refusal(args: Namespace) -> str | None:
     """What is wrong with the flags of the loss and its add-ons, if anything is."""
     reference, unfit = True, {}
     if is_used(args):
-        from nanoalign.family.losses import DEFAULTS, KIND, UNFIT, has_reference
+        from nanoalign.family.losses import KIND, UNFIT, has_reference
 
         name = loss_name(args)
         reference, unfit = has_reference(name), UNFIT[KIND[name]]
-        takes = DEFAULTS.get(args.loss, ("beta", "label_smoothing"))
-        for flag in {name for others in DEFAULTS.values() for name in others} - {*takes}:
-            if getattr(args, flag, None) is not None:
-                names = ", ".join(f"--{each}" for each in takes) or "none"
-                return f"--{flag} is no hyperparameter of --loss {args.loss}, which takes {names}"
     if args.loss == "exo_pair" and args.label_smoothing == 0:
         return "--loss exo_pair takes the log of --label_smoothing, which must be above 0"
     if args.loss == "kto" and args.batch_size < 2:

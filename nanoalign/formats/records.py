@@ -6,6 +6,8 @@ for a record that it can't read; nanoalign/pairs.py adds file and line.
 
 import math
 import os
+from dataclasses import replace
+from functools import partial
 
 from nanoalign.encode import Record
 from nanoalign.pairs import PKU, Format, check_text, pku
@@ -20,13 +22,15 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
     preference: the label of PKU-SafeRLHF that orders the responses.
     unpaired: whether a single response with a label is accepted (--loss kto).
     """
-    return {
+    known = {
         ("prompt", "responses", "scores"): ranked,
         PKU: lambda record: with_margin(record, pku(record, preference)),
         UNPAIRED: completion if unpaired else refuse_completion,
         ("prompt", "chosen", "rejected"): pair_with_prompt,
         ("chosen", "rejected"): pair_of_dialogues,
     }
+    # Pairs and single responses may be in one batch, so that they need the same keys in `extra`.
+    return {keys: partial(with_label, read) for keys, read in known.items()} if unpaired else known
 
 
 def pair_with_prompt(record: dict) -> Record:
@@ -115,6 +119,14 @@ def refuse_completion(record: dict) -> Record:
     raise ValueError(
         "a completion with a label, where pairs are needed; only train_dpo.py --loss kto learns from "
         "such records"
+    )
+
+
+def with_label(read: Format, record: dict) -> Record:
+    """The Record with `desirable` alone in `extra`, which has no meaning for pairs."""
+    found = read(record)
+    return replace(
+        found, extra={"desirable": found.extra.get("desirable", [True] * len(found.pairs))}
     )
 
 
