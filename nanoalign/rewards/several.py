@@ -43,7 +43,10 @@ class Mixed:
                 f"{', '.join(names)}"
             )
         self.reward_model = reward_model
-        self.shares = torch.tensor([shares.get(name, 0.0) for name in names])  # (K,)
+        weights = [shares.get(name, 0.0) for name in names]
+        if is_conditioned(reward_model):  # one output, and a prompt names the preference
+            weights = [1.0]
+        self.shares = torch.tensor(weights)  # (K,)
 
     def __call__(self, batch: Batch) -> Tensor:
         return self.mixed(self.reward_model(batch))
