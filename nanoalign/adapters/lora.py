@@ -28,10 +28,11 @@ from transformers import PreTrainedModel
 
 from nanoalign.batch import Batch
 from nanoalign.checkpoints import write
+from nanoalign.checkpoints.guards import read_config
 from nanoalign.checkpoints.slices import local_rows, places_of, tensors_of
 from nanoalign.distributed import World, full, on_main, print0
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.model import Policy, read_config
+from nanoalign.model import Policy
 
 FOLDER = "adapter"  # in the folder of a run
 NAME = "default"  # of the adapter in peft

@@ -1,10 +1,12 @@
-"""python -m pytest tests/test_trl.py
+"""python -m pytest tests/family/test_trl.py
 
-Losses against TRL's, pair by pair, where trl is installed (pip install trl==1.16.0 datasets accelerate).
+Losses against TRL's, pair by pair, where trl is installed (pip install trl==1.16.0 datasets
+accelerate).
 
 Where the conventions differ, and the test says how:
     simpo       TRL's simpo_gamma is gamma itself: our gamma_beta_ratio times beta
-    cpo, orpo   TRL adds its NLL elsewhere, as a token mean of the batch (orpo: of the prompt too); ours is a
+    cpo, orpo   TRL adds its NLL elsewhere, as a token mean of the batch (orpo: of the prompt too);
+    ours is a
                 mean for every sequence, of the response: compared without it
     bco_pair    TRL has no running mean: D = 0
     alpha       TRL's coefficient is 1 - alpha, and its scores differ from ours by no constant
@@ -20,9 +22,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanoalign import losses
-from nanoalign.logps import discounted_sums
-from nanoalign.losses import LOSSES, divergence_scores, match_by_rank, wpo_weights
+from nanoalign.family import losses
+from nanoalign.family.divergences import divergence_scores, wpo_weights
+from nanoalign.family.losses import FIELDS, LOSSES, match_by_rank
+from nanoalign.family.tokens import discounted_sums
 
 trl = pytest.importorskip(
     "trl", reason="trl is not installed: losses are not compared with its own"
@@ -35,7 +38,8 @@ def _same(value):
 
 
 class Data:
-    """Random log-probabilities of tokens: chosen sequences, then rejected ones, as TRL stacks them."""
+    """Random log-probabilities of tokens: chosen sequences, then rejected ones, as TRL stacks
+    them."""
 
     def __init__(self):
         draw = torch.Generator().manual_seed(0)
@@ -50,10 +54,14 @@ class Data:
         self.lengths = lengths.float()
         policy, reference = self.policy.sum(1), self.reference.sum(1)
         self.inputs = {
-            "chosen_logps": policy[:B], "rejected_logps": policy[B:],
-            "chosen_logratios": (policy - reference)[:B], "rejected_logratios": (policy - reference)[B:],
-            "chosen_lengths": self.lengths[:B], "rejected_lengths": self.lengths[B:], "shift": 0.0,
-        }  # fmt: skip
+            "chosen_logps": policy[:B],
+            "rejected_logps": policy[B:],
+            "chosen_logratios": (policy - reference)[:B],
+            "rejected_logratios": (policy - reference)[B:],
+            "chosen_lengths": self.lengths[:B],
+            "rejected_lengths": self.lengths[B:],
+            "shift": 0.0,
+        }
         gaps = policy[:B] - policy[B:]
         self.inputs["matched_gaps"] = match_by_rank(gaps, reference[:B] - reference[B:])
 
@@ -68,27 +76,45 @@ def trl_loss(data: Data, pairs: list[int], loss: str, **settings: object) -> flo
     rows = [*pairs, *(B + i for i in pairs)]
     some = torch.zeros(len(rows), T - 1)
     outputs = SimpleNamespace(
-        log_probs=data.policy[rows], log_sum_sq_probs=data.collisions[rows], entropy=some,
-        mean_logits=some, is_top1=some.bool(),
-    )  # fmt: skip
+        log_probs=data.policy[rows],
+        log_sum_sq_probs=data.collisions[rows],
+        entropy=some,
+        mean_logits=some,
+        is_top1=some.bool(),
+    )
     reference = data.reference.sum(1)
     if settings.get("ld_alpha") is not None:
         reference = discounted(data, data.reference, settings["ld_alpha"])
     inputs = {
-        "input_ids": torch.zeros(len(rows), T, dtype=torch.long), "completion_mask": data.mask[rows],
+        "input_ids": torch.zeros(len(rows), T, dtype=torch.long),
+        "completion_mask": data.mask[rows],
         "attention_mask": torch.ones(len(rows), T, dtype=torch.long),
-        "ref_chosen_logps": reference[pairs], "ref_rejected_logps": reference[[B + i for i in pairs]],
-    }  # fmt: skip
-    trainer = SimpleNamespace(**{
-        "model": SimpleNamespace(training=False), "aux_loss_enabled": False, "ld_alpha": None,
-        "precompute_ref_logps": True, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5,
-        "loss_types": [loss], "loss_weights": [1.0], "beta": 0.1, "label_smoothing": 0.0,
-        "args": SimpleNamespace(discopop_tau=0.05), "use_weighting": False, "_total_train_tokens": 0,
-        "_metrics": defaultdict(lambda: defaultdict(list)), "_tp_size": 1,
-        "accelerator": SimpleNamespace(
-            device=torch.device("cpu"), gather=_same, gather_for_metrics=_same
-        ),
-    } | settings)  # fmt: skip
+        "ref_chosen_logps": reference[pairs],
+        "ref_rejected_logps": reference[[B + i for i in pairs]],
+    }
+    trainer = SimpleNamespace(
+        **{
+            "model": SimpleNamespace(training=False),
+            "aux_loss_enabled": False,
+            "ld_alpha": None,
+            "precompute_ref_logps": True,
+            "f_divergence_type": "reverse_kl",
+            "f_alpha_divergence_coef": 0.5,
+            "loss_types": [loss],
+            "loss_weights": [1.0],
+            "beta": 0.1,
+            "label_smoothing": 0.0,
+            "args": SimpleNamespace(discopop_tau=0.05),
+            "use_weighting": False,
+            "_total_train_tokens": 0,
+            "_metrics": defaultdict(lambda: defaultdict(list)),
+            "_tp_size": 1,
+            "accelerator": SimpleNamespace(
+                device=torch.device("cpu"), gather=_same, gather_for_metrics=_same
+            ),
+        }
+        | settings
+    )
     return trl.DPOTrainer._compute_loss(trainer, lambda **_: outputs, inputs, False).item()
 
 
@@ -101,17 +127,28 @@ def discounted(data: Data, tokens: torch.Tensor, alpha: float) -> torch.Tensor:
 
 
 HYPER = {"cdpo": None, "robust": {"label_smoothing": 0.2}, "exo_pair": {"label_smoothing": 0.2}}
-ALIKE = ["sigmoid", "robust", "hinge", "ipo", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero",
-         "apo_down", "discopop", "sigmoid_norm", "sft"]  # fmt: skip
+ALIKE = [
+    "sigmoid",
+    "robust",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sigmoid_norm",
+    "sft",
+]
 
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_pair_by_pair(data, name):
     settings = HYPER.get(name, {})
     beta = {} if name == "sft" else {"beta": 0.3}
-    needs = LOSSES[name].__code__.co_varnames[: LOSSES[name].__code__.co_argcount]
-    given = {key: data.inputs[key] for key in needs if key in data.inputs}
-    found = LOSSES[name](**given, **beta, **settings)
+    found = LOSSES[name](*(data.inputs[key] for key in FIELDS[name]), **beta, **settings)
     expected = [trl_loss(data, [i], name, beta=0.3, **settings) for i in range(B)]
     assert found.tolist() == pytest.approx(expected, rel=2e-5, abs=1e-6)
 
@@ -127,7 +164,8 @@ def test_aot_of_the_whole_batch(data):
     [("forward_kl", "forward_kl"), ("js", "js_divergence"), ("alpha", "alpha_divergence")],
 )
 def test_divergences(data, ours, theirs):
-    """Log-ratios of a few nats, so that neither clamp is met; alpha 0.3 is TRL's coefficient 0.7."""
+    """Log-ratios of a few nats, so that neither clamp is met; alpha 0.3 is TRL's coefficient
+    0.7."""
     small = Data()
     small.reference = small.policy + (small.reference - small.policy) / 20
     ratios = (small.policy - small.reference).sum(1)
@@ -160,9 +198,13 @@ def test_simpo_and_cpo(data):
     from trl.experimental.cpo import CPOTrainer
 
     trainer = SimpleNamespace(
-        alpha=0.0, accelerator=SimpleNamespace(device=torch.device("cpu")), loss_type="simpo", beta=2.0,
-        simpo_gamma=1.0, label_smoothing=0.0,
-    )  # fmt: skip
+        alpha=0.0,
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        loss_type="simpo",
+        beta=2.0,
+        simpo_gamma=1.0,
+        label_smoothing=0.0,
+    )
     inputs = data.inputs
     means = [inputs[f"{side}_logps"] / inputs[f"{side}_lengths"] for side in ("chosen", "rejected")]
     lengths = inputs["chosen_lengths"], inputs["rejected_lengths"]
