@@ -23,7 +23,8 @@ from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packi
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, versions
+from nanoalign.checkpoints.guards import check_fits, check_folder, check_vocabulary, load_tokenizer
+from nanoalign.checkpoints.guards import versions
 from nanoalign.checkpoints.resume import Checkpoints
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
