@@ -23,8 +23,7 @@ from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packi
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, check_vocabulary, load_tokenizer
-from nanoalign.checkpoints.guards import versions
+from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, versions
 from nanoalign.checkpoints.resume import Checkpoints
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
@@ -93,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     folder = reference_folder = local_folder(args.model)
     if args.reference not in (None, "none"):
         reference_folder = local_folder(args.reference)
+        from nanoalign.checkpoints.guards import check_vocabulary
+
         check_vocabulary(folder, reference_folder)
     if not args.audit:
         on_main(world, partial(check_folder, args, [folder, reference_folder]))
