@@ -1,27 +1,29 @@
-"""python -m pytest tests/test_lora.py"""
+"""python -m pytest tests/adapters/test_lora.py"""
 
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import examples, tiny_llama, write_pairs
+from conftest import records, tiny_llama, write_pairs
 from ranks import run_ranks
 from torch.distributed.checkpoint import FileSystemReader
 from torch.func import functional_call
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 import train_dpo
-from nanoalign import lora, weights
-from nanoalign.checkpoint import newest
+from nanoalign.adapters import lora
+from nanoalign.batch import Batch, collate
+from nanoalign.checkpoints.resume import newest
+from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import full, setup
+from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.models import Policy
-from nanoalign.preference import Preference
-from nanoalign.prepare import make_optimizer
-from nanoalign.rows import Batch, collate, encode_all
+from nanoalign.losses import dpo_loss
+from nanoalign.model import Policy
 
 peft = pytest.importorskip("peft", reason="LoRA is trained through peft, which is not installed")
 
@@ -30,7 +32,12 @@ ADAPTERS = lora.Adapters(rank=4, alpha=12)  # a scale of 3, so that a forgotten 
 
 @pytest.fixture(scope="module")
 def batch(tokenizer) -> Batch:
-    return collate(encode_all(examples(6), tokenizer, "raw")[0])
+    return collate(encode_all(records(6), tokenizer, template="raw"))
+
+
+def load(folder: Path, *args, adapters: lora.Adapters = ADAPTERS, **options) -> Policy:
+    options = {"read": read_slices} | options
+    return adapters.load(partial(Policy.load, folder, *args, **options))
 
 
 def fill_adapters(policy: Policy, seed: int = 0) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -41,7 +48,7 @@ def fill_adapters(policy: Policy, seed: int = 0) -> dict[str, tuple[torch.Tensor
             0.1 * torch.randn(m.shape, generator=generator) for m in lora.matrices(layer)
         )
         for matrix, values in zip(lora.matrices(layer), drawn[name], strict=True):
-            weights.fill(matrix, values)
+            lora.fill(matrix, values)
     return drawn
 
 
@@ -56,15 +63,27 @@ def logps(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_start_is_the_model_bit_for_bit(llama_folder, batch, dtype):
-    policy = Policy.load(llama_folder, compute_dtype=dtype, adapters=ADAPTERS)
-    model = Policy.load(llama_folder, compute_dtype=dtype)
+    policy = load(llama_folder, dtype=dtype)
+    model = Policy.load(llama_folder, dtype=dtype)
     assert torch.equal(policy(batch), model(batch))
     assert torch.equal(lora.Base(policy)(batch), model(batch))
 
 
+def test_the_reference_is_the_model_whatever_the_adapters(llama_folder, batch):
+    """Sums and tokens, without gradient; the adapters are on again behind it."""
+    policy, model = load(llama_folder), Policy.load(llama_folder)
+    before = policy(batch)
+    fill_adapters(policy)
+    base = lora.Base(policy)
+    assert torch.equal(base(batch), model(batch)) and not base(batch).requires_grad
+    assert torch.equal(base.tokens(batch), model.tokens(batch))
+    assert not base.tokens(batch).requires_grad
+    assert not torch.allclose(policy(batch), before, atol=0.1)
+
+
 def test_adapters_are_drawn_as_in_the_paper_and_alone_are_trained(llama_folder):
     """Two blocks of 7 linear layers; rank 4, so that 4 * (in + out) numbers are trained a layer."""
-    policy = Policy.load(llama_folder, adapters=ADAPTERS)
+    policy = load(llama_folder)
     layers = lora.adapted(policy.model)
     assert len(layers) == 14 and "lm_head.weight" not in layers
     for a, b in map(lora.matrices, layers.values()):
@@ -74,15 +93,15 @@ def test_adapters_are_drawn_as_in_the_paper_and_alone_are_trained(llama_folder):
     trained = {p for p in policy.parameters() if p.requires_grad}
     assert trained == {m for layer in layers.values() for m in lora.matrices(layer)}
     assert policy.count_parameters(trainable=True) == sum(p.numel() for p in trained)
-    optimizer = make_optimizer(policy, train_dpo.parse_args([]))
-    assert {p for group in optimizer.param_groups for p in group["params"]} == trained
-    other = Policy.load(llama_folder, adapters=lora.Adapters(4, 12, seed=1))
+    groups = policy.parameter_groups(0.1)
+    assert {p for group in groups for p in group["params"]} == trained
+    other = load(llama_folder, adapters=lora.Adapters(4, 12, seed=1))
     first = [next(iter(lora.adapted(p.model).values())) for p in (policy, other)]
     assert not torch.equal(*(lora.matrices(layer)[0] for layer in first))
 
 
 def test_targets_choose_the_layers(llama_folder):
-    policy = Policy.load(llama_folder, adapters=lora.Adapters(2, 4, ("q_proj", "v_proj")))
+    policy = load(llama_folder, adapters=lora.Adapters(2, 4, ("q_proj", "v_proj")))
     names = {name.split(".")[-2] for name in lora.adapted(policy.model)}
     assert names == {"q_proj", "v_proj"}
 
@@ -97,9 +116,11 @@ def test_merged_by_hand():
     layer = peft.inject_adapter_in_model(config, toy)[0]
     a, b = lora.matrices(layer)
     for tensor, values in (
-        (layer.base_layer.weight, [[1.0, 2.0], [3.0, 4.0]]), (a, [[1.0, 10.0]]), (b, [[1.0], [0.0]]),
-    ):  # fmt: skip
-        weights.fill(tensor, torch.tensor(values))
+        (layer.base_layer.weight, [[1.0, 2.0], [3.0, 4.0]]),
+        (a, [[1.0, 10.0]]),
+        (b, [[1.0], [0.0]]),
+    ):
+        lora.fill(tensor, torch.tensor(values))
     assert lora.merged(layer).tolist() == [[3.0, 22.0], [3.0, 4.0]]
     x = torch.tensor([[1.0, -1.0]])
     assert layer(x).tolist() == (x @ lora.merged(layer).T).tolist() == [[-19.0, -1.0]]
@@ -115,12 +136,9 @@ def _gradients(folder: Path, batch: Batch) -> list[tuple]:
     """
     world, found = setup(), []
     for checkpointing in (False, True):
-        policy = Policy.load(
-            folder, world, activation_checkpointing=checkpointing, adapters=ADAPTERS
-        )
+        policy = load(folder, world, checkpointing=checkpointing)
         fill_adapters(policy)
-        objective = Preference(policy, lora.Base(policy), train_dpo.parse_args([]), world)
-        losses = objective(batch)[0]
+        losses, _ = train_dpo.loss_of_batch(policy, lora.Base(policy), 0.1, 0.0, batch)
         losses.sum().backward()
         gradients = {
             name: tuple(full(matrix.grad) for matrix in lora.matrices(layer))
@@ -134,12 +152,13 @@ def _gradients(folder: Path, batch: Batch) -> list[tuple]:
 def test_losses_and_gradients_are_those_of_dense_weights(llama_folder, batch, ranks):
     """The oracle holds two whole models, and differentiates through W + 3 B A.
 
-    A reference whose adapters were not off, or a policy whose were, when blocks are run again in the
+    A reference whose adapters were not off, or a policy whose were, when blocks are run again in
+    the
     backward pass, would have other gradients.
     """
     outcome = run_ranks(ranks, _gradients, llama_folder, batch)
     assert outcome.codes == [0] * ranks, outcome.stderr
-    drawn = fill_adapters(Policy.load(llama_folder, adapters=ADAPTERS))
+    drawn = fill_adapters(load(llama_folder))
     dense = Policy.load(llama_folder)
     plain = {name: p.detach() for name, p in dense.named_parameters()}
     matrices = {name: tuple(m.requires_grad_() for m in pair) for name, pair in drawn.items()}
@@ -147,10 +166,9 @@ def test_losses_and_gradients_are_those_of_dense_weights(llama_folder, batch, ra
         f"model.{name}": plain[f"model.{name}"] + 3 * b @ a for name, (a, b) in matrices.items()
     }
 
-    def policy(batch: Batch) -> torch.Tensor:
-        return functional_call(dense, plain | updated, (batch,))
-
-    expected, _ = Preference(policy, dense, train_dpo.parse_args([]), setup())(batch)
+    scores, base = functional_call(dense, plain | updated, (batch,)), dense(batch).detach()
+    w, r = batch.chosen, batch.rejected
+    expected, _, _ = dpo_loss(scores[w], scores[r], base[w], base[r])
     expected.sum().backward()
     assert expected.std() > 0.05  # the adapters matter
     for losses, gradients in (found for result in outcome.results for found in result):
@@ -164,7 +182,7 @@ def test_losses_and_gradients_are_those_of_dense_weights(llama_folder, batch, ra
 
 
 def _train(argv: list[str]) -> None:
-    train_dpo.curves = lambda *args: None
+    train_dpo.finish = lambda *args: None
     train_dpo.main(argv)
 
 
@@ -174,8 +192,8 @@ def train(llama_folder, tmp_path_factory):
     pairs = write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
 
     def run(out: Path, *flags: object, ranks: int = 1, model: Path = llama_folder) -> list[dict]:
-        argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 25, "--lr", 3e-2, "--steps",
-                4, "--lora_rank", 4, "--micro_batch_tokens", 800, *flags]  # fmt: skip
+        argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 25, "--lr", 3e-2,
+                "--steps", 4, "--lora_rank", 4, "--micro_batch_tokens", 800, *flags]  # fmt: skip
         outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert "rank 4, alpha 8, on 14 layers (" in outcome.stdout
@@ -228,7 +246,8 @@ def test_what_is_saved_is_the_model_with_its_adapter_merged(two_ranks, llama_fol
 
 
 def test_resume_continues_on_any_number_of_ranks(train, two_ranks, tmp_path):
-    """A checkpoint holds the adapters and their optimizer's state, and none of the frozen weights: A and
+    """A checkpoint holds the adapters and their optimizer's state, and none of the frozen weights:
+    A and
     B of 14 layers, and two moments of each.
     """
     train(tmp_path / "run", "--stop_after", 2, ranks=2)
@@ -242,12 +261,14 @@ def test_resume_continues_on_any_number_of_ranks(train, two_ranks, tmp_path):
 
 
 def _dtypes(folder: Path) -> set[tuple[bool, torch.dtype]]:
-    policy = Policy.load(folder, setup(), torch.bfloat16, adapters=ADAPTERS)
+    load_policy = partial(Policy.load, folder, setup(), torch.bfloat16, read=read_slices)
+    policy = lora.loader(load_policy, train_dpo.parse_args(["--lora_rank", "4"]))()
     return {(p.requires_grad, p.dtype) for p in policy.parameters()}
 
 
 def test_a_base_that_is_stored_in_bfloat16_is_held_so(train, tokenizer, batch, tmp_path):
-    """Frozen bfloat16 and trained float32 in one group of FSDP's; the root is still W + 2 B A, exactly."""
+    """Frozen bfloat16 and trained float32 in one group of FSDP's; the root is still W + 2 B A,
+    exactly."""
     folder = tmp_path / "bf16"
     tiny_llama().bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -274,7 +295,7 @@ def test_overwrite_removes_the_adapter(train, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options", "targets"),
     [
-        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, None),  # weights are (in, out)
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, ()),  # weights are (in, out)
         ("mixtral", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
                      "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4},
          ("q_proj", "o_proj")),
@@ -286,10 +307,9 @@ def test_other_layouts_merge(kind, options, targets, batch, tokenizer, tmp_path)
     config = CONFIG_MAPPING[kind](vocab_size=259, **options)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
-    policy = Policy.load(tmp_path / "base", adapters=lora.Adapters(4, 12, targets))
+    policy = load(tmp_path / "base", adapters=lora.Adapters(4, 12, targets))
     fill_adapters(policy)
-    policy.save(tmp_path / "out", AutoTokenizer.from_pretrained(tmp_path / "base"))
-    lora.save(policy.model, tmp_path / "out" / "adapter")
+    lora.write_model(policy, AutoTokenizer.from_pretrained(tmp_path / "base"), tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert not torch.allclose(policy(batch), logps(base, batch), atol=0.1)
     root = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -306,8 +326,8 @@ def test_other_layouts_merge(kind, options, targets, batch, tokenizer, tmp_path)
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--lora_alpha 4", "--lora_alpha belongs to --lora_rank"),
-        ("--lora_targets q_proj", "--lora_targets belongs to --lora_rank"),
+        ("--lora_alpha 4", "--lora_alpha needs --lora_rank"),
+        ("--lora_targets q_proj", "--lora_targets needs --lora_rank"),
         ("--lora_rank 4 --reference other", "the reference is --model with its adapters off"),
         ("--lora_rank 4 --sync_reference_every 2", "can't move"),
     ],
@@ -327,10 +347,10 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch):
     ("target", "said"),
     [
         ("no_such", "no_such"),
-        ("lm_head", "not on 'lm_head'"),
-        ("embed_tokens", "not on 'model.embed_tok"),
+        ("lm_head", "'lm_head' is not a linear layer of a block"),
+        ("embed_tokens", "'model.embed_tok.*' is not a linear layer of a block"),
     ],
 )
 def test_targets_that_can_have_no_adapter(llama_folder, target, said):
     with pytest.raises(RunError, match=said):
-        Policy.load(llama_folder, adapters=lora.Adapters(4, 8, (target,)))
+        load(llama_folder, adapters=lora.Adapters(4, 8, (target,)))
