@@ -6,6 +6,8 @@ preferences, and whether a prompt names its preference.
 
 from argparse import Namespace
 
+from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.guards import check_pad_token
 from nanoalign.encode import EOS_RULE
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel
@@ -43,6 +45,14 @@ def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
     template: the one that `auto` selected.
     Raises RunError for a model that was a reward model before, by another rule.
     """
+    outputs = 1 if args.condition else len(args.preference)
+    if model.head.out_features != outputs:
+        raise RunError(
+            f"model '{args.model}' has a head of {model.head.out_features} outputs, but "
+            f"--preference {' '.join(args.preference)} needs {outputs}; train another --model"
+        )
+    if any("ForSequence" in name for name in model.model.config.architectures or ()):
+        check_pad_token(model, local_folder(args.model))
     scoring_rule(model, args.model, template, args.max_length)
     rule = {"template": template, "max_length": args.max_length, "eos": EOS_RULE,
             "preferences": args.preference, "condition": args.condition}  # fmt: skip
