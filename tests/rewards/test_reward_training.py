@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_reward_training.py
+"""python -m pytest tests/rewards/test_reward_training.py
 
 Whole runs of train_rm.py on a tiny random Llama: what the curve may depend on, and what not.
 """
@@ -6,20 +6,22 @@ Whole runs of train_rm.py on a tiny random Llama: what the curve may depend on, 
 import json
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import examples, write_pairs
+from conftest import records, write_pairs
+from matplotlib import pyplot as plt
 from ranks import run_ranks
-from test_training import assert_same_curve, losses
 
 import train_rm
-from nanoalign import report
-from nanoalign.losses import pairwise_reward_loss
-from nanoalign.models import RewardModel
-from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import EOS_RULE, collate, encode_all
+from nanoalign.batch import collate
+from nanoalign.checkpoints import curves
+from nanoalign.encode import EOS_RULE, encode_all
+from nanoalign.model import RewardModel
+from nanoalign.rewards.rule import rule_of
 
+matplotlib.use("Agg")
 LOGGED = {"step", "loss", "accuracy", "rewards/chosen", "rewards/rejected", "rewards/margins",
           "reward_mean", "reward_std", "lr", "grad_norm", "epoch"}  # fmt: skip
 
@@ -36,8 +38,22 @@ def pairs(tmp_path_factory) -> Path:
     return folder / "pairs.jsonl"
 
 
+def losses(metrics: list[dict]) -> list[float]:
+    return [line["loss"] for line in metrics if "loss" in line]
+
+
+def assert_same_curve(a: list[dict], b: list[dict]) -> None:
+    """Losses to 1e-5 relative; rewards and accuracies to 1e-4 too."""
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            absolute = 0 if key in ("loss", "lr", "epoch") else 1e-4
+            assert y[key] == pytest.approx(x[key], rel=1e-5, abs=absolute), key
+
+
 def _train_without_picture(argv: list[str]) -> None:
-    train_rm.curves = lambda *args: None  # half of the time of a run this small
+    train_rm.finish = lambda *args: None  # half of the time of a run this small
     train_rm.main(argv)
 
 
@@ -46,9 +62,9 @@ def train(llama_folder, pairs):
     """Runs train_rm.main on some ranks; 20 steps of 7 pairs (5 epochs) unless told otherwise."""
 
     def run(out: Path, *flags: object, ranks: int = 1, steps: int = 20) -> list[dict]:
-        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 3e-3,
-                "--template", "raw", "--eval_data", pairs.with_name("eval.jsonl"), "--steps", steps,
-                *flags]  # fmt: skip
+        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7,
+                "--lr", 3e-3, "--template", "raw", "--eval_data", pairs.with_name("eval.jsonl"),
+                "--steps", steps, *flags]  # fmt: skip
         outcome = run_ranks(ranks, _train_without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -88,18 +104,18 @@ def test_evaluation_at_the_start_and_after_each_epoch_of_held_out_and_training_p
 
 
 def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
-    """Of the held-out pairs and of the last 9 training pairs, in numpy; and the model's settings."""
+    """Of the held-out pairs and of the last 9 training pairs, in numpy; and the model's
+    settings."""
     metrics, folder = one_rank
     model = RewardModel.load(folder)
-    assert model.scoring == {"template": "raw", "max_length": 1024, "eos": EOS_RULE,
+    assert rule_of(model) == {"template": "raw", "max_length": 1024, "eos": EOS_RULE,
                              "preferences": ["better"], "condition": False}  # fmt: skip
-    for name, data in (("eval", examples(9, seed=1)), ("train_eval", examples(25)[-9:])):
+    for name, data in (("eval", records(9, seed=1)), ("train_eval", records(25)[-9:])):
         with torch.no_grad():
-            rewards = model(collate(encode_all(data, tokenizer, "raw")[0])).double().view(-1, 2)
-        loss = pairwise_reward_loss(rewards[:, 0], rewards[:, 1]).mean().item()
-        rewards = rewards.numpy()
+            rewards = model(collate(encode_all(data, tokenizer, template="raw")))
+        rewards = rewards.double().view(-1, 2).numpy()
         expected = {
-            "loss": loss,
+            "loss": np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean(),
             "accuracy": np.mean(rewards[:, 0] > rewards[:, 1]),
             "reward_mean": rewards.mean(),
             "reward_std": rewards.std(),
@@ -145,13 +161,12 @@ def test_ranked_records_train(train, pairs, tmp_path):
 
 
 def test_a_reward_model_is_trained_on_with_its_head(train, one_rank, tmp_path):
-    """The first loss of the second run is that of the first's model, not of a new head's. It must be
+    """The first loss of the second run is that of the first's model, not of a new head's. It must
+    be
     given text as before."""
     again = train(tmp_path / "run", "--model", one_rank[1], steps=1)
     assert again[0]["eval/loss"] == pytest.approx(one_rank[0][-1]["eval/loss"], rel=1e-6)
-    with pytest.raises(
-        AssertionError, match="trained with template 'raw', and is to score with 'pku'"
-    ):
+    with pytest.raises(AssertionError, match="trained with template 'raw', not 'pku'"):
         train(tmp_path / "other", "--model", one_rank[1], "--template", "pku", steps=1)
 
 
@@ -166,12 +181,13 @@ def test_bfloat16_stays_close(train, one_rank, tmp_path):
     assert coarse == pytest.approx(losses(one_rank[0]), abs=0.1)
 
 
-def test_the_curves_show_both_evaluations(one_rank, monkeypatch):
+def test_the_curves_show_both_evaluations(one_rank, monkeypatch, tmp_path):
     """In the panel of accuracy: 20 steps, and 6 evaluations each of training and held-out pairs."""
-    metrics, folder = one_rank
-    monkeypatch.setattr(report.plt, "close", lambda figure: None)
-    assert curves(folder, "a title").read_bytes().startswith(b"\x89PNG")
-    axis = next(a for a in report.plt.gcf().axes if a.get_title() == "accuracy")
+    metrics, _ = one_rank
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    curves.draw(metrics, "a title", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    axis = next(a for a in plt.gcf().axes if a.get_title() == "accuracy")
     drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
     assert drawn == {
         label: [line[key] for line in metrics if key in line]
@@ -181,4 +197,4 @@ def test_the_curves_show_both_evaluations(one_rank, monkeypatch):
             ("accuracy, held out", "eval/accuracy"),
         )
     }
-    assert f"-> {metrics[-1]['eval/accuracy']:.4f} [" in held_out_summary(folder, 9)
+    assert f"-> {metrics[-1]['eval/accuracy']:.4f} [" in curves.summary(metrics, 9)

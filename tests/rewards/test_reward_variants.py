@@ -1,0 +1,326 @@
+"""python -m pytest tests/rewards/test_reward_variants.py
+
+Reward models of several preferences, with preferences in the prompt, and with length left out.
+"""
+
+import argparse
+import json
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import records
+from ranks import run_ranks
+from test_reward_training import assert_same_curve
+from transformers import AutoModelForSequenceClassification
+
+import train_rm
+from nanoalign import loop, pairs
+from nanoalign.batch import collate
+from nanoalign.checks import check_layout
+from nanoalign.distributed import run, setup
+from nanoalign.encode import Record, encode_all
+from nanoalign.errors import RunError
+from nanoalign.model import RewardModel
+from nanoalign.rewards import length, several
+from nanoalign.rewards.condition import by_preference, conditioned
+from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
+
+BOTH = ("better", "safer")
+
+
+def log1pexp(x: float) -> float:
+    return float(np.log1p(np.exp(x)))
+
+
+def flags(*given: str) -> argparse.Namespace:
+    return train_rm.parse_args(list(given))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """20 records in PKU-SafeRLHF's format, whose two labels agree in every second one."""
+    lines = [
+        {"prompt": r.prompt, "response_0": r.responses[0], "response_1": r.responses[1],
+         "better_response_id": i // 2 % 2, "safer_response_id": (i // 2 + i) % 2}
+        for i, r in enumerate(records(20))
+    ]  # fmt: skip
+    path = tmp_path_factory.mktemp("data") / "both.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def _train(argv: list[str]) -> None:
+    train_rm.finish = lambda *args: None
+    run(partial(train_rm.main, argv))
+
+
+@pytest.fixture(scope="module")
+def train(llama_folder, data):
+    def trained(out: Path, *flags: object, ranks: int = 1) -> list[dict]:
+        argv = ["--model", llama_folder, "--data", data, "--eval_data", data, "--out", out,
+                "--batch_size", 5, "--lr", 3e-3, "--template", "pku", "--steps", 6,
+                *flags]  # fmt: skip
+        outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
+        assert outcome.codes == [0] * ranks, outcome.stderr
+        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def both(train, tmp_path_factory) -> tuple[list[dict], Path]:
+    """A reward model of two outputs."""
+    out = tmp_path_factory.mktemp("runs") / "both"
+    return train(out, "--preference", *BOTH), out
+
+
+# --- several preferences
+
+
+def test_each_label_is_a_pair_of_its_output(data):
+    """By record, better and safer name response 0 and 0; 0 and 1; 1 and 1."""
+    first, second, third, *_ = pairs.read([str(data)], several.formats(BOTH))
+    originals = records(3)
+    assert first.pairs == ((0, 1), (0, 1)) and second.pairs == ((0, 1), (1, 0))
+    assert first.extra == second.extra == {"dimensions": [0, 1]}
+    assert second.responses == originals[1].responses
+    assert third.responses == originals[2].responses[::-1]  # the better one first
+    assert third.pairs == ((0, 1), (0, 1))
+
+
+def test_the_loss_is_the_mean_over_preferences_by_hand(tokenizer):
+    """Rewards by both preferences: (3, 1) and (1, 2); better prefers the first, safer the second.
+
+    The differences are 3 - 1 = 2 and 2 - 1 = 1, of which a margin of 0.5 is required; one label in
+    ten is wrong, and centring adds 0.1 * (3 + 1)^2 and 0.1 * (2 + 1)^2.
+    """
+    record = Record("p", ("x", "y"), ((0, 1), (1, 0)), {"dimensions": [0, 1]})
+    batch = collate(encode_all([record], tokenizer, template="raw"))
+    rewards = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
+    args = flags("--preference", *BOTH, "--margin", "0.5", "--label_smoothing", "0.1",
+                 "--center_rewards_coefficient", "0.1")  # fmt: skip
+    losses, metrics = several.loss_of_batch(lambda _: rewards, args, batch)
+    expected = [
+        0.9 * log1pexp(0.5 - d) + 0.1 * log1pexp(0.5 + d) + c for d, c in ((2, 1.6), (1, 0.9))
+    ]
+    assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+    assert batch.weights.tolist() == [0.5, 0.5]
+    assert metrics["accuracy/better"][1].tolist() == [True, False]
+    assert metrics["accuracy/safer"][1].tolist() == [False, True]
+    assert metrics["rewards/margins"].tolist() == [2, 1]
+    assert metrics["reward_mean"].tolist() == [2, 1.5]
+
+
+def test_two_outputs_on_one_rank_and_on_two(train, both, tmp_path):
+    assert {"accuracy", "accuracy/better", "accuracy/safer"} < both[0][1].keys()
+    assert_same_curve(both[0], train(tmp_path / "two", "--preference", *BOTH, ranks=2))
+
+
+def test_two_outputs_are_written_with_their_names(both, data, tokenizer):
+    """transformers' own logits are the rewards, output by output; a mixture is their sum."""
+    model = AutoModelForSequenceClassification.from_pretrained(both[1])
+    assert model.config.id2label == {0: "better", 1: "safer"}
+    reward_model = SeveralRewards.load(both[1], trainable=False)
+    assert preferences_of(reward_model) == [*BOTH] and not is_conditioned(reward_model)
+    rows = encode_all(
+        list(pairs.read([str(data)], several.formats(BOTH))), tokenizer, template="pku"
+    )
+    logits = []
+    for row in rows:
+        for response in row.responses:
+            ids = torch.tensor(np.concatenate([row.prompt, response])[None].astype(np.int64))
+            with torch.no_grad():
+                logits.append(model(ids).logits[0])
+    logits, batch = torch.stack(logits), collate(rows)  # (S, 2)
+    with torch.no_grad():
+        assert torch.allclose(reward_model(batch), logits, atol=1e-5)
+        mixed = Mixed(reward_model, {"better": 1.0, "safer": -2.5})
+        assert torch.allclose(mixed(batch), logits[:, 0] - 2.5 * logits[:, 1], atol=1e-5)
+        assert torch.allclose(
+            Mixed(reward_model, {"safer": 2.0})(batch), 2 * logits[:, 1], atol=1e-5
+        )
+        assert mixed.SCORES == "rewards" and mixed.dtype == torch.float32
+        check_layout(reward_model, rows, loop.Batches(setup(), 300), "it")
+        check_layout(mixed, rows, loop.Batches(setup(), 300), "it")
+    with pytest.raises(RunError, match="no preference 'nice'; it has better, safer"):
+        Mixed(reward_model, {"nice": 1.0, "safer": 1.0})
+
+
+def test_models_of_other_programs_have_preferences(both, llama_folder):
+    """By the labels of their outputs; one output is called better."""
+    model = SeveralRewards.load(both[1])
+    del model.model.config.nanoalign
+    assert preferences_of(model) == ["better", "safer"] and not is_conditioned(model)
+    assert preferences_of(RewardModel.load(llama_folder, head_seed=0)) == ["better"]
+
+
+# --- the preference in the prompt
+
+
+def test_the_mark_stands_behind_the_last_question(tokenizer):
+    """There it stays when a prompt that is too long loses its beginning."""
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    for prompt, marked in (
+        ("p", "p [safer]"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman:c\n\nAssistant:",
+         "\n\nHuman: a\n\nAssistant: b\n\nHuman:c [safer]\n\nAssistant:"),
+        (messages, [messages[0], {"role": "user", "content": "u [safer]"}]),
+    ):  # fmt: skip
+        assert conditioned(Record(prompt, ("a", "b")), "safer").prompt == marked
+    assert messages[1]["content"] == "u"  # the record itself is not changed
+    long = conditioned(Record("word " * 100, ("a", "b")), "safer")
+    (row,) = encode_all([long], tokenizer, 64, "pku")
+    assert "[safer] ASSISTANT:" in tokenizer.decode(row.prompt)
+    assert row.notes == ("prompts cut at their beginning",)
+
+
+def test_a_record_for_each_preference():
+    extra = {"dimensions": [0, 1, 1], "margins": [1.0, 2.0, 3.0]}
+    record = Record("p", ("x", "y", "z"), ((0, 1), (1, 0), (2, 0)), extra, name="file:1")
+    better, safer = by_preference(record, BOTH)
+    assert (better.prompt, safer.prompt) == ("p [better]", "p [safer]")
+    assert (better.pairs, safer.pairs) == (((0, 1),), ((1, 0), (2, 0)))
+    assert (better.extra, safer.extra) == ({"margins": [1.0]}, {"margins": [2.0, 3.0]})
+    assert (better.name, safer.name) == ("file:1/better", "file:1/safer")
+
+
+def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
+    train, data, tmp_path, tokenizer
+):
+    """The last evaluation, of 20 records with two prompts each, by the model that was written."""
+    metrics = train(tmp_path / "rm", "--preference", *BOTH, "--condition")
+    model = RewardModel.load(tmp_path / "rm", trainable=False)
+    assert preferences_of(model) == [*BOTH] and is_conditioned(model)
+    assert model.head.out_features == 1
+    marked = [part for record in pairs.read([str(data)], several.formats(BOTH))
+              for part in by_preference(record, BOTH)]  # fmt: skip
+    batch = collate(encode_all(marked, tokenizer, template="pku"))
+    with torch.no_grad():
+        rewards = model(batch)
+    margins = (rewards[batch.chosen] - rewards[batch.rejected]).double()
+    assert len(margins) == 40
+    expected = torch.log1p((-margins).exp()).mean().item()
+    assert metrics[-1]["eval/loss"] == pytest.approx(expected, rel=1e-5)
+    mixed = Mixed(SeveralRewards.load(tmp_path / "rm"), {"better": 1.0, "safer": 2.0})
+    assert torch.allclose(mixed(batch), rewards, atol=1e-5)  # the shares are those of prompts
+
+
+# --- length
+
+
+def test_length_is_part_of_the_loss_and_not_of_the_reward(tokenizer):
+    """Rewards 1 and 0, lengths worth 0.5 and 2: the loss is of a difference of -0.5."""
+    batch = collate(encode_all([Record("p", ("x", "yyyy"))], tokenizer, template="raw"))
+
+    class Model:
+        def with_length(self, batch):
+            return torch.tensor([1.0, 0.0]), torch.tensor([0.5, 2.0])
+
+    losses, metrics = length.loss_of_batch(Model(), flags("--length_debias"), batch)
+    assert losses.item() == pytest.approx(log1pexp(0.5))
+    assert metrics["rewards/margins"].item() == 1 and metrics["accuracy"].item() == 1
+    given = ["--margin", "0.25", "--label_smoothing", "0.1", "--center_rewards_coefficient", "2"]
+    losses, _ = length.loss_of_batch(Model(), flags("--length_debias", *given), batch)
+    expected = 0.9 * log1pexp(0.25 + 0.5) + 0.1 * log1pexp(0.25 - 0.5) + 2 * 1
+    assert losses.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_coefficient_by_hand(llama_folder, tokenizer):
+    """Differences of length 2 and -4, whose standard deviation is 3 tokens; it learns 400 times."""
+    pairs = [Record("p", ("xxx", "y")), Record("p", ("x", "yyyyy"))]
+    rows = encode_all(pairs, tokenizer, template="raw")
+    model = length.load(rows, llama_folder, head_seed=0)
+    assert model.unit == 3.0
+    batch, plain = collate(rows), RewardModel.load(llama_folder, head_seed=0)
+    rewards, lengths = model.with_length(batch)
+    assert not lengths.any() and torch.equal(rewards, plain(batch))
+    torch.nn.init.constant_(model.length.weight, 0.5)
+    rewards, lengths = model.with_length(batch)  # 4, 2, 2 and 6 tokens with EOS
+    assert torch.allclose(lengths, torch.tensor([4, 2, 2, 6]) / 3 * 0.5)
+    assert torch.equal(rewards, plain(batch)) and torch.equal(model(batch), plain(batch))
+    *groups, own = model.parameter_groups(0.1)
+    assert own == {"params": [model.length.weight], "weight_decay": 0.0, "lr_scale": 400.0}
+    others = [p for group in groups for p in group["params"]]
+    assert len(others) == len(list(plain.parameters()))
+    assert not any(p is model.length.weight for p in others)
+    equal = encode_all([Record("p", ("x", "y"))], tokenizer, template="raw")
+    assert length.load(equal, llama_folder, head_seed=0).unit == 1.0
+
+
+def test_labels_by_length_alone_are_explained_by_length(llama_folder, tmp_path):
+    """The longer response is always preferred: the coefficient learns that, the reward less."""
+    lines = []
+    for r in records(40):
+        short, long = sorted(r.responses, key=len)
+        lines.append({"prompt": r.prompt, "chosen": long + "!!!", "rejected": short})
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    margin = {}
+    for name, given in {"plain": [], "debiased": ["--length_debias"]}.items():
+        argv = ["--model", llama_folder, "--data", path, "--eval_data", path, "--out",
+                tmp_path / name, "--batch_size", 8, "--lr", 1e-3, "--template", "raw",
+                "--steps", 20, *given]  # fmt: skip
+        outcome = run_ranks(1, _train, [str(arg) for arg in argv])
+        assert outcome.codes == [0], outcome.stderr
+        metrics = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        margin[name] = json.loads(metrics[-1])["eval/rewards/margins"]
+    per_token = re.search(r"labels prefer a token by (\S+), left out", outcome.stdout)[1]
+    assert float(per_token) > 0.02
+    assert margin["debiased"] < margin["plain"]
+    saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "debiased")
+    assert not [name for name in saved.state_dict() if "length" in name]
+    assert RewardModel.load(tmp_path / "debiased").head.out_features == 1
+
+
+def test_the_coefficient_is_resumed(train, tmp_path):
+    """6 steps == 3 + resume + 3 on two ranks, to the byte."""
+    whole = train(tmp_path / "whole", "--length_debias", "--save_every", 3, ranks=2)
+    train(tmp_path / "parts", "--length_debias", "--stop_after", 3, ranks=2)
+    flags = ["--length_debias", "--resume", "--save_every", 3]
+    assert train(tmp_path / "parts", *flags, ranks=2) == whole
+    files = [tmp_path / name / "model.safetensors" for name in ("whole", "parts")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--condition"], "give --preference better safer"),
+        (["--preference", "safer", "safer"], "give each name once"),
+        (["--preference", *BOTH, "--length_debias"], "one coefficient of length; give one"),
+    ],
+)
+def test_flags_that_do_not_go_together(given, message):
+    with pytest.raises(RunError, match=message):
+        flags(*given)
+
+
+def test_bad_data_and_models(both, data, llama_folder, tmp_path, subtests):
+    single, unlabelled = tmp_path / "single.jsonl", tmp_path / "unlabelled.jsonl"
+    single.write_text(json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}) + "\n")
+    line = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0}
+    unlabelled.write_text(json.dumps(line) + "\n")
+    train = ["--model", llama_folder, "--data", data, "--out", tmp_path / "x", "--template", "pku"]
+    onward = ["--model", both[1], *train[2:]]
+    cases = {
+        "one label alone": ([*train, "--data", single, "--preference", *BOTH],
+                            "single.jsonl:1: a record with the keys .* has one label"),
+        "a label is missing": ([*train, "--data", unlabelled, "--preference", *BOTH],
+                               "unlabelled.jsonl:1: safer_response_id is None; .* needs 0 or 1"),
+        "another head": (onward, "a head of 2 outputs, but --preference better needs 1"),
+        "other outputs": ([*onward, "--preference", "safer", "better"],
+                          r"trained with preferences \['better', 'safer'\], not \['safer'"),
+    }  # fmt: skip
+    for name, (argv, message) in cases.items():
+        with subtests.test(name):
+            outcome = run_ranks(1, _train, [str(arg) for arg in argv])
+            assert outcome.codes == [1]
+            assert re.search(f"error: .*{message}", outcome.stderr), outcome.stderr
+    assert not (tmp_path / "x").exists()
