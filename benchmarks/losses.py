@@ -1,12 +1,12 @@
-"""Trains the embedded policy with every loss, each as its paper has it, and compares what came of it.
+"""Trains the embedded policy with every loss, by the defaults of its paper, and compares them.
 
-    python benchmarks/losses.py                     all losses, one after the other, about 40 minutes
-    python benchmarks/losses.py sigmoid simpo       some of them
-    python benchmarks/losses.py --curves docs/losses.png     only the picture of the losses themselves
+    python benchmarks/losses.py                             all losses, about 40 minutes
+    python benchmarks/losses.py sigmoid simpo               some of them
+    python benchmarks/losses.py --curves docs/losses.png    a picture of the losses, no training
 
-The base, the pairs, the reward model (runs/rm: python train_rm.py) and the evaluation are the same for
-all, and so is the learning rate. Results go to runs/losses: a folder a loss, and table.md. A loss whose
-evaluation is there already is not trained again.
+The base, the pairs, the reward model (runs/rm: python train_rm.py), the evaluation and the learning
+rate are the same for all. Results go to runs/losses: a folder for each loss, and table.md. A loss
+whose evaluation is there is not trained again.
 """
 
 import argparse
@@ -21,8 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from nanoalign import losses  # noqa: E402
-from nanoalign.losses import LOSSES  # noqa: E402
+from nanoalign.family import losses  # noqa: E402
+from nanoalign.family.losses import FIELDS, KIND, LOSSES  # noqa: E402
 
 OUT = Path("runs/losses")
 COLUMNS = {
@@ -37,7 +37,7 @@ COLUMNS = {
 
 
 def train(name: str) -> float:
-    """Trains and evaluates one loss by the project's own commands; returns the seconds of training."""
+    """Trains and evaluates one loss by the project's commands; returns the seconds of training."""
     start = time.perf_counter()
     run = [
         sys.executable,
@@ -57,7 +57,7 @@ def train(name: str) -> float:
 
 
 def figures(name: str) -> dict:
-    """The figures of a loss, trained if need be."""
+    """The figures of a loss, which is trained if they are not there."""
     path = OUT / f"{name}.json"
     if not path.exists():
         seconds = train(name)
@@ -88,54 +88,50 @@ def table(names: list[str]) -> str:
 
 # --- the picture ----------------------------------------------------------------------------------
 
-# What is drawn against the margin: chosen rises by half of it, rejected falls by half.
-MARGIN = ["sigmoid", "cdpo", "robust", "hinge", "exo_pair", "discopop", "ipo_sum", "aot"]
-# What is drawn against each side, the other being held at 0.
-SIDES = ["apo_zero", "apo_down", "nca_pair", "bco_pair", "kto", "sppo_hard"]
-# What is drawn against log-probabilities a token, around -1.
-FREE = ["simpo", "cpo", "orpo", "sft"]
-MEANS = ["ipo", "sigmoid_norm"]
+# Against the margin, of which chosen has one half and rejected the other; else one of them is 0.
+TOGETHER = [name for name in LOSSES if KIND[name] in (losses.MARGIN, losses.SORTED, losses.MEANS)]
+# Against the log-probability per token, around -1.
+FREE = [name for name in LOSSES if KIND[name] in (losses.POLICY, losses.POLICY_MEANS)]
+PER_TOKEN = [name for name in LOSSES if KIND[name] == losses.MEANS]
 
 
 def value(name: str, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """A loss of log-ratios (B,), or for those without a reference of log-probabilities a token."""
-    length = torch.full_like(chosen, 20.0)
+    """A loss of log-ratios (B,), or for FREE and PER_TOKEN of those per token, of 20 tokens."""
     if name == "kto":
         yes = torch.ones_like(chosen, dtype=torch.bool)
         return (losses.kto(chosen, yes, 0.0) + losses.kto(rejected, ~yes, 0.0)) / 2
-    if name == "bco_pair":
-        return losses.bco_pair(chosen, rejected, 0.0)
-    if name == "aot":
-        return losses.aot(chosen, rejected, torch.zeros_like(chosen))
-    if name in MEANS:
-        return LOSSES[name](chosen * length, rejected * length, length, length)
-    if name in ("simpo", "orpo"):
-        return LOSSES[name](chosen * length, rejected * length, length, length)
-    if name == "cpo":
-        return losses.cpo(chosen * length, rejected * length, length)
-    if name == "sft":
-        return losses.sft(chosen * length, length)
-    return LOSSES[name](chosen, rejected)
+    lengths = torch.full_like(chosen, 20.0)
+    if name in FREE or name in PER_TOKEN:
+        chosen, rejected = chosen * lengths, rejected * lengths
+    zero = torch.zeros_like(chosen)
+    pairs = {
+        "chosen_logps": chosen, "rejected_logps": rejected, "chosen_logratios": chosen,
+        "rejected_logratios": rejected, "chosen_lengths": lengths, "rejected_lengths": lengths,
+        "shift": zero, "matched_gaps": zero,
+    }  # fmt: skip
+    return LOSSES[name](*(pairs[field] for field in FIELDS[name]))
 
 
 def draw(path: Path) -> None:
-    """Every loss and its gradient, by its default hyperparameters: a panel each."""
+    """Draws every loss and its gradient with the default hyperparameters: a panel each."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = [*MARGIN, *MEANS, *SIDES, *FREE]
-    assert set(names) == set(LOSSES)
-    figure, axes = plt.subplots(4, 5, figsize=(19, 13))
+    names = sorted(LOSSES, key=lambda name: (name in FREE, name not in TOGETHER))
+    rows = -(-len(names) // 6)
+    figure, axes = plt.subplots(rows, 6, figsize=(22, 3.3 * rows))
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
     figure.subplots_adjust(0.035, 0.045, 0.965, 0.92, wspace=0.32, hspace=0.36)
-    for axis, name in zip(axes.flat, names, strict=True):
+    for axis, name in zip(axes.flat, names, strict=False):
         centre, width = (
-            (-1.0, 1.0) if name in FREE else (0.0, 8.0) if name in MEANS else (0.0, 60.0)
+            (-1.0, 1.0) if name in FREE else (0.0, 8.0) if name in PER_TOKEN else (0.0, 60.0)
         )
         x = torch.linspace(-width, width, 401, dtype=torch.float64)
         twin = axis.twinx()
-        together = name in MARGIN or name in MEANS
+        together = name in TOGETHER
         for side, colour in (("margin", "tab:blue"),) if together else (
             ("chosen", "tab:green"), ("rejected", "tab:red")
         ):  # fmt: skip
@@ -156,15 +152,15 @@ def draw(path: Path) -> None:
         axis.axvline(centre, color="black", lw=0.5)
         twin.axhline(0, color="black", lw=0.5, ls=":")
         axis.set_title(name)
-        unit = "nats a token" if name in FREE or name in MEANS else "nats"
+        unit = "nats per token" if name in FREE or name in PER_TOKEN else "nats"
         what = "margin" if together else "log-probability" if name in FREE else "log-ratio"
         axis.set_xlabel(f"{what}, {unit}")
         axis.grid(alpha=0.3)
         if not together:
             axis.legend(fontsize="small")
     figure.suptitle(
-        "loss (solid, left axis) and its gradient (dashed, right axis): against the margin, or against one "
-        "side with the other held fixed", fontsize="x-large",
+        "loss (solid, left axis) and its gradient (dashed, right axis): against the margin, or "
+        "against one response with the other fixed", fontsize="x-large",
     )  # fmt: skip
     figure.savefig(path, dpi=75)
 
@@ -182,7 +178,7 @@ def main() -> None:
         draw(args.curves)
         return
     if not Path("runs/rm").exists():
-        parser.error("there is no reward model in runs/rm yet; train one: python train_rm.py")
+        parser.error("runs/rm is not there; train a reward model: python train_rm.py")
     OUT.mkdir(parents=True, exist_ok=True)
     text = table(args.names or list(LOSSES))
     (OUT / "table.md").write_text(text + "\n")

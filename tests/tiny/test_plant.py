@@ -9,7 +9,7 @@ from nanoalign.tiny import plant, world
 
 
 def test_planted_labels():
-    """Without bias or flips the labels follow the rule; flipped ones are its opposite; or length."""
+    """Without bias or flips the labels follow the rule; flipped ones its opposite; or length."""
     honest = world.records("test", "tiny-a")
     agreement = {
         name: world.oracle_accuracy(plant.planted(honest, bias, flip))
