@@ -1,9 +1,9 @@
-"""Train a policy on preference pairs by direct preference optimization: no reward model, no sampling.
+"""Train a policy on preference pairs by direct preference optimization (DPO), without sampling.
 
     minimise  -log sigmoid(beta * [log pi(y_w|x) / pi_ref(y_w|x) - log pi(y_l|x) / pi_ref(y_l|x)])
 
-Rafailov et al. 2023, arXiv 2305.18290, equation 7. y_w is the chosen response, y_l the rejected one,
-pi the policy and pi_ref the frozen reference that it starts from. Unlike the paper, which used
+Rafailov et al. 2023, arXiv 2305.18290, equation 7. y_w is the chosen response, y_l the rejected
+one, pi the policy and pi_ref the frozen reference that it starts from. Unlike the paper, which used
 RMSprop, we use AdamW; and the prompt of a pair is computed once for both responses
 (nanoalign/packing). --loss selects another loss of nanoalign/family.
 
@@ -19,12 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packing, runs, store
+from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packing, store
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, versions
-from nanoalign.checkpoints.resume import Checkpoints
+from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks import check_layout, check_start
@@ -147,21 +146,21 @@ def main(argv: list[str] | None = None) -> None:
     describe(policy, data.rows, batches, args)
 
     # checks, training
-    checkpoint = Checkpoints(policy, optimizer, objective, data.rows, args, world)
-    start = checkpoint.resume() if args.resume else 0
+    save, start = checkpoints.of_run(policy, optimizer, objective, data.rows, args, world)
     if start == 0 and folder == reference_folder and reference is not None:
         check_start(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
-    log = runs.open_run(args, world, versions())
+    log = open_run(args, world)
     held_out = {"eval": data.held_out}
     if not loop.train(
-        policy, optimizer, objective, data.rows, held_out, batches, args, log, checkpoint, start
+        policy, optimizer, objective, data.rows, held_out, batches, args, log, save, start
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     write(policy, tokenizer, Path(args.out), world)
     finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
-        f"python evaluate.py policy --policy {args.out} --baseline {args.model} --reward runs/rm --out {args.out}_eval")  # fmt: skip
+        f"python evaluate.py policy --policy {args.out} --baseline {args.model} "
+        f"--reward runs/rm --out {args.out}_eval")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     minimise  -log sigmoid(r(x, y_w) - r(x, y_l))
 
-Ouyang et al. 2022, arXiv 2203.02155, equation 1. y_w is the chosen response, y_l the rejected one, r
-the reward model. As in the paper, the K ranked responses to a prompt train on all their pairs; here
-they also share one row, so that the prompt is computed once (nanoalign/packing).
+Ouyang et al. 2022, arXiv 2203.02155, equation 1. y_w is the chosen response, y_l the rejected one,
+r the reward model. As in the paper, the K ranked responses to a prompt train on all their pairs;
+here they also share one row, so that the prompt is computed once (nanoalign/packing).
 
     python train_rm.py                              one process, the embedded model and data
     torchrun --nproc_per_node 8 train_rm.py \\
@@ -18,12 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, runs, store
+from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, store
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, versions
-from nanoalign.checkpoints.resume import Checkpoints
+from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks import check_layout
@@ -43,13 +42,16 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument_group("reward model and loss").add_argument
     add("--model", default="tiny",
-        help="a language model that gets a head, or a reward model: a folder, OWNER/NAME, or 'tiny'")  # fmt: skip
+        help="a language model that gets a head, or a reward model: a folder, OWNER/NAME, "
+        "or 'tiny'")  # fmt: skip
     add("--margin", type=number(float, 0), default=0.0,
-        help="the required lead, in rewards: this times the margin of the pair in the data, or 1")  # fmt: skip
+        help="the required lead, in rewards: this times the margin of the pair in the data, "
+        "or 1")  # fmt: skip
     add("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
         help="the share of labels that is assumed to be wrong")  # fmt: skip
     add("--center_rewards_coefficient", type=number(float, 0), default=0.0,
-        help="weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; 0.01 is usual")  # fmt: skip
+        help="weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; 0.01 is "
+        "usual")  # fmt: skip
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
@@ -125,22 +127,12 @@ def main(argv: list[str] | None = None) -> None:
     describe(reward_model, data.rows, batches, args)
 
     # checks, training
-    checkpoint = Checkpoints(reward_model, optimizer, objective, data.rows, args, world)
-    start = checkpoint.resume() if args.resume else 0
+    save, start = checkpoints.of_run(reward_model, optimizer, objective, data.rows, args, world)
     check_layout(reward_model, data.rows, batches, name)
-    log = runs.open_run(args, world, versions())
+    log = open_run(args, world)
     held_out = {"eval": data.held_out, "train_eval": data.rows[-len(data.held_out) :]}
     if not loop.train(
-        reward_model,
-        optimizer,
-        objective,
-        data.rows,
-        held_out,
-        batches,
-        args,
-        log,
-        checkpoint,
-        start,
+        reward_model, optimizer, objective, data.rows, held_out, batches, args, log, save, start
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     if args.length_debias:

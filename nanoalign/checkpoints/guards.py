@@ -1,10 +1,10 @@
-"""Guards of a run: what is refused before anything is trained, because it would be lost or wrong."""
+"""Guards of a run: what is refused before training, because a result would be lost or wrong."""
 
 import math
 import platform
 import subprocess
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,9 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 import nanoalign
+from nanoalign import runs
 from nanoalign.batch import Row
+from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import RewardModel, Scorer
 from nanoalign.runs import ARGS
@@ -54,12 +56,10 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
         raise RunError(f"--out {out} is a file; give a folder")
     if any(out.resolve() == model for model in models):
         raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
-    if args.resume and args.overwrite:
-        raise RunError("--resume continues a run and --overwrite replaces it; give one of them")
     if is_run and not (args.resume or args.overwrite):
         raise RunError(
-            f"--out {out} holds another run; continue it with --resume, replace it with --overwrite, "
-            "or give another --out"
+            f"--out {out} holds another run; continue it with --resume, replace it with "
+            "--overwrite, or give another --out"
         )
     if not is_run and out.is_dir() and any(out.iterdir()):
         raise RunError(f"--out {out} holds files that are not those of a run; give another --out")
@@ -84,13 +84,13 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
         largest = max(int(part.max()) for part in (row.prompt, *row.responses))
         if largest >= ids:
             raise RunError(
-                f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its tokenizer "
-                "belongs to another model"
+                f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its "
+                "tokenizer belongs to another model"
             )
         if row.longest > positions:
             raise RunError(
-                f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; give "
-                f"--max_length {positions} or less"
+                f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; "
+                f"give --max_length {positions} or less"
             )
 
 
@@ -100,9 +100,20 @@ def check_pad_token(model: RewardModel, folder: Path) -> None:
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id is not None and config.pad_token_id in eos:
         raise RunError(
-            f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, but "
-            "here they are read at EOS; if that is right, give config.json another pad_token_id"
+            f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, "
+            "but here they are read at EOS; if that is right, give config.json another pad_token_id"
         )
+
+
+def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]], None]:
+    """As runs.open_run, with versions(). Raises RunError on a host that does not see --out."""
+    log = runs.open_run(args, world, versions())
+    if not (path := Path(args.out) / ARGS).exists():
+        raise RunError(
+            f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be "
+            "on a disk that all hosts share"
+        )
+    return log
 
 
 def versions() -> dict[str, str | None]:
@@ -112,5 +123,10 @@ def versions() -> dict[str, str | None]:
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     except OSError:  # git is not installed
         commit = None
-    return {"nanoalign": nanoalign.__version__, "commit": commit, "torch": torch.__version__,
-            "transformers": transformers.__version__, "python": platform.python_version()}  # fmt: skip
+    return {
+        "nanoalign": nanoalign.__version__,
+        "commit": commit,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }

@@ -85,8 +85,8 @@ class Checkpoints:
         about = json.loads((path / "run.json").read_text())
         if about.get("format") != FORMAT:
             raise RunError(
-                f"{path} has the format {about.get('format', 0)} of an other version of nanoalign, not "
-                f"{FORMAT}; continue with that version, or start anew with another --out"
+                f"{path} has the format {about.get('format', 0)} of another version of nanoalign, "
+                f"not {FORMAT}; continue with that version, or start anew with another --out"
             )
         now, before = vars(self.args), about["args"]
         changed = [
@@ -98,8 +98,8 @@ class Checkpoints:
             changed.append(f"the training pairs are others ({', '.join(sorted(DATA))} decide)")
         if changed:
             raise RunError(
-                f"--resume continues the run of {path}, but its settings differ: {'; '.join(changed)}. "
-                "Give the old ones, or start anew with another --out"
+                f"--resume continues the run of {path}, but its settings differ: "
+                f"{'; '.join(changed)}. Give the old ones, or start anew with another --out"
             )
         state = self.state()
         # Parameters that get no gradient have no optimizer state in the files.

@@ -1,8 +1,8 @@
 """Weight files -> sharded parameters: each rank reads its own slices of the safetensors files.
 
 A model is built with its parameters on the meta device (no memory) and sharded; then its shards get
-memory, and each rank reads its part of every tensor. Where the tensors of the files are not those of
-the model (mixture-of-experts), transformers' own loader runs on rank 0, which holds them all.
+memory, and each rank reads its part of every tensor. convert.py reads files whose tensors are not
+those of the model (mixture-of-experts).
 """
 
 import json
@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -22,7 +21,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from nanoalign.checkpoints.guards import FOREIGN_ERRORS
 from nanoalign.errors import RunError, in_a_line
@@ -45,9 +43,7 @@ def read_slices(
             # The files are those of a language model: it reads them, with our body as its own.
             reader = build(AutoModelForCausalLM, config, dtype, folder)
             setattr(reader, reader.base_model_prefix, model.base_model)
-    if (
-        model.can_generate() and (folder / "generation_config.json").is_file()
-    ):  # it may name EOS ids
+    if model.can_generate() and (folder / "generation_config.json").is_file():  # has EOS ids, too
         model.generation_config = GenerationConfig.from_pretrained(folder)
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
     places = places_of(reader)
@@ -123,6 +119,8 @@ def load(model: PreTrainedModel, places: dict[str, Place], folder: Path) -> None
         for names, tensor in tensors.items()
     )
     if not plain:
+        from nanoalign.checkpoints.convert import load_by_transformers
+
         return load_by_transformers(model, tensors, folder)
     by_file: dict[Path, dict[str, Tensor]] = {}
     for names, tensor in tensors.items():
@@ -164,8 +162,8 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         names = [single.name]
     else:
         raise RunError(
-            f"model folder '{folder}' has no weights: neither {single.name} nor {index.name} (other "
-            "formats are not read; convert them with transformers' save_pretrained)"
+            f"model folder '{folder}' has no weights: neither {single.name} nor {index.name} "
+            "(other formats are not read; convert them with transformers' save_pretrained)"
         )
     stored = {}
     for name in names:
@@ -184,58 +182,3 @@ def opened(path: Path) -> Iterator[safe_open]:
             yield file
     except SafetensorError as error:
         raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
-
-
-def load_by_transformers(
-    model: PreTrainedModel, tensors: dict[tuple[str, ...], Tensor], folder: Path
-) -> None:
-    """Rank 0 loads by transformers, which converts names and layouts, and sends each tensor."""
-    loaded, problem = {}, [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            loaded = from_pretrained(model, folder)
-        except RunError as error:
-            problem = [str(error)]
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    if several:
-        dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise RunError(problem[0])
-    for names, tensor in tensors.items():
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        if names[0] in loaded:
-            whole.copy_(loaded[names[0]])
-        if several:
-            dist.broadcast(whole, src=0)
-        rows = local_rows(tensor)
-        sharded = isinstance(tensor, DTensor)
-        (tensor.to_local() if sharded else tensor).copy_(
-            whole[rows.start : rows.stop] if sharded else whole
-        )
-
-
-def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """The tensors by name, as transformers loads them; a name without a place is an error."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the RunError below takes the place of its report
-    transformers_logging.disable_progress_bar()
-    try:
-        loaded, info = type(model).from_pretrained(
-            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except FOREIGN_ERRORS as error:
-        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found := sorted(map(str, info[kind])):
-            more = f" and {len(found) - 3} more" * (len(found) > 3)
-            problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:3])}{more}")
-    if problems:
-        raise RunError(
-            f"model folder '{folder}': its weights are not those of the {type(loaded).__name__} in "
-            f"config.json; {'; '.join(problems)}"
-        )
-    return loaded.state_dict()

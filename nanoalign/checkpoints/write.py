@@ -22,9 +22,8 @@ from nanoalign.model import RewardModel, Scorer
 
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 holds the tensors of one file in host memory
 
-Tensors = dict[
-    str, Callable[[], Tensor]
-]  # name in the files -> what gives the tensor, or its shard
+# Name in the files -> a function that returns the tensor, or its shards.
+Tensors = dict[str, Callable[[], Tensor]]
 
 
 def write_model(

@@ -22,8 +22,8 @@ def divide(world: World, shard_size: int, timeout: float) -> World:
     """
     if world.size % shard_size:
         raise RunError(
-            f"--shard_size {shard_size} does not divide the {world.size} ranks of this run into equal "
-            "groups"
+            f"--shard_size {shard_size} does not divide the {world.size} ranks of this run into "
+            "equal groups"
         )
     if shard_size == world.size:
         return world

@@ -16,8 +16,8 @@ BETWEEN_RANKS = 0.5  # seconds between the ranks of a host that would report the
 REPORTED = "nanoalign/error"  # the key of the store that is set when an error was reported
 # How gloo, nccl and the store name the loss of another process in a RuntimeError.
 LOST = re.compile(
-    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|timed? ?out|remote ?(process|error)"
-    r"|no route to host|network is unreachable|communicator was aborted",
+    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|timed? ?out"
+    r"|remote ?(process|error)|no route to host|network is unreachable|communicator was aborted",
     re.IGNORECASE,
 )
 
@@ -46,9 +46,9 @@ def report(error: BaseException) -> bool:
         return False
     time.sleep(local_rank * BETWEEN_RANKS)  # torchrun ends the others when the first one exits
     print(
-        f"error: rank {rank} has lost contact with another rank, or waited for it in vain; see the last "
-        "output of that rank, if its host still answers. A training run continues from its newest "
-        f"checkpoint with --resume, on any number of ranks ({in_a_line(error)})",
+        f"error: rank {rank} has lost contact with another rank, or waited for it in vain; see the "
+        "last output of that rank, if its host still answers. A training run continues from its "
+        f"newest checkpoint with --resume, on any number of ranks ({in_a_line(error)})",
         file=sys.stderr,
         flush=True,
     )
