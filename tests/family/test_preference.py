@@ -27,7 +27,7 @@ from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.family import is_used, losses, objectives
 from nanoalign.family.kto import mismatched
-from nanoalign.family.losses import KIND, LOSSES, UNFIT, has_reference
+from nanoalign.family.losses import FIELDS, KIND, LOSSES, UNFIT, has_reference
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 
@@ -452,15 +452,24 @@ def test_flags_that_the_loss_does_not_use_are_errors(case):
         settings(*flags)
 
 
-MEANS = {"ipo", "sigmoid_norm", "simpo", "orpo", "sft"}
-MARGIN = {"sigmoid", "cdpo", "robust", "hinge", "ipo_sum", "exo_pair", "discopop", "dpo"}
-FITS = {  # by the equations: a loss of means has no sums that an add-on could change
-    ("--length_alpha", "0.1"): MARGIN,
-    ("--divergence", "js"): {"dpo", *LOSSES} - MEANS - {"kto", "aot", "cpo"},
-    ("--ld_alpha", "0.5"): {"dpo", *LOSSES} - MEANS - {"kto", "cpo"},
-    ("--wpo",): {"dpo", *LOSSES} - {"kto"},
-    ("--nll_weight", "1"): {"dpo", *LOSSES},
-    ("--sync_reference_every", "2"): {"dpo", *LOSSES} - {"simpo", "orpo", "sft", "cpo"},
+def of_the_margin(name: str) -> bool:
+    """Whether a constant added to both log-ratios changes nothing."""
+    if name == "dpo" or "shift" in FIELDS[name]:
+        return name == "dpo"
+    values = torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.allclose(LOSSES[name](*values), LOSSES[name](*(values + 3)), rtol=1e-9)
+
+
+ALL = {"dpo", *LOSSES}
+OF_MEANS = {name for name in LOSSES if "lengths" in " ".join(FIELDS[name])}
+OF_SUMS = {"dpo"} | {name for name in LOSSES if "chosen_logratios" in FIELDS[name]} - OF_MEANS
+FITS = {  # by what a loss is a function of: one of means has no sums that an add-on could change
+    ("--length_alpha", "0.1"): {name for name in OF_SUMS if of_the_margin(name)},
+    ("--divergence", "js"): OF_SUMS,
+    ("--ld_alpha", "0.5"): ALL - OF_MEANS - {"kto"},
+    ("--wpo",): ALL - {"kto"},
+    ("--nll_weight", "1"): ALL,
+    ("--sync_reference_every", "2"): OF_SUMS | {"ipo", "sigmoid_norm", "kto", "aot"},
 }
 
 
