@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
-from nanoalign.distributed import World
+from nanoalign.distributed import World, print0
 from nanoalign.family import loss_name
 from nanoalign.family.losses import DEFAULTS, FIELDS, KIND, LOSSES, POLICY_MEANS
 from nanoalign.family.pairs import PairLoss, Pairs, Read, read_pairs
@@ -114,12 +114,15 @@ def objective_of(
     args: Namespace,
     world: World,
 ) -> Objective:
-    """The objective that the flags of nanoalign/family describe. rows: all that it trains on.
+    """The objective that the flags of nanoalign/family describe; prints its loss.
 
+    rows: all that it trains on.
     Raises RunError for rows that the loss can't train on, or a reference that can't move.
     """
     name = loss_name(args)
     hyperparameters = {key: getattr(args, key) for key in DEFAULTS[name]}
+    settings = "".join(f", {key} {value:g}" for key, value in hyperparameters.items())
+    print0(f"{'loss':<11} {name}{settings}")
     options = ("ld_alpha", "wpo", "divergence", "divergence_alpha")
     options = {option: getattr(args, option) for option in options}
     read = partial(read_pairs, policy=policy, reference=reference, **options)
