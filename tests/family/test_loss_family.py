@@ -52,6 +52,23 @@ def test_every_loss_has_a_value_by_hand_and_an_equation(name):
     assert {*UNFIT[KIND[name]]} <= {*ADD_ONS}
 
 
+# The defaults that the papers name, or the libraries of their authors.
+PAPERS = {
+    "sigmoid": (0.1,), "cdpo": (0.1, 0.1), "robust": (0.1, 0.1), "hinge": (0.1,),
+    "ipo_sum": (0.1,), "exo_pair": (0.1, 1e-3), "discopop": (0.1, 0.05),
+    "ipo": (0.1,), "sigmoid_norm": (5.0,),
+    "apo_zero": (0.1,), "apo_down": (0.1,), "sppo_hard": (1e-3,), "nca_pair": (0.1,),
+    "bco_pair": (0.1,), "dpop": (0.3, 50.0),
+    "kto": (0.1, 1.0, 1.0),
+    "simpo": (2.0, 0.5), "orpo": (0.1,), "cpo": (0.1, 1.0), "sft": (),
+    "aot": (0.1,),
+}  # fmt: skip
+
+
+def test_defaults_are_those_of_the_papers():
+    assert {name: tuple(takes.values()) for name, takes in DEFAULTS.items()} == PAPERS
+
+
 def test_losses_import_torch_alone():
     code = "import sys; import nanoalign.family.losses; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
