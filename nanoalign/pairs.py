@@ -77,11 +77,8 @@ def read(
 
 
 def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[str, ...], Record]:
-    """(keys of the format, Record) of one record, which stands at `where`."""
-    try:
-        raw = json.loads(raw) if isinstance(raw, str) else raw
-    except json.JSONDecodeError as error:
-        raise RunError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from error
+    """(keys of the format, Record) of one record, which was read at `where`."""
+    raw = decode(raw, where)
     if not isinstance(raw, dict):
         raise RunError(f"{where}: expected a JSON object, found {type(raw).__name__}")
     keys = next((keys for keys in formats if raw.keys() >= set(keys)), None)
@@ -99,6 +96,14 @@ def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[s
     except ValueError as error:
         raise RunError(f"{where}: {error}") from error
     return keys, record
+
+
+def decode(raw: str | dict, where: str) -> object:
+    """A record as an object; one that is not text was decoded by what read it."""
+    try:
+        return json.loads(raw) if isinstance(raw, str) else raw
+    except json.JSONDecodeError as error:
+        raise RunError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from error
 
 
 def expected(formats: dict) -> str:

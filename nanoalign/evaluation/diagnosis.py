@@ -1,0 +1,143 @@
+"""What the figures of a comparison mean: the result in a sentence, and what to try."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.evaluation.ranking import Figures
+
+
+def verdict(figures: Figures) -> str:
+    """The result in one sentence, with the confidence that the 95 % intervals allow.
+
+    Where the true rule of the embedded world is known and differs from the reward model, the
+    sentence follows the true rule.
+    """
+    wins = f"by the reward model it wins {_share(figures, '')} of {figures['pairs']:,} comparisons"
+    judged, text = _better(figures, ""), None
+    if "true_win_rate" in figures:
+        wins += f", by the true rule of the embedded world {_share(figures, 'true_')}"
+        true = _better(figures, "true_")
+        if not judged and true:
+            text = "The reward model sees no difference where there is one"
+        elif judged != true:
+            text = (
+                "The reward model is misled" if true else "The reward model sees more than there is"
+            )
+    results = {
+        1: "The policy is better than the baseline",
+        -1: "The policy is worse than the baseline",
+        0: "No difference to the baseline is shown, what there is may be chance",
+    }
+    return f"{text or results[judged]}: {wins}."
+
+
+def _share(figures: Figures, judge: str) -> str:
+    low, high = figures[f"{judge}win_rate_low"], figures[f"{judge}win_rate_high"]
+    return f"{figures[f'{judge}win_rate']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _better(figures: Figures, judge: str) -> int:
+    """1 if the win rate is above 1/2 beyond chance, -1 if it is below, else 0.
+
+    judge: "" (the reward model) or "true_". A bootstrap of few prompts may have no width, so 1/2
+    must also be outside Wilson's interval.
+    """
+    low, high = wilson_interval(figures[f"{judge}win_rate"], figures["prompts"])
+    low = min(low, figures[f"{judge}win_rate_low"])
+    high = max(high, figures[f"{judge}win_rate_high"])
+    return int(low > 0.5) - int(high < 0.5)
+
+
+def read_log(path: Path) -> list[dict]:
+    """The readable lines of a metrics.jsonl; none if there is no such file."""
+    lines = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            metrics = json.loads(line)
+        except ValueError:  # incomplete: the run was killed
+            continue
+        if isinstance(metrics, dict):
+            lines.append(metrics)
+    return lines
+
+
+def diagnosis(figures: Figures, log: Sequence[dict]) -> list[str]:
+    """Why the policy may not be better, and what to try: a note per group of figures.
+
+    log: the lines of metrics.jsonl of the policy's training; empty if it is not at hand.
+    """
+    notes = [note_on_length(figures), note_on_cut_answers(figures), note_on_kl(figures)]
+    notes += [note_on_logps(log), note_on_margins(log)]
+    return [note for note in notes if note]
+
+
+def note_on_length(figures: Figures) -> str:
+    difference = figures["policy_tokens_mean"] - figures["baseline_tokens_mean"]
+    comparison = "longer" if difference > 0 else "shorter"
+    text = f"The policy's answers are {abs(difference):.1f} tokens {comparison} than the baseline's"
+    controlled = figures["length_controlled_win_rate"]
+    if controlled is None:
+        text += ", so much that their lengths hardly overlap, and length can't be controlled. "
+    else:
+        text += (
+            "; with length controlled (a logistic regression of the wins on the difference of "
+            f"lengths, at a difference of 0) it wins {controlled:.1%}. "
+        )
+    return (
+        f"{text}Where the two win rates are far apart the reward model may reward length: look at "
+        "length_correlation in evaluate.py rm."
+    )
+
+
+def note_on_cut_answers(figures: Figures) -> str | None:
+    cut = {
+        side: 1 - figures[f"{side}_ended_share"]
+        for side in ("policy", "baseline")
+        if figures[f"{side}_ended_share"] is not None
+    }
+    if not cut:
+        return None
+    shares = " and ".join(f"{share:.1%} of the {side}'s" for side, share in cut.items())
+    return (
+        f"Cut at the limit were {shares} answers. A policy that does not stop any more needs "
+        "chosen answers that end with EOS, a larger --beta, or here a larger --max_new_tokens."
+    )
+
+
+def note_on_kl(figures: Figures) -> str | None:
+    if "kl_per_answer" not in figures:
+        return None
+    return (
+        f"KL(policy || baseline) is {figures['kl_per_answer']:.2f} nats an answer, "
+        f"{figures['kl_per_token']:.3f} a token. Near 0 the policy has hardly changed: raise --lr "
+        "or --epochs, or lower --beta. At tens of nats an answer it has changed too much: do the "
+        "opposite."
+    )
+
+
+def note_on_logps(log: Sequence[dict]) -> str | None:
+    keys = ("eval/logps/chosen", "eval/logps/rejected")
+    evaluations = [line for line in log if all(key in line for key in keys)]
+    if not evaluations:
+        return None
+    chosen, rejected = (evaluations[-1][key] - evaluations[0][key] for key in keys)
+    return (
+        "In training the held-out chosen answers' log-probability moved by "
+        f"{chosen:+.2f} nats, the rejected ones' by {rejected:+.2f}. That chosen falls too is "
+        "usual in DPO, which rewards the difference alone; where it falls as fast as rejected, "
+        "lower --lr or raise --beta."
+    )
+
+
+def note_on_margins(log: Sequence[dict]) -> str | None:
+    held_out = [line["eval/rewards/margins"] for line in log if "eval/rewards/margins" in line]
+    training = [line["rewards/margins"] for line in log if "rewards/margins" in line][-10:]
+    if not (held_out and training):
+        return None
+    return (
+        f"The margin is {held_out[-1]:.3f} on held-out pairs, and "
+        f"{sum(training) / len(training):.3f} on the last {len(training)} training steps. If they "
+        "are far apart, the policy memorises its pairs: train fewer epochs, or on more pairs."
+    )

@@ -1,0 +1,160 @@
+"""Sampling from a policy: in batches, with its KV cache; each rank samples its share.
+
+The random numbers of an answer depend on the seed, the prompt and the number of the answer alone,
+not on the batch or the rank. Every rank has the whole policy; nothing is sharded.
+
+Shapes: B answers of a batch, T tokens of the longest prompt, V vocabulary.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nanoalign.batch import Row
+from nanoalign.distributed import World, autocast, gather
+from nanoalign.model import Policy
+
+SHRINK = 0.75  # finished answers are removed from a batch when at most this share is unfinished
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn."""
+
+    temperature: float = 1.0  # 0: always the most probable token
+    top_p: float = 1.0  # only the most probable tokens that together have this probability
+    max_new_tokens: int = 256
+    samples: int = 1  # answers to each prompt
+    seed: int = 0
+    batch_size: int = 64  # answers computed at a time, on each rank
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sampled response: its tokens, and the EOS that ended it; None if it was cut."""
+
+    tokens: tuple[int, ...]
+    end: int | None
+
+    @property
+    def ended(self) -> bool:
+        return self.end is not None
+
+    @property
+    def drawn(self) -> list[int]:
+        """All tokens that were drawn, with the EOS."""
+        return [*self.tokens, *([self.end] if self.ended else [])]
+
+
+def eos_ids(policy: Policy, tokenizer) -> set[int]:
+    """Ids that end an answer: the tokenizer's EOS, and those of the generation config."""
+    configured = getattr(policy.model.generation_config, "eos_token_id", None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return {i for i in (tokenizer.eos_token_id, *configured) if i is not None}
+
+
+def next_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
+    """A token per row, by inversion: logits (B, V), uniform (B,) in [0, 1) -> (B,).
+
+    Tokens are ordered by their probability, and the first that together reach top_p are kept
+    (Holtzman et al. 2020, arXiv 1904.09751, section 3.1). Among these, the first token at which the
+    cumulated probability, normalised to 1, exceeds `uniform` is drawn.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities = (logits.double() / temperature).softmax(-1)
+    probabilities, tokens = probabilities.sort(dim=-1, descending=True, stable=True)
+    cumulated = probabilities.cumsum(-1)  # (B, V)
+    kept = cumulated - probabilities < top_p
+    total = (probabilities * kept).sum(-1)
+    place = (cumulated <= (uniform * total)[:, None]).sum(-1)  # (B,)
+    place = place.minimum(kept.sum(-1) - 1)  # by rounding, the last sum may be below the total
+    return tokens.gather(-1, place[:, None]).squeeze(-1)
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy, rows: Sequence[Row], eos: Collection[int], sampling: Sampling, world: World
+) -> list[list[Answer]]:
+    """`sampling.samples` answers to the prompt of every row, the same on all ranks. A collective.
+
+    eos: the ids that end an answer. A prompt that occurs again gets other answers.
+    """
+    wanted = [(i, k) for i in range(len(rows)) for k in range(sampling.samples)]
+    wanted.sort(key=lambda ik: -len(rows[ik[0]].prompt))  # similar lengths together
+    seen: Counter = Counter()
+    earlier = []  # of each row: how many rows before it have the same prompt
+    for row in rows:
+        earlier.append(seen[row.prompt.tobytes()])
+        seen[row.prompt.tobytes()] += 1
+    size = sampling.batch_size
+    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    own: dict[tuple[int, int], Answer] = {}
+    progress = tqdm(batches[world.rank :: world.size], desc="sampling", unit="batch",
+                    disable=not world.is_main)  # fmt: skip
+    for batch in progress:
+        numbers = [earlier[i] * sampling.samples + k for i, k in batch]
+        uniform = [_uniform(rows[i], n, sampling) for (i, _), n in zip(batch, numbers, strict=True)]
+        drawn = _sample(policy, [rows[i] for i, _ in batch], uniform, eos, sampling, world)
+        own |= dict(zip(batch, drawn, strict=True))
+    answers = {key: answer for part in gather(own, world) for key, answer in part.items()}
+    return [[answers[i, k] for k in range(sampling.samples)] for i in range(len(rows))]
+
+
+def _uniform(row: Row, number: int, sampling: Sampling) -> np.ndarray:
+    """(max_new_tokens,) random numbers in [0, 1) of one answer to a prompt. number: from 0."""
+    digest = hashlib.sha256(row.prompt.astype("<i4").tobytes()).digest()
+    key = np.frombuffer(digest, dtype="<u4").tolist()
+    return np.random.default_rng((sampling.seed, number, *key)).random(sampling.max_new_tokens)
+
+
+def _sample(
+    policy: Policy, rows: Sequence[Row], uniform: list[np.ndarray], eos: Collection[int],
+    sampling: Sampling, world: World,
+) -> list[Answer]:  # fmt: skip
+    """One answer to the prompt of each row. uniform: the random numbers of each."""
+    width = max(len(row.prompt) for row in rows)
+    tokens, mask = np.zeros((2, len(rows), width), dtype=np.int64)
+    for n, row in enumerate(rows):  # padded on the left, so that all answers begin at one place
+        tokens[n, width - len(row.prompt) :] = row.prompt
+        mask[n, width - len(row.prompt) :] = 1
+    tokens, mask = (torch.from_numpy(x).to(world.device) for x in (tokens, mask))  # (B, T)
+    chances = torch.from_numpy(np.stack(uniform)).to(world.device)  # (B, max_new_tokens)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+    drawn: list[list[int]] = [[] for _ in rows]
+    ends: list[int | None] = [None] * len(rows)
+    lines = list(range(len(rows)))  # which answer each line of the batch is
+    cache = None
+    for step in range(sampling.max_new_tokens):
+        with autocast(world.device, policy.dtype):
+            output = policy.model.base_model(
+                input_ids=tokens, attention_mask=mask, position_ids=positions,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+            logits = policy.logits(output.last_hidden_state[:, -1])  # (B, V)
+        cache = output.past_key_values
+        token = next_tokens(logits, chances[:, step], sampling.temperature, sampling.top_p)  # (B,)
+        for n, new in zip(lines, token.tolist(), strict=True):  # waits for the GPU
+            if ends[n] is None and new in eos:
+                ends[n] = new
+            elif ends[n] is None:
+                drawn[n].append(new)
+        unfinished = [line for line, n in enumerate(lines) if ends[n] is None]
+        if not unfinished:
+            break
+        tokens, positions = token[:, None], positions[:, -1:] + 1
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+        if len(unfinished) <= SHRINK * len(lines):
+            lines = [lines[line] for line in unfinished]
+            picked = torch.tensor(unfinished, device=world.device)
+            tokens, positions, mask, chances = (
+                x[picked] for x in (tokens, positions, mask, chances)
+            )
+            cache.batch_select_indices(picked)
+    return [Answer(tuple(some), end) for some, end in zip(drawn, ends, strict=True)]

@@ -1,0 +1,127 @@
+"""A reward model that scores the answers of two sides."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.distributed import compute_dtype, print0
+from nanoalign.encode import Record
+from nanoalign.errors import RunError
+from nanoalign.evaluation.answers import SIDES, Answers, Sampler, with_answer
+from nanoalign.evaluation.comparison import Compared
+from nanoalign.evaluation.scoring import (
+    check_encoded,
+    encode_for,
+    load_reward_model,
+    score_encoded,
+)
+from nanoalign.loop import Batches
+from nanoalign.model import RewardModel
+from nanoalign.rewards.rule import scoring_rule
+from nanoalign.rewards.several import Mixed, preferences_of
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A reward model, its tokenizer, and how it reads answers."""
+
+    name: str
+    model: Mixed
+    tokenizer: object
+    shares: dict[str, float]  # weights of its preferences
+    rule: tuple[str, int]  # template, max_length
+
+
+def load_judge(
+    prompts: Sequence[Record], samplers: Sequence[Sampler], batches: Batches, args: Namespace
+) -> Judge:
+    """The judge of --reward. It scores an answer to every prompt, so that errors are found early."""
+    folder, world = local_folder(args.reward), batches.world
+    model = load_reward_model(folder, world, compute_dtype(args.precision, world.device))
+    shares = shares_of(model, args.reward, args.combine)
+    rule = rule_for(model, samplers, args)
+    judge = Judge(
+        f"--reward {args.reward}", Mixed(model, shares), load_tokenizer(folder), shares, rule
+    )
+    batches.prepare(model)
+    encoded = encode_for(model, shares, with_answer(prompts), judge.tokenizer, rule)
+    check_encoded(judge.model, encoded, batches, judge.name)
+    positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and rule[1] > positions:
+        raise RunError(
+            f"reward model '{args.reward}' has {positions} positions; give --reward_max_length "
+            f"{positions} or less"
+        )
+    return judge
+
+
+def shares_of(
+    model: RewardModel, name: str, combine: list[tuple[str, float]] | None
+) -> dict[str, float]:
+    """The weights of a judge's preferences; required (--combine) if it has several."""
+    names = preferences_of(model)
+    if combine is None and len(names) > 1:
+        raise RunError(
+            f"reward model '{name}' has the preferences {', '.join(names)}; give their weights, "
+            f"as --combine {names[0]}=1"
+        )
+    return dict(combine or [(names[0], 1.0)])
+
+
+def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -> tuple[str, int]:
+    """(template, max_length) of the answers as the judge reads them: those of its training.
+
+    A reward model of another program, which has no rule, gets the template of the policies.
+    Raises RunError if its template is not that of the policies, unless --reward_template is given.
+    """
+    template, max_length = scoring_rule(
+        model, args.reward, args.reward_template, args.reward_max_length, "reward_"
+    )
+    if args.reward_template is not None:
+        return template, max_length
+    if template == "auto":
+        template = samplers[0].template if samplers else args.template
+    for sampler in samplers:
+        if sampler.template != template:
+            raise RunError(
+                f"reward model '{args.reward}' has the template {template}, but the prompts of "
+                f"'{sampler.name}' have {sampler.template}; give --template {template}, or, if the "
+                f"difference is intended, --reward_template {template}"
+            )
+    return template, max_length
+
+
+def compare(
+    judge: Judge, prompts: Sequence[Record], answers: dict[str, Answers], as_sampled: bool,
+    batches: Batches,
+) -> list[Compared]:  # fmt: skip
+    """The k-th answers of both sides to each prompt, in one row, and their rewards. A collective.
+
+    as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
+    """
+    sides = [answers[side] for side in SIDES]
+    places = [(n, k) for n in range(len(prompts)) for k in range(len(sides[0].texts[n]))]
+    records = [
+        replace(prompts[n], responses=[side.texts[n][k] for side in sides],
+                name=f"{prompts[n].name}#{k}")
+        for n, k in places
+    ]  # fmt: skip
+    ended = [[side.ended(n, k) for side in sides] for n, k in places]
+    encoded = encode_for(judge.model, judge.shares, records, judge.tokenizer, judge.rule, ended)
+    notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts().items())
+    print0(
+        f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
+        f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
+    )
+    scores = score_encoded(judge.model, encoded, batches, judge.name)
+    tokens = [
+        [len(side.sampled[n][k].drawn) if as_sampled else len(response)
+         for side, response in zip(sides, row.responses, strict=True)]
+        for (n, k), row in zip(places, encoded[0].rows, strict=True)
+    ]  # fmt: skip
+    return [
+        Compared(record.name, record.prompt, *record.responses, *rewards, *lengths, *flags)
+        for record, rewards, lengths, flags in zip(records, scores, tokens, ended, strict=True)
+    ]

@@ -1,0 +1,142 @@
+"""The pictures of `evaluate.py rm`.
+
+Shapes: P pairs.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")  # files alone, no screen
+from matplotlib import pyplot as plt  # noqa: E402
+
+from nanoalign.checkpoints.intervals import wilson_interval  # noqa: E402
+from nanoalign.evaluation.ranking import Figures, Scored, pairs_of  # noqa: E402
+from nanoalign.evaluation.statistics import calibration  # noqa: E402
+
+BETTER, WORSE = "tab:blue", "tab:orange"
+
+
+def alpha_of(points: int) -> float:
+    """The opacity of points: many are drawn lighter."""
+    return min(0.9, max(0.1, 300 / points))
+
+
+def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: Figures) -> None:
+    """The rewards of one subset in five panels: order, pairs, spread, calibration, length."""
+    pairs = pairs_of(scored)
+    better, worse = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))  # (P,)
+    figure, axes = plt.subplot_mosaic(
+        [["order", "order", "pairs"], ["spread", "calibration", "length"]], figsize=(16, 9)
+    )
+    figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.2, hspace=0.3)
+    figure.suptitle(
+        f"{subset}: accuracy {figures['accuracy']:.3f} [{figures['accuracy_low']:.3f}, "
+        f"{figures['accuracy_high']:.3f}] on {len(pairs):,} pairs, {figures['ties']:,} ties; "
+        f"always the longer answer: {figures['longer_accuracy']:.3f}",
+        fontsize="x-large",
+    )
+    _order_panel(axes["order"], better, worse)
+    _pairs_panel(axes["pairs"], better, worse)
+    _spread_panel(axes["spread"], scored, figures)
+    _calibration_panel(axes["calibration"], better - worse)
+    _length_panel(axes["length"], scored, figures)
+    for axis in axes.values():
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _order_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
+    order = np.argsort(better, kind="stable")
+    wrong = int((worse > better).sum())
+    axis.plot(better[order], color=BETTER, lw=2, label="better answer")
+    index, above = np.arange(len(order)), worse[order] > better[order]
+    for mask, colour, label in (
+        (~above, "tab:gray", "worse answer, ranked below"),
+        (above, WORSE, "worse answer, ranked above"),
+    ):
+        axis.scatter(
+            index[mask],
+            worse[order][mask],
+            s=9,
+            color=colour,
+            alpha=alpha_of(len(order)),
+            label=label,
+        )
+    axis.set_title(
+        f"pairs by the better answer's reward: {wrong:,} of {len(order):,} points are above"
+    )
+    axis.set_xlabel("pair")
+    axis.set_ylabel("reward")
+    low, high = axis.get_ylim()
+    axis.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
+    axis.legend(loc="upper left", ncols=3)
+
+
+def _pairs_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
+    low, high = min(better.min(), worse.min()), max(better.max(), worse.max())
+    axis.plot([low, high], [low, high], color="black", lw=1)
+    right = better > worse
+    for mask, colour, label in ((right, BETTER, "right"), (~right, WORSE, "wrong or a tie")):
+        count = int(mask.sum())
+        axis.scatter(
+            worse[mask], better[mask], s=9, color=colour, alpha=alpha_of(len(better)),
+            label=f"{count:,} {label}",
+        )  # fmt: skip
+    axis.set_title(
+        f"{int(right.sum()):,} of {len(right):,} pairs above the diagonal: ranked rightly"
+    )
+    axis.set_xlabel("worse answer's reward")
+    axis.set_ylabel("better answer's reward")
+    axis.legend()
+
+
+def _spread_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
+    bins = np.histogram_bin_edges([line.score for line in scored], bins=40)
+    for side, colour, name in (("chosen", BETTER, "better"), ("rejected", WORSE, "worse")):
+        rewards = [line.score for line in scored if line.side == side]
+        mean = figures[f"{name}_data_mean"]
+        label = f"{len(rewards):,} {name}, mean {mean:+.2f}"
+        axis.hist(rewards, bins, color=colour, alpha=0.55, label=label)
+        axis.axvline(mean, color=colour, lw=2, ls="--")
+    mean, deviation = figures["reward_mean"], figures["reward_std"]
+    axis.set_title(f"{len(scored):,} answers: mean reward {mean:+.2f}, deviation {deviation:.2f}")
+    axis.set_xlabel("reward")
+    axis.set_ylabel("answers")
+    axis.legend()
+
+
+def _calibration_panel(axis, margins: np.ndarray) -> None:
+    confidence, hit_rate, counts, error = calibration(margins)
+    axis.plot([0.5, 1], [0.5, 1], color="black", lw=1, label="perfect")
+    held = counts > 0
+    low, high = zip(*map(wilson_interval, hit_rate[held], counts[held]), strict=True)
+    spread = np.abs(np.array([low, high]) - hit_rate[held])
+    axis.errorbar(
+        confidence[held], hit_rate[held], spread, fmt="o", color=BETTER, capsize=3, label="95 %"
+    )
+    for x, y, count in zip(confidence[held], hit_rate[held], counts[held], strict=True):
+        axis.annotate(f"{count:,}", (x, y), (-6, -14), textcoords="offset points", fontsize="small")
+    axis.set_title(f"calibration: error {error:.3f} over {len(margins):,} pairs")
+    axis.set_xlabel("sigmoid(margin) of the winner")
+    axis.set_ylabel("share of labels that agree")
+    axis.set_xlim(0.49, 1.01)
+    axis.set_ylim(-0.02, 1.02)
+    axis.legend(loc="lower right")
+
+
+def _length_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
+    for side, colour, name in (("rejected", WORSE, "worse"), ("chosen", BETTER, "better")):
+        points = [(line.tokens, line.score) for line in scored if line.side == side]
+        axis.scatter(
+            *zip(*points, strict=True), s=9, color=colour, alpha=alpha_of(len(scored)), label=name
+        )
+    correlation = figures["length_correlation"]
+    shown = "undefined" if correlation is None else f"{correlation:+.2f}"
+    axis.set_title(f"{len(scored):,} answers: rank correlation with length {shown}")
+    axis.set_xlabel("tokens of the answer")
+    axis.set_ylabel("reward")
+    axis.legend()

@@ -1,0 +1,161 @@
+"""The score of every response: the reward of a reward model, or the log-probability of a policy."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from nanoalign.batch import Batch, Row
+from nanoalign.checkpoints.guards import check_fits, check_pad_token
+from nanoalign.checkpoints.slices import read_slices
+from nanoalign.checks import check_layout
+from nanoalign.distributed import World, sum_over_ranks
+from nanoalign.encode import Record, encode_all
+from nanoalign.errors import RunError
+from nanoalign.evaluation.rows import Ended, encode_answers
+from nanoalign.loop import Batches
+from nanoalign.model import RewardModel
+from nanoalign.rewards.condition import conditioned
+from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
+
+Score = Callable[[Batch], Tensor]  # a score per response, (S,)
+
+
+def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> SeveralRewards:
+    """A frozen reward model, with one output or several; `Mixed` makes one reward of them."""
+    model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
+    check_pad_token(model, folder)
+    return model
+
+
+@torch.no_grad()
+def score_rows(score: Score, rows: Sequence[Row], batches: Batches, name: str) -> list[list[float]]:
+    """The score of every response of each row, the same on all ranks. A collective.
+
+    Equal responses of a row get one score, although rounding differs at different places of a row.
+    name: of the model, for errors.
+    """
+    world = batches.world
+    first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
+    values = torch.zeros(int(first[-1]), dtype=torch.float64, device=world.device)
+    with tqdm(total=len(rows), unit="row", disable=not world.is_main) as progress:
+        for batch in batches.all(rows):
+            scores = score(batch).double()  # (S,)
+            if batch.rows:
+                values[[j for i in batch.rows for j in range(first[i], first[i + 1])]] = scores
+            progress.update(min(len(batch.rows) * world.size, len(rows) - progress.n))
+    values = sum_over_ranks(values).cpu()  # one rank has written each place, the others have 0
+    result = []
+    for row, start in zip(rows, first, strict=False):
+        scores = values[start : start + len(row.responses)].tolist()
+        if not all(map(math.isfinite, scores)):
+            raise RunError(f"{row.name}: {name} gives {scores}; are its weights complete?")
+        first_of = {}
+        for response, value in zip(row.responses, scores, strict=True):
+            first_of.setdefault(response.tobytes(), value)
+        result.append([first_of[response.tobytes()] for response in row.responses])
+    return result
+
+
+# --- reward models of several preferences ---------------------------------------------------------
+
+
+class View(NamedTuple):
+    """One reward of a model, and the labels that it is compared with."""
+
+    name: str  # appended to names of subsets; "" if there is one view
+    preference: str  # whose labels
+    shares: dict[str, float]  # weights of the preferences of the model
+
+
+def views(
+    model: RewardModel, preference: str | None, combine: list[tuple[str, float]] | None
+) -> list[View]:
+    """Each preference of the model with its own labels; or, with `combine`, the weighted sum.
+
+    preference: whose labels, if not those of the model itself.
+    Raises RunError if the model lacks the preference, or the labels are not determined.
+    """
+    names = preferences_of(model)
+    if combine:
+        labels = preference or (combine[0][0] if len(combine) == 1 else None)
+        if labels is None:
+            raise RunError(
+                "--combine of several preferences needs --preference, whose labels are compared "
+                "with the sum; add --preference better"
+            )
+        return [View("", labels, dict(combine))]
+    if len(names) == 1:
+        return [View("", preference or names[0], {names[0]: 1.0})]
+    chosen = [name for name in names if preference in (None, name)]
+    if not chosen:
+        raise RunError(
+            f"--preference {preference}: the reward model has no such preference; it has "
+            f"{', '.join(names)}"
+        )
+    return [View(name, name, {name: 1.0}) for name in chosen]
+
+
+class Encoded(NamedTuple):
+    """Records as the rows that a reward model scores, and what their scores are multiplied by."""
+
+    rows: list[Row]
+    weight: float
+
+    def counts(self) -> Counter:
+        """What encoding cut, by reason."""
+        return Counter(note for row in self.rows for note in row.notes)
+
+
+def encode_for(
+    model: RewardModel,
+    shares: dict[str, float],
+    records: Sequence[Record],
+    tokenizer,
+    rule: tuple[str, int],  # template, max_length
+    ended: Sequence[Ended] | None = None,  # of sampled answers: see rows.encode_answers
+) -> list[Encoded]:
+    """The rows of the records; for a conditioned model once per preference, which prompts name."""
+
+    def rows_of(records: Sequence[Record]) -> list[Row]:
+        template, max_length = rule
+        # Responses are scored one by one, so pairs and their margins are left out.
+        alone = [replace(record, pairs=(), extra={}) for record in records]
+        if ended is None:
+            return encode_all(alone, tokenizer, max_length, template)
+        return encode_answers(alone, tokenizer, max_length, template, ended)
+
+    if not is_conditioned(model):
+        return [Encoded(rows_of(records), 1.0)]
+    return [
+        Encoded(rows_of([conditioned(record, name) for record in records]), weight)
+        for name, weight in shares.items()
+    ]
+
+
+def check_encoded(score: Mixed, encoded: list[Encoded], batches: Batches, name: str) -> None:
+    """Raises RunError for rows that the model cannot score, or scores wrongly in a batch."""
+    for each in encoded:
+        check_fits(score, each.rows, name)
+        check_layout(score, each.rows, batches, name)
+
+
+def score_encoded(
+    score: Mixed, encoded: list[Encoded], batches: Batches, name: str
+) -> list[list[float]]:
+    """The reward of every response of each record, the same on all ranks. A collective."""
+    parts = [score_rows(score, each.rows, batches, name) for each in encoded]
+    return [
+        [
+            sum(each.weight * x for each, x in zip(encoded, values, strict=True))
+            for values in zip(*row, strict=True)
+        ]
+        for row in zip(*parts, strict=True)
+    ]

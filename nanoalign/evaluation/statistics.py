@@ -1,0 +1,108 @@
+"""Statistics of rewards and wins. Pure functions of arrays.
+
+Shapes: P pairs of responses.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 4000  # of a bootstrap
+
+
+def win_shares(margins: np.ndarray) -> np.ndarray:
+    """1 where a margin is above 0, 0 where it is below, 1/2 for a tie: (P,) -> (P,)."""
+    return (np.sign(margins) + 1) / 2
+
+
+class Calibration(NamedTuple):
+    """By bins of confidence; nan in a bin without pairs."""
+
+    confidence: np.ndarray  # (bins,) mean probability of the response with the higher reward
+    hit_rate: np.ndarray  # (bins,) share of labels that agree; a tie is half a hit
+    counts: np.ndarray  # (bins,)
+    error: float  # mean absolute difference of the two, weighted by the counts
+
+
+def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
+    """Compares sigmoid(margin) with the share of labels that agree.
+
+    margins: reward of the better response minus that of the worse one, (P,). The confidence of a
+        pair is sigmoid(|margin|), in `bins` bins of equal width over [0.5, 1].
+    The error is the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv
+    1706.04599, equation 3).
+    """
+    confidence = 1 / (1 + np.exp(-np.abs(margins)))
+    hit = win_shares(margins)
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    counts = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, hit)]
+    error = np.abs(sums[0] - sums[1]).sum() / len(margins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        return Calibration(sums[0] / counts, sums[1] / counts, counts, float(error))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's rank correlation; tied values have their mean rank. None if x or y is constant."""
+    ranks = [_ranks(values) for values in (x, y)]
+    centred = [rank - rank.mean() for rank in ranks]
+    norm = math.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    return float((centred[0] * centred[1]).sum() / norm) if norm else None
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
+
+
+def bootstrap_interval(
+    values: np.ndarray, groups: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of the mean of `values` (P,), by resampling groups with all of their values.
+
+    The percentile bootstrap of Efron 1979. Answers to one prompt are not independent, so prompts
+    are the groups: if answers were resampled, the interval would be too narrow.
+    """
+    index = {name: n for n, name in enumerate(dict.fromkeys(groups))}
+    group = np.array([index[name] for name in groups])
+    sums, counts = np.bincount(group, weights=values), np.bincount(group)
+    draw = np.random.default_rng(seed)
+    means = []
+    for _ in range(resamples):
+        picked = draw.integers(len(sums), size=len(sums))
+        means.append(sums[picked].sum() / counts[picked].sum())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def length_controlled_win_rate(won: np.ndarray, longer: np.ndarray) -> float | None:
+    """The win rate at equal lengths, by a logistic regression on the difference of lengths.
+
+    won: (P,) 1, 0, or 1/2 for a tie. longer: (P,) tokens of the policy minus those of the baseline.
+    The idea is that of Dubois et al. 2024 (arXiv 2404.04475). Of their terms (a tanh of the length,
+    the models, the prompts) only a linear one of the length is used here. Half the squared slope,
+    of standardised lengths, is added to the loss, so that the slope is finite where lengths
+    separate wins from losses.
+
+    None where 0 is outside the central 95 % of the differences: equal lengths were hardly observed.
+    """
+    if won.min() == won.max():
+        return float(won[0])
+    low, high = np.quantile(longer, (0.025, 0.975))
+    if not low <= 0 <= high:
+        return None
+    centre, deviation = longer.mean(), longer.std() or 1.0
+    x = np.stack([np.ones(len(won)), (longer - centre) / deviation], 1)  # (P, 2)
+    penalty = np.array([0.0, 1.0])  # of the slope, not of the intercept, which would draw it to 1/2
+    coefficients = np.zeros(2)
+    for _ in range(50):  # Newton's method
+        p = 1 / (1 + np.exp(-x @ coefficients))
+        gradient = x.T @ (won - p) - penalty * coefficients
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        step = np.linalg.solve(hessian, gradient)
+        coefficients += step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(1 / (1 + np.exp(-(coefficients[0] - coefficients[1] * centre / deviation))))

@@ -1,0 +1,77 @@
+"""Shared by the tests of whole runs: train_dpo.py on some ranks, its curve, and spoiled models."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+import train_dpo
+
+
+def without_picture(argv: list[str]) -> None:
+    """train_dpo.main, but for the picture, which takes half of the time of a run this small."""
+    train_dpo.finish = lambda *args: None
+    train_dpo.main(argv)
+
+
+def train(
+    model: Path, pairs: Path, out: Path, *flags: object, ranks: int = 1, steps: int | None = 10,
+    main=without_picture,
+) -> list[dict]:  # fmt: skip
+    """Runs train_dpo.py; the lines of metrics.jsonl. 10 steps of 7 pairs unless told otherwise."""
+    argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
+            "--template", "raw", *(("--steps", steps) if steps else ()), *flags]  # fmt: skip
+    outcome = run_ranks(ranks, main, [str(arg) for arg in argv])
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    return metrics_of(out)
+
+
+def metrics_of(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(metrics: list[dict]) -> list[float]:
+    return [line["loss"] for line in metrics if "loss" in line]
+
+
+def assert_same_curve(a: list[dict], b: list[dict]) -> None:
+    """Losses to 1e-5 relative; rewards and accuracies follow from log-probabilities near -100."""
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys() == y.keys()
+        for key in x:
+            absolute = 0 if key in ("loss", "lr", "epoch") else 1e-4
+            assert y[key] == pytest.approx(x[key], rel=1e-5, abs=absolute), key
+
+
+def spoiled(model: Path, folder: Path, what: str) -> Path:
+    """A copy of a model's folder in which something is wrong."""
+    shutil.copytree(model, folder)
+    config = folder / "config.json"
+    settings, weights = json.loads(config.read_text()), folder / "model.safetensors"
+    if what == "no weights":
+        weights.unlink()
+    elif what == "no config":
+        config.unlink()
+    elif what == "other architecture":
+        settings |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+        config.write_text(json.dumps(settings))
+    elif what == "other shape":
+        config.write_text(json.dumps(settings | {"intermediate_size": 64}))
+    elif what == "torn file":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif what == "no language model":
+        config.write_text('{"model_type": "clip"}')
+    elif what == "unknown":
+        config.write_text('{"model_type": "nonsense"}')
+    elif what == "quantized":
+        method = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+        config.write_text(json.dumps(settings | method))
+    elif what == "missing shard":
+        index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif what == "torn index":
+        (folder / "model.safetensors.index.json").write_text("{")
+    return folder
