@@ -28,7 +28,7 @@ from nanoalign.loop import (
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
 
-ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-2, warmup=0.25, schedule="linear",
+ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
                  max_grad_norm=0.7, eval_every=None, seed=3)  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def plain_curve(folder, rows) -> list[tuple[float, float]]:
     for step in range(6):  # two epochs of 9 rows, 4 at a time: 4, 4, 1
         epoch, place = divmod(step, 3)
         order = np.random.default_rng((3, epoch)).permutation(9)[place * 4 : place * 4 + 4]
-        lr = [1e-2 / 2, 1e-2 * 1, 1e-2 * 0.8, 1e-2 * 0.6, 1e-2 * 0.4, 1e-2 * 0.2][step]
+        lr = [1e-3 / 2, 1e-3 * 1, 1e-3 * 0.8, 1e-3 * 0.6, 1e-3 * 0.4, 1e-3 * 0.2][step]
         losses = []
         for i in order:
             batch = collate([rows[i]])
