@@ -1,73 +1,98 @@
-"""What a loss will see of the data: tokens one by one, and the data set as a whole. Text, for people.
+"""--audit: examples token by token, as the loss reads them, and a table of all training data.
 
-All is read from the batches that training makes, nothing is worked out a second time.
+Positions, segments and scored tokens are read from the batch that packing makes of a row, so the
+text shows what the model gets.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from nanoalign.rows import Batch, Row, collate
+from nanoalign.batch import Batch, Row
+from nanoalign.encode import BLANK_RESPONSE, CUT_PROMPT, CUT_RESPONSE
+from nanoalign.packing.batches import collate
 
-CUT = "prompts cut at their beginning"
-HEAD = f"{'place':>6} {'id':>7} {'position':>9}  {'segment':<17} {'scored':<8} {'predicted at':>12}  text"
+COLUMNS = (
+    f"{'place':>6} {'id':>7} {'position':>9}  {'segment':<17} {'scored':<8} "
+    f"{'predicted at':>12}  text"
+)
+COUNTED = (CUT_PROMPT, CUT_RESPONSE, BLANK_RESPONSE)  # shown also where there are none
 
 
 def audit(rows: Sequence[Row], counts: Counter, tokenizer, examples: int, rewards: bool) -> str:
-    """The first `examples` rows token by token, and a table of them all.
+    """The first `examples` rows token by token, and a table of all rows, as text.
 
-    counts: what encoding counted, by reason.
-    rewards: whether responses are scored at their last token alone, as a reward model reads them.
+    counts: what encoding cut or dropped, by reason.
+    rewards: whether a response is scored at its last token alone, as a reward model does.
     """
-    parts = [_example(n, row, tokenizer, rewards) for n, row in enumerate(rows[:examples], start=1)]
-    return "\n".join([*parts, _table(rows, counts, tokenizer)])
+    parts = [example(n, row, tokenizer, rewards) for n, row in enumerate(rows[:examples], start=1)]
+    return "\n".join([*parts, table(rows, counts, tokenizer)])
 
 
-def _example(number: int, row: Row, tokenizer, rewards: bool) -> str:
+# --- one row --------------------------------------------------------------------------------------
+
+
+def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
+    """A line per token of a row, and a line per response."""
     batch = collate([row])
-    names = _names(row)
-    scored = _scored(batch, rewards)
-    lines = [f"\nexample {number}: {row.pair_id}", HEAD]
+    names = response_names(row)
+    scored = scored_tokens(batch, rewards)
+    tokens = batch.inputs["input_ids"][0].tolist()
+    _, segments, positions = (
+        x.tolist() for x in batch.inputs["tree"].coordinates(torch.device("cpu"))
+    )
+    lines = [f"\nexample {number}: {row.name}", COLUMNS]
     for place, (token, position, segment) in enumerate(
-        zip(
-            batch.tokens[0].tolist(),
-            batch.positions[0].tolist(),
-            batch.segments[0].tolist(),
-            strict=True,
-        )
+        zip(tokens, positions, segments, strict=True)
     ):
-        by = scored.get(place)
+        name = "prompt" if segment == 0 else names[segment - 1]
+        mark, predicted_at = ("yes", scored[place]) if place in scored else ("-", "-")
         lines.append(
-            f"{place:>6} {token:>7} {position:>9}  {'prompt' if segment == 0 else names[segment - 1]:<17} "
-            f"{'-' if by is None else 'yes':<8} {'-' if by is None else by:>12}  "
+            f"{place:>6} {token:>7} {position:>9}  {name:<17} {mark:<8} {predicted_at:>12}  "
             f"{tokenizer.decode([token])!r}"
         )
-    for k, (name, end, length) in enumerate(
-        zip(names, batch.ends.tolist(), batch.lengths.tolist(), strict=True), start=1
-    ):
+    responses = zip(names, batch.ends.tolist(), batch.lengths.tolist(), strict=True)
+    for k, (name, end, length) in enumerate(responses, start=1):
         places = [place for place in range(end - length + 1, end + 1) if place in scored]
         first, last = (
-            f"{tokenizer.decode([batch.tokens[0, place]])!r} at {place}"
-            for place in (places[0], places[-1])
+            f"{tokenizer.decode([tokens[place]])!r} at {place}" for place in (places[0], places[-1])
         )
         lines.append(f"response {k}, {name}: {len(places)} scored, first {first}, last {last}")
     return "\n".join(lines)
 
 
-def _names(row: Row) -> list[str]:
-    """What each response is to the loss: chosen, rejected, its rank, or what each preference says."""
-    dimensions = {pair.dimension for pair in row.pairs}
-    if len(row.pairs) != len(dimensions):
+def response_names(row: Row) -> list[str]:
+    """What each response is: chosen or rejected, by each preference; or its rank."""
+    comparisons = compared(row)
+    dimensions = {dimension for dimension, _, _ in comparisons}
+    if len(comparisons) != len(dimensions):
         return [f"rank {k}" for k in range(1, len(row.responses) + 1)]
     return [
-        "/".join("chosen" if k == pair.chosen else "rejected" for pair in row.pairs)
+        "/".join("chosen" if k == chosen else "rejected" for _, chosen, _ in comparisons)
         for k in range(len(row.responses))
     ]
 
 
-def _scored(batch: Batch, rewards: bool) -> dict[int, int]:
-    """Place of a scored token -> place of the hidden state that scores it."""
+def compared(row: Row) -> list[tuple[int, int | None, int | None]]:
+    """(number of the preference, chosen, rejected) of each pair of a row.
+
+    chosen and rejected are indices of responses. An unpaired response, which is paired with itself,
+    has None in place of the other one.
+    """
+    dimensions = row.extra.get("dimensions", np.zeros(len(row.pairs), dtype=np.int64)).tolist()
+    desirable = row.extra.get("desirable", np.ones(len(row.pairs), dtype=bool)).tolist()
+    return [
+        (dimension, *pair)
+        if pair[0] != pair[1]
+        else (dimension, pair[0] if wanted else None, None if wanted else pair[0])
+        for pair, dimension, wanted in zip(row.pairs, dimensions, desirable, strict=True)
+    ]
+
+
+def scored_tokens(batch: Batch, rewards: bool) -> dict[int, int]:
+    """Place of each scored token -> place of the hidden state that scores it."""
     if rewards:
         return {end: end for end in batch.ends.tolist()}
     places = [
@@ -75,63 +100,55 @@ def _scored(batch: Batch, rewards: bool) -> dict[int, int]:
         for end, length in zip(batch.ends.tolist(), batch.lengths.tolist(), strict=True)
         for place in range(end - length + 1, end + 1)
     ]
-    assert batch.tokens[0, places].equal(batch.targets), "targets are the responses' tokens"
+    assert torch.equal(batch.inputs["input_ids"][0, places], batch.targets)
     return dict(zip(places, batch.reads.tolist(), strict=True))
 
 
-def _table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
+# --- all rows -------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
+    """The figures of all rows as text, a line each."""
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     responses = [response for row in rows for response in row.responses]
-    ended = np.mean([response[-1] == tokenizer.eos_token_id for response in responses])
-    begun = [np.sum(row.prompt == tokenizer.bos_token_id) for row in rows]
-    inside = [
-        np.sum(response[:-1] == tokenizer.eos_token_id) + np.sum(response == tokenizer.bos_token_id)
-        for response in responses
-    ]
+    comparisons = [(row, pair) for row in rows for pair in compared(row)]
+    pairs = [(row, pair) for row, pair in comparisons if None not in pair]
     longer = [
-        np.sign(len(row.responses[pair.chosen]) - len(row.responses[pair.rejected])) / 2 + 0.5
-        for row in rows
-        for pair in row.pairs
-        if None not in pair
+        np.sign(len(row.responses[chosen]) - len(row.responses[rejected])) / 2 + 0.5
+        for row, (_, chosen, rejected) in pairs
     ]
-    same = Counter(key for row in rows for key in _keys(row))
-    opposite = sum(_opposite(key) in same for key in same) // 2
-    lines = {
+    ended = np.mean([response[-1] == eos for response in responses])
+    inside = sum(np.sum(r[:-1] == eos) + np.sum(r == bos) for r in responses)
+    begun = [np.sum(row.prompt == bos) for row in rows]
+    same = Counter(contents(row, pair) for row, pair in comparisons)
+    again = sum(count - 1 for count in same.values())
+    opposite = sum((*key[:2], key[3], key[2]) in same for key in same) // 2
+    figures = {
         "records": f"{len(rows):,}",
-        "pairs": f"{sum(None not in pair for row in rows for pair in row.pairs):,}",
-        "single examples": f"{sum(None in pair for row in rows for pair in row.pairs):,}",
-        "duplicates": f"{sum(count - 1 for count in same.values()):,} (prompt, responses and label again)",
+        "pairs": f"{len(pairs):,}",
+        "single examples": f"{len(comparisons) - len(pairs):,}",
+        "duplicates": f"{again:,} (prompt, responses and label again)",
         "contradictions": f"{opposite:,} (the same, labelled the other way)",
-        **{reason: f"{count:,}" for reason, count in ({CUT: 0} | counts).items()},
+        **{reason: f"{count:,}" for reason, count in (dict.fromkeys(COUNTED, 0) | counts).items()},
         "responses that end with EOS": f"{ended:.1%}",
-        "BOS a prompt": _spread(begun)
-        if tokenizer.bos_token_id is not None
-        else "the tokenizer has none",
-        "EOS or BOS inside responses": f"{sum(inside):,}",
-        "tokens of a prompt": _spread([len(row.prompt) for row in rows]),
-        "tokens of a response": _spread([len(response) for response in responses]),
-        "tokens of a row": _spread([len(row) for row in rows]),
+        "BOS a prompt": "the tokenizer has none" if bos is None else quantiles(begun),
+        "EOS or BOS inside responses": f"{inside:,}",
+        "tokens of a prompt": quantiles([len(row.prompt) for row in rows]),
+        "tokens of a response": quantiles([len(response) for response in responses]),
+        "tokens of a row": quantiles([len(row) for row in rows]),
     }
     if longer:
-        lines["chosen longer than rejected"] = f"{np.mean(longer):.1%} (ties count half)"
-    return "\nall of the training data\n" + "\n".join(
-        f"{name:<38} {value}" for name, value in lines.items()
-    )
+        figures["chosen longer than rejected"] = f"{np.mean(longer):.1%} (ties count half)"
+    lines = [f"{name:<38} {value}" for name, value in figures.items()]
+    return "\n".join(["\nall of the training data", *lines])
 
 
-def _keys(row: Row) -> list[tuple]:
-    """Of each pair, or single example, what makes it the same as another."""
-    own = [response.tobytes() for response in row.responses]
-    return [
-        (row.prompt.tobytes(), pair.dimension, *(None if k is None else own[k] for k in pair[:2]))
-        for pair in row.pairs
-    ]
+def contents(row: Row, pair: tuple[int, int | None, int | None]) -> tuple:
+    """(prompt, preference, chosen, rejected) of a pair, equal for duplicates."""
+    own = [None if k is None else row.responses[k].tobytes() for k in pair[1:]]
+    return row.prompt.tobytes(), pair[0], *own
 
 
-def _opposite(key: tuple) -> tuple:
-    prompt, dimension, chosen, rejected = key
-    return prompt, dimension, rejected, chosen
-
-
-def _spread(values: list[int]) -> str:
+def quantiles(values: Sequence[int]) -> str:
     median, p95, most = np.quantile(values, (0.5, 0.95, 1.0), method="lower")
     return f"median {median:,}, 95 % up to {p95:,}, most {most:,}"
