@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     load_policy = partial(Policy.load, folder, world, dtype, read=read_slices,
         checkpointing=args.activation_checkpointing)  # fmt: skip
     load_reference = partial(Policy.load, reference_folder, world, dtype, False, read=read_slices)
-    reference, write = None, write_model
+    reference, write, check = None, write_model, check_start
     if args.lora_rank:
         from nanoalign.adapters import lora
 
@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
         from nanoalign.store.reference import precompute
 
         data, reference = precompute(load_reference, reference_folder, data, batches, args)
+        check = partial(check_start, tolerances=reference.tolerances)
     policy = load_policy()
     if reference is None and args.reference != "none":
         reference = lora.Base(policy) if args.lora_rank else load_reference()
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     # checks, training
     save, start = checkpoints.of_run(policy, optimizer, objective, data.rows, args, world)
     if start == 0 and folder == reference_folder and reference is not None:
-        check_start(objective, data.rows[: args.batch_size], batches)
+        check(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
     log = open_run(args, world)

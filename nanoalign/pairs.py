@@ -131,8 +131,14 @@ class Data(NamedTuple):
     template: str  # the one that `auto` selected; `auto` where it selected several
 
 
-def load(args: Namespace, tokenizer, read: Callable[[list[str]], Iterator[Record]]) -> Data:
-    """The rows of --data and of --eval_data or --eval_share; prints what was cut and dropped."""
+def load(
+    args: Namespace, tokenizer, read: Callable[[list[str]], Iterator[Record]],
+    change: Callable[[Record], list[Record]] = lambda record: [record],
+) -> Data:  # fmt: skip
+    """The rows of --data and of --eval_data or --eval_share; prints what was cut and dropped.
+
+    change: makes the records that are encoded of each record, after some prompts were held out.
+    """
     records = list(read(args.data))
     if args.eval_data:
         held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
@@ -143,6 +149,7 @@ def load(args: Namespace, tokenizer, read: Callable[[list[str]], Iterator[Record
         source = f"{args.eval_share:g} of the prompts"
     parts = []
     for name, part, of in (("data", records, " ".join(args.data)), ("held out", held_out, source)):
+        part = [changed for record in part for changed in change(record)]
         rows, counts = drop_equal(encode_all(part, tokenizer, args.max_length, args.template))
         describe(name, of, len(part), sum(len(record.pairs) for record in part), counts)
         parts.append((rows, counts))

@@ -1,8 +1,9 @@
 """--data -> the rows of a run: in memory, or from a store on disk where the data are large."""
 
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from nanoalign import pairs
@@ -23,26 +24,50 @@ def load_rows(
     Small data are encoded by every rank and stay in memory. With --cache, or from 64 MiB of files,
     the ranks of a host encode them together into a store on disk.
     """
-    known = formats(args.preference, unpaired) if isinstance(args.preference, str) else None
-    change = None
-    if known is None and len(args.preference) == 1:
-        known = formats(args.preference[0])
-    elif known is None:
+    preferences = [args.preference] if isinstance(args.preference, str) else args.preference
+    change = unchanged
+    if len(preferences) == 1:
+        known = formats(preferences[0], unpaired)
+    else:
         from nanoalign.rewards import condition, several
 
-        known = several.formats(args.preference)
+        known = several.formats(preferences)
         if args.condition:
-            change = partial(condition.by_preference, preferences=args.preference)
-    read = partial(read_records, known=known, change=change)
+            change = partial(condition.by_preference, preferences=preferences)
+    read = partial(read_records, known)
     files = check_sources(args.data) + check_sources(args.eval_data or [])
     if args.cache or sum(path.stat().st_size for path in files) >= LARGE:
+        from nanoalign.store.encode import Encoding
         from nanoalign.store.load import load
 
-        return load(args, tokenizer, folder, world, read)
-    return pairs.load(args, tokenizer, read)
+        settings = (tuple(preferences), unpaired, change is not unchanged)
+        how = (args.max_length, args.template, read, change, settings)
+        return load(args, Encoding(tokenizer, folder, *how), world)
+    return pairs.load(args, tokenizer, read, change)
 
 
-def read_records(sources: list[str], known: dict, change=None) -> Iterator[Record]:
-    """The records of some sources. change: makes several records of each (--condition)."""
-    for record in pairs.read(sources, known, open_source):
-        yield from [record] if change is None else change(record)
+def unchanged(record: Record) -> list[Record]:
+    return [record]
+
+
+def read_records(
+    known: dict[tuple[str, ...], pairs.Format],
+    sources: Sequence[str],
+    wanted: Callable[[int], bool] = lambda number: True,
+) -> Iterator[Record]:
+    """The records of some sources that are wanted, by their number among all, from 0.
+
+    The others are not decoded, but for the first one of each source, which decides its format.
+    """
+    numbers, last = count(), True
+
+    def opened(source: str) -> Iterator[tuple]:
+        nonlocal last
+        for line, located in enumerate(open_source(source)):
+            last = wanted(next(numbers))
+            if last or line == 0:
+                yield located
+
+    for record in pairs.read(sources, known, opened):
+        if last:
+            yield record

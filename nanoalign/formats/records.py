@@ -55,8 +55,8 @@ def pair_of_dialogues(record: dict) -> Record:
     shared = os.path.commonprefix([chosen, rejected])
     if not shared.startswith("\n\nHuman:") or ASSISTANT not in shared:
         raise ValueError(
-            "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the same "
-            f"'\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"
+            "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the "
+            f"same '\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"
         )
     end = shared.rfind(ASSISTANT) + len(ASSISTANT)
     return with_margin(record, Record(chosen[:end], (chosen[end:], rejected[end:])))
@@ -117,8 +117,8 @@ def completion(record: dict) -> Record:
 
 def refuse_completion(record: dict) -> Record:
     raise ValueError(
-        "a completion with a label, where pairs are needed; only train_dpo.py --loss kto learns from "
-        "such records"
+        "a completion with a label, where pairs are needed; only train_dpo.py --loss kto learns "
+        "from such records"
     )
 
 

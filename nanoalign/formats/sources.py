@@ -1,14 +1,21 @@
-"""Names of data sources -> records: [NAME=]SOURCE, where SOURCE is one of
+"""Names of data sources -> records. The grammar, which `parse_source` reads:
 
-    a path          .jsonl, .json, both also .gz, .parquet; or a folder of such files
-    tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
-                    tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
-    hf://datasets/OWNER/NAME/PATH[@REVISION]        a file on the Hugging Face Hub
+    [NAME=]SOURCE       NAME begins the names of the records; default: the file's name
+    SOURCE is one of
+        PATH            .jsonl, .json, both also .gz, .parquet; or a folder of such files
+        tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
+                        tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
+        held_out:RUN    what a run has held out; not supported yet
+        hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]
+                        a file on the Hugging Face Hub; with a split, the files in the folder PATH
+                        that have it in their names: data/train-00000-of-00001.parquet
 
 A record's name is that of its source and its line, so names of sources must differ.
 """
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nanoalign import tiny
@@ -17,82 +24,126 @@ from nanoalign.formats import TEST_OF
 from nanoalign.formats.files import records_of
 
 EMBEDDED = (*TEST_OF, *TEST_OF.values())
+FILES = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}  # of the embedded data; others are generated
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+HUB = re.compile(
+    r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)/(?P<path>[^@:]+)"
+    r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
+)
 Located = tuple[str, str, str, str | dict]  # where, name and line, name, record (JSON, or decoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One source of the grammar."""
+
+    name: str
+    place: str  # as given: a path, tiny:..., hf://...
+    hub: re.Match | None = None  # of a file on the Hub: repo, path, revision, split
+
+    @property
+    def generated(self) -> str | None:
+        """The name of embedded records that are in no file."""
+        return self.place if self.place in EMBEDDED and self.place not in FILES else None
+
+    def files(self) -> list[Path]:
+        """The local files on which the records depend; those on the Hub are fetched."""
+        if self.generated:
+            return sorted(Path(tiny.__file__).parent.glob("*.py"))
+        if self.place in FILES:
+            return [FILES[self.place]]
+        return from_hub(self) if self.hub else files_of(self.place)
+
+    def records(self) -> Iterator[Located]:
+        if self.generated:
+            from nanoalign.tiny import world  # imported here, as it generates for a second
+
+            *_, name = self.place.split(":")
+            split = "test" if self.place.startswith("tiny:test") else "train"
+            for n, record in enumerate(world.records(split, name), start=1):
+                yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, record
+            return
+        files = self.files()
+        for path in files:
+            label = self.name if len(files) == 1 else f"{self.name}/{path.name}"
+            for n, where, raw in records_of(path):
+                yield where, f"{label}:{n}", self.name, raw
+
+
+def parse_source(spec: str) -> Source:
+    """The Source that a text of the grammar describes; looks at no file but for "=" in a path."""
+    name, equals, place = spec.partition("=")
+    if not equals or Path(spec).exists():
+        name, place = "", spec
+    elif not name or not place:
+        raise RunError(f"data source '{spec}': expected NAME=SOURCE")
+    if place.startswith("held_out:"):
+        raise RunError(
+            f"data source '{spec}': not supported yet: held_out:RUN; give a file of pairs"
+        )
+    hub, path = None, place
+    if place.startswith("hf://"):
+        if (hub := HUB.fullmatch(place)) is None:
+            raise RunError(
+                f"data source '{spec}': expected hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]"
+            )
+        path = hub["path"]
+    return Source(name or Path(path).name.split(".")[0] or place, place, hub)
 
 
 def open_source(spec: str) -> Iterator[Located]:
     """The records of a source, in its order: the `open_source` of pairs.read."""
-    name, source = split_name(spec)
-    if source in EMBEDDED and source.split(":")[-1] not in ("tiny", "test"):
-        from nanoalign.tiny import world  # the generator takes a second; most runs do without it
-
-        split = "test" if "test" in source else "train"
-        for n, record in enumerate(world.records(split, source.split(":")[-1]), start=1):
-            yield f"{source}:{n}", f"{name}:{n}", name, record
-        return
-    paths = paths_of(source)
-    for path in paths:
-        label = name if len(paths) == 1 else f"{name}/{path.name}"
-        for n, where, raw in records_of(path):
-            yield where, f"{label}:{n}", name, raw
-
-
-def split_name(spec: str) -> tuple[str, str]:
-    """NAME=SOURCE -> (NAME, SOURCE); without a name, that of the file without its suffixes."""
-    name, equals, source = spec.partition("=")
-    if equals and not Path(spec).exists():
-        if not name or not source:
-            raise RunError(f"data source '{spec}': expected NAME=SOURCE")
-        return name, source
-    return Path(spec).name.split("@")[0].split(".")[0] or spec, spec
+    return parse_source(spec).records()
 
 
 def check_sources(specs: Sequence[str]) -> list[Path]:
     """The files of some sources. Raises RunError if one is missing, or two names are the same."""
-    names = [split_name(spec)[0] for spec in specs]
+    sources = list(map(parse_source, specs))
+    names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise RunError(f"two data sources are named '{name}'; write A=SOURCE B=SOURCE")
-    sources = [split_name(spec)[1] for spec in specs]
-    return [path for source in sources for path in paths_of(source)]
+    return [path for source in sources for path in source.files()]
 
 
-def paths_of(source: str) -> list[Path]:
-    """The local files of a source, fetched from the Hub if need be; the generator of tiny:NAME."""
-    if source in ("tiny", "tiny:test"):
-        return [tiny.TRAIN if source == "tiny" else tiny.TEST]
-    if source in EMBEDDED:
-        return sorted(Path(tiny.__file__).parent.glob("*.py"))
-    if source.startswith("hf://"):
-        return [from_hub(source)]
-    path = Path(source)
+def files_of(place: str) -> list[Path]:
+    """A file, or the files of a folder."""
+    path = Path(place)
     if not path.exists():
         raise RunError(
-            f"data file '{source}' does not exist; give a path, hf://datasets/... or one of the "
+            f"data file '{place}' does not exist; give a path, hf://datasets/... or one of the "
             f"embedded {', '.join(EMBEDDED)}"
         )
     if path.is_dir():
         paths = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES))
         if not paths:
-            raise RunError(f"data source '{source}': the folder has no {', '.join(SUFFIXES)} files")
+            raise RunError(f"data source '{place}': the folder has no {', '.join(SUFFIXES)} files")
         return paths
     if not path.name.endswith(SUFFIXES):
         raise RunError(
-            f"data file '{source}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
+            f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
         )
     return [path]
 
 
-def from_hub(source: str) -> Path:
-    name, _, revision = source.removeprefix("hf://").partition("@")
-    parts = name.split("/", 3)
-    if len(parts) != 4 or parts[0] != "datasets":
-        raise RunError(f"data source '{source}': expected hf://datasets/OWNER/NAME/PATH[@REVISION]")
-    from huggingface_hub import hf_hub_download
+def from_hub(source: Source) -> list[Path]:
+    """The files of a source on the Hub, in the local cache of huggingface_hub."""
+    import huggingface_hub
 
-    options = {"repo_type": "dataset", "revision": revision or None}
+    repo, path, revision, split = source.hub.group("repo", "path", "revision", "split")
+    options = {"repo_type": "dataset", "revision": revision}
     try:
-        return Path(hf_hub_download(f"{parts[1]}/{parts[2]}", parts[3], **options))
+        names = [path]
+        if split:
+            below = re.compile(rf"{re.escape(path)}/(.*[/._-])?{re.escape(split)}[/._-].*")
+            found = huggingface_hub.HfApi().list_repo_files(repo, **options)
+            names = [n for n in sorted(found) if below.fullmatch(n) and n.endswith(SUFFIXES)]
+            if not names:
+                raise RunError(f"data source '{source.place}': {path} has no files of '{split}'")
+        return [Path(huggingface_hub.hf_hub_download(repo, name, **options)) for name in names]
     except (OSError, ValueError) as error:  # no network, no such file, not a valid name
-        raise RunError(f"data source '{source}' can't be fetched: {in_a_line(error)}") from error
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"data source '{source.place}' can't be fetched: {in_a_line(error)}"
+        ) from error

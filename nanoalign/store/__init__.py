@@ -1,9 +1,10 @@
 """What is kept on disk for further runs: encoded data, and the log-probabilities of a reference.
 
 load.py         --data -> rows of a store, which is made if it is not there
-disk.py         the store: rows in memory-mapped files
-encode.py       writes a store: all ranks of a host encode parts of the data
+encode.py       makes a store: all ranks of a host encode parts of the data
+disk.py         the files of a store, and rows that are read from them
 reference.py    --precompute_reference
+folder.py       where all of it is kept
 """
 
 import argparse
@@ -14,11 +15,13 @@ def add_arguments(parser: argparse.ArgumentParser, reference: bool = False) -> N
     """reference: whether the script has a reference, which can be precomputed."""
     add = parser.add_argument_group("what is kept on disk").add_argument
     add("--cache", metavar="FOLDER",
-        help="keep encoded data here for further runs; default: small data are not kept, large ones "
-        "in $NANOALIGN_CACHE, or nanoalign in $XDG_CACHE_HOME or ~/.cache")  # fmt: skip
+        help="keep encoded data here for further runs; default: data of less than 64 MiB are "
+        "not kept, others in $NANOALIGN_CACHE, or nanoalign in $XDG_CACHE_HOME or "
+        "~/.cache")  # fmt: skip
     if reference:
         add("--precompute_reference", action="store_true",
-            help="run the reference once, before the policy is loaded, and keep its log-probabilities")  # fmt: skip
+            help="run the reference once, before the policy is loaded, and keep its "
+            "log-probabilities")  # fmt: skip
         parser.refusals.append(refusal)
 
 

@@ -1,0 +1,30 @@
+"""--data -> the rows of a run, from stores on disk that are made if they are not there."""
+
+from argparse import Namespace
+
+import numpy as np
+
+from nanoalign.distributed import World
+from nanoalign.pairs import Data, describe, hold_out
+from nanoalign.store.encode import Encoding, encoded
+from nanoalign.store.folder import cache_folder
+
+
+def load(args: Namespace, encoding: Encoding, world: World) -> Data:
+    """What pairs.load returns and prints, with rows on disk. A collective."""
+    cache = cache_folder(args.cache)
+    training = encoded(encoding, args.data, cache, world)
+    chosen = np.ones(len(training), dtype=bool)
+    if args.eval_data:
+        other, source = encoded(encoding, args.eval_data, cache, world), " ".join(args.eval_data)
+        held = np.ones(len(other), dtype=bool)
+    else:
+        other, source = training, f"{args.eval_share:g} of the prompts"
+        held = hold_out(training.prompts, args.eval_share, args.seed)
+        chosen = ~held
+    records, pairs, counts = training.counts(chosen)
+    describe("data", " ".join(args.data), records, pairs, counts)
+    describe("held out", source, *other.counts(held))
+    templates = training.templates | other.templates
+    template = templates.pop() if len(templates) == 1 else args.template
+    return Data(training.rows(chosen), other.rows(held), counts, template)

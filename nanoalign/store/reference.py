@@ -1,0 +1,218 @@
+"""--precompute_reference: the log-probabilities of a reference, computed once and kept on disk.
+
+A frozen reference gives a row the same log-probabilities in every epoch and every run. They are
+computed before the policy is loaded, so that training has one model in memory in place of two, and
+runs one forward less. Their file is found again by its key: the weights of the reference, the
+tokens of the rows, and the precision.
+
+Shapes: N rows, S responses of all rows.
+"""
+
+import gc
+import hashlib
+import math
+import tempfile
+import time
+import uuid
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+from tqdm import tqdm
+
+from nanoalign.batch import Batch, Row
+from nanoalign.checkpoints.guards import check_fits
+from nanoalign.checkpoints.resume import fingerprint
+from nanoalign.checks import LAYOUT_TOLERANCE, check_layout
+from nanoalign.distributed import World, gather, on_main, print0, sum_over_ranks
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.loop import Batches
+from nanoalign.model import Policy
+from nanoalign.pairs import Data
+from nanoalign.store.folder import cache_folder, writing
+
+FORMAT = 2  # version of the files; part of their key
+KEY = "reference_logps"  # in Row.extra and Batch.extra
+CHECKED_ROWS = 8  # whose kept log-probabilities are compared with those of the reference
+
+
+class Precomputed:
+    """A reference whose log-probabilities are in the batches: Batch -> (S,), in nats.
+
+    tolerances: of checks.check_start, for a policy that is the same function. The other rows of a
+        batch differ from those when the values were computed, which changes the rounding of sums.
+        A loss may multiply that by any factor (ipo_sum by 1 / beta), so only rewards are checked.
+    """
+
+    def __init__(self, tolerances: tuple[float, float]):
+        self.tolerances = tolerances
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return batch.extra[KEY]
+
+
+class ReferencedRows(Sequence[Row]):
+    """Rows, in memory or on disk, with the log-probabilities of a reference in their `extra`."""
+
+    def __init__(self, rows: Sequence[Row], logps: np.ndarray, ends: np.ndarray):
+        """logps: of all responses, (S,). ends: where those of each row end among them, (N + 1,)."""
+        self.rows, self.logps, self.ends = rows, logps, ends
+        for name in ("lengths", "limits", "fingerprint"):  # what rows on disk know of themselves
+            if hasattr(rows, name):
+                setattr(self, name, getattr(rows, name))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        place = range(len(self))[place]  # raises IndexError; counts from the end
+        row, logps = self.rows[place], self.logps[self.ends[place] : self.ends[place + 1]]
+        return replace(row, extra=row.extra | {KEY: logps})
+
+
+def precompute(
+    load: Callable[[], Policy], folder: Path, data: Data, batches: Batches, args: Namespace
+) -> tuple[Data, Precomputed]:
+    """The data with the log-probabilities of the reference, and what reads them. A collective.
+
+    load: loads the reference from `folder`; it is freed at the end.
+    """
+    weights = on_main(batches.world, partial(digest_of_weights, folder))  # None on other ranks
+    reference, name = load(), f"--reference {args.reference or args.model}"
+    batches.prepare(reference)
+    for rows in (data.rows, data.held_out):
+        check_fits(reference, rows, name)
+    check_layout(reference, data.rows, batches, name)
+    cache, sets = cache_folder(args.cache) / "reference", {"held out": data.held_out}
+    for of, rows in {"data": data.rows, "held out": data.held_out}.items():
+        if not len(rows):  # nothing is held out
+            continue
+        start = time.perf_counter()
+        key = "\n".join([str(FORMAT), str(weights), fingerprint(rows), str(reference.dtype)])
+        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        sets[of], found = referenced(rows, reference, path, batches, name)
+        seconds = time.perf_counter() - start
+        how = "read from" if found else f"computed in {seconds:.1f} s, kept in"
+        print0(f"{'reference':<11} {name}, {of}: {len(sets[of].logps):,} responses, {how} {path}")
+    first = data.rows[: args.batch_size]
+    longest = max(len(response) for row in first for response in row.responses)
+    rewards = (args.beta or 1.0) * LAYOUT_TOLERANCE[reference.dtype] * (longest + 5)
+    del reference
+    gc.collect()  # sharded modules have cycles of references
+    data = Data(sets["data"], sets["held out"], data.counts, data.template)
+    return data, Precomputed((math.inf, rewards))
+
+
+def referenced(
+    rows: Sequence[Row], reference: Policy, path: Path, batches: Batches, name: str
+) -> tuple[ReferencedRows, bool]:
+    """(the rows with the log-probabilities of a file, whether the file was there). A collective."""
+    known = getattr(rows, "responses", None)  # of rows on disk
+    sizes = [len(row.responses) for row in rows] if known is None else known
+    ends = np.cumsum([0, *sizes])
+    logps = read(path, int(ends[-1]), batches.world)
+    found = logps is not None
+    if not found:
+        on_main(batches.world, partial(check_writable, path.parent))  # before all is computed
+        logps = compute(reference, rows, ends, batches)
+        on_main(batches.world, partial(write, logps, path))
+    result = ReferencedRows(rows, logps, ends)
+    check_live(reference, result, batches, path, name)
+    return result, found
+
+
+def digest_of_weights(folder: Path) -> str:
+    """A hash of the files on which the function of a model depends."""
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def compute(
+    reference: Policy, rows: Sequence[Row], ends: np.ndarray, batches: Batches
+) -> np.ndarray:
+    """The log-probabilities of all responses, (S,) float32. A collective."""
+    logps = torch.zeros(int(ends[-1]))  # each rank fills in those of its batches
+    hidden = not batches.world.is_main
+    with tqdm(total=len(rows), unit="row", desc="reference", disable=hidden) as progress:
+        for batch in batches.all(rows):
+            places = [np.arange(ends[i], ends[i + 1]) for i in batch.rows]
+            values = reference(batch).cpu()
+            if places:  # else the batch fills a place
+                logps[np.concatenate(places)] = values
+            progress.update(min(len(places) * batches.world.size, len(rows) - progress.n))
+    return sum_over_ranks(logps).numpy()
+
+
+@torch.no_grad()
+def check_live(
+    reference: Policy, rows: ReferencedRows, batches: Batches, path: Path, name: str
+) -> None:
+    """Raises RunError where the values of some rows are not those that the reference computes."""
+    last = len(rows) - 1
+    picked = sorted({n * last // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)})
+    batch = batches.collate([rows[n] for n in picked]).to(batches.world.device)
+    # As in checks.check_layout: errors add up over the tokens of a response.
+    off = ((reference(batch) - batch.extra[KEY]).abs() / (batch.lengths + 5)).max().item()
+    tolerance = LAYOUT_TOLERANCE[reference.dtype]
+    if not off <= tolerance:
+        raise RunError(
+            f"{path}: its log-probabilities differ by up to {off:.2g} nats a token from those that "
+            f"{name} computes now (at most {tolerance:g} allowed); remove the file"
+        )
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+def read(path: Path, count: int, world: World) -> np.ndarray | None:
+    """The values of the file that rank 0 finds, on every rank; None: no file. A collective."""
+    found = on_main(world, partial(read_file, path, count))
+    if not gather(found is not None, world)[0]:
+        return None
+    return sum_over_ranks(torch.zeros(count) if found is None else found).numpy()
+
+
+def read_file(path: Path, count: int) -> Tensor | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            logps = file.get_tensor(
+                "logps"
+            ).clone()  # a sum over ranks fills it, which a mapped file must not be
+    except SafetensorError as error:
+        raise RunError(f"{path} can't be read ({in_a_line(error)}); remove the file") from error
+    if logps.shape != (count,):
+        raise RunError(f"{path} has {logps.numel()} values, not {count}; remove the file")
+    return logps
+
+
+def check_writable(folder: Path) -> None:
+    """Raises RunError for a folder in which no file can be made."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+def write(logps: np.ndarray, path: Path) -> None:
+    """Writes a file that gets its name when it is whole."""
+    unfinished = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
+    with writing(path.parent):
+        try:
+            unfinished.write_bytes(save({"logps": logps}))
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
