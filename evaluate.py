@@ -29,6 +29,7 @@ from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.flags import Parser
 from nanoalign.formats.records import formats
+from nanoalign.formats.rows import EQUAL_SCORES
 from nanoalign.formats.sources import check_sources, open_source
 from nanoalign.hosts.report import report
 from nanoalign.packing.batches import Packed
@@ -74,7 +75,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
         encoded = scoring.encode_for(model, view.shares, compared, tokenizer, rule)
-        counts = encoded[0].counts() | {pairs.EQUAL_SCORES: len(records) - len(compared)}
+        counts = encoded[0].counts() | {EQUAL_SCORES: len(records) - len(compared)}
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
         responses = sum(len(record.responses) for record in compared)
         print0(

@@ -54,12 +54,7 @@ class Batch:
     rows: Sequence[int] = ()  # which rows of the step these are; none if the batch fills a place
 
     def to(self, device: torch.device) -> "Batch":
-        def moved(value: object) -> object:
-            if isinstance(value, dict):
-                return {name: moved(each) for name, each in value.items()}
-            return to_device(value, device) if isinstance(value, Tensor) else value
-
-        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return Batch(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
 
 
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
@@ -70,7 +65,7 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
     reads, ends = [], []
     for n, (prompt, response) in enumerate(lines):
         start, end = len(prompt), len(prompt) + len(response)
-        tokens[n, :start], tokens[n, start:end] = prompt, response
+        tokens[n, :end] = np.concatenate((prompt, response))
         reads.append(n * width + np.arange(start - 1, end - 1))
         ends.append(n * width + end - 1)
     return Batch(
@@ -83,9 +78,10 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
 
 def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
     """The fields of a Batch that do not depend on the layout of the rows."""
-    responses = [response for row in rows for response in row.responses]
-    first = np.cumsum([0] + [len(row.responses) for row in rows]).tolist()  # of each row, among S
-    pairs = [(start + w, start + l) for start, row in zip(first, rows) for w, l in row.pairs]  # noqa: B905, E741
+    responses, pairs = [], []
+    for row in rows:
+        pairs += [(len(responses) + w, len(responses) + r) for w, r in row.pairs]
+        responses += row.responses
     chosen, rejected = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     return {
         "targets": torch.from_numpy(np.concatenate(responses).astype(np.int64)),
@@ -100,11 +96,13 @@ def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
     }
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of host memory on the device. Pinned memory is copied without waiting for the GPU."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+def to_device(value: object, device: torch.device) -> object:
+    """A tensor on the device, or a dict with its tensors there; other values unchanged."""
+    if isinstance(value, dict):
+        return {name: to_device(each, device) for name, each in value.items()}
+    if isinstance(value, Tensor) and device.type == "cuda":  # pinned: copied without waiting
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def lengths_of(rows: Sequence[Row]) -> np.ndarray:

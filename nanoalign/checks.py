@@ -31,10 +31,10 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     places = [n * (len(rows) - 1) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)]
     picked = [rows[order[n]] for n in places]
     device = batches.world.device
-    parts = [
+    split = [
         replace(row, responses=(r,), pairs=(), extra={}) for row in picked for r in row.responses
     ]
-    plain = torch.cat([model.textbook(collate([part]).to(device)) for part in parts])  # (S,)
+    plain = torch.cat([model.textbook(collate([row]).to(device)) for row in split])  # (S,)
     if not plain.isfinite().all():
         raise RunError(
             f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on "
@@ -43,12 +43,10 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     batch = batches.collate(picked).to(device)
     try:
         scores = model(batch)
+    except RunError:
+        raise
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(
-            f"self-check: {name} fails with {in_a_line(error)}; {batches.advice}"
-        ) from error
+        raise RunError(f"self-check: {name}: {in_a_line(error)}; {batches.advice}") from error
     # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors
     # of rewards are proportional to their size.
     unit = batch.lengths + 5 if isinstance(model, Policy) else 1 + plain.abs().max()
@@ -63,11 +61,9 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
 
 @torch.no_grad()
 def check_start(
-    objective: Objective,
-    rows: Sequence[Row],
-    batches: Batches,
+    objective: Objective, rows: Sequence[Row], batches: Batches,
     tolerances: tuple[float, float] = (START_TOLERANCE, START_TOLERANCE),
-) -> None:
+) -> None:  # fmt: skip
     """Where policy and reference are one function, losses are ln 2 and rewards 0, or a run stops.
 
     tolerances: of losses, and of rewards. A collective: all ranks stop together.

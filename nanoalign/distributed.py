@@ -57,9 +57,9 @@ def setup(timeout: float = TIMEOUT) -> World:
     else:
         device, backend = torch.device("cpu"), "gloo"
         # torchrun gives each process one thread, whatever the machine has: share its cores instead.
-        if "LOCAL_WORLD_SIZE" in os.environ and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-            cores = len(os.sched_getaffinity(0))
-            torch.set_num_threads(max(1, cores // int(os.environ["LOCAL_WORLD_SIZE"])))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+        if local_size and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     if not dist.is_initialized():
         store = dist.HashStore() if size == 1 else None  # a group of one needs no address
         wait = timedelta(seconds=timeout)
@@ -75,8 +75,8 @@ def place() -> tuple[int, int, int]:
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products for --precision: auto is bfloat16 on CUDA, float32 on a CPU."""
-    auto = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"auto": auto, "fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    is_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if is_bf16 else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
@@ -153,7 +153,7 @@ def breakpoint0() -> None:
 
 
 def report(error: BaseException) -> bool:
-    """Prints a RunError or OSError as one line; False: the error is another one, a defect."""
+    """Prints an error of the user's as one line. Returns whether it is one: others are defects."""
     if expected := isinstance(error, RunError | OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     return expected

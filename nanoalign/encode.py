@@ -23,6 +23,8 @@ from nanoalign.batch import Row
 from nanoalign.errors import RunError, in_a_line
 
 TEMPLATES = ("auto", "chat", "raw", "pku")
+HH_HEADERS = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
 CUT_PROMPT = "prompts cut at their beginning"
 CUT_RESPONSE = "responses cut at their end (no EOS)"
 BLANK_RESPONSE = "responses of white space alone"
@@ -62,10 +64,7 @@ def encode_all(
 ) -> list[Row]:
     """The rows of many records, which are tokenized together: see `encode`."""
     if tokenizer.eos_token_id is None:
-        raise RunError(
-            "the tokenizer has no EOS token, so a policy could not learn to stop; set eos_token in "
-            "tokenizer_config.json"
-        )
+        raise RunError("the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if max_length < 2:
         raise RunError(f"--max_length {max_length}: a prompt and a response need at least 2 tokens")
     templates = [resolve_template(template, record.prompt, tokenizer) for record in records]
@@ -105,13 +104,10 @@ def fit(
     return Row(record.name, ids[0], tuple(ids[1:]), record.pairs, extra, tuple(notes))
 
 
-# --- text -----------------------------------------------------------------------------------------
-
-
 def is_dialogue(prompt: str | list[dict]) -> bool:
     """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
-    ends = ("\n\nHuman:", "\n\nAssistant:")
-    return isinstance(prompt, str) and prompt.startswith(ends[0]) and prompt.endswith(ends[1])
+    first, last = HH_HEADERS.values()
+    return isinstance(prompt, str) and prompt.startswith(first) and prompt.endswith(last)
 
 
 def messages_of(prompt: str | list[dict]) -> list[dict]:
@@ -141,33 +137,29 @@ def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
     if is_dialogue(prompt):  # "Assistant: answer": the space belongs to the format of HH-RLHF
         responses = [response.removeprefix(" ") for response in responses]
     messages = messages_of(prompt)
-    headers = {"user": " USER: ", "assistant": " ASSISTANT:"}
-    if template == "pku" and all(message["role"] in headers for message in messages):
-        turns = [headers[message["role"]] + message["content"] for message in messages]
+    if template == "pku" and all(message["role"] in PKU_HEADERS for message in messages):
+        turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
         return f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:", responses
     if template != "chat" or not tokenizer.chat_template:
         raise RunError(
-            f"{record.name}: the template '{template}' can't be used: raw needs text, pku messages of "
-            "user and assistant alone, chat a tokenizer with a chat template; use another --template"
+            f"{record.name}: --template {template} can't be used; raw needs text, pku messages of "
+            "user and assistant alone, chat a tokenizer that has a chat template"
         )
     apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
-    dialogues = [[*messages, {"role": "assistant", "content": text}] for text in responses]
+    answers = [[{"role": "assistant", "content": response}] for response in responses]
     try:
         text = apply(messages, add_generation_prompt=True)
-        texts = [apply(dialogue) for dialogue in dialogues]
+        texts = [apply(messages + answer) for answer in answers]
     except (TemplateError, TypeError) as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     for whole in texts:
         if not whole.startswith(text):
             raise RunError(
-                f"{record.name}: the chat template renders the dialogue as ...{whole[-80:]!r}, which "
-                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; use --template "
-                "raw or pku, or correct the template"
+                f"{record.name}: the dialogue as the chat template renders it, ...{whole[-80:]!r}, "
+                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; correct it, or "
+                "use --template raw or pku"
             )
     return text, [whole[len(text) :] for whole in texts]
-
-
-# --- tokens ---------------------------------------------------------------------------------------
 
 
 def tokenize(texts: Sequence[str], tokenizer, **options) -> list[list[int]]:
@@ -188,9 +180,8 @@ def tokenize_continuations(texts: Sequence[str], tokenizer, plain: bool = False)
     SentencePiece puts a space before a text, which a response does not begin with: with such a
     tokenizer each text is tokenized behind a newline, whose tokens are then removed.
     """
-    ids_of = partial(
-        tokenize, tokenizer=tokenizer, add_special_tokens=False, split_special_tokens=plain
-    )
+    options = {"add_special_tokens": False, "split_special_tokens": plain}
+    ids_of = partial(tokenize, tokenizer=tokenizer, **options)
     alone, (newline, x, both) = ids_of(texts), ids_of(["\n", "x", "\nx"])
     if both == newline + x:
         return alone

@@ -19,9 +19,8 @@ MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
-    Subpackages append to `lazy` functions of a command line that add the flags it may have, to
-    `derived` functions from the flags to defaults of further flags, and to `refusals` functions
-    from the flags to what is wrong with them, or None.
+    Subpackages append functions. lazy: adds the flags that a command line may have. derived: maps
+    flags to defaults of others. refusals: maps flags to what is wrong with them, or None.
     """
 
     def __init__(self, doc: str, **options):
@@ -62,15 +61,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def number(kind: type, at_least: float, below: float = math.inf) -> Callable[[str], float]:
     """An argparse type: a finite number in [at_least, below)."""
 
+    limit = f" and below {below:g}" if below < math.inf else ""
+    expected = f"{'whole ' * (kind is int)}number of at least {at_least:g}{limit}"
+
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
         if not at_least <= value < below:
-            noun, limit = "whole " * (kind is int) + "number", f" and below {below:g}"
-            limit = f"of at least {at_least:g}{limit * (below < math.inf)}"
-            raise argparse.ArgumentTypeError(f"expected a {noun} {limit}, got '{text}'")
+            raise argparse.ArgumentTypeError(f"expected a {expected}, got '{text}'")
         return value
 
     return parse

@@ -41,7 +41,7 @@ class Objective:
     ) -> None:
         """Called with all rows of a step, or of an evaluation, before the first of its batches.
 
-        batches: gives the batches of these rows, or of others; of the same rows on all ranks.
+        batches: maps rows to batches; these rows or others, but the same on all ranks.
         """
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
@@ -49,10 +49,7 @@ class Objective:
 
 
 class Batches:
-    """Rows -> the micro-batches of this rank, a padded line per response.
-
-    nanoalign/packing has a subclass for rows without padding.
-    """
+    """Rows -> the micro-batches of this rank: padded lines. nanoalign/packing has no padding."""
 
     advice = "this architecture is not supported"  # in the error where scores of a batch are wrong
 
@@ -78,10 +75,9 @@ class Batches:
         return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
 
     def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        """The batches of one optimizer step, on the device.
+        """The batches of one optimizer step, on the device; a rank without rows gets weight 0.
 
-        All ranks get equally many, because the collectives of sharding must match: a rank that has
-        no row left gets one with the weight 0.
+        All ranks get equally many batches, because the collectives of sharding must match.
         """
         for groups in self.plan(rows):
             group = groups[self.world.rank]
@@ -140,8 +136,8 @@ def train(
         grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
         if not math.isfinite(metrics["loss"] + grad_norm):
             raise RunError(
-                f"step {step + 1}: the loss is {metrics['loss']}, the gradient norm {grad_norm}; the "
-                "step was not taken. Lower --lr, or check the weights of --model"
+                f"step {step + 1} was not taken: the loss is {metrics['loss']}, the gradient norm "
+                f"{grad_norm}; lower --lr, or check the weights of --model"
             )
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
             raise RunError(f"step {step + 1}: no gradient reached the model, nothing is trained")
@@ -185,7 +181,7 @@ def total_steps(rows: int, args: Namespace) -> int:
 def step_indices(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray:
     """The rows of optimizer step `step` (from 0): a slice of a permutation of (seed, epoch).
 
-    A pure function, so a resumed run needs only its step. The last step of an epoch may be smaller.
+    The last step of an epoch may be smaller.
     """
     epoch, place = divmod(step, math.ceil(rows / batch_size))
     order = np.random.default_rng((seed, epoch)).permutation(rows)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nanoalign.distributed import sum_over_ranks
 
+SQUARE = " squared"  # behind the name of a metric whose standard deviation is reported
 Metric = Tensor | tuple[Tensor, Tensor]  # (B,) or (B, n); or (B,) and a mask (B,) of pairs
 
 
@@ -23,8 +24,7 @@ class Means:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.spreads: list[str] = []
-        self.sums: Tensor | None = None  # weights by name, sums by name, sums of squares by spread
+        self.sums: Tensor | None = None  # (names, 2): sums of weights, of weights times values
 
     def add(self, values: dict[str, Metric], weights: Tensor) -> None:
         """Adds the metrics of one micro-batch, by name. weights (B,): 0 for pairs that fill a place.
@@ -32,21 +32,20 @@ class Means:
         A value (B,) is averaged. A value (B, n) is n values a pair, of which the standard deviation
         is reported. A value (value, mask) counts only for the pairs whose mask is True.
         """
-        self.names, self.spreads = list(values), []
-        counted, sums, squares = [], [], []
+        weighted = {}
         for name, value in values.items():
-            weight = weights
+            weight = weights.double()
             if isinstance(value, tuple):
                 value, mask = value
-                weight, value = weights * mask, value.where(mask, 0.0)
+                weight, value = weight * mask, value.where(mask, 0.0)
             value = value.detach().double()
             if value.ndim == 2:
-                self.spreads.append(name)
-                squares.append((value.square().mean(1) * weight).sum())
+                weighted[name + SQUARE] = weight, value.square().mean(1)
                 value = value.mean(1)
-            sums.append((value * weight).sum())
-            counted.append(weight.sum(dtype=torch.float64))
-        new = torch.stack(counted + sums + squares)
+            weighted[name] = weight, value
+        self.names = list(weighted)
+        sums = [each for w, v in weighted.values() for each in (w.sum(), (w * v).sum())]
+        new = torch.stack(sums).view(-1, 2)
         self.sums = new if self.sums is None else self.sums + new
 
     def reduce(self) -> dict[str, float]:
@@ -55,11 +54,8 @@ class Means:
         A collective: every rank calls it with the same names.
         """
         assert self.sums is not None, "every rank adds at least one micro-batch"
-        sums = sum_over_ranks(self.sums).tolist()  # waits for the GPU
-        count = len(self.names)
-        weights = dict(zip(self.names, sums[:count], strict=True))
-        totals = dict(zip(self.names, sums[count : 2 * count], strict=True))
-        means = {name: totals[name] / weights[name] for name in self.names if weights[name]}
-        for name, square in zip(self.spreads, sums[2 * count :], strict=True):
-            means[name] = math.sqrt(max(0.0, square / weights[name] - means[name] ** 2))
+        sums = zip(self.names, sum_over_ranks(self.sums).tolist(), strict=True)  # waits for the GPU
+        means = {name: total / weight for name, (weight, total) in sums if weight}
+        for name in [name for name in means if name + SQUARE in means]:
+            means[name] = math.sqrt(max(0.0, means.pop(name + SQUARE) - means[name] ** 2))
         return means

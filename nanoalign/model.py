@@ -15,7 +15,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 
-from nanoalign import tiny
+from nanoalign import TINY
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, autocast, shard
 from nanoalign.errors import RunError
@@ -59,12 +59,13 @@ class Scorer(nn.Module):
         inner = {id(part) for block in blocks for part in block.modules() if part is not block}
         return [block for block in blocks if id(block) not in inner]
 
-    def place(
-        self, world: World | None, fill: Fill, trainable: bool, checkpointing: bool,
-        exact: tuple[nn.Module, ...] = (),
-    ) -> None:  # fmt: skip
-        """Shards the parameters over the ranks of world, and fills them. exact: float32 parts."""
-        for part in exact:
+    def exact(self) -> tuple[nn.Module, ...]:
+        """Parts that are float32 in every precision."""
+        return ()
+
+    def place(self, world: World | None, fill: Fill, trainable: bool, checkpointing: bool) -> None:
+        """Shards the parameters over the ranks of world, and fills them."""
+        for part in self.exact():
             part.float()
         if not trainable:  # else adapters, if there are any, have frozen the rest
             self.requires_grad_(False)
@@ -74,7 +75,7 @@ class Scorer(nn.Module):
             options = {"use_reentrant": False, "preserve_rng_state": False}
             block.forward = partial(checkpoint, block.forward, **options)
         if world is not None:
-            shard(self, blocks, world, self.dtype, trainable, exact)
+            shard(self, blocks, world, self.dtype, trainable, self.exact())
             for name in self.METHODS:
                 register_fsdp_forward_method(self, name)
         fill(self, world.device if world else torch.device("cpu"))
@@ -83,9 +84,8 @@ class Scorer(nn.Module):
         """The trained parameters, for an optimizer. Vectors (biases, norms) do not decay."""
         trained = [p for p in self.parameters() if p.requires_grad]
         matrices, vectors = ([p for p in trained if (p.ndim >= 2) == m] for m in (True, False))
-        groups = [{"params": matrices, "weight_decay": weight_decay},
-                  {"params": vectors, "weight_decay": 0.0}]  # fmt: skip
-        return [group for group in groups if group["params"]]
+        groups = ((matrices, weight_decay), (vectors, 0.0))
+        return [{"params": group, "weight_decay": decay} for group, decay in groups if group]
 
     def count_parameters(self, trainable: bool = False) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
@@ -115,7 +115,7 @@ class Policy(Scorer):
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
-        folder = tiny.MODEL if path == "tiny" else path
+        folder = TINY if path == "tiny" else path
         config = transformers.AutoConfig.from_pretrained(folder)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
@@ -126,16 +126,14 @@ class Policy(Scorer):
 
     def forward(self, batch: Batch) -> Tensor:
         """log pi(y | x) of every response, EOS included: (S,) float32, in nats."""
-        return sums_of_responses(self._tokens(batch, chunked_token_logps), batch.lengths)
+        # Not self.tokens, which sharding has replaced: parameters would be gathered twice.
+        return sums_of_responses(Policy.tokens(self, batch), batch.lengths)
 
     def tokens(self, batch: Batch, head: Callable = chunked_token_logps) -> Tensor:
         """The log-probability of every scored token, (M,), or what another head computes.
 
         head: takes what logps.chunked_token_logps takes.
         """
-        return self._tokens(batch, head)
-
-    def _tokens(self, batch: Batch, head: Callable) -> Tensor:
         with autocast(batch.reads.device, self.dtype):
             scored = self.hidden(batch)[batch.reads]  # (M, D)
             chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
@@ -185,14 +183,12 @@ class RewardModel(Scorer):
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
         """
-        folder = tiny.MODEL if path == "tiny" else path
+        folder = TINY if path == "tiny" else path
         config = transformers.AutoConfig.from_pretrained(folder)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
         if not has_head and head_seed is None:
-            raise RunError(
-                f"model '{path}' is {names} without a reward head; train one: train_rm.py"
-            )
+            raise RunError(f"model '{path}' is {names} without a reward head; see train_rm.py")
         if has_head and outputs not in (None, config.num_labels):
             raise RunError(f"model '{path}' has {config.num_labels} outputs; expected {outputs}")
         config.num_labels = config.num_labels if has_head else outputs or 1
@@ -205,7 +201,7 @@ class RewardModel(Scorer):
             draw = torch.Generator().manual_seed(head_seed)
             weight = torch.randn(head.weight.shape, generator=draw) / (head.in_features + 1) ** 0.5
             head.weight = nn.Parameter(weight)
-        reward_model.place(world, fill, trainable, checkpointing, reward_model.exact())
+        reward_model.place(world, fill, trainable, checkpointing)
         return reward_model
 
     def forward(self, batch: Batch) -> Tensor:
@@ -240,5 +236,4 @@ class RewardModel(Scorer):
         return heads[0]
 
     def exact(self) -> tuple[nn.Module, ...]:
-        """Parts that stay float32."""
         return (self.head,)

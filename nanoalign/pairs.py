@@ -1,27 +1,19 @@
-"""Files of preference records -> Rows.
+"""Files of preference records -> Records, and which prompts are held out.
 
-A format is a function from a record (a JSON object) to a Record; FORMATS finds it by the keys of the
+A format is a function from a record (a JSON object) to a Record; FORMATS finds it by the keys of a
 record. nanoalign/formats knows more formats and kinds of files; yours is one more entry.
 """
 
 import hashlib
 import json
-from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from nanoalign.batch import Row
-from nanoalign.distributed import print0
-from nanoalign.encode import Record, encode_all, resolve_template
+from nanoalign.encode import Record
 from nanoalign.errors import RunError
-
-EQUAL_SCORES = "ranked records dropped: all scores equal"
-EQUAL_RESPONSES = "pairs dropped: both responses equal"
 
 
 def plain(record: dict) -> Record:
@@ -117,74 +109,6 @@ def check_text(name: str, text: object) -> None:
         raise ValueError(f"the {name} is empty; correct or remove the record")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"the {name} has half a character (a lone surrogate)")
-
-
-# --- records -> the rows of a run -----------------------------------------------------------------
-
-
-class Data(NamedTuple):
-    """What a run trains on, and what it is evaluated on."""
-
-    rows: Sequence[Row]
-    held_out: Sequence[Row]
-    counts: Counter  # of `rows`: what was cut or dropped, by reason
-    template: str  # the one that `auto` selected; `auto` where it selected several
-
-
-def load(
-    args: Namespace, tokenizer, read: Callable[[list[str]], Iterator[Record]],
-    change: Callable[[Record], list[Record]] = lambda record: [record],
-) -> Data:  # fmt: skip
-    """The rows of --data and of --eval_data or --eval_share; prints what was cut and dropped.
-
-    change: makes the records that are encoded of each record, after some prompts were held out.
-    """
-    records = list(read(args.data))
-    if args.eval_data:
-        held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
-    else:
-        held = hold_out(prompt_digests(records), args.eval_share, args.seed)
-        held_out = [record for record, each in zip(records, held, strict=True) if each]
-        records = [record for record, each in zip(records, held, strict=True) if not each]
-        source = f"{args.eval_share:g} of the prompts"
-    parts = []
-    for name, part, of in (("data", records, " ".join(args.data)), ("held out", held_out, source)):
-        part = [changed for record in part for changed in change(record)]
-        rows, counts = drop_equal(encode_all(part, tokenizer, args.max_length, args.template))
-        describe(name, of, len(part), sum(len(record.pairs) for record in part), counts)
-        parts.append((rows, counts))
-    prompts = [record.prompt for record in (*records, *held_out)]
-    templates = {resolve_template(args.template, prompt, tokenizer) for prompt in prompts}
-    template = templates.pop() if len(templates) == 1 else args.template
-    return Data(parts[0][0], parts[1][0], parts[0][1], template)
-
-
-def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
-    """Prints the counts of one set of records; an empty set of training records is an error."""
-    notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
-    ranked = f"{records:,} records with " if pairs != records else ""
-    print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
-    if name == "data" and pairs <= counts[EQUAL_RESPONSES]:
-        raise RunError(f"--data {source}: no pairs are left to train on; see the counts above")
-
-
-def drop_equal(rows: Sequence[Row]) -> tuple[list[Row], Counter]:
-    """(rows without pairs of equal responses, which teach nothing; counts by reason)."""
-    kept, counts = [], Counter(note for row in rows for note in row.notes)
-    for row in rows:
-        # One response that is paired with itself is an unpaired record.
-        differ = np.array(
-            [w == r or not np.array_equal(row.responses[w], row.responses[r]) for w, r in row.pairs]
-        )
-        counts[EQUAL_SCORES] += not row.pairs
-        counts[EQUAL_RESPONSES] += len(differ) - int(differ.sum())
-        if len(differ) and differ.all():
-            kept.append(row)
-        elif differ.any():
-            pairs = tuple(pair for pair, keep in zip(row.pairs, differ, strict=True) if keep)
-            extra = {name: values[differ] for name, values in row.extra.items()}
-            kept.append(replace(row, pairs=pairs, extra=extra))
-    return kept, counts
 
 
 def prompt_digests(records: Sequence[Record]) -> np.ndarray:

@@ -4,7 +4,8 @@ sources.py      names of data sources -> files -> records
 files.py        compressed files, JSON arrays, parquet
 records.py      further formats of records
 prompts.py      prompts alone, and answers that were made elsewhere
-load.py         --data -> the rows of a run
+load.py         --data -> the rows of a run: in memory, or from a store on disk
+rows.py         records -> rows in memory, without pairs of equal responses
 audit.py        --audit: examples token by token
 """
 

@@ -10,6 +10,7 @@ from nanoalign import pairs
 from nanoalign.distributed import World
 from nanoalign.encode import Record
 from nanoalign.formats.records import formats
+from nanoalign.formats.rows import Data, in_memory
 from nanoalign.formats.sources import check_sources, open_source
 
 LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to encode
@@ -17,7 +18,7 @@ LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to
 
 def load_rows(
     args: Namespace, tokenizer, folder: Path, world: World, unpaired: bool = False
-) -> pairs.Data:
+) -> Data:
     """The rows of --data and of what is held out, and prints their counts.
 
     folder: of the tokenizer. unpaired: whether single responses with a label are accepted.
@@ -43,7 +44,7 @@ def load_rows(
         settings = (tuple(preferences), unpaired, change is not unchanged)
         how = (args.max_length, args.template, read, change, settings)
         return load(args, Encoding(tokenizer, folder, *how), world)
-    return pairs.load(args, tokenizer, read, change)
+    return in_memory(args, tokenizer, read, change)
 
 
 def unchanged(record: Record) -> list[Record]:

@@ -37,7 +37,7 @@ from safetensors.numpy import save
 from nanoalign.batch import Row
 from nanoalign.checkpoints.resume import digest
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.pairs import EQUAL_RESPONSES, EQUAL_SCORES, drop_equal
+from nanoalign.formats.rows import EQUAL_RESPONSES, EQUAL_SCORES, drop_equal
 
 FORMAT = 1  # version of these files; a store of another one is refused
 ABOUT = "about.json"  # of a folder: format, number of chunks
@@ -118,7 +118,7 @@ class Store:
         return self.chunks[chunk].row(n - self.first[chunk])
 
     def counts(self, records: np.ndarray) -> tuple[int, int, Counter]:
-        """(records, their pairs, counts by reason), as pairs.load counts them in memory."""
+        """(records, their pairs, counts by reason), as formats.rows counts them in memory."""
         counts, start = Counter(), 0
         for chunk in self.chunks:
             own = records[start : start + len(chunk.arrays["kept"])]

@@ -5,13 +5,14 @@ from argparse import Namespace
 import numpy as np
 
 from nanoalign.distributed import World
-from nanoalign.pairs import Data, describe, hold_out
+from nanoalign.formats.rows import Data, describe
+from nanoalign.pairs import hold_out
 from nanoalign.store.encode import Encoding, encoded
 from nanoalign.store.folder import cache_folder
 
 
 def load(args: Namespace, encoding: Encoding, world: World) -> Data:
-    """What pairs.load returns and prints, with rows on disk. A collective."""
+    """What formats.rows.in_memory returns and prints, with rows on disk. A collective."""
     cache = cache_folder(args.cache)
     training = encoded(encoding, args.data, cache, world)
     chosen = np.ones(len(training), dtype=bool)

@@ -33,9 +33,9 @@ from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.checks import LAYOUT_TOLERANCE, check_layout
 from nanoalign.distributed import World, gather, on_main, print0, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.formats.rows import Data
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
-from nanoalign.pairs import Data
 from nanoalign.store.folder import cache_folder, writing
 
 FORMAT = 2  # version of the files; part of their key

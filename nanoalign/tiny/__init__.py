@@ -11,8 +11,9 @@ python -m nanoalign.tiny.sample --model runs/dpo    samples a trained policy, fo
 
 from pathlib import Path
 
+from nanoalign import TINY as MODEL  # noqa: F401
+
 SOURCE_NAMES = ("tiny-a", "tiny-b", "tiny-c")
 FOLDER = Path(__file__).parent
 TRAIN = FOLDER / "train.jsonl"
 TEST = FOLDER / "test.jsonl"
-MODEL = FOLDER / "model"

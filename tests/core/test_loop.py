@@ -157,7 +157,7 @@ def test_a_step_that_is_not_finite_is_not_taken(llama_folder, rows, world):
             losses, metrics = super().__call__(batch)
             return losses * float("nan"), metrics | {"loss": losses * float("nan")}
 
-    with pytest.raises(RunError, match="step 1: the loss is nan, .* the step was not taken"):
+    with pytest.raises(RunError, match="step 1 was not taken: the loss is nan"):
         Run(llama_folder, rows, world, objective=Broken)
 
 
