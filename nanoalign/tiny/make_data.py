@@ -6,15 +6,18 @@ python -m nanoalign.tiny.make_data
 import json
 
 from nanoalign import tiny
+from nanoalign.distributed import run
+from nanoalign.flags import Parser
 from nanoalign.tiny import world
 
 
 def to_jsonl(records: list[dict]) -> str:
-    """One record a line, keys in the records' own order, ASCII alone."""
+    """A record per line, with its keys in their order, in ASCII."""
     return "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
+    Parser(__doc__).parse_args(argv)
     for path, split in ((tiny.TRAIN, "train"), (tiny.TEST, "test")):
         records = world.records(split)
         path.write_text(to_jsonl(records), encoding="ascii", newline="\n")
@@ -26,4 +29,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

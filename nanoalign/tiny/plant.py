@@ -1,24 +1,31 @@
-"""The embedded pairs with labels that are wrong in a known way, to see what a method makes of it.
+"""The embedded training pairs with labels that are wrong in a known way, as a .jsonl file.
 
-    python -m nanoalign.tiny.plant --length_bias 0.1 --out runs/biased.jsonl      longer answers preferred
-    python -m nanoalign.tiny.plant --flip 0.2 --out runs/flipped.jsonl            a fifth of the labels turned
+    python -m nanoalign.tiny.plant --length_bias 0.1 --out runs/biased.jsonl    prefers length
+    python -m nanoalign.tiny.plant --flip 0.2 --out runs/flipped.jsonl          a fifth is wrong
 
-Labels are drawn anew: sigmoid(difference of true rewards + length_bias * difference in words), and then
-turned with probability `flip`. The held-out pairs of `tiny:test` keep their honest labels.
+A label is drawn with the probability
+
+    P(response 1 is better) = sigmoid(r_1 - r_0 + length_bias * (words of 1 - words of 0))
+
+of the true rewards r, and then flipped with the probability `flip`. The labels of the held-out
+pairs, tiny:test, stay right.
 """
 
-import argparse
-import json
 import math
 from pathlib import Path
 from random import Random
 
-from nanoalign import tiny
+from nanoalign.distributed import run
+from nanoalign.flags import Parser, number
 from nanoalign.tiny import world
+from nanoalign.tiny.make_data import to_jsonl
 
 
-def planted(records: list[dict], length_bias: float, flip: float, seed: int = 0) -> list[dict]:
-    """The records with new labels; a prompt's label depends on the seed and the prompt alone."""
+def relabelled(records: list[dict], length_bias: float, flip: float, seed: int = 0) -> list[dict]:
+    """The records with new labels "better". A label depends on the seed and the prompt alone.
+
+    length_bias: reward of a word. flip: probability in [0, 1] of a flipped label.
+    """
     result = []
     for record in records:
         draw = Random(f"plant {seed} {record['prompt']}")
@@ -33,23 +40,24 @@ def planted(records: list[dict], length_bias: float, flip: float, seed: int = 0)
     return result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--length_bias", type=float, default=0.0, help="reward of a word")
-    parser.add_argument("--flip", type=float, default=0.0, help="probability of a wrong label")
-    parser.add_argument("--source", choices=tiny.SOURCE_NAMES, default="tiny-a")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
-    args = parser.parse_args()
-    honest = world.records("train", args.source)
-    records = planted(honest, args.length_bias, args.flip, args.seed)
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--length_bias", type=float, default=0.0, help="reward of a word")
+    add("--flip", type=number(float, 0), default=0.0, help="share of flipped labels, at most 1")
+    add("--source", choices=tuple(world.SOURCES), default="tiny-a", help="simulated assistant")
+    add("--seed", type=number(int, 0), default=0, help="of the labels")
+    add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
+    args = parser.parse_args(argv)
+    if args.flip > 1:
+        parser.error(f"--flip {args.flip:g} is a probability; give 1 or less")
+    records = world.records("train", args.source)
+    records = relabelled(records, args.length_bias, args.flip, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps(record) + "\n" for record in records))
-    agree = sum(world.oracle_accuracy([record]) for record in records) / len(records)
-    print(
-        f"{args.out}: {len(records):,} pairs; the true rule agrees with {agree:.3f} of the labels"
-    )
+    args.out.write_text(to_jsonl(records), encoding="ascii", newline="\n")
+    agreement = world.oracle_accuracy(records)
+    print(f"{args.out}: {len(records):,} pairs; {agreement:.3f} of the labels follow the true rule")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -296,8 +296,10 @@ def make_record(prompt: str, source: str) -> dict:
 
 
 def records(split: str, source: str | None = None) -> list[dict]:
-    """The pairs of "train" or "test": SIZES of them, the three sources in turn; or, of one source, a
-    pair for every prompt of the split."""
+    """The pairs of "train" or "test": SIZES of them, with the three sources in turn.
+
+    source: one of SOURCES, for a pair of this source for every prompt of the split.
+    """
     prompts = split_prompts()[split]
     if source is not None:
         return [make_record(prompt, source) for prompt in prompts]
