@@ -23,7 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def byte_tokenizer(**options) -> PreTrainedTokenizerFast:
-    """One token a byte (256 of them), then <pad>, <bos> and <eos>; adds neither BOS nor EOS by itself."""
+    """One token per byte (256 of them), then <pad>, <bos>, <eos>. It adds neither BOS nor EOS."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -35,9 +35,10 @@ def byte_tokenizer(**options) -> PreTrainedTokenizerFast:
 
 def tiny_llama(seed: int = 0, **options) -> torch.nn.Module:
     torch.manual_seed(seed)
-    settings = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True,
-                "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256}  # fmt: skip
+    settings = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48,
+                "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+                "tie_word_embeddings": True, "bos_token_id": 257, "eos_token_id": 258,
+                "pad_token_id": 256}  # fmt: skip
     model = AutoModelForCausalLM.from_config(LlamaConfig(**settings | options))
     # The usual deviation of 0.02 gives nearly uniform logits, which would hide errors.
     for p in model.parameters():

@@ -1,7 +1,7 @@
-"""Runs a function on several ranks of one host, each a process with torchrun's environment variables.
+"""Runs a function on several ranks of one host: processes with torchrun's environment variables.
 
-The processes are forked from a server that has imported torch and transformers once, which is many
-times faster than torchrun; tests/test_scripts.py runs torchrun itself.
+The processes are forked from a server that has imported torch and transformers once, which is much
+faster than torchrun; tests/core/test_scripts.py runs torchrun itself.
 """
 
 import multiprocessing
@@ -20,13 +20,14 @@ from torch.distributed import TCPStore
 os.environ["OMP_NUM_THREADS"] = "1"
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["train_dpo", "train_rm", "evaluate", "transformers.models.llama.modeling_llama"]
-)
+    ["train_dpo", "train_rm", "evaluate", "nanoalign.checkpoints.resume",
+     "transformers.models.llama.modeling_llama"]
+)  # fmt: skip
 
 
 @dataclass
 class Outcome:
-    """What the ranks returned (None where one failed), their exit codes, and all that they printed."""
+    """What the ranks returned (None: the rank failed), their exit codes, and what they printed."""
 
     results: list[object]
     codes: list[int]
@@ -35,7 +36,7 @@ class Outcome:
 
 
 def run_ranks(ranks: int, function: Callable, *args, timeout: float = 120) -> Outcome:
-    """Calls function(*args) on every rank and waits; a rank that does not end in time fails the test."""
+    """Calls function(*args) on every rank. A rank that runs longer than timeout fails the test."""
     # As under torchrun, the store belongs to the launcher and outlives the ranks.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,21 +51,18 @@ def run_ranks(ranks: int, function: Callable, *args, timeout: float = 120) -> Ou
         late = [process.pid for process in processes if process.is_alive()]
         for process in processes:
             process.kill()
-        assert not late, f"ranks still ran after {timeout} s: {_read(folder, 'stderr', ranks)}"
-        files = [Path(folder) / f"{rank}.result" for rank in range(ranks)]
-        return Outcome(
-            [pickle.loads(file.read_bytes()) if file.exists() else None for file in files],
-            [process.exitcode for process in processes],
-            _read(folder, "stdout", ranks),
-            _read(folder, "stderr", ranks),
+        stdout, stderr = (
+            "".join((Path(folder) / f"{rank}.{stream}").read_text() for rank in range(ranks))
+            for stream in ("stdout", "stderr")
         )
-
-
-def _read(folder: str, stream: str, ranks: int) -> str:
-    return "".join((Path(folder) / f"{rank}.{stream}").read_text() for rank in range(ranks))
+        assert not late, f"ranks still ran after {timeout} s: {stderr}"
+        files = [Path(folder) / f"{rank}.result" for rank in range(ranks)]
+        results = [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
+        return Outcome(results, [process.exitcode for process in processes], stdout, stderr)
 
 
 def _rank(rank: int, ranks: int, port: int, folder: str, function: Callable, args: tuple) -> None:
+    """The body of one process: redirects its output to files, and writes the result to one."""
     for descriptor, stream in ((1, "stdout"), (2, "stderr")):
         file = os.open(Path(folder) / f"{rank}.{stream}", os.O_CREAT | os.O_WRONLY)
         os.dup2(file, descriptor)
@@ -72,7 +70,8 @@ def _rank(rank: int, ranks: int, port: int, folder: str, function: Callable, arg
     if ranks > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                        "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                       "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
+                       "MASTER_PORT": str(port),
+                       "TORCHELASTIC_USE_AGENT_STORE": "True"}  # fmt: skip
     try:
         result = function(*args)
         (Path(folder) / f"{rank}.result").write_bytes(pickle.dumps(result))

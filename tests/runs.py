@@ -1,13 +1,22 @@
-"""Shared by the tests of whole runs: train_dpo.py on some ranks, its curve, and spoiled models."""
+"""Shared by the tests of whole runs: train_dpo.py on some ranks, its curve, and damaged models."""
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from ranks import run_ranks
 
 import train_dpo
+from nanoalign.distributed import run
+from nanoalign.hosts.report import report
+
+
+def script(argv: list[str]) -> None:
+    """As `python train_dpo.py`: errors are printed, and end the process with exit code 1."""
+    sys.argv = ["train_dpo.py", *argv]
+    run(train_dpo.main, report)
 
 
 def without_picture(argv: list[str]) -> None:
@@ -20,7 +29,7 @@ def train(
     model: Path, pairs: Path, out: Path, *flags: object, ranks: int = 1, steps: int | None = 10,
     main=without_picture,
 ) -> list[dict]:  # fmt: skip
-    """Runs train_dpo.py; the lines of metrics.jsonl. 10 steps of 7 pairs unless told otherwise."""
+    """Runs train_dpo.py; the lines of metrics.jsonl. 10 steps of 7 pairs unless flags differ."""
     argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
             "--template", "raw", *(("--steps", steps) if steps else ()), *flags]  # fmt: skip
     outcome = run_ranks(ranks, main, [str(arg) for arg in argv])
@@ -46,32 +55,32 @@ def assert_same_curve(a: list[dict], b: list[dict]) -> None:
             assert y[key] == pytest.approx(x[key], rel=1e-5, abs=absolute), key
 
 
-def spoiled(model: Path, folder: Path, what: str) -> Path:
-    """A copy of a model's folder in which something is wrong."""
+def damaged_model(model: Path, folder: Path, damage: str) -> Path:
+    """A copy of a model's folder with some damage; any other word: without damage."""
     shutil.copytree(model, folder)
     config = folder / "config.json"
     settings, weights = json.loads(config.read_text()), folder / "model.safetensors"
-    if what == "no weights":
+    if damage == "no weights":
         weights.unlink()
-    elif what == "no config":
+    elif damage == "no config":
         config.unlink()
-    elif what == "other architecture":
+    elif damage == "other architecture":
         settings |= {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
         config.write_text(json.dumps(settings))
-    elif what == "other shape":
+    elif damage == "other shape":
         config.write_text(json.dumps(settings | {"intermediate_size": 64}))
-    elif what == "torn file":
+    elif damage == "torn file":
         weights.write_bytes(weights.read_bytes()[:-9])
-    elif what == "no language model":
+    elif damage == "no language model":
         config.write_text('{"model_type": "clip"}')
-    elif what == "unknown":
+    elif damage == "unknown":
         config.write_text('{"model_type": "nonsense"}')
-    elif what == "quantized":
+    elif damage == "quantized":
         method = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
         config.write_text(json.dumps(settings | method))
-    elif what == "missing shard":
+    elif damage == "missing shard":
         index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    elif what == "torn index":
+    elif damage == "torn index":
         (folder / "model.safetensors.index.json").write_text("{")
     return folder

@@ -1,13 +1,13 @@
-"""What a run reads and writes of models, and how it is resumed.
+"""Model folders that a run reads and writes, its checkpoints, and its curves.
 
 folders.py      names of models -> local folders
-guards.py       what is refused before training: folders, tokens, settings
-slices.py       weight files -> sharded parameters: each rank reads its own slices
-convert.py      the same for files with another layout of tensors, by transformers
-write.py        sharded parameters -> weight files in Hugging Face format
-resume.py       checkpoints of a run: writing them, and continuing from one
-curves.py       what a run draws and prints at its end
-intervals.py    confidence intervals of shares
+guards.py       refuses unusable folders and data before training; versions for args.json
+slices.py       safetensors files -> sharded parameters: each rank reads its own slices
+convert.py      the same where transformers must convert the tensors (mixture-of-experts)
+write.py        sharded parameters -> safetensors files in Hugging Face format
+resume.py       checkpoints of a run: writes them, and continues from one
+curves.py       draws and prints the result of a run
+intervals.py    confidence intervals of proportions
 """
 
 import argparse
@@ -19,29 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add, count = parser.add_argument_group("checkpoints").add_argument, number(int, 1)
     add("--save_every", type=count, metavar="STEPS",
-        help="write a checkpoint every so many steps, and at the end; default: none")  # fmt: skip
-    add("--keep", type=count, default=2, help="checkpoints that are kept, the newest ones")
+        help="write a checkpoint every so many steps and after the last; default: no")  # fmt: skip
+    add("--keep", type=count, default=2, metavar="COUNT", help="how many checkpoints are kept")
     add("--stop_after", type=count, metavar="STEP",
-        help="end the run after this step, with a checkpoint")  # fmt: skip
+        help="write a checkpoint after this step, and end the run")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """What is wrong with --resume, before anything is loaded; None: nothing."""
+    """Why --resume is refused, or None. It is called before anything is loaded."""
     if not args.resume:
         return None
-    if args.overwrite:
-        return "--resume continues a run and --overwrite replaces it; give one of them"
-    from pathlib import Path
+    from nanoalign.checkpoints import resume
 
-    if next((Path(args.out) / "checkpoints").glob("step_*"), None) is None:
-        return f"--resume: {args.out} has no checkpoint; --save_every and --stop_after write them"
-    return None
+    return resume.refusal(args)
 
 
 def of_run(model, optimizer, objective, rows, args: Namespace, world) -> tuple:
-    """(the `save` of loop.train, the step at which the run starts). A collective."""
+    """(the `save` of loop.train, the number of steps that were done before). A collective."""
     if not (args.save_every or args.stop_after or args.resume):
         return (lambda step, last: False), 0
     from nanoalign.checkpoints.resume import Checkpoints

@@ -1,7 +1,7 @@
-"""Weight files whose tensors are not those of the model: transformers converts them on rank 0.
+"""Safetensors files whose tensors are not those of the model: transformers converts them on rank 0.
 
-So are the experts of a mixture, which a file has one by one and a model in one tensor, and names
-that have changed. Rank 0 holds the whole model meanwhile.
+Examples are the experts of a mixture, of which a file has each and a model one tensor for all, and
+tensors that were renamed. Rank 0 needs host memory for the full model.
 """
 
 from pathlib import Path
@@ -21,35 +21,41 @@ from nanoalign.errors import RunError, in_a_line
 def load_by_transformers(
     model: PreTrainedModel, tensors: dict[tuple[str, ...], Tensor], folder: Path
 ) -> None:
-    """Rank 0 loads by transformers, which converts names and layouts, and sends each tensor."""
-    loaded, problem = {}, [None]
+    """Fills tensors, by all their names, with those that rank 0 loads and sends. A collective.
+
+    Raises RunError on all ranks if the files do not fit the model.
+    """
+    loaded, message = {}, [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             loaded = from_pretrained(model, folder)
         except RunError as error:
-            problem = [str(error)]
+            message = [str(error)]
     several = dist.is_initialized() and dist.get_world_size() > 1
     if several:
-        dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise RunError(problem[0])
+        dist.broadcast_object_list(message, src=0)
+    if message[0] is not None:
+        raise RunError(message[0])
     for names, tensor in tensors.items():
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
         if names[0] in loaded:
-            whole.copy_(loaded[names[0]])
+            full.copy_(loaded[names[0]])
         if several:
-            dist.broadcast(whole, src=0)
-        rows = local_rows(tensor)
-        sharded = isinstance(tensor, DTensor)
-        (tensor.to_local() if sharded else tensor).copy_(
-            whole[rows.start : rows.stop] if sharded else whole
-        )
+            dist.broadcast(full, src=0)
+        if isinstance(tensor, DTensor):
+            rows = local_rows(tensor)
+            tensor.to_local().copy_(full[rows.start : rows.stop])
+        else:
+            tensor.copy_(full)
 
 
 def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """The tensors by name, as transformers loads them; a name without a place is an error."""
+    """The tensors by name, as transformers loads them.
+
+    Raises RunError if the files lack a tensor of the model, or have one that the model lacks.
+    """
     verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the RunError below takes the place of its report
+    transformers_logging.set_verbosity_error()  # the RunError below replaces its report
     transformers_logging.disable_progress_bar()
     try:
         loaded, info = type(model).from_pretrained(
@@ -68,6 +74,6 @@ def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     if problems:
         raise RunError(
             f"model folder '{folder}': its weights are not those of the {type(loaded).__name__} in "
-            f"config.json; {'; '.join(problems)}"
+            f"config.json: {'; '.join(problems)}"
         )
     return loaded.state_dict()

@@ -1,4 +1,4 @@
-"""What a run draws and prints at its end."""
+"""The result of a run: curves.png, and the lines that are printed at its end."""
 
 import json
 from argparse import Namespace
@@ -8,7 +8,7 @@ from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.distributed import World
 from nanoalign.runs import METRICS
 
-# (title, its metrics and their colours); a panel is drawn if the run has one of the metrics.
+# (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
 PANELS = [
     ("loss", {"loss": "tab:blue"}),
     ("accuracy", {"rewards/accuracies": "tab:green", "accuracy": "tab:green"}),
@@ -20,7 +20,7 @@ PANELS = [
     ("learning rate", {"lr": "tab:gray"}),
     ("gradient norm", {"grad_norm": "tab:gray"}),
 ]
-# What a metric is measured on, by the beginning of its key, and the style of its line.
+# Prefix of a metric's key -> (the pairs that it is measured on, the style of its line).
 KINDS = {
     "": ("training steps", {"lw": 0.8, "alpha": 0.35}),
     "train_eval/": ("training pairs again", {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"}),
@@ -29,16 +29,16 @@ KINDS = {
 
 
 def finish(args: Namespace, world: World, title: str, records: int, next_command: str) -> None:
-    """Draws curves.png and prints the result of a run. Rank 0 alone.
+    """Draws curves.png and prints the result of a run, on rank 0.
 
-    records: how many were held out.
+    records: the number of held-out records.
     """
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
         print(f"{'held out':<11} {summary(lines, records)}")
-        print(f"{'saved':<11} {out}: the model, metrics.jsonl, curves.png")
+        print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
         print(f"{'next':<11} {next_command}")
 
 
@@ -59,7 +59,7 @@ def summary(lines: list[dict[str, float]], records: int) -> str:
 
 def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
     """Draws the lines of metrics.jsonl: thin lines for steps, heavy dotted ones for evaluations."""
-    import matplotlib  # takes half a second, which --help need not wait for
+    import matplotlib  # here, because the import takes half a second, which --help does not need
 
     matplotlib.use("Agg")  # files alone, no screen
     from matplotlib import pyplot as plt
@@ -85,8 +85,8 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
             axis.legend([plt.Line2D([], [], color=c, lw=3) for c in names.values()], names)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    seen = [KINDS[kind] for kind in KINDS if any(k.startswith(kind or "loss") for k in known)]
-    handles = [plt.Line2D([], [], color="black", label=what, **style) for what, style in seen]
+    drawn = [KINDS[kind] for kind in KINDS if any(k.startswith(kind or "loss") for k in known)]
+    handles = [plt.Line2D([], [], color="black", label=what, **style) for what, style in drawn]
     figure.legend(handles=handles, loc="upper right", ncols=len(handles))
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -1,12 +1,14 @@
-"""Guards of a run: what is refused before training, because a result would be lost or wrong."""
+"""Guards: refuse, before training, folders and data by which a result would be lost or wrong."""
 
 import math
 import platform
+import shutil
 import subprocess
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -19,12 +21,13 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import RewardModel, Scorer
 from nanoalign.runs import ARGS
 
-# What transformers raises for a folder that it cannot read.
+# The exceptions by which transformers reports a folder that it cannot read.
 FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
                   AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 
 
 def read_config(folder: Path) -> transformers.PretrainedConfig:
+    """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
     if not (folder / "config.json").is_file():
         raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
     try:
@@ -37,18 +40,17 @@ def read_config(folder: Path) -> transformers.PretrainedConfig:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model's folder. Raises RunError if there is none, or it has no EOS."""
+    """The tokenizer of a model folder. Raises RunError if there is none."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return transformers.AutoTokenizer.from_pretrained(folder)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
-    return tokenizer
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
-    """Raises RunError where writing to --out would lose something; changes nothing.
+    """Raises RunError if a run must not write to --out; changes nothing.
 
-    models: folders that the run reads.
+    models: folders that the run reads, which --out must not be.
     """
     out = Path(args.out)
     is_run = (out / ARGS).is_file()
@@ -58,15 +60,17 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
         raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
     if is_run and not (args.resume or args.overwrite):
         raise RunError(
-            f"--out {out} holds another run; continue it with --resume, replace it with "
+            f"--out {out} contains another run; continue it with --resume, replace it with "
             "--overwrite, or give another --out"
         )
     if not is_run and out.is_dir() and any(out.iterdir()):
-        raise RunError(f"--out {out} holds files that are not those of a run; give another --out")
+        raise RunError(
+            f"--out {out} contains files that are not those of a run; give another --out"
+        )
 
 
 def check_vocabulary(folder: Path, other: Path) -> None:
-    """Raises RunError where two models have different tokens, so that log-probabilities differ."""
+    """Raises RunError if two models have different tokens: log-probabilities can't be compared."""
     if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
         raise RunError(
             f"--reference {other} has another vocabulary than --model {folder}; their "
@@ -75,7 +79,10 @@ def check_vocabulary(folder: Path, other: Path) -> None:
 
 
 def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
-    """Raises RunError for rows with token ids or positions that the model does not have."""
+    """Raises RunError for rows with token ids or positions that the model does not have.
+
+    name: of the model, for errors.
+    """
     config = model.model.config.get_text_config()
     ids = model.model.get_input_embeddings().num_embeddings
     positions = getattr(config, "max_position_embeddings", None) or math.inf
@@ -95,7 +102,7 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
 
 
 def check_pad_token(model: RewardModel, folder: Path) -> None:
-    """Raises RunError for a reward model whose rewards were read at another token than here."""
+    """Raises RunError for a reward model that was trained to be read at another token than EOS."""
     config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id is not None and config.pad_token_id in eos:
@@ -106,7 +113,10 @@ def check_pad_token(model: RewardModel, folder: Path) -> None:
 
 
 def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]], None]:
-    """As runs.open_run, with versions(). Raises RunError on a host that does not see --out."""
+    """As runs.open_run, with versions() in args.json.
+
+    Raises RunError on a host that does not see the file that rank 0 wrote.
+    """
     log = runs.open_run(args, world, versions())
     if not (path := Path(args.out) / ARGS).exists():
         raise RunError(
@@ -117,16 +127,26 @@ def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]],
 
 
 def versions() -> dict[str, str | None]:
-    """What a result also depends on: versions, and the commit where the package is in git."""
-    git = ["git", "-C", str(Path(nanoalign.__file__).parent), "rev-parse", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    except OSError:  # git is not installed
-        commit = None
+    """The versions of this package, its libraries and Python, and the git commit of this package.
+
+    commit: None if the package is not tracked by git; ends with -dirty if files were changed.
+    """
+    folder = str(Path(nanoalign.__file__).parent)
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", folder, "--no-optional-locks", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = None
+    # An installed package may be in an ignored folder of another project, with commits of its own.
+    if shutil.which("git") and git("ls-files", "--error-unmatch", "__init__.py") is not None:
+        commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return {
         "nanoalign": nanoalign.__version__,
         "commit": commit,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "numpy": np.__version__,
         "python": platform.python_version(),
     }

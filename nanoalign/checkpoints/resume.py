@@ -1,4 +1,10 @@
-"""Checkpoints of a run: each rank writes its shards, and any number of ranks can read them."""
+"""Checkpoints of a run: each rank writes its shards, and any number of ranks can read them.
+
+    checkpoints/step_000100/run.json        format version, step, flags, fingerprint of the data
+    checkpoints/step_000100/*.distcp        shards of parameters and optimizer state
+
+A checkpoint is written to a hidden folder, which is renamed when it is complete.
+"""
 
 import hashlib
 import json
@@ -8,10 +14,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -23,14 +29,15 @@ from torch.distributed.checkpoint.state_dict import (
 
 from nanoalign.batch import Row
 from nanoalign.distributed import World, on_main
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.loop import Objective
 from nanoalign.runs import METRICS
 
 FORMAT = 1  # version of a checkpoint; another one is refused
-# Flags that decide over the training rows, which are compared by their fingerprint.
-DATA = {"data", "preference", "template", "max_length", "eval_share", "unpaired"}
-# Flags that may change: they do not alter the steps of a run, or only how many there are.
+ABOUT = "run.json"
+# Flags that select the training rows. The rows are compared by their fingerprint instead.
+DATA = {"data", "preference", "template", "max_length", "eval_share"}
+# Flags that may differ: they do not alter the steps of a run, or only how many there are.
 FREE = DATA | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_data", "eval_every",
                "activation_checkpointing", "save_every", "keep", "stop_after", "resume",
                "overwrite", "out", "audit", "cache", "precompute_reference", "shard_size",
@@ -38,7 +45,7 @@ FREE = DATA | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_da
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run when they are due, and reads the newest one."""
+    """Writes the checkpoints of a run when they are due, and loads the newest one."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
@@ -46,70 +53,66 @@ class Checkpoints:
     ):  # fmt: skip
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.args, self.world, self.out = args, world, Path(args.out)
-        self.rows = rows
+        self.fingerprint = fingerprint(rows)
 
     def __call__(self, step: int, last: bool) -> bool:
         """Writes a checkpoint if it is due; True if the run is to end: the `save` of loop.train."""
         args, stop = self.args, step == self.args.stop_after
         if stop or (args.save_every and (last or step % args.save_every == 0)):
-            self.save(step)
+            self.write(step)
         return stop
 
-    def save(self, step: int) -> None:
-        """Writes checkpoints/step_NNNNNN, which gets its name when it is whole. A collective."""
-        final = self.out / "checkpoints" / f"step_{step:06d}"
-        partial_ = final.with_name(f".{final.name}.partial")
-        if self.world.is_main:
-            shutil.rmtree(partial_, ignore_errors=True)  # of a run that was killed
-            partial_.mkdir(parents=True)
-        dist.barrier()  # the folder is there
+    def write(self, step: int) -> None:
+        """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective."""
+        folder = self.out / "checkpoints"
+        final, temporary = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
+
+        def prepare() -> None:
+            for path in folder.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(path)
+            temporary.mkdir(parents=True)
+
+        def complete() -> None:
+            about = {"format": FORMAT, "step": step, "state": self.objective.state,
+                     "rows": self.fingerprint, "args": vars(self.args)}  # fmt: skip
+            (temporary / ABOUT).write_text(json.dumps(about, indent=2))
+            if final.exists():
+                remove(final)
+            os.rename(temporary, final)
+            for old in complete_checkpoints(self.out)[: -self.args.keep]:
+                remove(old)
+
+        on_main(self.world, prepare)
         try:
-            dcp.save(self.state(), checkpoint_id=partial_)
+            dcp.save(self.state(), checkpoint_id=temporary)
         except dcp.api.CheckpointException as error:  # a failure of any rank, raised on all
             raise RunError(f"{final}: the checkpoint can't be written: {causes(error)}") from error
-        if self.world.is_main:
-            about = {"format": FORMAT, "step": step, "state": self.objective.state,
-                     "rows": fingerprint(self.rows), "args": vars(self.args)}  # fmt: skip
-            (partial_ / "run.json").write_text(json.dumps(about, indent=2))
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(partial_, final)
-            for old in complete(self.out)[: -self.args.keep]:
-                shutil.rmtree(old)
+        on_main(self.world, complete)
 
     def resume(self) -> int:
         """Fills model, optimizer and objective from the newest checkpoint; returns its step.
 
-        A collective. Raises RunError where settings or data differ from those of the checkpoint.
+        A collective. Raises RunError where the training rows are not those of the checkpoint.
         """
         path = newest(self.out)
-        about = json.loads((path / "run.json").read_text())
-        if about.get("format") != FORMAT:
+        about = read_about(path)
+        if about["rows"] != self.fingerprint:
             raise RunError(
-                f"{path} has the format {about.get('format', 0)} of another version of nanoalign, "
-                f"not {FORMAT}; continue with that version, or start anew with another --out"
-            )
-        now, before = vars(self.args), about["args"]
-        changed = [
-            f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
-            for name in sorted((before.keys() | now.keys()) - FREE)
-            if before.get(name) != now.get(name)
-        ]
-        if about["rows"] != fingerprint(self.rows):
-            changed.append(f"the training pairs are others ({', '.join(sorted(DATA))} decide)")
-        if changed:
-            raise RunError(
-                f"--resume continues the run of {path}, but its settings differ: "
-                f"{'; '.join(changed)}. Give the old ones, or start anew with another --out"
+                f"--resume: the training pairs are not those of {path}; give the same data and the "
+                f"same {', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
             )
         state = self.state()
         # Parameters that get no gradient have no optimizer state in the files.
-        partly = dcp.DefaultLoadPlanner(allow_partial_load=True)
-        try:
-            rest = {name: part for name, part in state.items() if name != "optimizer"}
-            dcp.load(rest, checkpoint_id=path)
-            dcp.load({"optimizer": state["optimizer"]}, checkpoint_id=path, planner=partly)
+        planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+        modules = {name: part for name, part in state.items() if name != "optimizer"}
+        try:  # read_metadata first, because dcp.load prints a traceback where that is damaged
+            dcp.FileSystemReader(path).read_metadata()
+            dcp.load(modules, checkpoint_id=path)
+            dcp.load({"optimizer": state["optimizer"]}, checkpoint_id=path, planner=planner)
         except dcp.api.CheckpointException as error:
-            raise RunError(f"{path}: the checkpoint can't be read: {causes(error)}") from error
+            raise RunError(unreadable(path, causes(error))) from error
+        except (OSError, EOFError, UnpicklingError) as error:
+            raise RunError(unreadable(path, in_a_line(error))) from error
         set_state_dict(
             self.model,
             self.optimizer,
@@ -119,11 +122,11 @@ class Checkpoints:
         for name, module in self.objective.modules.items():
             set_model_state_dict(module, state[name])
         self.objective.state = about["state"]
-        on_main(self.world, partial(forget_metrics, self.out / METRICS, about["step"]))
+        on_main(self.world, partial(drop_metrics_after, about["step"], self.out / METRICS))
         return about["step"]
 
     def state(self) -> dict[str, object]:
-        """What is saved: trained parameters, optimizer state, and further modules."""
+        """The tensors of a checkpoint: trained parameters, optimizer state, further modules."""
         model, optimizer = get_state_dict(self.model, self.optimizer)
         parameters = self.model.named_parameters(remove_duplicate=False)
         frozen = {name for name, parameter in parameters if not parameter.requires_grad}
@@ -135,27 +138,72 @@ class Checkpoints:
         return state
 
 
-def newest(out: Path) -> Path:
-    """The newest complete checkpoint of a run."""
-    found = complete(out)
+def refusal(args: Namespace) -> str | None:
+    """Why --resume is refused, by the flags and the newest checkpoint's run.json, or None."""
+    if args.overwrite:
+        return "--resume continues a run and --overwrite replaces it; give one of them"
+    found = complete_checkpoints(Path(args.out))
     if not found:
+        return f"--resume: {args.out} has no checkpoint; --save_every and --stop_after write them"
+    before, now = read_about(found[-1])["args"], vars(args)
+    changed = [
+        f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted((before.keys() | now.keys()) - FREE)
+        if before.get(name) != now.get(name)
+    ]
+    if not changed:
+        return None
+    return (
+        f"--resume continues the run of {found[-1]}, but settings differ: {'; '.join(changed)}; "
+        "give the old ones, or start a new run with another --out"
+    )
+
+
+def complete_checkpoints(out: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first; none of them is still being written or removed."""
+    found = (out / "checkpoints").glob("step_" + "[0-9]" * 6 + "*")
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def newest(out: Path) -> Path:
+    """The newest complete checkpoint of a run, which has one."""
+    return complete_checkpoints(out)[-1]
+
+
+def read_about(path: Path) -> dict:
+    """The run.json of a checkpoint. Raises RunError if it is damaged or of another version."""
+    try:
+        about = json.loads((path / ABOUT).read_text())
+        version = about.get("format", 0)
+    except (OSError, ValueError, AttributeError) as error:
+        raise RunError(unreadable(path, in_a_line(error))) from error
+    if version != FORMAT:
         raise RunError(
-            f"--resume: {out} has no checkpoint; --save_every or --stop_after write checkpoints"
+            f"{path} has format version {version}, this version of nanoalign reads {FORMAT}; "
+            "continue with the version that wrote it, or start a new run with another --out"
         )
-    return found[-1]
+    return about
 
 
-def complete(out: Path) -> list[Path]:
-    """Checkpoints, oldest first. They get this name only when they are whole."""
-    return sorted((out / "checkpoints").glob("step_" + "[0-9]" * 6))
+def remove(path: Path) -> None:
+    """Removes a checkpoint; renames it first, because removing a folder can be interrupted."""
+    hidden = path.with_name(f".{path.name}.partial")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden)
+
+
+def unreadable(path: Path, problem: str) -> str:
+    return (
+        f"the checkpoint {path} can't be read: {problem}; remove it to continue from the one before"
+    )
 
 
 def causes(error: dcp.api.CheckpointException) -> str:
-    return "; ".join(sorted({str(cause[0]) for cause in error.failures.values()}))
+    return "; ".join(sorted({in_a_line(cause[0]) for cause in error.failures.values()}))
 
 
-def forget_metrics(path: Path, step: int) -> None:
-    """Drops the metrics behind a step, and a line that was torn when the run was killed."""
+def drop_metrics_after(step: int, path: Path) -> None:
+    """Removes the lines of later steps, and an incomplete last line of a run that was killed."""
     text = path.read_text() if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
     temporary = path.with_name(".metrics.partial")
@@ -164,7 +212,7 @@ def forget_metrics(path: Path, step: int) -> None:
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """A hash of the tokens, pairs and margins of all rows in order. Rows on disk know theirs."""
+    """A hash of the tokens, pairs and margins of all rows in order. Rows on disk have their own."""
     if hasattr(rows, "fingerprint"):
         return rows.fingerprint()
     return hashlib.sha256(b"".join(map(digest, rows))).hexdigest()

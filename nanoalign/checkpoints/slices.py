@@ -1,8 +1,8 @@
-"""Weight files -> sharded parameters: each rank reads its own slices of the safetensors files.
+"""Safetensors files -> sharded parameters: each rank reads its own slices of the files.
 
-A model is built with its parameters on the meta device (no memory) and sharded; then its shards get
-memory, and each rank reads its part of every tensor. convert.py reads files whose tensors are not
-those of the model (mixture-of-experts).
+A model is built with its parameters on the meta device, without memory, and sharded; then its
+shards get memory, and each rank reads its rows of every tensor. convert.py reads files whose
+tensors transformers must convert (mixture-of-experts).
 """
 
 import json
@@ -32,18 +32,18 @@ Place = tuple[nn.Module, str]  # a module, and the name that its parameter or bu
 def read_slices(
     auto: type, folder: Path, config: PretrainedConfig, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Fill]:
-    """(a model on the meta device, what fills its shards): the `read` of Policy.load.
+    """(a model on the meta device, a function that fills its shards): the `read` of Policy.load.
 
-    A reward model that begins as a language model gets the body of that; its head is not filled.
+    A reward model that is made of a language model gets the body of that; its head is not filled.
     """
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
         names = config.architectures or ()
         if auto is not AutoModelForCausalLM and not any("ForSequence" in name for name in names):
-            # The files are those of a language model: it reads them, with our body as its own.
+            # The files are those of a language model, so that one reads them, into the same body.
             reader = build(AutoModelForCausalLM, config, dtype, folder)
             setattr(reader, reader.base_model_prefix, model.base_model)
-    if model.can_generate() and (folder / "generation_config.json").is_file():  # has EOS ids, too
+    if model.can_generate() and (folder / "generation_config.json").is_file():  # further EOS ids
         model.generation_config = GenerationConfig.from_pretrained(folder)
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
     places = places_of(reader)
@@ -61,7 +61,7 @@ def read_slices(
 def parameters_on_meta() -> Iterator[None]:
     """Modules that are built inside have their parameters on meta, and their buffers in memory.
 
-    Buffers that no file holds (rotary tables) are computed while a module is built.
+    Buffers that are in no file (rotary tables) are computed while a module is built.
     """
     register = nn.Module.register_parameter
 
@@ -81,7 +81,7 @@ def build(auto: type, config: PretrainedConfig, dtype: torch.dtype, path: Path) 
     """A model of this config without weights; `path` names it in errors."""
     try:
         model = auto.from_config(config, dtype=dtype)
-    except FOREIGN_ERRORS as error:  # no such model of this architecture, odd settings
+    except FOREIGN_ERRORS as error:  # no such model of this architecture, inconsistent settings
         raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
     if model.base_model is model:
         raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
@@ -89,7 +89,7 @@ def build(auto: type, config: PretrainedConfig, dtype: torch.dtype, path: Path) 
 
 
 def places_of(model: PreTrainedModel) -> dict[str, Place]:
-    """Name -> place of every parameter and persistent buffer; tied weights have several names."""
+    """Name -> place of every parameter and persistent buffer; a tied one has several names."""
     persistent = model.state_dict().keys()
     return {
         f"{prefix}{'.' * bool(prefix)}{name}": (module, name)
@@ -100,7 +100,7 @@ def places_of(model: PreTrainedModel) -> dict[str, Place]:
 
 
 def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
-    """Each tensor under all its names."""
+    """All names of a tensor -> the tensor."""
     names: dict[int, list[str]] = {}
     for name, (module, attribute) in places.items():
         names.setdefault(id(getattr(module, attribute)), []).append(name)
@@ -111,14 +111,14 @@ def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
 def load(model: PreTrainedModel, places: dict[str, Place], folder: Path) -> None:
     """Fills the tensors of a model from the safetensors files of a folder. A collective.
 
-    Raises RunError where the files have other names or shapes than the model.
+    Raises RunError if the files have other names or shapes than the model, after conversion too.
     """
     tensors, stored = tensors_of(places), stored_tensors(folder)
-    plain = stored.keys() <= places.keys() and all(
+    same_layout = stored.keys() <= places.keys() and all(
         any(stored.get(name, (None, None))[1] == tuple(tensor.shape) for name in names)
         for names, tensor in tensors.items()
     )
-    if not plain:
+    if not same_layout:
         from nanoalign.checkpoints.convert import load_by_transformers
 
         return load_by_transformers(model, tensors, folder)
@@ -126,22 +126,23 @@ def load(model: PreTrainedModel, places: dict[str, Place], folder: Path) -> None
     for names, tensor in tensors.items():
         name = next(name for name in names if name in stored)
         by_file.setdefault(stored[name][0], {})[name] = tensor
-    for path, wanted in by_file.items():
-        with opened(path) as file:
-            for name, tensor in wanted.items():
+    for path, targets in by_file.items():
+        with open_safetensors(path) as file:
+            for name, tensor in targets.items():
                 rows = local_rows(tensor)
                 if len(rows):
-                    part = file.get_slice(name)
-                    whole = not isinstance(tensor, DTensor)
-                    local = tensor if whole else tensor.to_local()
-                    local.copy_(part[...] if whole else part[rows.start : rows.stop])
+                    stored_tensor = file.get_slice(name)
+                    if isinstance(tensor, DTensor):
+                        tensor.to_local().copy_(stored_tensor[rows.start : rows.stop])
+                    else:
+                        tensor.copy_(stored_tensor[...])
 
 
 def local_rows(tensor: Tensor) -> range:
-    """The rows of dimension 0 that this rank holds: FSDP2 divides them as torch.chunk does."""
+    """The rows of dimension 0 that this rank has: FSDP2 divides them as torch.chunk does."""
     if not isinstance(tensor, DTensor):
         return range(len(tensor)) if tensor.ndim else range(1)
-    mesh = tensor.device_mesh  # of two dimensions, the first one has copies
+    mesh = tensor.device_mesh  # parameters are sharded over its last dimension
     size = tensor.shape[0]
     chunk = math.ceil(size / mesh.shape[-1])
     start = min(mesh.get_coordinate()[-1] * chunk, size)
@@ -151,7 +152,7 @@ def local_rows(tensor: Tensor) -> range:
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Tensor name -> (the safetensors file that holds it, its shape)."""
+    """Tensor name -> (its safetensors file, its shape). Raises RunError if a file is missing."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.is_file():
         try:
@@ -170,13 +171,14 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         path = folder / name
         if not path.is_file():
             raise RunError(f"{index}: names the file {name}, which is missing")
-        with opened(path) as file:
+        with open_safetensors(path) as file:
             stored |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
     return stored
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[safe_open]:
+def open_safetensors(path: Path) -> Iterator[safe_open]:
+    """An open file of tensors. Raises RunError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file

@@ -20,9 +20,9 @@ from nanoalign.distributed import World
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel, Scorer
 
-MAX_FILE_BYTES = 4 * 2**30  # rank 0 holds the tensors of one file in host memory
+MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
 
-# Name in the files -> a function that returns the tensor, or its shards.
+# Name in the files -> a function that returns the tensor, which may be sharded.
 Tensors = dict[str, Callable[[], Tensor]]
 
 
@@ -30,11 +30,11 @@ def write_model(
     scorer: Scorer, tokenizer, folder: Path, world: World | None = None,
     tensors: Tensors | None = None,
 ) -> None:  # fmt: skip
-    """Writes a model and its tokenizer. A collective: tensors are gathered one at a time.
+    """Writes a model and its tokenizer to a folder. A collective: tensors are gathered one by one.
 
-    tensors: those to write, where they are not the model's own (merged adapters).
-    The files are written to a folder beside their place and moved when all are whole, so a failure
-    while writing leaves what was there.
+    tensors: to write in place of those of the model (merged adapters).
+    The files are written to a hidden folder in `folder` and moved when all are complete, so that a
+    failure leaves the files that were there. Raises RunError if the disk is full.
     """
     is_main = world is None or world.is_main
     temporary = folder / ".model.partial"
@@ -50,8 +50,8 @@ def write_model(
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             write_settings(scorer.model, tokenizer, temporary)
-        files = Files(temporary)
-        for name, tensor in in_the_layout_of_files(scorer.model, tensors, is_main):
+        files = FileWriter(temporary)
+        for name, tensor in converted_for_files(scorer.model, tensors, is_main):
             if is_main:
                 files.add(name, tensor)
         if is_main:
@@ -64,60 +64,66 @@ def write_model(
 def set_pad_token(model: PreTrainedModel, tokenizer) -> None:
     """Gives a reward model a pad token that is not EOS, or none.
 
-    transformers reads a reward at the last token that is not the pad token, which must be EOS.
+    transformers reads a reward at the last token that is not the pad token: this must be EOS.
     """
-    known = model.get_input_embeddings().num_embeddings
-    others = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    fit = [i for i in others if i not in (None, tokenizer.eos_token_id) and i < known]
-    pad = model.config.get_text_config().pad_token_id = fit[0] if fit else None
+    ids = model.get_input_embeddings().num_embeddings
+    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    usable = [i for i in special if i not in (None, tokenizer.eos_token_id) and i < ids]
+    pad = model.config.get_text_config().pad_token_id = usable[0] if usable else None
     if pad is not None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def write_settings(model: PreTrainedModel, tokenizer, folder: Path) -> None:
+    """Writes config.json, generation_config.json and the files of the tokenizer."""
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
-    # Not save_pretrained, which refuses settings (a temperature without sampling) that it has read
-    # without an error: a trained model must not be lost over them.
+    # save_pretrained would refuse settings that from_pretrained accepts (a temperature without
+    # sampling), and the trained model would be lost.
     config.to_json_file(folder / "config.json")
     if model.can_generate():
         model.generation_config.to_json_file(folder / "generation_config.json")
     tokenizer.save_pretrained(folder)
 
 
-def in_the_layout_of_files(
+def converted_for_files(
     model: PreTrainedModel, tensors: Tensors, is_main: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name in the files, whole float32 tensor), one at a time where the layout allows it."""
+    """(name in the files, full float32 tensor), gathered one at a time where that is possible."""
     on_meta = {name: torch.empty(get().shape, device="meta") for name, get in tensors.items()}
-    gathered = ((name, whole(get())) for name, get in tensors.items())
+    tensors_in_turn = ((name, gather_tensor(get())) for name, get in tensors.items())
     if revert_weight_conversion(model, on_meta).keys() == on_meta.keys():
-        yield from gathered
+        yield from tensors_in_turn
     else:  # the files join or split tensors (mixture-of-experts), so rank 0 needs them all
-        everything = {name: tensor for name, tensor in gathered if is_main}
+        on_rank_0 = {name: tensor for name, tensor in tensors_in_turn if is_main}
         if is_main:
-            yield from revert_weight_conversion(model, everything).items()
+            yield from revert_weight_conversion(model, on_rank_0).items()
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor on the CPU, in float32 if it has a floating-point type. A collective."""
     tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to("cpu", dtype)
 
 
 def move_into_place(temporary: Path, folder: Path) -> None:
-    new = {path.name for path in temporary.iterdir()}
+    """Moves all files to `folder`, and removes the files of tensors of an older model there."""
+    names = {path.name for path in temporary.iterdir()}
     for pattern in ("model*.safetensors", "model.safetensors.index.json"):
         for old in folder.glob(pattern):  # of a model with another number of files
-            if old.name not in new:
+            if old.name not in names:
                 old.unlink()
-    for name in sorted(new):
+    for name in sorted(names):
         os.replace(temporary / name, folder / name)
     temporary.rmdir()
 
 
-class Files:
-    """Collects tensors into files of at most MAX_FILE_BYTES, and writes the index of several."""
+class FileWriter:
+    """Writes tensors to files of at most MAX_FILE_BYTES, and the index if there are several files.
+
+    A tensor that is larger has a file of its own.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -135,7 +141,8 @@ class Files:
     def flush(self) -> None:
         path = self.folder / f"unnamed-{len(self.names)}.safetensors"  # until their number is known
         save_file(self.tensors, path, metadata={"format": "pt"})
-        path.chmod((self.folder / "config.json").stat().st_mode)  # safetensors: its owner alone
+        # safetensors creates files that their owner alone can read.
+        path.chmod((self.folder / "config.json").stat().st_mode)
         self.names.append(list(self.tensors))
         self.tensors, self.bytes = {}, 0
 

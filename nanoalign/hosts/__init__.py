@@ -1,10 +1,11 @@
 """Many ranks, on one host or several: docs/hosts.md.
 
-report.py       who prints an error, and what is printed when a rank is lost
-groups.py       groups of ranks that each hold a copy of the parameters (HSDP), rarer sums
+report.py       prints an error once, and one line per host when a rank is lost
+groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
 """
 
 import argparse
+from argparse import Namespace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,11 +13,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument_group("many ranks").add_argument
     add("--shard_size", type=number(int, 1), metavar="RANKS",
-        help="ranks that share one copy of parameters, gradients and optimizer state, usually the "
-        "GPUs of a host; default: all ranks")  # fmt: skip
+        help="how many ranks share a copy of parameters, gradients and optimizer state, usually "
+        "the GPUs of a host; default: all ranks")  # fmt: skip
     add("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch",
-        help="when gradients are summed over ranks and sharded; step: once a step, and until then "
-        "each rank holds all gradients in float32")  # fmt: skip
+        help="when gradients are summed over ranks and sharded; step: once a step, for which each "
+        "rank needs memory for all gradients in float32")  # fmt: skip
     add("--timeout", type=positive, default=600.0, metavar="SECONDS",
-        help="how long a rank waits for the others before it ends the run: longer than rank 0 "
+        help="the run ends if a rank waits this long for another one; it must be more than rank 0 "
         "takes to read or write a model")  # fmt: skip
+    parser.refusals.append(refusal)
+
+
+def refusal(args: Namespace) -> str | None:
+    """Why --shard_size is refused, or None. It is called before anything is loaded."""
+    from nanoalign.distributed import place
+
+    _, ranks, _ = place()
+    if args.shard_size and ranks % args.shard_size:
+        return (
+            f"--shard_size {args.shard_size} does not divide the {ranks} ranks of this run into "
+            "equal groups; give a divisor of their number"
+        )
+    return None

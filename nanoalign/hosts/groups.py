@@ -1,4 +1,4 @@
-"""Groups of ranks that each hold a copy of the parameters, and when gradients are summed."""
+"""Groups of ranks that each have a copy of the parameters (HSDP), and when gradients are summed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,24 +11,20 @@ from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World
-from nanoalign.errors import RunError
 from nanoalign.loop import Batches
 
 
 def divide(world: World, shard_size: int, timeout: float) -> World:
-    """The World with a mesh of (groups, shard_size): each group holds a copy of the parameters.
+    """The World with a mesh of (groups, shard_size): each group has a copy of the parameters.
 
+    shard_size: ranks of a group, a divisor of world.size.
     timeout: seconds that a rank waits for another one of its group.
     """
-    if world.size % shard_size:
-        raise RunError(
-            f"--shard_size {shard_size} does not divide the {world.size} ranks of this run into "
-            "equal groups"
-        )
+    assert world.size % shard_size == 0, f"{world.size} ranks in groups of {shard_size}"
     if shard_size == world.size:
         return world
     ranks = torch.arange(world.size).view(-1, shard_size)
-    # Not init_device_mesh: its groups of some of the ranks have torch's own timeout.
+    # init_device_mesh would give these process groups torch's own timeout.
     replicate, shard = (
         dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timedelta(seconds=timeout))[0]
         for lines in (ranks.T, ranks)
@@ -40,10 +36,10 @@ def divide(world: World, shard_size: int, timeout: float) -> World:
 
 
 class SyncedBatches:
-    """Batches that set, before each is used, what its backward pass does with gradients.
+    """Batches that set, before each is returned, what its backward pass does with gradients.
 
-    Groups exchange their sums with the last batch of a step alone. With --gradient_sync step, ranks
-    of a group do so as well, and until then hold all gradients, in float32.
+    Groups sum their gradients in the last batch of a step alone. gradient_sync: when the ranks of a
+    group sum theirs: "micro_batch", or "step", for which each keeps all gradients in float32.
     """
 
     def __init__(self, batches: Batches, model: FSDPModule, gradient_sync: str):

@@ -1,25 +1,29 @@
-"""python -m pytest tests/test_training.py
+"""python -m pytest tests/core/test_training.py
 
 Whole runs of train_dpo.py on a tiny random Llama: what the curve may depend on, and what not.
 """
 
-import argparse
 import json
 import math
+import subprocess
+from functools import partial
 from pathlib import Path
 
+import numpy
 import pytest
+import runs
 import torch
-from conftest import examples, tiny_llama, write_pairs
+import transformers
+from conftest import records, tiny_llama, write_pairs
 from ranks import run_ranks
+from runs import assert_same_curve, losses
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import nanoalign
 import train_dpo
-from nanoalign import loop
-from nanoalign.models import Policy
-from nanoalign.prepare import make_optimizer
-from nanoalign.report import curves, held_out_summary
-from nanoalign.rows import collate, encode_all
+from nanoalign.checkpoints import guards
+from nanoalign.loop import get_lr
+from nanoalign.model import Policy
 
 
 @pytest.fixture(scope="module")
@@ -28,49 +32,14 @@ def pairs(tmp_path_factory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
 
 
-def _train_without_picture(argv: list[str]) -> None:
-    train_dpo.curves = lambda *args: None  # half of the time of a run this small
-    train_dpo.main(argv)
-
-
 @pytest.fixture(scope="module")
 def train(llama_folder, pairs):
-    """Runs train_dpo.main on some ranks; 10 steps of 7 pairs unless told otherwise."""
-
-    def run(out: Path, *flags: object, ranks: int = 1, steps: int | None = 10) -> list[dict]:
-        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
-                "--template", "raw", *(("--steps", steps) if steps else ()), *flags]  # fmt: skip
-        outcome = run_ranks(ranks, _train_without_picture, [str(arg) for arg in argv])
-        assert outcome.codes == [0] * ranks, outcome.stderr
-        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-    return run
+    return partial(runs.train, llama_folder, pairs)
 
 
 @pytest.fixture(scope="module")
 def one_rank(train, tmp_path_factory) -> list[dict]:
     return train(tmp_path_factory.mktemp("runs") / "one")
-
-
-@pytest.fixture(scope="module")
-def two_ranks(train, tmp_path_factory) -> tuple[list[dict], Path]:
-    """An uninterrupted run on two ranks, and its folder."""
-    out = tmp_path_factory.mktemp("runs") / "two"
-    return train(out, ranks=2), out
-
-
-def losses(metrics: list[dict]) -> list[float]:
-    return [line["loss"] for line in metrics if "loss" in line]
-
-
-def assert_same_curve(a: list[dict], b: list[dict]) -> None:
-    """Losses to 1e-5 relative; rewards and accuracies follow from log-probabilities near -100."""
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for key in x:
-            absolute = 0 if key in ("loss", "lr", "epoch") else 1e-4
-            assert y[key] == pytest.approx(x[key], rel=1e-5, abs=absolute), key
 
 
 def test_the_first_loss_is_ln_2_and_training_learns(one_rank):
@@ -105,111 +74,102 @@ def test_ranks_and_micro_batches_together(train, one_rank, tmp_path):
 
 
 def test_bfloat16_stays_close(train, one_rank, tmp_path):
-    """Within 0.05 of float32's losses over 10 steps that halve them."""
+    """Within 0.05 of the losses in float32, over 10 steps that halve them."""
     coarse = losses(train(tmp_path / "run", "--precision", "bf16", ranks=2))
     assert coarse != losses(one_rank)
     assert coarse == pytest.approx(losses(one_rank), abs=0.05)
 
 
-# --- resume
-
-
-def test_resume_continues_bit_for_bit_on_the_same_ranks(train, two_ranks, tmp_path):
-    straight, folder = two_ranks
-    stopped = train(tmp_path / "run", "--stop_after", 5, ranks=2)
-    assert losses(stopped) == losses(straight)[:5]
-    assert train(tmp_path / "run", "--resume", ranks=2) == straight
-    weights = [
-        AutoModelForCausalLM.from_pretrained(run).state_dict() for run in (folder, tmp_path / "run")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
-def test_resume_continues_on_another_number_of_ranks(train, two_ranks, tmp_path, ranks):
-    train(tmp_path / "run", "--stop_after", 5, ranks=2)
-    resumed = train(tmp_path / "run", "--resume", ranks=ranks)
-    assert losses(resumed) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
-
-
-def test_a_killed_run_continues_from_its_newest_whole_checkpoint(train, one_rank, tmp_path):
-    """Steps after the checkpoint are done again and logged once; torn checkpoints are not seen."""
-    train(tmp_path / "b", "--save_every", 2, "--stop_after", 7, "--keep", 10)
-    folder = tmp_path / "b" / "checkpoints"
-    assert sorted(p.name for p in folder.iterdir()) == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
-    (folder / "step_000007").rename(folder / ".step_000007.partial")  # as if killed while writing
-    resumed = train(tmp_path / "b", "--resume")
-    assert losses(resumed) == losses(one_rank)
-    assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
-
-
-def test_a_torn_line_of_metrics_is_written_again(train, one_rank, tmp_path):
-    train(tmp_path / "b", "--stop_after", 5)
-    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "los')
-    assert train(tmp_path / "b", "--resume") == one_rank
-
-
-def test_resume_after_an_evaluation_at_the_same_step(train, tmp_path):
-    """An evaluation leaves the head gathered; the checkpoint behind it must hold the shards."""
-    straight = train(tmp_path / "a", "--eval_every", 5, ranks=2)
-    train(tmp_path / "b", "--eval_every", 5, "--stop_after", 5, ranks=2)
-    assert train(tmp_path / "b", "--eval_every", 5, "--resume", ranks=2) == straight
-
-
-def test_resume_in_bfloat16(train, tmp_path):
-    straight = train(tmp_path / "a", "--precision", "bf16")
-    train(tmp_path / "b", "--precision", "bf16", "--stop_after", 5)
-    assert train(tmp_path / "b", "--precision", "bf16", "--resume") == straight
-
-
-def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
-    train(tmp_path / "run", "--save_every", 2, "--keep", 2)
-    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step_000008", "step_000010"]
-
-
-def test_a_finished_run_can_be_made_longer(train, tmp_path):
-    longer = train(tmp_path / "a", "--schedule", "constant", "--warmup", 0)
-    train(tmp_path / "b", "--schedule", "constant", "--warmup", 0, "--steps", 6, "--save_every", 6)
-    assert losses(
-        train(tmp_path / "b", "--schedule", "constant", "--warmup", 0, "--resume")
-    ) == losses(longer)
-
-
 # --- results
 
 
-def test_the_saved_model_scores_as_the_trained_one(train, tmp_path, tokenizer):
-    """The last evaluation of the run, made again from the saved files by transformers' own loader."""
-    metrics = train(
-        tmp_path / "run", "--eval_data", write_pairs(tmp_path / "eval.jsonl", 9, seed=1), ranks=2
+def plain_logps(model: torch.nn.Module, prompt: list[int], response: list[int]) -> float:
+    """log pi(response | prompt), token by token, from the full logits of one sequence."""
+    logits = model(torch.tensor([prompt + response])).logits[0].double()  # (T, V)
+    places = range(len(prompt) - 1, len(prompt) + len(response) - 1)
+    return sum(
+        float(logits[place].log_softmax(-1)[token])
+        for place, token in zip(places, response, strict=True)
     )
-    rows = encode_all(examples(9, seed=1), tokenizer, "raw")[0]
+
+
+@torch.no_grad()
+def test_the_saved_model_has_the_log_probabilities_of_the_last_evaluation(
+    train, tmp_path, tokenizer, llama_folder
+):
+    """The oracle: transformers' own loaders and forward, and a loop over tokens.
+
+    And the rewards: beta times what the log-probabilities have gained over the first model.
+    """
+    eval_pairs = write_pairs(tmp_path / "eval.jsonl", 9, seed=1)
+    last = train(tmp_path / "run", "--eval_data", eval_pairs, ranks=2)[-1]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run").eval()
+    before = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
+    saved_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert model.dtype == torch.float32
-    assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
-    with torch.no_grad():
-        logps = Policy(model).textbook(collate(rows, share_prefix=False)).view(-1, 2)
-    assert metrics[-1]["eval/logps/chosen"] == pytest.approx(logps[:, 0].mean().item(), rel=1e-6)
-    assert metrics[-1]["eval/logps/rejected"] == pytest.approx(logps[:, 1].mean().item(), rel=1e-6)
+    assert saved_tokenizer.get_vocab() == tokenizer.get_vocab()
+    for side, name in enumerate(("chosen", "rejected")):
+        logps, rewards = [], []
+        for record in records(9, seed=1):
+            prompt = saved_tokenizer(record.prompt)["input_ids"]
+            response = saved_tokenizer(record.responses[side])["input_ids"]
+            response.append(saved_tokenizer.eos_token_id)
+            logps.append(plain_logps(model, prompt, response))
+            rewards.append(0.1 * (logps[-1] - plain_logps(before, prompt, response)))
+        assert last[f"eval/logps/{name}"] == pytest.approx(sum(logps) / 9, rel=1e-6)
+        assert last[f"eval/rewards/{name}"] == pytest.approx(sum(rewards) / 9, rel=1e-4)
 
 
-def test_evaluation_runs_when_asked_and_at_both_ends(train, tmp_path):
+def test_args_json_has_the_flags_and_the_versions(train, tmp_path, pairs):
+    train(tmp_path / "run", "--beta", 0.3, steps=1)
+    args = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert args["beta"] == 0.3 and args["data"] == [str(pairs)] and args["loss"] == "dpo"
+    assert args["nanoalign"] == nanoalign.__version__
+    assert args["torch"] == torch.__version__ and args["numpy"] == numpy.__version__
+    assert args["transformers"] == transformers.__version__
+    folder = Path(nanoalign.__file__).parent
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
+    if head.returncode:  # this is not a checkout
+        assert args["commit"] is None
+    else:
+        assert args["commit"].removesuffix("-dirty") == head.stdout.strip()
+
+
+def test_the_commit_is_never_that_of_another_project(tmp_path, monkeypatch):
+    """A package that was installed in an ignored folder of a checkout has no commit."""
+    git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    if guards.shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    git(["git", "init"])
+    package = tmp_path / "site-packages" / "nanoalign" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    package.write_text("")
+    (tmp_path / ".gitignore").write_text("site-packages\n")
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    git(["git", "add", ".gitignore"])
+    git(["git", *who, "commit", "-m", "theirs"])
+    monkeypatch.setattr(nanoalign, "__file__", str(package))
+    assert guards.versions()["commit"] is None
+    git(["git", "add", "--force", str(package)])
+    git(["git", *who, "commit", "-m", "ours"])
+    head = git(["git", "rev-parse", "HEAD"], text=True).stdout.strip()
+    assert guards.versions()["commit"] == head
+    package.write_text("changed = True\n")
+    assert guards.versions()["commit"] == f"{head}-dirty"
+
+
+def test_evaluations_are_at_both_ends_and_every_so_many_steps(train, tmp_path):
     metrics = train(tmp_path / "run", "--eval_every", 4)
     assert [line["step"] for line in metrics if "eval/loss" in line] == [0, 4, 8, 10]
-    curves(tmp_path / "run", "a title")
-    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert held_out_summary(tmp_path / "run", 2).startswith("loss 0.6931 -> ")
 
 
-def test_epochs_are_whole_passes(train, tmp_path):
+def test_epochs_are_full_passes(train, tmp_path):
     """25 pairs less 2 held out: 2 epochs of ceil(23 / 7) = 4 steps."""
     metrics = train(tmp_path / "run", "--epochs", 2, steps=None)
     assert [line["epoch"] for line in metrics if "loss" in line] == [i / 4 for i in range(1, 9)]
 
 
-def test_overwrite_leaves_nothing_of_the_old_run(train, tmp_path):
+def test_overwrite_removes_the_old_run_and_nothing_else(train, tmp_path):
     train(tmp_path / "run", "--save_every", 5)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     metrics = train(tmp_path / "run", "--overwrite", steps=3)
@@ -221,16 +181,16 @@ def test_overwrite_leaves_nothing_of_the_old_run(train, tmp_path):
 # --- the reference
 
 
-def _run_and_compare_reference(argv: list[str]) -> tuple[bool, bool]:
-    """Whether the sharded reference, and the policy, are the same tensors after a run as before it."""
+def _run_and_compare_parameters(argv: list[str]) -> tuple[bool, ...]:
+    """Of each model that is loaded: whether its tensors are the same after the run as before."""
     loaded, load = [], Policy.load
 
-    def keep(*args, **kwargs):
+    def load_and_copy(*args, **kwargs):
         policy = load(*args, **kwargs)
         loaded.append((policy, [p.full_tensor().clone() for p in policy.parameters()]))
         return policy
 
-    train_dpo.Policy.load = keep
+    train_dpo.Policy.load = load_and_copy
     train_dpo.main(argv)
     same = []
     for policy, before in loaded:
@@ -242,8 +202,8 @@ def _run_and_compare_reference(argv: list[str]) -> tuple[bool, bool]:
 
 def test_training_moves_the_policy_and_not_the_reference(llama_folder, pairs, tmp_path):
     argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--lr", "1e-2"]
-    outcome = run_ranks(2, _run_and_compare_reference, [str(arg) for arg in argv])
-    assert outcome.results == [(True, False)] * 2, outcome.stderr
+    outcome = run_ranks(2, _run_and_compare_parameters, [str(arg) for arg in argv])
+    assert outcome.results == [(False, True)] * 2, outcome.stderr
 
 
 def test_another_reference_gives_other_first_losses(train, tmp_path, tokenizer):
@@ -257,11 +217,13 @@ def test_another_reference_gives_other_first_losses(train, tmp_path, tokenizer):
 
 
 def test_only_matrices_decay():
-    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 3), "norm": torch.nn.LayerNorm(3)})
-    optimizer = make_optimizer(model, argparse.Namespace(lr=0.1, weight_decay=0.3))
-    decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
-    assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
-        "a.weight": 0.3, "a.bias": 0.0, "norm.weight": 0.0, "norm.bias": 0.0}  # fmt: skip
+    policy = Policy(tiny_llama(attention_bias=True))
+    groups = policy.parameter_groups(weight_decay=0.3)
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    found = {name: decay[id(p)] for name, p in policy.named_parameters()}
+    vectors = ("bias", "norm.weight", "layernorm.weight")
+    assert found == {name: 0.0 if name.endswith(vectors) else 0.3 for name in found}
+    assert sorted(set(found.values())) == [0.0, 0.3]
 
 
 def test_gradients_are_clipped(train, one_rank, tmp_path):
@@ -276,14 +238,5 @@ def test_the_seed_orders_the_pairs(train, one_rank, tmp_path):
     assert other[1]["logps/chosen"] != one_rank[1]["logps/chosen"]
 
 
-# --- the learning rate
-
-
-def test_lr_by_hand():
-    """10 steps, 20 % warm-up: 2 steps up by thirds, then 8 down."""
-    rates = [loop.get_lr(step, 10, 3.0, 0.2, "linear") for step in range(10)]
-    assert rates == pytest.approx([1.0, 2.0, 3.0, 2.625, 2.25, 1.875, 1.5, 1.125, 0.75, 0.375])
-    cosine = [loop.get_lr(step, 10, 3.0, 0.2, "cosine") for step in (2, 6)]
-    assert cosine == pytest.approx([3.0, 1.5])
-    assert loop.get_lr(9, 10, 3.0, 0.2, "constant") == 3.0
-    assert all(loop.get_lr(step, 1, 3.0, 0.9, s) > 0 for step in (0,) for s in ("linear", "cosine"))
+def test_the_only_step_of_a_run_has_a_learning_rate():
+    assert all(get_lr(0, 1, 3.0, 0.9, schedule) == 3.0 for schedule in ("linear", "cosine"))

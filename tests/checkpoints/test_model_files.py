@@ -1,6 +1,6 @@
-"""python -m pytest tests/checkpoints/test_weights.py
+"""python -m pytest tests/checkpoints/test_model_files.py
 
-Weight files into sharded parameters and back. The oracle is transformers' own loader.
+Model folders -> sharded parameters -> model folders. The oracle is transformers' own loader.
 """
 
 import json
@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import records, tiny_llama
 from ranks import run_ranks
-from runs import spoiled
+from runs import damaged_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -26,7 +26,7 @@ from nanoalign.checkpoints import write
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.slices import read_slices, stored_tensors
 from nanoalign.checkpoints.write import write_model
-from nanoalign.distributed import setup
+from nanoalign.distributed import full, setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
@@ -48,8 +48,10 @@ def score(folder: Path, batch) -> torch.Tensor:
 
 def write_mixtral(folder: Path) -> Path:
     torch.manual_seed(0)
-    config = MixtralConfig(vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                           num_attention_heads=2, num_key_value_heads=1, num_local_experts=4)  # fmt: skip
+    config = MixtralConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+    )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -87,7 +89,7 @@ def test_slices_are_what_transformers_loads(llama_folder, batch):
     ],
 )
 def test_slices_are_what_the_core_loads(llama_folder, tmp_path, model, options):
-    """Names, values, dtypes, and which parameters are trained; of policies and reward models."""
+    """Names, values, dtypes, requires_grad, and buffers; of policies and of reward models."""
     folder = llama_folder if model == "llama" else write_mixtral(tmp_path)
     kind = RewardModel if "head_seed" in options else Policy
     core, sliced = kind.load(folder, **options), kind.load(folder, read=read_slices, **options)
@@ -102,8 +104,27 @@ def test_slices_are_what_the_core_loads(llama_folder, tmp_path, model, options):
         assert torch.equal(buffers[name], buffer), name
 
 
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """On any number of ranks: all tensors, gathered from the slices that each rank read."""
+    policy = load(folder, setup())
+    return {name: full(tensor.detach()) for name, tensor in policy.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_read_their_slices_and_write_the_whole(llama_folder, batch, tmp_path, ranks):
+def test_ranks_read_what_transformers_loads_tensor_by_tensor(llama_folder, tmp_path, model, ranks):
+    folder = llama_folder if model == "llama" else write_mixtral(tmp_path)
+    outcome = run_ranks(ranks, load_tensors, folder)
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    expected = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for found in outcome.results:
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_read_their_slices_and_write_full_tensors(llama_folder, batch, tmp_path, ranks):
     """259 rows of embedding do not divide by 2 or 3; tied weights and rotary tables come back."""
     outcome = run_ranks(ranks, load_and_score, llama_folder, batch, tmp_path / "out")
     assert outcome.codes == [0] * ranks, outcome.stderr
@@ -130,10 +151,12 @@ def test_experts_are_converted_in_and_out(batch, tmp_path, tokenizer, ranks):
 def test_buffers_of_converted_models_reach_every_rank(batch, tmp_path, tokenizer):
     """GLM-4 MoE has fused experts, and a persistent buffer that no rank shards."""
     torch.manual_seed(0)
-    config = Glm4MoeConfig(vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                           num_attention_heads=2, num_key_value_heads=1, head_dim=16, n_group=1,
-                           moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
-                           topk_group=1, first_k_dense_replace=1, n_shared_experts=1)  # fmt: skip
+    config = Glm4MoeConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, n_group=1, topk_group=1,
+        moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
+        first_k_dense_replace=1, n_shared_experts=1,
+    )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)
     for name, buffer in model.named_buffers():
         if "correction_bias" in name:
@@ -240,7 +263,7 @@ def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("what", "message"),
+    ("damage", "message"),
     [
         ("no weights", "has no weights: neither model.safetensors nor"),
         ("no config", "has no config.json"),
@@ -254,9 +277,9 @@ def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
         ("torn index", "not an index of files"),
     ],
 )
-def test_a_folder_that_does_not_fit_is_an_error(llama_folder, tmp_path, what, message):
+def test_a_folder_that_does_not_fit_is_an_error(llama_folder, tmp_path, damage, message):
     with pytest.raises(RunError, match=message):
-        load(local_folder(spoiled(llama_folder, tmp_path / "model", what)))
+        load(local_folder(damaged_model(llama_folder, tmp_path / "model", damage)))
 
 
 def refuse(folder: Path) -> str:
@@ -270,7 +293,9 @@ def refuse(folder: Path) -> str:
 
 def test_all_ranks_refuse_together(llama_folder, tmp_path):
     """Only rank 0 reads files of another architecture; the other rank stops with the same error."""
-    outcome = run_ranks(2, refuse, spoiled(llama_folder, tmp_path / "model", "other architecture"))
+    outcome = run_ranks(
+        2, refuse, damaged_model(llama_folder, tmp_path / "model", "other architecture")
+    )
     assert outcome.results[0] == outcome.results[1] and "not those of" in outcome.results[0]
 
 

@@ -1,0 +1,316 @@
+"""python -m pytest tests/checkpoints/test_resume.py
+
+Whole runs of train_dpo.py that stop and continue: the curve of a run that was not interrupted.
+"""
+
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from conftest import write_pairs
+from ranks import run_ranks
+from runs import losses, metrics_of, script
+from torch.distributed import checkpoint as dcp
+from transformers import AutoModelForCausalLM
+
+from nanoalign.batch import Row
+from nanoalign.checkpoints import resume
+
+LR = 1e-2  # of runs.train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """25 pairs: with batches of 7 an epoch has 4 steps, the last of 4 pairs."""
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
+
+
+@pytest.fixture(scope="module")
+def train(llama_folder, pairs):
+    return partial(runs.train, llama_folder, pairs)
+
+
+@pytest.fixture(scope="module")
+def one_rank(train, tmp_path_factory) -> list[dict]:
+    return train(tmp_path_factory.mktemp("runs") / "one")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(train, tmp_path_factory) -> tuple[list[dict], Path]:
+    """An uninterrupted run on two ranks, and its folder."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    return train(out, ranks=2), out
+
+
+@pytest.fixture(scope="module")
+def stopped(train, tmp_path_factory) -> Path:
+    """A run on two ranks that ended after step 5 of 10."""
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    train(out, "--stop_after", 5, ranks=2)
+    return out
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+# --- the same run
+
+
+def test_resume_continues_bit_for_bit_on_the_same_ranks(train, two_ranks, stopped, tmp_path):
+    straight, folder = two_ranks
+    out = shutil.copytree(stopped, tmp_path / "run")
+    assert losses(metrics_of(out)) == losses(straight)[:5]
+    assert not (out / "model.safetensors").exists()
+    assert train(out, "--resume", ranks=2) == straight
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(run).state_dict() for run in (folder, out)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_resume_continues_on_another_number_of_ranks(train, two_ranks, stopped, tmp_path, ranks):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    resumed = train(out, "--resume", ranks=ranks)
+    assert losses(resumed) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
+    assert losses(resumed)[:5] == losses(two_ranks[0])[:5]  # not computed again
+
+
+def test_flags_that_leave_the_steps_alone_may_differ(train, two_ranks, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    flags = ["--micro_batch_tokens", 60, "--no-share_prefix", "--activation_checkpointing",
+             "--gradient_sync", "step", "--keep", 7, "--eval_every", 3]  # fmt: skip
+    resumed = train(out, "--resume", *flags)
+    assert losses(resumed) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
+
+
+def test_resume_after_an_evaluation_at_the_same_step(train, tmp_path):
+    """An evaluation leaves the head gathered; the checkpoint behind it must have the shards."""
+    straight = train(tmp_path / "a", "--eval_every", 5, ranks=2)
+    train(tmp_path / "b", "--eval_every", 5, "--stop_after", 5, ranks=2)
+    assert train(tmp_path / "b", "--eval_every", 5, "--resume", ranks=2) == straight
+
+
+def test_resume_in_bfloat16(train, tmp_path):
+    straight = train(tmp_path / "a", "--precision", "bf16")
+    train(tmp_path / "b", "--precision", "bf16", "--stop_after", 5)
+    assert train(tmp_path / "b", "--precision", "bf16", "--resume") == straight
+
+
+def test_a_finished_run_can_be_made_longer(train, tmp_path):
+    flags = ("--schedule", "constant", "--warmup", 0)
+    longer = train(tmp_path / "a", *flags)
+    train(tmp_path / "b", *flags, "--steps", 6, "--save_every", 6)
+    assert losses(train(tmp_path / "b", *flags, "--resume")) == losses(longer)
+
+
+def test_a_checkpoint_behind_the_last_step_is_an_error(llama_folder, pairs, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    outcome = resume_with(llama_folder, pairs, out, "--steps", 4)
+    assert (
+        one_error(outcome) == "error: the checkpoint is at step 5 of 4; raise --steps or --epochs"
+    )
+
+
+# --- which checkpoints there are
+
+
+def test_a_killed_run_continues_from_its_newest_complete_checkpoint(train, one_rank, tmp_path):
+    """Steps after the checkpoint are run again and logged once; incomplete ones are not read."""
+    train(tmp_path / "b", "--save_every", 2, "--stop_after", 7, "--keep", 10)
+    folder = tmp_path / "b" / "checkpoints"
+    assert checkpoints(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
+    (folder / "step_000007").rename(folder / ".step_000007.partial")  # as if killed while writing
+    resumed = train(tmp_path / "b", "--resume", "--save_every", 10, "--keep", 10)
+    assert losses(resumed) == losses(one_rank)
+    assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
+    assert checkpoints(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 10)]
+
+
+def test_an_incomplete_line_of_metrics_is_written_again(train, one_rank, tmp_path):
+    train(tmp_path / "b", "--stop_after", 5)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "los')
+    assert train(tmp_path / "b", "--resume") == one_rank
+
+
+def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
+    train(tmp_path / "run", "--save_every", 2, "--keep", 2)
+    assert checkpoints(tmp_path / "run") == ["step_000008", "step_000010"]
+
+
+def test_the_last_step_has_a_checkpoint(train, tmp_path):
+    train(tmp_path / "run", "--save_every", 4)
+    assert checkpoints(tmp_path / "run") == ["step_000008", "step_000010"]
+
+
+def test_a_run_without_the_flags_writes_none(two_ranks):
+    assert not (two_ranks[1] / "checkpoints").exists()
+
+
+def test_steps_are_compared_as_numbers_and_hidden_folders_are_not_seen(tmp_path):
+    names = ["step_000900", "step_1000000", "step_999999", ".step_2000000.partial", "step_x"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    found = [path.name for path in resume.complete_checkpoints(tmp_path)]
+    assert found == ["step_000900", "step_999999", "step_1000000"]
+    assert resume.newest(tmp_path).name == "step_1000000"
+
+
+def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints" / "step_000002"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(resume.shutil, "rmtree", lambda path: None)  # as if killed before it
+    resume.remove(folder)
+    assert resume.complete_checkpoints(tmp_path) == []
+
+
+def test_a_checkpoint_has_the_moments_of_adamw_in_float32(stopped):
+    """Read by torch.distributed.checkpoint alone: parameters, two moments of each, the step."""
+    path = stopped / "checkpoints" / "step_000005"
+    kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    parameters = {name for name in kept if name.startswith("model.")}
+    moments = {name for name in kept if "exp_avg" in name}
+    # Two blocks of 7 matrices and 2 norms, the last norm, and the embedding under its two names.
+    assert len(parameters) == 2 * 9 + 3 and len(moments) == 2 * (2 * 9 + 2)
+    assert {kept[name].properties.dtype for name in parameters | moments} == {torch.float32}
+    about = json.loads((path / "run.json").read_text())
+    assert about["format"] == 1 and about["step"] == 5 and about["args"]["lr"] == LR
+
+
+# --- what is refused
+
+
+def resume_with(model: Path, pairs: Path, out: Path, *flags: object, ranks: int = 1):
+    argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", LR,
+            "--template", "raw", "--steps", 10, "--resume", *flags]  # fmt: skip
+    return run_ranks(ranks, script, [str(arg) for arg in argv])
+
+
+def one_error(outcome) -> str:
+    """The only line on standard error but for the progress bar, of a run that failed."""
+    assert set(outcome.codes) == {1}, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line and "step/s" not in line]
+    assert len(lines) == 1, outcome.stderr
+    return lines[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr 1", "but settings differ: --lr was 0.01, now 1.0; give the old ones, or"),
+        ("--batch_size 5 --seed 1", "--batch_size was 7, now 5; --seed was 0, now 1; give"),
+        ("--loss cdpo", "--label_smoothing was 0.0, now 0.1; --loss was 'dpo', now 'cdpo'; give"),
+        ("--precision bf16", "--precision was 'auto', now 'bf16'; give"),
+        ("--overwrite", "--resume continues a run and --overwrite replaces it; give one of them"),
+        ("--max_length 9", "the training pairs are not those of "),
+        ("--eval_share 0.5", "same eval_share, max_length, preference, template, or start a new"),
+    ],
+)
+def test_other_settings_and_other_data_are_refused(llama_folder, pairs, stopped, flags, message):
+    before = contents(stopped)
+    error = one_error(resume_with(llama_folder, pairs, stopped, *flags.split()))
+    assert error.startswith("error: --resume") and message in error
+    assert contents(stopped) == before
+
+
+def test_another_file_of_pairs_is_refused_by_all_ranks(llama_folder, stopped, tmp_path):
+    others = write_pairs(tmp_path / "others.jsonl", 25, seed=1)
+    error = one_error(resume_with(llama_folder, others, stopped, ranks=2))
+    path = stopped / "checkpoints" / "step_000005"
+    assert error.startswith(f"error: --resume: the training pairs are not those of {path}; give")
+
+
+@pytest.mark.parametrize("version", [None, 0, 2])
+def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path, version):
+    """None: a checkpoint that was written before checkpoints had a format version."""
+    out = shutil.copytree(stopped, tmp_path / "run")
+    path = out / "checkpoints" / "step_000005"
+    about = json.loads((path / "run.json").read_text())
+    about = {k: v for k, v in about.items() if k != "format"}
+    (path / "run.json").write_text(
+        json.dumps(about if version is None else about | {"format": version})
+    )
+    assert one_error(resume_with(llama_folder, pairs, out, ranks=2)) == (
+        f"error: {path} has format version {version or 0}, this version of nanoalign reads 1; "
+        "continue with the version that wrote it, or start a new run with another --out"
+    )
+
+
+DAMAGES = {
+    "no run.json": ("FileNotFoundError: ", lambda path: path.unlink()),
+    "torn run.json": ("JSONDecodeError: ", lambda path: cut(path)),
+    "empty run.json": ("JSONDecodeError: ", lambda path: path.write_text("")),
+    "run.json of a list": ("AttributeError: ", lambda path: path.write_text("[]")),
+    "no shard": ("FileNotFoundError: ", lambda path: path.unlink()),
+    "torn shard": ("", lambda path: cut(path)),
+    "no metadata": ("FileNotFoundError: ", lambda path: path.unlink()),
+    "torn metadata": ("UnpicklingError: ", lambda path: cut(path)),
+    "empty metadata": ("EOFError: ", lambda path: path.write_text("")),
+}
+FILES = {"run.json": "run.json", "shard": "__1_0.distcp", "metadata": ".metadata"}
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_error(llama_folder, pairs, stopped, tmp_path, damage):
+    """On two ranks; the shard that is damaged is that of rank 1."""
+    out = shutil.copytree(stopped, tmp_path / "run")
+    problem, spoil = DAMAGES[damage]
+    path = out / "checkpoints" / "step_000005"
+    spoil(path / next(file for name, file in FILES.items() if name in damage))
+    error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
+    assert error.startswith(f"error: the checkpoint {path} can't be read: {problem}"), error
+    assert error.endswith("; remove it to continue from the one before")
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(llama_folder, pairs, two_ranks, tmp_path):
+    for out in (two_ranks[1], tmp_path / "nothing"):
+        assert one_error(resume_with(llama_folder, pairs, out)) == (
+            f"error: --resume: {out} has no checkpoint; --save_every and --stop_after write them"
+        )
+
+
+# --- the fingerprint of the data
+
+
+def test_the_fingerprint_changes_with_all_that_is_trained_on():
+    def row(**changes) -> Row:
+        fields = {"name": "a:1", "prompt": ids(1, 2), "responses": (ids(3), ids(4, 5))}
+        fields |= {"extra": {"margins": torch.tensor([0.5]).numpy()}} | changes
+        return Row(**fields)
+
+    def ids(*tokens: int):
+        return torch.tensor(tokens, dtype=torch.int32).numpy()
+
+    rows = [row(), row(prompt=ids(9))]
+    same = [row(name="b:7"), row(prompt=ids(9), notes=("cut",))]
+    assert resume.fingerprint(rows) == resume.fingerprint(same)
+    same[0].extra["reference_logps"] = torch.ones(2).numpy()  # of the reference, not of the data
+    assert resume.fingerprint(rows) == resume.fingerprint(same)
+    others = [
+        rows[::-1],
+        rows[:1],
+        [row(prompt=ids(1)), rows[1]],
+        [row(responses=(ids(3), ids(4, 6))), rows[1]],
+        [row(responses=(ids(4, 5), ids(3))), rows[1]],
+        [row(prompt=ids(1, 2, 3), responses=(ids(), ids(4, 5))), rows[1]],  # another border
+        [row(pairs=((1, 0),)), rows[1]],
+        [row(extra={"margins": torch.tensor([0.25]).numpy()}), rows[1]],
+        [row(extra={}), rows[1]],
+    ]
+    prints = {resume.fingerprint(each) for each in others}
+    assert len(prints) == len(others) and resume.fingerprint(rows) not in prints
