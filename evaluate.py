@@ -1,15 +1,15 @@
 """Evaluate what was trained.
 
-    python evaluate.py                              both of these, of the default runs
-    python evaluate.py rm                           runs/rm on the embedded test pairs
+    python evaluate.py rm                           runs/rm, on the embedded test pairs
     python evaluate.py policy                       runs/dpo against tiny, by the rewards of runs/rm
+    python evaluate.py                              both
     torchrun --nproc_per_node 8 evaluate.py rm \\
         --model runs/rm --data harmless=pairs.jsonl helpful=others.jsonl --out runs/rm_eval
     torchrun --nproc_per_node 8 evaluate.py policy --policy runs/dpo \\
         --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
     python evaluate.py frontier runs/a_eval runs/b_eval     several policies in one picture
 
-`evaluate.py rm --help` and so on list the flags.
+`python evaluate.py rm --help` lists the flags of a command.
 """
 
 import json
@@ -21,7 +21,7 @@ from functools import partial
 from nanoalign import evaluation, loop, pairs
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
-from nanoalign.distributed import World, compute_dtype, on_main, print0, run, setup
+from nanoalign.distributed import World, compute_dtype, print0, run, setup
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation import answers, comparison, diagnosis, ranking, results, scoring
@@ -31,6 +31,7 @@ from nanoalign.flags import Parser
 from nanoalign.formats.records import formats
 from nanoalign.formats.rows import EQUAL_SCORES
 from nanoalign.formats.sources import check_sources, open_source
+from nanoalign.hosts.collectives import on_main
 from nanoalign.hosts.report import report
 from nanoalign.packing.batches import Packed
 from nanoalign.rewards.rule import scoring_rule
@@ -66,9 +67,9 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         f"template {template}, max_length {max_length}"
     )
 
-    # data, of all views before anything is scored
+    # the data of all views, before anything is scored
     check_sources(args.data)
-    read = []
+    prepared = []
     for view in scoring.views(model, args.preference, args.combine):
         score = Mixed(model, view.shares)
         records = list(pairs.read(args.data, formats(view.preference), open_source))
@@ -83,11 +84,11 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             f"prompts, labels {view.preference}{notes}"
         )
         scoring.check_encoded(score, encoded, batches, name)
-        read.append((view, score, compared, encoded))
+        prepared.append((view, score, compared, encoded))
 
     # scores, figures, files
     scored, figures = [], {"subsets": {}}
-    for view, score, records, encoded in read:
+    for view, score, records, encoded in prepared:
         scores = scoring.score_encoded(score, encoded, batches, name)
         lines = ranking.scored_lines(records, encoded[0].rows, scores, view.name)
         for subset in dict.fromkeys(line.subset for line in lines):
@@ -98,8 +99,8 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     if not world.is_main:
         return
     figures["all"] = ranking.reward_metrics(scored)
-    if len(read) == 1:
-        figures["all"] |= ranking.truth(scored, read[0][0].preference)
+    if len(prepared) == 1:
+        figures["all"] |= ranking.truth(scored, prepared[0][0].preference)
     settings = vars(args) | {"template": template, "max_length": max_length}
     with results.results_folder(args.out, settings) as out:
         results.write_ranking(out, scored, figures, args.cases)
@@ -128,26 +129,27 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     batches = layout(args)(world, args.micro_batch_tokens)
 
     # prompts, given answers, policies, reward model
-    given = {side: getattr(args, f"{side}_answers") for side in answers.SIDES}
-    given = {side: source for side, source in given.items() if source}
+    given = {role: getattr(args, f"{role}_answers") for role in answers.ROLES}
+    given = {role: source for role, source in given.items() if source}
     prompts, found = answers.read_given(given, args.data, args.samples, args.allow_missing)
-    names = {side: getattr(args, side) for side in answers.SIDES if side not in found}
+    names = {role: getattr(args, role) for role in answers.ROLES if role not in found}
     samplers = {  # by name: where policy and baseline are one model, it is loaded once
         name: answers.load_sampler(name, prompts, args, world)
         for name in dict.fromkeys(names.values())
     }
     both = [samplers[name] for name in names.values()]
     kl_is_known = answers.kl_is_known(both, args.temperature, args.top_p)
-    read = batches if kl_is_known else loop.Batches(world, args.micro_batch_tokens)
+    # Only the KL needs packed rows, so a policy that can't share rows can still be sampled.
+    checked = batches if kl_is_known else loop.Batches(world, args.micro_batch_tokens)
     for sampler in samplers.values():
-        answers.check_sampler(sampler, prompts, args.max_length, read)
+        answers.check_sampler(sampler, prompts, args.max_length, checked)
     judge = load_judge(prompts, list(samplers.values()), batches, args)
 
     # answers, rewards, KL
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed,
                         args.batch_size)  # fmt: skip
     sampled = {name: answers.sample(each, sampling, world) for name, each in samplers.items()}
-    found |= {side: sampled[name] for side, name in names.items()}
+    found |= {role: sampled[name] for role, name in names.items()}
     as_sampled = len(both) == 2 and answers.share_vocabulary(both)
     compared = compare(judge, prompts, found, as_sampled, batches)
     kl = answers.kl_estimate(*both, found["policy"], batches) if kl_is_known else {}
@@ -169,7 +171,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         results.write_pairs(args.pairs_out, records, len(prompts))
     for name, value in figures.items():
         print(f"{name:<28} {'-' if value is None else round(value, 4)}")
-    print(f"\n{diagnosis.verdict(figures)}")
+    print(f"\n{diagnosis.conclusion(figures)}")
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
 
 

@@ -23,13 +23,15 @@ from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packi
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, check_folder, load_tokenizer, open_run
+from nanoalign.checkpoints.guards import check_fits, load_tokenizer
+from nanoalign.checkpoints.runs import check_folder, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks import check_layout, check_start
-from nanoalign.distributed import compute_dtype, on_main, print0, run, setup
+from nanoalign.distributed import compute_dtype, print0, run, setup
 from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.formats.load import load_rows
+from nanoalign.hosts.collectives import on_main
 from nanoalign.hosts.report import report
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, hits

@@ -109,33 +109,9 @@ def sum_over_ranks(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Ten
     return values
 
 
-def gather(value: T, world: World) -> list[T]:
-    """The object of every rank, by rank, on every rank. A collective."""
-    values: list[T] = [value] * world.size
-    if world.size > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
 def full(value: Tensor) -> Tensor:
     """The whole of a sharded tensor. A collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def on_main(world: World, function: Callable[[], T]) -> T | None:
-    """The result of a function on rank 0, None on the others. A collective.
-
-    A RunError or OSError becomes a RunError on every rank, so no rank waits in vain.
-    """
-    result = problem = None
-    if world.is_main:
-        try:
-            result = function()
-        except (RunError, OSError) as error:
-            problem = str(error)
-    if (problem := gather(problem, world)[0]) is not None:
-        raise RunError(problem)
-    return result
 
 
 def print0(*args, **kwargs) -> None:

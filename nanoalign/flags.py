@@ -12,6 +12,7 @@ import torch
 from nanoalign.encode import TEMPLATES
 from nanoalign.errors import RunError
 
+SCHEDULES = ("cosine", "linear", "constant")
 # A GPU needs many tokens at a time; a CPU is as fast with few, which take less memory.
 MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 
@@ -60,7 +61,6 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 def number(kind: type, at_least: float, below: float = math.inf) -> Callable[[str], float]:
     """An argparse type: a finite number in [at_least, below)."""
-
     limit = f" and below {below:g}" if below < math.inf else ""
     expected = f"{'whole ' * (kind is int)}number of at least {at_least:g}{limit}"
 
@@ -99,10 +99,8 @@ def add_training_arguments(
     count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs: docs/data.md")
-    add("--eval_data", nargs="+", metavar="SOURCE",
-        help="held-out pairs; default: the embedded test data for embedded data")  # fmt: skip
-    add("--eval_share", type=share, default=0.1,
-        help="share of the prompts that is held out where there are no held-out pairs")  # fmt: skip
+    add("--eval_data", nargs="+", metavar="SOURCE", help="held-out pairs; those of embedded --data")
+    add("--eval_share", type=share, default=0.1, help="else this share of the prompts is held out")
     add("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut, and counted")  # fmt: skip
     add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
@@ -113,8 +111,7 @@ def add_training_arguments(
     add("--steps", type=count, help="optimizer steps in all, in place of --epochs")
     add("--lr", type=positive, help=f"peak learning rate; default: {lr:g}; {tiny_lr:g} for tiny")
     add("--warmup", type=share, default=warmup, help="share of the steps in which it rises")
-    add("--schedule", choices=("cosine", "linear", "constant"), default="cosine",
-        help="how the learning rate falls after the warm-up")  # fmt: skip
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how it falls after the warm-up")
     add("--weight_decay", type=number(float, 0), default=0.0, help="of AdamW, on matrices alone")
     add("--max_grad_norm", type=positive, default=1.0, help="longer gradients are scaled to this")
     add("--seed", type=number(int, 0), default=0, help="of the order of records, and of drawing")

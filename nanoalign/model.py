@@ -24,8 +24,7 @@ from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps, sums_of
 CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
 
 Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
-# (auto class, folder, config, dtype) -> (model, Fill). nanoalign/checkpoints/slices.py has another
-# one, by which each rank reads only its own slices of the files.
+# A rank of nanoalign/checkpoints/slices.py reads only its own slices of the files.
 Read = Callable[[type, str | Path, PretrainedConfig, torch.dtype], tuple[PreTrainedModel, Fill]]
 
 
@@ -143,13 +142,12 @@ class Policy(Scorer):
         """Final hidden states to logits, as the model's own forward does: (C, D) -> (C, V)."""
         config = self.model.config.get_text_config()
         logits = self.model.get_output_embeddings()(hidden)
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:  # Granite
+        if divisor := getattr(config, "logits_scaling", None):  # Granite
             logits = logits / divisor
-        if (factor := getattr(config, "logit_scale", None)) is not None:  # Cohere
+        if factor := getattr(config, "logit_scale", None):  # Cohere
             logits = logits * factor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:  # Gemma
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma
+        return torch.tanh(logits / cap) * cap if cap else logits
 
     def textbook(self, batch: Batch) -> Tensor:
         """The same as forward, by the model's own forward and full logits: (S,). The oracle."""

@@ -1,16 +1,13 @@
-"""Files of preference records -> Records, and which prompts are held out.
+"""Files of preference records -> Records.
 
 A format is a function from a record (a JSON object) to a Record; FORMATS finds it by the keys of a
 record. nanoalign/formats knows more formats and kinds of files; yours is one more entry.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
@@ -27,7 +24,8 @@ def pku(record: dict, preference: str = "better") -> Record:
     best = record.get(key)
     if isinstance(best, bool) or best not in (0, 1):
         raise ValueError(f"{key} is {best!r}; --preference {preference} needs 0 or 1")
-    return Record(record["prompt"], (record[f"response_{best}"], record[f"response_{1 - best}"]))
+    responses = record["response_0"], record["response_1"]
+    return Record(record["prompt"], responses[::-1] if best else responses)
 
 
 PKU = ("prompt", "response_0", "response_1")
@@ -109,26 +107,3 @@ def check_text(name: str, text: object) -> None:
         raise ValueError(f"the {name} is empty; correct or remove the record")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"the {name} has half a character (a lone surrogate)")
-
-
-def prompt_digests(records: Sequence[Record]) -> np.ndarray:
-    """(N,) uint64, the same for two records exactly when their prompts are the same."""
-    keys = (r.prompt if isinstance(r.prompt, str) else json.dumps(r.prompt) for r in records)
-    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
-    return np.frombuffer(b"".join(digests), dtype="<u8")
-
-
-def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A mask (N,) of `share` of the prompts, with all their records, in whatever order these are.
-
-    These prompts are the first by SplitMix64 (Steele et al. 2014) of the seed and the digest. A
-    share above 0 holds out at least one prompt, and at least one prompt stays.
-    """
-    prompts = np.unique(digests)
-    count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
-    with np.errstate(over="ignore"):
-        mixed = prompts + np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15)
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
-    return np.isin(digests, prompts[order[:count]])

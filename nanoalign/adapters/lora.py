@@ -30,8 +30,9 @@ from nanoalign.batch import Batch
 from nanoalign.checkpoints import write
 from nanoalign.checkpoints.guards import read_config
 from nanoalign.checkpoints.slices import local_rows, places_of, tensors_of
-from nanoalign.distributed import World, full, on_main, print0
+from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.hosts.collectives import on_main
 from nanoalign.model import Policy
 
 FOLDER = "adapter"  # in the folder of a run

@@ -1,7 +1,8 @@
 """Model folders that a run reads and writes, its checkpoints, and its curves.
 
 folders.py      names of models -> local folders
-guards.py       refuses unusable folders and data before training; versions for args.json
+runs.py         the folder of a run: settings, versions, metrics
+guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices
 convert.py      the same where transformers must convert the tensors (mixture-of-experts)
 write.py        sharded parameters -> safetensors files in Hugging Face format

@@ -5,8 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
-from nanoalign.runs import METRICS
 
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
 PANELS = [

@@ -1,25 +1,15 @@
-"""Guards: refuse, before training, folders and data by which a result would be lost or wrong."""
+"""Guards: refuse, before training, models and data by which a result would be wrong."""
 
 import math
-import platform
-import shutil
-import subprocess
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-import nanoalign
-from nanoalign import runs
 from nanoalign.batch import Row
-from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import RewardModel, Scorer
-from nanoalign.runs import ARGS
 
 # The exceptions by which transformers reports a folder that it cannot read.
 FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
@@ -45,28 +35,6 @@ def load_tokenizer(folder: Path):
         return transformers.AutoTokenizer.from_pretrained(folder)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
-
-
-def check_folder(args: Namespace, models: list[Path]) -> None:
-    """Raises RunError if a run must not write to --out; changes nothing.
-
-    models: folders that the run reads, which --out must not be.
-    """
-    out = Path(args.out)
-    is_run = (out / ARGS).is_file()
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out} is a file; give a folder")
-    if any(out.resolve() == model for model in models):
-        raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
-    if is_run and not (args.resume or args.overwrite):
-        raise RunError(
-            f"--out {out} contains another run; continue it with --resume, replace it with "
-            "--overwrite, or give another --out"
-        )
-    if not is_run and out.is_dir() and any(out.iterdir()):
-        raise RunError(
-            f"--out {out} contains files that are not those of a run; give another --out"
-        )
 
 
 def check_vocabulary(folder: Path, other: Path) -> None:
@@ -110,43 +78,3 @@ def check_pad_token(model: RewardModel, folder: Path) -> None:
             f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, "
             "but here they are read at EOS; if that is right, give config.json another pad_token_id"
         )
-
-
-def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]], None]:
-    """As runs.open_run, with versions() in args.json.
-
-    Raises RunError on a host that does not see the file that rank 0 wrote.
-    """
-    log = runs.open_run(args, world, versions())
-    if not (path := Path(args.out) / ARGS).exists():
-        raise RunError(
-            f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be "
-            "on a disk that all hosts share"
-        )
-    return log
-
-
-def versions() -> dict[str, str | None]:
-    """The versions of this package, its libraries and Python, and the git commit of this package.
-
-    commit: None if the package is not tracked by git; ends with -dirty if files were changed.
-    """
-    folder = str(Path(nanoalign.__file__).parent)
-
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", folder, "--no-optional-locks", *words]
-        done = subprocess.run(command, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = None
-    # An installed package may be in an ignored folder of another project, with commits of its own.
-    if shutil.which("git") and git("ls-files", "--error-unmatch", "__init__.py") is not None:
-        commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    return {
-        "nanoalign": nanoalign.__version__,
-        "commit": commit,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

@@ -28,10 +28,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from nanoalign.batch import Row
-from nanoalign.distributed import World, on_main
+from nanoalign.checkpoints.runs import METRICS
+from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.hosts.collectives import on_main
 from nanoalign.loop import Objective
-from nanoalign.runs import METRICS
 
 FORMAT = 1  # version of a checkpoint; another one is refused
 ABOUT = "run.json"

@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanoalign.batch import Row
-from nanoalign.distributed import World, autocast, gather
+from nanoalign.distributed import World, autocast
+from nanoalign.hosts.collectives import gather
 from nanoalign.model import Policy
 
 SHRINK = 0.75  # finished answers are removed from a batch when at most this share is unfinished

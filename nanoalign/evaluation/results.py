@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from nanoalign.checkpoints.runs import ARGS
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.evaluation import POLICY, REWARD_MODEL
 from nanoalign.evaluation.cases import cases
@@ -16,7 +17,6 @@ from nanoalign.evaluation.comparison import Compared
 from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
 from nanoalign.evaluation.ranking import Figures, Scored
-from nanoalign.runs import ARGS
 
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
@@ -28,7 +28,7 @@ COMPARABLE = ("baseline", "baseline_answers", "reward", "combine", "reward_templ
 
 
 def check_models(names: Iterable[str | None]) -> None:
-    """Raises RunError if a model is to be read where a training script writes, but none is there."""
+    """Raises RunError if a default model of evaluate.py has not been trained yet."""
     scripts = {REWARD_MODEL: "train_rm.py", POLICY: "train_dpo.py"}
     for name in names:
         if name in scripts and not Path(name).exists():
@@ -124,7 +124,7 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
 
 
 def write_records(path: Path, records: Iterable[dict]) -> None:
-    """A JSON object per line; the file gets its name when it is complete."""
+    """Writes a JSON object per line; the file gets its name when it is complete."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -135,7 +135,7 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
 
 def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: int) -> None:
-    """The results of `rm`. count: cases of each kind."""
+    """Writes the results of `rm`. count: cases of each kind."""
     from nanoalign.evaluation import reward_pictures  # imports matplotlib
 
     write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
@@ -153,7 +153,7 @@ def picture_name(subset: str) -> str:
 def write_comparison(
     folder: Path, title: str, compared: Sequence[Compared], figures: Figures, log: list[dict]
 ) -> None:
-    """The results of `policy`. log: metrics of the policy's training."""
+    """Writes the results of `policy`. log: metrics of the policy's training, a line each."""
     from nanoalign.evaluation import pictures
 
     write_records(folder / "answers.jsonl", (asdict(line) for line in compared))
@@ -165,7 +165,7 @@ def write_comparison(
 
 
 def write_pairs(name: str, records: Sequence[dict], prompts: int) -> None:
-    """The preference records of --pairs_out, and a line about them. prompts: how many there were."""
+    """Writes the preference records of --pairs_out, and prints how many of `prompts` they are."""
     if not records:
         print(f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward")
         return

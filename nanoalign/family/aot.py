@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
-from nanoalign.distributed import World, gather
+from nanoalign.distributed import World
 from nanoalign.family.losses import match_by_rank
 from nanoalign.family.objectives import Paired
 from nanoalign.family.pairs import PairLoss, Pairs, Read
+from nanoalign.hosts.collectives import gather
 
 
 class Aot(Paired):

@@ -1,5 +1,7 @@
 """Records -> the rows of a run, training rows and held-out ones, in memory."""
 
+import hashlib
+import json
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +14,6 @@ from nanoalign.batch import Row
 from nanoalign.distributed import print0
 from nanoalign.encode import Record, encode_all, resolve_template
 from nanoalign.errors import RunError
-from nanoalign.pairs import hold_out, prompt_digests
 
 EQUAL_SCORES = "ranked records dropped: all scores equal"
 EQUAL_RESPONSES = "pairs dropped: both responses equal"
@@ -81,3 +82,26 @@ def drop_equal(rows: Sequence[Row]) -> tuple[list[Row], Counter]:
             extra = {name: values[differ] for name, values in row.extra.items()}
             kept.append(replace(row, pairs=pairs, extra=extra))
     return kept, counts
+
+
+def prompt_digests(records: Sequence[Record]) -> np.ndarray:
+    """(N,) uint64, the same for two records exactly when their prompts are the same."""
+    keys = (r.prompt if isinstance(r.prompt, str) else json.dumps(r.prompt) for r in records)
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A mask (N,) of `share` of the prompts, with all their records, in whatever order these are.
+
+    These prompts are the first by SplitMix64 (Steele et al. 2014) of the seed and the digest. A
+    share above 0 holds out at least one prompt, and at least one prompt stays.
+    """
+    prompts = np.unique(digests)
+    count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
+    with np.errstate(over="ignore"):
+        mixed = prompts + np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
+    return np.isin(digests, prompts[order[:count]])

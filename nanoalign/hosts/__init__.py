@@ -1,5 +1,6 @@
 """Many ranks, on one host or several: docs/hosts.md.
 
+collectives.py  objects and errors of all ranks
 report.py       prints an error once, and one line per host when a rank is lost
 groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
 """

@@ -27,11 +27,12 @@ import transformers
 from tqdm import tqdm
 
 import nanoalign
-from nanoalign.distributed import World, gather, print0
+from nanoalign.distributed import World, print0
 from nanoalign.encode import Record, encode_all, resolve_template
 from nanoalign.errors import RunError
+from nanoalign.formats.rows import prompt_digests
 from nanoalign.formats.sources import parse_source
-from nanoalign.pairs import prompt_digests
+from nanoalign.hosts.collectives import gather
 from nanoalign.store.disk import ABOUT, FORMAT, Store, name_of, write_chunk
 from nanoalign.store.folder import writing
 
@@ -40,8 +41,8 @@ CHUNK = 2048  # records that a rank has in memory at a time
 STALE = 24 * 3600  # seconds without a new file, after which an unfinished store is of a killed run
 # The code on which the content of a store depends.
 CODE = ("batch.py", "encode.py", "pairs.py", "checkpoints/resume.py", "formats/files.py",
-        "formats/load.py", "formats/records.py", "formats/sources.py", "rewards/condition.py",
-        "rewards/several.py", "store/disk.py", "store/encode.py")  # fmt: skip
+        "formats/load.py", "formats/records.py", "formats/rows.py", "formats/sources.py",
+        "rewards/condition.py", "rewards/several.py", "store/disk.py", "store/encode.py")  # fmt: skip
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
 STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error
 

@@ -5,8 +5,7 @@ from argparse import Namespace
 import numpy as np
 
 from nanoalign.distributed import World
-from nanoalign.formats.rows import Data, describe
-from nanoalign.pairs import hold_out
+from nanoalign.formats.rows import Data, describe, hold_out
 from nanoalign.store.encode import Encoding, encoded
 from nanoalign.store.folder import cache_folder
 

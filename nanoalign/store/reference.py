@@ -31,9 +31,10 @@ from nanoalign.batch import Batch, Row
 from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.checks import LAYOUT_TOLERANCE, check_layout
-from nanoalign.distributed import World, gather, on_main, print0, sum_over_ranks
+from nanoalign.distributed import World, print0, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import Data
+from nanoalign.hosts.collectives import gather, on_main
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
 from nanoalign.store.folder import cache_folder, writing

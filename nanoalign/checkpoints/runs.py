@@ -1,0 +1,104 @@
+"""The folder of a run: args.json, metrics.jsonl, checkpoints/, and at the end the model."""
+
+import json
+import platform
+import shutil
+import subprocess
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+import nanoalign
+from nanoalign.distributed import World
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.hosts.collectives import on_main
+
+ARGS, METRICS = "args.json", "metrics.jsonl"
+# All that a run writes, and so all that --overwrite removes.
+WRITTEN = (METRICS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json", ARGS,
+           "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
+           "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
+           "merges.txt")  # fmt: skip
+
+
+def check_folder(args: Namespace, models: list[Path]) -> None:
+    """Raises RunError if a run must not write to --out; changes nothing.
+
+    models: folders that the run reads, which --out must not be.
+    """
+    out = Path(args.out)
+    is_run = (out / ARGS).is_file()
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out} is a file; give a folder")
+    if any(out.resolve() == model for model in models):
+        raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
+    if is_run and not (args.resume or args.overwrite):
+        raise RunError(
+            f"--out {out} contains another run; continue it with --resume, replace it with "
+            "--overwrite, or give another --out"
+        )
+    if not is_run and out.is_dir() and any(out.iterdir()):
+        raise RunError(
+            f"--out {out} contains files that are not those of a run; give another --out"
+        )
+
+
+def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]], None]:
+    """Prepares --out and writes args.json. Returns what appends a line to metrics.jsonl.
+
+    Raises RunError on a host that does not see the file that rank 0 wrote.
+    """
+    out = Path(args.out)
+
+    def prepare() -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        for pattern in () if args.resume else WRITTEN:
+            for path in out.glob(pattern):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (out / ARGS).write_text(json.dumps(vars(args) | versions(), indent=2) + "\n")
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        if world.is_main and metrics:
+            try:
+                with (out / METRICS).open("a") as file:
+                    file.write(json.dumps({"step": step, **metrics}) + "\n")
+            except OSError as error:
+                raise RunError(f"{out / METRICS} can't be written: {in_a_line(error)}") from error
+
+    on_main(world, prepare)
+    if not (path := out / ARGS).exists():
+        raise RunError(
+            f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be "
+            "on a disk that all hosts share"
+        )
+    return log
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of this package, its libraries and Python, and the git commit of this package.
+
+    commit: None if the package is not tracked by git; ends with -dirty if files were changed.
+    """
+    folder = str(Path(nanoalign.__file__).parent)
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", folder, "--no-optional-locks", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit = None
+    # An installed package may be in an ignored folder of another project, with commits of its own.
+    if shutil.which("git") and git("ls-files", "--error-unmatch", "__init__.py") is not None:
+        commit = git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    return {
+        "nanoalign": nanoalign.__version__,
+        "commit": commit,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
