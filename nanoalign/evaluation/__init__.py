@@ -6,7 +6,7 @@ ranking.py      how a reward model ranks pairs: its figures, and a table of them
 cases.py        the pairs worth reading, as Markdown
 generation.py   sampling from a policy
 answers.py      the answers of a policy, or of a file; the KL of two policies
-judge.py        the rewards of two models' answers
+judge.py        the rewards of the answers, by a reward model
 comparison.py   who wins, by how much; new preference pairs
 statistics.py   calibration, rank correlation, bootstrap, length-controlled win rate
 page.py diagnosis.py        report.html, and what its figures mean
@@ -40,16 +40,16 @@ embedded world, the true rule) no longer agree, the policy exploits the reward m
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the commands rm, policy and frontier, each with its flags."""
     commands = parser.add_subparsers(dest="command", parser_class=type(parser))
-    add_rm_arguments(
-        commands.add_parser("rm", doc=RM_DOC, help="a reward model, on preference pairs")
-    )
+    rm = commands.add_parser("rm", doc=RM_DOC, help="a reward model, on preference pairs")
+    add_rm_arguments(rm)
     policy = commands.add_parser("policy", doc=POLICY_DOC, help="a policy, against a baseline")
     add_policy_arguments(policy)
     frontier = commands.add_parser(
         "frontier", doc=FRONTIER_DOC, help="several policies, by their KL from the baseline"
     )
     frontier.add_argument("results", nargs="+", metavar="FOLDER",
-        help="results of evaluate.py policy, all with one baseline, reward model and data")  # fmt: skip
+        help="results of evaluate.py policy, all with one baseline, reward model and "
+        "data")  # fmt: skip
     add_out_argument(frontier, "runs/frontier")
     parser.derived.append(partial(policy_defaults, policy))
     parser.refusals.append(refusal)
@@ -57,31 +57,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign import packing
+    from nanoalign.encode import TEMPLATES
     from nanoalign.flags import add_forward_arguments, number
     from nanoalign.formats import PREFERENCES, SOURCES
 
     subsets = [f"{name}=tiny:test:{name}" for name in SOURCES]
-    add = parser.add_argument_group("reward model and data").add_argument
+    group = parser.add_argument_group("reward model and data")
+    add = group.add_argument
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add("--data", nargs="+", default=subsets, metavar="NAME=SOURCE",
         help="preference pairs, a subset each: docs/data.md")  # fmt: skip
-    add_out_argument(parser, "runs/rm_eval")
-    add_rule_arguments(parser)
+    add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
+    add("--max_length", type=number(int, 2),
+        help="tokens of a prompt and one response; default: those of its training")  # fmt: skip
     add("--cases", type=number(int, 0), default=5, help="pairs of each kind in cases.md")
     add("--preference", choices=PREFERENCES,
-        help="which label of PKU-SafeRLHF orders a pair; default: each that the model has")  # fmt: skip
-    add_combine_argument(parser)
+        help="the label of PKU-SafeRLHF that orders a pair; default: each that the model "
+        "has")  # fmt: skip
+    add_combine_argument(group)
+    add_out_argument(group, "runs/rm_eval")
     add_forward_arguments(parser.add_argument_group("machine"))
     packing.add_arguments(parser)
-
-
-def add_rule_arguments(parser: argparse.ArgumentParser) -> None:
-    from nanoalign.encode import TEMPLATES
-    from nanoalign.flags import number
-
-    parser.add_argument("--template", choices=TEMPLATES, help="default: that of its training")
-    parser.add_argument("--max_length", type=number(int, 2),
-        help="tokens of a prompt and one response; default: those of its training")  # fmt: skip
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,11 +86,13 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign.flags import add_forward_arguments, number, positive
 
     count = number(int, 1)
-    add = parser.add_argument_group("models and prompts").add_argument
+    group = parser.add_argument_group("models and prompts")
+    add = group.add_argument
     add("--policy", help=f"a folder, OWNER/NAME, or 'tiny'; default: {POLICY}")
     add("--baseline", help="the model that it is compared with, likewise; default: tiny")
     add("--policy_answers", metavar="SOURCE",
-        help="answers made elsewhere, in place of --policy: records of prompt and response")  # fmt: skip
+        help="answers of another program, in place of --policy: records of prompt and "
+        "response")  # fmt: skip
     add("--baseline_answers", metavar="SOURCE", help="likewise, in place of --baseline")
     add("--reward", default=REWARD_MODEL, help="the reward model that scores the answers")
     add("--data", nargs="+", metavar="SOURCE",
@@ -105,14 +103,15 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--template", choices=TEMPLATES, default="auto",
         help="of the prompts, for both models; and of the reward model")  # fmt: skip
     add("--reward_template", choices=TEMPLATES,
-        help="of the reward model, if it was trained with another one; default: --template")  # fmt: skip
+        help="of the reward model, if it was trained with another one; default: "
+        "--template")  # fmt: skip
     add("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt; a longer one loses its beginning")  # fmt: skip
     add("--reward_max_length", type=number(int, 2),
         help="tokens of a prompt and an answer for the reward model; default: those of its "
         "training")  # fmt: skip
-    add_combine_argument(parser)
-    add_out_argument(parser, "runs/dpo_eval")
+    add_combine_argument(group)
+    add_out_argument(group, "runs/dpo_eval")
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number(float, 0), default=1.0,
@@ -130,13 +129,13 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     packing.add_arguments(parser)
 
 
-def add_out_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    parser.add_argument("--out", default=default,
+def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:
+    group.add_argument("--out", default=default,
         help="folder of the results; it replaces an older one of the same command")  # fmt: skip
 
 
-def add_combine_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--combine", nargs="+", type=weight_by_name, metavar="NAME=WEIGHT",
+def add_combine_argument(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--combine", nargs="+", type=weight_by_name, metavar="NAME=WEIGHT",
         help="of a reward model of several preferences: the weighted sum of its rewards; "
         "default: each by itself")  # fmt: skip
 
@@ -156,7 +155,10 @@ def weight_by_name(text: str) -> tuple[str, float]:
 
 
 def policy_defaults(parser: argparse.ArgumentParser, args: Namespace) -> dict:
-    """Sets the defaults of `evaluate.py policy` that follow from its other flags."""
+    """Sets the defaults of `evaluate.py policy` that depend on its other flags. Returns none.
+
+    parser: of the command `policy`.
+    """
     if args.command == "policy":
         given = args.policy_answers or args.baseline_answers
         parser.set_defaults(
@@ -164,7 +166,7 @@ def policy_defaults(parser: argparse.ArgumentParser, args: Namespace) -> dict:
             baseline=None if args.baseline_answers else "tiny",
             data=None if given else ["tiny:test"],
         )
-    return {}  # none of the parser of all commands
+    return {}  # the parser of all commands has no such flags
 
 
 def refusal(args: Namespace) -> str | None:
@@ -174,9 +176,9 @@ def refusal(args: Namespace) -> str | None:
         return "--combine has a preference twice; give each one weight"
     if args.command != "policy":
         return None
-    for side in ("policy", "baseline"):
-        if None not in (getattr(args, side), getattr(args, f"{side}_answers")):
-            return f"--{side} and --{side}_answers both give the answers of the {side}; give one"
+    for role in ("policy", "baseline"):
+        if None not in (getattr(args, role), getattr(args, f"{role}_answers")):
+            return f"--{role} and --{role}_answers both give the answers of the {role}; give one"
     if 0 < args.temperature < 1e-3:
         return f"--temperature {args.temperature:g}: give 0, or 0.001 and more"
     if args.top_p > 1:

@@ -1,4 +1,4 @@
-"""The answers of one side of a comparison: sampled from a policy, or read from a file."""
+"""The answers of the policy and of the baseline: sampled from a model, or read from a file."""
 
 from argparse import Namespace
 from collections import Counter
@@ -22,15 +22,15 @@ from nanoalign.formats.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
 
-SIDES = ("policy", "baseline")
+ROLES = ("policy", "baseline")  # of the two models of a comparison
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers of one side, equally many to every prompt: as texts, and as they were sampled."""
+    """The answers of one model, equally many to every prompt: as texts, and as sampled tokens."""
 
     texts: list[list[str]]  # [prompt][answer]
-    sampled: list[list[Answer]] | None = None  # None if they were made elsewhere
+    sampled: list[list[Answer]] | None = None  # None if they are from a file
 
     def ended(self, n: int, k: int) -> bool | None:
         """Whether answer k to prompt n ended with EOS; None if that is not known."""
@@ -54,10 +54,11 @@ class Sampler:
 def read_given(
     sources: dict[str, str], data: list[str] | None, samples: int, allow_missing: bool
 ) -> tuple[list[Record], dict[str, Answers]]:
-    """The prompts of a comparison, and by side the answers to them that are in files.
+    """The prompts of a comparison, and by role the answers to them that are in files.
 
-    sources: by side. data: sources of prompts; without it the prompts are those of the first file
-        of answers, each once. samples: answers to each prompt. allow_missing: see `match`.
+    sources: of answers, by role. data: sources of prompts; if it is None, the prompts are those of
+        the first source of answers, each once. samples: answers to each prompt. allow_missing: see
+        `match`.
     Raises RunError if no prompt has answers of all files.
     """
     if data:
@@ -67,19 +68,19 @@ def read_given(
         for prompt in read_prompts([next(iter(sources.values()))]):
             once.setdefault(prompt_key(prompt.prompt), prompt)
         prompts = list(once.values())
-    texts = {side: match(each, prompts, samples, allow_missing) for side, each in sources.items()}
+    texts = {role: match(each, prompts, samples, allow_missing) for role, each in sources.items()}
     complete = [n for n in range(len(prompts)) if all(each[n] for each in texts.values())]
     if not complete:
-        raise RunError(f"none of the {len(prompts):,} prompts has answers of both sides")
+        raise RunError(f"none of the {len(prompts):,} prompts has answers of both models")
     return [prompts[n] for n in complete], {
-        side: Answers([each[n] for n in complete]) for side, each in texts.items()
+        role: Answers([each[n] for n in complete]) for role, each in texts.items()
     }
 
 
 def match(
     source: str, prompts: Sequence[Record], samples: int, allow_missing: bool
 ) -> list[list[str] | None]:
-    """To each prompt its `samples` answers of a file, in the order of the file; None: too few.
+    """Of each prompt its `samples` answers of a file, in the order of the file; None: too few.
 
     Raises RunError if a prompt has too few answers, or answers are left over; with allow_missing
     these are counted and left out.
@@ -176,7 +177,7 @@ def share_vocabulary(samplers: Sequence[Sampler]) -> bool:
 
 
 def kl_is_known(samplers: Sequence[Sampler], temperature: float, top_p: float) -> bool:
-    """Whether kl_estimate is unbiased: answers were drawn from the policy, and vocabularies agree."""
+    """Whether kl_estimate is unbiased: temperature 1, no top_p, and one vocabulary."""
     if len(samplers) < 2 or temperature != 1 or top_p != 1:
         return False
     return share_vocabulary(samplers)
@@ -190,14 +191,14 @@ def kl_estimate(
     answers: of the policy, at temperature 1 without top_p. A cut answer counts with the tokens that
     it has.
     """
-    logps = []  # of policy and baseline, an array of all answers each
-    for side in (policy, baseline):
+    logps = []  # of policy and baseline: (answers,) each
+    for sampler in (policy, baseline):
         rows = [
             Row(row.name, row.prompt, (np.array(answer.drawn, np.int32),), ())
-            for row, some in zip(side.rows, answers.sampled, strict=True)
+            for row, some in zip(sampler.rows, answers.sampled, strict=True)
             for answer in some
         ]
-        logps.append(np.array(score_rows(side.policy, rows, batches, f"'{side.name}'"))[:, 0])
+        logps.append(np.array(score_rows(sampler.policy, rows, batches, f"'{sampler.name}'"))[:, 0])
     difference = logps[0] - logps[1]
     tokens = sum(len(answer.drawn) for some in answers.sampled for answer in some)
     return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}

@@ -82,8 +82,8 @@ def comparison_metrics(compared: Sequence[Compared]) -> Figures:
 def true_metrics(compared: Sequence[Compared], prompts: list[str]) -> dict[str, float]:
     """The same by the true rule of the embedded world, in place of the reward model."""
     policy, baseline = (
-        np.array([tiny_world.true_reward(x.prompt, getattr(x, f"{side}_answer")) for x in compared])
-        for side in ("policy", "baseline")
+        np.array([tiny_world.true_reward(x.prompt, getattr(x, f"{role}_answer")) for x in compared])
+        for role in ("policy", "baseline")
     )  # (P,) each
     won = win_shares(policy - baseline)
     low, high = bootstrap_interval(won, prompts)

@@ -7,30 +7,32 @@ from pathlib import Path
 from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.evaluation.ranking import Figures
 
+RESULTS = {
+    1: "The policy is better than the baseline",
+    -1: "The policy is worse than the baseline",
+    0: "The difference between policy and baseline is within chance",
+}
 
-def verdict(figures: Figures) -> str:
-    """The result in one sentence, with the confidence that the 95 % intervals allow.
 
-    Where the true rule of the embedded world is known and differs from the reward model, the
-    sentence follows the true rule.
+def conclusion(figures: Figures) -> str:
+    """The result in one sentence. A difference counts if its 95 % intervals exclude 1/2.
+
+    Where the figures have those of the true rule of the embedded world, and these differ from those
+    of the reward model, the sentence says how.
     """
     wins = f"by the reward model it wins {_share(figures, '')} of {figures['pairs']:,} comparisons"
-    judged, text = _better(figures, ""), None
+    by_model = _better(figures, "")
+    result = RESULTS[by_model]
     if "true_win_rate" in figures:
         wins += f", by the true rule of the embedded world {_share(figures, 'true_')}"
-        true = _better(figures, "true_")
-        if not judged and true:
-            text = "The reward model sees no difference where there is one"
-        elif judged != true:
-            text = (
-                "The reward model is misled" if true else "The reward model sees more than there is"
-            )
-    results = {
-        1: "The policy is better than the baseline",
-        -1: "The policy is worse than the baseline",
-        0: "No difference to the baseline is shown, what there is may be chance",
-    }
-    return f"{text or results[judged]}: {wins}."
+        by_rule = _better(figures, "true_")
+        if by_model == 0 != by_rule:
+            result = "The true rule shows a difference, the reward model does not"
+        elif by_rule == 0 != by_model:
+            result = "The reward model shows a difference, the true rule does not"
+        elif by_model != by_rule:
+            result = "The reward model contradicts the true rule"
+    return f"{result}: {wins}."
 
 
 def _share(figures: Figures, judge: str) -> str:
@@ -93,13 +95,13 @@ def note_on_length(figures: Figures) -> str:
 
 def note_on_cut_answers(figures: Figures) -> str | None:
     cut = {
-        side: 1 - figures[f"{side}_ended_share"]
-        for side in ("policy", "baseline")
-        if figures[f"{side}_ended_share"] is not None
+        role: 1 - figures[f"{role}_ended_share"]
+        for role in ("policy", "baseline")
+        if figures[f"{role}_ended_share"] is not None
     }
     if not cut:
         return None
-    shares = " and ".join(f"{share:.1%} of the {side}'s" for side, share in cut.items())
+    shares = " and ".join(f"{share:.1%} of the {role}'s" for role, share in cut.items())
     return (
         f"Cut at the limit were {shares} answers. A policy that does not stop any more needs "
         "chosen answers that end with EOS, a larger --beta, or here a larger --max_new_tokens."

@@ -1,4 +1,4 @@
-"""A reward model that scores the answers of two sides."""
+"""A reward model that scores the answers of policy and baseline."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.distributed import compute_dtype, print0
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.evaluation.answers import SIDES, Answers, Sampler, with_answer
+from nanoalign.evaluation.answers import ROLES, Answers, Sampler, with_answer
 from nanoalign.evaluation.comparison import Compared
 from nanoalign.evaluation.scoring import (
     check_encoded,
@@ -37,17 +37,18 @@ class Judge:
 def load_judge(
     prompts: Sequence[Record], samplers: Sequence[Sampler], batches: Batches, args: Namespace
 ) -> Judge:
-    """The judge of --reward. It scores an answer to every prompt, so that errors are found early."""
+    """The judge of --reward.
+
+    Raises RunError before anything is sampled if the model cannot read every prompt with an answer.
+    """
     folder, world = local_folder(args.reward), batches.world
     model = load_reward_model(folder, world, compute_dtype(args.precision, world.device))
     shares = shares_of(model, args.reward, args.combine)
     rule = rule_for(model, samplers, args)
-    judge = Judge(
-        f"--reward {args.reward}", Mixed(model, shares), load_tokenizer(folder), shares, rule
-    )
+    judge = Judge(args.reward, Mixed(model, shares), load_tokenizer(folder), shares, rule)
     batches.prepare(model)
     encoded = encode_for(model, shares, with_answer(prompts), judge.tokenizer, rule)
-    check_encoded(judge.model, encoded, batches, judge.name)
+    check_encoded(judge.model, encoded, batches, f"--reward {judge.name}")
     positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and rule[1] > positions:
         raise RunError(
@@ -97,28 +98,28 @@ def compare(
     judge: Judge, prompts: Sequence[Record], answers: dict[str, Answers], as_sampled: bool,
     batches: Batches,
 ) -> list[Compared]:  # fmt: skip
-    """The k-th answers of both sides to each prompt, in one row, and their rewards. A collective.
+    """The k-th answers of both models to each prompt, in one row, and their rewards. A collective.
 
     as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
     """
-    sides = [answers[side] for side in SIDES]
-    places = [(n, k) for n in range(len(prompts)) for k in range(len(sides[0].texts[n]))]
+    both = [answers[role] for role in ROLES]
+    places = [(n, k) for n in range(len(prompts)) for k in range(len(both[0].texts[n]))]
     records = [
-        replace(prompts[n], responses=[side.texts[n][k] for side in sides],
+        replace(prompts[n], responses=[each.texts[n][k] for each in both],
                 name=f"{prompts[n].name}#{k}")
         for n, k in places
     ]  # fmt: skip
-    ended = [[side.ended(n, k) for side in sides] for n, k in places]
+    ended = [[each.ended(n, k) for each in both] for n, k in places]
     encoded = encode_for(judge.model, judge.shares, records, judge.tokenizer, judge.rule, ended)
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts().items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
-    scores = score_encoded(judge.model, encoded, batches, judge.name)
+    scores = score_encoded(judge.model, encoded, batches, f"--reward {judge.name}")
     tokens = [
-        [len(side.sampled[n][k].drawn) if as_sampled else len(response)
-         for side, response in zip(sides, row.responses, strict=True)]
+        [len(each.sampled[n][k].drawn) if as_sampled else len(response)
+         for each, response in zip(both, row.responses, strict=True)]
         for (n, k), row in zip(places, encoded[0].rows, strict=True)
     ]  # fmt: skip
     return [

@@ -9,27 +9,28 @@ from html import escape
 from pathlib import Path
 
 from nanoalign.evaluation.comparison import Compared
-from nanoalign.evaluation.diagnosis import verdict
+from nanoalign.evaluation.diagnosis import conclusion
 from nanoalign.evaluation.ranking import Figures
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem;
   color: #222 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
-.verdict { font-size: 1.15rem; background: #eef4fb; border-left: 5px solid #1f77b4;
+.conclusion { font-size: 1.15rem; background: #eef4fb; border-left: 5px solid #1f77b4;
   padding: .8rem 1rem }
 dl { columns: 3; column-gap: 3rem } dl div { display: flex; justify-content: space-between }
 dd { margin: 0 }
 img { max-width: 100% }
-.tools { position: sticky; top: 0; background: #fff; padding: .6rem 0; border-bottom: 1px solid #ddd }
+.tools { position: sticky; top: 0; background: #fff; padding: .6rem 0;
+  border-bottom: 1px solid #ddd }
 .tools input[type=search] { width: 18rem } .tools > * { margin-right: 1rem }
 .case { border: 1px solid #ddd; border-radius: 6px; margin: .8rem 0; padding: .7rem 1rem;
   content-visibility: auto; contain-intrinsic-size: auto 12rem }
 .case header { color: #666 } .prompt { font-weight: 600 }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: .5rem }
+.answers { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: .5rem }
 .text { white-space: pre-wrap; overflow-wrap: anywhere }
 .better { background: #eaf6ea } .worse { background: #fbf1e8 } .tie { background: #f3f3f3 }
-.sides > div { border-radius: 4px; padding: .5rem .7rem }
+.answers > div { border-radius: 4px; padding: .5rem .7rem }
 """
 SCRIPT = """
 const cases = document.getElementById('cases');
@@ -98,7 +99,7 @@ def comparison_page(
 <html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
-<p class="verdict">{escape(verdict(figures))}</p>
+<p class="conclusion">{escape(conclusion(figures))}</p>
 <h2>What the figures mean, and what to try</h2>
 <ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>
 <h2>Figures</h2>
@@ -126,18 +127,19 @@ def _case(place: int, line: Compared) -> str:
     prompt = line.prompt
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    sides = ""
-    for side, better in (("baseline", difference < 0), ("policy", difference > 0)):
+    answers = ""
+    for role, better in (("baseline", difference < 0), ("policy", difference > 0)):
         look = "tie" if kind == "tie" else "better" if better else "worse"
-        cut = "" if getattr(line, f"{side}_ended") in (True, None) else ", cut"
-        sides += (
-            f'<div class="{look}"><b>{side}</b>: {getattr(line, f"{side}_score"):+.3f} '
-            f"({getattr(line, f'{side}_tokens')} tokens{cut})"
-            f'<div class="text">{escape(getattr(line, f"{side}_answer"))}</div></div>'
+        cut = "" if getattr(line, f"{role}_ended") in (True, None) else ", cut"
+        answers += (
+            f'<div class="{look}"><b>{role}</b>: {getattr(line, f"{role}_score"):+.3f} '
+            f"({getattr(line, f'{role}_tokens')} tokens{cut})"
+            f'<div class="text">{escape(getattr(line, f"{role}_answer"))}</div></div>'
         )
     data = f'data-place="{place}" data-difference="{difference!r}" data-kind="{kind}"'
     return (
         f'<article class="case" {data}>'
         f"<header>{escape(line.id)}: {kind}, {difference:+.3f}</header>"
-        f'<div class="text prompt">{escape(prompt)}</div><div class="sides">{sides}</div></article>\n'
+        f'<div class="text prompt">{escape(prompt)}</div>'
+        f'<div class="answers">{answers}</div></article>\n'
     )

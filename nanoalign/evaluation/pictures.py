@@ -55,12 +55,12 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
     )
     axes["difference"].set_xlabel("policy's reward minus the baseline's")
     axes["difference"].set_ylabel("prompts")
-    for side, colour in (("baseline", WORSE), ("policy", BETTER)):
+    for role, colour in (("baseline", WORSE), ("policy", BETTER)):
         axes["length"].scatter(
-            [getattr(line, f"{side}_tokens") for line in compared],
-            [getattr(line, f"{side}_score") for line in compared],
+            [getattr(line, f"{role}_tokens") for line in compared],
+            [getattr(line, f"{role}_score") for line in compared],
             s=9, color=colour, alpha=alpha_of(len(compared)),
-            label=f"{side}, mean {figures[f'{side}_tokens_mean']:.1f} tokens",
+            label=f"{role}, mean {figures[f'{role}_tokens_mean']:.1f} tokens",
         )  # fmt: skip
     controlled = figures["length_controlled_win_rate"]
     axes["length"].set_title(

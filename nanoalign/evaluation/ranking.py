@@ -1,6 +1,6 @@
 """How a reward model ranks pairs of responses.
 
-Shapes: P pairs. The better response of a pair is the chosen one of the data, the worse the rejected.
+Shapes: P pairs. The better response of a pair is the chosen one, the worse the rejected one.
 """
 
 from collections import defaultdict
