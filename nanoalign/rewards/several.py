@@ -93,7 +93,7 @@ def labelled(record: dict, preferences: Sequence[str]) -> Record:
             raise ValueError(
                 f"{name}_response_id is {each!r}; --preference {' '.join(preferences)} needs 0 or 1"
             )
-    responses = (record[f"response_{best[0]}"], record[f"response_{1 - best[0]}"])
+    responses = (record["response_0"], record["response_1"])[:: -1 if best[0] else 1]
     pairs = tuple((int(each != best[0]), int(each == best[0])) for each in best)
     return Record(record["prompt"], responses, pairs, {"dimensions": list(range(len(best)))})
 

@@ -1,0 +1,230 @@
+"""python -m pytest tests/core/test_encode.py"""
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from nanoalign.encode import (
+    BLANK_RESPONSE,
+    CUT_PROMPT,
+    CUT_RESPONSE,
+    Record,
+    encode,
+    encode_all,
+    messages_of,
+)
+from nanoalign.errors import RunError
+
+BOS, EOS = 257, 258
+
+
+def raw(prompt: str, *responses: str, tokenizer, **options):
+    return encode(prompt, responses, tokenizer, template="raw", name="test:1", **options)
+
+
+def texts(row, tokenizer) -> list[str]:
+    return [tokenizer.decode(part) for part in (row.prompt, *row.responses)]
+
+
+def test_a_row_is_prompt_then_response_then_one_eos(tokenizer):
+    row = raw("ab", "c", "de", tokenizer=tokenizer)
+    assert row.prompt.tolist() == tokenizer("ab")["input_ids"]
+    assert texts(row, tokenizer) == ["ab", "c<eos>", "de<eos>"]
+    assert [list(part).count(EOS) for part in (row.prompt, *row.responses)] == [0, 1, 1]
+    assert {part.dtype for part in (row.prompt, *row.responses)} == {np.dtype(np.int32)}
+    assert (row.name, row.pairs, row.extra, row.notes) == ("test:1", ((0, 1),), {}, ())
+
+
+def test_two_responses_are_a_pair_and_others_are_not(tokenizer):
+    assert raw("a", "b", tokenizer=tokenizer).pairs == ()
+    assert raw("a", "b", "c", "d", tokenizer=tokenizer).pairs == ()
+    assert len(raw("a", "b", "c", "d", tokenizer=tokenizer).responses) == 3
+
+
+def test_rows_have_the_order_of_their_records_whatever_their_templates(tokenizer):
+    """auto takes pku for the first and third record, raw for the second."""
+    prompts = ["a", "\n\nHuman: b\n\nAssistant:", "c"]
+    records = [Record(prompt, ("x", "y"), name=str(n)) for n, prompt in enumerate(prompts)]
+    rows = encode_all(records, tokenizer)
+    assert [row.name for row in rows] == ["0", "1", "2"]
+    assert [tokenizer.decode(row.prompt) for row in rows] == [
+        "BEGINNING OF CONVERSATION: USER: a ASSISTANT:",
+        prompts[1],
+        "BEGINNING OF CONVERSATION: USER: c ASSISTANT:",
+    ]
+    for record, row in zip(records, rows, strict=True):
+        (alone,) = encode_all([record], tokenizer)
+        assert texts(alone, tokenizer) == texts(row, tokenizer)
+
+
+def test_values_of_pairs_keep_their_types(tokenizer):
+    """Numbers become float32, as losses are; whole numbers are indices, and truth values masks."""
+    extra = {"margins": [0.1, 2.0], "dimensions": [0, 1], "desirable": [True, False]}
+    (row,) = encode_all([Record("p", ("a", "b"), ((0, 1), (1, 0)), extra)], tokenizer)
+    assert row.pairs == ((0, 1), (1, 0))
+    assert {name: values.dtype for name, values in row.extra.items()} == {
+        "margins": np.float32, "dimensions": np.int64, "desirable": np.bool_}  # fmt: skip
+    assert row.extra["margins"].tolist() == [np.float32(0.1), 2.0]
+    assert row.extra["dimensions"].tolist() == [0, 1]
+
+
+# --- templates
+
+
+def test_pku_template(tokenizer):
+    row = encode("Hi", ("yes", "no"), tokenizer, template="pku")
+    assert tokenizer.decode(row.prompt) == "BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:"
+    assert tokenizer.decode(row.responses[0]) == "yes<eos>"
+
+
+def test_pku_text_can_not_smuggle_special_tokens(tokenizer):
+    row = encode("a <eos>", ("b <bos>", "c"), tokenizer, template="pku")
+    assert EOS not in row.prompt and BOS not in row.responses[0]
+    assert list(row.responses[0]).count(EOS) == 1
+
+
+def test_messages_of_user_and_assistant_alone_have_a_pku_template(tokenizer):
+    messages = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = [{"role": role, "content": text} for role, text in messages]
+    row = encode(messages, ("x", "y"), tokenizer, template="pku")
+    assert tokenizer.decode(row.prompt) == (
+        "BEGINNING OF CONVERSATION: USER: a ASSISTANT:b USER: c ASSISTANT:"
+    )
+    system = [{"role": "system", "content": "s"}, *messages]
+    for prompt, template in ((system, "pku"), (messages, "raw"), (messages, "chat")):
+        with pytest.raises(RunError, match=f"test:1: .*{template}.* can't be used"):
+            encode(prompt, ("x", "y"), tokenizer, template=template, name="test:1")
+
+
+CHAT = (
+    "{{ bos_token }}{% if tools %}[{{ tools[0]['name'] }}]{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_a_chat_template_renders_the_prompt_once_and_ends_with_one_eos():
+    chat = byte_tokenizer(chat_template=CHAT)
+    row = encode("Hi", ("yes", "no"), chat)  # auto: the tokenizer has a chat template
+    assert texts(row, chat) == ["<bos><user>Hi<eos>\n<assistant>", "yes<eos>", "no<eos>"]
+
+
+def test_a_chat_template_gets_the_turns_of_a_dialogue():
+    chat = byte_tokenizer(chat_template=CHAT)
+    prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
+    assert messages_of(prompt) == [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    row = encode(prompt, (" d", " e"), chat)
+    expected = "<bos><user>a<eos>\n<assistant>b<eos>\n<user>c<eos>\n<assistant>"
+    assert texts(row, chat) == [expected, "d<eos>", "e<eos>"]
+
+
+def test_a_chat_template_gets_the_tools_of_a_record():
+    chat = byte_tokenizer(chat_template=CHAT)
+    (row,) = encode_all([Record("Hi", ("yes", "no"), tools=[{"name": "search"}])], chat)
+    assert chat.decode(row.prompt).startswith("<bos>[search]<user>Hi")
+
+
+def test_a_chat_template_that_changes_the_prompt_or_fails_is_an_error():
+    changing = byte_tokenizer(chat_template="{{ messages|length }}" + CHAT)
+    failing = byte_tokenizer(chat_template="{{ raise_exception('no system') }}")
+    for chat, message in (
+        (changing, r"test:1: .* does not begin with its rendering of the prompt"),
+        (failing, "test:1: the chat template fails: .*no system"),
+    ):
+        with pytest.raises(RunError, match=message):
+            encode("Hi", ("yes", "no"), chat, name="test:1")
+
+
+def test_auto_takes_raw_for_dialogues_and_pku_for_plain_prompts(tokenizer):
+    dialogue = "\n\nHuman: a\n\nAssistant:"
+    row = encode(dialogue, (" b", " c"), tokenizer)
+    assert texts(row, tokenizer) == [dialogue, " b<eos>", " c<eos>"]
+    assert tokenizer.decode(encode("a", ("b", "c"), tokenizer).prompt).startswith("BEGINNING")
+
+
+# --- tokens
+
+
+def test_an_eos_of_the_text_is_not_doubled(tokenizer):
+    row = raw("a", "b<eos>", "c<eos>\n", tokenizer=tokenizer)
+    assert texts(row, tokenizer) == ["a", "b<eos>", "c<eos>"]
+
+
+def test_at_most_one_bos_and_no_eos_of_the_tokenizer(tokenizer):
+    adding = byte_tokenizer()
+    adding.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    row = raw("ab", "c", "d", tokenizer=adding)
+    assert texts(row, tokenizer) == ["<bos>ab", "c<eos>", "d<eos>"]  # an EOS would end the prompt
+    again = raw("<bos>ab", "c", "d", tokenizer=adding)
+    assert list(again.prompt) == list(row.prompt)  # the text has a BOS, the only one
+
+
+def sentencepiece_like():
+    """Words with a leading "▁", which the tokenizer also puts before the start of any text."""
+    words = ["<unk>", "<bos>", "<eos>", "▁yes", "yes", "▁Q", ":", "▁no", "\n", "▁", "▁x", "x"]
+    core = Tokenizer(models.Unigram([(w, -1.0 * (len(w) < 3)) for w in words], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    core.add_special_tokens(["<bos>", "<eos>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>")
+
+
+def test_no_space_is_put_before_a_response():
+    """ "Q:" ++ "yes" has the tokens of "Q:yes", though "yes" alone would begin with a space."""
+    tokenizer = sentencepiece_like()
+    row = raw("Q:", "yes", " no", tokenizer=tokenizer)
+    words = tokenizer.convert_ids_to_tokens
+    assert words(tokenizer("yes")["input_ids"]) == ["▁yes"]
+    assert [words(part.tolist()) for part in row.responses] == [["yes", "<eos>"], ["▁no", "<eos>"]]
+
+
+def test_a_prompt_without_tokens_is_an_error():
+    silent = byte_tokenizer()
+    silent.backend_tokenizer.normalizer = normalizers.Strip()
+    with pytest.raises(RunError, match="test:1: the prompt has no tokens"):
+        raw("  ", "a", "b", tokenizer=silent)
+
+
+def test_a_tokenizer_without_eos_is_an_error():
+    with pytest.raises(RunError, match="no EOS token"):
+        raw("a", "b", "c", tokenizer=byte_tokenizer(eos_token=None))
+
+
+def test_a_length_without_room_for_a_response_is_an_error(tokenizer):
+    with pytest.raises(RunError, match="--max_length 1: .* at least 2 tokens"):
+        raw("a", "b", "c", tokenizer=tokenizer, max_length=1)
+    assert texts(raw("abc", "d", "e", tokenizer=tokenizer, max_length=2), tokenizer) == [
+        "c", "d", "e"]  # fmt: skip
+
+
+# --- cutting
+
+
+@pytest.mark.parametrize(
+    ("prompt", "responses", "expected", "notes"),
+    [
+        # Room for 10: the longer response has 3 + EOS = 4, so the prompt keeps its last 6.
+        ("0123456789", ("abc", "d"), ["456789", "abc<eos>", "d<eos>"], [CUT_PROMPT]),
+        ("012345", ("abc", "d"), ["012345", "abc<eos>", "d<eos>"], []),  # exactly 10
+        # A cut prompt keeps its BOS, one of the 6.
+        ("<bos>0123456789", ("abc", "d"), ["<bos>56789", "abc<eos>", "d<eos>"], [CUT_PROMPT]),
+        # The prompt keeps half, 5; the responses get the other 5.
+        ("0123456789", ("abcdefg", "hijk"), ["56789", "abcde", "hijk<eos>"],
+         [CUT_PROMPT, CUT_RESPONSE]),
+        ("01234", ("abcde", "fghij"), ["01234", "abcde", "fghij"], [CUT_RESPONSE] * 2),
+        ("0", (" ", "\n"), ["0", " <eos>", "\n<eos>"], [BLANK_RESPONSE] * 2),
+    ],
+)  # fmt: skip
+def test_what_is_too_long_is_cut_and_noted_by_hand(tokenizer, prompt, responses, expected, notes):
+    row = raw(prompt, *responses, tokenizer=tokenizer, max_length=10)
+    assert texts(row, tokenizer) == expected and list(row.notes) == notes
+    assert row.longest <= 10

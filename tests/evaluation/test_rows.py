@@ -1,0 +1,33 @@
+"""python -m pytest tests/evaluation/test_rows.py"""
+
+from conftest import byte_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nanoalign.encode import Record, tokenize_continuations
+from nanoalign.evaluation.rows import decode_continuation, encode_answers
+
+
+def test_an_answer_that_was_cut_has_no_end(tokenizer):
+    """No EOS, and not what a chat template writes behind an answer; one without text keeps it."""
+    chat = byte_tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}[end]\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    record = Record("q", ("cut he", "whole", "", "unknown"), pairs=())
+    for template, its, tail in (("raw", tokenizer, ""), ("chat", chat, "[end]\n")):
+        (row,) = encode_answers([record], its, 1024, template, [(False, True, False, None)])
+        texts = [its.decode(response) for response in row.responses]
+        assert texts == ["cut he", f"whole{tail}<eos>", "<eos>", f"unknown{tail}<eos>"]
+
+
+def test_a_sampled_answer_keeps_the_space_that_begins_it(tokenizer):
+    """Byte-level, and as SentencePiece, whose decoder drops the first space of a text."""
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("▁abc\n")}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    metaspace = PreTrainedTokenizerFast(tokenizer_object=core)
+    for its in (tokenizer, metaspace):
+        for text in (" ab c", "ab c"):
+            assert decode_continuation(tokenize_continuations([text], its)[0], its) == text
