@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import time
+import traceback
 
 import torch.distributed as dist
 
@@ -32,6 +33,8 @@ def report(error: BaseException) -> bool:
     """
     rank, size, local_rank = place()
     if isinstance(error, RunError | OSError):
+        # Deletes a progress bar of the loop, which ends its line on standard error.
+        traceback.clear_frames(error.__traceback__)
         if rank == 0 or not _was_reported(RANK_0_SECONDS, if_store_ended=True):
             print(f"error: {error}", file=sys.stderr, flush=True)
             if size > 1:
@@ -44,6 +47,7 @@ def report(error: BaseException) -> bool:
         return True
     if not _is_lost_connection(error):
         return False
+    traceback.clear_frames(error.__traceback__)
     time.sleep(local_rank * STAGGER_SECONDS)  # torchrun ends the others when the first one exits
     print(
         f"error: rank {rank} has lost contact with another rank, or waited for it in vain; see the "

@@ -1,41 +1,35 @@
-"""python -m pytest tests/test_scripts.py
+"""python -m pytest tests/core/test_scripts.py
 
-What a user meets: one clear error for bad input on any number of ranks, and nothing lost by it;
-torchrun.
+Errors of train_dpo.py: one clear line on any number of ranks, and no file touched; torchrun.
 """
 
-import errno
 import json
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from conftest import byte_tokenizer, tiny_llama, write_pairs
 from ranks import run_ranks
-from test_weights import spoiled
+from runs import damaged_model, script
 
 import train_dpo
-from nanoalign import distributed
-from nanoalign.distributed import run
+import train_rm
+from nanoalign.model import Policy
+from nanoalign.packing import batches
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 2}
 
 
-def script(argv: list[str]) -> None:
-    sys.argv = ["train_dpo.py", *argv]
-    run(train_dpo.main)
-
-
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
-    """A folder with a model, good pairs, bad files, spoiled models and an old run."""
+def world(tmp_path_factory, llama_folder) -> Path:
+    """A folder with a model, good pairs, bad files, damaged models and an old run."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(llama_folder, folder / "model")
     write_pairs(folder / "pairs.jsonl", 12)
@@ -46,14 +40,23 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     (folder / "silent.jsonl").write_text(json.dumps(PAIR | {"rejected": ""}) + "\n")
     (folder / "label2.jsonl").write_text(json.dumps(PKU) + "\n")
     (folder / "same.jsonl").write_text(json.dumps(PAIR | {"rejected": "c"}) + "\n")
-    for what in ("no weights", "other architecture", "no config"):
-        spoiled(llama_folder, folder / what, what)
-    spoiled(llama_folder, folder / "no eos", "")
+    for damage in ("no weights", "other architecture", "no config"):
+        damaged_model(llama_folder, folder / damage, damage)
+    damaged_model(llama_folder, folder / "no eos", "")
     byte_tokenizer(eos_token=None).save_pretrained(folder / "no eos")
+    damaged_model(llama_folder, folder / "no tokenizer", "")
+    for path in (folder / "no tokenizer").glob("tokenizer*"):
+        path.unlink()
     tiny_llama(vocab_size=300).save_pretrained(folder / "other vocabulary")
     larger = byte_tokenizer()
     larger.add_tokens(["<more>"])
     larger.save_pretrained(folder / "other vocabulary")
+    tiny_llama(vocab_size=200, bos_token_id=1, eos_token_id=2, pad_token_id=0).save_pretrained(
+        folder / "few ids"
+    )
+    tiny_llama(max_position_embeddings=16).save_pretrained(folder / "few positions")
+    for name in ("few ids", "few positions"):
+        byte_tokenizer().save_pretrained(folder / name)
     outcome = run_ranks(1, script, argv(folder, "old run", "--stop_after", 1))
     assert outcome.codes == [0], outcome.stderr
     (folder / "full").mkdir()
@@ -68,35 +71,39 @@ def argv(folder: Path, out: str, *flags: object) -> list[str]:
     return [str(arg) for arg in [*base, *flags]]
 
 
+# Name -> (--out, flags, a pattern of the message). Names of files and folders are those of `world`.
 BAD_INPUT = {
-    "missing file": ("new", ["--data", "missing.jsonl"], "data file '.*missing.jsonl' does not exist"),
-    "empty file": ("new", ["--data", "empty.jsonl"], "holds no records"),
-    "broken line": ("new", ["--data", "broken.jsonl"], r"broken\.jsonl:2: not valid JSON"),
-    "unknown keys": ("new", ["--data", "unknown.jsonl"], r":1: unknown keys \['answer', 'question'\]"),
-    "empty response": ("new", ["--data", "silent.jsonl"], r"silent\.jsonl:1: the rejected response is empty"),
-    "label of 2": ("new", ["--data", "label2.jsonl"], r"label2\.jsonl:1: better_response_id is 2"),
-    "equal responses": ("new", ["--data", "same.jsonl", "--eval_share", "0"], "no pairs are left"),
-    "no EOS": ("new", ["--model", "no eos"], "the tokenizer has no EOS token"),
-    "no weights": ("new", ["--model", "no weights"], "has no weights"),
-    "no config": ("new", ["--model", "no config"], "no config.json"),
-    "missing model": ("new", ["--model", "nowhere"], "model folder '.*nowhere' does not exist"),
-    "other architecture": ("new", ["--model", "other architecture"], "not those of the GPT2LMHeadModel"),
-    "other vocabulary": ("new", ["--reference", "other vocabulary"], "has another vocabulary"),
-    "old run": ("old run", [], "holds another run; continue it with --resume, replace it"),
-    "foreign folder": ("full", ["--overwrite"], "holds files that are not a run's"),
-    "model's folder": ("model", ["--overwrite"], "is the folder of a model that this run reads"),
-    "file as folder": ("pairs.jsonl", [], "is a file; give a folder"),
-    "no folder to resume": ("new", ["--resume"], "holds no checkpoint"),
-    "resume and overwrite": ("old run", ["--resume", "--overwrite"], "give one of them"),
-    "resume, other data": ("old run", ["--resume", "--data", "others.jsonl"], "training pairs are others"),
-    "resume, other batch": ("old run", ["--resume", "--batch_size", "5"], "--batch_size was 4, now 5"),
-    "batch of 0": ("new", ["--batch_size", "0"], "expected a whole number of at least 1, got '0'"),
-    "beta of 0": ("new", ["--beta", "0"], "--beta: expected a number above 0"),
-    "lr nan": ("new", ["--lr", "nan"], "--lr: expected a number of at least 0, got 'nan'"),
-    "resume, other lr": ("old run", ["--resume", "--lr", "1"], "--lr was 1e-06, now 1.0"),
-    "cache that is a file": ("new", ["--cache", "pairs.jsonl"], "cache folder .* can't be written"),
-    "unknown flag": ("new", ["--batchsize", "3"], "unrecognized arguments: --batchsize"),
-    "shortened flag": ("new", ["--batch", "3"], "unrecognized arguments: --batch 3"),
+    "missing file": ("new", "--data missing.jsonl", "data file '.*missing.jsonl' does not exist"),
+    "empty file": ("new", "--data empty.jsonl", r"empty\.jsonl: has no records; expected prompt"),
+    "broken line": ("new", "--data broken.jsonl", r"broken\.jsonl:2: not valid JSON"),
+    "unknown keys": ("new", "--data unknown.jsonl", r":1: unknown keys \['answer', 'question'\]"),
+    "empty response": ("new", "--data silent.jsonl", r"silent\.jsonl:1: the response 2 .* empty"),
+    "label of 2": ("new", "--data label2.jsonl", r"label2\.jsonl:1: better_response_id is 2"),
+    "equal responses": ("new", "--data same.jsonl --eval_share 0", "no pairs are left to train on"),
+    "no EOS": ("new", "--model no_eos", "the tokenizer has no EOS token"),
+    "no tokenizer": ("new", "--model no_tokenizer", "has no readable tokenizer"),
+    "no weights": ("new", "--model no_weights", "has no weights"),
+    "no config": ("new", "--model no_config", "no config.json"),
+    "missing model": ("new", "--model nowhere", "model folder '.*nowhere' does not exist"),
+    "other architecture": ("new", "--model other_architecture", "not those of the GPT2LMHeadModel"),
+    "other vocabulary": ("new", "--reference other_vocabulary", "has another vocabulary"),
+    "few ids": ("new", "--model few_ids", r"pairs:\d+: has the token id 258, but --model .* 200"),
+    "few positions": ("new", "--model few_positions", "16 positions; give --max_length 16 or less"),
+    "old run": ("old run", "", "contains another run; continue it with --resume, replace it"),
+    "foreign folder": ("full", "--overwrite", "contains files that are not those of a run"),
+    "model's folder": ("model", "--overwrite", "is the folder of a model that this run reads"),
+    "file as folder": ("pairs.jsonl", "", "is a file; give a folder"),
+    "no folder to resume": ("new", "--resume", "has no checkpoint"),
+    "resume and overwrite": ("old run", "--resume --overwrite", "give one of them"),
+    "resume, other data": ("old run", "--resume --data others.jsonl", "training pairs are not tho"),
+    "resume, other batch": ("old run", "--resume --batch_size 5", "--batch_size was 4, now 5"),
+    "batch of 0": ("new", "--batch_size 0", "expected a whole number of at least 1, got '0'"),
+    "beta of 0": ("new", "--beta 0", "--beta: expected a number above 0"),
+    "lr nan": ("new", "--lr nan", "--lr: expected a number of at least 0, got 'nan'"),
+    "resume, other lr": ("old run", "--resume --lr 1", "--lr was 1e-06, now 1.0"),
+    "shards of 3": ("new", "--shard_size 3", "--shard_size 3 does not divide the [12] ranks"),
+    "unknown flag": ("new", "--batchsize 3", "unrecognized arguments: --batchsize"),
+    "shortened flag": ("new", "--batch 3", "unrecognized arguments: --batch 3"),
 }  # fmt: skip
 
 
@@ -108,11 +115,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_bad_input_is_one_clear_error_and_loses_nothing(world, ranks, subtests):
     """Exit code 1, one line in all on standard error, no traceback, no file touched."""
     before = contents(world)
+    paths = {path.name.replace(" ", "_"): path for path in world.iterdir()}
+    paths |= {name: world / name for name in ("missing.jsonl", "nowhere")}
     for name, (out, flags, message) in BAD_INPUT.items():
         with subtests.test(name):
-            paths = {p.name for p in world.iterdir()} | {"missing.jsonl", "nowhere"}
-            flags = [str(world / flag) if flag in paths else flag for flag in flags]
-            outcome = run_ranks(ranks, script, argv(world, out, *flags))
+            words = [str(paths.get(word, word)) for word in flags.split()]
+            outcome = run_ranks(ranks, script, argv(world, out, *words))
             assert outcome.codes == [1] * ranks, outcome.stderr
             lines = outcome.stderr.splitlines()
             assert len(lines) == 1, outcome.stderr
@@ -121,131 +129,52 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, ranks, subtests):
     assert contents(world) == before
 
 
-def test_an_error_of_one_rank_is_said_by_that_rank():
-    outcome = run_ranks(2, _fail_on_rank_1)
-    assert outcome.codes[1] == 1 and outcome.stderr == "error: only rank 1 saw this\n"
-
-
-def _fail_on_rank_1() -> None:
-    def main():
-        if distributed.setup().rank == 1:
-            raise distributed.RunError("only rank 1 saw this")
-
-    distributed._SPEAKS_WITHIN = 1.0
-    distributed.run(main)
-
-
-@pytest.mark.parametrize("how", ["killed", "a bug"])
-def test_a_lost_rank_is_said_in_a_line_and_a_bug_in_full(how):
-    outcome = run_ranks(2, _lose_rank_1, how)
-    assert outcome.codes == [1, 9 if how == "killed" else 70]
-    ours = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
-    assert len(ours) == 1 and ours[0].startswith("error: rank 0 has lost contact with another rank")
-    assert outcome.stderr.count("Traceback") == outcome.stderr.count("\nRuntimeError: a bug")
-    assert ("RuntimeError: a bug" in outcome.stderr) == (how == "a bug")
-
-
-def _lose_rank_1(how: str) -> None:
-    def main():
-        world = distributed.setup()
-        distributed.sum_over_ranks(torch.ones(1))
-        if world.rank == 1:
-            if how == "killed":
-                os._exit(9)
-            raise RuntimeError("a bug")
-        distributed.sum_over_ranks(torch.ones(1))
-
-    distributed.run(main)
-
-
-def _train_from_another_folder(argv: list[str]) -> None:
-    """--out is a relative path, and the ranks have folders of their own to start from."""
-    folder = Path(argv[-1]) / os.environ["RANK"]
-    folder.mkdir()
-    os.chdir(folder)
-    script(argv[:-1])
-
-
-def test_out_must_be_shared_by_all_hosts(world, tmp_path):
-    flags = argv(world, "shared", "--out", "run", tmp_path)
-    outcome = run_ranks(2, _train_from_another_folder, flags)
-    assert outcome.codes == [1, 1]
-    assert outcome.stderr.splitlines()[-1] == (
-        "error: run/metrics.jsonl was written by rank 0, and rank 1 does not see it; --out must be on a "
-        "disk that all hosts share"
-    )
-
-
-def _train_on_a_full_disk(argv: list[str]) -> None:
-    """On rank 0, files can't grow beyond 2,000 bytes: the arguments fit, the metrics of a few steps don't."""
-    if os.environ["RANK"] == "0":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-    script(argv)
-
-
-def test_a_full_disk_ends_all_ranks_with_one_error(world):
-    outcome = run_ranks(2, _train_on_a_full_disk, argv(world, "full disk", "--steps", 30))
-    assert outcome.codes == [1, 1]
-    lines = [line for line in outcome.stderr.splitlines() if line and "step" not in line]
-    path = world / "full disk" / "metrics.jsonl"
-    message = f"{path} can't be written: OSError: [Errno {errno.EFBIG}] File too large"
-    assert lines == [f"error: {message}"], outcome.stderr
-    lines = path.read_text().splitlines()
-    assert json.loads(lines[0])["eval/loss"] and len(lines) > 1
-    shutil.rmtree(world / "full disk")
-
-
 def test_torchrun(world, tmp_path):
-    """The real launcher: two ranks train, and a bad flag ends it with code 1 and our one line."""
+    """The real launcher: two ranks train; a bad flag ends it with code 1 and one line of ours."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
     def torchrun(*flags: str) -> subprocess.CompletedProcess:
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-        ]
-        script = Path(train_dpo.__file__)
-        return subprocess.run(
-            [*command, script, *flags], capture_output=True, text=True, env=os.environ, timeout=120
-        )
+        command = [sys.executable, *launcher, train_dpo.__file__, *flags]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
 
-    good = torchrun(*argv(world, "torchrun"))
+    good = torchrun(*argv(world, "torchrun", "--out", str(tmp_path / "run")))
     assert good.returncode == 0, good.stderr
-    assert (world / "torchrun" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     bad = torchrun(*argv(world, "bad", "--batch_size", "0"))
     assert bad.returncode == 1
     assert bad.stderr.count("error: argument --batch_size: expected a whole number") == 1
     assert 'train_dpo.py", line' not in bad.stderr  # no traceback of a worker
-    shutil.rmtree(world / "torchrun")
 
 
-def test_help_needs_no_model():
-    outcome = run_ranks(1, script, ["--help"])
-    assert outcome.codes == [0] and "--micro_batch_tokens" in outcome.stdout
+@pytest.mark.parametrize("main", [train_dpo.main, train_rm.main])
+def test_help_shows_every_flag_with_its_default(main):
+    """Every flag has a help, and its default, or the word default where it depends on others."""
+    outcome = run_ranks(1, _help, main)
+    assert outcome.codes == [0], outcome.stderr
+    assert "--micro_batch_tokens" in outcome.stdout and "--save_every" in outcome.stdout
+    assert "num default" not in outcome.stdout and "(default: None)" not in outcome.stdout
 
 
-def test_self_check_stops_a_policy_that_is_not_its_reference(llama_folder, tmp_path):
-    outcome = run_ranks(
-        2,
-        _disturbed,
-        str(llama_folder),
-        str(tmp_path / "run"),
-        str(write_pairs(tmp_path / "p.jsonl", 9)),
-    )
-    assert outcome.codes == [1, 1]
-    assert (
-        "self-check: before the first step, with policy == reference, losses are up to"
-        in outcome.stderr
-    )
-    assert not (tmp_path / "run").exists()
+def _help(main) -> None:
+    try:
+        main(["--help"])
+    except SystemExit as ended:
+        assert ended.code == 0
 
 
-def _disturbed(model: str, out: str, data: str) -> None:
+# --- self-checks
+
+
+@pytest.fixture
+def small_run(llama_folder, tmp_path) -> list[str]:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 9)
+    flags = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run"]
+    return [str(flag) for flag in [*flags, "--template", "raw"]]
+
+
+def _reference_is_off(argv: list[str]) -> None:
     """The reference is another function than the policy: its scores are off by a nat."""
-    from nanoalign.models import Policy
 
     class Off(Policy):
         def forward(self, batch):
@@ -253,38 +182,47 @@ def _disturbed(model: str, out: str, data: str) -> None:
             return logps if any(p.requires_grad for p in self.parameters()) else logps + 1
 
     train_dpo.Policy = Off
-    script(["--model", model, "--data", data, "--out", out, "--template", "raw"])
+    script(argv)
 
 
-def test_self_check_stops_an_architecture_that_can_not_share_rows(tmp_path):
-    """A model that ignores the tree it is given: its responses see each other."""
-    shutil.copytree(byte_model(tmp_path), tmp_path / "copy")
-    outcome = run_ranks(
-        1,
-        _maskless,
-        str(tmp_path / "copy"),
-        str(tmp_path / "run"),
-        str(write_pairs(tmp_path / "p.jsonl", 9)),
-    )
+def test_self_check_stops_a_policy_that_is_not_its_reference(small_run, tmp_path):
+    outcome = run_ranks(2, _reference_is_off, small_run)
+    assert outcome.codes == [1, 1]
+    assert len(outcome.stderr.splitlines()) == 1
+    assert "self-check: with policy == reference, losses are up to" in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def _attention_ignores_the_tree(argv: list[str]) -> None:
+    """A causal model that is given no tree, so that the responses of a row see each other."""
+
+    class Causal(batches.Packed):
+        def prepare(self, model):
+            pass
+
+        def collate(self, rows, weight=1.0):
+            batch = super().collate(rows, weight)
+            names = ("input_ids", "position_ids")
+            return replace(batch, inputs={name: batch.inputs[name] for name in names})
+
+    train_dpo.Packed = Causal
+    script(argv)
+
+
+def test_self_check_stops_an_architecture_that_can_not_share_rows(small_run, tmp_path):
+    outcome = run_ranks(1, _attention_ignores_the_tree, small_run)
     assert outcome.codes == [1]
     assert "can't share rows: use --no-share_prefix" in outcome.stderr
     assert len(outcome.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
-def byte_model(folder: Path) -> Path:
-    tiny_llama().save_pretrained(folder / "model")
-    byte_tokenizer().save_pretrained(folder / "model")
-    return folder / "model"
+def test_the_same_model_trains_without_shared_rows(small_run):
+    outcome = run_ranks(1, _attention_ignores_the_tree, [*small_run, "--no-share_prefix"])
+    assert outcome.codes == [0], outcome.stderr
 
 
-def _maskless(model: str, out: str, data: str) -> None:
-    from nanoalign.models import Policy
-
-    class Maskless(Policy):
-        def hidden(self, batch):
-            return self.model.base_model(
-                input_ids=batch.tokens, position_ids=batch.positions, use_cache=False
-            ).last_hidden_state
-
-    train_dpo.Policy = Maskless
-    script(["--model", model, "--data", data, "--out", out, "--template", "raw"])
+def test_a_parse_error_is_raised_before_a_process_group_exists():
+    parse = partial(train_dpo.parse_args, ["--shard_size", "3"])
+    with pytest.raises(ValueError, match="--shard_size 3 does not divide the 1 ranks"):
+        parse()
