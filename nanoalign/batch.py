@@ -82,6 +82,7 @@ def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
     for row in rows:
         pairs += [(len(responses) + w, len(responses) + r) for w, r in row.pairs]
         responses += row.responses
+    extra = {name: [row.extra[name] for row in rows] for name in rows[0].extra}
     chosen, rejected = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     return {
         "targets": torch.from_numpy(np.concatenate(responses).astype(np.int64)),
@@ -89,10 +90,7 @@ def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
         "chosen": chosen,
         "rejected": rejected,
         "weights": torch.tensor([weight / len(row.pairs) for row in rows for _ in row.pairs]),
-        "extra": {
-            name: torch.from_numpy(np.concatenate([row.extra[name] for row in rows]))
-            for name in rows[0].extra
-        },
+        "extra": {name: torch.from_numpy(np.concatenate(parts)) for name, parts in extra.items()},
     }
 
 

@@ -1,7 +1,7 @@
 """One path for 1..N processes: process group, sharding (FSDP2), autocast, sums, output of rank 0.
 
-`python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N. Both run the
-same code: with one rank a shard is the whole parameter. nanoalign/hosts has what several hosts need.
+`python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N; of one rank a
+shard is the whole parameter. nanoalign/hosts has what several hosts need.
 """
 
 import os
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,33 +19,23 @@ from torch.distributed.tensor import DTensor
 
 from nanoalign.errors import RunError
 
-T = TypeVar("T")
-TIMEOUT = 1800.0  # seconds that a rank waits for the others, unless a script says otherwise
-
 
 @dataclass(frozen=True)
 class World:
-    """The place of this process among the ranks of a run.
-
-    mesh: (size,); or (groups, ranks of a group) where each group has a copy of the parameters
-        (nanoalign/hosts). Parameters are sharded over the last dimension.
-    """
+    """The place of this process among the ranks of a run."""
 
     rank: int
     size: int
     device: torch.device
-    mesh: DeviceMesh
+    mesh: DeviceMesh  # (size,); or (copies of the parameters, ranks that share one): see hosts
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
 
-def setup(timeout: float = TIMEOUT) -> World:
-    """Joins the process group that torchrun describes; without torchrun, a group of one.
-
-    timeout: seconds after which a rank that waits for another one fails.
-    """
+def setup(timeout: float = 1800.0) -> World:
+    """Joins torchrun's process group, or makes a group of one. timeout: of a wait, in seconds."""
     rank, size, local_rank = place()
     if torch.cuda.is_available():
         gpus = torch.cuda.device_count()
@@ -116,16 +105,15 @@ def full(value: Tensor) -> Tensor:
 
 def print0(*args, **kwargs) -> None:
     """print on rank 0 alone."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if place()[0] == 0:
         print(*args, **kwargs, flush=True)
 
 
 def breakpoint0() -> None:
     """A debugger on rank 0, while the other ranks wait: `nanoalign.distributed.breakpoint0()`."""
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if place()[0] == 0:
         breakpoint()
-    if dist.is_initialized():
-        dist.barrier()
+    sum_over_ranks(torch.zeros(()))
 
 
 def report(error: BaseException) -> bool:

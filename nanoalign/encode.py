@@ -143,7 +143,7 @@ def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
     if template != "chat" or not tokenizer.chat_template:
         raise RunError(
             f"{record.name}: --template {template} can't be used; raw needs text, pku messages of "
-            "user and assistant alone, chat a tokenizer that has a chat template"
+            "user and assistant alone, chat a tokenizer with a chat template"
         )
     apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
     answers = [[{"role": "assistant", "content": response}] for response in responses]
@@ -155,9 +155,9 @@ def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
     for whole in texts:
         if not whole.startswith(text):
             raise RunError(
-                f"{record.name}: the dialogue as the chat template renders it, ...{whole[-80:]!r}, "
-                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; correct it, or "
-                "use --template raw or pku"
+                f"{record.name}: a dialogue that the chat template renders, ...{whole[-80:]!r}, "
+                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; correct it, "
+                "or use --template raw or pku"
             )
     return text, [whole[len(text) :] for whole in texts]
 

@@ -2,11 +2,9 @@
 
 
 class RunError(ValueError):
-    """A mistake that the user can mend: an input, a flag, a folder.
+    """A mistake that the user can mend: its message names what is wrong, the value, what to do.
 
-    The message says what is wrong, the value that was found, and what to do. Scripts print the
-    message alone, once, and exit with code 1; any other exception is a defect and keeps its
-    traceback.
+    Scripts print the message alone and exit with code 1. Other exceptions keep their traceback.
     """
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
@@ -12,7 +11,7 @@ import torch
 from nanoalign.encode import TEMPLATES
 from nanoalign.errors import RunError
 
-SCHEDULES = ("cosine", "linear", "constant")
+SCHEDULES, PRECISIONS = ("cosine", "linear", "constant"), ("auto", "fp32", "bf16")
 # A GPU needs many tokens at a time; a CPU is as fast with few, which take less memory.
 MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 
@@ -44,10 +43,6 @@ class Parser(argparse.ArgumentParser):
             raise RunError(message)
         return args
 
-    def print_help(self, file=None) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            super().print_help(file)
-
     def error(self, message: str) -> None:
         raise RunError(f"{message} (see {self.prog} --help)")
 
@@ -59,28 +54,27 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def number(kind: type, at_least: float, below: float = math.inf) -> Callable[[str], float]:
-    """An argparse type: a finite number in [at_least, below)."""
-    limit = f" and below {below:g}" if below < math.inf else ""
-    expected = f"{'whole ' * (kind is int)}number of at least {at_least:g}{limit}"
+def number(
+    kind: type, at_least: float = -math.inf, below: float = math.inf, above: float = -math.inf
+) -> Callable[[str], float]:
+    """An argparse type: a finite number in [at_least, below) that is above `above`."""
+    limits = {"of at least": at_least, "above": above, "below": below}
+    limits = [f"{word} {value:g}" for word, value in limits.items() if math.isfinite(value)]
+    expected = f"expected a {'whole ' * (kind is int)}number {' and '.join(limits)}"
 
     def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not at_least <= value < below:
-            raise argparse.ArgumentTypeError(f"expected a {expected}, got '{text}'")
+        if not (at_least <= value < below and value > above):
+            raise argparse.ArgumentTypeError(f"{expected}, got '{text}'")
         return value
 
     return parse
 
 
-def positive(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    if number(float, 0.0)(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got '{text}'")
-    return float(text)
+positive = number(float, above=0)
 
 
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
@@ -88,8 +82,7 @@ def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
     add, count = group.add_argument, number(int, 1)
     add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS,
         help="tokens of one forward on one rank, at most (a longer row runs alone)")  # fmt: skip
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="of matrix products; auto: bf16 on CUDA, fp32 on a CPU")  # fmt: skip
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on CUDA, fp32 on a CPU")
 
 
 def add_training_arguments(

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # the label of a token that is not scored, as in torch and transformers
+# Options of torch's checkpoint: a second forward draws no random numbers, whose state is not kept.
+RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -28,10 +30,8 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
     The label at position 0 is never scored. Raises ValueError if the shapes do not match.
     """
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"logits must be (N, T, V) and labels (N, T); got {tuple(logits.shape)} and "
-            f"{tuple(labels.shape)}"
-        )
+        shapes = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits must be (N, T, V) and labels (N, T); got {shapes}")
     logits, labels = logits[:, :-1], labels[:, 1:]
     scored = labels != IGNORE  # (N, T - 1)
     # At least float32: bfloat16 would round a log-probability of -9.3 to a multiple of 1/16.
@@ -58,9 +58,8 @@ def chunked_token_logps(
         return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
     parts = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    # A head draws no random numbers, so their state need not be kept for the second run.
     logps = [
-        checkpoint(logps_of, h, t, use_reentrant=False, preserve_rng_state=False)
+        checkpoint(logps_of, h, t, **RERUN)
         if hidden.requires_grad and i < len(parts) - 1
         else logps_of(h, t)
         for i, (h, t) in enumerate(parts)

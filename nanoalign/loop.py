@@ -17,6 +17,7 @@ from nanoalign.model import Scorer
 
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: planning takes more than linear time
 SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
+MakeBatches = Callable[[Sequence[Row]], Iterator[Batch]]
 
 
 class Objective:
@@ -24,9 +25,8 @@ class Objective:
 
     def __init__(self, loss_of_batch: Callable[[Batch], tuple[Tensor, dict[str, Metric]]]):
         self.loss_of_batch = loss_of_batch
-        # What a checkpoint keeps beside model and optimizer.
-        self.state: dict[str, float] = {}
-        self.modules: dict[str, nn.Module] = {}
+        self.state: dict[str, float] = {}  # what a checkpoint keeps beside model and optimizer
+        self.modules: dict[str, nn.Module] = {}  # likewise
 
     def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
         """(losses of the pairs of a batch, (B,); their metrics by name)."""
@@ -36,9 +36,7 @@ class Objective:
         """The losses of a batch, where policy and reference are one function: (B,), or of all."""
         return math.log(2)
 
-    def before_step(
-        self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], Iterator[Batch]]
-    ) -> None:
+    def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
         """Called with all rows of a step, or of an evaluation, before the first of its batches.
 
         batches: maps rows to batches; these rows or others, but the same on all ranks.
@@ -136,8 +134,8 @@ def train(
         grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
         if not math.isfinite(metrics["loss"] + grad_norm):
             raise RunError(
-                f"step {step + 1} was not taken: the loss is {metrics['loss']}, the gradient norm "
-                f"{grad_norm}; lower --lr, or check the weights of --model"
+                f"step {step + 1} was not taken: the loss is {metrics['loss']}, the gradient norm"
+                f" {grad_norm}; lower --lr, or check the weights of --model"
             )
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
             raise RunError(f"step {step + 1}: no gradient reached the model, nothing is trained")

@@ -12,10 +12,7 @@ Metric = Tensor | tuple[Tensor, Tensor]  # (B,) or (B, n); or (B,) and a mask (B
 
 
 def hits(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
-    """1 where the chosen response has the higher reward, 0 where the lower, 1/2 for a tie: (B,).
-
-    So a policy that equals its reference has an accuracy of 1/2.
-    """
+    """1 where the chosen response has the higher reward, 0 where the lower, 1/2 for a tie: (B,)."""
     return (torch.sign(chosen_rewards - rejected_rewards) + 1) / 2
 
 
@@ -27,10 +24,10 @@ class Means:
         self.sums: Tensor | None = None  # (names, 2): sums of weights, of weights times values
 
     def add(self, values: dict[str, Metric], weights: Tensor) -> None:
-        """Adds the metrics of one micro-batch, by name. weights (B,): 0 for pairs that fill a place.
+        """Adds the metrics of a micro-batch, by name. weights (B,): 0 for pairs that fill a place.
 
-        A value (B,) is averaged. A value (B, n) is n values a pair, of which the standard deviation
-        is reported. A value (value, mask) counts only for the pairs whose mask is True.
+        A value (B,) is averaged. Of a value (B, n), n values a pair, the standard deviation is
+        reported. A value (value, mask) counts only for the pairs whose mask is True.
         """
         weighted = {}
         for name, value in values.items():
@@ -44,7 +41,7 @@ class Means:
                 value = value.mean(1)
             weighted[name] = weight, value
         self.names = list(weighted)
-        sums = [each for w, v in weighted.values() for each in (w.sum(), (w * v).sum())]
+        sums = [part for w, v in weighted.values() for part in (w.sum(), (w * v).sum())]
         new = torch.stack(sums).view(-1, 2)
         self.sums = new if self.sums is None else self.sums + new
 

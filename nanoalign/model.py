@@ -19,7 +19,7 @@ from nanoalign import TINY
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, autocast, shard
 from nanoalign.errors import RunError
-from nanoalign.logps import IGNORE, chunked_token_logps, sequence_logps, sums_of_responses
+from nanoalign.logps import IGNORE, RERUN, chunked_token_logps, sequence_logps, sums_of_responses
 
 CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
 
@@ -71,8 +71,7 @@ class Scorer(nn.Module):
         self.eval()  # no dropout in training either: policy and reference must be one function
         blocks = self.blocks()
         for block in blocks if checkpointing else ():  # the forward only: hooks must run once
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            block.forward = partial(checkpoint, block.forward, **options)
+            block.forward = partial(checkpoint, block.forward, **RERUN)
         if world is not None:
             shard(self, blocks, world, self.dtype, trainable, self.exact())
             for name in self.METHODS:

@@ -18,20 +18,9 @@ def plain(record: dict) -> Record:
     return Record(record["prompt"], (record["chosen"], record["rejected"]))
 
 
-def pku(record: dict, preference: str = "better") -> Record:
-    """PKU-SafeRLHF: two responses, and which of them is better, and which is safer."""
-    key = f"{preference}_response_id"
-    best = record.get(key)
-    if isinstance(best, bool) or best not in (0, 1):
-        raise ValueError(f"{key} is {best!r}; --preference {preference} needs 0 or 1")
-    responses = record["response_0"], record["response_1"]
-    return Record(record["prompt"], responses[::-1] if best else responses)
-
-
-PKU = ("prompt", "response_0", "response_1")
 Format = Callable[[dict], Record]  # raises ValueError for a record that it cannot read
 # Keys of a record -> its format. The first entry whose keys are all there is taken.
-FORMATS: dict[tuple[str, ...], Format] = {PKU: pku, ("prompt", "chosen", "rejected"): plain}
+FORMATS: dict[tuple[str, ...], Format] = {("prompt", "chosen", "rejected"): plain}
 
 
 def open_jsonl(path: str) -> Iterator[tuple[str, str, str, str | dict]]:

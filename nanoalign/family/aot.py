@@ -6,7 +6,7 @@ the run, so that the loss does not depend on micro-batches.
 Shapes: B pairs of a batch, P pairs of a step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from nanoalign.family.losses import match_by_rank
 from nanoalign.family.objectives import Paired
 from nanoalign.family.pairs import PairLoss, Pairs, Read
 from nanoalign.hosts.collectives import gather
+from nanoalign.loop import MakeBatches
 
 
 class Aot(Paired):
@@ -31,9 +32,7 @@ class Aot(Paired):
         self.matched = torch.zeros(0)  # (P,) its matched gap
 
     @torch.no_grad()
-    def before_step(
-        self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], Iterator[Batch]]
-    ) -> None:
+    def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
         """Matches the gaps of all pairs of a step: log pi(y_w | x) - log pi(y_l | x)."""
         owners, gaps = [], [torch.zeros(2, 0)]  # of this rank: the row of each pair; both gaps
         for batch in batches(rows):

@@ -6,7 +6,7 @@ unpaired record is one response, with its kind in extra["desirable"].
 Shapes: B pairs, or records of one response.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from nanoalign.errors import RunError
 from nanoalign.family.losses import kto
 from nanoalign.family.objectives import Paired
 from nanoalign.family.pairs import PairLoss, Pairs, Read
+from nanoalign.loop import MakeBatches
 from nanoalign.metrics import Metric
 from nanoalign.model import Policy
 
@@ -42,9 +43,7 @@ class Kto(Paired):
         self.state = {"kl": 0.0}  # of the last step
 
     @torch.no_grad()
-    def before_step(
-        self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], Iterator[Batch]]
-    ) -> None:
+    def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
         """Estimates the KL: the mean log-ratio of responses to other prompts, at least 0."""
         if len(rows) < 2:  # the last step of an epoch: the estimate of the step before
             self.kl = torch.tensor(self.state["kl"], device=self.world.device)

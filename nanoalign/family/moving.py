@@ -5,7 +5,7 @@
 Gorbatovski et al. 2024, arXiv 2404.09656: their soft update, and with mix 1 the hard one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from nanoalign.batch import Batch, Row
 from nanoalign.errors import RunError
-from nanoalign.loop import Objective
+from nanoalign.loop import MakeBatches, Objective
 from nanoalign.model import Policy
 
 
@@ -49,9 +49,7 @@ class Moving(Objective):
     def losses_at_start(self, batch: Batch) -> Tensor | float:
         return self.objective.losses_at_start(batch)
 
-    def before_step(
-        self, rows: Sequence[Row], batches: Callable[[Sequence[Row]], Iterator[Batch]]
-    ) -> None:
+    def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
         self.objective.before_step(rows, batches)
 
     @torch.no_grad()

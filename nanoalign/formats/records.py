@@ -10,9 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 from nanoalign.encode import Record
-from nanoalign.pairs import PKU, Format, check_text, pku
+from nanoalign.pairs import Format, check_text
 
 ASSISTANT = "\n\nAssistant:"  # begins an answer in HH-RLHF
+PKU = ("prompt", "response_0", "response_1")
 UNPAIRED = ("prompt", "completion", "label")
 
 
@@ -31,6 +32,16 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
     }
     # Pairs and single responses may be in one batch, so that they need the same keys in `extra`.
     return {keys: partial(with_label, read) for keys, read in known.items()} if unpaired else known
+
+
+def pku(record: dict, preference: str = "better") -> Record:
+    """PKU-SafeRLHF: two responses, and which of them is better, and which is safer."""
+    key = f"{preference}_response_id"
+    best = record.get(key)
+    if isinstance(best, bool) or best not in (0, 1):
+        raise ValueError(f"{key} is {best!r}; --preference {preference} needs 0 or 1")
+    responses = record["response_0"], record["response_1"]
+    return Record(record["prompt"], responses[::-1] if best else responses)
 
 
 def pair_with_prompt(record: dict) -> Record:

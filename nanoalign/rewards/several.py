@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nanoalign import pairs
 from nanoalign.batch import Batch
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.formats.records import PKU
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import RewardModel
@@ -79,7 +79,7 @@ def is_conditioned(model: RewardModel) -> bool:
 def formats(preferences: Sequence[str]) -> dict[tuple[str, ...], Callable[[dict], Record]]:
     """The formats of records that have a label for each of several preferences."""
     refuse = partial(has_one_label, preferences=preferences)
-    return {pairs.PKU: partial(labelled, preferences=preferences), (): refuse}
+    return {PKU: partial(labelled, preferences=preferences), (): refuse}
 
 
 def labelled(record: dict, preferences: Sequence[str]) -> Record:
@@ -101,7 +101,7 @@ def labelled(record: dict, preferences: Sequence[str]) -> Record:
 def has_one_label(record: dict, preferences: Sequence[str]) -> Record:
     raise ValueError(
         f"a record with the keys {' + '.join(sorted(map(str, record)))} has one label; "
-        f"--preference {' '.join(preferences)} needs {' + '.join(pairs.PKU)}, with a label for each"
+        f"--preference {' '.join(preferences)} needs {' + '.join(PKU)}, with a label for each"
     )
 
 
