@@ -5,6 +5,7 @@ Whole runs of train_dpo.py on a tiny random Llama: what the curve may depend on,
 
 import json
 import math
+import shutil
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoalign
 import train_dpo
-from nanoalign.checkpoints import guards
+from nanoalign.checkpoints.runs import versions
 from nanoalign.loop import get_lr
 from nanoalign.model import Policy
 
@@ -138,7 +139,7 @@ def test_args_json_has_the_flags_and_the_versions(train, tmp_path, pairs):
 def test_the_commit_is_never_that_of_another_project(tmp_path, monkeypatch):
     """A package that was installed in an ignored folder of a checkout has no commit."""
     git = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
-    if guards.shutil.which("git") is None:
+    if shutil.which("git") is None:
         pytest.skip("git is not installed")
     git(["git", "init"])
     package = tmp_path / "site-packages" / "nanoalign" / "__init__.py"
@@ -149,13 +150,13 @@ def test_the_commit_is_never_that_of_another_project(tmp_path, monkeypatch):
     git(["git", "add", ".gitignore"])
     git(["git", *who, "commit", "-m", "theirs"])
     monkeypatch.setattr(nanoalign, "__file__", str(package))
-    assert guards.versions()["commit"] is None
+    assert versions()["commit"] is None
     git(["git", "add", "--force", str(package)])
     git(["git", *who, "commit", "-m", "ours"])
     head = git(["git", "rev-parse", "HEAD"], text=True).stdout.strip()
-    assert guards.versions()["commit"] == head
+    assert versions()["commit"] == head
     package.write_text("changed = True\n")
-    assert guards.versions()["commit"] == f"{head}-dirty"
+    assert versions()["commit"] == f"{head}-dirty"
 
 
 def test_evaluations_are_at_both_ends_and_every_so_many_steps(train, tmp_path):

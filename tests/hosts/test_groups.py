@@ -1,9 +1,8 @@
-"""python -m pytest tests/test_scale.py
+"""python -m pytest tests/hosts/test_groups.py
 
-Groups of ranks that each hold a copy of the model: the same run, and less talk between them.
+Groups of ranks that each have a copy of the model: the same run, with fewer collectives.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,11 +10,9 @@ import pytest
 import torch
 from conftest import write_pairs
 from ranks import run_ranks
+from runs import metrics_of, script, without_picture
 from safetensors.torch import load_file
-from test_scripts import script
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import train_dpo
 
 STEPS = 6
 
@@ -26,7 +23,7 @@ def pairs(tmp_path_factory) -> Path:
 
 
 class _Collectives(TorchDispatchMode):
-    """Counts this rank's collectives by what they do."""
+    """Counts the collectives of this rank by name."""
 
     def __init__(self):
         super().__init__()
@@ -34,28 +31,28 @@ class _Collectives(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function.namespace == "c10d":
-            self.counts["cut" if "reduce_scatter" in str(function) else str(function)] += 1
+            name = "reduce_scatter" if "reduce_scatter" in str(function) else str(function)
+            self.counts[name] += 1
         return function(*args, **(kwargs or {}))
 
 
 def _train(argv: list[str]) -> Counter:
-    train_dpo.curves = lambda *args: None
     with _Collectives() as collectives:
-        train_dpo.main(argv)
+        without_picture(argv)
     return collectives.counts
 
 
 @pytest.fixture(scope="module")
 def train(llama_folder, pairs):
-    """Runs train_dpo.main; returns its metrics, and the collectives of each rank."""
+    """Runs train_dpo.py; returns its metrics, and the collectives of each rank."""
 
     def run(out: Path, *flags: object, ranks: int = 1) -> tuple[list[dict], list[Counter]]:
-        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
-                "--template", "raw", "--steps", STEPS, "--micro_batch_tokens", 100, *flags]  # fmt: skip
+        argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7,
+                "--lr", 1e-2, "--template", "raw", "--steps", STEPS,
+                "--micro_batch_tokens", 100, *flags]  # fmt: skip
         outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines], outcome.results
+        return metrics_of(out), outcome.results
 
     return run
 
@@ -95,7 +92,7 @@ def test_four_ranks_are_one(train, flat, tmp_path):
         "--shard_size 2 --gradient_sync step",
     ],
 )
-def test_groups_and_rarer_sums_give_the_same_run(train, flat, tmp_path, flags):
+def test_groups_and_sums_once_a_step_give_the_same_run(train, flat, tmp_path, flags):
     metrics, _ = train(tmp_path / "run", *flags.split(), ranks=4)
     assert_same_run(metrics, flat[0])
     assert_same_weights(tmp_path / "run", flat[2])
@@ -110,23 +107,25 @@ def test_resume_on_other_groups(train, flat, tmp_path, before, after):
     assert_same_weights(tmp_path / "run", flat[2])
 
 
-def test_a_reference_that_moves(train, tmp_path):
+def test_a_reference_that_moves_in_groups(train, tmp_path):
     """TR-DPO mixes shards of both models where they lie."""
     flags = ("--sync_reference_every", 2)
     expected, _ = train(tmp_path / "one", *flags)
     assert_same_run(train(tmp_path / "run", *flags, "--shard_size", 2, ranks=4)[0], expected)
 
 
-def test_what_the_flags_save(train, flat, tmp_path):
+def test_the_flags_save_collectives(train, flat, tmp_path):
     """The model is sharded in 3 parts: two blocks, and the rest."""
     grouped = train(tmp_path / "a", "--shard_size", 2, ranks=4)[1]
-    rare = train(tmp_path / "b", "--gradient_sync", "step", ranks=4)[1]
+    once = train(tmp_path / "b", "--gradient_sync", "step", ranks=4)[1]
     sums = "c10d.allreduce_.default"
     for rank in range(4):
-        assert flat[1][rank]["cut"] > 1.5 * 3 * STEPS  # in each micro-batch, mostly two a step
-        assert rare[rank]["cut"] == 3 * STEPS  # once a step
+        assert (
+            flat[1][rank]["reduce_scatter"] > 1.5 * 3 * STEPS
+        )  # in each micro-batch, mostly two a step
+        assert once[rank]["reduce_scatter"] == 3 * STEPS  # once a step
         # Within groups in each micro-batch, too; between groups once a step.
-        assert grouped[rank]["cut"] == flat[1][rank]["cut"]
+        assert grouped[rank]["reduce_scatter"] == flat[1][rank]["reduce_scatter"]
         assert grouped[rank][sums] - flat[1][rank][sums] == 3 * STEPS
 
 
@@ -135,5 +134,6 @@ def test_groups_that_do_not_fit_are_an_error(llama_folder, pairs, tmp_path):
     outcome = run_ranks(2, script, [str(arg) for arg in argv])
     assert outcome.codes == [1, 1]
     assert outcome.stderr == (
-        "error: --shard_size 3 does not divide the 2 ranks of this run into equal groups\n"
+        "error: --shard_size 3 does not divide the 2 ranks of this run into equal groups; give a "
+        "divisor of their number\n"
     )

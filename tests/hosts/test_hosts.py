@@ -1,10 +1,9 @@
-"""python -m pytest tests/test_hosts.py      as root, else skipped
+"""python -m pytest tests/hosts/test_hosts.py      as root, else skipped
 
-Two network namespaces with a virtual link between them stand for two hosts, which share a disk:
-torchrun over both, and what remains when one is lost.
+Two network namespaces with a virtual link between them, as two hosts that share a disk: torchrun
+over both, and a run that continues when one of them is lost.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import write_pairs
 from ranks import run_ranks
-from test_training import _train_without_picture, assert_same_curve
+from runs import assert_same_curve, metrics_of, without_picture
 
 import train_dpo
 
@@ -42,16 +41,18 @@ class Host:
 
     def start(self, master: "Host", folder: Path, argv: list[str]) -> None:
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(self.number),
-            "--nproc_per_node", "1", "--master_addr", master.address, "--master_port", "29500",
-            train_dpo.__file__, *argv,
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
+            "--node_rank", str(self.number), "--nproc_per_node", "1",
+            "--master_addr", master.address, "--master_port", "29500", train_dpo.__file__, *argv,
         ]  # fmt: skip
         self.stderr = folder / f"{self.number}.stderr"
         with self.stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                ["ip", "netns", "exec", self.name, *command], stdout=subprocess.DEVNULL, stderr=stderr,
+                ["ip", "netns", "exec", self.name, *command],
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
                 env=os.environ | {"GLOO_SOCKET_IFNAME": self.link, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
 
     def kill(self) -> None:
         """As when the power fails, but that the kernel still closes the connections."""
@@ -61,7 +62,7 @@ class Host:
     def wait(self, timeout: float = 120) -> int:
         return self.process.wait(timeout)
 
-    def says(self) -> str:
+    def errors(self) -> str:
         return self.stderr.read_text()
 
 
@@ -100,13 +101,9 @@ def flags(llama_folder, tmp_path_factory) -> list[str]:
 
 
 def on_one_host(out: Path, argv: list[str]) -> list[dict]:
-    outcome = run_ranks(1, _train_without_picture, [*argv, "--out", str(out)])
+    outcome = run_ranks(1, without_picture, [*argv, "--out", str(out)])
     assert outcome.codes == [0], outcome.stderr
-    return metrics(out)
-
-
-def metrics(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return metrics_of(out)
 
 
 @pytest.fixture(scope="module")
@@ -122,22 +119,22 @@ def start(hosts: list[Host], folder: Path, argv: list[str]) -> Path:
 
 def wait_for(path: Path, hosts: list[Host]) -> None:
     while not path.exists():
-        assert all(host.process.poll() is None for host in hosts), [host.says() for host in hosts]
+        assert all(host.process.poll() is None for host in hosts), [host.errors() for host in hosts]
         time.sleep(0.01)
 
 
 def test_two_hosts_give_the_curve_of_one(hosts, flags, tmp_path):
     four = [*flags, "--steps", "4"]
     out = start(hosts, tmp_path, four)
-    assert [host.wait() for host in hosts] == [0, 0], [host.says() for host in hosts]
-    assert_same_curve(on_one_host(tmp_path / "one", four), metrics(out))
+    assert [host.wait() for host in hosts] == [0, 0], [host.errors() for host in hosts]
+    assert_same_curve(on_one_host(tmp_path / "one", four), metrics_of(out))
 
 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_lost_host_ends_the_other_and_the_run_continues(
     hosts, flags, uninterrupted, tmp_path, how
 ):
-    """The host that is killed is the one that all found each other through."""
+    """The host that is killed is the one whose address all ranks were given."""
     out = start(hosts, tmp_path, [*flags, "--save_every", "1", "--timeout", str(TIMEOUT)])
     wait_for(out / "checkpoints" / "step_000002", hosts)
     if how == "killed":
@@ -149,9 +146,9 @@ def test_a_lost_host_ends_the_other_and_the_run_continues(
     lost = time.monotonic()
     for host in left:
         assert host.wait(lost + limit - time.monotonic()) == 1
-        assert host.says().count("error: ") == 1, host.says()
-        assert f"error: rank {host.number} has lost contact with another rank" in host.says()
-        assert 'train_dpo.py", line' not in host.says()  # no traceback of a worker
+        assert host.errors().count("error: ") == 1, host.errors()
+        assert f"error: rank {host.number} has lost contact with another rank" in host.errors()
+        assert 'train_dpo.py", line' not in host.errors()  # no traceback of a worker
     print(f"{how}: {time.monotonic() - lost:.1f} s")
-    assert len(metrics(out)) < len(uninterrupted)
+    assert len(metrics_of(out)) < len(uninterrupted)
     assert_same_curve(uninterrupted, on_one_host(out, [*flags, "--resume"]))
