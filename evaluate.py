@@ -18,7 +18,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 
-from nanoalign import evaluation, loop, pairs
+from nanoalign import evaluation, hosts, loop, pairs
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.distributed import World, compute_dtype, print0, run, setup
@@ -32,7 +32,6 @@ from nanoalign.formats.records import formats
 from nanoalign.formats.rows import EQUAL_SCORES
 from nanoalign.formats.sources import check_sources, open_source
 from nanoalign.hosts.collectives import on_main
-from nanoalign.hosts.report import report
 from nanoalign.packing.batches import Packed
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
@@ -204,4 +203,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, report)
+    run(main, hosts.report_error)

@@ -32,7 +32,6 @@ from nanoalign.distributed import compute_dtype, print0, run, setup
 from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.formats.load import load_rows
 from nanoalign.hosts.collectives import on_main
-from nanoalign.hosts.report import report
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import Policy
@@ -167,4 +166,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, report)
+    run(main, hosts.report_error)

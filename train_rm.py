@@ -31,7 +31,6 @@ from nanoalign.distributed import compute_dtype, print0, run, setup
 from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.formats.load import load_rows
 from nanoalign.hosts.collectives import on_main
-from nanoalign.hosts.report import report
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import RewardModel
@@ -132,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     save, start = checkpoints.of_run(reward_model, optimizer, objective, data.rows, args, world)
     check_layout(reward_model, data.rows, batches, name)
     log = open_run(args, world)
-    held_out = {"eval": data.held_out, "train_eval": data.rows[-len(data.held_out) :]}
+    again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
+    held_out = {"eval": data.held_out, "train_eval": again}
     if not loop.train(
         reward_model, optimizer, objective, data.rows, held_out, batches, args, log, save, start
     ):
@@ -145,4 +145,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, report)
+    run(main, hosts.report_error)

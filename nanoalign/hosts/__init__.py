@@ -36,3 +36,10 @@ def refusal(args: Namespace) -> str | None:
             "equal groups; give a divisor of their number"
         )
     return None
+
+
+def report_error(error: BaseException) -> bool:
+    """The `report` of distributed.run; imported in the branch of an error."""
+    from nanoalign.hosts.report import report
+
+    return report(error)
