@@ -108,8 +108,8 @@ def use_tree_attention(model: PreTrainedModel) -> None:
         )
     if not model._supports_attention_backend:
         raise RunError(
-            f"{type(model).__name__} has an attention of its own, which can't keep the responses of "
-            "a prompt apart; use --no-share_prefix"
+            f"{type(model).__name__} has an attention of its own, which can't keep the responses "
+            "of a prompt apart; use --no-share_prefix"
         )
     AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
     AttentionMaskInterface.register(PREFIX + own, ALL_MASK_ATTENTION_FUNCTIONS[own])

@@ -21,8 +21,8 @@ def describe(model: Scorer, rows: Sequence[Row], batches: Batches, args: Namespa
     world, trained = batches.world, model.count_parameters(trainable=True)
     copies = f" in {world.mesh.shape[0]} groups" if world.mesh.ndim > 1 else ""
     print0(
-        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {trained:,} trained, "
-        f"{model.dtype}\n"
+        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {trained:,} "
+        f"trained, {model.dtype}\n"
         f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}\n"
         f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} "
         f"records, on {world.size} rank{'s' * (world.size > 1)}{copies}\n"
