@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import byte_tokenizer, tiny_llama, write_pairs
 from ranks import run_ranks
-from runs import damaged_model, script
+from runs import damaged_model, metrics_of, script
 
 import train_dpo
 import train_rm
@@ -99,7 +99,7 @@ BAD_INPUT = {
     "resume, other batch": ("old run", "--resume --batch_size 5", "--batch_size was 4, now 5"),
     "batch of 0": ("new", "--batch_size 0", "expected a whole number of at least 1, got '0'"),
     "beta of 0": ("new", "--beta 0", "--beta: expected a number above 0"),
-    "lr nan": ("new", "--lr nan", "--lr: expected a number of at least 0, got 'nan'"),
+    "lr nan": ("new", "--lr nan", "--lr: expected a number above 0, got 'nan'"),
     "resume, other lr": ("old run", "--resume --lr 1", "--lr was 1e-06, now 1.0"),
     "shards of 3": ("new", "--shard_size 3", "--shard_size 3 does not divide the [12] ranks"),
     "unknown flag": ("new", "--batchsize 3", "unrecognized arguments: --batchsize"),
@@ -161,6 +161,22 @@ def _help(main) -> None:
         main(["--help"])
     except SystemExit as ended:
         assert ended.code == 0
+
+
+def _train_without_held_out(argv: list[str]) -> None:
+    for name, main in (("dpo", train_dpo.main), ("rm", train_rm.main)):
+        main([*argv, "--eval_share", "0", "--out", f"{argv[-1]} {name}"])
+
+
+def test_nothing_is_evaluated_where_nothing_is_held_out(world):
+    """Neither are training pairs, of which as many are evaluated as are held out."""
+    outcome = run_ranks(1, _train_without_held_out, argv(world, "no held-out"))
+    assert outcome.codes == [0], outcome.stderr
+    assert outcome.stdout.count("held out    no records") == 2
+    for name in ("dpo", "rm"):
+        lines = metrics_of(world / f"no held-out {name}")
+        assert [line["step"] for line in lines] == [1, 2]
+        assert not any("eval" in key for line in lines for key in line)
 
 
 # --- self-checks
