@@ -2,17 +2,20 @@
 
 import json
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
 from nanoalign.batch import Row
-from nanoalign.formats.load import unchanged
+from nanoalign.formats.load import read_records, unchanged
+from nanoalign.formats.records import formats
 from nanoalign.store.disk import Store, StoredRows
 from nanoalign.store.encode import Encoding
 
 PAIR = {"prompt": "Why is the sky blue?", "chosen": "Light scatters.", "rejected": "It is painted."}
+PAIRS = partial(read_records, formats())
 
 
 def write(path: Path, records: list) -> str:
