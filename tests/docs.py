@@ -53,10 +53,13 @@ def equal(shown: str, printed: str, tolerance: float) -> bool:
     return shown == printed
 
 
+def tracked() -> list[str]:
+    return subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
+
+
 def new_folder(parent: Path) -> Path:
     folder = Path(tempfile.mkdtemp(dir=parent))
-    tracked = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).splitlines()
-    for name in {path.partition("/")[0] for path in tracked}:
+    for name in {path.partition("/")[0] for path in tracked()}:
         (folder / name).symlink_to(ROOT / name)
     return folder
 
