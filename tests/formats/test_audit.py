@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_audit.py"""
+"""python -m pytest tests/formats/test_audit.py"""
 
 import json
 import re
@@ -10,17 +10,16 @@ from ranks import run_ranks
 
 import train_dpo
 import train_rm
-from nanoalign.audit import audit
 from nanoalign.distributed import run
-from nanoalign.records import Example, Pair
-from nanoalign.rows import encode_all
+from nanoalign.encode import Record, encode_all
+from nanoalign.formats.audit import audit
 
 
 @pytest.fixture
 def rows(tokenizer):
     pairs = [("ab", "cd", "e"), ("ab", "cd", "e"), ("ab", "e", "cd"), ("x", "long answer", "b")]
-    made = [Example(f"t:{n}", "text", p, (c, r)) for n, (p, c, r) in enumerate(pairs, start=1)]
-    return encode_all(made, tokenizer, "raw")[0]
+    records = [Record(p, (c, r), name=f"t:{n}") for n, (p, c, r) in enumerate(pairs, start=1)]
+    return encode_all(records, tokenizer, template="raw")
 
 
 def lines_of(text: str, number: int) -> list[list[str]]:
@@ -29,7 +28,7 @@ def lines_of(text: str, number: int) -> list[list[str]]:
     return [line.split() for line in part.splitlines() if re.match(r" +\d+ ", line)]
 
 
-def test_every_scored_token_stands_with_the_place_that_predicts_it(rows, tokenizer):
+def test_every_scored_token_is_listed_with_the_place_that_predicts_it(rows, tokenizer):
     """a b | c d EOS | e EOS: c and e are both predicted at b, place 1."""
     found = lines_of(audit(rows, Counter(), tokenizer, 1, rewards=False), 1)
     columns = [(word[0], word[2], word[3], word[5]) for word in found]
@@ -55,8 +54,8 @@ def figures(text: str) -> dict[str, str]:
     return dict(re.split(r"  +", line, maxsplit=1) for line in table.splitlines())
 
 
-def test_the_table_counts_what_contradicts_and_what_is_there_twice(rows, tokenizer):
-    """Of four pairs two are the same, and one of them says the opposite; one chosen is shorter."""
+def test_the_table_counts_duplicates_and_contradictions(rows, tokenizer):
+    """Of four pairs two are the same, and one has the opposite label; one chosen is shorter."""
     found = figures(audit(rows, Counter({"prompts cut": 7}), tokenizer, 1, rewards=False))
     assert found["pairs"] == "4" and found["prompts cut"] == "7"
     assert found["duplicates"].startswith("1 ") and found["contradictions"].startswith("1 ")
@@ -66,26 +65,46 @@ def test_the_table_counts_what_contradicts_and_what_is_there_twice(rows, tokeniz
 
 
 def test_two_preferences_do_not_contradict_each_other(tokenizer):
-    """One record whose labels differ: no duplicate, no contradiction; and what each says is named."""
-    made = [Example("a", "text", "p", ("x", "y"), pairs=(Pair(0, 1), Pair(1, 0, dimension=1)))]
-    text = audit(encode_all(made, tokenizer, "raw")[0], Counter(), tokenizer, 1, rewards=True)
+    """One record whose labels differ: no duplicate, no contradiction; a name by each preference."""
+    record = Record("p", ("x", "y"), ((0, 1), (1, 0)), {"dimensions": [0, 1]}, name="a")
+    rows = encode_all([record], tokenizer, template="raw")
+    text = audit(rows, Counter(), tokenizer, 1, rewards=True)
     found = figures(text)
     assert found["duplicates"].startswith("0 ") and found["contradictions"].startswith("0 ")
     assert found["prompts cut at their beginning"] == "0"
     assert "response 1, chosen/rejected: 1 scored" in text
+    assert "response 2, rejected/chosen: 1 scored" in text
 
 
-def test_what_was_cut_and_what_is_alone(tokenizer):
-    """Responses cut at their end have no EOS; single examples are no pairs."""
-    made = [Example("a", "text", "pppp", ("long response", "b")),
-            Example("b", "text", "q", ("x",), pairs=(Pair(None, 0),))]  # fmt: skip
-    rows, counts = encode_all(made, tokenizer, "raw", max_length=6)
+def test_the_responses_of_a_ranked_record_have_their_ranks(tokenizer):
+    record = Record("p", ("x", "y", "z"), ((0, 1), (0, 2), (1, 2)), name="a")
+    rows = encode_all([record], tokenizer, template="raw")
+    text = audit(rows, Counter(), tokenizer, 1, rewards=True)
+    assert [f"response {k}, rank {k}: 1 scored" in text for k in (1, 2, 3)] == [True] * 3
+    assert figures(text)["pairs"] == "3"
+
+
+def test_cut_responses_and_unpaired_responses(tokenizer):
+    """Responses cut at their end have no EOS; unpaired responses are no pairs.
+
+    The same response with the other label is a contradiction.
+    """
+    records = [Record("pppp", ("long response", "b"), extra={"desirable": [True]}, name="a"),
+               Record("q", ("x",), ((0, 0),), {"desirable": [False]}, name="b")]  # fmt: skip
+    rows = encode_all(records, tokenizer, 6, "raw")
+    counts = Counter(note for row in rows for note in row.notes)
     text = audit(rows, counts, tokenizer, 2, rewards=False)
     found = figures(text)
     assert found["responses that end with EOS"] == "66.7%"
     assert (found["pairs"], found["single examples"]) == ("1", "1")
+    assert found["contradictions"].startswith("0 ")
     assert found["responses cut at their end (no EOS)"] == "1"
     assert "response 1, rejected: 2 scored" in text.split("example 2")[1]
+    wanted = Record("q", ("x",), ((0, 0),), {"desirable": [True]}, name="c")
+    rows += encode_all([wanted], tokenizer, 6, "raw")
+    text = audit(rows, counts, tokenizer, 3, rewards=False)
+    assert "response 1, chosen: 2 scored" in text.split("example 3")[1]
+    assert figures(text)["contradictions"].startswith("1 ")
 
 
 def _script(main, argv: list[str]) -> None:
