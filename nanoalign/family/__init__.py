@@ -4,6 +4,7 @@ losses.py       the losses: tensors in, one value per pair out
 divergences.py  what replaces log-ratios (f-DPO), and weights of pairs (WPO); import torch alone
 pairs.py        Pairs: what the losses are functions of, from a batch, a policy and a reference
 tokens.py       values per token: collision probabilities (WPO), discounted sums (LD-DPO)
+paired.py       a loss of pairs as an Objective, with what is put around it
 objectives.py   --loss and its add-ons -> Objective
 kto.py aot.py bco.py moving.py      what looks at a step as a whole, or remembers the steps before
 """
@@ -115,12 +116,12 @@ def refusal_of_hyperparameters(args: Namespace) -> str | None:
 
 def refusal(args: Namespace) -> str | None:
     """What is wrong with the flags of the loss and its add-ons, if anything is."""
-    reference, unfit = True, {}
+    reference, incompatible = True, {}
     if is_used(args):
-        from nanoalign.family.losses import KIND, UNFIT, has_reference
+        from nanoalign.family.losses import INCOMPATIBLE, KIND, has_reference
 
         name = loss_name(args)
-        reference, unfit = has_reference(name), UNFIT[KIND[name]]
+        reference, incompatible = has_reference(name), INCOMPATIBLE[KIND[name]]
     if args.loss == "exo_pair" and args.label_smoothing == 0:
         return "--loss exo_pair takes the log of --label_smoothing, which must be above 0"
     if args.loss == "kto" and args.batch_size < 2:
@@ -131,7 +132,7 @@ def refusal(args: Namespace) -> str | None:
         return f"--loss {args.loss} has no reference; leave out --reference {args.reference}"
     if (args.divergence == "alpha") != (args.divergence_alpha is not None):
         return "--divergence alpha and --divergence_alpha belong together; give both"
-    for flag, reason in unfit.items():
+    for flag, reason in incompatible.items():
         if _is_given(args, flag):
             return f"--{flag} does not go with --loss {args.loss}: {reason}"
     if args.sync_reference_mix is not None and not args.sync_reference_every:

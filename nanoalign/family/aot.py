@@ -16,8 +16,8 @@ from torch import Tensor
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World
 from nanoalign.family.losses import match_by_rank
-from nanoalign.family.objectives import Paired
-from nanoalign.family.pairs import PairLoss, Pairs, Read
+from nanoalign.family.paired import Paired
+from nanoalign.family.pairs import PairLoss, Pairs, PairsOf
 from nanoalign.hosts.collectives import gather
 from nanoalign.loop import MakeBatches
 
@@ -25,8 +25,8 @@ from nanoalign.loop import MakeBatches
 class Aot(Paired):
     """The objective of aot. It costs one more forward of policy and reference per step."""
 
-    def __init__(self, world: World, read: Read, loss: PairLoss, beta: float):
-        super().__init__(read, loss, beta)
+    def __init__(self, world: World, pairs_of: PairsOf, loss: PairLoss, beta: float):
+        super().__init__(pairs_of, loss, beta)
         self.world = world
         self.rows = np.zeros(0, dtype=np.int64)  # (P,) the row of each pair, in ascending order
         self.matched = torch.zeros(0)  # (P,) its matched gap
@@ -36,7 +36,7 @@ class Aot(Paired):
         """Matches the gaps of all pairs of a step: log pi(y_w | x) - log pi(y_l | x)."""
         owners, gaps = [], [torch.zeros(2, 0)]  # of this rank: the row of each pair; both gaps
         for batch in batches(rows):
-            pairs = self.read(batch)
+            pairs = self.pairs_of(batch)
             if batch.rows:  # else it fills a place
                 owners += [i for i in batch.rows for _ in rows[i].pairs]
                 policy_gaps = pairs.chosen_logps - pairs.rejected_logps
@@ -48,7 +48,7 @@ class Aot(Paired):
         self.matched = match_by_rank(*torch.cat([part[1] for part in parts], dim=1)[:, order])
 
     def pairs(self, batch: Batch) -> Pairs:
-        return replace(self.read(batch), matched_gaps=self.matched_of(batch))
+        return replace(self.pairs_of(batch), matched_gaps=self.matched_of(batch))
 
     def matched_of(self, batch: Batch) -> Tensor:
         """The matched gaps of the pairs of a batch: (B,)."""

@@ -6,19 +6,19 @@ Jung et al. 2024, arXiv 2404.04656. Both kinds of responses weigh the same in th
 from dataclasses import replace
 
 from nanoalign.batch import Batch
-from nanoalign.family.objectives import Paired
-from nanoalign.family.pairs import PairLoss, Pairs, Read
+from nanoalign.family.paired import Paired
+from nanoalign.family.pairs import PairLoss, Pairs, PairsOf
 
 
 class Bco(Paired):
     """The objective of bco_pair, with a running mean of the rewards that checkpoints keep."""
 
-    def __init__(self, read: Read, loss: PairLoss, beta: float):
-        super().__init__(read, loss, beta)
+    def __init__(self, pairs_of: PairsOf, loss: PairLoss, beta: float):
+        super().__init__(pairs_of, loss, beta)
         self.state = {"steps": 0.0, "mean_reward": 0.0}
 
     def pairs(self, batch: Batch) -> Pairs:
-        return replace(self.read(batch), shift=self.state["mean_reward"])
+        return replace(self.pairs_of(batch), shift=self.state["mean_reward"])
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
         steps, mean = self.state["steps"], self.state["mean_reward"]

@@ -16,8 +16,8 @@ from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.family.losses import kto
-from nanoalign.family.objectives import Paired
-from nanoalign.family.pairs import PairLoss, Pairs, Read
+from nanoalign.family.paired import Paired
+from nanoalign.family.pairs import PairLoss, Pairs, PairsOf
 from nanoalign.loop import MakeBatches
 from nanoalign.metrics import Metric
 from nanoalign.model import Policy
@@ -32,11 +32,11 @@ class Kto(Paired):
         reference: Callable[[Batch], Tensor],
         max_length: int,
         world: World,
-        read: Read,
+        pairs_of: PairsOf,
         loss: PairLoss,
         beta: float,
     ):
-        super().__init__(read, loss, beta)
+        super().__init__(pairs_of, loss, beta)
         self.policy, self.reference = policy, reference
         self.max_length, self.world = max_length, world
         self.kl = torch.zeros((), device=world.device)
@@ -59,7 +59,7 @@ class Kto(Paired):
 
     def pairs(self, batch: Batch) -> Pairs:
         chosen, rejected = present(batch)
-        return replace(self.read(batch), kl=self.kl, has_chosen=chosen, has_rejected=rejected)
+        return replace(self.pairs_of(batch), kl=self.kl, has_chosen=chosen, has_rejected=rejected)
 
     def loss_of_pairs(self, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
         losses, metrics = super().loss_of_pairs(batch)

@@ -22,8 +22,8 @@ are sums over the tokens of a response, EOS included, in nats; lengths are numbe
 of means divides by them itself. Defaults are those of the paper where it names one.
 
 A new loss is a function below an entry `@loss(KIND, FIELDS, HYPERPARAMETERS...)`. Its kind decides
-what combines with it (UNFIT), its fields are those of pairs.Pairs in the order of its arguments,
-its hyperparameters become flags of train_dpo.py with the defaults of the function.
+what does not combine with it (INCOMPATIBLE), its fields are those of pairs.Pairs in the order of
+its arguments, its hyperparameters become flags of train_dpo.py with the defaults of the function.
 
 Shapes: B pairs.
 """
@@ -54,7 +54,7 @@ _NO_REFERENCE = "it has no reference"
 _ALONE = {"length_alpha": _NO_REFERENCE, "divergence": _NO_REFERENCE, "ld_alpha": _NO_TAIL,
           "sync_reference_every": _NO_REFERENCE}  # fmt: skip
 # Kind -> the add-ons that would not do what they are named after -> why.
-UNFIT: dict[str, dict[str, str]] = {
+INCOMPATIBLE: dict[str, dict[str, str]] = {
     MARGIN: {},
     MEANS: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS, "ld_alpha": _NO_TAIL},
     SEPARATE: {"length_alpha": _NO_SUMS},

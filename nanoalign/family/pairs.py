@@ -38,11 +38,11 @@ class Pairs:
     has_rejected: Tensor | None = None  # kto: False where it is desirable
 
 
-Read = Callable[[Batch], Pairs]
+PairsOf = Callable[[Batch], Pairs]
 PairLoss = Callable[[Pairs], Tensor]  # losses (B,)
 
 
-def read_pairs(
+def pairs_of(
     batch: Batch,
     policy: Callable[[Batch], Tensor],
     reference: Callable[[Batch], Tensor] | None,
@@ -57,8 +57,8 @@ def read_pairs(
     wpo: whether wpo_weights are wanted.
     divergence: replaces log-ratios by the scores of another divergence than the reverse KL.
     """
-    logps, tokens, weights = _read(policy, batch, ld_alpha is not None, wpo)
-    chosen, rejected = _of_pairs(logps, tokens, batch, ld_alpha)
+    logps, tokens, weights = logps_of_responses(policy, batch, ld_alpha is not None, wpo)
+    chosen, rejected = logps_of_pairs(logps, tokens, batch, ld_alpha)
     pairs = Pairs(
         chosen_logps=chosen,
         rejected_logps=rejected,
@@ -71,8 +71,8 @@ def read_pairs(
     if reference is None:
         return pairs
     with torch.no_grad():
-        logps, tokens, _ = _read(reference, batch, ld_alpha is not None, False)
-        reference_chosen, reference_rejected = _of_pairs(logps, tokens, batch, ld_alpha)
+        logps, tokens, _ = logps_of_responses(reference, batch, ld_alpha is not None, False)
+        reference_chosen, reference_rejected = logps_of_pairs(logps, tokens, batch, ld_alpha)
     ratios = [chosen - reference_chosen, rejected - reference_rejected]
     if divergence is not None:
         ratios = [divergence_scores(each, divergence, divergence_alpha) for each in ratios]
@@ -82,7 +82,7 @@ def read_pairs(
     )
 
 
-def _read(
+def logps_of_responses(
     model: Callable[[Batch], Tensor], batch: Batch, per_token: bool, wpo: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(log-probabilities (S,), those of tokens (M,) if wanted, WPO's weights (S,) if wanted)."""
@@ -97,7 +97,7 @@ def _read(
     return sums_of_responses(tokens, batch.lengths), tokens, weights
 
 
-def _of_pairs(
+def logps_of_pairs(
     logps: Tensor, tokens: Tensor | None, batch: Batch, ld_alpha: float | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of chosen and of rejected responses, with ld_alpha discounted: (B,)."""

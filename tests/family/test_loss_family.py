@@ -14,7 +14,7 @@ import torch
 
 from nanoalign.family import ADD_ONS, losses
 from nanoalign.family.divergences import DIVERGENCES, divergence_scores, wpo_weights
-from nanoalign.family.losses import DEFAULTS, FIELDS, KIND, LOSSES, UNFIT, match_by_rank
+from nanoalign.family.losses import DEFAULTS, FIELDS, INCOMPATIBLE, KIND, LOSSES, match_by_rank
 from nanoalign.family.pairs import Pairs
 
 
@@ -49,7 +49,7 @@ def test_every_loss_has_a_value_by_hand_and_an_equation(name):
     """What to write for a new loss: a test of this name below, and its equation in EQUATIONS."""
     assert f"test_{name}_by_hand" in globals()
     assert name in EQUATIONS or name == "kto"
-    assert {*UNFIT[KIND[name]]} <= {*ADD_ONS}
+    assert {*INCOMPATIBLE[KIND[name]]} <= {*ADD_ONS}
 
 
 # The defaults that the papers name, or the libraries of their authors.

@@ -27,7 +27,7 @@ from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.family import is_used, losses, objectives
 from nanoalign.family.kto import mismatched
-from nanoalign.family.losses import FIELDS, KIND, LOSSES, UNFIT, has_reference
+from nanoalign.family.losses import FIELDS, INCOMPATIBLE, KIND, LOSSES, has_reference
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 
@@ -221,7 +221,7 @@ def test_the_start_is_checked_with_every_loss(models, rows, objective_of, name):
     policy = models[0]
     add_ons = {"wpo": [], "nll_weight": [0.2], "length_alpha": [0.03], "ld_alpha": [0.5]}
     for flag, value in ({} | {None: []} | add_ons).items():
-        if flag in UNFIT[KIND[name]]:
+        if flag in INCOMPATIBLE[KIND[name]]:
             continue
         flags = [] if flag is None else [f"--{flag}", *value]
         same = objective_of(policy, copy.deepcopy(policy), "--loss", name, *flags)
