@@ -1,9 +1,10 @@
-"""How long the data of a run take before its first step, and in how much memory: 1,000,000 pairs by default.
+"""How long the data of a run take before the first step, and in how much memory.
 
-Records are repeated, each with a running number in its prompt, so that all differ. They are encoded into a
-new cache by some processes, as the training scripts do it, and then read from it as a second run does.
+Records are repeated up to 1,000,000, each with a number in its prompt, so that all differ. They are
+encoded into a new cache by some processes, as the training scripts do it, and then read from it as
+a second run does.
 
-    python benchmarks/data.py                                           the embedded model and data
+    python benchmarks/data.py                               the embedded model and data
     python benchmarks/data.py --model FOLDER --data FILE --ranks 2 --pairs 200000
 """
 
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 BATCH = 64  # pairs of the first step
+READ = 10_000  # rows that are read one by one, in random order
 
 
 def parse_args() -> argparse.Namespace:
@@ -28,15 +30,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=1_000_000, help="after repeating")
     parser.add_argument("--ranks", type=int, default=2, help="processes that encode")
     parser.add_argument("--max_length", type=int, default=1024)
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # what a process of its own is to do
+    parser.add_argument("--worker", help=argparse.SUPPRESS)  # the job of a process of its own
     return parser.parse_args()
 
 
 def repeat(source: str, pairs: int, path: Path) -> None:
-    """Writes the records of a source until there are so many, numbered."""
-    from nanoalign.data import files_of
+    """Writes the records of a source, numbered, until there are so many."""
+    from nanoalign.formats.sources import check_sources
 
-    (original,) = files_of(source)[1]
+    (original,) = check_sources([source])
     records = [json.loads(line) for line in original.read_text().splitlines()]
     with path.open("w") as file:
         for n in range(pairs):
@@ -50,45 +52,50 @@ def repeat(source: str, pairs: int, path: Path) -> None:
 
 
 def work(job: dict) -> None:
-    """One rank: encodes, or finds what is encoded; then has the rows of the first step."""
-    from transformers import AutoTokenizer
+    """One rank: loads the rows of a run from a store, and plans its first step."""
+    from nanoalign.checkpoints.folders import local_folder
+    from nanoalign.checkpoints.guards import load_tokenizer
+    from nanoalign.checkpoints.resume import fingerprint
+    from nanoalign.distributed import setup
+    from nanoalign.formats.load import load_rows
+    from nanoalign.hosts.collectives import gather
+    from nanoalign.loop import step_indices
+    from nanoalign.packing.batches import Packed
 
-    from nanoalign.cache import Encoding, encoded
-    from nanoalign.distributed import gather_lists, setup
-    from nanoalign.plan import plan_micro_batches, step_indices
-    from nanoalign.weights import resolve_model
-
-    world, folder = setup(), resolve_model(job["model"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    how = Encoding(
-        [job["file"]], ("better",), False, (), "auto", job["max_length"], tokenizer, folder
-    )
-    before = memory("VmHWM")
+    world, folder = setup(), local_folder(job["model"])
+    args = argparse.Namespace(
+        data=[job["file"]], eval_data=None, eval_share=0.01, seed=0, preference="better",
+        max_length=job["max_length"], template="auto", cache=job["cache"],
+    )  # fmt: skip
+    tokenizer, before = load_tokenizer(folder), memory("VmHWM")
     start = time.perf_counter()
-    store = encoded(how, job["cache"], world)
+    rows = load_rows(args, tokenizer, folder, world).rows
     opened = time.perf_counter() - start
-    held_out = store.hold_out(0.01, seed=0)
-    rows = store.rows(~held_out)
-    rows.fingerprint()
+    fingerprint(rows)
     step = [rows[i] for i in step_indices(0, len(rows), BATCH, seed=0)]
-    plan_micro_batches(step, world.size, 8192)
+    Packed(world, 8192).plan(step)
     ready = time.perf_counter() - start
+    start = time.perf_counter()
+    for i in step_indices(0, len(rows), READ, seed=1):
+        rows[i]
+    read = (time.perf_counter() - start) / min(READ, len(rows))
     figures = {
         "opened": opened,
         "ready": ready,
+        "read": read,
         "before": before,
         "peak": memory("VmHWM"),
         "own": memory("RssAnon"),
         "rows": len(rows),
-        "tokens": len(store.arrays["tokens"]),
+        "tokens": int(rows.lengths.sum()),
     }
-    everyones = gather_lists([figures], world)
+    everyones = gather(figures, world)
     if world.is_main:
-        Path(job["result"]).write_text(json.dumps([rank for (rank,) in everyones]))
+        Path(job["result"]).write_text(json.dumps(everyones))
 
 
 def memory(name: str) -> float:
-    """Of this process, in MiB: VmHWM, the most it ever held; RssAnon, what it holds but for mapped files."""
+    """Memory of this process in MiB. VmHWM: its maximum. RssAnon: now, without mapped files."""
     status = Path("/proc/self/status").read_text()
     (line,) = [line for line in status.splitlines() if line.startswith(name)]
     return int(line.split()[1]) / 1024
@@ -121,10 +128,14 @@ def main() -> None:
         seconds = max(rank["opened"] for rank in first)
         print(
             f"pairs       {args.pairs:,} in a file of {file.stat().st_size / 2**20:,.0f} MiB; "
-            f"{first[0]['rows']:,} rows to train on, {first[0]['tokens'] / 1e6:,.0f} million tokens in all\n"
-            f"encoding    {seconds:.1f} s on {args.ranks} ranks, {args.pairs / seconds:,.0f} pairs/s\n"
-            f"cache       {size / 2**20:,.0f} MiB; from it the rows of the first step are there after "
-            f"{max(rank['ready'] for rank in second):.2f} s"
+            f"{first[0]['rows']:,} rows to train on, of {first[0]['tokens'] / 1e6:,.1f} million "
+            f"tokens\n"
+            f"encoding    {seconds:.1f} s on {args.ranks} ranks, "
+            f"{args.pairs / seconds:,.0f} pairs/s\n"
+            f"cache       {size / 2**20:,.0f} MiB; the rows of the first step are read from it "
+            f"after {max(rank['ready'] for rank in second):.2f} s\n"
+            f"rows        {max(rank['read'] for rank in second) * 1e6:.1f} microseconds each, in "
+            "random order"
         )
         for name, ranks in (("encoding", first), ("reading", second)):
             peaks = ", ".join(
