@@ -1,7 +1,7 @@
-"""python -m pytest tests/test_browser.py
+"""python -m pytest tests/evaluation/test_browser.py
 
-report.html in a real browser: what its search, its filter and its orders show, and how fast. Skipped where
-no Chromium is installed.
+report.html in a browser: what its search, its filter and its orders show, and how fast. Skipped
+where no Chromium is installed.
 """
 
 import html
@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nanoalign.comparison import Compared, comparison_metrics
-from nanoalign.page import comparison_page
+from nanoalign.evaluation.comparison import Compared, comparison_metrics
+from nanoalign.evaluation.page import comparison_page
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     BROWSER is None, reason=f"no browser: none of {', '.join(NAMES)} is installed"
 )
 
-# Works the page as a reader would, and writes what is seen, with the time that each change took.
+# Uses the page as a reader would, and writes what is shown and the time that each change took.
 DRIVER = """
 <script>
 const seen = {opened: performance.now(), steps: []};
@@ -34,7 +34,8 @@ function look(what) {
   seen.steps.push({
     ms: performance.now() - start,
     count: document.getElementById('shown').textContent,
-    places: [...document.querySelectorAll('.case')].filter(c => !c.hidden).map(c => +c.dataset.place),
+    places: [...document.querySelectorAll('.case')]
+      .filter(c => !c.hidden).map(c => +c.dataset.place),
   });
 }
 function set(id, value) {
@@ -76,8 +77,8 @@ def drive(folder: Path, compared: list[Compared], steps: list[str]) -> dict:
     return json.loads(html.unescape(found[1]))
 
 
-def test_search_filter_and_order_show_what_they_say(tmp_path):
-    """Differences +2, 0, -3, -1 and +0.5; the first and the fourth answer speak of tea."""
+def test_search_filter_and_order(tmp_path):
+    """Differences +2, 0, -3, -1 and +0.5; the first and the fourth answer have "tea"."""
     compared = [
         case(0, 2.0, 0.0, "Green TEA."),
         case(1, 1.0, 1.0),
@@ -107,8 +108,8 @@ def test_search_filter_and_order_show_what_they_say(tmp_path):
         assert found["count"] == f"{len(expected)} of 5 shown", step
 
 
-def test_two_thousand_cases_open_within_two_seconds_and_answer_at_once(tmp_path):
-    """Answers of 100 to 2,000 letters; a second is what readers bear without losing their thread."""
+def test_two_thousand_cases_open_within_two_seconds_and_change_within_one(tmp_path):
+    """Answers of 100 to 2,000 letters."""
     draw = random.Random(0)
     words = [f"word{i}" for i in range(500)]
     compared = [

@@ -1,15 +1,13 @@
-"""python -m pytest tests/test_comparison.py"""
+"""python -m pytest tests/evaluation/test_comparison.py
+
+The figures of a comparison, and preference pairs of a policy's own answers.
+"""
 
 import numpy as np
 import pytest
 
-from nanoalign.comparison import (
-    Compared,
-    bootstrap_interval,
-    comparison_metrics,
-    length_controlled_win_rate,
-)
-from nanoalign.metrics import win_shares
+from nanoalign.encode import Record
+from nanoalign.evaluation.comparison import Compared, comparison_metrics, new_pairs
 from nanoalign.tiny import world
 
 
@@ -42,53 +40,8 @@ def test_answers_made_elsewhere_have_no_share_that_ended():
     assert comparison_metrics([compared(1, 0, ended=(None, True))])["policy_ended_share"] is None
 
 
-def test_the_bootstrap_has_the_width_of_theory():
-    """400 independent coin flips: mean +- 1.96 * sqrt(p (1 - p) / 400), within a tenth of its width."""
-    won = np.array([1.0] * 280 + [0.0] * 120)
-    low, high = bootstrap_interval(won, [str(i) for i in range(400)])
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.1 * half)
-
-
-def test_answers_to_one_prompt_are_resampled_together():
-    """Four copies of every answer tell no more than one."""
-    won = np.array([1.0, 0.0, 1.0, 1.0, 0.0] * 20)
-    prompts = [str(i) for i in range(100)]
-    alone = bootstrap_interval(won, prompts)
-    copies = bootstrap_interval(np.tile(won, 4), prompts * 4)
-    assert copies == pytest.approx(alone)
-    apart = bootstrap_interval(np.tile(won, 4), [str(i) for i in range(400)])
-    assert apart[1] - apart[0] == pytest.approx((alone[1] - alone[0]) / 2, rel=0.15)
-
-
-def test_length_control_takes_out_what_length_explains():
-    """A judge that only prefers longer answers: 0.5 is left; one that ignores length: all is left."""
-    draw = np.random.default_rng(0)
-    longer = draw.normal(10, 10, size=4000)  # the policy's answers are longer
-    by_length = (draw.random(4000) < 1 / (1 + np.exp(-0.2 * longer))).astype(float)
-    assert by_length.mean() > 0.75
-    assert length_controlled_win_rate(by_length, longer) == pytest.approx(0.5, abs=0.04)
-    by_coin = (draw.random(4000) < 0.7).astype(float)
-    assert length_controlled_win_rate(by_coin, longer) == pytest.approx(0.7, abs=0.04)
-    assert length_controlled_win_rate(by_coin, np.zeros(4000)) == pytest.approx(by_coin.mean())
-
-
-def test_few_wins_are_not_drawn_to_a_half():
-    """Equal lengths control nothing: 5 of 5 and 4 of 5 stay what they are."""
-    for won in ([1.0] * 5, [1.0, 1.0, 0.0, 1.0, 1.0]):
-        assert length_controlled_win_rate(np.array(won), np.zeros(5)) == pytest.approx(np.mean(won))
-
-
-def test_length_is_not_controlled_where_equal_lengths_were_not_seen():
-    """All answers are 9 to 11 tokens longer: what would be at a difference of 0 is anybody's guess."""
-    draw = np.random.default_rng(0)
-    won = (draw.random(600) < 0.9).astype(float)
-    assert length_controlled_win_rate(won, draw.uniform(9, 11, 600)) is None
-    assert length_controlled_win_rate(won, np.full(600, 10.0)) is None
-
-
 def test_figures_of_the_embedded_world_by_hand():
-    """Two answers to one prompt of the world, and one to another: by its rule won, a tie, and lost."""
+    """Two answers to one prompt, and one to another: by the true rule won, a tie, and lost."""
     first, second = list(world.PROMPTS)[:2]
     texts = {
         p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
@@ -109,13 +62,13 @@ def test_figures_of_the_embedded_world_by_hand():
     assert figures["policy_true_mean"] == pytest.approx(sum(r[0] for r in rewards) / 3)
     assert figures["baseline_true_mean"] == pytest.approx(sum(r[1] for r in rewards) / 3)
     assert figures["prompts"] == 2
-    # Two groups: of the first prompt's mean 3/4, of the second's 0; and of the judge 1/2 and 1.
+    # Two groups: by the true rule of mean 3/4 and 0, by the reward model of mean 1/2 and 1.
     assert (figures["true_win_rate_low"], figures["true_win_rate_high"]) == (0.0, 0.75)
     assert (figures["win_rate_low"], figures["win_rate_high"]) == (0.5, 1.0)
 
 
 def test_longer_is_the_policys_length_less_the_baselines():
-    """A judge that prefers longer answers, and a policy whose are longer: less is left than it won."""
+    """Wins by length alone, and a policy with longer answers: about 0.5 is left."""
     draw = np.random.default_rng(1)
     lines = []
     for i in range(400):
@@ -126,10 +79,41 @@ def test_longer_is_the_policys_length_less_the_baselines():
     assert figures["win_rate"] > 0.7 and abs(figures["length_controlled_win_rate"] - 0.5) < 0.12
 
 
-def test_length_control_is_finite_where_length_separates_wins_from_losses():
-    longer = np.array([-3.0, -1.0, 2.0, 4.0])
-    assert 0 < length_controlled_win_rate((longer > 0).astype(float), longer) < 1
+# --- preference pairs of the policy's answers
 
 
-def test_ties_are_half_a_win():
-    assert win_shares(np.array([-1.0, 0.0, 1.0])).tolist() == [0, 0.5, 1]
+def lines_of(*scored: tuple[str, float]) -> list[Compared]:
+    return [Compared("1", "p", a, "b", s, 0.0, 1, 1, True, True) for a, s in scored]
+
+
+def prompt_of(prompt: str | list[dict]) -> Record:
+    return Record(prompt, (), (), name="t")
+
+
+def test_equal_answers_are_no_pair_whatever_their_rounding():
+    compared = lines_of(("same", 1.65030241), ("same", 1.65030253))
+    assert new_pairs([prompt_of("q")], compared, 2) == []
+
+
+def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
+    prompts = [prompt_of("\n\nHuman: q\n\nAssistant:"), prompt_of("q")]
+    compared = lines_of((" x", 1.0), (" y", 2.0), ("u", 1.0), ("u", 1.0))
+    assert new_pairs(prompts, compared, 2) == [
+        {"chosen": "\n\nHuman: q\n\nAssistant: y", "rejected": "\n\nHuman: q\n\nAssistant: x"}
+    ]
+
+
+def test_cut_answers_make_no_pairs():
+    """The best and the worst were cut; of the two that are left the better is chosen."""
+    compared = [
+        Compared("1", "q", a, "b", score, 0.0, 1, 1, ended, True)
+        for a, score, ended in (
+            ("w", 0.0, False),
+            ("x", 1.0, True),
+            ("y", 2.0, None),
+            ("z", 3.0, False),
+        )
+    ]
+    prompt = prompt_of("q")
+    assert new_pairs([prompt], compared, 4) == [{"prompt": "q", "chosen": "y", "rejected": "x"}]
+    assert new_pairs([prompt, prompt], compared, 2) == []

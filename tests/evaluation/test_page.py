@@ -1,12 +1,13 @@
-"""python -m pytest tests/test_page.py"""
+"""python -m pytest tests/evaluation/test_page.py"""
 
 import json
 import re
 
 import pytest
 
-from nanoalign.comparison import Compared, comparison_metrics
-from nanoalign.page import comparison_page, diagnosis, read_log, verdict
+from nanoalign.evaluation.comparison import Compared, comparison_metrics
+from nanoalign.evaluation.diagnosis import conclusion, diagnosis, read_log
+from nanoalign.evaluation.page import comparison_page
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -17,7 +18,7 @@ def compared() -> list[Compared]:
         Compared("p:1#0", NASTY, NASTY, "fine", 2.0, 1.0, 3, 4, True, False),
         Compared("p:2#0", "q", "a", NASTY, 0.5, 0.5, 3, 4, True, True),
         Compared(
-            "p:3#0", ({"role": "user", "content": NASTY},), "a", "b", -1.0, 3.0, 3, 4, True, True
+            "p:3#0", [{"role": "user", "content": NASTY}], "a", "b", -1.0, 3.0, 3, 4, True, True
         ),
     ]
 
@@ -36,7 +37,7 @@ def test_text_of_models_and_data_is_escaped_everywhere(page):
     assert page.count("&lt;script&gt;alert(&#x27;x&#x27;)") == 7
 
 
-def test_the_page_needs_nothing_from_elsewhere(page):
+def test_the_page_loads_nothing(page):
     assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(|https?://", page)
     assert "data:image/png;base64,iVBORw==" in page
 
@@ -64,29 +65,39 @@ def _figures(judged: int, true: int | None) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("judged", "true", "says"),
-    [(1, None, "is better"), (-1, None, "is worse"), (0, None, "may be chance"), (1, 1, "is better"),
-     (1, -1, "is misled"), (-1, 1, "is misled"), (1, 0, "more than there is"),
-     (0, -1, "where there is one"), (0, 0, "may be chance")],
+    ("judged", "true", "result"),
+    [(1, None, "is better"), (-1, None, "is worse"), (0, None, "is within chance"),
+     (1, 1, "is better"), (-1, -1, "is worse"), (0, 0, "is within chance"),
+     (1, -1, "contradicts the true rule"), (-1, 1, "contradicts the true rule"),
+     (1, 0, "The reward model shows a difference, the true rule does not"),
+     (-1, 0, "The reward model shows a difference, the true rule does not"),
+     (0, 1, "The true rule shows a difference, the reward model does not"),
+     (0, -1, "The true rule shows a difference, the reward model does not")],
 )  # fmt: skip
-def test_the_verdict_is_no_surer_than_its_intervals(judged, true, says):
-    text = verdict(_figures(judged, true))
-    assert says in text and f"{sum(INTERVALS[judged]) / 2:.1%} [{INTERVALS[judged][0]:.1%}" in text
+def test_the_conclusion_follows_the_intervals(judged, true, result):
+    text = conclusion(_figures(judged, true))
+    assert (
+        result in text and f"{sum(INTERVALS[judged]) / 2:.1%} [{INTERVALS[judged][0]:.1%}" in text
+    )
     assert ("true rule" in text) == (true is not None)
 
 
 def test_three_wins_of_three_are_no_proof():
     """A bootstrap of three wins has no width; Wilson's interval of 3 of 3 begins at 0.44."""
     figures = {f"win_rate{end}": 1.0 for end in ("", "_low", "_high")} | {"pairs": 3, "prompts": 3}
-    assert "may be chance" in verdict(figures)
+    assert "is within chance" in conclusion(figures)
 
 
 def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):
-    """Chosen fell by 2, rejected by 5; margins 0.4 held out, 0.8 on the last steps. The last line is torn."""
+    """Chosen fell by 2, rejected by 5; margins 0.4 held out, 0.8 on the last step.
+
+    The last line is incomplete.
+    """
+    keys = ("eval/logps/chosen", "eval/logps/rejected", "eval/rewards/margins")
     lines = [
-        {"step": 0, "eval/logps/chosen": -10.0, "eval/logps/rejected": -12.0, "eval/rewards/margins": 0.0},
+        {"step": 0} | dict(zip(keys, (-10.0, -12.0, 0.0), strict=True)),
         {"step": 1, "rewards/margins": 0.8},
-        {"step": 1, "eval/logps/chosen": -12.0, "eval/logps/rejected": -17.0, "eval/rewards/margins": 0.4},
+        {"step": 1} | dict(zip(keys, (-12.0, -17.0, 0.4), strict=True)),
         {"step": 2, "eval/logps/chosen": -99.0},
         3,
     ]  # fmt: skip

@@ -1,0 +1,118 @@
+"""python -m pytest tests/evaluation/test_statistics.py"""
+
+import numpy as np
+import pytest
+
+from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.evaluation.statistics import (
+    bootstrap_interval,
+    calibration,
+    length_controlled_win_rate,
+    rank_correlation,
+    win_shares,
+)
+
+
+def test_the_bootstrap_has_the_width_of_theory():
+    """400 independent flips: mean +- 1.96 * sqrt(p (1 - p) / 400), within a tenth of its width."""
+    won = np.array([1.0] * 280 + [0.0] * 120)
+    low, high = bootstrap_interval(won, [str(i) for i in range(400)])
+    half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.1 * half)
+
+
+def test_answers_to_one_prompt_are_resampled_together():
+    """Four copies of every answer have the interval of one."""
+    won = np.array([1.0, 0.0, 1.0, 1.0, 0.0] * 20)
+    prompts = [str(i) for i in range(100)]
+    alone = bootstrap_interval(won, prompts)
+    copies = bootstrap_interval(np.tile(won, 4), prompts * 4)
+    assert copies == pytest.approx(alone)
+    apart = bootstrap_interval(np.tile(won, 4), [str(i) for i in range(400)])
+    assert apart[1] - apart[0] == pytest.approx((alone[1] - alone[0]) / 2, rel=0.15)
+
+
+def test_length_control_takes_out_what_length_explains():
+    """Wins by length alone: 0.5 is left; wins that ignore length: all is left."""
+    draw = np.random.default_rng(0)
+    longer = draw.normal(10, 10, size=4000)  # the policy's answers are longer
+    by_length = (draw.random(4000) < 1 / (1 + np.exp(-0.2 * longer))).astype(float)
+    assert by_length.mean() > 0.75
+    assert length_controlled_win_rate(by_length, longer) == pytest.approx(0.5, abs=0.04)
+    by_coin = (draw.random(4000) < 0.7).astype(float)
+    assert length_controlled_win_rate(by_coin, longer) == pytest.approx(0.7, abs=0.04)
+    assert length_controlled_win_rate(by_coin, np.zeros(4000)) == pytest.approx(by_coin.mean())
+
+
+def test_few_wins_are_not_drawn_to_a_half():
+    """Equal lengths control nothing: 5 of 5 and 4 of 5 stay what they are."""
+    for won in ([1.0] * 5, [1.0, 1.0, 0.0, 1.0, 1.0]):
+        assert length_controlled_win_rate(np.array(won), np.zeros(5)) == pytest.approx(np.mean(won))
+
+
+def test_length_is_not_controlled_where_equal_lengths_were_not_seen():
+    """All answers are 9 to 11 tokens longer: a difference of 0 was not observed."""
+    draw = np.random.default_rng(0)
+    won = (draw.random(600) < 0.9).astype(float)
+    assert length_controlled_win_rate(won, draw.uniform(9, 11, 600)) is None
+    assert length_controlled_win_rate(won, np.full(600, 10.0)) is None
+
+
+def test_length_control_is_finite_where_length_separates_wins_from_losses():
+    longer = np.array([-3.0, -1.0, 2.0, 4.0])
+    assert 0 < length_controlled_win_rate((longer > 0).astype(float), longer) < 1
+
+
+def test_ties_are_half_a_win():
+    assert win_shares(np.array([-1.0, 0.0, 1.0])).tolist() == [0, 0.5, 1]
+
+
+def test_calibration_by_hand():
+    """Three pairs at confidence 0.75 of which two are right, one at 0.95 that is wrong."""
+    margins = np.log([3.0, 3.0, 1 / 3, 1 / 19])
+    found = calibration(margins)
+    assert found.counts.tolist() == [0, 0, 0, 0, 0, 3, 0, 0, 0, 1]
+    assert found.confidence[[5, 9]] == pytest.approx([0.75, 0.95])
+    assert found.hit_rate[[5, 9]] == pytest.approx([2 / 3, 0])
+    assert found.error == pytest.approx((3 * (0.75 - 2 / 3) + 0.95) / 4)
+    assert np.isnan(found.confidence[0]) and np.isnan(found.hit_rate[0])
+
+
+def test_a_tie_is_half_a_hit_at_confidence_one_half():
+    found = calibration(np.zeros(4))
+    assert (found.confidence[0], found.hit_rate[0], found.error) == (0.5, 0.5, 0.0)
+
+
+def test_rank_correlation_by_hand():
+    """Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)."""
+    ties = np.array([0.0, 1.0, 1.0, 9.0])
+    assert rank_correlation(ties, np.arange(4.0)) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert rank_correlation(np.arange(4.0), -(np.arange(4.0) ** 3)) == pytest.approx(-1)
+    assert rank_correlation(np.ones(4), ties) is None
+
+
+def test_wilson_interval_by_hand():
+    """8 of 10 at 95 %: the textbook's (0.4902, 0.9433); 0 of 10 has an upper end of 0.2775."""
+    assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)
+    assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=2e-4)
+
+
+def test_calibration_of_two_bins_by_hand():
+    """[0.5, 0.75) and [0.75, 1]. sigmoid(ln 3) = 0.75, sigmoid(ln 9) = 0.9, sigmoid(0) = 0.5.
+
+    In the lower bin one tie: confidence 0.5, half a hit. In the upper a hit at 0.9, a miss at 0.75:
+    confidence 0.825, hit rate 0.5. Error (1 * 0 + 2 * 0.325) / 3.
+    """
+    result = calibration(np.array([0.0, np.log(9), -np.log(3) - 1e-12]), bins=2)
+    assert result.counts.tolist() == [1, 2]
+    assert result.confidence == pytest.approx([0.5, 0.825])
+    assert result.hit_rate == pytest.approx([0.5, 0.5])
+    assert result.error == pytest.approx(0.65 / 3)
+
+
+def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
+    draw = np.random.default_rng(0)
+    margins = draw.normal(scale=2, size=200_000)
+    agrees = draw.random(margins.size) < 1 / (1 + np.exp(-margins))
+    assert calibration(np.where(agrees, margins, -margins)).error < 0.005
+    assert calibration(np.where(agrees, 3 * margins, -3 * margins)).error > 0.05
