@@ -1,100 +1,72 @@
-"""python -m pytest tests/test_evaluate.py
+"""python -m pytest tests/evaluation/test_evaluate_rm.py
 
 evaluate.py rm: its scores and figures on any number of ranks, its files, and what it refuses.
 """
 
-import json
 import math
 import re
 import resource
 import shutil
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_pairs
+from evaluations import evaluated, script, write_jsonl, write_reward_model
 from ranks import run_ranks
 
-import evaluate
-from nanoalign import report
-from nanoalign.distributed import run
-from nanoalign.models import RewardModel
-from nanoalign.rows import EOS_RULE
-from nanoalign.scoring import Scored
+from nanoalign.evaluation import reward_pictures
+from nanoalign.evaluation.ranking import Scored
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
 
 
-def script(argv: list[str], pictures: bool = False) -> None:
-    sys.argv = ["evaluate.py", *argv]
-    if not pictures:  # most of the time of an evaluation this small
-        evaluate.reward_picture = lambda path, *rest: path.write_bytes(b"a picture")
-    run(evaluate.main)
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
-    """A folder with a reward model, and pairs: 13, some with one prompt, and bad ones."""
+    """A folder with a reward model, 13 pairs, some with one prompt, and inputs that are refused."""
     folder = tmp_path_factory.mktemp("world")
     shutil.copytree(llama_folder, folder / "causal")
-    model = RewardModel.load(llama_folder, head_seed=0)
-    model.scoring = {"template": "raw", "max_length": 256, "eos": EOS_RULE}
-    (folder / "rm").mkdir()
-    model.save(folder / "rm", tokenizer)
+    write_reward_model(folder / "rm", llama_folder, tokenizer)
     write_pairs(folder / "a.jsonl", 9)
     twins = {"chosen": "the same answer twice " * 3, "rejected": "the same answer twice " * 3}
-    repeated = [PAIR, PAIR, PAIR | twins, PAIR | {"chosen": "longer"}]
-    (folder / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in repeated))
+    write_jsonl(folder / "b.jsonl", [PAIR, PAIR, PAIR | twins, PAIR | {"chosen": "longer"}])
     ranked = {"prompt": "p", "responses": ["x", "yy", "zzz", "y"], "scores": [2, 1, 2, 0]}
-    (folder / "ranked.jsonl").write_text(json.dumps(ranked) + "\n")
-    (folder / "tied.jsonl").write_text(json.dumps(ranked | {"scores": [1, 1, 1, 1]}) + "\n")
+    write_jsonl(folder / "ranked.jsonl", [ranked])
+    write_jsonl(folder / "tied.jsonl", [ranked | {"scores": [1, 1, 1, 1]}])
     (folder / "empty.jsonl").write_text("\n")
-    (folder / "silent.jsonl").write_text(json.dumps(PAIR | {"rejected": ""}) + "\n")
+    write_jsonl(folder / "silent.jsonl", [PAIR | {"rejected": ""}])
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine")
-    messages = [{"role": "user", "content": "Hi"}]
-    chat = {"prompt": messages, "chosen": "yes", "rejected": "no"}
-    (folder / "chat.jsonl").write_text(json.dumps(chat) + "\n")
+    chat = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "yes", "rejected": "no"}
+    write_jsonl(folder / "chat.jsonl", [chat])
     (folder / "run").mkdir()
     (folder / "run" / "args.json").write_text('{"beta": 0.1}')
     (folder / "run" / "model.safetensors").write_text("mine")
     (folder / "damaged").mkdir()
     (folder / "damaged" / "args.json").write_text('{"a"')
-    (folder / "shut").mkdir()
-    (folder / "shut" / "config.json").mkdir()  # can't be read, not even by root
+    (folder / "unreadable").mkdir()
+    (folder / "unreadable" / "config.json").mkdir()  # can't be read, not even by root
     shutil.copytree(folder / "rm", folder / "torn")
     (folder / "torn" / "model.safetensors").write_bytes(b"torn")
     return folder
 
 
-def argv(folder: Path, out: str, *flags: object) -> list[str]:
-    base = ["rm", "--model", folder / "rm", "--data", f"first={folder / 'a.jsonl'}",
-            f"second={folder / 'b.jsonl'}", "--out", folder / out, "--micro_batch_tokens", 300]  # fmt: skip
-    return [str(arg) for arg in [*base, *flags]]
-
-
-def evaluated(
-    folder: Path, out: str, *flags: object, ranks: int = 1, pictures: bool = False
-) -> tuple[list[dict], dict]:
-    outcome = run_ranks(ranks, script, argv(folder, out, *flags), pictures)
-    assert outcome.codes == [0] * ranks, outcome.stderr
-    scores = [json.loads(line) for line in (folder / out / "scores.jsonl").read_text().splitlines()]
-    return scores, json.loads((folder / out / "metrics.json").read_text()) | {
-        "printed": outcome.stdout
-    }
+def argv(folder: Path, out: str, *flags: object) -> list[object]:
+    return ["rm", "--model", folder / "rm", "--data", f"first={folder / 'a.jsonl'}",
+            f"second={folder / 'b.jsonl'}", "--micro_batch_tokens", 300, *flags,
+            "--out", folder / out]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def results(world) -> tuple[list[dict], dict]:
-    return evaluated(world, "results", pictures=True)
+def results(world) -> tuple[list[dict], dict, str]:
+    return evaluated(argv(world, "results"), pictures=True)
 
 
 # --- what is written
 
 
 def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
-    scores, _ = results
+    scores = results[0]
     assert list(scores[0]) == ["pair_id", "subset", "prompt", "response", "side", "score", "tokens"]
     assert len(scores) == 26 and len({line["pair_id"] for line in scores}) == 13
     assert [line["side"] for line in scores] == ["chosen", "rejected"] * 13
@@ -105,7 +77,7 @@ def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
 
 
 def ranks_of(values: list[float]) -> list[float]:
-    """Ranks from 1, ties having the mean of theirs; by counting."""
+    """Ranks from 1; ties have the mean of their ranks."""
     return [
         sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2
         for value in values
@@ -141,14 +113,14 @@ def recomputed(lines: list[dict]) -> dict:
         "worse_worse_than_better_count": sum(w > 0 for w in wins),
         "margin_mean": statistics.fmean(wins),
         "calibration_error": calibration / len(pairs),
-        "longer_accuracy": (sum(d > 0 for d in longer) + sum(d == 0 for d in longer) / 2) / len(pairs),
+        "longer_accuracy": statistics.fmean((d > 0) + (d == 0) / 2 for d in longer),
         "length_correlation": statistics.correlation(
             ranks_of(scores), ranks_of([line["tokens"] for line in lines])),
     }  # fmt: skip
 
 
 def test_metrics_are_those_of_the_scores_in_plain_python(results):
-    scores, metrics = results
+    scores, metrics, _ = results
     assert list(metrics["subsets"]) == ["first", "second"]
     for name, figures in (*metrics["subsets"].items(), ("all", metrics["all"])):
         lines = [line for line in scores if name in (line["subset"], "all")]
@@ -160,18 +132,18 @@ def test_metrics_are_those_of_the_scores_in_plain_python(results):
 
 
 def test_the_table_and_a_line_a_subset_are_printed(results):
-    _, metrics = results
+    _, metrics, printed = results
     for name, figures in metrics["subsets"].items():
         values = [
             f"{key} = {figures[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")
         ]
-        assert f"Evaluation: {', '.join(values)}" in metrics["printed"]
-        row = next(line for line in metrics["printed"].splitlines() if line.startswith(f"{name} "))
+        assert f"Evaluation: {', '.join(values)}" in printed
+        row = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
         assert row.split()[1:3] == [str(figures["pairs"]), f"{figures['accuracy']:.3f}"]
 
 
 def test_pictures_and_cases(world, results):
-    scores, _ = results
+    scores = results[0]
     folder = world / "results"
     for name in ("first", "second"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
@@ -201,15 +173,15 @@ def test_pictures_and_cases(world, results):
         )
 
 
-def test_the_picture_puts_points_above_the_curve_where_a_pair_is_ranked_wrongly(
+def test_the_picture_has_a_point_above_the_curve_for_each_wrong_pair(
     world, results, tmp_path, monkeypatch
 ):
-    """The curve is the sorted better scores, the points above it as many as the metrics count."""
+    """The curve has the sorted rewards of better answers."""
     figures = results[1]["subsets"]["first"]
     lines = [Scored(**line) for line in results[0] if line["subset"] == "first"]
-    monkeypatch.setattr(report.plt, "close", lambda figure: None)
-    report.reward_picture(tmp_path / "p.png", "first", lines, figures)
-    order, pairs, spread, calibration, length = report.plt.gcf().axes
+    monkeypatch.setattr(reward_pictures.plt, "close", lambda figure: None)
+    reward_pictures.reward_picture(tmp_path / "p.png", "first", lines, figures)
+    order, pairs, spread, calibration, length = reward_pictures.plt.gcf().axes
     curve = order.lines[0].get_ydata()
     assert list(curve) == sorted(line.score for line in lines if line.side == "chosen")
     below, above = (points.get_offsets() for points in order.collections)
@@ -227,7 +199,7 @@ def test_the_picture_puts_points_above_the_curve_where_a_pair_is_ranked_wrongly(
 @pytest.mark.parametrize(("ranks", "flags"), [(2, []), (3, ["--no-share_prefix"])])
 def test_scores_do_not_depend_on_ranks_or_layout(world, results, ranks, flags):
     """13 pairs on 2 and 3 ranks: uneven shards."""
-    scores, _ = evaluated(world, f"ranks {ranks}", *flags, ranks=ranks)
+    scores, _, _ = evaluated(argv(world, f"ranks {ranks}", *flags), ranks)
     assert [line["score"] for line in scores] == pytest.approx(
         [line["score"] for line in results[0]], rel=1e-5, abs=1e-5
     )
@@ -235,21 +207,19 @@ def test_scores_do_not_depend_on_ranks_or_layout(world, results, ranks, flags):
 
 
 def test_prompts_of_messages(world, llama_folder, tokenizer):
-    model = RewardModel.load(llama_folder, head_seed=0)
-    (world / "chat rm").mkdir()
-    model.save(
-        world / "chat rm", tokenizer
-    )  # which says nothing of how it scores: the flags decide
+    """By a reward model without a rule, whose template is a flag."""
+    write_reward_model(world / "chat rm", llama_folder, tokenizer, rule=None)
     flags = ["--model", world / "chat rm", "--data", world / "chat.jsonl", "--template", "pku"]
-    scores, metrics = evaluated(world, "chat", *flags)
+    scores, metrics, printed = evaluated(argv(world, "chat", *flags))
+    assert "template pku, max_length 1024" in printed
     assert scores[0]["prompt"] == [{"role": "user", "content": "Hi"}]
     assert "user: Hi" in (world / "chat" / "cases.md").read_text()
     assert "label_ceiling" not in metrics["all"]
 
 
-def test_a_ranked_records_best_responses_are_compared_with_its_others(world):
+def test_the_best_responses_of_a_ranked_record_are_compared_with_its_others(world):
     """Scores 2, 1, 2, 0: two chosen and two rejected, four pairs."""
-    scores, metrics = evaluated(world, "ranked", "--data", f"r={world / 'ranked.jsonl'}")
+    scores, metrics, _ = evaluated(argv(world, "ranked", "--data", f"r={world / 'ranked.jsonl'}"))
     sides = {line["response"]: line["side"] for line in scores}
     assert sides == {"x": "chosen", "zzz": "chosen", "yy": "rejected", "y": "rejected"}
     score = {line["response"]: line["score"] for line in scores}
@@ -259,23 +229,22 @@ def test_a_ranked_records_best_responses_are_compared_with_its_others(world):
 
 
 def test_an_older_evaluation_is_replaced_whole(world):
-    """Also through a link, and where an evaluation was killed while it replaced another."""
-    evaluated(world, "again")
+    """Also through a link, and after an evaluation that was killed while it replaced another."""
+    evaluated(argv(world, "again"))
     (world / "link").symlink_to(world / "again")
-    evaluated(world, "link")
+    evaluated(argv(world, "link"))
     shutil.copytree(world / "again", world / ".again.old")
-    evaluated(world, "again")
+    evaluated(argv(world, "again"))
     (world / "again").rename(world / ".again.old")
-    _, metrics = evaluated(world, "again", "--data", f"other={world / 'b.jsonl'}")
+    _, metrics, _ = evaluated(argv(world, "again", "--data", f"other={world / 'b.jsonl'}"))
     assert sorted(path.name for path in (world / "again").iterdir()) == [
         "args.json", "cases.md", "metrics.json", "other.png", "scores.jsonl"]  # fmt: skip
     assert list(metrics["subsets"]) == ["other"]
 
 
-def test_the_embedded_data_come_with_what_is_possible(world):
-    """From the label ceiling and the oracle's accuracy a reader knows how much there was to learn."""
+def test_figures_of_embedded_data_have_the_best_possible_accuracy(world):
     data = "c=tiny:test:tiny-c"
-    _, metrics = evaluated(world, "tiny", "--data", data, "--template", "raw")
+    _, metrics, _ = evaluated(argv(world, "tiny", "--data", data))
     figures = metrics["all"]
     assert 0.85 < figures["label_ceiling"] < 0.95 and figures["pairs"] == 600
     assert figures["oracle_accuracy"] == pytest.approx(figures["label_ceiling"], abs=0.08)
@@ -283,24 +252,28 @@ def test_the_embedded_data_come_with_what_is_possible(world):
 
 # --- what is refused
 
+# name: (folder of --out, flags in which a file of the world is named as such, error)
 BAD_INPUT = {
-    "no head": ("new", ["--model", "causal"], "has no reward head: .* names LlamaForCausalLM; train one"),
+    "no head": ("new", ["--model", "causal"], "'LlamaForCausalLM'.* without a reward head"),
     "no model": ("new", ["--model", "nowhere"], "model folder '.*nowhere' does not exist"),
-    "unreadable model": ("new", ["--model", "shut"], "has no config.json"),
+    "unreadable model": ("new", ["--model", "unreadable"], "has no config.json"),
     "torn weights": ("new", ["--model", "torn"], "not a readable safetensors file"),
-    "empty subset": ("new", ["--data", "empty.jsonl"], "empty.jsonl: holds no records"),
+    "empty subset": ("new", ["--data", "empty.jsonl"], "empty.jsonl: has no records"),
     "subset without pairs": ("new", ["--data", "tied.jsonl"], "the subset 'tied' has no pairs"),
     "name twice": ("new", ["--data", "a.jsonl", "a.jsonl"], "two data sources are named 'a'"),
-    "empty response": ("new", ["--data", "silent.jsonl"], r"silent\.jsonl:1: the rejected response is empty"),
-    "other template": ("new", ["--template", "pku"], "trained with template 'raw', .* score with 'pku'"),
-    "other max_length": ("new", ["--max_length", "99"], "trained with max_length 256, .* score with 99"),
-    "foreign folder": ("mine", [], r"holds files that are not an evaluation's \(notes.txt\)"),
-    "a model's folder": ("rm", [], "holds files that are not an evaluation's"),
-    "a run's folder": ("run", [], r"holds files that are not an evaluation's \(model.safetensors\)"),
+    "empty response": ("new", ["--data", "silent.jsonl"], r"silent\.jsonl:1: the res.* is empty"),
+    "other template": ("new", ["--template", "pku"], "trained with template 'raw', not 'pku'"),
+    "other max_length": ("new", ["--max_length", "99"], "trained with max_length 256, not 99"),
+    "unknown preference": ("new", ["--combine", "safer=1"], "has no preference 'safer'"),
+    "a preference twice": ("new", ["--combine", "better=1", "better=2"], "has a preference twice"),
+    "no weight": ("new", ["--combine", "better"], "expected NAME=NUMBER, got 'better'"),
+    "foreign folder": ("mine", [], r"has files that are not an evaluation's \(notes.txt\)"),
+    "a model's folder": ("rm", [], "has files that are not an evaluation's"),
+    "a run's folder": ("run", [], r"files that are not an evaluation's \(model.safetensors\)"),
     "damaged folder": ("damaged", [], "args.json is not an evaluation's"),
     "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
-    "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the row"),
-    "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its files"),
+    "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the"),
+    "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its"),
     "a file as folder": ("a.jsonl", [], "is a file; give a folder"),
     "unknown command": ("new", None, "invalid choice: 'reward'"),
 }  # fmt: skip
@@ -318,9 +291,8 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, results, ranks, s
                 else flag
                 for flag in flags or []
             ]
-            outcome = run_ranks(
-                ranks, script, ["reward"] if flags is None else argv(world, out, *given)
-            )
+            command = ["reward"] if flags is None else argv(world, out, *given)
+            outcome = run_ranks(ranks, script, list(map(str, command)))
             assert outcome.codes == [1] * ranks, outcome.stderr
             lines = outcome.stderr.splitlines()
             assert len(lines) == 1 and lines[0].startswith("error: "), outcome.stderr
@@ -328,16 +300,16 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, results, ranks, s
     assert {str(p): p.read_bytes() for p in world.rglob("*") if p.is_file()} == before
 
 
-def _on_a_full_disk(argv: list[str]) -> None:
-    """Files can't grow beyond 3,000 bytes: the scores don't fit."""
+def on_a_full_disk(argv: list[str]) -> None:
+    """Files can't grow beyond 3,000 bytes, which the scores exceed."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
     script(argv)
 
 
 def test_a_full_disk_leaves_the_previous_results(world):
-    evaluated(world, "full")
+    evaluated(argv(world, "full"))
     before = {p.name: p.read_bytes() for p in (world / "full").iterdir()}
-    outcome = run_ranks(1, _on_a_full_disk, argv(world, "full"))
+    outcome = run_ranks(1, on_a_full_disk, list(map(str, argv(world, "full"))))
     assert outcome.codes == [1]
     errors = [line for line in outcome.stderr.splitlines() if line and "row/s" not in line]
     assert len(errors) == 1, outcome.stderr

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_generate.py"""
+"""python -m pytest tests/evaluation/test_generation.py"""
 
 from pathlib import Path
 
@@ -7,16 +7,25 @@ import pytest
 import torch
 from conftest import tiny_llama
 from ranks import run_ranks
-from test_policy import ARCHITECTURES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from nanoalign.batch import Row
 from nanoalign.distributed import setup
-from nanoalign.generate import Sampling, generate, next_tokens
-from nanoalign.models import Policy
-from nanoalign.records import Example
-from nanoalign.rows import Row, encode_all
+from nanoalign.encode import Record, encode_all
+from nanoalign.evaluation.generation import Sampling, eos_ids, generate, next_tokens
+from nanoalign.model import Policy
 
 EOS = {258}
+SMALL = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16,
+         "pad_token_id": 256}  # fmt: skip
+ARCHITECTURES = {
+    "llama": SMALL,
+    "mistral": SMALL | {"sliding_window": 8},
+    "gemma3_text": SMALL
+    | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
+    "gpt2": {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 258},
+}
 
 
 def prompts_of(*lengths: int) -> list[Row]:
@@ -38,7 +47,7 @@ def prompts() -> list[Row]:
 
 
 def test_a_token_is_drawn_with_its_probability():
-    """Over an even grid of random numbers each token comes up as often as its probability says."""
+    """Over an even grid of random numbers each token is drawn as often as its probability."""
     logits = torch.tensor([0.1, 2.0, -1.0, 0.5]).expand(10_000, 4)
     uniform = (torch.arange(10_000) + 0.5) / 10_000
     for temperature in (1.0, 0.5, 2.0):
@@ -49,8 +58,7 @@ def test_a_token_is_drawn_with_its_probability():
 
 
 def test_top_p_by_hand():
-    """Probabilities 0.5, 0.3, 0.15, 0.05. 0.7 needs the first two, of which the first has 0.625; 0.5
-    needs the first alone; 0.81 the first three."""
+    """Probabilities 0.5, 0.3, 0.15, 0.05: top_p of 0.7 keeps two, 0.5 the first, 0.81 three."""
     logits = torch.tensor([0.15, 0.5, 0.05, 0.3]).log().expand(10_000, 4)
     uniform = ((torch.arange(10_000) + 0.5) / 10_000).double()
     for top_p, shares in {
@@ -80,7 +88,7 @@ def test_temperature_0_takes_the_most_probable():
 # --- whole answers
 
 
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3_text", "gpt2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_answers_are_those_of_a_loop_without_cache_or_padding(architecture, prompts):
     """The slow oracle: a forward of the whole text for every token; also beyond a window of 8."""
     torch.manual_seed(0)
@@ -129,7 +137,7 @@ def test_an_answer_does_not_depend_on_ranks(llama_folder, policy, prompts, ranks
 
 
 def test_answers_keep_their_random_numbers_when_others_leave_the_batch(policy, prompts):
-    """Every sixth token ends an answer, so the batch shrinks at different places; alone none leaves."""
+    """Every sixth token ends an answer, so the batch shrinks at different steps."""
     ends, settings = set(range(0, 259, 6)), {"max_new_tokens": 20, "seed": 1}
     together = generate(policy, prompts, ends, Sampling(**settings), setup())
     alone = generate(policy, prompts, ends, Sampling(**settings, batch_size=1), setup())
@@ -158,8 +166,8 @@ def test_greedy_answers_depend_on_neither_ranks_nor_batch(llama_folder, prompts,
     assert len({len(answer.tokens) for (answer,) in expected}) > 2
 
 
-def test_an_answer_stops_at_its_eos_and_says_so(policy, prompts):
-    """Any of half of the vocabulary ends an answer: most do so soon, each at its own place."""
+def test_an_answer_stops_at_its_eos(policy, prompts):
+    """Any of half of the vocabulary ends an answer, each at its own place."""
     ends = set(range(0, 259, 2))
     answers = [a for (a,) in generate(policy, prompts, ends, Sampling(max_new_tokens=4), setup())]
     assert all(not ends & set(answer.tokens) for answer in answers)
@@ -169,9 +177,15 @@ def test_an_answer_stops_at_its_eos_and_says_so(policy, prompts):
 
 def test_prompts_alone_are_encoded_as_with_responses(tokenizer):
     """Cut at their beginning too, but to the whole of max_length."""
-    examples = [Example("a", "text", "0123456789", (), pairs=()),
-                Example("b", "text", "0123456789", ("x", "y"))]  # fmt: skip
-    alone, with_responses = encode_all(examples, tokenizer, "pku")[0]
+    records = [Record("0123456789", (), ()), Record("0123456789", ("x", "y"))]
+    alone, with_responses = encode_all(records, tokenizer, template="pku")
     assert np.array_equal(alone.prompt, with_responses.prompt) and alone.responses == ()
-    (cut,) = encode_all(examples[:1], tokenizer, "raw", max_length=4)[0]
+    (cut,) = encode_all(records[:1], tokenizer, 4, "raw")
     assert tokenizer.decode(cut.prompt) == "6789"
+
+
+def test_the_generation_config_adds_ids_that_end_an_answer(tokenizer):
+    policy = Policy(tiny_llama())
+    for configured, expected in ((None, {258}), (7, {7, 258}), ([7, 9], {7, 9, 258})):
+        policy.model.generation_config.eos_token_id = configured
+        assert eos_ids(policy, tokenizer) == expected

@@ -1,0 +1,89 @@
+"""Shared by the tests of whole evaluations: evaluate.py on some ranks, models and data for it."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from conftest import records, tiny_llama
+from ranks import run_ranks
+
+import evaluate
+from nanoalign.checkpoints.write import write_model
+from nanoalign.distributed import run
+from nanoalign.encode import EOS_RULE
+from nanoalign.hosts.report import report
+from nanoalign.model import RewardModel
+
+RULE = {"template": "raw", "max_length": 256, "eos": EOS_RULE}
+
+
+def script(argv: list[str], pictures: bool = False) -> None:
+    """evaluate.py. Without `pictures`, files take their place: they need most of the time."""
+    sys.argv = ["evaluate.py", *argv]
+    if not pictures:
+
+        def write(path: Path, *rest: object) -> None:
+            path.write_bytes(b"a picture")
+
+        for module, function in (("pictures", "policy_picture"),
+                                 ("reward_pictures", "reward_picture")):  # fmt: skip
+            sys.modules[f"nanoalign.evaluation.{module}"] = SimpleNamespace(**{function: write})
+    run(evaluate.main, report)
+
+
+def evaluated(
+    argv: list[object], ranks: int = 1, pictures: bool = False
+) -> tuple[list[dict], dict, str]:
+    """(lines of scores.jsonl or answers.jsonl, metrics.json, what was printed) of an evaluation."""
+    outcome = run_ranks(ranks, script, list(map(str, argv)), pictures)
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    out = Path(argv[argv.index("--out") + 1])
+    lines = out / ("scores.jsonl" if argv[0] == "rm" else "answers.jsonl")
+    metrics = json.loads((out / "metrics.json").read_text())
+    return [json.loads(line) for line in lines.read_text().splitlines()], metrics, outcome.stdout
+
+
+def write_jsonl(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_reward_model(folder: Path, base: Path, tokenizer, rule: dict | None = RULE) -> Path:
+    """A reward model with a random head. rule: of its training; None: of another program."""
+    model = RewardModel.load(base, head_seed=0)
+    if rule is not None:
+        model.model.config.nanoalign = rule
+    write_model(model, tokenizer, folder)
+    return folder
+
+
+def write_policies(folder: Path, base: Path, tokenizer) -> Path:
+    """Two language models, a reward model, and 9 prompts, of which the first is also the last."""
+    for name, seed in (("policy", 0), ("baseline", 1)):
+        model = tiny_llama(seed)
+        # Of random tokens every fourth ends an answer: some end, and some are cut.
+        model.generation_config.eos_token_id = [*range(0, 256, 4), tokenizer.eos_token_id]
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    write_reward_model(folder / "rm", base, tokenizer)
+    prompts = [record.prompt for record in records(8)]
+    prompts.append(prompts[0])
+    write_jsonl(folder / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
+    answers = [{"prompt": prompt, "response": f"a{i}"} for i, prompt in enumerate(prompts)]
+    write_jsonl(folder / "answers.jsonl", answers)
+    few = [{"prompt": prompt, "answer": f"f{i}"} for i, prompt in enumerate(prompts[2:-1])]
+    write_jsonl(folder / "few.jsonl", few)
+    further = [*prompts, "Another?", "One more?"]
+    write_jsonl(folder / "further.jsonl", [{"prompt": p, "answer": "a"} for p in further])
+    return folder
+
+
+def policy_argv(folder: Path, out: str, *flags: object) -> list[object]:
+    """The command line of `policy` in a folder of write_policies; --out is `out` in this folder."""
+    base = ["policy", "--reward", folder / "rm", "--data", folder / "prompts.jsonl",
+            "--template", "raw", "--max_new_tokens", 6, "--batch_size", 4]  # fmt: skip
+    for role in ("policy", "baseline"):
+        if f"--{role}_answers" not in flags:
+            base += [f"--{role}", folder / role]
+    return [*base, *flags, "--out", folder / out]
