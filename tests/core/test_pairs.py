@@ -7,10 +7,11 @@ import pytest
 
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.pairs import read
+from nanoalign.pairs import FORMATS, read
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
-PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1}
+QUESTION = {"question": "q", "answers": ["x", "y"], "note": 1}
+ANSWERS = {("question", "answers"): lambda r: Record(r["question"], tuple(r["answers"]))}
 
 
 def write(path: Path, *records: dict) -> str:
@@ -18,23 +19,35 @@ def write(path: Path, *records: dict) -> str:
     return str(path)
 
 
-def test_the_core_reads_pairs_and_the_labels_of_pku(tmp_path):
-    pairs, pku = write(tmp_path / "a.jsonl", PAIR, PAIR), write(tmp_path / "b.v1.jsonl", PKU)
-    found = [(r.name, r.subset, r.prompt, r.responses, r.pairs) for r in read([pairs, pku])]
+def test_the_core_reads_pairs(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", PAIR, PAIR), write(tmp_path / "b.v1.jsonl", PAIR)
+    found = [(r.name, r.subset, r.prompt, r.responses, r.pairs) for r in read([first, second])]
     assert found == [
-        ("a:1", "a", "p", ("c", "r"), ((0, 1),)),
-        ("a:2", "a", "p", ("c", "r"), ((0, 1),)),
-        ("b.v1:1", "b.v1", "p", ("b", "a"), ((0, 1),)),
+        (name, subset, "p", ("c", "r"), ((0, 1),))
+        for name, subset in (("a:1", "a"), ("a:2", "a"), ("b.v1:1", "b.v1"))
     ]
 
 
 def test_a_format_is_one_more_entry(tmp_path):
-    formats = {("question", "answers"): lambda r: Record(r["question"], tuple(r["answers"]))}
-    source = write(tmp_path / "a.jsonl", {"question": "q", "answers": ["x", "y"], "note": 1})
-    (record,) = read([source], formats)
+    source = write(tmp_path / "a.jsonl", QUESTION)
+    (record,) = read([source], ANSWERS)
     assert (record.prompt, record.responses) == ("q", ("x", "y"))
-    with pytest.raises(RunError, match=r"a.jsonl:1: unknown keys .*; expected prompt \+ respon"):
+    with pytest.raises(RunError, match=r"a.jsonl:1: unknown keys .*; expected prompt \+ chosen"):
         list(read([source]))
+
+
+def test_a_source_has_one_format(tmp_path):
+    source = write(tmp_path / "a.jsonl", PAIR, QUESTION)
+    with pytest.raises(RunError, match=r"a.jsonl:2: .* keys question \+ answers .* prompt"):
+        list(read([source], FORMATS | ANSWERS))
+
+
+def test_an_error_of_a_format_gets_file_and_line(tmp_path):
+    def never(record: dict) -> Record:
+        raise ValueError("not today")
+
+    with pytest.raises(RunError, match="a.jsonl:1: not today"):
+        list(read([write(tmp_path / "a.jsonl", PAIR)], {("prompt",): never}))
 
 
 @pytest.mark.parametrize(
@@ -43,9 +56,7 @@ def test_a_format_is_one_more_entry(tmp_path):
         ('{"prompt": ', r":1: not valid JSON: .*\(column 12\)"),
         ("3", ":1: expected a JSON object, found int"),
         ("", ": has no records; expected prompt"),
-        (json.dumps(PAIR) + "\n" + json.dumps(PKU), ":2: a record with the keys"),
         (json.dumps(PAIR | {"prompt": 1}), ":1: the prompt must be text, found int"),
-        (json.dumps(PKU | {"better_response_id": None}), ":1: better_response_id is None"),
     ],
 )
 def test_bad_lines_are_errors_with_file_and_line(tmp_path, lines, message):

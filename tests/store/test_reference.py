@@ -124,19 +124,22 @@ def test_losses_are_those_of_a_reference_in_memory(
 def test_the_reference_runs_in_the_first_run_alone(llama_folder, pairs, tmp_path):
     argv = ["--model", llama_folder, "--data", pairs, "--steps", 2, *SHARE, "--template", "raw",
             "--batch_size", 7, "--cache", tmp_path / "cache", "--precompute_reference"]  # fmt: skip
+    tiny_llama(seed=1).save_pretrained(tmp_path / "other")
+    byte_tokenizer().save_pretrained(tmp_path / "other")
     for name, changes, ranks, computed in (
         ("first", (), 1, 2),  # training rows and held-out rows
         ("again", (), 2, 0),
         ("other layout", ("--no-share_prefix",), 1, 0),
         ("other data", ("--data", write_pairs(tmp_path / "b.jsonl", 9, seed=1)), 1, 2),
         ("other precision", ("--precision", "bf16"), 1, 2),
+        ("other weights", ("--reference", tmp_path / "other"), 1, 2),
     ):
         words = [str(arg) for arg in (*argv, "--out", tmp_path / name, *changes)]
         outcome = run_ranks(ranks, without_picture, words)
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert outcome.stdout.count("responses, computed in") == computed
         assert outcome.stdout.count("responses, read from") == 2 - computed
-    assert len(list((tmp_path / "cache" / "reference").iterdir())) == 6
+    assert len(list((tmp_path / "cache" / "reference").iterdir())) == 8
 
 
 def test_no_reference_is_held_in_training(llama_folder, pairs, tmp_path, monkeypatch):

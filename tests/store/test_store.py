@@ -10,6 +10,7 @@ import pytest
 from conftest import byte_tokenizer
 from ranks import run_ranks
 from stores import PAIR, arguments, assert_same_rows, encoding, everything, write
+from tqdm import tqdm
 
 from nanoalign.distributed import run, setup
 from nanoalign.errors import RunError
@@ -180,6 +181,21 @@ def test_a_bad_line_ends_all_ranks_with_one_error(tmp_path, model, line):
     errors = [text for text in outcome.stderr.splitlines() if text.startswith("error")]
     assert len(errors) == 1 and f"a.jsonl:{line}: not valid JSON" in errors[0], outcome.stderr
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_rank_stops_where_another_one_failed(tmp_path, model, monkeypatch):
+    """The rank that fails leaves a file, and the others read no further chunk."""
+    monkeypatch.setattr(encode, "CHUNK", 2)
+    lines = [json.dumps(PAIR)] * 9
+    lines[4] = "{"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
+    with tqdm(disable=True) as bar:
+        with pytest.raises(RunError, match="a.jsonl:5: not valid JSON"):
+            encode.write_share(how, sources, tmp_path, (0, 2), bar)
+        assert (tmp_path / encode.STOPPED).exists()
+        encode.write_share(how, sources, tmp_path, (1, 2), bar)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["000000000.safetensors"]
 
 
 def test_a_cache_that_can_not_be_written_is_an_error(tmp_path, model):
