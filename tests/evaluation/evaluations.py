@@ -82,8 +82,9 @@ def write_policies(folder: Path, base: Path, tokenizer) -> Path:
 def policy_argv(folder: Path, out: str, *flags: object) -> list[object]:
     """The command line of `policy` in a folder of write_policies; --out is `out` in this folder."""
     base = ["policy", "--reward", folder / "rm", "--data", folder / "prompts.jsonl",
-            "--template", "raw", "--max_new_tokens", 6, "--batch_size", 4]  # fmt: skip
+            "--template", "raw", "--max_new_tokens", 6, "--batch_size", 4,
+            "--out", folder / out]  # fmt: skip
     for role in ("policy", "baseline"):
         if f"--{role}_answers" not in flags:
             base += [f"--{role}", folder / role]
-    return [*base, *flags, "--out", folder / out]
+    return [*base, *flags]
