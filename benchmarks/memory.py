@@ -1,13 +1,13 @@
-"""Where host memory goes: a DPO step with its parts, and how much loading takes over all ranks.
+"""Host memory: the parts of a DPO step, and the peak of loading a model over all ranks.
 
     python benchmarks/shapes.py qwen2.5-0.5b runs/qwen-0.5b
     python benchmarks/memory.py step runs/qwen-0.5b --pairs 4 --max_length 1024
     python benchmarks/shapes.py qwen2.5-3b runs/qwen-3b
     python benchmarks/memory.py load runs/qwen-3b --ranks 4
 
-`step` fills every pair to the brim: half of max_length are the prompt's tokens, half are each response's.
-`load` counts the private memory of every rank (Linux's Pss_Anon: what it shares with others, it shares the
-count of, and pages of files that are only mapped are the system's to drop).
+`step` makes pairs of the largest size: half of max_length are tokens of the prompt, half are tokens
+of each response. `load` adds up the private memory of all ranks (Pss_Anon of Linux: a page that
+processes share is divided among them, and pages of mapped files are not counted).
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from torch.distributed.tensor import DTensor
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -44,68 +45,67 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _held(field: str = "VmRSS") -> int:
-    """Bytes: VmRSS now, VmHWM the most since it was last forgotten."""
+def _memory(field: str = "VmRSS") -> int:
+    """Bytes of this process: VmRSS now, VmHWM the peak since the last reset."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{field}:")[1].split()[0])
 
 
-def _forget() -> None:
-    """From here on VmHWM counts anew."""
+def _reset_peak() -> None:
+    """Sets VmHWM to the memory of now."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def step(args: argparse.Namespace) -> None:
     import train_dpo
-    from nanoalign import distributed, loop
-    from nanoalign.models import Policy
+    from nanoalign import loop
+    from nanoalign.model import Policy
 
-    notes: dict[str, int] = {"python and its packages": _held()}
-    counted: dict[str, int] = {}  # of what lives now
-    parts: dict[str, int] = {}  # as they were in the last step
+    totals: dict[str, int] = {"python and its packages": _memory()}
+    counted: dict[str, int] = {}  # bytes of the parts that are in memory
+    parts: dict[str, int] = {}  # the same, in the last step
     peaks, begun, seconds = {}, [], []
     get_lr, adamw, load = loop.get_lr, torch.optim.AdamW.step, Policy.load
 
-    def loaded(*positional, **named) -> Policy:
+    def counted_load(*positional, **named) -> Policy:
         policy = load(*positional, **named)
-        name = "parameters" if named.get("trainable", True) else "the reference's parameters"
-        counted[name] = sum(distributed.local(p).nbytes for p in policy.parameters())
-        weakref.finalize(policy, counted.pop, name, None)  # a reference that is freed is no part
+        trained = any(p.requires_grad for p in policy.parameters())
+        name = "parameters" if trained else "parameters of the reference"
+        counted[name] = sum(_local(p).nbytes for p in policy.parameters())
+        weakref.finalize(policy, counted.pop, name, None)  # --precompute_reference frees it
         return policy
 
-    def before(*arguments) -> float:
-        notes.setdefault("before the first step", _held())
+    def begin_step(*arguments) -> float:
+        totals.setdefault("before the first step", _memory())
         begun.append(time.perf_counter())
-        _forget()
+        _reset_peak()
         return get_lr(*arguments)
 
-    def stepped(optimizer, *arguments, **named) -> None:
-        peaks["forward and backward"] = max(peaks.get("forward and backward", 0), _held("VmHWM"))
+    def counted_step(optimizer, *arguments, **named) -> None:
+        peaks["forward and backward"] = max(peaks.get("forward and backward", 0), _memory("VmHWM"))
         grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-        counted["gradients"] = sum(distributed.local(g).nbytes for g in grads if g is not None)
+        counted["gradients"] = sum(_local(g).nbytes for g in grads if g is not None)
         adamw(optimizer, *arguments, **named)
         seconds.append(time.perf_counter() - begun[-1])
         states = [value for state in optimizer.state.values() for value in state.values()]
-        counted["AdamW's two moments"] = sum(
-            distributed.local(value).nbytes for value in states if value.ndim
-        )
-        peaks["forward, backward and AdamW"] = _held("VmHWM")
+        counted["AdamW's two moments"] = sum(_local(value).nbytes for value in states if value.ndim)
+        peaks["forward, backward and AdamW"] = _memory("VmHWM")
         parts.update(counted)
 
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "pairs.jsonl"
         _write_long_pairs(data, args)
-        argv = ["--model", args.model, "--data", str(data), "--eval_share", "0", "--template", "raw",
-                "--batch_size", str(args.pairs), "--max_length", str(args.max_length),
-                "--steps", str(args.steps), "--out", f"{folder}/run", "--cache", f"{folder}/cache",
+        argv = ["--model", args.model, "--data", str(data), "--eval_share", "0",
+                "--template", "raw", "--batch_size", str(args.pairs), "--steps", str(args.steps),
+                "--max_length", str(args.max_length), "--out", f"{folder}/run",
                 *args.flags.split()]  # fmt: skip
-        saved = patch.object(Policy, "save", lambda *_: None)
+        os.environ["NANOALIGN_CACHE"] = f"{folder}/cache"  # for --precompute_reference
         with (
-            patch.object(train_dpo.Policy, "load", loaded),
-            patch.object(loop, "get_lr", before),
-            patch.object(torch.optim.AdamW, "step", stepped),
-            patch.object(train_dpo, "curves", lambda *_: None),
-            saved,
+            patch.object(train_dpo.Policy, "load", counted_load),
+            patch.object(loop, "get_lr", begin_step),
+            patch.object(torch.optim.AdamW, "step", counted_step),
+            patch.object(train_dpo, "finish", lambda *_: None),
+            patch.object(train_dpo, "write_model", lambda *_: None),
         ):
             train_dpo.main(argv)
     most = max(peaks.values())
@@ -113,17 +113,22 @@ def step(args: argparse.Namespace) -> None:
         f"\npeak {most / GB:.2f} GB in steps of {args.pairs} pairs of {args.max_length} tokens a "
         f"sequence, {args.flags or 'default flags'}; a step takes {seconds[-1]:.0f} s"
     )
-    rest = most - notes["python and its packages"] - sum(parts.values())
-    parts["python and its packages"] = notes["python and its packages"]
+    rest = most - totals["python and its packages"] - sum(parts.values())
+    parts["python and its packages"] = totals["python and its packages"]
     parts["gathered parameters, activations, logits and the rest"] = rest
     for name, size in sorted(parts.items(), key=lambda item: -item[1]):
         print(f"{size / GB:8.2f} GB  {name}")
-    for name, size in (notes | peaks).items():
-        print(f"{size / GB:8.2f} GB  held: {name}")
+    for name, size in (totals | peaks).items():
+        print(f"{size / GB:8.2f} GB  in all: {name}")
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """The shard of this rank."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _write_long_pairs(path: Path, args: argparse.Namespace) -> None:
-    """Random bytes as text: prompt and each response have at least half of max_length tokens."""
+    """Random letters as text: prompt and each response have at least half of max_length tokens."""
     draw = random.Random(0)
 
     def text() -> str:
@@ -160,13 +165,13 @@ def load(args: argparse.Namespace) -> None:
     before = sum(result["before"] for result in results)
     print(f"model {model / GB:.2f} GB in float32 over {args.ranks} ranks; peak of private memory "
           f"{most / GB:.2f} GB ({', '.join(f'{part / GB:.2f}' for part in parts)}), "
-          f"{most / model:.3f} times the model; {before / GB:.2f} GB of it were python's before "
-          f"loading: without, {(most - before) / model:.3f}; "
+          f"{most / model:.3f} times the model; {before / GB:.2f} GB of it were in use before "
+          f"loading, and without these it is {(most - before) / model:.3f} times; "
           f"{max(result['seconds'] for result in results):.0f} s")  # fmt: skip
 
 
 def _private(pid: int) -> int:
-    """Bytes of a process that no file backs, its share of what processes share."""
+    """Pss_Anon of a process, in bytes."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -178,13 +183,15 @@ def _load_rank(rank: int, ranks: int, port: int, model: str, queue) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                    "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    from nanoalign.distributed import local, setup
-    from nanoalign.models import Policy
+    from nanoalign.checkpoints.folders import local_folder
+    from nanoalign.checkpoints.slices import read_slices
+    from nanoalign.distributed import setup
+    from nanoalign.model import Policy
 
     world = setup()
     before, begun = _private(os.getpid()), time.perf_counter()
-    policy = Policy.load(model, world)
-    size = sum(local(p).nbytes for p in policy.parameters())
+    policy = Policy.load(local_folder(model), world, read=read_slices)
+    size = sum(_local(p).nbytes for p in policy.parameters())
     queue.put({"parameters": size, "before": before, "seconds": time.perf_counter() - begun})
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

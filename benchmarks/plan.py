@@ -1,12 +1,13 @@
-"""The plan of micro-batches at scale, simulated: how even the ranks' work is, how long planning takes.
+"""The plan of micro-batches on many ranks: how even their work is, and how long planning takes.
 
     python benchmarks/plan.py
 
-Lengths are drawn from lognormal distributions: one fitted to HH-RLHF's harmless dialogues (1,812 records, a
-vocabulary of 4,096), and one with a long tail, as mixtures of chat and documents have. A step has 8 pairs a
-rank. A round lasts as long as its slowest rank: `slowest` is the sum of that over rounds, over the mean
-rank's work. Work is counted in tokens, as the plan does, and then in operations of the Qwen2.5-0.5B
-shape, whose attention grows with the square of a row's length.
+Lengths are drawn from lognormal distributions: one fitted to the harmless dialogues of HH-RLHF
+(1,812 records, a vocabulary of 4,096), and one with a long tail, as in mixtures of chat and
+documents. A step has 8 pairs a rank. A round lasts as long as its slowest rank: `slowest` is the
+sum of the largest work of each round, divided by the mean work of a rank. Work is counted in
+tokens, as in the plan, and in operations of the Qwen2.5-0.5B shape, whose attention grows with the
+square of the length of a row.
 """
 
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nanoalign.plan import plan_micro_batches  # noqa: E402
+from nanoalign.packing.plan import pack  # noqa: E402
 
 # Mean and standard deviation of the logarithm of a prompt's and of a response's tokens.
 LENGTHS = {
@@ -28,8 +29,8 @@ LENGTHS = {
 LONGEST = 2048  # tokens of a prompt, and of a response
 PAIRS_A_RANK = 8
 MICRO_BATCH_TOKENS = 8192
-# Of the Qwen2.5-0.5B shape: weights of a block's matrices, all blocks; width of all heads, times layers.
-WEIGHTS, WIDTHS = 357_826_560, 24 * 896
+# Of the Qwen2.5-0.5B shape: elements of the matrices of all blocks; width of all heads x layers.
+ELEMENTS, WIDTHS = 357_826_560, 24 * 896
 
 
 def main() -> None:
@@ -46,12 +47,12 @@ def main() -> None:
                 for mean, spread in (shapes[0], shapes[1], shapes[1])
             )
             lengths = prompts + chosen + rejected
-            seen = prompts**2 // 2 + sum(r * prompts + r**2 // 2 for r in (chosen, rejected))
-            operations = 2 * WEIGHTS * lengths + 4 * WIDTHS * seen
-            rows = [range(length) for length in lengths]  # the plan asks for their length alone
+            attended = prompts**2 // 2 + sum(r * prompts + r**2 // 2 for r in (chosen, rejected))
+            operations = 2 * ELEMENTS * lengths + 4 * WIDTHS * attended
             begun = time.perf_counter()
-            plan = plan_micro_batches(rows, ranks, MICRO_BATCH_TOKENS)
+            groups = pack(lengths.tolist(), ranks, MICRO_BATCH_TOKENS)
             milliseconds = 1000 * (time.perf_counter() - begun)
+            plan = [groups[n : n + ranks] for n in range(0, len(groups), ranks)]
             slowest = [
                 sum(max(work[group].sum() for group in part) for part in plan)
                 / (work.sum() / ranks)

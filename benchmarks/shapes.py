@@ -1,8 +1,8 @@
-"""A model folder with random weights in the shape of a known one, for measuring without a download.
+"""A model folder with random weights in the shape of a known model, to measure without a download.
 
     python benchmarks/shapes.py qwen2.5-0.5b runs/shape
 
-Its tokenizer is that of the embedded model: what is measured is the size of tensors, not what they say.
+Its tokenizer is that of the embedded model.
 """
 
 import argparse
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nanoalign import tiny  # noqa: E402
-from nanoalign.prepare import load_tokenizer  # noqa: E402
+from nanoalign.checkpoints.guards import load_tokenizer  # noqa: E402
 
 SHAPES = {
     "llama-12m": LlamaConfig(

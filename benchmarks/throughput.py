@@ -1,15 +1,16 @@
-"""nanoalign beside TRL: DPO and a reward model, pairs a second and peak memory, in one run.
+"""Pairs per second and peak memory of DPO and a reward model: nanoalign beside TRL, or alone.
 
-Both train the same model on the same records in the same optimizer steps, with the same precision and
-optimizer, without gradient checkpointing. nanoalign runs with its defaults; TRL gets the records of each step
-sorted by length, and the micro-batch size that is best for it. Every run is a process of its own, and
-they take turns. The losses must agree. Records that max_length would cut are left out, since the two cut
-differently.
+Both train the same model on the same records in the same optimizer steps, with the same precision
+and optimizer, without gradient checkpointing. nanoalign runs with its defaults; TRL gets the
+records of each step sorted by length, and the micro-batch size with which it is fastest. Every run
+is a process of its own, and the runs alternate. The losses must agree. Records that max_length
+would cut are left out, because the two cut differently.
 
     pip install -r requirements-dev.txt
     python benchmarks/throughput.py                              the embedded model and data
     python benchmarks/throughput.py --model FOLDER --data FILE
-    python benchmarks/throughput.py --only nanoalign             TRL is not needed
+    python benchmarks/throughput.py --only nanoalign             without TRL
+    python benchmarks/throughput.py --checkout FOLDER --rounds 7       beside another commit
     python benchmarks/throughput.py --profile                    torch.profiler's table of one step
 """
 
@@ -21,14 +22,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-LR = 1e-4  # constant, so that the second loss shows whether both took the same first step
-AGREE = 2e-3  # by how much losses may differ in float32; in bfloat16 ten times that
-PEAK_SIZES = (1024, 2048, 4096)  # of square matrices whose product shows what the machine can do
+LR = 1e-4  # constant, so that the second losses differ unless both took the same first step
+LOSS_TOLERANCE = 2e-3  # allowed difference of losses in float32; in bfloat16 ten times that
+PEAK_SIZES = (1024, 2048, 4096)  # of square matrices; their products measure the machine's peak
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,72 +40,76 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--data", default="tiny", help="preference records, or 'tiny'")
     parser.add_argument("--algorithms", nargs="+", choices=("dpo", "rm"), default=["dpo", "rm"])
-    parser.add_argument("--only", choices=("nanoalign", "trl"), help="one of the two alone")
+    parser.add_argument("--only", choices=("nanoalign", "trl"), help="run one of the two alone")
+    parser.add_argument("--checkout", metavar="FOLDER",
+        help="compare with nanoalign of another commit, in this folder, not with TRL")  # fmt: skip
     parser.add_argument("--batch_size", type=int, default=64, help="pairs of an optimizer step")
     parser.add_argument("--max_length", type=int, default=512, help="tokens of prompt and response")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--steps", type=int, default=2, help="timed in a run; one goes before")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turn")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of a run, after one more")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each, alternating")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8],
-        help="pairs of a micro-batch that TRL tries")  # fmt: skip
-    parser.add_argument("--ranks", type=int, default=1, help="processes of either")
+        help="micro-batch sizes, in pairs, that are tried with TRL")  # fmt: skip
+    parser.add_argument("--ranks", type=int, default=1, help="processes of a run")
     parser.add_argument("--profile", action="store_true",
-        help="print what a step of nanoalign spends its time on, and nothing else")  # fmt: skip
+        help="print the table of torch.profiler of a step of nanoalign, and stop")  # fmt: skip
     parser.add_argument("--flags", default="", help="more flags for nanoalign, in one string")
     return parser.parse_args()
 
 
-# --- what runs in processes of its own ------------------------------------------------------------
+# --- jobs, each in a process of its own -----------------------------------------------------------
 
 
 def prepare(job: dict) -> dict:
-    """Writes the records, and the reward model both begin with; counts tokens and operations of a pair."""
-    from nanoalign.data import read_examples
-    from nanoalign.models import Policy, RewardModel
-    from nanoalign.prepare import load_tokenizer
-    from nanoalign.records import Example
-    from nanoalign.rows import encode_all
-    from nanoalign.templates import common_template, render
-    from nanoalign.weights import resolve_model
+    """Writes the records, and the reward model at the start; counts tokens and operations."""
+    from nanoalign.checkpoints.folders import local_folder
+    from nanoalign.checkpoints.guards import load_tokenizer
+    from nanoalign.checkpoints.write import write_model
+    from nanoalign.encode import encode_all, render, resolve_template
+    from nanoalign.formats.load import read_records
+    from nanoalign.formats.records import formats
+    from nanoalign.model import Policy, RewardModel
 
-    folder = Path(job["folder"])
-    tokenizer = load_tokenizer(resolve_model(job["model"]))
-    examples = read_examples(job["data"])
-    template = common_template("auto", examples, tokenizer)
-    texts = [render(example, tokenizer, template) for example in examples]
-    plain = [Example(str(i), "text", prompt, tuple(own)) for i, (prompt, own) in enumerate(texts)]
-    rows = encode_all(plain, tokenizer, "raw", 2**20)[0]
-    fitting = [
-        i for i, row in enumerate(rows) if max(map(len, row.separate())) <= job["max_length"]
-    ]
+    folder, model = Path(job["folder"]), local_folder(job["model"])
+    tokenizer = load_tokenizer(model)
+    plain, texts = [], []
+    for record in read_records(formats(), [job["data"]]):
+        template = resolve_template("auto", record.prompt, tokenizer)
+        texts.append(render(record, tokenizer, template))
+        plain.append(replace(record, prompt=texts[-1][0], responses=texts[-1][1]))
+    rows = encode_all(plain, tokenizer, 2**20, "raw")
+    fitting = [i for i, row in enumerate(rows) if row.longest <= job["max_length"]]
     wanted = (job["steps"] + 2) * job["batch_size"]
     if len(fitting) < wanted:
-        raise SystemExit(f"{len(fitting)} records fit max_length, and {wanted} are wanted")
+        raise SystemExit(f"{len(fitting)} records fit max_length, and {wanted} are needed")
     picked = fitting[:wanted]
     with (folder / "records.jsonl").open("w") as file:
         for prompt, (chosen, rejected) in (texts[i] for i in picked):
             line = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             file.write(json.dumps(line) + "\n")
-    RewardModel.load(job["model"], head_seed=0).save(folder / "reward_model", tokenizer)
-    policy = Policy.load(job["model"])
+    write_model(RewardModel.load(model, head_seed=0), tokenizer, folder / "reward_model")
+    policy = Policy.load(model)
     flops = {name: 0 for name in ("dpo", "rm")}
     for i in picked:
         body, head = forward_flops(policy, rows[i])
         flops["dpo"] += (3 + 1) * (body + head)  # the policy forward and backward, the reference
         flops["rm"] += 3 * body
+    separate = [
+        len(rows[i].prompt) + len(response) for i in picked for response in rows[i].responses
+    ]
     return {
         "flops": {name: total / len(picked) for name, total in flops.items()},
         "real": sum(len(rows[i]) for i in picked) / len(picked),
-        "separate": sum(len(part) for i in picked for part in rows[i].separate()) / len(picked),
+        "separate": sum(separate) / len(picked),
         "parameters": policy.count_parameters(),
     }
 
 
 def forward_flops(policy, row) -> tuple[int, int]:
-    """Multiplications and additions that a row needs: in the blocks, and in the head.
+    """Multiplications and additions of the forward of a row: in the blocks, and in the head.
 
-    Two for every weight of a matrix and token, and four for every pair of a query and a key that it sees,
-    times the width of all heads. Norms, rotations and softmax are not counted.
+    Two for every weight of a matrix and token, and four for every pair of a query and a key that it
+    attends to, times the width of all heads. Norms, rotations and softmax are not counted.
     """
     config = policy.model.config
     inside = sum(p.numel() for block in policy.blocks() for p in block.parameters() if p.ndim >= 2)
@@ -117,7 +123,7 @@ def forward_flops(policy, row) -> tuple[int, int]:
 
 
 def nanoalign(job: dict) -> dict:
-    """Runs train_dpo.py or train_rm.py; the time is noted at the beginning of each optimizer step."""
+    """Runs train_dpo.py or train_rm.py; records when each optimizer step begins."""
     from unittest.mock import patch
 
     import torch
@@ -125,13 +131,12 @@ def nanoalign(job: dict) -> dict:
     import train_dpo
     import train_rm
     from nanoalign import loop
+    from nanoalign.packing import batches
 
     begun, padded = [], [0]
-    get_lr, collate = loop.get_lr, loop.collate
+    get_lr, profiler = loop.get_lr, torch.profiler.profile()
 
-    profiler = torch.profiler.profile()
-
-    def noted(*args) -> float:
+    def record_time(*args) -> float:
         _synchronize()
         if job["profile"] and len(begun) in (1, 2):  # the second step
             (profiler.start if len(begun) == 1 else profiler.stop)()
@@ -139,19 +144,26 @@ def nanoalign(job: dict) -> dict:
         padded.append(0)
         return get_lr(*args)
 
-    def counted(*args):
-        batch = collate(*args)
-        padded[-1] += batch.tokens.numel()
-        return batch
+    def counting(collate):
+        def counted(*args):
+            batch = collate(*args)
+            padded[-1] += batch.inputs["input_ids"].numel()
+            return batch
+
+        return counted
 
     script = {"dpo": train_dpo, "rm": train_rm}[job["algorithm"]]
     out = Path(job["folder"]) / "run"
     argv = ["--model", _model(job), "--data", f"{job['folder']}/records.jsonl", "--eval_share", "0",
             "--template", "raw", "--max_length", str(job["max_length"]),
-            "--batch_size", str(job["batch_size"]), "--steps", str(job["steps"] + 2), "--lr", str(LR),
-            "--warmup", "0", "--schedule", "constant", "--precision", job["precision"], "--out", str(out),
-            "--overwrite", *job["flags"].split()]  # fmt: skip
-    with patch.object(loop, "get_lr", noted), patch.object(loop, "collate", counted):
+            "--batch_size", str(job["batch_size"]), "--steps", str(job["steps"] + 2),
+            "--lr", str(LR), "--warmup", "0", "--schedule", "constant", "--overwrite",
+            "--precision", job["precision"], "--out", str(out), *job["flags"].split()]  # fmt: skip
+    with (
+        patch.object(loop, "get_lr", record_time),
+        patch.object(loop, "collate", counting(loop.collate)),
+        patch.object(batches, "collate", counting(batches.collate)),
+    ):
         script.main(argv)
     if job["profile"]:
         order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
@@ -165,13 +177,13 @@ def nanoalign(job: dict) -> dict:
 
 
 def trl(job: dict) -> dict:
-    """Runs TRL's trainer on the records in nanoalign's order, those of a step sorted by length."""
+    """Runs TRL's trainer on the records in nanoalign's steps, those of a step sorted by length."""
     import torch
     import transformers
     import trl
     from datasets import Dataset
 
-    from nanoalign.plan import step_indices
+    from nanoalign.loop import step_indices
 
     lines = (Path(job["folder"]) / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -191,11 +203,13 @@ def trl(job: dict) -> dict:
     config = {
         "output_dir": f"{job['folder']}/trl", "per_device_train_batch_size": per_rank,
         "gradient_accumulation_steps": accumulation, "max_steps": job["steps"] + 1,
-        "learning_rate": LR, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 1.0,
-        "max_length": job["max_length"], "gradient_checkpointing": False, "logging_steps": 1,
-        "save_strategy": "no", "report_to": "none", "train_sampling_strategy": "sequential",
-        "bf16": job["precision"] == "bf16", "optim": "adamw_torch_fused", "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(), "dataloader_pin_memory": torch.cuda.is_available(),
+        "learning_rate": LR, "lr_scheduler_type": "constant", "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "max_length": job["max_length"], "gradient_checkpointing": False,
+        "logging_steps": 1, "save_strategy": "no", "report_to": "none",
+        "train_sampling_strategy": "sequential", "bf16": job["precision"] == "bf16",
+        "optim": "adamw_torch_fused", "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
     kind = {
         "dpo": (trl.DPOTrainer, trl.DPOConfig, transformers.AutoModelForCausalLM),
@@ -208,7 +222,7 @@ def trl(job: dict) -> dict:
     trainer_class, config_class, model_class = kind[job["algorithm"]]
     begun, padded, losses = [], [0], []
 
-    class Notes(transformers.TrainerCallback):
+    class Recorder(transformers.TrainerCallback):
         def on_step_begin(self, *args, **kwargs) -> None:
             _synchronize()
             begun.append(time.perf_counter())
@@ -227,7 +241,7 @@ def trl(job: dict) -> dict:
         args=config_class(**config),
         train_dataset=Dataset.from_list([records[i] for i in order]),
         processing_class=tokenizer,
-        callbacks=[Notes()],
+        callbacks=[Recorder()],
     )
     training_step = trainer.training_step
 
@@ -241,7 +255,7 @@ def trl(job: dict) -> dict:
 
 
 def peak(job: dict) -> dict:
-    """Multiplications and additions a second in products of large matrices: the best of some."""
+    """Multiplications and additions per second in products of large matrices: the maximum."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -270,13 +284,13 @@ def _model(job: dict) -> str:
 
 
 def _folder(job: dict) -> Path:
-    from nanoalign.weights import resolve_model
+    from nanoalign.checkpoints.folders import local_folder
 
-    return resolve_model(_model(job))
+    return local_folder(_model(job))
 
 
 def _memory() -> int:
-    """The most bytes this process has held: on the GPU where there is one, else in host memory."""
+    """Peak memory of this process in bytes: of the GPU if there is one, else of the host."""
     import torch
 
     if torch.cuda.is_available():
@@ -286,9 +300,8 @@ def _memory() -> int:
 
 
 def work(job: dict) -> None:
-    result = {"prepare": prepare, "nanoalign": nanoalign, "trl": trl, "peak": peak}[job["what"]](
-        job
-    )
+    jobs = {"prepare": prepare, "nanoalign": nanoalign, "trl": trl, "peak": peak}
+    result = jobs[job["what"]](job)
     rank = os.environ.get("RANK", "0")
     Path(job["folder"], f"result{rank}.json").write_text(json.dumps(result | {"memory": _memory()}))
 
@@ -296,12 +309,16 @@ def work(job: dict) -> None:
 # --- the comparison -------------------------------------------------------------------------------
 
 
-def start(what: str, job: dict, **more) -> dict:
-    """Runs one piece of work in processes of its own; rank 0's result, with the memory of all."""
+def start(what: str, job: dict, root: str | Path = ROOT, **more) -> dict:
+    """Runs one job in processes of its own; the result of rank 0, with the memory of all.
+
+    root: the checkout whose benchmarks/throughput.py is run.
+    """
     job = {**job, **more, "what": what}
     ranks = job["ranks"] if what in ("nanoalign", "trl") else 1
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    command = [sys.executable, *launcher, __file__, json.dumps(job)]
+    script = Path(root, "benchmarks", "throughput.py").resolve()
+    command = [sys.executable, *launcher, str(script), json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{what} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
@@ -319,55 +336,67 @@ def pairs_per_second(result: dict, job: dict) -> float:
 
 
 def compare(algorithm: str, job: dict, facts: dict) -> None:
+    """Runs each side `rounds` times, alternating, and prints a table and the ratios."""
     job = {**job, "algorithm": algorithm}
-    sides = [side for side in ("nanoalign", "trl") if job["only"] in (None, side)]
-    if "trl" in sides:
+    sides = {"nanoalign": ("nanoalign", ROOT), "TRL": ("trl", ROOT)}
+    if job["checkout"]:
+        sides = {"nanoalign": ("nanoalign", ROOT), "checkout": ("nanoalign", job["checkout"])}
+    sides = {name: side for name, side in sides.items() if job["only"] in (None, name.lower())}
+    if "TRL" in sides:
         tried = {}
         for size in job["sizes"]:
             tried[size] = pairs_per_second(start("trl", job, size=size, steps=1), job)
             print(f"TRL with micro-batches of {size}: {tried[size]:.2f} pairs/s", flush=True)
         job["size"] = max(tried, key=tried.get)
-    runs: dict[str, list[dict]] = {side: [] for side in sides}
+    runs: dict[str, list[dict]] = {name: [] for name in sides}
     peaks = []
-    for _ in range(job["rounds"]):
-        for side in sides:
+    for n in range(job["rounds"]):
+        for name in (*sides,) if n % 2 == 0 else (*sides,)[::-1]:
             peaks.append(start("peak", job)["peak"])
-            runs[side].append(start(side, job))
+            runs[name].append(start(sides[name][0], job, sides[name][1]))
     best = max(peaks)
-    print(f"\n{algorithm}, {job['rounds']} runs of {job['steps']} timed steps; matrix products reach "
-          f"{best / 1e9:,.0f} GFLOP/s\n\n"  # fmt: skip
-          "| | pairs/s | of each run | padded tokens a pair | peak memory, GB | first losses |\n"
-          "|---|---|---|---|---|---|")  # fmt: skip
-    for side, results in runs.items():
+    print(
+        f"\n{algorithm}, {job['rounds']} runs of {job['steps']} timed steps; matrix products reach "
+        f"{best / 1e9:,.0f} GFLOP/s\n\n"
+        "| | pairs/s | of each run | padded tokens a pair | peak memory, GB | first losses |\n"
+        "|---|---|---|---|---|---|"
+    )
+    for name, results in runs.items():
         speeds = [pairs_per_second(result, job) for result in results]
-        steps = len(results[0]["padded"])
-        padded = sum(results[0]["padded"]) / (steps * job["batch_size"])
-        name = side if side == "nanoalign" else f"TRL, micro-batches of {job['size']}"
+        padded = sum(results[0]["padded"]) / (len(results[0]["padded"]) * job["batch_size"])
+        label = f"TRL, micro-batches of {job['size']}" if name == "TRL" else name
+        memory = statistics.median(result["memory"] for result in results) / 1e9
         print(
-            f"| {name} | {statistics.median(speeds):.2f} | {', '.join(f'{s:.2f}' for s in speeds)} "
-            f"| {padded:.0f} | {max(result['memory'] for result in results) / 1e9:.2f} "
+            f"| {label} | {statistics.median(speeds):.2f} "
+            f"| {', '.join(f'{speed:.2f}' for speed in speeds)} | {padded:.0f} | {memory:.3f} "
             f"| {', '.join(f'{loss:.4f}' for loss in results[0]['losses'][:3])} |"
         )
     if "nanoalign" in sides:
         speed = statistics.median(pairs_per_second(result, job) for result in runs["nanoalign"])
         share = facts["flops"][algorithm] * speed / best
         print(f"\nnanoalign needs {facts['flops'][algorithm] / 1e9:.2f} GFLOP a pair: "
-              f"{share:.1%} of the matrix products' peak")  # fmt: skip
+              f"{share:.1%} of the peak of matrix products")  # fmt: skip
     if len(sides) == 2:
-        ratios = [
-            pairs_per_second(ours, job) / pairs_per_second(theirs, job)
-            for ours, theirs in zip(runs["nanoalign"], runs["trl"], strict=True)
-        ]
-        memory = [max(result["memory"] for result in runs[side]) for side in sides]
-        losses = [runs[side][0]["losses"][: job["steps"] + 1] for side in sides]
-        off = max(abs(ours - theirs) for ours, theirs in zip(*losses, strict=True))
-        share = memory[0] / memory[1]
-        print(
-            f"{statistics.median(ratios):.2f} times TRL's pairs/s ({min(ratios):.2f} to "
-            f"{max(ratios):.2f}), {share:.2f} times its memory; losses differ by at most {off:.1e}"
-        )
-        if off > AGREE * (1 if job["precision"] == "fp32" else 10):
-            raise SystemExit("the losses do not agree: the two do not train the same")
+        print_ratios(runs, job)
+
+
+def print_ratios(runs: dict[str, list[dict]], job: dict) -> None:
+    """Prints how the first side compares with the second; other losses end the program."""
+    (_, first), (name, second) = runs.items()
+    speeds = [
+        pairs_per_second(a, job) / pairs_per_second(b, job)
+        for a, b in zip(first, second, strict=True)
+    ]
+    memory = [statistics.median(result["memory"] for result in side) for side in (first, second)]
+    losses = [side[0]["losses"][: job["steps"] + 1] for side in (first, second)]
+    off = max(abs(a - b) for a, b in zip(*losses, strict=True))
+    print(
+        f"{statistics.median(speeds):.3f} times the pairs/s of {name} ({min(speeds):.3f} to "
+        f"{max(speeds):.3f}), {memory[0] / memory[1]:.3f} times its memory; losses differ by at "
+        f"most {off:.1e}"
+    )
+    if off > LOSS_TOLERANCE * (1 if job["precision"] == "fp32" else 10):
+        raise SystemExit("the losses do not agree: the two do not train the same")
 
 
 def main() -> None:
@@ -378,8 +407,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         job = {**vars(args), "folder": folder}
         facts = start("prepare", job)
-        print(f"{args.model}, {facts['parameters']:,} parameters, {args.precision}; a pair has "
-              f"{facts['real']:.0f} tokens in a row, {facts['separate']:.0f} as two sequences")  # fmt: skip
+        print(
+            f"{args.model}, {facts['parameters']:,} parameters, {args.precision}; a pair has "
+            f"{facts['real']:.0f} tokens in a row, {facts['separate']:.0f} as two sequences"
+        )
         for algorithm in args.algorithms:
             if args.profile:
                 print(start("nanoalign", job, algorithm=algorithm)["table"])
