@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from nanoalign.batch import Row
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.model import RewardModel, Scorer
+from nanoalign.model import Scorer
 
 # The exceptions by which transformers reports a folder that it cannot read.
 FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
@@ -67,14 +67,3 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
                 f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; "
                 f"give --max_length {positions} or less"
             )
-
-
-def check_pad_token(model: RewardModel, folder: Path) -> None:
-    """Raises RunError for a reward model that was trained to be read at another token than EOS."""
-    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
-    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if config.pad_token_id is not None and config.pad_token_id in eos:
-        raise RunError(
-            f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, "
-            "but here they are read at EOS; if that is right, give config.json another pad_token_id"
-        )

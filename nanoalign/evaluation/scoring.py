@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanoalign.batch import Batch, Row
-from nanoalign.checkpoints.guards import check_fits, check_pad_token
+from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks import check_layout
 from nanoalign.distributed import World, sum_over_ranks
@@ -23,6 +23,7 @@ from nanoalign.evaluation.rows import Ended, encode_answers
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
 from nanoalign.rewards.condition import conditioned
+from nanoalign.rewards.rule import check_pad_token
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)

@@ -1,6 +1,7 @@
 """Records of every format and files of every kind, and what is scored of them: docs/data.md.
 
 sources.py      names of data sources -> files -> records
+hub.py          files on the Hugging Face Hub
 files.py        compressed files, JSON arrays, parquet
 records.py      further formats of records
 prompts.py      prompts alone, and answers that were made elsewhere

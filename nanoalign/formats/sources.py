@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanoalign import tiny
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.formats import TEST_OF
 from nanoalign.formats.files import records_of
 
@@ -50,9 +50,11 @@ class Source:
         """The local files on which the records depend; those on the Hub are fetched."""
         if self.generated:
             return sorted(Path(tiny.__file__).parent.glob("*.py"))
-        if self.place in FILES:
-            return [FILES[self.place]]
-        return from_hub(self) if self.hub else files_of(self.place)
+        if self.hub:
+            from nanoalign.formats.hub import fetch
+
+            return fetch(self.place, *self.hub.group("repo", "path", "revision", "split"))
+        return [FILES[self.place]] if self.place in FILES else files_of(self.place)
 
     def records(self) -> Iterator[Located]:
         if self.generated:
@@ -124,26 +126,3 @@ def files_of(place: str) -> list[Path]:
             f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
         )
     return [path]
-
-
-def from_hub(source: Source) -> list[Path]:
-    """The files of a source on the Hub, in the local cache of huggingface_hub."""
-    import huggingface_hub
-
-    repo, path, revision, split = source.hub.group("repo", "path", "revision", "split")
-    options = {"repo_type": "dataset", "revision": revision}
-    try:
-        names = [path]
-        if split:
-            below = re.compile(rf"{re.escape(path)}/(.*[/._-])?{re.escape(split)}[/._-].*")
-            found = huggingface_hub.HfApi().list_repo_files(repo, **options)
-            names = [n for n in sorted(found) if below.fullmatch(n) and n.endswith(SUFFIXES)]
-            if not names:
-                raise RunError(f"data source '{source.place}': {path} has no files of '{split}'")
-        return [Path(huggingface_hub.hf_hub_download(repo, name, **options)) for name in names]
-    except (OSError, ValueError) as error:  # no network, no such file, not a valid name
-        if isinstance(error, RunError):
-            raise
-        raise RunError(
-            f"data source '{source.place}' can't be fetched: {in_a_line(error)}"
-        ) from error

@@ -5,9 +5,11 @@ preferences, and whether a prompt names its preference.
 """
 
 from argparse import Namespace
+from pathlib import Path
+
+import transformers
 
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_pad_token
 from nanoalign.encode import EOS_RULE
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel
@@ -66,3 +68,14 @@ def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
     model.model.config.nanoalign = rule
     if len(args.preference) > 1 and not args.condition:
         model.model.config.id2label = dict(enumerate(args.preference))
+
+
+def check_pad_token(model: RewardModel, folder: Path) -> None:
+    """Raises RunError for a reward model that was trained to be read at another token than EOS."""
+    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if config.pad_token_id is not None and config.pad_token_id in eos:
+        raise RunError(
+            f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, "
+            "but here they are read at EOS; if that is right, give config.json another pad_token_id"
+        )

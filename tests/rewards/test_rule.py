@@ -15,7 +15,6 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeque
 
 import train_rm
 from nanoalign.batch import collate
-from nanoalign.checkpoints.guards import check_pad_token
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks import check_layout
@@ -24,7 +23,7 @@ from nanoalign.encode import EOS_RULE, encode_all
 from nanoalign.errors import RunError
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
-from nanoalign.rewards.rule import rule_of, scoring_rule, set_rule
+from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule, set_rule
 
 
 @pytest.fixture(scope="module")
