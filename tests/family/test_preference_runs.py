@@ -23,6 +23,7 @@ from nanoalign.distributed import setup
 from nanoalign.encode import Record, encode_all
 from nanoalign.family import objectives
 from nanoalign.family.losses import LOSSES, has_reference
+from nanoalign.formats.records import formats
 from nanoalign.formats.sources import open_source
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
@@ -121,7 +122,7 @@ def clear_pairs(source: str, count: int) -> list[Record]:
     """Pairs of the embedded world whose chosen response is better by 3 at least, by its rule."""
     return [
         record
-        for record in pairs.read([source], open_source=open_source)
+        for record in pairs.read([source], formats("better"), open_source)
         if world.true_reward(record.prompt, record.responses[0])
         > world.true_reward(record.prompt, record.responses[1]) + 3
     ][:count]
