@@ -1,4 +1,4 @@
-"""Prompts alone, and answers that were made elsewhere: what evaluate.py policy reads."""
+"""The data of evaluate.py policy: prompts alone, and answers of other programs."""
 
 import json
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from nanoalign.pairs import check_text, decode, expected, parse
 
 
 def prompt_key(prompt: str | list[dict]) -> str:
-    """The prompt as one text, the same for two prompts exactly when they are the same."""
+    """The prompt as one text; messages as JSON."""
     return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
 def read_prompts(sources: Sequence[str]) -> list[Record]:
-    """The prompts of several sources, alone or of preference records, as Records without responses."""
+    """The prompts of records, which may be preference records, as Records without responses."""
     check_sources(sources)
     found = []
     for source in sources:
@@ -30,7 +30,7 @@ def read_prompts(sources: Sequence[str]) -> list[Record]:
 
 
 def prompt_of(record: object, where: str) -> str | list[dict]:
-    """The prompt of one record."""
+    """The prompt of one record, which was read at `where`."""
     keys = record.keys() if isinstance(record, dict) else set()
     if "prompt" in keys and "chosen" not in keys:
         prompt = record["prompt"]
@@ -54,7 +54,7 @@ def prompt_of(record: object, where: str) -> str | list[dict]:
 
 
 def read_answers(source: str) -> dict[str, list[str]]:
-    """Answers that were made elsewhere, by the prompt_key of their prompt, in the file's order."""
+    """The answers of a source by the prompt_key of their prompt, in the order of the source."""
     check_sources([source])
     answers: dict[str, list[str]] = {}
     for where, _, _, raw in open_source(source):
