@@ -19,17 +19,21 @@ def gather(value: T, world: World) -> list[T]:
     return values
 
 
-def on_main(world: World, function: Callable[[], T]) -> T | None:
-    """The result of a function on rank 0, None on the others. A collective.
+def on_every(world: World, function: Callable[[], T]) -> T:
+    """The result of a function that every rank runs. A collective.
 
-    A RunError or OSError becomes a RunError on every rank, so no rank waits in vain.
+    A RunError or OSError of any rank becomes a RunError on every rank, so no rank waits in vain.
     """
     result = problem = None
-    if world.is_main:
-        try:
-            result = function()
-        except (RunError, OSError) as error:
-            problem = str(error)
-    if (problem := gather(problem, world)[0]) is not None:
-        raise RunError(problem)
+    try:
+        result = function()
+    except (RunError, OSError) as error:
+        problem = str(error)
+    for each in filter(None, gather(problem, world)):
+        raise RunError(each)
     return result
+
+
+def on_main(world: World, function: Callable[[], T]) -> T | None:
+    """The result of a function on rank 0, None on the others. Errors and ranks as in on_every."""
+    return on_every(world, function if world.is_main else lambda: None)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import tokenizers
@@ -32,11 +31,10 @@ from nanoalign.encode import Record, encode_all, resolve_template
 from nanoalign.errors import RunError
 from nanoalign.formats.rows import prompt_digests
 from nanoalign.formats.sources import parse_source
-from nanoalign.hosts.collectives import gather
+from nanoalign.hosts.collectives import gather, on_every
 from nanoalign.store.disk import ABOUT, FORMAT, Store, name_of, write_chunk
 from nanoalign.store.folder import writing
 
-T = TypeVar("T")
 CHUNK = 2048  # records that a rank has in memory at a time
 STALE = 24 * 3600  # seconds without a new file, after which an unfinished store is of a killed run
 # The code on which the content of a store depends.
@@ -114,14 +112,16 @@ def encoded(encoding: Encoding, sources: Sequence[str], cache: Path, world: Worl
     local = int(os.environ.get("LOCAL_RANK", 0))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     find = partial(find_or_open, encoding, sources, cache) if local == 0 else lambda: None
-    final, unfinished, total = on_all(world, find)[world.rank - local]
+    final, unfinished, total = gather(on_every(world, find), world)[world.rank - local]
     if unfinished:
         bar = tqdm(
             total=total, unit=" records", delay=10, desc="encoding", disable=not world.is_main
         )
         try:
-            on_all(world, partial(write_share, encoding, sources, unfinished, (local, ranks), bar))
-            on_all(world, partial(finish, unfinished, final) if local == 0 else lambda: None)
+            on_every(
+                world, partial(write_share, encoding, sources, unfinished, (local, ranks), bar)
+            )
+            on_every(world, partial(finish, unfinished, final) if local == 0 else lambda: None)
         finally:
             bar.close()
             if local == 0:
@@ -179,22 +179,6 @@ def finish(unfinished: Path, final: Path) -> None:
         except OSError:
             if not final.exists():  # else another run has made the same meanwhile
                 raise
-
-
-def on_all(world: World, function: Callable[[], T]) -> list[T]:
-    """Runs a function on every rank; all results, by rank, on every rank. A collective.
-
-    A RunError or OSError of any rank becomes a RunError on every rank, so no rank waits in vain.
-    """
-    result = problem = None
-    try:
-        result = function()
-    except (RunError, OSError) as error:
-        problem = str(error)
-    for each in gather(problem, world):
-        if each is not None:
-            raise RunError(each)
-    return gather(result, world)
 
 
 def add_file(digest, path: Path) -> int:
