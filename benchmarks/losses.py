@@ -11,6 +11,7 @@ whose evaluation is there is not trained again.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -39,16 +40,9 @@ COLUMNS = {
 def train(name: str) -> float:
     """Trains and evaluates one loss by the project's commands; returns the seconds of training."""
     start = time.perf_counter()
-    run = [
-        sys.executable,
-        ROOT / "train_dpo.py",
-        "--loss",
-        name,
-        "--out",
-        OUT / name,
-        "--overwrite",
-    ]
-    subprocess.run(run, check=True)
+    training = [sys.executable, ROOT / "train_dpo.py", "--loss", name, "--out", OUT / name,
+                "--overwrite"]  # fmt: skip
+    subprocess.run(training, check=True)
     seconds = time.perf_counter() - start
     evaluation = [sys.executable, ROOT / "evaluate.py", "policy", "--policy", OUT / name,
                   "--out", OUT / f"{name}_eval"]  # fmt: skip
@@ -62,15 +56,15 @@ def figures(name: str) -> dict:
     if not path.exists():
         seconds = train(name)
         results = json.loads((OUT / f"{name}_eval" / "metrics.json").read_text())
-        lines = [
-            json.loads(line) for line in (OUT / name / "metrics.jsonl").read_text().splitlines()
-        ]
+        log = (OUT / name / "metrics.jsonl").read_text().splitlines()
+        lines = [json.loads(line) for line in log]
         accuracy = [line["eval/rewards/accuracies"] for line in lines if "eval/loss" in line][-1]
         path.write_text(json.dumps(results | {"accuracy": accuracy, "seconds": seconds}, indent=2))
     return json.loads(path.read_text())
 
 
 def table(names: list[str]) -> str:
+    """The figures of some losses as a Markdown table."""
     lines = [f"| loss | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name in names:
         found = figures(name)
@@ -78,30 +72,40 @@ def table(names: list[str]) -> str:
         interval = f"[{found['true_win_rate_low']:.2f}, {found['true_win_rate_high']:.2f}]"
         cells["true win rate"] += f" {interval}"
         cells["held-out accuracy"] = f"{found['accuracy']:.3f}"
-        cells["seconds"], cells["tokens"] = (
-            f"{found['seconds']:.0f}",
-            f"{found['policy_tokens_mean']:.1f}",
-        )
+        cells["tokens"] = f"{found['policy_tokens_mean']:.1f}"
+        cells["seconds"] = f"{found['seconds']:.0f}"
         lines.append(f"| {name} | {' | '.join(cells.values())} |")
     return "\n".join(lines)
 
 
 # --- the picture ----------------------------------------------------------------------------------
 
-# Against the margin, of which chosen has one half and rejected the other; else one of them is 0.
-TOGETHER = [name for name in LOSSES if KIND[name] in (losses.MARGIN, losses.SORTED, losses.MEANS)]
-# Against the log-probability per token, around -1.
-FREE = [name for name in LOSSES if KIND[name] in (losses.POLICY, losses.POLICY_MEANS)]
+# Drawn against the margin; the others against each response, with the other one fixed.
+OF_MARGIN = [name for name in LOSSES if KIND[name] in (losses.MARGIN, losses.SORTED, losses.MEANS)]
+# Drawn against log-probabilities per token, around -1.
+WITHOUT_REFERENCE = [name for name in LOSSES if KIND[name] in (losses.POLICY, losses.POLICY_MEANS)]
+# Drawn against log-ratios per token.
 PER_TOKEN = [name for name in LOSSES if KIND[name] == losses.MEANS]
+PANELS = 6  # side by side
+# Colour of a curve, and what one nat on its x-axis adds to chosen and to rejected.
+CURVES = {
+    "margin": ("tab:blue", 0.5, -0.5),
+    "chosen": ("tab:green", 1.0, 0.0),
+    "rejected": ("tab:red", 0.0, 1.0),
+}
 
 
 def value(name: str, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """A loss of log-ratios (B,), or for FREE and PER_TOKEN of those per token, of 20 tokens."""
+    """The losses (B,) of responses with 20 tokens.
+
+    chosen, rejected: log-ratios (B,); of PER_TOKEN those per token; of WITHOUT_REFERENCE the
+        log-probabilities per token.
+    """
     if name == "kto":
         yes = torch.ones_like(chosen, dtype=torch.bool)
         return (losses.kto(chosen, yes, 0.0) + losses.kto(rejected, ~yes, 0.0)) / 2
     lengths = torch.full_like(chosen, 20.0)
-    if name in FREE or name in PER_TOKEN:
+    if name in WITHOUT_REFERENCE or name in PER_TOKEN:
         chosen, rejected = chosen * lengths, rejected * lengths
     zero = torch.zeros_like(chosen)
     pairs = {
@@ -119,45 +123,14 @@ def draw(path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = sorted(LOSSES, key=lambda name: (name in FREE, name not in TOGETHER))
-    rows = -(-len(names) // 6)
-    figure, axes = plt.subplots(rows, 6, figsize=(22, 3.3 * rows))
+    names = sorted(LOSSES, key=lambda name: (name in WITHOUT_REFERENCE, name not in OF_MARGIN))
+    rows = math.ceil(len(names) / PANELS)
+    figure, axes = plt.subplots(rows, PANELS, figsize=(22, 3.3 * rows))
+    figure.subplots_adjust(0.035, 0.045, 0.965, 0.92, wspace=0.32, hspace=0.36)
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
-    figure.subplots_adjust(0.035, 0.045, 0.965, 0.92, wspace=0.32, hspace=0.36)
     for axis, name in zip(axes.flat, names, strict=False):
-        centre, width = (
-            (-1.0, 1.0) if name in FREE else (0.0, 8.0) if name in PER_TOKEN else (0.0, 60.0)
-        )
-        x = torch.linspace(-width, width, 401, dtype=torch.float64)
-        twin = axis.twinx()
-        together = name in TOGETHER
-        for side, colour in (("margin", "tab:blue"),) if together else (
-            ("chosen", "tab:green"), ("rejected", "tab:red")
-        ):  # fmt: skip
-            chosen = centre + x * {"margin": 0.5, "chosen": 1.0, "rejected": 0.0}[side]
-            rejected = centre - x * {"margin": 0.5, "chosen": 0.0, "rejected": -1.0}[side]
-            if name == "apo_down" and side == "chosen":
-                rejected = rejected - 20  # at 0 the two parts cancel
-            if name in FREE:
-                chosen, rejected = chosen.clamp(max=-1e-3), rejected.clamp(max=-1e-3)
-            at = x + centre
-            shift = torch.zeros_like(x, requires_grad=True)
-            step = {"margin": 0.5, "chosen": 1.0, "rejected": 0.0}[side]
-            back = {"margin": 0.5, "chosen": 0.0, "rejected": -1.0}[side]
-            found = value(name, chosen + step * shift, rejected - back * shift)
-            (slope,) = torch.autograd.grad(found.sum(), shift)
-            axis.plot(at, found.detach(), color=colour, lw=2, label=side)
-            twin.plot(at, slope, color=colour, lw=1, ls="--")
-        axis.axvline(centre, color="black", lw=0.5)
-        twin.axhline(0, color="black", lw=0.5, ls=":")
-        axis.set_title(name)
-        unit = "nats per token" if name in FREE or name in PER_TOKEN else "nats"
-        what = "margin" if together else "log-probability" if name in FREE else "log-ratio"
-        axis.set_xlabel(f"{what}, {unit}")
-        axis.grid(alpha=0.3)
-        if not together:
-            axis.legend(fontsize="small")
+        draw_loss(axis, name)
     figure.suptitle(
         "loss (solid, left axis) and its gradient (dashed, right axis): against the margin, or "
         "against one response with the other fixed", fontsize="x-large",
@@ -165,20 +138,53 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=75)
 
 
+def draw_loss(axis, name: str) -> None:
+    """One panel: the loss, and its gradient with respect to what is on the x-axis."""
+    centre, width = 0.0, 60.0
+    if name in WITHOUT_REFERENCE:
+        centre, width = -1.0, 1.0
+    elif name in PER_TOKEN:
+        width = 8.0
+    x = torch.linspace(-width, width, 401, dtype=torch.float64)
+    twin = axis.twinx()
+    for curve in ("margin",) if name in OF_MARGIN else ("chosen", "rejected"):
+        colour, of_chosen, of_rejected = CURVES[curve]
+        chosen, rejected = centre + of_chosen * x, centre + of_rejected * x
+        if name == "apo_down" and curve == "chosen":
+            rejected = rejected - 20  # at 0 the two parts cancel
+        if name in WITHOUT_REFERENCE:
+            chosen, rejected = chosen.clamp(max=-1e-3), rejected.clamp(max=-1e-3)
+        shift = torch.zeros_like(x, requires_grad=True)
+        values = value(name, chosen + of_chosen * shift, rejected + of_rejected * shift)
+        (gradient,) = torch.autograd.grad(values.sum(), shift)
+        axis.plot(centre + x, values.detach(), color=colour, lw=2, label=curve)
+        twin.plot(centre + x, gradient, color=colour, lw=1, ls="--")
+    axis.axvline(centre, color="black", lw=0.5)
+    twin.axhline(0, color="black", lw=0.5, ls=":")
+    axis.set_title(name)
+    quantity = "log-probability" if name in WITHOUT_REFERENCE else "log-ratio"
+    quantity = "margin" if name in OF_MARGIN else quantity
+    per_token = name in WITHOUT_REFERENCE or name in PER_TOKEN
+    axis.set_xlabel(f"{quantity}, nats" + " per token" * per_token)
+    axis.grid(alpha=0.3)
+    if name not in OF_MARGIN:
+        axis.legend(fontsize="small")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="LOSS", help="default: all that there are")
-    parser.add_argument(
-        "--curves", type=Path, metavar="PNG", help="draw the losses, and train none"
-    )
+    parser.add_argument("names", nargs="*", metavar="LOSS", help="losses to train; default: all")
+    parser.add_argument("--curves", type=Path, metavar="PNG", help="draw the losses, train none")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - LOSSES.keys()):
-        parser.error(f"no such loss: {', '.join(unknown)}; there are {', '.join(LOSSES)}")
+        parser.error(f"unknown losses {', '.join(unknown)}; expected some of {', '.join(LOSSES)}")
     if args.curves:
         draw(args.curves)
         return
     if not Path("runs/rm").exists():
-        parser.error("runs/rm is not there; train a reward model: python train_rm.py")
+        parser.error(
+            "there is no reward model in runs/rm; train a reward model: python train_rm.py"
+        )
     OUT.mkdir(parents=True, exist_ok=True)
     text = table(args.names or list(LOSSES))
     (OUT / "table.md").write_text(text + "\n")
