@@ -9,11 +9,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import transformers
+import transformers  # classes in quotes: naming them would import for a second, in --help too
 from torch import Tensor, nn
 from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers import PretrainedConfig, PreTrainedModel
 
 from nanoalign import TINY
 from nanoalign.batch import Batch
@@ -25,14 +24,15 @@ CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
 
 Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
 # A rank of nanoalign/checkpoints/slices.py reads only its own slices of the files.
-Read = Callable[[type, str | Path, PretrainedConfig, torch.dtype], tuple[PreTrainedModel, Fill]]
+Read = Callable[[type, str | Path, object, torch.dtype], tuple[nn.Module, Fill]]
 
 
 def read_whole(
-    auto: type, folder: str | Path, config: PretrainedConfig, dtype: torch.dtype
-) -> tuple[PreTrainedModel, Fill]:
+    auto: type, folder: str | Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
+) -> tuple["transformers.PreTrainedModel", Fill]:
     """Loads by transformers' from_pretrained: every rank reads all weights."""
-    model = auto.from_pretrained(folder, config=config, dtype=dtype)
+    options = {"config": config, "dtype": dtype, "trust_remote_code": False}
+    model = auto.from_pretrained(folder, **options)
     return model, lambda module, device: module.to(device)
 
 
@@ -42,7 +42,7 @@ class Scorer(nn.Module):
     SCORES: str  # the name of the scores, for errors
     METHODS = ("textbook",)  # methods beside forward that use parameters, which are sharded
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: "transformers.PreTrainedModel", dtype: torch.dtype = torch.float32):
         super().__init__()
         self.model, self.dtype = model, dtype
 
@@ -102,7 +102,7 @@ class Policy(Scorer):
     def load(
         cls, path: str | Path, world: World | None = None, dtype: torch.dtype = torch.float32,
         trainable: bool = True, checkpointing: bool = False, read: Read = read_whole,
-        before_sharding: Callable[[PreTrainedModel], None] = lambda model: None,
+        before_sharding: Callable[["transformers.PreTrainedModel"], None] = lambda model: None,
     ) -> "Policy":  # fmt: skip
         """A policy from a Hugging Face folder, from OWNER/NAME on the Hub, or "tiny".
 
@@ -114,7 +114,7 @@ class Policy(Scorer):
         Raises RunError if files are missing or do not fit the architecture.
         """
         folder = TINY if path == "tiny" else path
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
         before_sharding(model)
@@ -181,7 +181,7 @@ class RewardModel(Scorer):
         The other arguments are those of Policy.load.
         """
         folder = TINY if path == "tiny" else path
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
         if not has_head and head_seed is None:

@@ -29,10 +29,7 @@ KINDS = {
 
 
 def finish(args: Namespace, world: World, title: str, records: int, next_command: str) -> None:
-    """Draws curves.png and prints the result of a run, on rank 0.
-
-    records: the number of held-out records.
-    """
+    """Draws curves.png and prints the result, on rank 0. records: how many were held out."""
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]

@@ -16,13 +16,18 @@ FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Impo
                   AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 
 
-def read_config(folder: Path) -> transformers.PretrainedConfig:
+def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
     if not (folder / "config.json").is_file():
         raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
+        if "custom code" in str(error):
+            raise RunError(
+                f"model folder '{folder}' needs Python code of its own, which is never run; give a "
+                "model whose architecture transformers has"
+            ) from error
         raise RunError(f"{folder / 'config.json'}: {in_a_line(error)}") from error
     if getattr(config, "quantization_config", None) is not None:
         raise RunError(f"model folder '{folder}' is quantized; training needs its full weights")
@@ -32,7 +37,7 @@ def read_config(folder: Path) -> transformers.PretrainedConfig:
 def load_tokenizer(folder: Path):
     """The tokenizer of a model folder. Raises RunError if there is none."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder)
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
 
@@ -47,10 +52,7 @@ def check_vocabulary(folder: Path, other: Path) -> None:
 
 
 def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
-    """Raises RunError for rows with token ids or positions that the model does not have.
-
-    name: of the model, for errors.
-    """
+    """Raises RunError for rows with token ids or positions that the model, `name`, does not have."""
     config = model.model.config.get_text_config()
     ids = model.model.get_input_embeddings().num_embeddings
     positions = getattr(config, "max_position_embeddings", None) or math.inf

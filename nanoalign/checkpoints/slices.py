@@ -12,15 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
 
 from nanoalign.checkpoints.guards import FOREIGN_ERRORS
 from nanoalign.errors import RunError, in_a_line
@@ -30,21 +25,22 @@ Place = tuple[nn.Module, str]  # a module, and the name that its parameter or bu
 
 
 def read_slices(
-    auto: type, folder: Path, config: PretrainedConfig, dtype: torch.dtype
-) -> tuple[PreTrainedModel, Fill]:
+    auto: type, folder: Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
+) -> tuple["transformers.PreTrainedModel", Fill]:
     """(a model on the meta device, a function that fills its shards): the `read` of Policy.load.
 
     A reward model that is made of a language model gets the body of that; its head is not filled.
     """
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
-        names = config.architectures or ()
-        if auto is not AutoModelForCausalLM and not any("ForSequence" in name for name in names):
+        causal = transformers.AutoModelForCausalLM
+        has_head = any("ForSequence" in name for name in config.architectures or ())
+        if auto is not causal and not has_head:
             # The files are those of a language model, so that one reads them, into the same body.
-            reader = build(AutoModelForCausalLM, config, dtype, folder)
+            reader = build(causal, config, dtype, folder)
             setattr(reader, reader.base_model_prefix, model.base_model)
     if model.can_generate() and (folder / "generation_config.json").is_file():  # further EOS ids
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
     places = places_of(reader)
 
@@ -77,10 +73,12 @@ def parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
-def build(auto: type, config: PretrainedConfig, dtype: torch.dtype, path: Path) -> PreTrainedModel:
+def build(
+    auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, path: Path
+) -> "transformers.PreTrainedModel":
     """A model of this config without weights; `path` names it in errors."""
     try:
-        model = auto.from_config(config, dtype=dtype)
+        model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except FOREIGN_ERRORS as error:  # no such model of this architecture, inconsistent settings
         raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
     if model.base_model is model:
@@ -88,7 +86,7 @@ def build(auto: type, config: PretrainedConfig, dtype: torch.dtype, path: Path) 
     return model
 
 
-def places_of(model: PreTrainedModel) -> dict[str, Place]:
+def places_of(model: "transformers.PreTrainedModel") -> dict[str, Place]:
     """Name -> place of every parameter and persistent buffer; a tied one has several names."""
     persistent = model.state_dict().keys()
     return {
@@ -108,7 +106,7 @@ def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
 
 
 @torch.no_grad()
-def load(model: PreTrainedModel, places: dict[str, Place], folder: Path) -> None:
+def load(model: "transformers.PreTrainedModel", places: dict[str, Place], folder: Path) -> None:
     """Fills the tensors of a model from the safetensors files of a folder. A collective.
 
     Raises RunError if the files have other names or shapes than the model, after conversion too.

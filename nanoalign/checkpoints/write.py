@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from nanoalign.checkpoints.slices import places_of, tensors_of
 from nanoalign.distributed import World
@@ -61,7 +60,7 @@ def write_model(
         raise RunError(f"the model could not be written to '{folder}': {error}") from error
 
 
-def set_pad_token(model: PreTrainedModel, tokenizer) -> None:
+def set_pad_token(model: "transformers.PreTrainedModel", tokenizer) -> None:
     """Gives a reward model a pad token that is not EOS, or none.
 
     transformers reads a reward at the last token that is not the pad token: this must be EOS.
@@ -74,7 +73,7 @@ def set_pad_token(model: PreTrainedModel, tokenizer) -> None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
-def write_settings(model: PreTrainedModel, tokenizer, folder: Path) -> None:
+def write_settings(model: "transformers.PreTrainedModel", tokenizer, folder: Path) -> None:
     """Writes config.json, generation_config.json and the files of the tokenizer."""
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
@@ -87,9 +86,11 @@ def write_settings(model: PreTrainedModel, tokenizer, folder: Path) -> None:
 
 
 def converted_for_files(
-    model: PreTrainedModel, tensors: Tensors, is_main: bool
+    model: "transformers.PreTrainedModel", tensors: Tensors, is_main: bool
 ) -> Iterator[tuple[str, Tensor]]:
     """(name in the files, full float32 tensor), gathered one at a time where that is possible."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     on_meta = {name: torch.empty(get().shape, device="meta") for name, get in tensors.items()}
     tensors_in_turn = ((name, gather_tensor(get())) for name, get in tensors.items())
     if revert_weight_conversion(model, on_meta).keys() == on_meta.keys():
@@ -120,10 +121,7 @@ def move_into_place(temporary: Path, folder: Path) -> None:
 
 
 class FileWriter:
-    """Writes tensors to files of at most MAX_FILE_BYTES, and the index if there are several files.
-
-    A tensor that is larger has a file of its own.
-    """
+    """Writes tensors to files of at most MAX_FILE_BYTES, or of one larger tensor, and an index."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -21,6 +21,7 @@ from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import (
     AuxRequest,
@@ -28,9 +29,6 @@ from torch.nn.attention.flex_attention import (
     create_block_mask,
     flex_attention,
 )
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nanoalign.batch import to_device
 from nanoalign.errors import RunError
@@ -91,7 +89,7 @@ class Tree:
         return [to_device(torch.tensor(x), device) for x in (rows, segments, positions)]
 
 
-def use_tree_attention(model: PreTrainedModel) -> None:
+def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
     """Lets a model read packed rows: its attention follows a Tree where it is given one.
 
     Without a Tree it stays the attention that the model had. Raises RunError for a model in which
@@ -111,8 +109,9 @@ def use_tree_attention(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has an attention of its own, which can't keep the responses "
             "of a prompt apart; use --no-share_prefix"
         )
-    AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
-    AttentionMaskInterface.register(PREFIX + own, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    mask = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[own]
+    transformers.AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
+    transformers.AttentionMaskInterface.register(PREFIX + own, mask)
     model.config._attn_implementation = PREFIX + own
 
 
@@ -149,7 +148,7 @@ def tree_attention(
 def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     if name == "eager":  # a function of the file that defines the model
         return sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS[name]
+    return transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS[name]
 
 
 # --- CPU: prompt by prompt and response by response -----------------------------------------------

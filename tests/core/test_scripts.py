@@ -156,6 +156,14 @@ def test_help_shows_every_flag_with_its_default(main):
     assert "num default" not in outcome.stdout and "(default: None)" not in outcome.stdout
 
 
+def test_help_does_not_import_the_models_of_transformers():
+    """Which takes a second, of about three in all."""
+    code = "import sys, train_dpo, train_rm; print('transformers.modeling_utils' in sys.modules)"
+    root = Path(train_dpo.__file__).parent
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
+
+
 def _help(main) -> None:
     try:
         main(["--help"])
