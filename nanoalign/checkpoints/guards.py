@@ -52,7 +52,7 @@ def check_vocabulary(folder: Path, other: Path) -> None:
 
 
 def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
-    """Raises RunError for rows with token ids or positions that the model, `name`, does not have."""
+    """Raises RunError for rows with token ids or positions that the model `name` does not have."""
     config = model.model.config.get_text_config()
     ids = model.model.get_input_embeddings().num_embeddings
     positions = getattr(config, "max_position_embeddings", None) or math.inf
