@@ -4,6 +4,7 @@ sources.py      names of data sources -> files -> records
 hub.py          files on the Hugging Face Hub
 files.py        compressed files, JSON arrays, parquet
 records.py      further formats of records
+unpaired.py     single responses with a label (--loss kto)
 prompts.py      prompts alone, and answers that were made elsewhere
 load.py         --data -> the rows of a run: in memory, or from a store on disk
 rows.py         records -> rows in memory, without pairs of equal responses

@@ -6,8 +6,6 @@ for a record that it can't read; nanoalign/pairs.py adds file and line.
 
 import math
 import os
-from dataclasses import replace
-from functools import partial
 
 from nanoalign.encode import Record
 from nanoalign.pairs import Format, check_text
@@ -26,12 +24,15 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
     known = {
         ("prompt", "responses", "scores"): ranked,
         PKU: lambda record: with_margin(record, pku(record, preference)),
-        UNPAIRED: completion if unpaired else refuse_completion,
+        UNPAIRED: refuse_completion,
         ("prompt", "chosen", "rejected"): pair_with_prompt,
         ("chosen", "rejected"): pair_of_dialogues,
     }
-    # Pairs and single responses may be in one batch, so that they need the same keys in `extra`.
-    return {keys: partial(with_label, read) for keys, read in known.items()} if unpaired else known
+    if unpaired:
+        from nanoalign.formats.unpaired import with_unpaired
+
+        return with_unpaired(known)
+    return known
 
 
 def pku(record: dict, preference: str = "better") -> Record:
@@ -112,32 +113,10 @@ def ranked(record: dict) -> Record:
     return Record(prompt, responses, tuple(pairs), {"margins": margins})
 
 
-def completion(record: dict) -> Record:
-    """One response, and whether it is desirable. It is paired with itself."""
-    prompt, response, label = (record[key] for key in UNPAIRED)
-    if isinstance(response, list):  # one message, as in TRL's conversational data
-        response, *more = messages(response, "completion")
-        if more or response["role"] != "assistant":
-            raise ValueError("the completion must be one message of 'assistant', or text")
-        response = response["content"]
-    if not isinstance(label, bool):
-        raise ValueError(f"the label must be true or false, found {label!r}")
-    prompt = messages(prompt, "prompt") if isinstance(prompt, list) else prompt
-    return Record(prompt, (response,), ((0, 0),), {"desirable": [label]})
-
-
 def refuse_completion(record: dict) -> Record:
     raise ValueError(
         "a completion with a label, where pairs are needed; only train_dpo.py --loss kto learns "
         "from such records"
-    )
-
-
-def with_label(read: Format, record: dict) -> Record:
-    """The Record with `desirable` alone in `extra`, which has no meaning for pairs."""
-    found = read(record)
-    return replace(
-        found, extra={"desirable": found.extra.get("desirable", [True] * len(found.pairs))}
     )
 
 

@@ -72,7 +72,8 @@ def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
 
 def check_pad_token(model: RewardModel, folder: Path) -> None:
     """Raises RunError for a reward model that was trained to be read at another token than EOS."""
-    config = transformers.AutoConfig.from_pretrained(folder).get_text_config()
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = config.get_text_config()
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id is not None and config.pad_token_id in eos:
         raise RunError(

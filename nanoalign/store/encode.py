@@ -40,7 +40,7 @@ STALE = 24 * 3600  # seconds without a new file, after which an unfinished store
 # The code on which the content of a store depends.
 CODE = ("batch.py", "encode.py", "pairs.py", "checkpoints/resume.py", "formats/files.py",
         "formats/load.py", "formats/records.py", "formats/rows.py", "formats/sources.py",
-        "rewards/condition.py", "rewards/several.py", "store/disk.py",
+        "formats/unpaired.py", "rewards/condition.py", "rewards/several.py", "store/disk.py",
         "store/encode.py")  # fmt: skip
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
 STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error

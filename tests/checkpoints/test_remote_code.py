@@ -1,0 +1,63 @@
+"""python -m pytest tests/checkpoints/test_remote_code.py"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nanoalign.checkpoints.guards import load_tokenizer, read_config
+from nanoalign.checkpoints.slices import read_slices
+from nanoalign.errors import RunError
+from nanoalign.model import Policy, RewardModel
+
+AUTO_MAP = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model",
+            "AutoModelForSequenceClassification": "own.Model"}  # fmt: skip
+OWN = """
+open({ran!r}, "w").close()
+from transformers import LlamaConfig as Config, LlamaForCausalLM as Model
+from transformers import PreTrainedTokenizerFast as Tokenizer
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, llama_folder, monkeypatch):
+    """(makes a model folder with code of its own, the file that the code would write).
+
+    transformers asks whether to run such code; the answer here is yes.
+    """
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+
+    def make(**changes: str) -> Path:
+        shutil.copytree(llama_folder, folder)
+        (folder / "own.py").write_text(OWN.format(ran=str(ran)))
+        for name, extra in (
+            ("config.json", {"auto_map": AUTO_MAP} | changes),
+            ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}),
+        ):
+            settings = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps(settings | extra))
+        return folder
+
+    return make, ran
+
+
+@pytest.mark.parametrize("read", [None, read_slices])
+def test_a_known_architecture_loads_without_the_code_of_its_folder(hostile, read):
+    make, ran = hostile
+    options, folder = {} if read is None else {"read": read}, make()
+    load_tokenizer(folder)
+    Policy.load(folder, **options)
+    RewardModel.load(folder, head_seed=0, **options)
+    assert not ran.exists()
+
+
+def test_an_unknown_architecture_is_refused_in_one_line(hostile):
+    make, ran = hostile
+    folder = make(model_type="own")
+    with pytest.raises(RunError, match="needs Python code of its own, which is never run"):
+        read_config(folder)
+    with pytest.raises(ValueError, match="custom code"):
+        Policy.load(folder)
+    assert not ran.exists()
