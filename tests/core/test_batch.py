@@ -1,6 +1,6 @@
 """python -m pytest tests/core/test_batch.py"""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -29,6 +29,9 @@ def test_padded_rows_by_hand():
     assert batch.lengths.tolist() == [3, 2] and batch.ends.tolist() == [5, 10]
     assert batch.chosen.tolist() == [0] and batch.rejected.tolist() == [1]
     assert batch.weights.tolist() == [1.0]
+    assert (
+        batch.inputs["input_ids"].dtype == batch.reads.dtype == batch.targets.dtype == torch.int64
+    )
 
 
 def test_packed_rows_by_hand():
@@ -61,18 +64,46 @@ def test_pairs_of_a_ranked_row_share_its_weight_by_hand():
 def test_rows_without_pairs_can_be_scored():
     batch = collate([row([1], [2], pairs=()), row([1], [3, 4], pairs=())])
     assert batch.ends.tolist() == [1, 5] and batch.chosen.shape == batch.weights.shape == (0,)
+    assert batch.chosen.dtype == batch.rejected.dtype == torch.int64  # indices, also none
+
+
+def test_a_batch_moves_whole():
+    """Tensors in `inputs` and `extra` too; other values stay. The meta device is not the CPU."""
+    batch = collate([replace(PAIR, extra={"margins": np.float32([1])})])
+    batch.inputs["is_causal"], batch.rows = True, [5]
+    moved = batch.to(torch.device("meta"))
+    assert moved.inputs.pop("is_causal") is True and moved.rows == [5]
+    tensors = [moved.inputs["input_ids"], moved.reads, moved.targets, moved.lengths, moved.ends,
+               moved.chosen, moved.rejected, moved.weights, moved.extra["margins"]]  # fmt: skip
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert batch.reads.device.type == "cpu"
+
+
+def test_rows_are_immutable_and_compared_by_identity():
+    with pytest.raises(FrozenInstanceError):
+        PAIR.name = "other"
+    assert not hasattr(PAIR, "__dict__")  # a million rows may be in memory
+    assert replace(PAIR) != PAIR and len({PAIR, replace(PAIR), PAIR}) == 2
 
 
 def test_lengths_of_rows():
     assert len(PAIR) == 8 and PAIR.longest == 6
+    assert row([1, 2]).longest == len(row([1, 2])) == 2
     assert lengths_of([PAIR, row([1], [2])]).tolist() == [8, 2]
-    assert lengths_of([]).tolist() == []
+    assert lengths_of([]).tolist() == [] and lengths_of([]).dtype == np.int64
+
+
+def test_rows_that_know_their_lengths_are_not_read():
+    class OnDisk(list):
+        lengths = np.array([3, 4])
+
+    assert lengths_of(OnDisk()) is OnDisk.lengths
 
 
 @pytest.mark.parametrize("layout", [Batches, Packed])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_batches_name_their_rows_and_fill_empty_places(world, layout, ranks):
-    """Each row is in one batch of one rank. Every rank has as many batches; fillers weigh nothing."""
+    """Each row is in one batch of one rank. All ranks have as many batches; fillers weigh 0."""
     rows = [row([1] * n, [2] * n, [3]) for n in (5, 1, 9, 4, 4, 2, 7)]
     found, counts = [], []
     for rank in range(ranks):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from nanoalign.logps import chunked_token_logps, sequence_logps
+from nanoalign.logps import chunked_token_logps, sequence_logps, sums_of_responses
 
 
 def test_sequence_logps_by_hand():
@@ -46,6 +46,17 @@ def test_sequence_logps_of_bfloat16_logits_are_float32():
 def test_sequence_logps_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match=r"got \(2, 5, 9\) and \(2, 4\)"):
         sequence_logps(torch.zeros(2, 5, 9), torch.zeros(2, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"got \(2, 5\) and \(2, 5\)"):
+        sequence_logps(torch.zeros(2, 5), torch.zeros(2, 5, dtype=torch.long))
+
+
+def test_sums_of_responses_by_hand():
+    """Responses of 2, 1 and 3 tokens, and where each gradient goes."""
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], requires_grad=True)
+    sums = sums_of_responses(values, torch.tensor([2, 1, 3]))
+    assert sums.tolist() == [3.0, 4.0, 56.0]
+    (sums @ torch.tensor([1.0, 10.0, 100.0])).backward()
+    assert values.grad.tolist() == [1.0, 1.0, 10.0, 100.0, 100.0, 100.0]
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 100])
@@ -68,7 +79,7 @@ def test_chunks_change_neither_value_nor_gradient(chunk):
 
 
 def test_no_more_than_a_chunk_of_logits_is_held():
-    """Of the logits that autograd saves between forward and backward, only the last chunk's are there."""
+    """Of all logits autograd saves those of the last chunk until the backward pass."""
     saved = set()
     hidden, head = torch.randn(32, 4, requires_grad=True), torch.nn.Linear(4, 50)
 

@@ -34,6 +34,13 @@ def test_dpo_by_hand():
     assert rejected_rewards.tolist() == [0.0, 1.5, 2.5]
 
 
+def test_beta_is_a_tenth_and_no_label_is_doubted_by_default():
+    """A log-ratio of 5 nats is a reward of 0.5: loss log(1 + e^-0.5)."""
+    losses, chosen_rewards, _ = dpo_loss(*pairs([5.0], [0.0], [0.0], [0.0]))
+    assert losses.item() == pytest.approx(math.log1p(math.exp(-0.5)), rel=1e-12)
+    assert chosen_rewards.item() == 0.5
+
+
 def test_label_smoothing_by_hand():
     """Margin 1, eps 0.1: 0.9 * log(1 + e^-1) + 0.1 * log(1 + e) = 0.413262."""
     losses, _, _ = dpo_loss(*pairs([2.0], [0.0], [0.0], [0.0]), beta=0.5, label_smoothing=0.1)
@@ -103,14 +110,6 @@ def test_rewards_carry_no_gradient():
     assert losses.requires_grad and not any(reward.requires_grad for reward in rewards)
 
 
-def test_losses_import_torch_alone():
-    code = "import sys; from nanoalign.losses import dpo_loss; print('transformers' in sys.modules)"
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert output.stdout.strip() == "False"
-
-
 # --- the reward model's loss
 
 
@@ -166,3 +165,14 @@ def test_reward_gradient_is_the_derivative_and_moves_the_right_way():
     pairwise_reward_loss(*inputs).sum().backward()
     assert (inputs[0].grad < 0).all() and (inputs[1].grad > 0).all()
     assert torch.equal(inputs[0].grad, -inputs[1].grad)
+
+
+# --- imports
+
+
+def test_losses_import_torch_alone():
+    code = "import sys; from nanoalign.losses import dpo_loss; print('transformers' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "False"

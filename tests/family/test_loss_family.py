@@ -69,16 +69,6 @@ def test_defaults_are_those_of_the_papers():
     assert {name: tuple(takes.values()) for name, takes in DEFAULTS.items()} == PAPERS
 
 
-def test_losses_import_torch_alone():
-    code = "import sys; import nanoalign.family.losses; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = done.stdout.split()
-    assert "torch" in modules and "transformers" not in modules
-    assert [m for m in modules if m.startswith("nanoalign")] == [
-        "nanoalign", "nanoalign.family", "nanoalign.family.losses"
-    ]  # fmt: skip
-
-
 # --- (a) by hand. Pairs have w = 2, l = -1, so h = 3, if not said otherwise; ln 3 = 1.098612
 
 
@@ -478,3 +468,16 @@ def test_wpo_weights_by_hand():
     """
     scores = (math.log(0.5 / 0.5) + math.log(0.25 / 0.625)) / 2
     assert wpo_weights(t(scores)).item() == pytest.approx(0.632456, abs=5e-7)
+
+
+# --- imports
+
+
+def test_losses_import_torch_alone():
+    code = "import sys; import nanoalign.family.losses; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "torch" in modules and "transformers" not in modules
+    assert [m for m in modules if m.startswith("nanoalign")] == [
+        "nanoalign", "nanoalign.family", "nanoalign.family.losses"
+    ]  # fmt: skip

@@ -22,12 +22,12 @@ import train_dpo
 from nanoalign import loop
 from nanoalign.batch import collate
 from nanoalign.checks import check_start
-from nanoalign.distributed import run, setup
+from nanoalign.distributed import full, run, setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.family import is_used, losses, objectives
 from nanoalign.family.kto import mismatched
-from nanoalign.family.losses import FIELDS, INCOMPATIBLE, KIND, LOSSES, has_reference
+from nanoalign.family.losses import FIELDS, INCOMPATIBLE, KIND, LOSSES, has_reference, match_by_rank
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 
@@ -416,6 +416,18 @@ def test_bcos_shift_is_the_mean_reward_of_the_steps_before(models, rows, objecti
     assert objective.modules == {"reference": models[1]}
 
 
+def test_a_reference_in_bfloat16_moves_in_bfloat16(models, objective_of):
+    policy, reference = models[0], copy.deepcopy(models[1]).bfloat16()
+    expected = [
+        (0.4 * old.float() + 0.6 * new).bfloat16()
+        for new, old in zip(policy.parameters(), reference.parameters(), strict=True)
+    ]
+    objective = objective_of(policy, reference, "--sync_reference_every", 1)
+    objective.after_step(1, {})
+    for found, value in zip(reference.parameters(), expected, strict=True):
+        assert found.dtype == torch.bfloat16 and torch.allclose(found, value, rtol=0.02, atol=1e-3)
+
+
 # --- flags
 
 
@@ -563,3 +575,55 @@ def test_paired_and_unpaired_records_train_together(llama_folder, tmp_path):
         "--steps", "2",
     ])  # fmt: skip
     assert outcome.codes == [0], outcome.stderr
+
+
+# --- ranks
+
+
+def _look_at_a_step(folders: list[Path], rows: list) -> dict:
+    """What each objective makes of a step of all rows on this rank, with sharded models."""
+    world = setup()
+    policy = Policy.load(folders[0], world)
+    reference = Policy.load(folders[1], world, trainable=False)
+    batches = loop.Batches(world, 100)
+    make = partial(objectives.objective_of, policy, reference, rows)
+    kto = make(settings("--loss", "kto"), world)
+    kto.before_step(rows[:7], batches.step)
+    aot = make(settings("--loss", "aot"), world)
+    aot.before_step(rows, batches.step)
+    losses = {}
+    for batch in batches.step(rows):
+        values = aot(batch)[0]
+        values.sum().backward()  # after which the policy is sharded again
+        losses |= dict(zip(batch.rows, values.tolist(), strict=False))  # a filler has no rows
+    moving = make(settings("--sync_reference_every", 2, "--sync_reference_mix", 0.25), world)
+    moving.after_step(1, {})
+    with torch.no_grad():
+        before, _ = reference(collate(rows)), moving.after_step(2, {})
+    moved = [full(parameter).tolist() for parameter in reference.parameters()]
+    return {"kl": kto.kl.item(), "aot": losses, "logps": before.tolist(), "moved": moved}
+
+
+def test_a_step_is_the_same_on_two_ranks(models, rows, logps, tmp_path):
+    """The KL, matched gaps and moved reference are those of one rank: of plain lines."""
+    policy, reference = models
+    folders = [tmp_path / "policy", tmp_path / "reference"]
+    for model, folder in zip(models, folders, strict=True):
+        model.model.save_pretrained(folder)
+    outcome = run_ranks(2, _look_at_a_step, folders, rows)
+    assert outcome.codes == [0, 0], outcome.stderr
+    with torch.no_grad():
+        others = collate(mismatched(rows[:7], 1024))
+        kl = (policy(others) - reference(others)).mean().item()
+    gaps = logps["policy_chosen"] - logps["policy_rejected"]
+    matched = match_by_rank(gaps, logps["reference_chosen"] - logps["reference_rejected"])
+    aot = -logsigmoid(0.1 * (gaps - matched))
+    losses = {}
+    for found in outcome.results:
+        assert kl > 0.1 and found["kl"] == pytest.approx(kl, rel=1e-4)
+        losses |= found["aot"]
+        assert found["logps"] == pytest.approx(reference(collate(rows)).tolist(), rel=1e-4)
+        pairs = zip(found["moved"], policy.parameters(), reference.parameters(), strict=True)
+        for moved, new, old in pairs:
+            assert torch.allclose(torch.tensor(moved), 0.75 * old + 0.25 * new, atol=1e-6)
+    assert close(torch.tensor([losses[i] for i in range(9)]), aot)
