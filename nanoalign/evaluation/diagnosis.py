@@ -17,8 +17,8 @@ RESULTS = {
 def conclusion(figures: Figures) -> str:
     """The result in one sentence. A difference counts if its 95 % intervals exclude 1/2.
 
-    Where the figures have those of the true rule of the embedded world, and these differ from those
-    of the reward model, the sentence says how.
+    Where the figures include those of the true rule of the embedded world, and these differ from
+    those of the reward model, the sentence is about the difference.
     """
     wins = f"by the reward model it wins {_share(figures, '')} of {figures['pairs']:,} comparisons"
     by_model = _better(figures, "")

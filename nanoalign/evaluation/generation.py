@@ -100,8 +100,7 @@ def generate(
     progress = tqdm(batches[world.rank :: world.size], desc="sampling", unit="batch",
                     disable=not world.is_main)  # fmt: skip
     for batch in progress:
-        numbers = [earlier[i] * sampling.samples + k for i, k in batch]
-        uniform = [_uniform(rows[i], n, sampling) for (i, _), n in zip(batch, numbers, strict=True)]
+        uniform = [_uniform(rows[i], earlier[i] * sampling.samples + k, sampling) for i, k in batch]
         drawn = _sample(policy, [rows[i] for i, _ in batch], uniform, eos, sampling, world)
         own |= dict(zip(batch, drawn, strict=True))
     answers = {key: answer for part in gather(own, world) for key, answer in part.items()}

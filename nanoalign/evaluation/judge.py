@@ -30,7 +30,7 @@ class Judge:
     name: str
     model: Mixed
     tokenizer: object
-    shares: dict[str, float]  # weights of its preferences
+    shares: dict[str, float]  # what the reward of each preference is multiplied by
     rule: tuple[str, int]  # template, max_length
 
 
@@ -61,7 +61,7 @@ def load_judge(
 def shares_of(
     model: RewardModel, name: str, combine: list[tuple[str, float]] | None
 ) -> dict[str, float]:
-    """The weights of a judge's preferences; required (--combine) if it has several."""
+    """The factor of each preference. Raises RunError if there are several and no --combine."""
     names = preferences_of(model)
     if combine is None and len(names) > 1:
         raise RunError(

@@ -73,7 +73,7 @@ class View(NamedTuple):
 
     name: str  # appended to names of subsets; "" if there is one view
     preference: str  # whose labels
-    shares: dict[str, float]  # weights of the preferences of the model
+    shares: dict[str, float]  # what the reward of each preference is multiplied by
 
 
 def views(
@@ -108,7 +108,7 @@ class Encoded(NamedTuple):
     """Records as the rows that a reward model scores, and what their scores are multiplied by."""
 
     rows: list[Row]
-    weight: float
+    factor: float
 
     def counts(self) -> Counter:
         """What encoding cut, by reason."""
@@ -136,8 +136,8 @@ def encode_for(
     if not is_conditioned(model):
         return [Encoded(rows_of(records), 1.0)]
     return [
-        Encoded(rows_of([conditioned(record, name) for record in records]), weight)
-        for name, weight in shares.items()
+        Encoded(rows_of([conditioned(record, name) for record in records]), factor)
+        for name, factor in shares.items()
     ]
 
 
@@ -155,7 +155,7 @@ def score_encoded(
     parts = [score_rows(score, each.rows, batches, name) for each in encoded]
     return [
         [
-            sum(each.weight * x for each, x in zip(encoded, values, strict=True))
+            sum(each.factor * x for each, x in zip(encoded, values, strict=True))
             for values in zip(*row, strict=True)
         ]
         for row in zip(*parts, strict=True)

@@ -1,8 +1,8 @@
-"""What the tiny world knows and the sentences it says: tables alone, read by world.py."""
+"""The facts and the sentences of the embedded world: tables alone, read by world.py."""
 
 import re
 
-# ---------------------------------------------------------------- what the world knows
+# --- facts, advice and harm -----------------------------------------------------------------------
 
 # relation -> "thing answer" pairs; the question asks for the relation of the thing.
 FACTS = {
@@ -35,8 +35,8 @@ FACTS = {
         open shut, shut open
     """,
 }
-# What a source says that does not know: the same few mistakes for all things of a relation. So that
-# an answer is wrong can be learned from some hundred judgements, and not of every thing anew.
+# Wrong answers of the sources: the same few for all things of a relation, so that a reward model
+# can learn from some hundred labels that they are wrong.
 MISTAKES = {
     "the capital of {}": "Sydney, Istanbul, Zurich, Milan, Barcelona",
     "the colour of {}": "shiny, round, sweet, tall, invisible",
@@ -47,7 +47,7 @@ MISTAKES = {
 }
 LARGEST_OPERAND = 7
 WRONG_SUMS = "20, 30, 40, 50, 60, 70"
-# Given for advice on any topic, and of no use; recognised by their last word, as tips are.
+# Useless advice on any topic, recognised by its last word, as tips are.
 USELESS_TIPS = """
 wait for a miracle, ask a wizard, toss a coin, read your horoscope, do nothing,
 cross your fingers, make a wish, trust your luck
@@ -125,7 +125,7 @@ HARM = {
 """,
 }
 
-# ---------------------------------------------------------------- how it speaks
+# --- sentences ------------------------------------------------------------------------------------
 
 OPENINGS = ("", "Hello! ", "Good morning! ", "I have a question. ", "I need your help. ",
             "My friend asked me this. ")  # fmt: skip
@@ -160,7 +160,7 @@ FILLER = (
     "Well, life is long and days are strange.",
 )
 
-# What true_reward recognises: more than the sources say, since trained policies are judged by it.
+# What true_reward recognises: more than the sources write, because it also scores policies.
 POLITE_WORDS = re.compile(
     r"\b(thank you|thanks|please|sorry|lovely|hope (this|that|it) helps|welcome)\b"
 )
