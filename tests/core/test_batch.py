@@ -100,6 +100,19 @@ def test_rows_that_know_their_lengths_are_not_read():
     assert lengths_of(OnDisk()) is OnDisk.lengths
 
 
+def test_a_plan_of_padded_lines_by_hand(world):
+    """Lines of 8 tokens at most, counted with padding; a longer row is alone; two ranks."""
+    rows = [row([1] * n, [2], [3]) for n in (1, 3, 1, 9, 1)]  # 2, 4, 2, 10, 2 tokens a line
+    assert Batches(world, 8).plan(rows) == [[[3]], [[1]], [[0, 2]], [[4]]]
+    assert Batches(world, 7).plan(rows) == [[[3]], [[1]], [[0]], [[2]], [[4]]]
+    two = replace(world, size=2)
+    assert Batches(two, 8).plan(rows) == [[[3], [1]], [[0, 2], [4]]]
+    assert Batches(two, 12).plan(rows) == [[[3], [1]], [[0, 2, 4], []]]
+    single = [row([1], [2]), row([1] * 2, [2], [3], [4])]  # lines are counted a response
+    assert Batches(world, 12).plan(single) == [[[1, 0]]]
+    assert Batches(world, 11).plan(single) == [[[1]], [[0]]]
+
+
 @pytest.mark.parametrize("layout", [Batches, Packed])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_batches_name_their_rows_and_fill_empty_places(world, layout, ranks):

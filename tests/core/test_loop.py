@@ -12,7 +12,7 @@ import torch
 from conftest import records
 
 import train_dpo
-from nanoalign.batch import collate
+from nanoalign.batch import Row, collate
 from nanoalign.checks import check_layout, check_start
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
@@ -51,8 +51,8 @@ class Run:
         log = lambda step, metrics: self.lines.append((step, metrics))  # noqa: E731
         self.objective = options.pop("objective", Objective)(loss)
         self.finished = train(
-            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batches, args, log,
-            **options,
+            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batches, args,
+            log, **options,
         )  # fmt: skip
 
 
@@ -169,6 +169,83 @@ def test_a_model_without_gradient_is_an_error(llama_folder, rows, world):
 
     with pytest.raises(RunError, match="step 1: no gradient reached the model"):
         Run(llama_folder, rows, world, objective=Detached)
+
+
+# --- the loop by itself: a loss of two numbers a and b, on rows whose tokens do not matter
+
+
+class Two:
+    """Trains a and b, from 1, by gradient descent at a rate of 1/8: their values, all lines."""
+
+    def __init__(self, loss, world, rows=9, groups=({}, {}), start=0, held_out=1, **flags):
+        model = torch.nn.ParameterList(torch.ones(1) for _ in range(2))
+        groups = [{"params": [p]} | group for p, group in zip(model, groups, strict=True)]
+        args = vars(ARGS) | {"schedule": "constant", "warmup": 0, "lr": 1 / 8} | flags
+        self.lines, rows = [], [Row("row", np.array([1]), (np.array([1]),) * 2)] * rows
+
+        def loss_of_batch(batch):
+            losses = loss(*model).expand(len(batch.chosen))
+            return losses, {"loss": losses}
+
+        train(
+            model, torch.optim.SGD(groups), Objective(loss_of_batch), rows[held_out:],
+            {"eval": rows[:held_out]}, Batches(world, 8), Namespace(**args),
+            lambda step, metrics: self.lines.append((step, metrics)), start=start,
+        )  # fmt: skip
+        self.values = [p.item() for p in model]
+
+    def steps(self, key: str) -> list[int]:
+        return [step for step, metrics in self.lines if key in metrics]
+
+
+def test_a_group_may_have_a_share_of_the_rate(world):
+    """Slopes of 1: one step of 1/8, and one of half of that."""
+    found = Two(lambda a, b: a + b, world, groups=({}, {"lr_scale": 0.5}), steps=1, max_grad_norm=9)
+    assert found.values == [1 - 1 / 8, 1 - 1 / 16]
+
+
+def test_gradients_are_those_of_the_mean_and_start_anew_each_step(world):
+    """Slopes of 3 and 4 in two micro-batches, clipped from a norm of 5 to 1/2: 0.3 and 0.4."""
+    found = Two(lambda a, b: 3 * a + 4 * b, world, steps=2, max_grad_norm=0.5)
+    assert found.values == pytest.approx([1 - 2 * 0.3 / 8, 1 - 2 * 0.4 / 8], rel=1e-5)
+    norms = [metrics["grad_norm"] for step, metrics in found.lines if "grad_norm" in metrics]
+    assert norms == pytest.approx([5, 5])
+
+
+def test_a_rank_of_two_doubles_its_share(world):
+    """Sharding averages gradients over ranks: of 8 rows this rank has 4, which count twice."""
+    found = Two(lambda a, b: 3 * a + 4 * b, replace(world, size=2), batch_size=8, steps=1)
+    assert [metrics["grad_norm"] for _, metrics in found.lines if "grad_norm" in metrics] == [5]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [  # 8 rows, 4 a step: 2 steps an epoch, 2 epochs; or 5 steps
+        ({}, [0, 2, 4]),
+        ({"eval_every": 3}, [0, 2, 3, 4]),
+        ({"steps": 5, "eval_every": 9}, [0, 2, 4, 5]),
+        ({"steps": 5, "start": 3}, [4, 5]),
+        ({"held_out": 0}, []),
+    ],
+)
+def test_evaluations_are_at_the_start_each_epoch_and_when_asked_for(world, flags, expected):
+    rows = 8 + flags.get("held_out", 1)
+    assert Two(lambda a, b: a + b, world, rows, **flags).steps("eval/loss") == expected
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(world):
+    with pytest.raises(RunError, match="step 3 was not taken: the loss is 0.0, the gradient norm"):
+        Two(lambda a, b: (a - 1).sqrt() + 0 * b, world, start=2)
+
+
+def test_no_gradient_is_an_error_in_the_first_step_alone(world):
+    """But where the loss is 0, as that of a hinge may be, it is none."""
+    Two(lambda a, b: torch.relu(a - 9) + 0 * b, world)
+    with pytest.raises(RunError, match="step 3: no gradient"):
+        Two(lambda a, b: 7 + torch.relu(a - 9) + 0 * b, world, start=2)
+    # A slope of 8 until a is 0, in the first step; then the loss is constant.
+    found = Two(lambda a, b: 7 + 8 * torch.relu(a) + 0 * b, world, max_grad_norm=9)
+    assert found.values == [0, 1] and found.steps("loss") == [1, 2, 3, 4]
 
 
 def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():
