@@ -46,9 +46,14 @@ def test_an_entry_lists_the_arguments_of_its_function(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_has_a_value_by_hand_and_an_equation(name):
-    """What to write for a new loss: a test of this name below, and its equation in EQUATIONS."""
-    assert f"test_{name}_by_hand" in globals()
-    assert name in EQUATIONS or name == "kto"
+    """A new loss needs all three; what is missing is in the message."""
+    needed = {
+        f"def test_{name}_by_hand": f"test_{name}_by_hand" in globals(),
+        f"EQUATIONS[{name!r}]": name in EQUATIONS or name == "kto",
+        f"PAPERS[{name!r}]": name in PAPERS,
+    }
+    missing = [what for what, is_there in needed.items() if not is_there]
+    assert not missing, f"--loss {name} has no {', no '.join(missing)}"
     assert {*INCOMPATIBLE[KIND[name]]} <= {*ADD_ONS}
 
 
