@@ -26,6 +26,26 @@ def test_means_and_spreads_over_uneven_micro_batches():
     assert found["spread"] == pytest.approx(math.sqrt(20.5 - 3.5**2))
 
 
+def test_values_that_are_equal_have_no_spread():
+    """Rounding makes the mean of squares a little less than the square of the mean, by 1e-20."""
+    means = Means()
+    value, weights = torch.full((3, 2), 0.01, dtype=torch.float64), torch.full((3,), 1 / 3)
+    means.add({"spread": value}, weights)
+    (total, squares), (_, values) = means.sums.tolist()
+    assert squares / total < (values / total) ** 2 and means.reduce() == {"spread": 0.0}
+
+
+def test_ranks_that_add_nothing_are_a_defect():
+    with pytest.raises(AssertionError, match="at least one micro-batch"):
+        Means().reduce()
+
+
+def test_metrics_carry_no_gradient():
+    means, value = Means(), torch.ones(2, requires_grad=True)
+    means.add({"x": value, "spread": value[:, None]}, torch.ones(2))
+    assert not means.sums.requires_grad
+
+
 def test_a_mask_leaves_pairs_out():
     """Of 1, 2, 6 with weight 1 the second is masked: 3.5. A name that no pair has is left out."""
     means, values = Means(), torch.tensor([1.0, 2.0, 6.0])
