@@ -1,5 +1,7 @@
 """python -m pytest tests/core/test_encode.py"""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 from conftest import byte_tokenizer
@@ -42,6 +44,29 @@ def test_two_responses_are_a_pair_and_others_are_not(tokenizer):
     assert raw("a", "b", tokenizer=tokenizer).pairs == ()
     assert raw("a", "b", "c", "d", tokenizer=tokenizer).pairs == ()
     assert len(raw("a", "b", "c", "d", tokenizer=tokenizer).responses) == 3
+
+
+def test_a_prompt_and_a_response_have_1024_tokens_by_default(tokenizer):
+    long = "a" * 2000
+    for row in (
+        encode(long, ("b", "c" * 2000), tokenizer),
+        encode_all([Record(long, ("b", "c" * 2000))], tokenizer)[0],
+    ):
+        assert row.longest == 1024 and len(row.prompt) == 512
+
+
+def test_prompts_without_responses_are_rows(tokenizer):
+    """All tokens are those of the prompt."""
+    (row,) = encode_all([Record("0123456789ab", (), ())], tokenizer, 10, "raw")
+    assert texts(row, tokenizer) == ["23456789ab"] and row.responses == () and row.pairs == ()
+    assert encode_all([], tokenizer) == []
+
+
+def test_records_are_immutable():
+    record = Record("p", ("a", "b"))
+    with pytest.raises(FrozenInstanceError):
+        record.prompt = "q"
+    assert not hasattr(record, "__dict__")
 
 
 def test_rows_have_the_order_of_their_records_whatever_their_templates(tokenizer):
@@ -166,6 +191,9 @@ def test_at_most_one_bos_and_no_eos_of_the_tokenizer(tokenizer):
     assert texts(row, tokenizer) == ["<bos>ab", "c<eos>", "d<eos>"]  # an EOS would end the prompt
     again = raw("<bos>ab", "c", "d", tokenizer=adding)
     assert list(again.prompt) == list(row.prompt)  # the text has a BOS, the only one
+    assert list(raw("<bos><eos>", "c", "d", tokenizer=byte_tokenizer()).prompt) == [BOS]
+    for prompt, ids in (("<eos>", [EOS]), ("<bos>", [BOS])):  # a prompt keeps its only token
+        assert list(raw(prompt, "c", "d", tokenizer=byte_tokenizer()).prompt) == ids
 
 
 def sentencepiece_like():
@@ -228,3 +256,17 @@ def test_what_is_too_long_is_cut_and_noted_by_hand(tokenizer, prompt, responses,
     row = raw(prompt, *responses, tokenizer=tokenizer, max_length=10)
     assert texts(row, tokenizer) == expected and list(row.notes) == notes
     assert row.longest <= 10
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected", "limit"),
+    [
+        ("<bos>012", ["<bos>2", "a<eos>", "b<eos>"], 4),  # of two tokens one is the BOS
+        ("<bos>012", ["2", "a", "b"], 2),  # of one token none is
+        ("3012", ["12", "a<eos>", "b<eos>"], 4),
+        ("01234", ["234", "a<eos>", "b<eos>"], 5),
+    ],
+)
+def test_short_limits_by_hand(tokenizer, prompt, expected, limit):
+    row = raw(prompt, "a", "b", tokenizer=tokenizer, max_length=limit)
+    assert texts(row, tokenizer) == expected
