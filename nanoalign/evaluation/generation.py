@@ -49,7 +49,7 @@ class Answer:
 
     @property
     def drawn(self) -> list[int]:
-        """All tokens that were drawn, with the EOS."""
+        """The sampled tokens of the answer, and its EOS if it ended with one."""
         return [*self.tokens, *([self.end] if self.ended else [])]
 
 

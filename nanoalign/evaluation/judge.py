@@ -65,8 +65,8 @@ def shares_of(
     names = preferences_of(model)
     if combine is None and len(names) > 1:
         raise RunError(
-            f"reward model '{name}' has the preferences {', '.join(names)}; give their weights, "
-            f"as --combine {names[0]}=1"
+            f"reward model '{name}' has the preferences {', '.join(names)}; give the factor of "
+            f"each that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
         )
     return dict(combine or [(names[0], 1.0)])
 

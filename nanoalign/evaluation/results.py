@@ -39,7 +39,7 @@ def check_out(name: str) -> None:
     """Raises RunError if --out can't be written, or has other files than those of an evaluation."""
     out = Path(name).resolve()
     if not out.name:
-        raise RunError(f"--out {name} is not a folder that can be replaced; give another")
+        raise RunError(f"--out {name} can't be replaced by a folder of results; give another")
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {name} is a file; give a folder")
     partial, old = _beside(out)
@@ -135,7 +135,7 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
 
 def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: int) -> None:
-    """Writes the results of `rm`. count: cases of each kind."""
+    """Writes the files of `evaluate.py rm`. count: cases of each kind in cases.md."""
     from nanoalign.evaluation import reward_pictures  # imports matplotlib
 
     write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
@@ -153,7 +153,7 @@ def picture_name(subset: str) -> str:
 def write_comparison(
     folder: Path, title: str, compared: Sequence[Compared], figures: Figures, log: list[dict]
 ) -> None:
-    """Writes the results of `policy`. log: metrics of the policy's training, a line each."""
+    """Writes the files of `evaluate.py policy`. log: the lines of the policy's metrics.jsonl."""
     from nanoalign.evaluation import pictures
 
     write_records(folder / "answers.jsonl", (asdict(line) for line in compared))

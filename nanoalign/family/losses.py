@@ -154,8 +154,8 @@ def exo_pair(
 ) -> Tensor:
     """EXO of a pair: s (log s - log(1 - e)) + (1 - s) (log(1 - s) - log e), s = sigmoid(beta h).
 
-    Ji et al. 2024, arXiv 2402.00856, equation 16: the KL divergence of (s, 1 - s) from the labels
-    (1 - e, e). e must be above 0, because a wrong order would have an infinite loss.
+    Ji et al. 2024, arXiv 2402.00856, equation 16: KL((s, 1 - s) || (1 - e, e)), where (1 - e, e)
+    are the smoothed labels. e = `label_smoothing` must be above 0, else the loss is infinite.
     """
     margins = beta * (chosen_logratios - rejected_logratios)
     to_chosen = F.logsigmoid(margins) - math.log1p(-label_smoothing)

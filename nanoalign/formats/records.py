@@ -36,7 +36,7 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
 
 
 def pku(record: dict, preference: str = "better") -> Record:
-    """PKU-SafeRLHF: two responses, and which of them is better, and which is safer."""
+    """PKU-SafeRLHF: two responses; the label of `preference`, better or safer, orders them."""
     key = f"{preference}_response_id"
     best = record.get(key)
     if isinstance(best, bool) or best not in (0, 1):

@@ -34,7 +34,7 @@ def in_memory(
 ) -> Data:  # fmt: skip
     """The rows of --data and of --eval_data or --eval_share; prints what was cut and dropped.
 
-    change: makes the records that are encoded of each record, after some prompts were held out.
+    change: maps a record to the records that are encoded in its place, on either side of the split.
     """
     records = list(read(args.data))
     if args.eval_data:

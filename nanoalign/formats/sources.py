@@ -73,7 +73,7 @@ class Source:
 
 
 def parse_source(spec: str) -> Source:
-    """The Source that a text of the grammar describes; looks at no file but for "=" in a path."""
+    """The Source of a text of the grammar. Files are not opened; PATH may have "=" in its name."""
     name, equals, place = spec.partition("=")
     if not equals or Path(spec).exists():
         name, place = "", spec

@@ -52,7 +52,7 @@ class LengthDebiased(RewardModel):
         return [*groups, {"params": [own], "weight_decay": 0.0, "lr_scale": LR_SCALE}]
 
     def print_length(self) -> None:
-        """Prints what a token adds to the difference of rewards. A collective."""
+        """Prints the learned coefficient: reward per token of length. A collective."""
         per_token = full(self.length.weight).item() / self.unit
         print0(f"{'length':<11} labels prefer a token by {per_token:+.4f}, left out of the reward")
 

@@ -77,6 +77,7 @@ def check_pad_token(model: RewardModel, folder: Path) -> None:
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     if config.pad_token_id is not None and config.pad_token_id in eos:
         raise RunError(
-            f"model '{folder}' pads with EOS, so its rewards were read at the token before EOS, "
-            "but here they are read at EOS; if that is right, give config.json another pad_token_id"
+            f"model '{folder}' pads with EOS, so transformers reads its rewards at the token "
+            "before EOS, and nanoalign at EOS; if it was trained for EOS, set another pad_token_id "
+            "in its config.json, else it can't be used"
         )

@@ -77,7 +77,7 @@ def is_conditioned(model: RewardModel) -> bool:
 
 
 def formats(preferences: Sequence[str]) -> dict[tuple[str, ...], Callable[[dict], Record]]:
-    """The formats of records that have a label for each of several preferences."""
+    """The formats, by their keys, of records that have a label for each of these preferences."""
     refuse = partial(has_one_label, preferences=preferences)
     return {PKU: partial(labelled, preferences=preferences), (): refuse}
 
@@ -111,7 +111,7 @@ def has_one_label(record: dict, preferences: Sequence[str]) -> Record:
 def loss_of_batch(
     reward_model: RewardModel, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """As that of train_rm.py, where each pair is compared by the output of its preference."""
+    """The losses of train_rm.py; a pair takes that of the K rewards which is of its preference."""
     rewards, dimensions = reward_model(batch), batch.extra["dimensions"]  # (S, K), (B,)
     chosen, rejected = rewards[batch.chosen, dimensions], rewards[batch.rejected, dimensions]
     margins = args.margin * batch.extra.get("margins", 1.0)

@@ -12,7 +12,7 @@ from argparse import Namespace
 
 
 def add_arguments(parser: argparse.ArgumentParser, reference: bool = False) -> None:
-    """reference: whether the script has a reference, which can be precomputed."""
+    """Adds --cache, and --precompute_reference if the script has a reference."""
     add = parser.add_argument_group("what is kept on disk").add_argument
     add("--cache", metavar="FOLDER",
         help="keep encoded data here for further runs; default: data of less than 64 MiB are "

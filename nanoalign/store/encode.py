@@ -135,7 +135,10 @@ def encoded(encoding: Encoding, sources: Sequence[str], cache: Path, world: Worl
 def find_or_open(
     encoding: Encoding, sources: Sequence[str], cache: Path
 ) -> tuple[Path, Path | None, int | None]:
-    """(folder of the store, a new one for its files unless it is there, number of its records)."""
+    """(folder of the store, folder to write its files to, number of its records).
+
+    The second is None if the store is there; the third is None if no file shows it cheaply.
+    """
     key, total = encoding.key(sources)
     final, unfinished = cache / key, cache / f".{key}.{uuid.uuid4().hex}.partial"
     if final.exists():

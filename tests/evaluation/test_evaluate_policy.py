@@ -252,7 +252,7 @@ BAD_INPUT = {
     "temperature": (["--temperature", "1e-300"], "--temperature 1e-300: give 0, or 0.001 and more"),
     "greedy samples": (["--temperature", "0", "--samples", "2"], "of a prompt are the same"),
     "half a pair": (["--data", "half.jsonl"], "half.jsonl:1: give both 'chosen' and 'rejected'"),
-    "the root": (["--out", "/"], "--out / is not a folder that can be replaced"),
+    "the root": (["--out", "/"], "--out / can't be replaced by a folder of results"),
     "the same data twice": (["--data", "prompts.jsonl", "prompts.jsonl"], "two data sources are"),
     "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl exists; give"),
     "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with "),

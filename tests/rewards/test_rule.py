@@ -180,9 +180,9 @@ def test_models_that_are_no_reward_models_are_errors(llama_folder, saved, tmp_pa
             RewardModel.load(headless, read=read_slices, head_seed=seed)
     early = edited(saved, tmp_path / "early", pad_token_id=258)
     model = RewardModel.load(early)
-    with pytest.raises(RunError, match="pads with EOS, so its rewards were read at the token bef"):
+    with pytest.raises(RunError, match="pads with EOS, so transformers reads its rewards at"):
         check_pad_token(model, early)
-    with pytest.raises(RunError, match="pads with EOS, so its rewards were read at the token bef"):
+    with pytest.raises(RunError, match="pads with EOS, so transformers reads its rewards at"):
         set_rule(model, flags("--model", early, "--max_length", 64), "raw")
     two = edited(saved, tmp_path / "two", id2label={"0": "a", "1": "b"})
     with pytest.raises(RunError, match="has 2 outputs; expected 1"):
