@@ -57,7 +57,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_shared_rows_equal_separate_rows_equal_the_models_own_forward(architecture, rows):
-    """To float32 rounding, 1e-5 of the largest, for architectures with windows, caps, scales and experts."""
+    """To 1e-5 of the largest, for architectures with windows, caps, scales and experts."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[architecture](**ARCHITECTURES[architecture])
     model = AutoModelForCausalLM.from_config(config)

@@ -161,7 +161,7 @@ def test_wrong_preferences_are_refused(data, models, llama_folder, tmp_path, sub
         "no labels": ([*rm, "--combine", "better=1", "safer=2"], "of several preferences needs --"),
         "no number": ([*rm, "--combine", "better"], "expected NAME=NUMBER, got 'better'"),
         "not finite": ([*rm, "--combine", "better=nan"], "expected NAME=NUMBER, got 'better=nan'"),
-        "no weights": (policy, "has the preferences better, safer; give the factor of each that counts, as "),
+        "no weights": (policy, "has the preferences better, safer; give the factor of each"),
         "no such weight": ([*policy, "--combine", "nice=1"], "no preference 'nice'; it has better"),
     }  # fmt: skip
     for name, (argv, message) in cases.items():

@@ -56,10 +56,11 @@ def test_coordinates_by_hand():
 
 
 def test_the_oracle_by_hand():
-    """p0 p1 | c0 | r0, and a prompt alone. With a window of 2, r0 at position 2 sees p1 but not p0."""
+    """p0 p1 | c0 | r0, and a prompt. With a window of 2, r0 at position 2 sees p1 but not p0."""
     tree = Tree([(2, 1, 1), (1,)])
     assert dense_mask(tree, None).int().tolist() == [
-        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1]]  # fmt: skip
+        [1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 1],
+    ]  # fmt: skip
     assert dense_mask(tree, 2)[3].int().tolist() == [0, 1, 0, 1, 0]
 
 
