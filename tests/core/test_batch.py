@@ -77,6 +77,13 @@ def test_a_batch_moves_whole():
                moved.chosen, moved.rejected, moved.weights, moved.extra["margins"]]  # fmt: skip
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.reads.device.type == "cpu"
+    with pytest.raises(AttributeError):
+        batch.row = [5]  # a misspelled field
+
+
+def test_rows_of_one_length_keep_their_order(world):
+    rows = [PAIR] * 40
+    assert sum((batch.rows for batch in Batches(world, 24).all(rows)), []) == list(range(40))
 
 
 def test_rows_are_immutable_and_compared_by_identity():

@@ -66,7 +66,7 @@ def test_records_are_immutable():
     record = Record("p", ("a", "b"))
     with pytest.raises(FrozenInstanceError):
         record.prompt = "q"
-    assert not hasattr(record, "__dict__")
+    assert not hasattr(record, "__dict__") and record.pairs == ((0, 1),)
 
 
 def test_rows_have_the_order_of_their_records_whatever_their_templates(tokenizer):
@@ -196,9 +196,23 @@ def test_at_most_one_bos_and_no_eos_of_the_tokenizer(tokenizer):
         assert list(raw(prompt, "c", "d", tokenizer=byte_tokenizer()).prompt) == ids
 
 
-def sentencepiece_like():
+def sentencepiece_like(*more: str):
     """Words with a leading "▁", which the tokenizer also puts before the start of any text."""
-    words = ["<unk>", "<bos>", "<eos>", "▁yes", "yes", "▁Q", ":", "▁no", "\n", "▁", "▁x", "x"]
+    words = [
+        "<unk>",
+        "<bos>",
+        "<eos>",
+        "▁yes",
+        "yes",
+        "▁Q",
+        ":",
+        "▁no",
+        "\n",
+        "▁",
+        "▁x",
+        "x",
+        *more,
+    ]
     core = Tokenizer(models.Unigram([(w, -1.0 * (len(w) < 3)) for w in words], unk_id=0))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     core.decoder = decoders.Metaspace(prepend_scheme="first")
@@ -212,6 +226,14 @@ def test_no_space_is_put_before_a_response():
     row = raw("Q:", "yes", " no", tokenizer=tokenizer)
     words = tokenizer.convert_ids_to_tokens
     assert words(tokenizer("yes")["input_ids"]) == ["▁yes"]
+    assert [words(part.tolist()) for part in row.responses] == [["yes", "<eos>"], ["▁no", "<eos>"]]
+
+
+def test_a_response_that_joins_the_newline_before_it_is_tokenized_alone():
+    """ "\\nno" is one token, from which no newline can be removed; "\\nyes" is three."""
+    tokenizer = sentencepiece_like("▁\nno")
+    row = raw("Q:", "yes", "no", tokenizer=tokenizer)
+    words = tokenizer.convert_ids_to_tokens
     assert [words(part.tolist()) for part in row.responses] == [["yes", "<eos>"], ["▁no", "<eos>"]]
 
 

@@ -302,6 +302,10 @@ def test_check_layout_finds_wrong_scores(llama_folder, rows, world):
     with pytest.raises(RunError, match="use --no-share_prefix"):
         check_layout(policy, rows, Mixed(world, 1000), "--model m")
     with torch.no_grad():
+        policy.model.config.logits_scaling = 2.0
+    with pytest.raises(RunError, match="differ by up to .*this architecture is not supported"):
+        check_layout(policy, rows, Batches(world, 1000), "--model m")
+    with torch.no_grad():
         next(policy.parameters()).fill_(math.nan)
     with pytest.raises(RunError, match="are its weights complete"):
         check_layout(policy, rows, batches, "--model m")

@@ -26,8 +26,9 @@ from nanoalign.distributed import full, run, setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.family import is_used, losses, objectives
-from nanoalign.family.kto import mismatched
+from nanoalign.family.kto import check_kinds, mismatched
 from nanoalign.family.losses import FIELDS, INCOMPATIBLE, KIND, LOSSES, has_reference, match_by_rank
+from nanoalign.family.pairs import pairs_of
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 
@@ -111,6 +112,18 @@ def test_rewards_without_a_reference_are_log_probabilities(models, rows, logps, 
         assert close(metrics[f"rewards/{side}"], expected)
         assert close(metrics[f"logps/{side}"], logps[f"policy_{side}"])
     assert not any(value.requires_grad for key, value in metrics.items() if "rewards" in key)
+
+
+def test_pairs_are_of_anything_that_maps_a_batch_to_log_probabilities(rows):
+    """A policy and a reference without values of tokens, as where these were computed before."""
+    batch, scores = collate(rows[:2]), torch.tensor([-1.0, -2.0, -3.0, -5.0])
+    reference = torch.tensor([-4.0, -4.0, -7.0, -6.0])
+    pairs = pairs_of(batch, lambda batch: scores, lambda batch: reference)
+    assert pairs.chosen_logps.tolist() == pairs.full_chosen_logps.tolist() == [-1, -3]
+    assert pairs.rejected_logps.tolist() == pairs.full_rejected_logps.tolist() == [-2, -5]
+    assert pairs.chosen_logratios.tolist() == [3, 4] and pairs.rejected_logratios.tolist() == [2, 1]
+    assert pairs.reference_gaps.tolist() == [0, -1] and pairs.wpo_weights is None
+    assert pairs.chosen_lengths.tolist() == [len(row.responses[0]) for row in rows[:2]]
 
 
 def test_simpo_takes_means_over_tokens(models, rows, logps, objective_of):
@@ -260,6 +273,9 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
         assert np.array_equal(row.prompt, rows[i].prompt) and len(row.responses) == 1
         assert np.array_equal(row.responses[0], rows[(i + 1) % 9].responses[i % 2])
     assert len(mismatched(rows, len(rows[0].prompt) + 1)[0].responses[0]) == 1
+    valued = [replace(row, extra={"margins": np.ones(1)}) for row in rows[:2]]
+    assert [(row.extra, row.pairs) for row in mismatched(valued, 1024)] == [({}, ())] * 2
+    assert objective_of(*models, "--loss", "kto").state == {"kl": 0.0}
     policy, reference = models
     with torch.no_grad():
         kl = (policy(collate(others)) - reference(collate(others))).mean()
@@ -317,6 +333,21 @@ def test_unpaired_records_are_single_responses(models, rows, logps, objective_of
     assert not any(masks["rewards/margins"]) and not any(masks["rewards/accuracies"])
     assert all(masks["loss"])
     found.sum().backward()
+
+
+def test_ranked_responses_are_of_both_kinds(rows):
+    """A record of several pairs without labels; singles need a desirable and an undesirable one."""
+    ranked = replace(rows[0], pairs=((0, 1), (1, 0)))
+    check_kinds([ranked], "file")
+    one, other = (
+        replace(rows[0], pairs=((0, 0),), extra={"desirable": np.array([good])})
+        for good in (True, False)
+    )
+    check_kinds([one, one, other], "file")
+    with pytest.raises(RunError, match="file: all 2 responses have one label, true; .* undes"):
+        check_kinds([one, one], "file")
+    with pytest.raises(RunError, match="all 1 responses have one label, false; .*add desirable"):
+        check_kinds([other], "file")
 
 
 def test_aots_order_is_that_of_the_whole_step(models, rows, logps, objective_of):
@@ -449,6 +480,16 @@ BAD_FLAGS = {
     "sync with orpo": (["--loss", "orpo", "--sync_reference_every", 2], "it has no reference"),
     "alpha without the divergence": (["--divergence_alpha", 0.5], "belong together"),
     "the divergence without alpha": (["--divergence", "alpha"], "belong together"),
+    "divergence_alpha of 1": (["--divergence", "alpha", "--divergence_alpha", 1], "below 1"),
+    "divergence_alpha of 0": (["--divergence", "alpha", "--divergence_alpha", 0], "at least 1e-06"),
+    "unknown divergence": (["--divergence", "kl"], "invalid choice: 'kl'"),
+    "ld_alpha of 1": (["--ld_alpha", 1], "below 1"),
+    "negative ld_alpha": (["--ld_alpha", -0.1], "at least 0"),
+    "negative nll_weight": (["--nll_weight", -0.1], "at least 0"),
+    "negative length_alpha": (["--length_alpha", -0.1], "at least 0"),
+    "negative odds_weight": (["--loss", "orpo", "--odds_weight", -1], "at least 0"),
+    "sync every 0 steps": (["--sync_reference_every", 0], "at least 1"),
+    "mix of 0": (["--sync_reference_every", 2, "--sync_reference_mix", 0], "above 0"),
     "mix without when": (["--sync_reference_mix", 0.5], "give both"),
     "wpo with kto": (["--loss", "kto", "--wpo"], "single responses"),
     "ld_alpha with sft": (["--loss", "sft", "--ld_alpha", 0], "does not go with --loss sft"),
@@ -461,6 +502,17 @@ BAD_FLAGS = {
 def test_flags_that_the_loss_does_not_use_are_errors(case):
     flags, message = BAD_FLAGS[case]
     with pytest.raises(RunError, match=message):
+        settings(*flags)
+
+
+def test_flags_at_their_limits():
+    for flags in (
+        ["--loss", "kto", "--batch_size", 2],
+        ["--sync_reference_every", 1, "--sync_reference_mix", 1],
+        ["--divergence", "alpha", "--divergence_alpha", 1e-6],
+        ["--nll_weight", 0, "--length_alpha", 0, "--ld_alpha", 0],
+        ["--loss", "orpo", "--odds_weight", 0],
+    ):
         settings(*flags)
 
 
@@ -526,6 +578,8 @@ def test_the_help_has_every_hyperparameter_with_its_default(capsys):
         for flag, value in takes.items():
             assert f"--{flag}" in text
             assert flag in ("beta", "label_smoothing") or f"{name}, default: {value:g}" in text
+    assert "default of --beta: 0.1, but sigmoid_norm 5, sppo_hard 0.001, dpop 0.3, simpo 2" in text
+    assert "default of --label_smoothing: 0, but cdpo 0.1, robust 0.1, exo_pair 0.001" in text
 
 
 # --- data
@@ -585,11 +639,12 @@ def _look_at_a_step(folders: list[Path], rows: list) -> dict:
     world = setup()
     policy = Policy.load(folders[0], world)
     reference = Policy.load(folders[1], world, trainable=False)
-    batches = loop.Batches(world, 100)
     make = partial(objectives.objective_of, policy, reference, rows)
-    kto = make(settings("--loss", "kto"), world)
+    kto, batches = make(settings("--loss", "kto"), world), loop.Batches(world, 120)
+    assert [] in batches.plan(mismatched(rows[:7], 1024))[-1]  # a batch that fills a place
     kto.before_step(rows[:7], batches.step)
-    aot = make(settings("--loss", "aot"), world)
+    aot, batches = make(settings("--loss", "aot"), world), loop.Batches(world, 60)
+    assert [] in batches.plan(rows)[-1]
     aot.before_step(rows, batches.step)
     losses = {}
     for batch in batches.step(rows):
