@@ -31,8 +31,8 @@ def read_whole(
     auto: type, folder: str | Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
 ) -> tuple["transformers.PreTrainedModel", Fill]:
     """Loads by transformers' from_pretrained: every rank reads all weights."""
-    options = {"config": config, "dtype": dtype, "trust_remote_code": False}
-    model = auto.from_pretrained(folder, **options)
+    safe = {"use_safetensors": True, "trust_remote_code": False}  # never unpickles, never runs code
+    model = auto.from_pretrained(folder, config=config, dtype=dtype, **safe)
     return model, lambda module, device: module.to(device)
 
 

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from nanoalign.checkpoints.guards import load_tokenizer, read_config
 from nanoalign.checkpoints.slices import read_slices
@@ -51,6 +53,17 @@ def test_a_known_architecture_loads_without_the_code_of_its_folder(hostile, read
     Policy.load(folder, **options)
     RewardModel.load(folder, head_seed=0, **options)
     assert not ran.exists()
+
+
+def test_pickled_weights_are_not_read(tmp_path, llama_folder):
+    shutil.copytree(llama_folder, tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    torch.save(load_file(weights), tmp_path / "model" / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        Policy.load(tmp_path / "model")
+    with pytest.raises(RunError, match="neither model.safetensors"):
+        Policy.load(tmp_path / "model", read=read_slices)
 
 
 def test_an_unknown_architecture_is_refused_in_one_line(hostile):
