@@ -17,6 +17,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}  # before
 import argparse
 import ast
 import compileall
+import contextlib
 import copy
 import difflib
 import multiprocessing.connection
@@ -35,7 +36,6 @@ from typing import NamedTuple
 
 import pytest
 import torch.distributed.checkpoint.state_dict  # noqa: F401  imported once, before the forks
-import torch.distributed.fsdp  # noqa: F401
 import tqdm
 import transformers.models.llama.modeling_llama  # noqa: F401
 
@@ -154,7 +154,8 @@ class Place:
 
     def finish(self) -> int:
         """Ends what the tests have started; returns the exit code of pytest, 0 if all passed."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
         self.file.write_text(self.original)
         return self.process.exitcode
