@@ -1,5 +1,6 @@
 """python -m pytest tests/core/test_encode.py"""
 
+import logging
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_records_are_immutable():
     with pytest.raises(FrozenInstanceError):
         record.prompt = "q"
     assert not hasattr(record, "__dict__") and record.pairs == ((0, 1),)
+
+
+def test_a_text_longer_than_the_model_reads_is_cut_without_a_warning(caplog):
+    """The tokenizer would warn of texts that are longer than its model_max_length."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    raw("0123456789", "a", "b", tokenizer=byte_tokenizer(model_max_length=5), max_length=5)
+    logger.removeHandler(caplog.handler)
+    assert caplog.messages == []
 
 
 def test_rows_have_the_order_of_their_records_whatever_their_templates(tokenizer):

@@ -29,6 +29,7 @@ from nanoalign.family import is_used, losses, objectives
 from nanoalign.family.kto import check_kinds, mismatched
 from nanoalign.family.losses import FIELDS, INCOMPATIBLE, KIND, LOSSES, has_reference, match_by_rank
 from nanoalign.family.pairs import pairs_of
+from nanoalign.hosts.report import report
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 
@@ -124,6 +125,11 @@ def test_pairs_are_of_anything_that_maps_a_batch_to_log_probabilities(rows):
     assert pairs.chosen_logratios.tolist() == [3, 4] and pairs.rejected_logratios.tolist() == [2, 1]
     assert pairs.reference_gaps.tolist() == [0, -1] and pairs.wpo_weights is None
     assert pairs.chosen_lengths.tolist() == [len(row.responses[0]) for row in rows[:2]]
+    alone = pairs_of(batch, lambda batch: scores, None)
+    assert alone.chosen_logps.tolist() == [-1, -3] and alone.shift == 0
+    unknown = ("chosen_logratios", "rejected_logratios", "reference_gaps", "wpo_weights",
+               "matched_gaps", "kl", "has_chosen", "has_rejected")  # fmt: skip
+    assert [getattr(alone, name) for name in unknown] == [None] * 8
 
 
 def test_simpo_takes_means_over_tokens(models, rows, logps, objective_of):
@@ -372,6 +378,22 @@ def test_a_reference_of_another_shape_can_not_move(models, objective_of):
         objective_of(models[0], wide, "--sync_reference_every", 2)
 
 
+def test_an_objective_whose_reference_moves_is_itself_otherwise(models, rows, objective_of):
+    """Its losses, those at the start, what it looks at before a step, and its state."""
+    plain = objective_of(*models, "--loss", "kto")
+    moving = objective_of(*models, "--loss", "kto", "--sync_reference_every", 2)
+    for objective in (plain, moving):
+        objective.before_step(rows[:7], batches_of(100).step)
+    assert plain.kl > 0.1
+    for found, expected in (
+        (moving(collate(rows)), plain(collate(rows))),
+        ([moving.losses_at_start(collate(rows))], [plain.losses_at_start(collate(rows))]),
+    ):
+        assert torch.equal(found[0], expected[0])
+    moving.after_step(1, {"kl": 0.5})
+    assert moving.state == {"kl": 0.5}
+
+
 class Trained:
     """Four steps of all rows by loop.train, with a constant rate: losses, policy and reference."""
 
@@ -587,7 +609,7 @@ def test_the_help_has_every_hyperparameter_with_its_default(capsys):
 
 def train_and_report(argv: list[str]) -> None:
     train_dpo.finish = lambda *args: None  # the picture takes longer than the training
-    run(partial(train_dpo.main, argv))
+    run(partial(train_dpo.main, argv), report)
 
 
 def argv(folder: Path, pairs: Path, out: Path, *flags: object) -> list[str]:
