@@ -43,9 +43,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument_group("policy and loss").add_argument
     add("--model", default="tiny", help="the policy: a Hugging Face folder, OWNER/NAME, or 'tiny'")
-    add("--reference", help="the frozen reference, likewise; default: --model")
+    add("--reference", help="the frozen reference: as --model, which is the default")
     add("--beta", type=positive, default=0.1,
-        help="small: the policy may move far from the reference")  # fmt: skip
+        help="how much a log-ratio to the reference counts as reward")  # fmt: skip
     add("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
         help="the share of labels that is assumed to be wrong (conservative DPO)")  # fmt: skip
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
@@ -125,8 +125,9 @@ def main(argv: list[str] | None = None) -> None:
     policy = load_policy()
     if reference is None and args.reference != "none":
         reference = lora.Base(policy) if args.lora_rank else load_reference()
-    names = {f"--model {args.model}": policy, f"--reference {args.reference}": reference}
-    models = {name: model for name, model in names.items() if isinstance(model, Policy)}
+    reference_name = f"--reference {args.reference or args.model}"
+    models = {f"--model {args.model}": policy, reference_name: reference}
+    models = {name: model for name, model in models.items() if isinstance(model, Policy)}
     for name, model in models.items():
         batches.prepare(model)
         check_fits(model, data.rows, name)

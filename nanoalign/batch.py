@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nanoalign.errors import RunError
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
@@ -25,7 +27,9 @@ class Row:
     prompt: np.ndarray  # (P,) int32
     responses: tuple[np.ndarray, ...]  # K arrays of int32
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
-    extra: dict[str, np.ndarray] = field(default_factory=dict)  # a value per pair or per response
+    extra: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # a value per pair; of the store, per response
     notes: tuple[str, ...] = ()  # what encoding changed, to be counted
 
     def __len__(self) -> int:
@@ -49,9 +53,9 @@ class Batch:
     ends: Tensor  # (S,) where in the flat (N * T) each response has its last token
     chosen: Tensor  # (B,) index of the chosen response of each pair, among the S
     rejected: Tensor  # (B,) index of the rejected response
-    weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 if it fills a place
+    weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 in a filler batch
     extra: dict[str, Tensor]  # the rows' `extra`, concatenated: (B,) or (S,) each
-    rows: Sequence[int] = ()  # which rows of the step these are; none if the batch fills a place
+    rows: Sequence[int] = ()  # which rows of the step these are; none in a filler batch
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
@@ -82,6 +86,10 @@ def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
     for row in rows:
         pairs += [(len(responses) + w, len(responses) + r) for w, r in row.pairs]
         responses += row.responses
+    if other := next((row for row in rows if row.extra.keys() != rows[0].extra.keys()), None):
+        raise RunError(
+            f"{other.name} has {list(other.extra)}, {rows[0].name} {list(rows[0].extra)}"
+        )
     extra = {name: [row.extra[name] for row in rows] for name in rows[0].extra}
     chosen, rejected = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     return {

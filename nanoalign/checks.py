@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch.distributed import ReduceOp
+from torch.distributed import DistError, ReduceOp
 
 from nanoalign.batch import Row, collate, lengths_of
 from nanoalign.distributed import sum_over_ranks
@@ -43,7 +43,7 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     batch = batches.collate(picked).to(device)
     try:
         scores = model(batch)
-    except RunError:
+    except (RunError, torch.OutOfMemoryError, DistError):  # not of the layout
         raise
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise RunError(f"self-check: {name}: {in_a_line(error)}; {batches.advice}") from error
@@ -77,7 +77,7 @@ def check_start(
     loss_off, reward_off = sum_over_ranks(torch.stack(off).double(), ReduceOp.MAX).tolist()
     if not (loss_off <= tolerances[0] and reward_off <= tolerances[1]):
         raise RunError(
-            f"self-check: with policy == reference, losses are up to {loss_off:.3g} from what "
-            f"log-ratios of 0 give and rewards up to {reward_off:.3g} from 0, on the first "
+            f"self-check: with policy == reference, losses are up to {loss_off:.3g} from the loss "
+            f"of log-ratios of 0, and rewards up to {reward_off:.3g} from 0, on the first "
             f"{len(rows)} pairs; at most {tolerances[0]:g} and {tolerances[1]:g} are allowed"
         )

@@ -38,8 +38,7 @@ def setup(timeout: float = 1800.0) -> World:
     """Joins torchrun's process group, or makes a group of one. timeout: of a wait, in seconds."""
     rank, size, local_rank = place()
     if torch.cuda.is_available():
-        gpus = torch.cuda.device_count()
-        if local_rank >= gpus:
+        if local_rank >= (gpus := torch.cuda.device_count()):
             raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give no more ranks")
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
@@ -116,15 +115,8 @@ def breakpoint0() -> None:
     sum_over_ranks(torch.zeros(()))
 
 
-def report(error: BaseException) -> bool:
-    """Prints an error of the user's as one line. Returns whether it is one: others are defects."""
-    if expected := isinstance(error, RunError | OSError):
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    return expected
-
-
-def run(main: Callable[[], None], report: Callable[[BaseException], bool] = report) -> None:
-    """Runs the main of a script. An error that `report` has printed ends with exit code 1."""
+def run(main: Callable[[], None], report: Callable[[BaseException], bool]) -> None:
+    """Runs the main of a script. An error that `report` prints (True) ends it with exit code 1."""
     try:
         main()
     except Exception as error:

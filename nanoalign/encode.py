@@ -23,12 +23,11 @@ from nanoalign.batch import Row
 from nanoalign.errors import RunError, in_a_line
 
 TEMPLATES = ("auto", "chat", "raw", "pku")
-HH_HEADERS = {"user": "\n\nHuman:", "assistant": "\n\nAssistant:"}
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the headers of HH-RLHF
 PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
 CUT_PROMPT = "prompts cut at their beginning"
 CUT_RESPONSE = "responses cut at their end (no EOS)"
 BLANK_RESPONSE = "responses of white space alone"
-EOS_RULE = "appended, unless the response was cut"  # saved with a reward model, which reads the EOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +105,7 @@ def fit(
 
 def is_dialogue(prompt: str | list[dict]) -> bool:
     """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
-    first, last = HH_HEADERS.values()
-    return isinstance(prompt, str) and prompt.startswith(first) and prompt.endswith(last)
+    return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT)
 
 
 def messages_of(prompt: str | list[dict]) -> list[dict]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from nanoalign.distributed import place
 from nanoalign.encode import TEMPLATES
 from nanoalign.errors import RunError
 
@@ -31,17 +32,21 @@ class Parser(argparse.ArgumentParser):
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
 
-    def parse_args(self, argv: list[str] | None = None, namespace=None) -> Namespace:
+    def parse_args(self, argv: list[str] | None = None) -> Namespace:
         argv = sys.argv[1:] if argv is None else argv
         for add in self.lazy:
             add(argv)
-        args = super().parse_args(argv, namespace)
+        args = super().parse_args(argv)
         for derive in self.derived:
             self.set_defaults(**derive(args))
-            args = super().parse_args(argv, namespace)
+            args = super().parse_args(argv)
         for message in filter(None, (refusal(args) for refusal in self.refusals)):
             raise RunError(message)
         return args
+
+    def print_help(self, file=None) -> None:
+        if place()[0] == 0:  # of the ranks that torchrun starts
+            super().print_help(file)
 
     def error(self, message: str) -> None:
         raise RunError(f"{message} (see {self.prog} --help)")
@@ -92,29 +97,29 @@ def add_training_arguments(
     count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs: docs/data.md")
-    add("--eval_data", nargs="+", metavar="SOURCE", help="held-out pairs; those of embedded --data")
-    add("--eval_share", type=share, default=0.1, help="else this share of the prompts is held out")
+    add("--eval_data", nargs="+", metavar="SOURCE", help="held-out pairs; default: --eval_share")
+    add("--eval_share", type=share, default=0.1, help="share of the prompts that is held out")
     add("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut, and counted")  # fmt: skip
     add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=count, default=64, help="records of a step, over all ranks")
-    add("--epochs", type=count, help=f"passes over the data; default: 1; {epochs} for tiny")
-    add("--steps", type=count, help="optimizer steps in all, in place of --epochs")
-    add("--lr", type=positive, help=f"peak learning rate; default: {lr:g}; {tiny_lr:g} for tiny")
-    add("--warmup", type=share, default=warmup, help="share of the steps in which it rises")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="how it falls after the warm-up")
+    add("--epochs", type=count, help=f"passes over the data; default: 1 (tiny: {epochs})")
+    add("--steps", type=count, help="optimizer steps in all; default: those of --epochs")
+    add("--lr", type=positive, help=f"peak learning rate; default: {lr:g} (tiny: {tiny_lr:g})")
+    add("--warmup", type=share, default=warmup, help="share of the steps in which --lr is reached")
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls after it")
     add("--weight_decay", type=number(float, 0), default=0.0, help="of AdamW, on matrices alone")
-    add("--max_grad_norm", type=positive, default=1.0, help="longer gradients are scaled to this")
-    add("--seed", type=number(int, 0), default=0, help="of the order of records, and of drawing")
+    add("--max_grad_norm", type=positive, default=1.0, help="larger gradients are scaled to it")
+    add("--seed", type=number(int, 0), default=0, help="of held-out prompts, order and drawn heads")
 
     add_forward_arguments(machine := parser.add_argument_group("machine"))
     machine.add_argument("--activation_checkpointing", action=argparse.BooleanOptionalAction,
         default=False, help="less memory: run blocks again in the backward pass")  # fmt: skip
 
     add = parser.add_argument_group("run").add_argument
-    add("--eval_every", type=count, metavar="STEPS", help="beside start and end of each epoch")
+    add("--eval_every", type=count, metavar="STEPS", help="default: at the start and each epoch")
     add("--out", default=out, help="folder of the run: model, metrics, curves, checkpoints")
     add("--overwrite", action="store_true", help="replace the run in --out")
     tiny, others = {"lr": tiny_lr, "epochs": epochs}, {"lr": lr, "epochs": 1}

@@ -58,13 +58,9 @@ def chunked_token_logps(
         return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
     parts = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    logps = [
-        checkpoint(logps_of, h, t, **RERUN)
-        if hidden.requires_grad and i < len(parts) - 1
-        else logps_of(h, t)
-        for i, (h, t) in enumerate(parts)
-    ]
-    return torch.cat(logps)
+    dropped = len(parts) - 1 if hidden.requires_grad else 0
+    logps = [checkpoint(logps_of, h, t, **RERUN) for h, t in parts[:dropped]]
+    return torch.cat(logps + [logps_of(h, t) for h, t in parts[dropped:]])
 
 
 def sums_of_responses(values: Tensor, lengths: Tensor) -> Tensor:

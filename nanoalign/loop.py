@@ -57,8 +57,7 @@ class Batches:
     def prepare(self, model: Scorer) -> None:
         """Called with each model that will read these batches."""
 
-    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
-        return collate(rows, weight)
+    collate = staticmethod(collate)  # (rows, weight) -> Batch: the layout
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         """plan[round][rank] = indices of rows: of similar length, at most `tokens` with padding."""

@@ -24,7 +24,7 @@ class Means:
         self.sums: Tensor | None = None  # (names, 2): sums of weights, of weights times values
 
     def add(self, values: dict[str, Metric], weights: Tensor) -> None:
-        """Adds the metrics of a micro-batch, by name. weights (B,): 0 for pairs that fill a place.
+        """Adds the metrics of a micro-batch, by name. weights (B,): 0 in a filler batch.
 
         A value (B,) is averaged. Of a value (B, n), n values a pair, the standard deviation is
         reported. A value (value, mask) counts only for the pairs whose mask is True.

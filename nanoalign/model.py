@@ -27,12 +27,14 @@ Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its w
 Read = Callable[[type, str | Path, object, torch.dtype], tuple[nn.Module, Fill]]
 
 
-def read_whole(
-    auto: type, folder: str | Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
-) -> tuple["transformers.PreTrainedModel", Fill]:
+def read_whole(auto: type, folder: str | Path, config, dtype: torch.dtype) -> tuple:
     """Loads by transformers' from_pretrained: every rank reads all weights."""
-    safe = {"use_safetensors": True, "trust_remote_code": False}  # never unpickles, never runs code
-    model = auto.from_pretrained(folder, config=config, dtype=dtype, **safe)
+    # Nothing is unpickled, and no code of the folder is run.
+    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, info = auto.from_pretrained(folder, config=config, dtype=dtype, **options)
+    known = type(model).__name__ in (config.architectures or ())  # else its head is new
+    if lost := [n for n in info["missing_keys"] if n.startswith(model.base_model_prefix) or known]:
+        raise RunError(f"model folder '{folder}' has no weights for {', '.join(sorted(lost)[:3])}")
     return model, lambda module, device: module.to(device)
 
 

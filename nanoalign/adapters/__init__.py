@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lora_alpha", type=count,
         help="the update is scaled by alpha / rank; default: twice the rank")  # fmt: skip
     add("--lora_targets", nargs="+", metavar="NAME",
-        help="layers with one, such as q_proj; default: all linear ones but the head")  # fmt: skip
+        help="layers with adapters, such as q_proj; default: all linear but the head")  # fmt: skip
     parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
     parser.refusals.append(refusal)
 

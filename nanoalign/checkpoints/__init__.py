@@ -20,10 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add, count = parser.add_argument_group("checkpoints").add_argument, number(int, 1)
     add("--save_every", type=count, metavar="STEPS",
-        help="write a checkpoint every so many steps and after the last; default: no")  # fmt: skip
+        help="write a checkpoint every so many steps and after the last; default: none is "
+        "written")  # fmt: skip
     add("--keep", type=count, default=2, metavar="COUNT", help="how many checkpoints are kept")
     add("--stop_after", type=count, metavar="STEP",
-        help="write a checkpoint after this step, and end the run")  # fmt: skip
+        help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     parser.refusals.append(refusal)
 

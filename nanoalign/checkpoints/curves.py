@@ -7,6 +7,7 @@ from pathlib import Path
 from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
+from nanoalign.formats import TEST_OF
 
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
 PANELS = [
@@ -36,7 +37,8 @@ def finish(args: Namespace, world: World, title: str, records: int, next_command
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
         print(f"{'held out':<11} {summary(lines, records)}")
         print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
-        print(f"{'next':<11} {next_command}")
+        data = f" --data {' '.join(args.eval_data or ['HELD_OUT_DATA'])}"
+        print(f"{'next':<11} {next_command}{'' if TEST_OF.keys() >= set(args.data) else data}")
 
 
 def summary(lines: list[dict[str, float]], records: int) -> str:

@@ -9,6 +9,7 @@ A checkpoint is written to a hidden folder, which is renamed when it is complete
 import hashlib
 import json
 import os
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from nanoalign.loop import Objective
 
 FORMAT = 1  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
+STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
 DATA = {"data", "preference", "template", "max_length", "eval_share"}
 # Flags that may differ: they do not alter the steps of a run, or only how many there are.
@@ -146,7 +148,13 @@ def refusal(args: Namespace) -> str | None:
     found = complete_checkpoints(Path(args.out))
     if not found:
         return f"--resume: {args.out} has no checkpoint; --save_every and --stop_after write them"
-    before, now = read_about(found[-1])["args"], vars(args)
+    about = read_about(found[-1])
+    if args.stop_after is not None and args.stop_after <= about["step"]:
+        return (
+            f"--stop_after {args.stop_after}: {found[-1]} is at step {about['step']}; give a later "
+            "step, or leave it out"
+        )
+    before, now = about["args"], vars(args)
     changed = [
         f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted((before.keys() | now.keys()) - FREE)
@@ -162,7 +170,7 @@ def refusal(args: Namespace) -> str | None:
 
 def complete_checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; none of them is still being written or removed."""
-    found = (out / "checkpoints").glob("step_" + "[0-9]" * 6 + "*")
+    found = [p for p in (out / "checkpoints").glob("step_*") if STEP.fullmatch(p.name)]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 

@@ -25,12 +25,13 @@ Place = tuple[nn.Module, str]  # a module, and the name that its parameter or bu
 
 
 def read_slices(
-    auto: type, folder: Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
+    auto: type, folder: str | Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
 ) -> tuple["transformers.PreTrainedModel", Fill]:
     """(a model on the meta device, a function that fills its shards): the `read` of Policy.load.
 
     A reward model that is made of a language model gets the body of that; its head is not filled.
     """
+    folder = Path(folder)
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
         causal = transformers.AutoModelForCausalLM

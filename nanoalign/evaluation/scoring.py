@@ -32,7 +32,7 @@ Score = Callable[[Batch], Tensor]  # a score per response, (S,)
 def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> SeveralRewards:
     """A frozen reward model, with one output or several; `Mixed` makes one reward of them."""
     model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
-    check_pad_token(model, folder)
+    check_pad_token(folder)
     return model
 
 

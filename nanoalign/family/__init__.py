@@ -38,20 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one of %(choices)s")  # fmt: skip
     parser.lazy.append(partial(add_hyperparameters, parser, group))
     count, share, weight = number(int, 1), number(float, 0, 1), number(float, 0)
-    add = parser.add_argument_group("what combines with a loss; off by default").add_argument
+    add = parser.add_argument_group("what combines with a loss").add_argument
     add("--nll_weight", type=weight,
-        help="adds this times the NLL of chosen, a mean over its tokens (RPO)")  # fmt: skip
+        help="adds this times the NLL of chosen, a mean over its tokens (RPO); "
+        "default: off")  # fmt: skip
     add("--ld_alpha", type=share,
-        help="weight of tokens beyond the length of the shorter response (LD-DPO)")  # fmt: skip
+        help="weight of tokens beyond the length of the shorter response (LD-DPO); "
+        "default: off")  # fmt: skip
     add("--length_alpha", type=weight,
-        help="reward per token in the loss, so that length is not learned (R-DPO)")  # fmt: skip
+        help="reward per token in the loss, so that length is not learned (R-DPO); "
+        "default: off")  # fmt: skip
     add("--divergence", choices=("reverse_kl", "forward_kl", "js", "alpha"),
-        help="between policy and reference, in place of the reverse KL (f-DPO)")  # fmt: skip
-    add("--divergence_alpha", type=number(float, 1e-6, 1), help="required by --divergence alpha")
+        help="between policy and reference (f-DPO); default: the reverse KL of DPO")  # fmt: skip
+    add("--divergence_alpha", type=number(float, 1e-6, 1), help="of alpha, without a default")
     add("--wpo", action="store_true",
         help="weight pairs by how probable their responses are under the policy (WPO)")  # fmt: skip
     add("--sync_reference_every", type=count, metavar="STEPS",
-        help="move the reference towards the policy every so many steps (TR-DPO)")  # fmt: skip
+        help="move the reference towards the policy every so many steps (TR-DPO); "
+        "default: off")  # fmt: skip
     add("--sync_reference_mix", type=positive,
         help="how far it moves; 1: all the way to the policy; default: 0.6")  # fmt: skip
     parser.derived.append(defaults)

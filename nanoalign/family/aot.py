@@ -37,7 +37,7 @@ class Aot(Paired):
         owners, gaps = [], [torch.zeros(2, 0)]  # of this rank: the row of each pair; both gaps
         for batch in batches(rows):
             pairs = self.pairs_of(batch)
-            if batch.rows:  # else it fills a place
+            if batch.rows:  # else it is a filler
                 owners += [i for i in batch.rows for _ in rows[i].pairs]
                 policy_gaps = pairs.chosen_logps - pairs.rejected_logps
                 gaps.append(torch.stack([policy_gaps, pairs.reference_gaps]).cpu())

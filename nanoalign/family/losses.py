@@ -46,7 +46,7 @@ LOGRATIOS = ("chosen_logratios", "rejected_logratios")
 LOGPS = ("chosen_logps", "rejected_logps")
 LENGTHS = ("chosen_lengths", "rejected_lengths")
 
-_NO_SUMS = "it is not a function of h alone, to which the difference of lengths is added"
+_NO_SUMS = "its loss is not a function of the difference of the two log-ratios alone"
 _NO_RATIOS = "it does not compare log-ratios of single responses"
 _NO_PAIRS = "it takes single responses, not pairs"
 _NO_TAIL = "it takes means, single responses or an NLL, not sums of a pair"

@@ -56,10 +56,11 @@ class Paired(Objective):
         return chosen, rejected
 
     def losses_at_start(self, batch: Batch) -> Tensor:
-        """The losses of a batch, were its log-ratios 0: (B,)."""
+        """The losses of a batch, were its log-ratios 0, so that each gap is its own match: (B,)."""
         pairs = self.pairs(batch)
-        zero = torch.zeros_like(pairs.chosen_logps)
-        return self.loss(replace(pairs, chosen_logratios=zero, rejected_logratios=zero))
+        zero, gaps = torch.zeros_like(pairs.chosen_logps), pairs.chosen_logps - pairs.rejected_logps
+        pairs = replace(pairs, chosen_logratios=zero, rejected_logratios=zero, matched_gaps=gaps)
+        return self.loss(pairs)
 
 
 def pair_loss(

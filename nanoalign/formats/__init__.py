@@ -22,16 +22,16 @@ TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name 
 
 def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """several: whether --preference may name several labels."""
+    from nanoalign.flags import number
+
     add = parser.add_argument_group("formats of data").add_argument
     add("--preference", choices=PREFERENCES, nargs="+" if several else None,
         default=["better"] if several else "better",
         help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several)  # fmt: skip
-    add("--audit", type=int, metavar="N",
-        help="print N training examples token by token, and a table of all; then stop")  # fmt: skip
+    add("--audit", type=number(int, 1), metavar="N",
+        help="print N training examples token by token, and a table of all, and do not train; "
+        "default: train")  # fmt: skip
     parser.derived.append(eval_data_of)
-    parser.refusals.append(
-        lambda args: "--audit: give 1 or more examples" if (args.audit or 1) < 1 else None
-    )
 
 
 def eval_data_of(args: Namespace) -> dict:

@@ -12,6 +12,7 @@ from nanoalign.encode import Record
 from nanoalign.formats.records import formats
 from nanoalign.formats.rows import Data, in_memory
 from nanoalign.formats.sources import check_sources, open_source
+from nanoalign.hosts.collectives import gather
 
 LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to encode
 
@@ -37,7 +38,8 @@ def load_rows(
             change = partial(condition.by_preference, preferences=preferences)
     read = partial(read_records, known)
     files = check_sources(args.data) + check_sources(args.eval_data or [])
-    if args.cache or sum(path.stat().st_size for path in files) >= LARGE:
+    # Rank 0 decides: hosts may have other copies of a file.
+    if args.cache or gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]:
         from nanoalign.store.encode import Encoding
         from nanoalign.store.load import load
 

@@ -7,10 +7,9 @@ for a record that it can't read; nanoalign/pairs.py adds file and line.
 import math
 import os
 
-from nanoalign.encode import Record
-from nanoalign.pairs import Format, check_text
+from nanoalign.encode import ASSISTANT, HUMAN, Record
+from nanoalign.pairs import FORMATS, Format, check_text
 
-ASSISTANT = "\n\nAssistant:"  # begins an answer in HH-RLHF
 PKU = ("prompt", "response_0", "response_1")
 UNPAIRED = ("prompt", "completion", "label")
 
@@ -28,6 +27,7 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
         ("prompt", "chosen", "rejected"): pair_with_prompt,
         ("chosen", "rejected"): pair_of_dialogues,
     }
+    known |= {keys: read for keys, read in FORMATS.items() if keys not in known}
     if unpaired:
         from nanoalign.formats.unpaired import with_unpaired
 
@@ -65,7 +65,7 @@ def pair_of_dialogues(record: dict) -> Record:
     # The prompt ends with the last header of the assistant that both share. A few records differ
     # before their last turn; then a response has further turns, as the annotators saw it.
     shared = os.path.commonprefix([chosen, rejected])
-    if not shared.startswith("\n\nHuman:") or ASSISTANT not in shared:
+    if not shared.startswith(HUMAN) or ASSISTANT not in shared:
         raise ValueError(
             "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the "
             f"same '\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"

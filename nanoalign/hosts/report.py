@@ -50,9 +50,9 @@ def report(error: BaseException) -> bool:
     traceback.clear_frames(error.__traceback__)
     time.sleep(local_rank * STAGGER_SECONDS)  # torchrun ends the others when the first one exits
     print(
-        f"error: rank {rank} has lost contact with another rank, or waited for it in vain; see the "
-        "last output of that rank, if its host still answers. A training run continues from its "
-        f"newest checkpoint with --resume, on any number of ranks ({in_a_line(error)})",
+        f"error: rank {rank} has lost contact with another rank, or got no answer in time; see "
+        "the last output of that rank, if its host still answers. A training run continues from "
+        f"its newest checkpoint with --resume, on any number of ranks ({in_a_line(error)})",
         file=sys.stderr,
         flush=True,
     )

@@ -23,23 +23,6 @@ from nanoalign.packing.attention import Tree, use_tree_attention
 from nanoalign.packing.plan import pack
 
 
-class Packed(Batches):
-    """Batches of packed rows."""
-
-    advice = "this architecture can't share rows: use --no-share_prefix"
-
-    def prepare(self, model: Scorer) -> None:
-        """Lets the model read packed rows. Raises RunError for a model that cannot."""
-        use_tree_attention(model.model)
-
-    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
-        return collate(rows, weight)
-
-    def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
-        groups = pack([len(row) for row in rows], self.world.size, self.tokens)
-        return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
-
-
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
     """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs."""
     tokens, positions, reads, ends = [], [], [], []
@@ -67,3 +50,18 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
         ends=torch.tensor(ends),
         **comparisons(rows, weight),
     )
+
+
+class Packed(Batches):
+    """Batches of packed rows."""
+
+    advice = "this architecture can't share rows: use --no-share_prefix"
+    collate = staticmethod(collate)
+
+    def prepare(self, model: Scorer) -> None:
+        """Lets the model read packed rows. Raises RunError for a model that cannot."""
+        use_tree_attention(model.model)
+
+    def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
+        groups = pack([len(row) for row in rows], self.world.size, self.tokens)
+        return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]

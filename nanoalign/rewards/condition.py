@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nanoalign.encode import Record, is_dialogue
-
-HEADER = "\n\nAssistant:"  # at the end of a dialogue
+from nanoalign.encode import ASSISTANT, Record, is_dialogue
 
 
 def conditioned(record: Record, preference: str) -> Record:
@@ -17,7 +15,7 @@ def conditioned(record: Record, preference: str) -> Record:
     if isinstance(prompt, list):
         prompt = [*prompt[:-1], prompt[-1] | {"content": prompt[-1]["content"] + mark}]
     elif is_dialogue(prompt):
-        prompt = prompt.removesuffix(HEADER) + mark + HEADER
+        prompt = prompt.removesuffix(ASSISTANT) + mark + ASSISTANT
     else:
         prompt = prompt + mark
     return replace(record, prompt=prompt)

@@ -10,9 +10,10 @@ from pathlib import Path
 import transformers
 
 from nanoalign.checkpoints.folders import local_folder
-from nanoalign.encode import EOS_RULE
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel
+
+EOS_RULE = "appended, unless the response was cut"  # rewards are read at the EOS
 
 
 def rule_of(model: RewardModel) -> dict:
@@ -54,7 +55,7 @@ def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
             f"--preference {' '.join(args.preference)} needs {outputs}; train another --model"
         )
     if any("ForSequence" in name for name in model.model.config.architectures or ()):
-        check_pad_token(model, local_folder(args.model))
+        check_pad_token(local_folder(args.model))
     scoring_rule(model, args.model, template, args.max_length)
     rule = {"template": template, "max_length": args.max_length, "eos": EOS_RULE,
             "preferences": args.preference, "condition": args.condition}  # fmt: skip
@@ -70,7 +71,7 @@ def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
         model.model.config.id2label = dict(enumerate(args.preference))
 
 
-def check_pad_token(model: RewardModel, folder: Path) -> None:
+def check_pad_token(folder: Path) -> None:
     """Raises RunError for a reward model that was trained to be read at another token than EOS."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = config.get_text_config()

@@ -87,7 +87,7 @@ def precompute(
 
     load: loads the reference from `folder`; it is freed at the end.
     """
-    weights = on_main(batches.world, partial(digest_of_weights, folder))  # None on other ranks
+    weights = gather(on_main(batches.world, partial(digest_of_weights, folder)), batches.world)[0]
     reference, name = load(), f"--reference {args.reference or args.model}"
     batches.prepare(reference)
     for rows in (data.rows, data.held_out):
@@ -151,7 +151,7 @@ def compute(
         for batch in batches.all(rows):
             places = [np.arange(ends[i], ends[i + 1]) for i in batch.rows]
             values = reference(batch).cpu()
-            if places:  # else the batch fills a place
+            if places:  # else it is a filler
                 logps[np.concatenate(places)] = values
             progress.update(min(len(places) * batches.world.size, len(rows) - progress.n))
     return sum_over_ranks(logps).numpy()

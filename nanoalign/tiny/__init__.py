@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nanoalign import TINY as MODEL  # noqa: F401
 
-SOURCE_NAMES = ("tiny-a", "tiny-b", "tiny-c")
 FOLDER = Path(__file__).parent
 TRAIN = FOLDER / "train.jsonl"
 TEST = FOLDER / "test.jsonl"

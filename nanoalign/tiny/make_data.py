@@ -5,7 +5,7 @@ python -m nanoalign.tiny.make_data
 
 import json
 
-from nanoalign import tiny
+from nanoalign import hosts, tiny
 from nanoalign.distributed import run
 from nanoalign.flags import Parser
 from nanoalign.tiny import world
@@ -29,4 +29,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, hosts.report_error)

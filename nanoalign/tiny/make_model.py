@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from nanoalign import tiny
+from nanoalign import hosts, tiny
 from nanoalign.batch import Row
 from nanoalign.distributed import run
 from nanoalign.encode import Record, encode_all
@@ -159,4 +159,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, hosts.report_error)

@@ -15,6 +15,7 @@ import math
 from pathlib import Path
 from random import Random
 
+from nanoalign import hosts
 from nanoalign.distributed import run
 from nanoalign.flags import Parser, number
 from nanoalign.tiny import world
@@ -60,4 +61,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, hosts.report_error)

@@ -8,6 +8,7 @@ prompts, with 95 % bootstrap intervals over prompts, and the share of answers th
 
 import numpy as np
 
+from nanoalign import hosts
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.checkpoints.slices import read_slices
@@ -69,4 +70,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, hosts.report_error)

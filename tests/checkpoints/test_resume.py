@@ -314,3 +314,13 @@ def test_the_fingerprint_changes_with_all_that_is_trained_on():
     ]
     prints = {resume.fingerprint(each) for each in others}
     assert len(prints) == len(others) and resume.fingerprint(rows) not in prints
+
+
+def test_a_folder_of_another_name_is_no_checkpoint(train, tmp_path):
+    """Such as a copy that somebody made."""
+    train(tmp_path / "a", "--stop_after", 2)
+    checkpoints = tmp_path / "a" / "checkpoints"
+    shutil.copytree(checkpoints / "step_000002", checkpoints / "step_000002.bak")
+    train(tmp_path / "a", "--resume", "--save_every", 4)
+    assert [path.name for path in resume.complete_checkpoints(tmp_path / "a")][-1] == "step_000010"
+    assert (checkpoints / "step_000002.bak").is_dir()

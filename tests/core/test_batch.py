@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nanoalign.batch import Row, collate, lengths_of
+from nanoalign.errors import RunError
 from nanoalign.loop import Batches
 from nanoalign.packing.batches import Packed
 from nanoalign.packing.batches import collate as pack
@@ -82,8 +83,9 @@ def test_a_batch_moves_whole():
 
 
 def test_rows_of_one_length_keep_their_order(world):
-    rows = [PAIR] * 40
-    assert sum((batch.rows for batch in Batches(world, 24).all(rows)), []) == list(range(40))
+    rows = [PAIR, row([1], [2], [3])] * 20
+    found = sum((batch.rows for batch in Batches(world, 10**6).all(rows)), [])
+    assert found == [*range(0, 40, 2), *range(1, 40, 2)]
 
 
 def test_rows_are_immutable_and_compared_by_identity():
@@ -145,3 +147,12 @@ def test_all_batches_of_many_rows_are_planned_in_parts(world, layout, monkeypatc
     assert sorted(sum(found, [])) == list(range(10)) and len(found) == 3
     # From the shortest four rows to the longest two.
     assert sorted(found[0]) == [1, 3, 5, 7] and sorted(found[2]) == [2, 8]
+
+
+def test_rows_with_other_values_are_not_batched():
+    """Without the check, values of later rows would be lost."""
+    with_margin = replace(PAIR, name="other", extra={"margins": np.ones(1, np.float32)})
+    with pytest.raises(RunError, match=r"other has \['margins'\], row \[\]"):
+        collate([PAIR, with_margin])
+    with pytest.raises(RunError, match=r"row has \[\], other \['margins'\]"):
+        collate([with_margin, PAIR])

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 from conftest import records, tiny_llama
+from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from nanoalign.batch import collate
 from nanoalign.encode import encode_all
+from nanoalign.errors import RunError
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 from nanoalign.packing.attention import use_tree_attention
@@ -212,3 +214,14 @@ def test_overfits_four_pairs(llama_folder, rows):
 
 def test_the_embedded_model_loads():
     assert 0.5e6 < Policy.load("tiny").count_parameters() < 2e6
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_a_missing_tensor_is_an_error(tmp_path, tokenizer, name):
+    """transformers would draw it at random."""
+    tiny_llama(tie_word_embeddings=False).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=f"has no weights for {name}"):
+        Policy.load(tmp_path)

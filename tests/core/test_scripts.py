@@ -97,6 +97,8 @@ BAD_INPUT = {
     "resume and overwrite": ("old run", "--resume --overwrite", "give one of them"),
     "resume, other data": ("old run", "--resume --data others.jsonl", "training pairs are not tho"),
     "resume, other batch": ("old run", "--resume --batch_size 5", "--batch_size was 4, now 5"),
+    "audit of 0": ("new", "--audit 0", "--audit: expected a whole number of at least 1, got '0'"),
+    "resume, stop before": ("old run", "--resume --stop_after 1", "is at step 1; give a later"),
     "batch of 0": ("new", "--batch_size 0", "expected a whole number of at least 1, got '0'"),
     "beta of 0": ("new", "--beta 0", "--beta: expected a number above 0"),
     "lr nan": ("new", "--lr nan", "--lr: expected a number above 0, got 'nan'"),
@@ -149,11 +151,15 @@ def test_torchrun(world, tmp_path):
 
 @pytest.mark.parametrize("main", [train_dpo.main, train_rm.main])
 def test_help_shows_every_flag_with_its_default(main):
-    """Every flag has a help, and its default, or the word default where it depends on others."""
-    outcome = run_ranks(1, _help, main)
-    assert outcome.codes == [0], outcome.stderr
-    assert "--micro_batch_tokens" in outcome.stdout and "--save_every" in outcome.stdout
-    assert "num default" not in outcome.stdout and "(default: None)" not in outcome.stdout
+    """Every flag has a help with its default, or with the word where that depends on others."""
+    outcome = run_ranks(2, _help, main)
+    assert outcome.codes == [0, 0], outcome.stderr
+    assert outcome.stdout.count("usage: ") == 1  # of rank 0
+    _, *flags = re.split(r"\n  (?=-)", outcome.stdout)
+    texts = {re.match(r"-+(\w+)", text)[1]: " ".join(text.split()) for text in flags}
+    assert len(texts) > 30 and "micro_batch_tokens" in texts and "save_every" in texts
+    assert [name for name, text in texts.items() if "default" not in text] == ["h"]
+    assert "(default: None)" not in outcome.stdout
 
 
 def test_help_does_not_import_the_models_of_transformers():

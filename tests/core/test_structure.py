@@ -64,6 +64,29 @@ def test_a_subpackage_is_imported_at_no_cost(folder):
     assert {name for name in names if name.startswith("nanoalign")} <= {"nanoalign"}
 
 
+ALLOWED = {"torch", "transformers", "safetensors", "numpy", "tqdm", "jinja2", "nanoalign"}
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
+def test_the_core_imports_few_packages(path):
+    roots = {name.split(".")[0] for name in imported(path)}
+    assert roots <= sys.stdlib_module_names | ALLOWED
+
+
+def test_no_function_writes_to_args():
+    for path in [*SCRIPTS, ROOT / "evaluate.py", *PACKAGE.rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)
+            assert not (written and getattr(node.value, "id", "") == "args"), (
+                f"{path}:{node.lineno}"
+            )
+            call = isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
+                "setattr",
+                "delattr",
+            )
+            assert not (call and getattr(node.args[0], "id", "") == "args"), f"{path}:{node.lineno}"
+
+
 def test_files_keep_their_caps():
     """The core is read in an hour, a script at a sitting."""
     assert sum(map(lines, CORE)) <= 1400

@@ -13,6 +13,7 @@ import train_rm
 from nanoalign.distributed import run
 from nanoalign.encode import Record, encode_all
 from nanoalign.formats.audit import audit
+from nanoalign.hosts.report import report
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_cut_responses_and_unpaired_responses(tokenizer):
 
 
 def _script(main, argv: list[str]) -> None:
-    run(partial(main, argv))
+    run(partial(main, argv), report)
 
 
 @pytest.mark.parametrize("script", [train_dpo, train_rm])

@@ -6,6 +6,7 @@ import math
 import pytest
 
 from nanoalign import pairs
+from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.formats.load import read_records
 from nanoalign.formats.records import formats
@@ -198,3 +199,16 @@ def test_another_format_is_found_where_the_first_record_is_not_wanted(tmp_path):
     source = write(tmp_path / "a.jsonl", PAIR, PAIR, PKU)
     with pytest.raises(RunError, match=r"a\.jsonl:3: a record with the keys"):
         list(read_records(formats(), [source], lambda number: number == 2))
+
+
+def test_an_entry_of_the_core_is_a_format_of_the_scripts(monkeypatch):
+    """The hook of nanoalign/pairs.py; its keys come after those that formats has itself."""
+    monkeypatch.setitem(
+        pairs.FORMATS, ("question", "good", "bad"), lambda record: Record("q", ("g", "b"))
+    )
+    known = formats()
+    assert known["question", "good", "bad"]({}) == Record("q", ("g", "b"))
+    assert list(known)[-1] == ("question", "good", "bad")
+    assert (
+        known["prompt", "chosen", "rejected"] is not pairs.FORMATS["prompt", "chosen", "rejected"]
+    )

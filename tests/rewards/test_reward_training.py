@@ -17,9 +17,9 @@ from ranks import run_ranks
 import train_rm
 from nanoalign.batch import collate
 from nanoalign.checkpoints import curves
-from nanoalign.encode import EOS_RULE, encode_all
+from nanoalign.encode import encode_all
 from nanoalign.model import RewardModel
-from nanoalign.rewards.rule import rule_of
+from nanoalign.rewards.rule import EOS_RULE, rule_of
 
 matplotlib.use("Agg")
 LOGGED = {"step", "loss", "accuracy", "rewards/chosen", "rewards/rejected", "rewards/margins",

@@ -24,6 +24,7 @@ from nanoalign.checks import check_layout
 from nanoalign.distributed import run, setup
 from nanoalign.encode import Record, encode_all
 from nanoalign.errors import RunError
+from nanoalign.hosts.report import report
 from nanoalign.model import RewardModel
 from nanoalign.rewards import length, several
 from nanoalign.rewards.condition import by_preference, conditioned
@@ -55,7 +56,7 @@ def data(tmp_path_factory) -> Path:
 
 def _train(argv: list[str]) -> None:
     train_rm.finish = lambda *args: None
-    run(partial(train_rm.main, argv))
+    run(partial(train_rm.main, argv), report)
 
 
 @pytest.fixture(scope="module")

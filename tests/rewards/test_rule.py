@@ -19,11 +19,11 @@ from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks import check_layout
 from nanoalign.distributed import setup
-from nanoalign.encode import EOS_RULE, encode_all
+from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
-from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule, set_rule
+from nanoalign.rewards.rule import EOS_RULE, check_pad_token, rule_of, scoring_rule, set_rule
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_models_that_are_no_reward_models_are_errors(llama_folder, saved, tmp_pa
     early = edited(saved, tmp_path / "early", pad_token_id=258)
     model = RewardModel.load(early)
     with pytest.raises(RunError, match="pads with EOS, so transformers reads its rewards at"):
-        check_pad_token(model, early)
+        check_pad_token(early)
     with pytest.raises(RunError, match="pads with EOS, so transformers reads its rewards at"):
         set_rule(model, flags("--model", early, "--max_length", 64), "raw")
     two = edited(saved, tmp_path / "two", id2label={"0": "a", "1": "b"})
