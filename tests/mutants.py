@@ -27,12 +27,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, namedtuple
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 from py_compile import PycInvalidationMode
-from typing import NamedTuple
 
 import pytest
 import torch.distributed.checkpoint.state_dict  # noqa: F401  imported once, before the forks
@@ -40,15 +39,17 @@ import tqdm
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-LOSSES, OBJECTIVES = "tests/family/test_loss_family.py", "tests/family/test_preference.py"
+BATCHES, STEPS = "tests/family/test_objectives.py", "tests/family/test_steps.py"
 # Module -> the tests that are meant for it, those that take least time first.
 TESTS = {
     **{name: [f"tests/core/test_{name}.py"] for name in ("losses", "logps", "batch", "encode")},
     "metrics": ["tests/core/test_metrics.py"],
     "loop": ["tests/core/test_batch.py", "tests/core/test_loop.py"],
-    **{f"family/{name}": [LOSSES] for name in ("losses", "divergences")},
-    **{f"family/{name}": [OBJECTIVES] for name in ("__init__", "objectives", "paired", "pairs")},
-    **{f"family/{name}": [OBJECTIVES] for name in ("tokens", "kto", "aot", "bco", "moving")},
+    "family/losses": ["tests/family/test_loss_family.py"],
+    "family/divergences": ["tests/family/test_divergences.py"],
+    "family/__init__": ["tests/family/test_loss_flags.py", BATCHES],
+    **{f"family/{name}": [BATCHES, STEPS] for name in ("objectives", "paired", "pairs", "tokens")},
+    **{f"family/{name}": [STEPS, BATCHES] for name in ("kto", "aot", "bco", "moving")},
 }
 PAIRS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitOr, ast.BitAnd), (ast.And, ast.Or),
          (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot),
@@ -57,12 +58,7 @@ OPERATORS = {b: a for a, b in PAIRS} | dict(PAIRS) | {ast.Mult: ast.Div, ast.Pow
 STATEMENTS = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Continue, ast.Break)
 MESSAGES = ("help", "metavar", "description")  # keywords of argparse
 TIMEOUT, FORK = 400, multiprocessing.get_context("fork")  # seconds of a mutant
-
-
-class Mutant(NamedTuple):
-    module: str
-    line: int
-    source: str  # of the whole module
+Mutant = namedtuple("Mutant", ("module", "line", "source"))  # source: of the whole module
 
 
 def is_message(node: ast.AST) -> bool:
@@ -121,6 +117,7 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 
 
 def mutants_of(module: str, source: str) -> list[Mutant]:
+    """All mutants of a module."""
     text, found = source.encode(), []  # columns of ast are those of UTF-8
     starts = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
     for changeable in nodes_of(ast.parse(source)):

@@ -201,6 +201,7 @@ def test_at_most_one_bos_and_no_eos_of_the_tokenizer(tokenizer):
     assert texts(row, tokenizer) == ["<bos>ab", "c<eos>", "d<eos>"]  # an EOS would end the prompt
     again = raw("<bos>ab", "c", "d", tokenizer=adding)
     assert list(again.prompt) == list(row.prompt)  # the text has a BOS, the only one
+    assert list(raw("<bos>", "c", "d", tokenizer=adding).prompt) == [BOS]
     assert list(raw("<bos><eos>", "c", "d", tokenizer=byte_tokenizer()).prompt) == [BOS]
     for prompt, ids in (("<eos>", [EOS]), ("<bos>", [BOS])):  # a prompt keeps its only token
         assert list(raw(prompt, "c", "d", tokenizer=byte_tokenizer()).prompt) == ids

@@ -233,6 +233,16 @@ def test_evaluations_are_at_the_start_each_epoch_and_when_asked_for(world, flags
     assert Two(lambda a, b: a + b, world, rows, **flags).steps("eval/loss") == expected
 
 
+def test_the_progress_bar_has_steps_and_the_loss(world, capsys):
+    """On rank 0 alone, from the step at which a run continues."""
+    Two(lambda a, b: 7 + 0 * (a + b) + torch.relu(a), world, start=1)
+    shown = capsys.readouterr().err
+    assert "1/4 [" in shown and "4/4 [" in shown and "loss=7" in shown
+    assert "step/s" in shown or "s/step" in shown
+    Two(lambda a, b: a + b, replace(world, rank=1, size=2), steps=1)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(world):
     with pytest.raises(RunError, match="step 3 was not taken: the loss is 0.0, the gradient norm"):
         Two(lambda a, b: (a - 1).sqrt() + 0 * b, world, start=2)

@@ -5,6 +5,7 @@ Every loss of the family in whole runs: on ranks, resumed, and on the embedded w
 
 import copy
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny_llama, write_pairs
+from preferences import argv, settings, train_and_report
 from ranks import run_ranks
 from safetensors.torch import load_file
-from test_preference import argv, settings, train_and_report
 
 import train_dpo
 from nanoalign import loop, pairs, tiny
@@ -181,3 +182,41 @@ def test_thirty_steps_on_the_embedded_world_teach(subtests):
                 else:
                     assert after[key] > before[key] + 0.03
     assert set(names) == {name for outcome in outcomes for name in outcome.results[0]}
+
+
+# --- data
+
+
+def test_data_that_a_loss_can_not_use_are_errors(llama_folder, tmp_path, subtests):
+    record = {"prompt": "p", "completion": "c", "label": True}
+    files = {
+        "desirable": [record, record | {"completion": "d"}],
+        "undesirable": [record | {"label": False}],
+        "both": [record, record | {"label": False}],
+    }
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    for name, flags, message in (
+        ("desirable", ["--loss", "kto"], "all 2 responses have one label, true; .* undesirable"),
+        ("undesirable", ["--loss", "kto"], "all 1 responses have one label, false; .* desirable"),
+        ("both", [], "both.jsonl:1: a completion with a label, where pairs are needed"),
+    ):
+        with subtests.test(name):
+            data = tmp_path / f"{name}.jsonl"
+            flags = argv(llama_folder, data, tmp_path / "out", "--eval_data", data, *flags)
+            outcome = run_ranks(1, train_and_report, flags)
+            assert outcome.codes == [1], outcome.stderr
+            assert re.search(f"error: .*{message}", outcome.stderr), outcome.stderr
+
+
+def test_paired_and_unpaired_records_train_together(llama_folder, tmp_path):
+    """From two files: a pair is two responses, an unpaired record one."""
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 6)
+    lines = [{"prompt": f"p{i}", "completion": f"c{i}", "label": i % 2 == 0} for i in range(6)]
+    (tmp_path / "single.jsonl").write_text("".join(json.dumps(r) + "\n" for r in lines))
+    outcome = run_ranks(1, train_and_report, [
+        "--model", str(llama_folder), "--data", str(pairs), str(tmp_path / "single.jsonl"),
+        "--out", str(tmp_path / "out"), "--batch_size", "4", "--template", "raw", "--loss", "kto",
+        "--steps", "2",
+    ])  # fmt: skip
+    assert outcome.codes == [0], outcome.stderr

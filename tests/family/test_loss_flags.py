@@ -1,0 +1,137 @@
+"""python -m pytest tests/family/test_loss_flags.py
+
+Flags of the losses and their add-ons: what is refused, defaults, the help.
+"""
+
+import pytest
+import torch
+from preferences import (  # noqa: F401
+    fixture_of_logps,
+    fixture_of_models,
+    fixture_of_objective_of,
+    fixture_of_rows,
+    settings,
+)
+
+from nanoalign.errors import RunError
+from nanoalign.family import is_used, losses
+from nanoalign.family.losses import FIELDS, LOSSES
+
+BAD_FLAGS = {
+    "unknown loss": (["--loss", "nope"], r"invalid choice: 'nope' \(choose from .*sigmoid.*aot"),
+    "robust at a half": (["--loss", "robust", "--label_smoothing", 0.5], "below 0.5, got '0.5'"),
+    "exo_pair at 0": (["--loss", "exo_pair", "--label_smoothing", 0], "must be above 0"),
+    "gamma without simpo": (["--loss", "hinge", "--gamma_beta_ratio", 1],
+                            "no hyperparameter of --loss hinge, .* --beta$"),
+    "tau with dpo": (["--loss", "dpo", "--tau", 1], "no hyperparameter of --loss dpo"),
+    "tau without a loss": (["--tau", 1], "unrecognized arguments: --tau 1"),
+    "smoothing without cdpo": (["--loss", "sigmoid", "--label_smoothing", 0.1],
+                               "no hyperparameter of --loss sigmoid"),
+    "beta with sft": (["--loss", "sft", "--beta", 0.1], "takes none"),
+    "tau of 0": (["--loss", "discopop", "--tau", 0], "a number above 0"),
+    "reference with simpo": (["--loss", "simpo", "--reference", "tiny"], "has no reference"),
+    "no reference with dpo": (["--reference", "none"], "--loss dpo needs a --reference"),
+    "divergence with cpo": (["--loss", "cpo", "--divergence", "js"], "cpo: it has no reference"),
+    "sync with orpo": (["--loss", "orpo", "--sync_reference_every", 2], "it has no reference"),
+    "alpha without the divergence": (["--divergence_alpha", 0.5], "belong together"),
+    "the divergence without alpha": (["--divergence", "alpha"], "belong together"),
+    "divergence_alpha of 1": (["--divergence", "alpha", "--divergence_alpha", 1], "below 1"),
+    "divergence_alpha of 0": (["--divergence", "alpha", "--divergence_alpha", 0], "at least 1e-06"),
+    "unknown divergence": (["--divergence", "kl"], "invalid choice: 'kl'"),
+    "ld_alpha of 1": (["--ld_alpha", 1], "below 1"),
+    "negative ld_alpha": (["--ld_alpha", -0.1], "at least 0"),
+    "negative nll_weight": (["--nll_weight", -0.1], "at least 0"),
+    "negative length_alpha": (["--length_alpha", -0.1], "at least 0"),
+    "negative odds_weight": (["--loss", "orpo", "--odds_weight", -1], "at least 0"),
+    "sync every 0 steps": (["--sync_reference_every", 0], "at least 1"),
+    "mix of 0": (["--sync_reference_every", 2, "--sync_reference_mix", 0], "above 0"),
+    "mix without when": (["--sync_reference_mix", 0.5], "give both"),
+    "wpo with kto": (["--loss", "kto", "--wpo"], "single responses"),
+    "ld_alpha with sft": (["--loss", "sft", "--ld_alpha", 0], "does not go with --loss sft"),
+    "too far a mix": (["--sync_reference_every", 2, "--sync_reference_mix", 2], "give 1 or less"),
+    "kto of single records": (["--loss", "kto", "--batch_size", 1], "raise --batch_size"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_flags_that_the_loss_does_not_use_are_errors(case):
+    flags, message = BAD_FLAGS[case]
+    with pytest.raises(RunError, match=message):
+        settings(*flags)
+
+
+def test_flags_at_their_limits():
+    for flags in (
+        ["--loss", "kto", "--batch_size", 2],
+        ["--sync_reference_every", 1, "--sync_reference_mix", 1],
+        ["--divergence", "alpha", "--divergence_alpha", 1e-6],
+        ["--nll_weight", 0, "--length_alpha", 0, "--ld_alpha", 0],
+        ["--loss", "orpo", "--odds_weight", 0],
+    ):
+        settings(*flags)
+
+
+def of_the_margin(name: str) -> bool:
+    """Whether a constant added to both log-ratios changes nothing."""
+    if name == "dpo" or "shift" in FIELDS[name]:
+        return name == "dpo"
+    values = torch.randn(2, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.allclose(LOSSES[name](*values), LOSSES[name](*(values + 3)), rtol=1e-9)
+
+
+ALL = {"dpo", *LOSSES}
+OF_MEANS = {name for name in LOSSES if "lengths" in " ".join(FIELDS[name])}
+OF_SUMS = {"dpo"} | {name for name in LOSSES if "chosen_logratios" in FIELDS[name]} - OF_MEANS
+FITS = {  # by what a loss is a function of: one of means has no sums that an add-on could change
+    ("--length_alpha", "0.1"): {name for name in OF_SUMS if of_the_margin(name)},
+    ("--divergence", "js"): OF_SUMS,
+    ("--ld_alpha", "0.5"): ALL - OF_MEANS - {"kto"},
+    ("--wpo",): ALL - {"kto"},
+    ("--nll_weight", "1"): ALL,
+    ("--sync_reference_every", "2"): OF_SUMS | {"ipo", "sigmoid_norm", "kto", "aot"},
+}
+
+
+@pytest.mark.parametrize("flags", FITS, ids=lambda flags: flags[0])
+def test_an_add_on_goes_with_the_losses_that_it_fits(flags):
+    accepted = set()
+    for name in ("dpo", *LOSSES):
+        try:
+            settings("--loss", name, *flags)
+            accepted.add(name)
+        except RunError as error:
+            assert f"{flags[0]} does not go with --loss {name}: " in str(error)
+    assert accepted == FITS[flags]
+
+
+def test_defaults_are_those_of_the_papers():
+    assert settings("--loss", "simpo").beta == 2.0
+    assert settings("--loss", "simpo", "--beta", "1").beta == 1.0
+    assert settings("--loss", "sppo_hard").beta == 1e-3
+    args = settings("--loss", "kto", "--desirable_weight", 2)
+    assert (args.beta, args.desirable_weight, args.undesirable_weight) == (0.1, 2.0, 1.0)
+    args = settings("--loss", "sft")
+    assert (args.beta, args.label_smoothing, args.reference) == (None, None, "none")
+    args = settings()
+    assert (args.beta, args.label_smoothing, args.reference) == (0.1, 0.0, None)
+    assert settings("--loss=dpop").dpop_lambda == 50
+    assert settings("--sync_reference_every", 3).sync_reference_mix == 0.6
+
+
+def test_a_plain_run_needs_nothing_of_the_family():
+    assert not is_used(settings()) and not is_used(settings("--label_smoothing", 0.1))
+    for flags in (["--loss", "sigmoid"], ["--nll_weight", 0], ["--ld_alpha", 0], ["--wpo"]):
+        assert is_used(settings(*flags))
+
+
+def test_the_help_has_every_hyperparameter_with_its_default(capsys):
+    with pytest.raises(SystemExit):
+        settings("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for name, takes in losses.DEFAULTS.items():
+        assert name in text
+        for flag, value in takes.items():
+            assert f"--{flag}" in text
+            assert flag in ("beta", "label_smoothing") or f"{name}, default: {value:g}" in text
+    assert "default of --beta: 0.1, but sigmoid_norm 5, sppo_hard 0.001, dpop 0.3, simpo 2" in text
+    assert "default of --label_smoothing: 0, but cdpo 0.1, robust 0.1, exo_pair 0.001" in text
