@@ -113,6 +113,8 @@ def test_pku_template(tokenizer):
     row = encode("Hi", ("yes", "no"), tokenizer, template="pku")
     assert tokenizer.decode(row.prompt) == "BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:"
     assert tokenizer.decode(row.responses[0]) == "yes<eos>"
+    spaced = encode("Hi", (" yes", "no"), tokenizer, template="pku")
+    assert tokenizer.decode(spaced.responses[0]) == " yes<eos>"  # HH-RLHF's space is none of theirs
 
 
 def test_pku_text_can_not_smuggle_special_tokens(tokenizer):
@@ -145,6 +147,17 @@ def test_a_chat_template_renders_the_prompt_once_and_ends_with_one_eos():
     chat = byte_tokenizer(chat_template=CHAT)
     row = encode("Hi", ("yes", "no"), chat)  # auto: the tokenizer has a chat template
     assert texts(row, chat) == ["<bos><user>Hi<eos>\n<assistant>", "yes<eos>", "no<eos>"]
+
+
+def test_a_prompt_may_end_with_the_eos_that_a_chat_template_writes():
+    chat = byte_tokenizer(chat_template=CHAT.replace("<assistant>", ""))
+    row = encode("Hi", ("yes", "no"), chat)
+    assert texts(row, chat)[0] == "<bos><user>Hi<eos>\n"
+    chat = byte_tokenizer(
+        chat_template="{{ messages|map(attribute='content')|join('<eos>') }}<eos>"
+    )
+    row = encode("Hi", ("yes", "no"), chat)
+    assert texts(row, chat) == ["Hi<eos>", "yes<eos>", "no<eos>"]
 
 
 def test_a_chat_template_gets_the_turns_of_a_dialogue():

@@ -79,6 +79,7 @@ def test_pairs_are_of_anything_that_maps_a_batch_to_log_probabilities(rows):
     unknown = ("chosen_logratios", "rejected_logratios", "reference_gaps", "wpo_weights",
                "matched_gaps", "kl", "has_chosen", "has_rejected")  # fmt: skip
     assert [getattr(alone, name) for name in unknown] == [None] * 8
+    assert not hasattr(alone, "__dict__")  # a misspelled field is an error
 
 
 def test_discounted_sums_by_hand():
