@@ -2,6 +2,9 @@
 
 import json
 import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: two workers share two cores
+
 import random
 import tempfile
 from pathlib import Path
