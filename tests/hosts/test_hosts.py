@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,13 +52,15 @@ class Host:
                 ["ip", "netns", "exec", self.name, *command],
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env=os.environ | {"GLOO_SOCKET_IFNAME": self.link, "OMP_NUM_THREADS": "1"},
-            )
+                env=os.environ | {"GLOO_SOCKET_IFNAME": self.link, "OMP_NUM_THREADS": "1",
+                                  "PYTHONFAULTHANDLER": "1"},
+            )  # fmt: skip
 
-    def kill(self) -> None:
+    def kill(self, with_signal: signal.Signals = signal.SIGKILL) -> None:
         """As when the power fails, but that the kernel still closes the connections."""
         for pid in ip("netns", "pids", self.name).split():
-            os.kill(int(pid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended since
+                os.kill(int(pid), with_signal)
 
     def wait(self, timeout: float = 120) -> int:
         return self.process.wait(timeout)
@@ -123,10 +126,23 @@ def wait_for(path: Path, hosts: list[Host]) -> None:
         time.sleep(0.01)
 
 
+def wait_for_all(hosts: list[Host], timeout: float = 120) -> None:
+    """Waits until all hosts have ended with 0; else fails with what their processes do."""
+    deadline = time.monotonic() + timeout
+    codes = [None] * len(hosts)
+    while None in codes and not any(codes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+        codes = [host.process.poll() for host in hosts]
+    for host in hosts if any(codes) or None in codes else ():
+        host.kill(signal.SIGABRT)  # faulthandler writes the stack of every thread
+        host.process.wait()
+    assert codes == [0] * len(hosts), "\n".join(host.errors() for host in hosts)
+
+
 def test_two_hosts_give_the_curve_of_one(hosts, flags, tmp_path):
     four = [*flags, "--steps", "4"]
     out = start(hosts, tmp_path, four)
-    assert [host.wait() for host in hosts] == [0, 0], [host.errors() for host in hosts]
+    wait_for_all(hosts)
     assert_same_curve(on_one_host(tmp_path / "one", four), metrics_of(out))
 
 
