@@ -117,12 +117,16 @@ def breakpoint0() -> None:
 
 def run(main: Callable[[], None], report: Callable[[BaseException], bool]) -> None:
     """Runs the main of a script. An error that `report` prints (True) ends it with exit code 1."""
+    code = 0
     try:
         main()
     except Exception as error:
         if not report(error):
             raise
-        sys.stdout.flush()
-        os._exit(1)  # sys.exit would wait for collectives that a stopped rank never joins
-    if dist.is_initialized():
+        code = 1  # without waiting for collectives that a stopped rank never joins
+    if code == 0 and dist.is_initialized():
         dist.destroy_process_group()
+    if code or place()[1] > 1:
+        # Ends without finalizing Python: a thread of gloo that frees a tensor then would abort.
+        sys.stdout.flush()
+        os._exit(code)

@@ -81,4 +81,4 @@ def _rank(rank: int, ranks: int, port: int, folder: str, function: Callable, arg
         os._exit(70)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # as torchrun's workers end: without waiting for threads of the process group
+    os._exit(0)  # as distributed.run ends a rank: without waiting for threads of gloo

@@ -83,6 +83,18 @@ def test_a_rank_that_waited_for_one_that_reported_an_error_adds_nothing():
     assert outcome.codes == [1, 1] and outcome.stderr == "error: only rank 1 found this\n"
 
 
+def _run_and_go_on() -> None:
+    run(lambda: print("done", setup().size), report.report)
+    print("Python is finalized")
+
+
+def test_ranks_end_without_finalizing_python():
+    """Else a thread of gloo that frees its last tensor then aborts a rank whose work is done."""
+    several, alone = run_ranks(2, _run_and_go_on), run_ranks(1, _run_and_go_on)
+    assert several.codes == [0, 0] and several.stdout == "done 2\n" * 2
+    assert alone.codes == [0] and alone.stdout == "done 1\nPython is finalized\n"
+
+
 def test_one_process_prints_expected_errors_alone(capsys):
     assert report.report(RunError("a mistake")) and report.report(OSError("no disk"))
     assert capsys.readouterr().err == "error: a mistake\nerror: no disk\n"
