@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,19 @@ def test_sums_of_responses_by_hand():
     assert sums.tolist() == [3.0, 4.0, 56.0]
     (sums @ torch.tensor([1.0, 10.0, 100.0])).backward()
     assert values.grad.tolist() == [1.0, 1.0, 10.0, 100.0, 100.0, 100.0]
+
+
+def test_sums_of_long_responses_are_exact():
+    """100,000 tokens of about -7 nats, added by math.fsum: within 4 units of float32."""
+    lengths = torch.tensor([4_000, 100_000, 30_000])
+    values = torch.randn(134_000, generator=torch.Generator().manual_seed(0)) - 7
+    values.requires_grad_()
+    sums = sums_of_responses(values, lengths)
+    for own, part in zip(sums, values.split(lengths.tolist()), strict=True):
+        exact = math.fsum(part.tolist())
+        assert abs(own.item() - exact) <= 4 * np.spacing(np.float32(abs(exact))), exact
+    (sums * torch.tensor([0.1, 0.2, 0.3])).sum().backward()
+    assert torch.equal(values.grad, torch.tensor([0.1, 0.2, 0.3]).repeat_interleave(lengths))
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 5, 100])
