@@ -131,11 +131,7 @@ def train(
         # clip, step
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
-        if not math.isfinite(metrics["loss"] + grad_norm):
-            raise RunError(
-                f"step {step + 1} was not taken: the loss is {metrics['loss']}, the gradient norm"
-                f" {grad_norm}; lower --lr, or check the weights of --model"
-            )
+        check_finite(metrics | {"grad_norm": grad_norm}, f"step {step + 1} was not taken")
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
             raise RunError(f"step {step + 1}: no gradient reached the model, nothing is trained")
         optimizer.step()
@@ -148,6 +144,7 @@ def train(
         progress.set_postfix({k: f"{metrics[k]:.3f}" for k in SHOWN if k in metrics}, refresh=False)
         progress.update()
         if done == total or done % epoch == 0 or done % (args.eval_every or epoch) == 0:
+            check_parameters(model, done)
             log(done, evaluate(objective, held_out, batches))
         if save(done, done == total):
             break
@@ -168,7 +165,22 @@ def evaluate(
             for batch in batches.all(rows):
                 means.add(objective(batch)[1], batch.weights)
             metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
+    check_finite(metrics, "evaluation")
     return metrics
+
+
+def check_finite(values: dict[str, float], when: str) -> None:
+    """Raises RunError if a value, of all ranks, is NaN or infinite."""
+    if bad := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
+        advice = "nothing of it is saved: lower --lr, or check the weights of --model"
+        raise RunError(f"{when}: {', '.join(bad)}; {advice}")
+
+
+@torch.no_grad()
+def check_parameters(model: nn.Module, step: int) -> None:
+    """Raises RunError if a trained parameter is NaN or infinite after `step`. A collective."""
+    norm = nn.utils.get_total_norm([p for p in model.parameters() if p.requires_grad])
+    check_finite({"norm of the parameters": full(norm).item()}, f"after step {step}")
 
 
 def total_steps(rows: int, args: Namespace) -> int:

@@ -1,6 +1,7 @@
 """Checkpoints of a run: each rank writes its shards, and any number of ranks can read them.
 
-    checkpoints/step_000100/run.json        format version, step, flags, fingerprint of the data
+    checkpoints/step_000100/run.json        format version, step, flags, fingerprint of the data,
+                                            digests of the models
     checkpoints/step_000100/*.distcp        shards of parameters and optimizer state
 
 A checkpoint is written to a hidden folder, which is renamed when it is complete.
@@ -29,13 +30,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from nanoalign.batch import Row
+from nanoalign.checkpoints.digest import digest_of_weights
 from nanoalign.checkpoints.runs import METRICS
+from nanoalign.checkpoints.unpickle import Planner, Reader
 from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.hosts.collectives import on_main
-from nanoalign.loop import Objective
+from nanoalign.hosts.collectives import gather, on_main
+from nanoalign.loop import Objective, check_parameters
 
-FORMAT = 1  # version of a checkpoint; another one is refused
+FORMAT = 2  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
@@ -52,16 +55,23 @@ class Checkpoints:
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
-        rows: Sequence[Row], args: Namespace, world: World,
+        rows: Sequence[Row], args: Namespace, world: World, folders: dict[str, Path],
     ):  # fmt: skip
+        """folders: of the models that the run started from, by the flag that names each."""
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.args, self.world, self.out = args, world, Path(args.out)
-        self.fingerprint = fingerprint(rows)
+        self.fingerprint, self.folders = fingerprint(rows), folders
+
+        def digests() -> dict[str, str]:
+            return {flag: digest_of_weights(folder) for flag, folder in folders.items()}
+
+        self.models = gather(on_main(world, digests), world)[0]
 
     def __call__(self, step: int, last: bool) -> bool:
         """Writes a checkpoint if it is due; True if the run is to end: the `save` of loop.train."""
         args, stop = self.args, step == self.args.stop_after
         if stop or (args.save_every and (last or step % args.save_every == 0)):
+            check_parameters(self.model, step)
             self.write(step)
         return stop
 
@@ -77,7 +87,8 @@ class Checkpoints:
 
         def complete() -> None:
             about = {"format": FORMAT, "step": step, "state": self.objective.state,
-                     "rows": self.fingerprint, "args": vars(self.args)}  # fmt: skip
+                     "rows": self.fingerprint, "models": self.models,
+                     "args": vars(self.args)}  # fmt: skip
             (temporary / ABOUT).write_text(json.dumps(about, indent=2))
             if final.exists():
                 remove(final)
@@ -95,7 +106,8 @@ class Checkpoints:
     def resume(self) -> int:
         """Fills model, optimizer and objective from the newest checkpoint; returns its step.
 
-        A collective. Raises RunError where the training rows are not those of the checkpoint.
+        A collective. Raises RunError where the training rows, or the models that the run started
+        from, are not those of the checkpoint.
         """
         path = newest(self.out)
         about = read_about(path)
@@ -104,14 +116,21 @@ class Checkpoints:
                 f"--resume: the training pairs are not those of {path}; give the same data and the "
                 f"same {', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
             )
+        for flag, folder in self.folders.items():  # a reference and frozen weights are not in it
+            if about["models"].get(flag) != self.models[flag]:
+                name = getattr(self.args, flag.strip("-"))
+                raise RunError(
+                    f"--resume: the files of {flag} {name} ({folder}) are not those with which "
+                    f"{path} was written; restore them, or start a new run with another --out"
+                )
         state = self.state()
         # Parameters that get no gradient have no optimizer state in the files.
-        planner = dcp.DefaultLoadPlanner(allow_partial_load=True)
+        planner, reader = Planner(allow_partial_load=True), Reader(path)
         modules = {name: part for name, part in state.items() if name != "optimizer"}
         try:  # read_metadata first, because dcp.load prints a traceback where that is damaged
-            dcp.FileSystemReader(path).read_metadata()
-            dcp.load(modules, checkpoint_id=path)
-            dcp.load({"optimizer": state["optimizer"]}, checkpoint_id=path, planner=planner)
+            reader.read_metadata()
+            dcp.load(modules, storage_reader=reader, planner=Planner())
+            dcp.load({"optimizer": state["optimizer"]}, storage_reader=reader, planner=planner)
         except dcp.api.CheckpointException as error:
             raise RunError(unreadable(path, causes(error))) from error
         except (OSError, EOFError, UnpicklingError) as error:

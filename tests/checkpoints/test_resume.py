@@ -17,6 +17,7 @@ from runs import losses, metrics_of, script
 from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM
 
+from nanoalign import loop
 from nanoalign.batch import Row
 from nanoalign.checkpoints import resume
 
@@ -94,6 +95,23 @@ def test_resume_after_an_evaluation_at_the_same_step(train, tmp_path):
     straight = train(tmp_path / "a", "--eval_every", 5, ranks=2)
     train(tmp_path / "b", "--eval_every", 5, "--stop_after", 5, ranks=2)
     assert train(tmp_path / "b", "--eval_every", 5, "--resume", ranks=2) == straight
+
+
+def _with_a_last_rate_of_1e39(argv: list[str]) -> None:
+    loop.get_lr = lambda step, *_: 1e39 if step == 2 else 1e-2
+    script(argv)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(llama_folder, pairs, tmp_path):
+    """The third step has no number left, on two ranks; the checkpoint of the second one is kept."""
+    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--batch_size", 7,
+            "--template", "raw", "--steps", 3, "--save_every", 1]  # fmt: skip
+    outcome = run_ranks(2, _with_a_last_rate_of_1e39, [str(arg) for arg in argv])
+    assert outcome.codes == [1, 1]
+    assert outcome.stderr.count("error: after step 3: norm of the parameters is inf") == 1
+    assert checkpoints(tmp_path / "run") == ["step_000001", "step_000002"]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
 def test_resume_in_bfloat16(train, tmp_path):
@@ -180,7 +198,7 @@ def test_a_checkpoint_has_the_moments_of_adamw_in_float32(stopped):
     assert len(parameters) == 2 * 9 + 3 and len(moments) == 2 * (2 * 9 + 2)
     assert {kept[name].properties.dtype for name in parameters | moments} == {torch.float32}
     about = json.loads((path / "run.json").read_text())
-    assert about["format"] == 1 and about["step"] == 5 and about["args"]["lr"] == LR
+    assert about["format"] == 2 and about["step"] == 5 and about["args"]["lr"] == LR
 
 
 # --- what is refused
@@ -230,7 +248,7 @@ def test_another_file_of_pairs_is_refused_by_all_ranks(llama_folder, stopped, tm
     assert error.startswith(f"error: --resume: the training pairs are not those of {path}; give")
 
 
-@pytest.mark.parametrize("version", [None, 0, 2])
+@pytest.mark.parametrize("version", [None, 1, 3])
 def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path, version):
     """None: a checkpoint that was written before checkpoints had a format version."""
     out = shutil.copytree(stopped, tmp_path / "run")
@@ -241,7 +259,7 @@ def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_pat
         json.dumps(about if version is None else about | {"format": version})
     )
     assert one_error(resume_with(llama_folder, pairs, out, ranks=2)) == (
-        f"error: {path} has format version {version or 0}, this version of nanoalign reads 1; "
+        f"error: {path} has format version {version or 0}, this version of nanoalign reads 2; "
         "continue with the version that wrote it, or start a new run with another --out"
     )
 

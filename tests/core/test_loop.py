@@ -155,9 +155,10 @@ def test_a_step_that_is_not_finite_is_not_taken(llama_folder, rows, world):
     class Broken(Objective):
         def __call__(self, batch):
             losses, metrics = super().__call__(batch)
-            return losses * float("nan"), metrics | {"loss": losses * float("nan")}
+            losses = losses * (float("nan") if losses.requires_grad else 1.0)
+            return losses, metrics | {"loss": losses}
 
-    with pytest.raises(RunError, match="step 1 was not taken: the loss is nan"):
+    with pytest.raises(RunError, match="step 1 was not taken: loss is nan"):
         Run(llama_folder, rows, world, objective=Broken)
 
 
@@ -244,8 +245,22 @@ def test_the_progress_bar_has_steps_and_the_loss(world, capsys):
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(world):
-    with pytest.raises(RunError, match="step 3 was not taken: the loss is 0.0, the gradient norm"):
+    with pytest.raises(RunError, match="step 3 was not taken: grad_norm is inf"):
         Two(lambda a, b: (a - 1).sqrt() + 0 * b, world, start=2)
+
+
+@pytest.mark.parametrize("held_out", [0, 1])
+def test_a_step_after_which_the_parameters_have_no_norm_ends_the_run(world, held_out):
+    """The loss and its gradient were finite; the square of 1e38 is above the largest float32."""
+    message = "after step 1: norm of the parameters is inf; nothing of it is saved: lower --lr"
+    with pytest.raises(RunError, match=message):
+        Two(lambda a, b: a + b, world, held_out=held_out, steps=1, lr=1e38)
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run(world):
+    """a falls from 1 to 0.9125; the root of a - 0.95 is then nan, and all parameters finite."""
+    with pytest.raises(RunError, match="evaluation: eval/loss is nan"):
+        Two(lambda a, b: (a - 0.95).sqrt() + 0 * b, world, steps=1)
 
 
 def test_no_gradient_is_an_error_in_the_first_step_alone(world):
