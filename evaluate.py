@@ -37,7 +37,7 @@ from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
 
 FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate",
-            "policy_tokens_mean", "policy_ended_share")  # fmt: skip
+            "policy_tokens_mean", "policy_ended_share", "policy_cut_share")  # fmt: skip
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -130,7 +130,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     # prompts, given answers, policies, reward model
     given = {role: getattr(args, f"{role}_answers") for role in answers.ROLES}
     given = {role: source for role, source in given.items() if source}
-    prompts, found = answers.read_given(given, args.data, args.samples, args.allow_missing)
+    prompts, found, left_out = answers.read_given(given, args.data)
     names = {role: getattr(args, role) for role in answers.ROLES if role not in found}
     samplers = {  # by name: where policy and baseline are one model, it is loaded once
         name: answers.load_sampler(name, prompts, args, world)
@@ -156,7 +156,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         return
 
     # figures, files
-    figures = comparison.comparison_metrics(compared) | kl
+    figures = comparison.comparison_metrics(compared, judge.rule[1]) | kl
+    figures["prompts_left_out"] = left_out
     title = (
         f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
         f"judged by {args.reward}"
@@ -166,11 +167,12 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     with results.results_folder(args.out, vars(args)) as out:
         results.write_comparison(out, title, compared, figures, log)
     if args.pairs_out:
-        records = comparison.new_pairs(prompts, compared, args.samples)
-        results.write_pairs(args.pairs_out, records, len(prompts))
-    for name, value in figures.items():
-        print(f"{name:<28} {'-' if value is None else round(value, 4)}")
+        results.write_pairs(args.pairs_out, compared)
+    for name, *values in diagnosis.figure_rows(figures):
+        print(f"{name:<28} {'  '.join(f'{value:<9}' for value in values)}".rstrip())
     print(f"\n{diagnosis.conclusion(figures)}")
+    if rests_on := diagnosis.caution(figures):
+        print(rests_on)
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
 
 

@@ -1,7 +1,7 @@
 """Evaluation of reward models and policies: docs/evaluation.md.
 
 scoring.py      the score of every response, by a reward model or a policy
-rows.py         answers as token ids: an answer that was cut where it was sampled has no EOS
+rows.py         answers as token ids: where sampling stopped at --max_new_tokens there is no EOS
 ranking.py      how a reward model ranks pairs: its figures, and a table of them
 cases.py        the pairs worth reading, as Markdown
 generation.py   sampling from a policy
@@ -91,15 +91,13 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--policy", help=f"a folder, OWNER/NAME, or 'tiny'; default: {POLICY}")
     add("--baseline", help="the model that it is compared with, likewise; default: tiny")
     add("--policy_answers", metavar="SOURCE",
-        help="answers of another program, in place of --policy: records of prompt and "
-        "response")  # fmt: skip
+        help="answers of another program, in place of --policy: records of prompt and answer, all "
+        "of which are compared; prompts that are not in all files are left out")  # fmt: skip
     add("--baseline_answers", metavar="SOURCE", help="likewise, in place of --baseline")
     add("--reward", default=REWARD_MODEL, help="the reward model that scores the answers")
     add("--data", nargs="+", metavar="SOURCE",
         help="prompts, alone or in preference records; default: those of the given answers, "
         "else tiny:test")  # fmt: skip
-    add("--allow_missing", action="store_true",
-        help="leave out prompts without answers, and answers to other prompts")  # fmt: skip
     add("--template", choices=TEMPLATES, default="auto",
         help="of the prompts, for both models; and of the reward model")  # fmt: skip
     add("--reward_template", choices=TEMPLATES,
@@ -118,8 +116,9 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the answers; 0: always the most probable token")  # fmt: skip
     add("--top_p", type=positive, default=1.0,
         help="only the most probable tokens that together have this probability")  # fmt: skip
-    add("--max_new_tokens", type=count, default=256, help="tokens after which an answer is cut")
-    add("--samples", type=count, default=1, help="answers to each prompt")
+    add("--max_new_tokens", type=count, default=256,
+        help="tokens of an answer at which sampling stops")  # fmt: skip
+    add("--samples", type=count, default=1, help="answers sampled to each prompt")
     add("--seed", type=number(int, 0), default=0, help="of the answers")
     add("--pairs_out", metavar="FILE",
         help="write the best answer of the policy to each prompt and its worst as preference "
@@ -188,7 +187,12 @@ def refusal(args: Namespace) -> str | None:
             f"with --temperature 0 all --samples {args.samples} of a prompt are the same; give 1, "
             "or another temperature"
         )
-    if args.pairs_out is not None and args.samples < 2:
+    if args.samples > 1 and not (args.policy or args.baseline):
+        return (
+            f"--samples {args.samples} samples answers, but both files have theirs, which are all "
+            "compared; leave it out"
+        )
+    if args.pairs_out is not None and args.policy and args.samples < 2:
         return (
             f"--pairs_out compares the answers to a prompt; --samples is {args.samples}, give 2 or "
             "more"

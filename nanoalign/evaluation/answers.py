@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,14 +27,16 @@ ROLES = ("policy", "baseline")  # of the two models of a comparison
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers of one model, equally many to every prompt: as texts, and as sampled tokens."""
+    """The answers of one model, one or more to every prompt: as texts, and as sampled tokens."""
 
     texts: list[list[str]]  # [prompt][answer]
     sampled: list[list[Answer]] | None = None  # None if they are from a file
 
-    def ended(self, n: int, k: int) -> bool | None:
-        """Whether answer k to prompt n ended with EOS; None if that is not known."""
-        return None if self.sampled is None else self.sampled[n][k].ended
+    def ended(self, n: int) -> list[bool | None]:
+        """Of each answer to prompt n whether it ended with EOS; None if that is not known."""
+        if self.sampled is None:
+            return [None] * len(self.texts[n])
+        return [answer.ended for answer in self.sampled[n]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,68 +54,60 @@ class Sampler:
 
 
 def read_given(
-    sources: dict[str, str], data: list[str] | None, samples: int, allow_missing: bool
-) -> tuple[list[Record], dict[str, Answers]]:
-    """The prompts of a comparison, and by role the answers to them that are in files.
+    sources: dict[str, str], data: list[str] | None
+) -> tuple[list[Record], dict[str, Answers], int]:
+    """The prompts of a comparison, each once; by role their answers in files; prompts left out.
 
-    sources: of answers, by role. data: sources of prompts; if it is None, the prompts are those of
-        the first source of answers, each once. samples: answers to each prompt. allow_missing: see
-        `match`.
-    Raises RunError if no prompt has answers of all files.
+    sources: of answers, by role. data: sources of prompts; None: the prompts are those of the
+        sources of answers. Prompts that are not in all of these are left out: their number is
+        printed, and returned.
+    Raises RunError if no prompt is left.
     """
+    prompts: dict[str, dict[str, Record]] = {}  # by source, by prompt_key
+    given: dict[str, dict[str, list[str]]] = {}  # by role: the answers by prompt_key
     if data:
-        prompts = read_prompts(data)
-    else:
-        once: dict[str, Record] = {}
-        for prompt in read_prompts([next(iter(sources.values()))]):
-            once.setdefault(prompt_key(prompt.prompt), prompt)
-        prompts = list(once.values())
-    texts = {role: match(each, prompts, samples, allow_missing) for role, each in sources.items()}
-    complete = [n for n in range(len(prompts)) if all(each[n] for each in texts.values())]
-    if not complete:
-        raise RunError(f"none of the {len(prompts):,} prompts has answers of both models")
-    return [prompts[n] for n in complete], {
-        role: Answers([each[n] for n in complete]) for role, each in texts.items()
-    }
-
-
-def match(
-    source: str, prompts: Sequence[Record], samples: int, allow_missing: bool
-) -> list[list[str] | None]:
-    """Of each prompt its `samples` answers of a file, in the order of the file; None: too few.
-
-    Raises RunError if a prompt has too few answers, or answers are left over; with allow_missing
-    these are counted and left out.
-    """
-    remaining = read_answers(source)
-    matched, lacking = [], []
-    for prompt in prompts:
-        own = remaining.get(prompt_key(prompt.prompt), [])
-        enough = len(own) >= samples
-        matched.append([own.pop(0) for _ in range(samples)] if enough else None)
-        if not enough:
-            lacking.append(prompt)
-    remaining = {prompt: own for prompt, own in remaining.items() if own}
-    problems = []
-    if lacking:
-        first = lacking[0]
-        problems.append(
-            f"{len(lacking):,} of {len(prompts):,} prompts have fewer than {samples} answers for "
-            f"each time they occur, the first {first.name}, {prompt_key(first.prompt)[:60]!r}"
-        )
-    if remaining:
-        problems.append(
-            f"{sum(map(len, remaining.values())):,} answers are to other prompts than those of the "
-            f"data, or to these more often, the first to {next(iter(remaining))[:60]!r}"
-        )
-    if problems and not allow_missing:
+        records = read_prompts(data)
+        own = prompts[" ".join(data)] = by_key(records)
+        if len(own) < len(records):
+            print0(f"{'data':<11} {len(records):,} records of {len(own):,} prompts, each used once")
+    for role, source in sources.items():
+        records, given[role] = read_answers(source)
+        prompts[source] = by_key(records)
+        total = sum(map(len, given[role].values()))
+        print0(f"{'answers':<11} {source}: {total:,} answers to {len(records):,} prompts")
+    first, *others = prompts.values()
+    common = {key: record for key, record in first.items() if all(key in own for own in others)}
+    answers_of = {source: given[role] for role, source in sources.items()}
+    left_out = [
+        f"{source}: {len(own) - len(common):,} of {len(own):,} prompts"
+        + _missing(own.keys() - common.keys(), own, answers_of.get(source))
+        for source, own in prompts.items()
+        if len(own) > len(common)
+    ]
+    if not common:
         raise RunError(
-            f"{source}: {'; '.join(problems)}. Complete the file, give --data or --samples that "
-            "fit it, or leave these out with --allow_missing"
+            f"no prompt is in all of {', '.join(prompts)}: a prompt must be the same text"
         )
-    for problem in problems:
-        print0(f"{'left out':<11} {source}: {problem}")
-    return matched
+    if left_out:
+        print0(f"{'left out':<11} what is not in all files: {'; '.join(left_out)}")
+    answers = {role: Answers([own[key] for key in common]) for role, own in given.items()}
+    count = len({key for own in prompts.values() for key in own}) - len(common)
+    return list(common.values()), answers, count
+
+
+def by_key(records: Sequence[Record]) -> dict[str, Record]:
+    """The first record of each prompt, by its prompt_key."""
+    found: dict[str, Record] = {}
+    for record in records:
+        found.setdefault(prompt_key(record.prompt), record)
+    return found
+
+
+def _missing(keys: Set[str], own: dict[str, Record], answers: dict[str, list[str]] | None) -> str:
+    """How many answers the prompts of `keys` have, and the first of these prompts."""
+    first = next(record for key, record in own.items() if key in keys)
+    count = f" with {sum(len(answers[key]) for key in keys):,} answers" if answers else ""
+    return f"{count}, the first {first.name}, {prompt_key(first.prompt)[:60]!r}"
 
 
 # --- answers of a policy --------------------------------------------------------------------------
@@ -162,10 +156,10 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     """The answers of the policy to every prompt. A collective."""
     eos = eos_ids(sampler.policy, sampler.tokenizer)
     sampled = generate(sampler.policy, sampler.rows, eos, settings, world)
-    cut = sum(not answer.ended for some in sampled for answer in some)
+    stopped = sum(not answer.ended for some in sampled for answer in some)
     print0(
-        f"{'sampled':<11} {sampler.name}: {len(sampled) * settings.samples:,} answers, {cut:,} of "
-        f"them cut at {settings.max_new_tokens} tokens"
+        f"{'sampled':<11} {sampler.name}: {len(sampled) * settings.samples:,} answers, {stopped:,} "
+        f"of them stopped at --max_new_tokens {settings.max_new_tokens}"
     )
     texts = [[decode_continuation(a.tokens, sampler.tokenizer) for a in some] for some in sampled]
     return Answers(texts, sampled)
@@ -188,8 +182,8 @@ def kl_estimate(
 ) -> dict[str, float]:
     """KL(policy || baseline): the mean difference of log-probabilities, in nats, of the answers.
 
-    answers: of the policy, at temperature 1 without top_p. A cut answer counts with the tokens that
-    it has.
+    answers: of the policy, at temperature 1 without top_p. A stopped answer counts with the tokens
+    that it has.
     """
     logps = []  # of policy and baseline: (answers,) each
     for sampler in (policy, baseline):

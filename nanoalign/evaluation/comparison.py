@@ -1,14 +1,19 @@
 """The answers of two models to the same prompts, compared by their rewards.
 
-Shapes: P pairs of answers, one of the policy and one of the baseline to the same prompt.
+Each answer of the policy is compared with each of the baseline to its prompt. The prompts may have
+different numbers of answers, and all count equally: every mean, share and win rate is the mean over
+prompts of the mean over the answers or pairs of a prompt.
+
+Shapes: N prompts, P pairs of answers, one of the policy and one of the baseline to the same prompt.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanoalign.encode import Record, is_dialogue
+from nanoalign.encode import is_dialogue
+from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.statistics import (
     bootstrap_interval,
@@ -20,111 +25,174 @@ from nanoalign.tiny import world as tiny_world
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Two answers to one prompt: a line of answers.jsonl.
+class Judged:
+    """An answer and its reward.
 
-    Tokens are counted with the EOS: as sampled, if both models sampled with one vocabulary, else by
-    the tokenizer of the reward model.
+    Tokens are those of the whole answer, with its EOS: as sampled, if both models sampled with one
+    vocabulary, else by the tokenizer of the reward model.
     """
+
+    answer: str
+    score: float  # its reward
+    tokens: int
+    ended: bool | None  # False: sampling stopped at --max_new_tokens; None: it was made elsewhere
+    read_share: float  # of its tokens: what the reward model read of it
+
+    @property
+    def cut(self) -> bool:
+        """Whether the reward model read only its beginning, because of its max_length."""
+        return self.read_share < 1
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A prompt and all answers to it."""
 
     id: str
     prompt: str | list[dict]
-    policy_answer: str
-    baseline_answer: str
-    policy_score: float  # its reward
-    baseline_score: float
-    policy_tokens: int
-    baseline_tokens: int
-    policy_ended: bool | None  # False: cut; None: not known, because it was made elsewhere
-    baseline_ended: bool | None
+    policy: tuple[Judged, ...]
+    baseline: tuple[Judged, ...]
+
+    def margins(self) -> np.ndarray:
+        """Rewards of the policy's answers minus those of the baseline's: (policy's, baseline's)."""
+        return np.subtract.outer(*([x.score for x in getattr(self, role)] for role in ROLES))
+
+    def win_rate(self) -> float:
+        """The policy's share of wins; a tie is half a win."""
+        return float(win_shares(self.margins()).mean())
 
 
-def comparison_metrics(compared: Sequence[Compared]) -> Figures:
-    """The figures of a comparison.
+def answer_lines(compared: Sequence[Compared]) -> list[dict]:
+    """The lines of answers.jsonl: one an answer."""
+    return [
+        {"id": each.id, "prompt": each.prompt, "side": role, "answer": x.answer, "score": x.score,
+         "tokens": x.tokens, "ended": x.ended, "cut": x.cut, "read_share": x.read_share}
+        for each in compared
+        for role in ROLES
+        for x in getattr(each, role)
+    ]  # fmt: skip
 
-    win_rate counts a tie as half a win; its 95 % interval is bootstrap_interval's over prompts.
-    length_controlled_win_rate is the function of that name. The shares of answers that ended with
-    EOS are None where that is not known. The figures with "true" are of the true rule, and are
-    there if all prompts are those of the embedded world.
+
+def comparison_metrics(compared: Sequence[Compared], max_length: int) -> Figures:
+    """The figures of a comparison. max_length: of the reward model.
+
+    policy_cut_count is the number of the policy's answers of which the reward model read only the
+    beginning, policy_cut_share their share. If there are such answers of either model,
+    "without_cut" has the figures of the pairs without one: see `without_cut`.
     """
-    policy = np.array([line.policy_score for line in compared])  # (P,)
-    baseline = np.array([line.baseline_score for line in compared])
-    longer = np.array([line.policy_tokens - line.baseline_tokens for line in compared], dtype=float)
-    won = win_shares(policy - baseline)  # (P,)
-    prompts = [prompt_key(line.prompt) for line in compared]
-    low, high = bootstrap_interval(won, prompts)
-    figures = {
-        "pairs": len(compared),
-        "prompts": len(set(prompts)),
-        "policy_mean": float(policy.mean()),
-        "baseline_mean": float(baseline.mean()),
-        "wins": int((won == 1).sum()),
-        "losses": int((won == 0).sum()),
-        "ties": int((won == 0.5).sum()),
-        "win_rate": float(won.mean()),
-        "win_rate_low": low,
-        "win_rate_high": high,
-        "length_controlled_win_rate": length_controlled_win_rate(won, longer),
-        "policy_tokens_mean": float(np.mean([line.policy_tokens for line in compared])),
-        "baseline_tokens_mean": float(np.mean([line.baseline_tokens for line in compared])),
-        "policy_ended_share": _share([line.policy_ended for line in compared]),
-        "baseline_ended_share": _share([line.baseline_ended for line in compared]),
-        "dpo_data_mean": float(policy.mean()),
-        "no_dpo_data_mean": float(baseline.mean()),
-        "no_dpo_better_than_dpo_count": int((won == 0).sum()),
-        "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
-    }
-    if set(prompts) <= tiny_world.PROMPTS.keys():
-        figures |= true_metrics(compared, prompts)
+    figures = pair_metrics(compared) | {"reward_max_length": max_length}
+    for role in ROLES:
+        answers = [x for each in compared for x in getattr(each, role)]
+        figures[f"{role}_answers"] = len(answers)
+        figures[f"{role}_cut_count"] = sum(x.cut for x in answers)
+        figures[f"{role}_cut_share"] = mean_of(compared, role, lambda x: x.cut)
+    if any(figures[f"{role}_cut_count"] for role in ROLES):
+        whole = without_cut(compared)
+        figures["without_cut"] = pair_metrics(whole) if whole else {"pairs": 0, "prompts": 0}
     return figures
 
 
-def true_metrics(compared: Sequence[Compared], prompts: list[str]) -> dict[str, float]:
-    """The same by the true rule of the embedded world, in place of the reward model."""
-    policy, baseline = (
-        np.array([tiny_world.true_reward(x.prompt, getattr(x, f"{role}_answer")) for x in compared])
-        for role in ("policy", "baseline")
-    )  # (P,) each
-    won = win_shares(policy - baseline)
-    low, high = bootstrap_interval(won, prompts)
-    return {
-        "policy_true_mean": float(policy.mean()),
-        "baseline_true_mean": float(baseline.mean()),
-        "true_win_rate": float(won.mean()),
-        "true_win_rate_low": low,
-        "true_win_rate_high": high,
+def without_cut(compared: Sequence[Compared]) -> list[Compared]:
+    """Without the answers that were cut, and without the prompts that then lack one side."""
+    whole = [
+        replace(each, **{r: tuple(x for x in getattr(each, r) if not x.cut) for r in ROLES})
+        for each in compared
+    ]
+    return [each for each in whole if each.policy and each.baseline]
+
+
+def pair_metrics(compared: Sequence[Compared]) -> Figures:
+    """The figures that depend on pairs.
+
+    wins, losses and ties count pairs; win_rate counts a tie as half a win, and each prompt as one;
+    its 95 % interval is bootstrap_interval's over prompts. length_controlled_win_rate is the
+    function of that name. The shares of answers that ended with EOS are None where that is not
+    known. The figures with "true" are of the true rule, and are there if all prompts are those of
+    the embedded world.
+    """
+    won = np.concatenate([win_shares(each.margins()).ravel() for each in compared])  # (P,)
+    longer = np.concatenate([
+        np.subtract.outer(*([float(x.tokens) for x in getattr(each, role)] for role in ROLES))
+        .ravel() for each in compared
+    ])  # fmt: skip
+    pairs = [len(each.policy) * len(each.baseline) for each in compared]  # (N,)
+    weights = np.repeat(1 / np.array(pairs), pairs)  # (P,): together 1 a prompt
+    policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
+    figures = {
+        "pairs": sum(pairs),
+        "prompts": len(compared),
+        "policy_mean": policy,
+        "baseline_mean": baseline,
+        "wins": int((won == 1).sum()),
+        "losses": int((won == 0).sum()),
+        "ties": int((won == 0.5).sum()),
+        **win_rate_figures("", [each.win_rate() for each in compared]),
+        "length_controlled_win_rate": length_controlled_win_rate(won, longer, weights),
+        **{f"{r}_tokens_mean": mean_of(compared, r, lambda x: x.tokens) for r in ROLES},
+        **{f"{role}_ended_share": ended_share(compared, role) for role in ROLES},
+        "dpo_data_mean": policy,
+        "no_dpo_data_mean": baseline,
+        "no_dpo_better_than_dpo_count": int((won == 0).sum()),
+        "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
     }
+    if {prompt_key(each.prompt) for each in compared} <= tiny_world.PROMPTS.keys():
+        figures |= true_metrics(compared)
+    return figures
 
 
-def _share(ended: list[bool | None]) -> float | None:
-    return None if None in ended else float(np.mean(ended))
+def true_metrics(compared: Sequence[Compared]) -> dict[str, float]:
+    """The same by the true rule of the embedded world, in place of the reward model."""
+    truly = [
+        replace(each, **{
+            role: tuple(
+                replace(x, score=tiny_world.true_reward(each.prompt, x.answer))
+                for x in getattr(each, role)
+            )
+            for role in ROLES
+        })
+        for each in compared
+    ]  # fmt: skip
+    means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
+    return means | win_rate_figures("true_", [each.win_rate() for each in truly])
 
 
-def new_pairs(
-    prompts: Sequence[Record], compared: Sequence[Compared], samples: int
-) -> list[dict[str, str | list[dict]]]:
+def win_rate_figures(judge: str, rates: Sequence[float]) -> dict[str, float]:
+    """The mean of the win rates of the prompts, (N,), with its interval. judge: "" or "true_"."""
+    low, high = bootstrap_interval(np.array(rates), [str(n) for n in range(len(rates))])
+    means = {"win_rate": float(np.mean(rates)), "win_rate_low": low, "win_rate_high": high}
+    return {f"{judge}{name}": value for name, value in means.items()}
+
+
+def mean_of(compared: Sequence[Compared], role: str, value: Callable[[Judged], float]) -> float:
+    """The mean over prompts of the mean over one model's answers to a prompt."""
+    return float(np.mean([np.mean([value(x) for x in getattr(each, role)]) for each in compared]))
+
+
+def ended_share(compared: Sequence[Compared], role: str) -> float | None:
+    """The share of answers that ended with EOS; None if they were made elsewhere."""
+    known = all(x.ended is not None for each in compared for x in getattr(each, role))
+    return mean_of(compared, role, lambda x: x.ended) if known else None
+
+
+def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]:
     """Preference records of the policy's own answers: of each prompt the best and the worst.
 
-    compared: `samples` per prompt, in the order of the prompts. Cut answers are left out, because
-    training would append an EOS to them. A prompt without two different answers of different
-    reward has no record.
+    Left out are answers that sampling stopped, because training would append an EOS to them, and
+    answers that the reward model read only in part, because their reward is not that of the text.
+    A prompt without two different answers of different reward has no record.
     """
     records = []
-    for n, prompt in enumerate(prompts):
-        answers = compared[n * samples : (n + 1) * samples]
-        answers = [
-            line for line in answers if line.policy_ended is not False and line.policy_answer
-        ]
+    for each in compared:
+        answers = [x for x in each.policy if x.ended is not False and x.answer and not x.cut]
         # Equal texts once: in another row their reward differs by rounding, which is no preference.
-        answers = list({line.policy_answer: line for line in reversed(answers)}.values())
-        best = max(answers, key=lambda line: line.policy_score, default=None)
-        worst = min(answers, key=lambda line: line.policy_score, default=None)
-        if best is None or best.policy_score == worst.policy_score:
+        answers = list({x.answer: x for x in reversed(answers)}.values())
+        best = max(answers, key=lambda x: x.score, default=None)
+        worst = min(answers, key=lambda x: x.score, default=None)
+        if best is None or best.score == worst.score:
             continue
-        chosen, rejected = best.policy_answer, worst.policy_answer
-        if is_dialogue(prompt.prompt):
-            record = {"chosen": prompt.prompt + chosen, "rejected": prompt.prompt + rejected}
+        if is_dialogue(each.prompt):
+            record = {"chosen": each.prompt + best.answer, "rejected": each.prompt + worst.answer}
         else:
-            record = {"prompt": prompt.prompt, "chosen": chosen, "rejected": rejected}
+            record = {"prompt": each.prompt, "chosen": best.answer, "rejected": worst.answer}
         records.append(record)
     return records

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
 
 RESULTS = {
@@ -12,6 +13,7 @@ RESULTS = {
     -1: "The policy is worse than the baseline",
     0: "The difference between policy and baseline is within chance",
 }
+FEW = 0.02  # of the answers: where more were cut, the result is not that of whole answers
 
 
 def conclusion(figures: Figures) -> str:
@@ -20,7 +22,7 @@ def conclusion(figures: Figures) -> str:
     Where the figures include those of the true rule of the embedded world, and these differ from
     those of the reward model, the sentence is about the difference.
     """
-    wins = f"by the reward model it wins {_share(figures, '')} of {figures['pairs']:,} comparisons"
+    wins = f"by the reward model it wins {_share(figures, '')} of {_comparisons(figures)}"
     by_model = _better(figures, "")
     result = RESULTS[by_model]
     if "true_win_rate" in figures:
@@ -33,6 +35,39 @@ def conclusion(figures: Figures) -> str:
         elif by_model != by_rule:
             result = "The reward model contradicts the true rule"
     return f"{result}: {wins}."
+
+
+def caution(figures: Figures) -> str | None:
+    """What the result rests on where the reward model read only the beginning of answers."""
+    cut = [
+        f"{figures[f'{role}_cut_count']:,} of the {role}'s {figures[f'{role}_answers']:,} answers"
+        for role in ROLES
+        if figures[f"{role}_cut_count"]
+    ]
+    if not cut:
+        return None
+    text = (
+        f"The reward model read only the beginning of {' and '.join(cut)}: its max_length of "
+        f"{figures['reward_max_length']:,} tokens cut them."
+    )
+    if max(figures[f"{role}_cut_share"] for role in ROLES) <= FEW:
+        return text
+    whole = figures["without_cut"]
+    if not whole["pairs"]:
+        return f"{text} The result rests on these: no comparison is of two answers read whole."
+    result = RESULTS[_better(whole, "")]
+    return (
+        f"{text} The result rests on these beginnings. Where it read both answers whole, it has "
+        f"the policy win {_share(whole, '')} of {_comparisons(whole)}: "
+        f"{result[0].lower()}{result[1:]}."
+    )
+
+
+def _comparisons(figures: Figures) -> str:
+    pairs, prompts = figures["pairs"], figures["prompts"]
+    if pairs == prompts:
+        return f"{pairs:,} comparison{'s' * (pairs != 1)}"
+    return f"{pairs:,} comparisons, in which each of {prompts:,} prompts counts as one"
 
 
 def _share(figures: Figures, judge: str) -> str:
@@ -50,6 +85,27 @@ def _better(figures: Figures, judge: str) -> int:
     low = min(low, figures[f"{judge}win_rate_low"])
     high = max(high, figures[f"{judge}win_rate_high"])
     return int(low > 0.5) - int(high < 0.5)
+
+
+def figure_rows(figures: Figures) -> list[list[str]]:
+    """The figures as text: [name, value], where answers were cut [name, value, value without them].
+
+    In the latter case the first row names the columns.
+    """
+    values = {name: value for name, value in figures.items() if name != "without_cut"}
+    columns, heads = [values], []
+    if "without_cut" in figures:
+        columns.append(figures["without_cut"])
+        heads = [["", "all", "without cut answers"]]
+    return heads + [
+        [name, *(_figure(own[name]) if name in own else "" for own in columns)] for name in values
+    ]
+
+
+def _figure(value: float | int | None) -> str:
+    if value is None:
+        return "not known"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def read_log(path: Path) -> list[dict]:
@@ -70,15 +126,17 @@ def diagnosis(figures: Figures, log: Sequence[dict]) -> list[str]:
 
     log: the lines of metrics.jsonl of the policy's training; empty if it is not at hand.
     """
-    notes = [note_on_length(figures), note_on_cut_answers(figures), note_on_kl(figures)]
+    notes = [note_on_cut_answers(figures), note_on_missing_prompts(figures),
+             note_on_length(figures), note_on_stopped_answers(figures),
+             note_on_kl(figures)]  # fmt: skip
     notes += [note_on_logps(log), note_on_margins(log)]
     return [note for note in notes if note]
 
 
 def note_on_length(figures: Figures) -> str:
-    difference = figures["policy_tokens_mean"] - figures["baseline_tokens_mean"]
-    comparison = "longer" if difference > 0 else "shorter"
-    text = f"The policy's answers are {abs(difference):.1f} tokens {comparison} than the baseline's"
+    text = f"The policy's answers are {_longer(figures)} than the baseline's"
+    if figures.get("without_cut", {}).get("pairs"):
+        text += f" ({_longer(figures['without_cut'])} where the reward model read both whole)"
     controlled = figures["length_controlled_win_rate"]
     if controlled is None:
         text += ", so much that their lengths hardly overlap, and length can't be controlled. "
@@ -93,18 +151,44 @@ def note_on_length(figures: Figures) -> str:
     )
 
 
+def _longer(figures: Figures) -> str:
+    difference = figures["policy_tokens_mean"] - figures["baseline_tokens_mean"]
+    return f"{abs(difference):.1f} tokens {'longer' if difference > 0 else 'shorter'}"
+
+
 def note_on_cut_answers(figures: Figures) -> str | None:
-    cut = {
+    if "without_cut" not in figures:
+        return None
+    return (
+        "The reward of an answer that was cut is read in the middle of its text, where no reward "
+        "was learned, and long answers are cut first: so neither figure is that of all answers "
+        "read whole. For that, train a reward model with a larger --max_length, or compare shorter "
+        "answers. metrics.json has all figures also without the answers that were cut."
+    )
+
+
+def note_on_stopped_answers(figures: Figures) -> str | None:
+    stopped = {
         role: 1 - figures[f"{role}_ended_share"]
-        for role in ("policy", "baseline")
+        for role in ROLES
         if figures[f"{role}_ended_share"] is not None
     }
-    if not cut:
+    if not stopped:
         return None
-    shares = " and ".join(f"{share:.1%} of the {role}'s" for role, share in cut.items())
+    shares = " and ".join(f"{share:.1%} of the {role}'s" for role, share in stopped.items())
     return (
-        f"Cut at the limit were {shares} answers. A policy that does not stop any more needs "
-        "chosen answers that end with EOS, a larger --beta, or here a larger --max_new_tokens."
+        f"Sampling stopped at --max_new_tokens in {shares} answers. A policy that does not stop by "
+        "itself needs chosen answers that end with EOS, a larger --beta, or here a larger "
+        "--max_new_tokens."
+    )
+
+
+def note_on_missing_prompts(figures: Figures) -> str | None:
+    if not figures.get("prompts_left_out"):
+        return None
+    return (
+        f"{figures['prompts_left_out']:,} prompts were left out, because not all files have them; "
+        f"the figures are of the other {figures['prompts']:,}."
     )
 
 

@@ -1,8 +1,13 @@
 """A reward model that scores the answers of policy and baseline."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+
+import numpy as np
 
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
@@ -10,8 +15,9 @@ from nanoalign.distributed import compute_dtype, print0
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answers import ROLES, Answers, Sampler, with_answer
-from nanoalign.evaluation.comparison import Compared
+from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.evaluation.scoring import (
+    Encoded,
     check_encoded,
     encode_for,
     load_reward_model,
@@ -98,31 +104,61 @@ def compare(
     judge: Judge, prompts: Sequence[Record], answers: dict[str, Answers], as_sampled: bool,
     batches: Batches,
 ) -> list[Compared]:  # fmt: skip
-    """The k-th answers of both models to each prompt, in one row, and their rewards. A collective.
+    """All answers of both models to each prompt, and their rewards. A collective.
 
     as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
     """
     both = [answers[role] for role in ROLES]
-    places = [(n, k) for n in range(len(prompts)) for k in range(len(both[0].texts[n]))]
     records = [
-        replace(prompts[n], responses=[each.texts[n][k] for each in both],
-                name=f"{prompts[n].name}#{k}")
-        for n, k in places
-    ]  # fmt: skip
-    ended = [[each.ended(n, k) for each in both] for n, k in places]
-    encoded = encode_for(judge.model, judge.shares, records, judge.tokenizer, judge.rule, ended)
+        replace(prompt, responses=[text for each in both for text in each.texts[n]])
+        for n, prompt in enumerate(prompts)
+    ]
+    ended = [[flag for each in both for flag in each.ended(n)] for n in range(len(prompts))]
+    encode = partial(encode_for, judge.model, judge.shares, records, judge.tokenizer)
+    encoded = encode(judge.rule, ended)
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts().items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
-    scores = score_encoded(judge.model, encoded, batches, f"--reward {judge.name}")
-    tokens = [
-        [len(each.sampled[n][k].drawn) if as_sampled else len(response)
-         for each, response in zip(both, row.responses, strict=True)]
-        for (n, k), row in zip(places, encoded[0].rows, strict=True)
-    ]  # fmt: skip
+    rewards = [rewards_of(judge, each, batches) for each in encoded]  # [preference][prompt][answer]
+    whole = encode((judge.rule[0], sys.maxsize), ended)[0].rows
+    compared = []
+    for n, record in enumerate(records):
+        lengths = [len(response) for response in whole[n].responses]
+        read = np.array([[len(r) for r in each.rows[n].responses] for each in encoded]).min(0)
+        tokens = lengths
+        if as_sampled:
+            tokens = [len(answer.drawn) for each in both for answer in each.sampled[n]]
+        scores = np.sum([own[n] for own in rewards], axis=0).tolist()
+        judged = [
+            Judged(*values)
+            for values in zip(
+                record.responses, scores, tokens, ended[n], (read / lengths).tolist(), strict=True
+            )
+        ]
+        first = len(both[0].texts[n])
+        sides = tuple(judged[:first]), tuple(judged[first:])
+        compared.append(Compared(record.name, record.prompt, *sides))
+    return compared
+
+
+def rewards_of(judge: Judge, encoded: Encoded, batches: Batches) -> list[list[float]]:
+    """The reward of every response of each row. A collective.
+
+    A prompt may have many answers, so they are divided into rows of `batches.tokens` tokens, all
+    with the same prompt. Equal responses are scored once: in another row rounding differs, and they
+    would no longer tie.
+    """
+    distinct = [{r.tobytes(): r for r in row.responses} for row in encoded.rows]
+    rows = []
+    for row, responses in zip(encoded.rows, distinct, strict=True):
+        some, size = tuple(responses.values()), max(1, batches.tokens // row.longest)
+        rows += [replace(row, responses=some[i : i + size]) for i in range(0, len(some), size)]
+    parts = [Encoded(rows, encoded.factor)]
+    scores = chain(*score_encoded(judge.model, parts, batches, f"--reward {judge.name}"))
+    known = [dict(zip(responses, scores, strict=False)) for responses in distinct]
     return [
-        Compared(record.name, record.prompt, *record.responses, *rewards, *lengths, *flags)
-        for record, rewards, lengths, flags in zip(records, scores, tokens, ended, strict=True)
+        [own[response.tobytes()] for response in row.responses]
+        for row, own in zip(encoded.rows, known, strict=True)
     ]

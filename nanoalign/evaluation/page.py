@@ -5,12 +5,15 @@ All text of models and data is escaped, so that it is shown as text.
 
 import base64
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
-from nanoalign.evaluation.comparison import Compared
-from nanoalign.evaluation.diagnosis import conclusion
+from nanoalign.evaluation.answers import ROLES
+from nanoalign.evaluation.comparison import Compared, Judged
+from nanoalign.evaluation.diagnosis import caution, conclusion, figure_rows
 from nanoalign.evaluation.ranking import Figures
+from nanoalign.evaluation.statistics import win_shares
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem;
@@ -18,8 +21,11 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; 
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .conclusion { font-size: 1.15rem; background: #eef4fb; border-left: 5px solid #1f77b4;
   padding: .8rem 1rem }
-dl { columns: 3; column-gap: 3rem } dl div { display: flex; justify-content: space-between }
-dd { margin: 0 }
+.caution { background: #fdf3d7; border-left: 5px solid #d39e00; padding: .8rem 1rem }
+.figures { columns: 3 18rem; column-gap: 3rem }
+.figures div { display: flex; gap: .8rem; break-inside: avoid; font-variant-numeric: tabular-nums }
+.figures span { text-align: right; min-width: 4.5rem } .figures span:first-child {
+  text-align: left; flex: 1; overflow-wrap: anywhere }
 img { max-width: 100% }
 .tools { position: sticky; top: 0; background: #fff; padding: .6rem 0;
   border-bottom: 1px solid #ddd }
@@ -28,14 +34,21 @@ img { max-width: 100% }
   content-visibility: auto; contain-intrinsic-size: auto 12rem }
 .case header { color: #666 } .prompt { font-weight: 600 }
 .answers { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: .5rem }
+.answers > div { display: flex; flex-direction: column; gap: .5rem; min-width: 0 }
 .text { white-space: pre-wrap; overflow-wrap: anywhere }
 .better { background: #eaf6ea } .worse { background: #fbf1e8 } .tie { background: #f3f3f3 }
-.answers > div { border-radius: 4px; padding: .5rem .7rem }
+.answer { border-radius: 4px; padding: .5rem .7rem }
+.mark { background: #fdf3d7; border: 1px solid #d39e00; border-radius: 4px; padding: 0 .3rem;
+  font-size: .85em }
+@media (max-width: 700px) {
+  body { padding: .8rem } .answers { grid-template-columns: 1fr }
+  .tools > * { margin: 0 .6rem .3rem 0 }
+}
 """
 SCRIPT = """
 const cases = document.getElementById('cases');
 const all = [...cases.children].map(c => ({
-  element: c, kind: c.dataset.kind,
+  element: c, kinds: ['all', ...c.dataset.kind.split(' ')],
   text: [...c.querySelectorAll('.text')].map(e => e.textContent.toLowerCase()).join('\\n'),
   place: +c.dataset.place, difference: +c.dataset.difference,
 }));
@@ -55,7 +68,7 @@ function filter() {
   const kind = document.querySelector('[name=kind]:checked').value;
   let count = 0;
   for (const c of all) {
-    c.element.hidden = !((kind === 'all' || c.kind === kind) && c.text.includes(wanted));
+    c.element.hidden = !(c.kinds.includes(kind) && c.text.includes(wanted));
     count += !c.element.hidden;
   }
   shown.textContent = count + ' of ' + all.length + ' shown';
@@ -75,15 +88,18 @@ def comparison_page(
     picture: Path,
 ) -> str:
     """The page as text. notes: what the figures mean and what to try, a paragraph each."""
-    rows = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{_figure(value)}</dd></div>"
-        for name, value in figures.items()
-    )
     image = base64.b64encode(picture.read_bytes()).decode()
+    names = {"all": "all", "win": "wins", "loss": "losses", "tie": "ties"}
+    if "without_cut" in figures:
+        names["cut"] = "with a cut answer"
     kinds = "".join(
         f'<label><input type="radio" name="kind" value="{kind}"'
         f"{' checked' * (kind == 'all')}> {name}</label>"
-        for kind, name in (("all", "all"), ("win", "wins"), ("loss", "losses"), ("tie", "ties"))
+        for kind, name in names.items()
+    )
+    rows = "".join(
+        f"<div>{''.join(f'<span>{escape(cell)}</span>' for cell in row)}</div>"
+        for row in figure_rows(figures)
     )
     orders = "".join(
         f'<option value="{value}">{name}</option>'
@@ -94,16 +110,19 @@ def comparison_page(
             ("data", "as in the data"),
         )
     )
-    cases = "".join(_case(place, line) for place, line in enumerate(compared))
+    cases = "".join(_case(place, each) for place, each in enumerate(compared))
+    note = caution(figures)
+    rests_on = f'<p class="caution">{escape(note)}</p>' if note else ""
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
-<p class="conclusion">{escape(conclusion(figures))}</p>
+<p class="conclusion">{escape(conclusion(figures))}</p>{rests_on}
 <h2>What the figures mean, and what to try</h2>
 <ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>
 <h2>Figures</h2>
-<dl>{rows}</dl>
+<div class="figures">{rows}</div>
 <h2>Pictures</h2>
 <img alt="scores in order, their difference, and length" src="data:image/png;base64,{image}">
 <h2>Answers</h2>
@@ -115,31 +134,38 @@ def comparison_page(
 """
 
 
-def _figure(value: float | int | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-
-
-def _case(place: int, line: Compared) -> str:
-    difference = line.policy_score - line.baseline_score
-    kind = "win" if difference > 0 else "loss" if difference < 0 else "tie"
-    prompt = line.prompt
+def _case(place: int, each: Compared) -> str:
+    difference, rate = float(each.margins().mean()), each.win_rate()
+    kind = "win" if rate > 0.5 else "loss" if rate < 0.5 else "tie"
+    won = win_shares(each.margins())  # (policy's, baseline's)
+    result = kind if won.size == 1 else f"{kind}, the policy wins {rate:.0%} of {won.size}"
+    cut = any(x.cut for role in ROLES for x in getattr(each, role))
+    prompt = each.prompt
     if not isinstance(prompt, str):
         prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
-    answers = ""
-    for role, better in (("baseline", difference < 0), ("policy", difference > 0)):
-        look = "tie" if kind == "tie" else "better" if better else "worse"
-        cut = "" if getattr(line, f"{role}_ended") in (True, None) else ", cut"
-        answers += (
-            f'<div class="{look}"><b>{role}</b>: {getattr(line, f"{role}_score"):+.3f} '
-            f"({getattr(line, f'{role}_tokens')} tokens{cut})"
-            f'<div class="text">{escape(getattr(line, f"{role}_answer"))}</div></div>'
-        )
-    data = f'data-place="{place}" data-difference="{difference!r}" data-kind="{kind}"'
+    columns = {
+        role: "".join(map(partial(_answer, role), getattr(each, role), shares.tolist()))
+        for role, shares in (("baseline", 1 - won.mean(0)), ("policy", won.mean(1)))
+    }
+    data = f'data-place="{place}" data-difference="{difference!r}" data-kind="{kind}'
     return (
-        f'<article class="case" {data}>'
-        f"<header>{escape(line.id)}: {kind}, {difference:+.3f}</header>"
-        f'<div class="text prompt">{escape(prompt)}</div>'
-        f'<div class="answers">{answers}</div></article>\n'
+        f'<article class="case" {data}{" cut" * cut}">'
+        f"<header>{escape(each.id)}: {result}, {difference:+.3f}</header>"
+        f'<div class="text prompt">{escape(prompt)}</div><div class="answers">'
+        f"<div>{columns['baseline']}</div><div>{columns['policy']}</div></div></article>\n"
+    )
+
+
+def _answer(role: str, x: Judged, win_share: float) -> str:
+    """One answer. win_share: of its comparisons."""
+    look = "better" if win_share > 0.5 else "worse" if win_share < 0.5 else "tie"
+    marks = []
+    if x.cut:
+        marks.append(f"cut: the reward model read only the first {x.read_share:.0%}")
+    if x.ended is False:
+        marks.append("sampling stopped at --max_new_tokens")
+    shown = "".join(f' <span class="mark">{mark}</span>' for mark in marks)
+    return (
+        f'<div class="answer {look}"><b>{role}</b>: {x.score:+.3f} ({x.tokens:,} tokens){shown}'
+        f'<div class="text">{escape(x.answer)}</div></div>'
     )

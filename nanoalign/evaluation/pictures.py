@@ -1,6 +1,6 @@
 """The pictures of `evaluate.py policy` and `evaluate.py frontier`.
 
-Shapes: P pairs of answers.
+Shapes: N prompts, P pairs of answers.
 """
 
 from collections.abc import Sequence
@@ -12,68 +12,126 @@ import numpy as np
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
+from nanoalign.evaluation.answers import ROLES  # noqa: E402
 from nanoalign.evaluation.comparison import Compared  # noqa: E402
 from nanoalign.evaluation.ranking import Figures  # noqa: E402
 from nanoalign.evaluation.reward_pictures import BETTER, WORSE, alpha_of  # noqa: E402
 
+RING = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.6}  # read only in part
+
 
 def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -> None:
-    """Policy against baseline, in three panels: order, difference, length."""
-    policy = np.array([line.policy_score for line in compared])  # (P,)
-    baseline = np.array([line.baseline_score for line in compared])
+    """Policy against baseline, in three panels: order, difference, length.
+
+    What the reward model read only in part is marked.
+    """
+    policy, baseline = (
+        np.array([np.mean([x.score for x in getattr(each, role)]) for each in compared])
+        for role in ROLES
+    )  # (N,) each
+    cut = np.array([any(x.cut for r in ROLES for x in getattr(each, r)) for each in compared])
     figure, axes = plt.subplot_mosaic(
         [["order", "order"], ["difference", "length"]], figsize=(14, 9)
     )
     figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.15, hspace=0.3)
-    figure.suptitle(
-        f"the policy wins {figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, "
-        f"{figures['win_rate_high']:.3f}] of {len(compared):,} comparisons, by the reward model",
-        fontsize="x-large",
-    )
-    order = np.argsort(policy, kind="stable")
-    index, above = np.arange(len(order)), (baseline > policy)[order]
-    axes["order"].plot(policy[order], color=BETTER, lw=2, label="policy")
-    for mask, colour, label in (
-        (~above, "tab:gray", "baseline, below"),
-        (above, WORSE, "baseline, above"),
-    ):
-        points = index[mask], baseline[order][mask]
-        axes["order"].scatter(*points, s=9, color=colour, alpha=alpha_of(len(order)), label=label)
-    axes["order"].set_title(
-        "prompts by the policy's score: the baseline is better in "
-        f"{figures['losses']:,} of {len(order):,}"
-    )
-    axes["order"].set_xlabel("prompt")
-    axes["order"].set_ylabel("reward")
-    difference = policy - baseline
-    axes["difference"].hist(difference, 60, color=BETTER, alpha=0.6)
-    axes["difference"].axvline(0, color="black", lw=1)
-    mean = difference.mean()
-    axes["difference"].axvline(mean, color=BETTER, lw=2, ls="--", label=f"mean {mean:+.2f}")
-    axes["difference"].set_title(
-        f"{figures['wins']:,} wins, {figures['losses']:,} losses, {figures['ties']:,} ties"
-    )
-    axes["difference"].set_xlabel("policy's reward minus the baseline's")
-    axes["difference"].set_ylabel("prompts")
-    for role, colour in (("baseline", WORSE), ("policy", BETTER)):
-        axes["length"].scatter(
-            [getattr(line, f"{role}_tokens") for line in compared],
-            [getattr(line, f"{role}_score") for line in compared],
-            s=9, color=colour, alpha=alpha_of(len(compared)),
-            label=f"{role}, mean {figures[f'{role}_tokens_mean']:.1f} tokens",
-        )  # fmt: skip
-    controlled = figures["length_controlled_win_rate"]
-    axes["length"].set_title(
-        "reward and length"
-        + ("" if controlled is None else f": with length controlled {controlled:.3f} are won")
-    )
-    axes["length"].set_xlabel("tokens of the answer")
-    axes["length"].set_ylabel("reward")
+    title = f"the policy wins {_rate(figures)}, by the reward model"
+    whole = figures.get("without_cut", {})
+    if whole:
+        result = f"it wins {_rate(whole)}" if whole["pairs"] else "there is no comparison"
+        title += f"; without the answers that it read only in part {result}"
+    figure.suptitle(title, fontsize="large" if whole else "x-large")
+    _order(axes["order"], policy, baseline, cut)
+    _difference(axes["difference"], compared, figures)
+    _length(axes["length"], compared, figures)
     for axis in axes.values():
         axis.grid(alpha=0.3)
         axis.legend()
     figure.savefig(path, dpi=90)
     plt.close(figure)
+
+
+def _rate(figures: Figures) -> str:
+    return (
+        f"{figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, "
+        f"{figures['win_rate_high']:.3f}] of {figures['pairs']:,} comparisons"
+    )
+
+
+def _order(axis: plt.Axes, policy: np.ndarray, baseline: np.ndarray, cut: np.ndarray) -> None:
+    """The prompts by the policy's mean reward. All arrays are (N,)."""
+    order = np.argsort(policy, kind="stable")
+    index, above, cut = np.arange(len(order)), (baseline > policy)[order], cut[order]
+    axis.plot(policy[order], color=BETTER, lw=2, label="policy")
+    for mask, colour, label in (
+        (~above, "tab:gray", "baseline, below"),
+        (above, WORSE, "baseline, above"),
+    ):
+        points = index[mask], baseline[order][mask]
+        axis.scatter(*points, s=9, color=colour, alpha=alpha_of(len(order)), label=label)
+    if cut.any():
+        label = f"an answer was read only in part: {cut.sum():,}"
+        axis.scatter(index[cut], baseline[order][cut], s=40, label=label, **RING)
+    axis.set_title(
+        "prompts by the policy's reward: the baseline is better in "
+        f"{above.sum():,} of {len(order):,}"
+    )
+    axis.set_xlabel("prompt")
+    axis.set_ylabel("reward")
+
+
+def _difference(axis: plt.Axes, compared: Sequence[Compared], figures: Figures) -> None:
+    """The differences of all pairs, in which each prompt counts as one."""
+    margins, weights = (
+        np.concatenate([values(each).ravel() for each in compared])
+        for values in (
+            lambda each: each.margins(),
+            lambda each: np.full(each.margins().shape, 1 / each.margins().size),
+        )
+    )  # (P,) each
+    edges = np.histogram_bin_edges(margins, 60)
+    axis.hist(margins, edges, weights=weights, color=BETTER, alpha=0.6)
+    if "without_cut" in figures:
+        whole = np.concatenate(
+            [
+                np.logical_not(
+                    np.logical_or.outer(*([x.cut for x in getattr(each, r)] for r in ROLES))
+                ).ravel()
+                for each in compared
+            ]
+        )  # (P,) fmt: skip
+        axis.hist(margins[whole], edges, weights=weights[whole], color=BETTER,
+                  label="both answers read whole")  # fmt: skip
+    axis.axvline(0, color="black", lw=1)
+    mean = np.average(margins, weights=weights)
+    axis.axvline(mean, color=BETTER, lw=2, ls="--", label=f"mean {mean:+.2f}")
+    axis.set_title(
+        f"{figures['wins']:,} wins, {figures['losses']:,} losses, {figures['ties']:,} ties"
+    )
+    axis.set_xlabel("policy's reward minus the baseline's")
+    axis.set_ylabel("prompts")
+
+
+def _length(axis: plt.Axes, compared: Sequence[Compared], figures: Figures) -> None:
+    """Reward against tokens of every answer."""
+    answers = {role: [x for each in compared for x in getattr(each, role)] for role in ROLES}
+    for role, colour in (("baseline", WORSE), ("policy", BETTER)):
+        axis.scatter(
+            [x.tokens for x in answers[role]],
+            [x.score for x in answers[role]],
+            s=9, color=colour, alpha=alpha_of(len(answers[role])),
+            label=f"{role}, mean {figures[f'{role}_tokens_mean']:.1f} tokens",
+        )  # fmt: skip
+    cut = [x for role in ROLES for x in answers[role] if x.cut]
+    if cut:
+        label = f"read only in part: {len(cut):,}"
+        axis.scatter([x.tokens for x in cut], [x.score for x in cut], s=40, label=label, **RING)
+    controlled = figures["length_controlled_win_rate"]
+    axis.set_title(
+        "reward and length"
+        + ("" if controlled is None else f": with length controlled {controlled:.3f} are won")
+    )
+    axis.set_xlabel("tokens of the answer")
+    axis.set_ylabel("reward")
 
 
 def frontier_picture(path: Path, results: dict[str, Figures]) -> None:

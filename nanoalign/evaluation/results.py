@@ -13,15 +13,16 @@ from nanoalign.checkpoints.runs import ARGS
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.evaluation import POLICY, REWARD_MODEL
 from nanoalign.evaluation.cases import cases
-from nanoalign.evaluation.comparison import Compared
+from nanoalign.evaluation.comparison import Compared, answer_lines, new_pairs
 from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
 from nanoalign.evaluation.ranking import Figures, Scored
 
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
-COMPARABLE = ("baseline", "baseline_answers", "reward", "combine", "reward_template", "data",
-              "template", "max_length", "temperature", "top_p", "max_new_tokens")  # fmt: skip
+COMPARABLE = ("baseline", "baseline_answers", "reward", "combine", "reward_template",
+              "reward_max_length", "data", "template", "max_length", "temperature", "top_p",
+              "max_new_tokens")  # fmt: skip
 
 
 # --- before an evaluation -------------------------------------------------------------------------
@@ -156,7 +157,7 @@ def write_comparison(
     """Writes the files of `evaluate.py policy`. log: the lines of the policy's metrics.jsonl."""
     from nanoalign.evaluation import pictures
 
-    write_records(folder / "answers.jsonl", (asdict(line) for line in compared))
+    write_records(folder / "answers.jsonl", answer_lines(compared))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     picture = folder / "answers.png"
     pictures.policy_picture(picture, compared, figures)
@@ -164,16 +165,25 @@ def write_comparison(
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def write_pairs(name: str, records: Sequence[dict], prompts: int) -> None:
-    """Writes the preference records of --pairs_out, and prints how many of `prompts` they are."""
+def write_pairs(name: str, compared: Sequence[Compared]) -> None:
+    """Writes the preference records of --pairs_out, and prints how many there are."""
+    answers = [x for each in compared for x in each.policy]
+    counts = {
+        "sampling stopped": sum(x.ended is False for x in answers),
+        "the reward model read only in part": sum(x.cut for x in answers),
+    }
+    notes = "".join(f"; without {n:,} answers that {what}" for what, n in counts.items() if n)
+    records = new_pairs(compared)
     if not records:
-        print(f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward")
+        print(
+            f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward{notes}"
+        )
         return
     try:
         write_records(Path(name), records)
     except OSError as error:
         raise RunError(f"--pairs_out {name} can't be written: {in_a_line(error)}") from error
-    print(f"{'pairs':<11} {name}: {len(records):,} of {prompts:,} prompts")
+    print(f"{'pairs':<11} {name}: {len(records):,} of {len(compared):,} prompts{notes}")
 
 
 def read_comparable(folders: Sequence[str]) -> dict[str, Figures]:

@@ -4,10 +4,12 @@ Shapes: P pairs of responses.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from nanoalign.checkpoints.intervals import wilson_interval
 
 RESAMPLES = 4000  # of a bootstrap
 
@@ -77,10 +79,48 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def length_controlled_win_rate(won: np.ndarray, longer: np.ndarray) -> float | None:
+def prompt_interval(hits: np.ndarray, prompts: Sequence[Hashable]) -> tuple[float, float]:
+    """95 % interval of the probability of a hit, from pairs of which some share a prompt.
+
+    hits: (P,) 1, 0, or 1/2 for a tie. prompts: of each pair; the pairs of one prompt share answers.
+
+    The interval of Wilson for as many independent pairs as the P pairs are worth (Korn and Graubard
+    1998). That is P / deff, where deff, the design effect, is the sum of squared deviations from
+    the mean, added up by prompt before squaring, over that sum without prompts. deff is an
+    estimate, so P / deff is multiplied by (t(P - 1) / t(n - 1))^2 of Student's t, where
+    n = P^2 / sum of squared pairs of each prompt is the effective number of prompts (Carter et al.
+    2017). The result is at least n, what pairs are worth that are all alike within their prompt,
+    and at most P. So it is Wilson's interval where each prompt has one pair. A bootstrap is empty
+    where all pairs are hits, and too narrow near that: benchmarks/coverage.py.
+    """
+    index = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
+    group = np.array([index[prompt] for prompt in prompts])
+    pairs, share = len(hits), float(hits.mean())
+    alike = pairs**2 / (np.bincount(group) ** 2).sum()  # n
+    apart, together = ((hits - share) ** 2).sum(), (np.bincount(group, hits - share) ** 2).sum()
+    worth = alike
+    if alike > 1 and together > 0:
+        worth = pairs * apart / together * (_student(pairs - 1) / _student(alike - 1)) ** 2
+    elif alike > 1 and apart > 0:
+        worth = pairs
+    return wilson_interval(share, float(np.clip(worth, alike, pairs)))
+
+
+def _student(freedom: float) -> float:
+    """The quantile of Student's t that a normal has at 1.96 (Abramowitz and Stegun, 26.7.5)."""
+    z = 1.96
+    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+             (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)  # fmt: skip
+    return z + sum(term / freedom ** (n + 1) for n, term in enumerate(terms))
+
+
+def length_controlled_win_rate(
+    won: np.ndarray, longer: np.ndarray, weights: np.ndarray | None = None
+) -> float | None:
     """The win rate at equal lengths, by a logistic regression on the difference of lengths.
 
     won: (P,) 1, 0, or 1/2 for a tie. longer: (P,) tokens of the policy minus those of the baseline.
+    weights: (P,) of the pairs; None: 1 each.
     The idea is that of Dubois et al. 2024 (arXiv 2404.04475). Of their terms (a tanh of the length,
     the models, the prompts) only a linear one of the length is used here. Half the squared slope,
     of standardised lengths, is added to the loss, so that the slope is finite where lengths
@@ -90,17 +130,18 @@ def length_controlled_win_rate(won: np.ndarray, longer: np.ndarray) -> float | N
     """
     if won.min() == won.max():
         return float(won[0])
-    low, high = np.quantile(longer, (0.025, 0.975))
-    if not low <= 0 <= high:
+    weights = np.ones(len(won)) if weights is None else weights
+    if max(weights[longer > 0].sum(), weights[longer < 0].sum()) > 0.975 * weights.sum():
         return None
-    centre, deviation = longer.mean(), longer.std() or 1.0
+    centre = np.average(longer, weights=weights)
+    deviation = np.sqrt(np.average((longer - centre) ** 2, weights=weights)) or 1.0
     x = np.stack([np.ones(len(won)), (longer - centre) / deviation], 1)  # (P, 2)
     penalty = np.array([0.0, 1.0])  # of the slope, not of the intercept, which would draw it to 1/2
     coefficients = np.zeros(2)
     for _ in range(50):  # Newton's method
         p = 1 / (1 + np.exp(-x @ coefficients))
-        gradient = x.T @ (won - p) - penalty * coefficients
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        gradient = x.T @ (weights * (won - p)) - penalty * coefficients
+        hessian = (x * (weights * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
         step = np.linalg.solve(hessian, gradient)
         coefficients += step
         if np.abs(step).max() < 1e-10:

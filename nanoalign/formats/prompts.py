@@ -9,6 +9,8 @@ from nanoalign.formats.records import formats, messages
 from nanoalign.formats.sources import check_sources, open_source
 from nanoalign.pairs import check_text, decode, expected, parse
 
+ANSWER_KEYS = ("response", "answer", "completion", "output")  # what programs call an answer
+
 
 def prompt_key(prompt: str | list[dict]) -> str:
     """The prompt as one text; messages as JSON."""
@@ -53,19 +55,31 @@ def prompt_of(record: object, where: str) -> str | list[dict]:
     return parse(record, where, formats())[1].prompt
 
 
-def read_answers(source: str) -> dict[str, list[str]]:
-    """The answers of a source by the prompt_key of their prompt, in the order of the source."""
+def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
+    """(the prompts of a source of answers, each once; its answers by prompt_key, in their order).
+
+    Raises RunError for a record without a prompt, or without exactly one key of ANSWER_KEYS.
+    """
     check_sources([source])
-    answers: dict[str, list[str]] = {}
-    for where, _, _, raw in open_source(source):
+    prompts, answers = [], {}
+    for where, name, subset, raw in open_source(source):
         record = decode(raw, where)
-        keys = record.keys() if isinstance(record, dict) else set()
-        name = "answer" if "answer" in keys else "response"
-        if "prompt" not in keys or name not in keys:
-            raise RunError(f"{where}: expected the keys 'prompt' and 'response' or 'answer'")
-        answer = record[name]
+        record = record if isinstance(record, dict) else {}
+        keys = [key for key in ANSWER_KEYS if key in record]
+        if "prompt" not in record or not keys:
+            raise RunError(
+                f"{where}: expected the key 'prompt' and one of {', '.join(map(repr, ANSWER_KEYS))}"
+            )
+        if len(keys) > 1:
+            raise RunError(
+                f"{where}: {' and '.join(map(repr, keys))} may both be the answer; remove what is "
+                "not"
+            )
+        answer = record[keys[0]]
         if not isinstance(answer, str) or any("\ud800" <= c <= "\udfff" for c in answer):
-            raise RunError(f"{where}: the {name} must be text")  # it may be empty
+            raise RunError(f"{where}: the {keys[0]} must be text")  # it may be empty
         prompt = prompt_of({"prompt": record["prompt"]}, where)
+        if prompt_key(prompt) not in answers:
+            prompts.append(Record(prompt, (), (), name=name, subset=subset))
         answers.setdefault(prompt_key(prompt), []).append(answer)
-    return answers
+    return prompts, answers

@@ -1,6 +1,7 @@
 """Shared by the tests of whole evaluations: evaluate.py on some ranks, models and data for it."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,6 +78,32 @@ def write_policies(folder: Path, base: Path, tokenizer) -> Path:
     further = [*prompts, "Another?", "One more?"]
     write_jsonl(folder / "further.jsonl", [{"prompt": p, "answer": "a"} for p in further])
     return folder
+
+
+def answers_of(lines: list[dict], side: str, key: str = "answer") -> list:
+    """One value of every line of answers.jsonl that is of the side, "policy" or "baseline"."""
+    return [line[key] for line in lines if line["side"] == side]
+
+
+def by_prompt(lines: list[dict], side: str, key: str = "score") -> list[list]:
+    """The same of each prompt, in the order of the file."""
+    found: dict[str, list] = {line["id"]: [] for line in lines}
+    for line in lines:
+        if line["side"] == side:
+            found[line["id"]].append(line[key])
+    return list(found.values())
+
+
+def mean_of_prompts(values: list[list[float]]) -> float:
+    return statistics.fmean(map(statistics.fmean, values))
+
+
+def wins_of(policy: list[list[float]], baseline: list[list[float]]) -> list[list[float]]:
+    """Of each prompt the wins of each of the policy's answers against each of the baseline's."""
+    return [
+        [(x > y) + (x == y) / 2 for x in own for y in others]
+        for own, others in zip(policy, baseline, strict=True)
+    ]
 
 
 def policy_argv(folder: Path, out: str, *flags: object) -> list[object]:

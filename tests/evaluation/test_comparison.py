@@ -3,16 +3,33 @@
 The figures of a comparison, and preference pairs of a policy's own answers.
 """
 
+import itertools
+import random
+import statistics
+
 import numpy as np
 import pytest
 
-from nanoalign.encode import Record
-from nanoalign.evaluation.comparison import Compared, comparison_metrics, new_pairs
+from nanoalign.evaluation.comparison import (
+    Compared,
+    Judged,
+    answer_lines,
+    comparison_metrics,
+    new_pairs,
+    without_cut,
+)
 from nanoalign.tiny import world
 
 
-def compared(policy: float, baseline: float, prompt: str = "p", tokens=(5, 5), ended=(True, True)):
-    return Compared("1", prompt, "a", "b", policy, baseline, *tokens, *ended)
+def judged(
+    score: float, tokens: int = 5, ended: bool | None = True, read: float = 1.0, answer: str = "a"
+) -> Judged:
+    return Judged(answer, score, tokens, ended, read)
+
+
+def compared(policy: float, baseline: float, prompt="p", tokens=(5, 5), ended=(True, True)):
+    sides = zip((policy, baseline), tokens, ended, strict=True)
+    return Compared("1", prompt, *((judged(*side),) for side in sides))
 
 
 def test_figures_by_hand():
@@ -23,7 +40,7 @@ def test_figures_by_hand():
         compared(0.5, 0.5, "r"),
         compared(0.0, -4.0, "s"),
     ]
-    figures = comparison_metrics(lines)
+    figures = comparison_metrics(lines, 320)
     assert (figures["wins"], figures["losses"], figures["ties"]) == (2, 1, 1)
     assert figures["win_rate"] == 0.625
     assert figures["policy_mean"] == figures["dpo_data_mean"] == 3.5 / 4
@@ -33,38 +50,151 @@ def test_figures_by_hand():
     assert figures["policy_tokens_mean"] == 5.0 and figures["baseline_tokens_mean"] == 6.5
     assert figures["policy_ended_share"] == 0.75 and figures["baseline_ended_share"] == 1.0
     assert figures["win_rate_low"] < 0.625 < figures["win_rate_high"]
-    assert "true_win_rate" not in figures
+    assert "true_win_rate" not in figures and "without_cut" not in figures
+    assert figures["policy_cut_share"] == 0 and figures["reward_max_length"] == 320
 
 
 def test_answers_made_elsewhere_have_no_share_that_ended():
-    assert comparison_metrics([compared(1, 0, ended=(None, True))])["policy_ended_share"] is None
+    figures = comparison_metrics([compared(1, 0, ended=(None, True))], 320)
+    assert figures["policy_ended_share"] is None and figures["baseline_ended_share"] == 1
+
+
+# --- uneven numbers of answers
+
+UNEVEN = [  # p: 2 x 3 pairs, of which 3 are won, 1 is tied; q: 1 x 2 pairs, one won, one lost
+    Compared("p", "p", (judged(1.0, 10), judged(3.0, 20)),
+             (judged(0.0, 5), judged(2.0, 10), judged(3.0, 30))),
+    Compared("q", "q", (judged(0.0, 7, read=0.5),), (judged(-1.0, 8), judged(4.0, 9))),
+]  # fmt: skip
+
+
+def test_every_prompt_counts_as_one_by_hand():
+    """p: 1 beats 0; 3 beats 0 and 2, and ties with 3: 3.5 of 6. q: 1 of 2."""
+    figures = comparison_metrics(UNEVEN, 320)
+    assert (figures["pairs"], figures["prompts"]) == (8, 2)
+    assert (figures["wins"], figures["losses"], figures["ties"]) == (4, 3, 1)
+    assert figures["win_rate"] == pytest.approx((3.5 / 6 + 1 / 2) / 2)
+    assert figures["policy_mean"] == pytest.approx((2 + 0) / 2)
+    assert figures["baseline_mean"] == pytest.approx((5 / 3 + 3 / 2) / 2)
+    assert figures["policy_tokens_mean"] == pytest.approx((15 + 7) / 2)
+    assert figures["baseline_tokens_mean"] == pytest.approx((15 + 8.5) / 2)
+    # The interval is that of two prompts, drawn twice: both the better, or both the worse.
+    assert figures["win_rate_low"] == pytest.approx(1 / 2)
+    assert figures["win_rate_high"] == pytest.approx(3.5 / 6)
+    assert (figures["policy_answers"], figures["baseline_answers"]) == (3, 5)
+
+
+def test_figures_without_cut_answers_are_those_of_the_other_pairs():
+    """The one answer of the policy to q was cut: p alone is left."""
+    figures = comparison_metrics(UNEVEN, 320)
+    assert (figures["policy_cut_count"], figures["baseline_cut_count"]) == (1, 0)
+    assert figures["policy_cut_share"] == (0 + 1) / 2
+    whole = comparison_metrics(UNEVEN[:1], 320)
+    assert figures["without_cut"] == {key: whole[key] for key in figures["without_cut"]}
+    assert (figures["without_cut"]["pairs"], figures["without_cut"]["prompts"]) == (6, 1)
+
+
+def test_where_every_pair_has_a_cut_answer_none_is_left():
+    figures = comparison_metrics(UNEVEN[1:], 320)
+    assert figures["without_cut"] == {"pairs": 0, "prompts": 0}
+
+
+def by_brute_force(lines: list[Compared]) -> dict[str, float]:
+    """Every pair by itself, in loops."""
+    rates, sums = [], {"policy_mean": [], "baseline_mean": [], "difference": []}
+    for each in lines:
+        pairs = list(itertools.product(each.policy, each.baseline))
+        rates.append(statistics.fmean((a.score > b.score) + (a.score == b.score) / 2
+                                      for a, b in pairs))  # fmt: skip
+        sums["policy_mean"].append(statistics.fmean(a.score for a, _ in pairs))
+        sums["baseline_mean"].append(statistics.fmean(b.score for _, b in pairs))
+        sums["difference"].append(statistics.fmean(a.tokens - b.tokens for a, b in pairs))
+    means = {key: statistics.fmean(values) for key, values in sums.items()}
+    return means | {"win_rate": statistics.fmean(rates)}
+
+
+def many(prompts: int, seed: int = 0) -> list[Compared]:
+    """1 to 9 answers on either side, a fifth of them cut."""
+    draw = random.Random(seed)
+
+    def some() -> tuple[Judged, ...]:
+        return tuple(
+            judged(
+                draw.randint(-3, 3) / 2, draw.randint(1, 40), None, draw.choice((1, 1, 1, 1, 0.4))
+            )
+            for _ in range(draw.randint(1, 9))
+        )
+
+    return [Compared(str(n), f"prompt {n}", some(), some()) for n in range(prompts)]
+
+
+def test_uneven_answers_are_those_of_brute_force_with_and_without_cut_answers():
+    lines = many(60)
+    figures = comparison_metrics(lines, 320)
+    for found, own in ((figures, lines), (figures["without_cut"], without_cut(lines))):
+        expected = by_brute_force(own)
+        difference = found["policy_tokens_mean"] - found["baseline_tokens_mean"]
+        assert difference == pytest.approx(expected.pop("difference"))
+        assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert not any(x.cut for each in without_cut(lines) for x in each.policy + each.baseline)
+    assert figures["without_cut"]["pairs"] < figures["pairs"]
+
+
+def test_copies_of_answers_change_no_figure_but_counts():
+    """Each answer of one prompt three times on one side, twice on the other."""
+    lines = many(40)
+    copies = [Compared(x.id, x.prompt, x.policy * 3, x.baseline * 2) for x in lines[:20]]
+    plain, copied = (comparison_metrics(own, 320) for own in (lines, copies + lines[20:]))
+    for figures in (plain, copied):
+        del figures["without_cut"]
+    counts = {"pairs", "wins", "losses", "ties", "no_dpo_better_than_dpo_count",
+              "no_dpo_worse_than_dpo_count", *(f"{role}_{what}" for role in ("policy", "baseline")
+              for what in ("answers", "cut_count"))}  # fmt: skip
+    assert {key for key in plain if plain[key] != pytest.approx(copied[key])} == counts
+
+
+def test_a_line_an_answer():
+    lines = answer_lines(UNEVEN)
+    assert [(x["id"], x["side"], x["score"], x["cut"]) for x in lines[-3:]] == [
+        ("q", "policy", 0.0, True), ("q", "baseline", -1.0, False), ("q", "baseline", 4.0, False),
+    ]  # fmt: skip
+    assert lines[-3] == {
+        "id": "q", "prompt": "q", "side": "policy", "answer": "a", "score": 0.0, "tokens": 7,
+        "ended": True, "cut": True, "read_share": 0.5,
+    }  # fmt: skip
+
+
+# --- the true rule
 
 
 def test_figures_of_the_embedded_world_by_hand():
-    """Two answers to one prompt, and one to another: by the true rule won, a tie, and lost."""
+    """Two answers each to one prompt, and one each to another."""
     first, second = list(world.PROMPTS)[:2]
     texts = {
         p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
         for p in (first, second)
     }
     lines = [
-        Compared("1", first, texts[first][2], texts[first][0], 0.0, 1.0, 5, 5, True, True),
-        Compared("2", first, texts[first][1], texts[first][1], 1.0, 0.0, 5, 5, True, True),
-        Compared("3", second, texts[second][0], texts[second][2], 1.0, 0.0, 9, 1, True, True),
-    ]
-    figures = comparison_metrics(lines)
+        Compared("1", first, tuple(judged(0.0, answer=texts[first][n]) for n in (2, 1)),
+                 tuple(judged(1.0, answer=texts[first][n]) for n in (0, 1))),
+        Compared("2", second, (judged(1.0, answer=texts[second][0]),),
+                 (judged(0.0, answer=texts[second][2]),)),
+    ]  # fmt: skip
+    figures = comparison_metrics(lines, 320)
     rewards = [
-        [world.true_reward(x.prompt, answer) for answer in (x.policy_answer, x.baseline_answer)]
-        for x in lines
+        [[world.true_reward(each.prompt, x.answer) for x in side] for side in sides]
+        for each in lines
+        for sides in [(each.policy, each.baseline)]
     ]
-    assert rewards[0][0] > rewards[0][1] and rewards[2][0] < rewards[2][1]
-    assert figures["true_win_rate"] == 0.5 and figures["win_rate"] == pytest.approx(2 / 3)
-    assert figures["policy_true_mean"] == pytest.approx(sum(r[0] for r in rewards) / 3)
-    assert figures["baseline_true_mean"] == pytest.approx(sum(r[1] for r in rewards) / 3)
+    (best, also), (worst, _) = rewards[0]
+    assert best == also > worst and rewards[1][0] < rewards[1][1]
+    # By the rule the policy wins 2 of 4 and ties 2, then loses; by the reward model the reverse.
+    assert figures["true_win_rate"] == (3 / 4 + 0) / 2 and figures["win_rate"] == 0.5
+    for n, role in enumerate(("policy", "baseline")):
+        means = [statistics.fmean(own[n]) for own in rewards]
+        assert figures[f"{role}_true_mean"] == pytest.approx(statistics.fmean(means))
     assert figures["prompts"] == 2
-    # Two groups: by the true rule of mean 3/4 and 0, by the reward model of mean 1/2 and 1.
-    assert (figures["true_win_rate_low"], figures["true_win_rate_high"]) == (0.0, 0.75)
-    assert (figures["win_rate_low"], figures["win_rate_high"]) == (0.5, 1.0)
+    assert (figures["true_win_rate_low"], figures["true_win_rate_high"]) == (0.0, 3 / 4)
 
 
 def test_longer_is_the_policys_length_less_the_baselines():
@@ -75,45 +205,46 @@ def test_longer_is_the_policys_length_less_the_baselines():
         longer = int(draw.integers(-5, 16))
         won = draw.random() < 1 / (1 + np.exp(-0.3 * longer))
         lines.append(compared(float(won), 0.5, f"p{i}", (30 + longer, 30)))
-    figures = comparison_metrics(lines)
+    figures = comparison_metrics(lines, 320)
     assert figures["win_rate"] > 0.7 and abs(figures["length_controlled_win_rate"] - 0.5) < 0.12
 
 
 # --- preference pairs of the policy's answers
 
 
-def lines_of(*scored: tuple[str, float]) -> list[Compared]:
-    return [Compared("1", "p", a, "b", s, 0.0, 1, 1, True, True) for a, s in scored]
-
-
-def prompt_of(prompt: str | list[dict]) -> Record:
-    return Record(prompt, (), (), name="t")
+def answers_to(prompt: str | list[dict], *answers: Judged) -> Compared:
+    return Compared("1", prompt, answers, (judged(0.0),))
 
 
 def test_equal_answers_are_no_pair_whatever_their_rounding():
-    compared = lines_of(("same", 1.65030241), ("same", 1.65030253))
-    assert new_pairs([prompt_of("q")], compared, 2) == []
+    same = (judged(1.65030241, answer="same"), judged(1.65030253, answer="same"))
+    assert new_pairs([answers_to("q", *same)]) == []
 
 
 def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
-    prompts = [prompt_of("\n\nHuman: q\n\nAssistant:"), prompt_of("q")]
-    compared = lines_of((" x", 1.0), (" y", 2.0), ("u", 1.0), ("u", 1.0))
-    assert new_pairs(prompts, compared, 2) == [
+    lines = [
+        answers_to(
+            "\n\nHuman: q\n\nAssistant:", judged(1.0, answer=" x"), judged(2.0, answer=" y")
+        ),
+        answers_to("q", judged(1.0, answer="u"), judged(1.0, answer="v")),
+    ]
+    assert new_pairs(lines) == [
         {"chosen": "\n\nHuman: q\n\nAssistant: y", "rejected": "\n\nHuman: q\n\nAssistant: x"}
     ]
 
 
-def test_cut_answers_make_no_pairs():
-    """The best and the worst were cut; of the two that are left the better is chosen."""
-    compared = [
-        Compared("1", "q", a, "b", score, 0.0, 1, 1, ended, True)
-        for a, score, ended in (
-            ("w", 0.0, False),
-            ("x", 1.0, True),
-            ("y", 2.0, None),
-            ("z", 3.0, False),
+def test_stopped_and_cut_answers_make_no_pairs():
+    """The best and the worst were stopped or cut; of the two that are left the better is chosen."""
+    answers = [
+        judged(score, 1, ended, read, answer)
+        for answer, score, ended, read in (
+            ("w", 0.0, False, 1.0),
+            ("x", 1.0, True, 1.0),
+            ("y", 2.0, None, 1.0),
+            ("z", 3.0, True, 0.5),
         )
     ]
-    prompt = prompt_of("q")
-    assert new_pairs([prompt], compared, 4) == [{"prompt": "q", "chosen": "y", "rejected": "x"}]
-    assert new_pairs([prompt, prompt], compared, 2) == []
+    assert new_pairs([answers_to("q", *answers)]) == [
+        {"prompt": "q", "chosen": "y", "rejected": "x"}
+    ]
+    assert new_pairs([answers_to("q", *answers[:2]), answers_to("r", *answers[2:])]) == []

@@ -7,7 +7,6 @@ import base64
 import html
 import json
 import re
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,13 @@ import torch
 from conftest import byte_tokenizer, tiny_llama
 from evaluations import (
     RULE,
+    answers_of,
+    by_prompt,
     evaluated,
+    mean_of_prompts,
     policy_argv,
     script,
+    wins_of,
     write_jsonl,
     write_policies,
     write_reward_model,
@@ -45,34 +48,33 @@ def results(world) -> tuple[list[dict], dict, str]:
     return evaluated(policy_argv(world, "results", "--samples", 2))
 
 
-def test_every_prompt_has_its_answers_and_repeated_prompts_stay_apart(results):
-    lines = results[0]
-    assert [line["id"] for line in lines] == [
-        f"prompts:{i}#{k}" for i in range(1, 10) for k in (0, 1)
+def test_every_prompt_has_its_answers_and_a_repeated_prompt_is_one(results):
+    """Prompts 1 and 9 are the same."""
+    lines, _, printed = results
+    assert [(line["id"], line["side"]) for line in lines] == [
+        (f"prompts:{i}", side) for i in range(1, 9) for side in ("policy",) * 2 + ("baseline",) * 2
     ]
-    answer = {line["id"]: line["policy_answer"] for line in lines}
-    # Prompts 1 and 9 are the same, and get four different answers.
-    assert len({answer[f"prompts:{i}#{k}"] for i in (1, 9) for k in (0, 1)}) == 4
-    assert len(set(answer.values())) > 10
-    assert any(line["policy_answer"] != line["baseline_answer"] for line in lines)
+    assert "9 records of 8 prompts, each used once" in printed
+    assert len(set(answers_of(lines, "policy"))) > 10
+    assert answers_of(lines, "policy") != answers_of(lines, "baseline")
 
 
 def test_metrics_are_those_of_the_answers_in_plain_python(results):
     lines, figures, _ = results
-    policy, baseline = (
-        [line[f"{role}_score"] for line in lines] for role in ("policy", "baseline")
-    )
-    won = [(p > b) + (p == b) / 2 for p, b in zip(policy, baseline, strict=True)]
+    policy, baseline = (by_prompt(lines, side) for side in ("policy", "baseline"))
+    won = wins_of(policy, baseline)
+    flat = [x for own in won for x in own]
     expected = {
-        "pairs": 18,
-        "policy_mean": statistics.fmean(policy),
-        "no_dpo_data_mean": statistics.fmean(baseline),
-        "wins": won.count(1),
-        "no_dpo_better_than_dpo_count": won.count(0),
-        "ties": won.count(0.5),
-        "win_rate": statistics.fmean(won),
-        "policy_tokens_mean": statistics.fmean(line["policy_tokens"] for line in lines),
-        "baseline_ended_share": statistics.fmean(line["baseline_ended"] for line in lines),
+        "pairs": 8 * 2 * 2,
+        "policy_mean": mean_of_prompts(policy),
+        "no_dpo_data_mean": mean_of_prompts(baseline),
+        "wins": flat.count(1),
+        "no_dpo_better_than_dpo_count": flat.count(0),
+        "ties": flat.count(0.5),
+        "win_rate": mean_of_prompts(won),
+        "policy_tokens_mean": mean_of_prompts(by_prompt(lines, "policy", "tokens")),
+        "baseline_ended_share": mean_of_prompts(by_prompt(lines, "baseline", "ended")),
+        "policy_cut_count": 0,
     }
     assert expected == pytest.approx({key: figures[key] for key in expected}, rel=1e-9)
     assert figures["win_rate_low"] <= figures["win_rate"] <= figures["win_rate_high"]
@@ -82,15 +84,13 @@ def test_metrics_are_those_of_the_answers_in_plain_python(results):
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_results_do_not_depend_on_ranks(world, results, ranks):
     lines, figures, _ = evaluated(policy_argv(world, f"ranks {ranks}", "--samples", 2), ranks)
-    assert [line["policy_answer"] for line in lines] == [
-        line["policy_answer"] for line in results[0]
-    ]
+    assert answers_of(lines, "policy") == answers_of(results[0], "policy")
     assert figures == pytest.approx(results[1], rel=1e-5, abs=1e-5)
 
 
 def test_a_policy_against_itself_ties_everywhere(world):
     _, figures, _ = evaluated(policy_argv(world, "itself", "--baseline", world / "policy"))
-    assert figures["ties"] == 9 and figures["win_rate"] == 0.5
+    assert figures["ties"] == 8 and figures["win_rate"] == 0.5
     assert figures["kl_per_answer"] == pytest.approx(0, abs=1e-6)
 
 
@@ -99,32 +99,29 @@ def test_pairs_for_a_next_round_are_the_best_against_the_worst(world):
     lines, _, _ = evaluated(policy_argv(world, "pairs", *flags))
     records = [json.loads(line) for line in (world / "pairs.jsonl").read_text().splitlines()]
     expected = []
-    for n in range(0, 54, 6):
-        some = [line for line in lines[n : n + 6] if line["policy_ended"] and line["policy_answer"]]
-        some.sort(key=lambda line: line["policy_score"])
-        if some and some[0]["policy_score"] < some[-1]["policy_score"]:
-            best, worst = some[-1]["policy_answer"], some[0]["policy_answer"]
+    for n in range(0, 96, 12):
+        some = [line for line in lines[n : n + 6] if line["ended"] and line["answer"]]
+        some.sort(key=lambda line: line["score"])
+        if some and some[0]["score"] < some[-1]["score"]:
+            best, worst = some[-1]["answer"], some[0]["answer"]
             expected.append({"prompt": some[0]["prompt"], "chosen": best, "rejected": worst})
     assert records == expected
     assert len(list(pairs.read([str(world / "pairs.jsonl")]))) == len(expected) > 2
 
 
-def test_a_cut_answer_is_scored_as_it_was_cut(world, results, tokenizer):
+def test_a_stopped_answer_is_scored_without_eos(world, results, tokenizer):
     """The rewards of the file equal those of rows made by hand: EOS only where an answer ended."""
     model = RewardModel.load(world / "rm", trainable=False)
     lines, ended = results[0], set()
     for line in lines:
-        for role in ("policy", "baseline"):
-            prompt, answer = (
-                tokenizer(line[key])["input_ids"] for key in ("prompt", f"{role}_answer")
-            )
-            answer += [tokenizer.eos_token_id] * line[f"{role}_ended"]
-            row = Row("x", np.array(prompt, np.int32), (np.array(answer, np.int32),), ())
-            with torch.no_grad():
-                expected = model(collate([row])).item()
-            assert line[f"{role}_score"] == pytest.approx(expected, abs=1e-5)
-            assert line[f"{role}_tokens"] <= 6  # as it was sampled
-            ended.add(line[f"{role}_ended"])
+        prompt, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
+        answer += [tokenizer.eos_token_id] * line["ended"]
+        row = Row("x", np.array(prompt, np.int32), (np.array(answer, np.int32),), ())
+        with torch.no_grad():
+            expected = model(collate([row])).item()
+        assert line["score"] == pytest.approx(expected, abs=1e-5)
+        assert line["tokens"] <= 6  # as it was sampled
+        ended.add(line["ended"])
     assert ended == {True, False}
 
 
@@ -132,7 +129,7 @@ def test_a_cut_answer_is_scored_as_it_was_cut(world, results, tokenizer):
 def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer, layout):
     """The oracle is transformers' own forward. Each model has prompts of its own.
 
-    Two answers were cut.
+    Two answers were stopped.
     """
     prompts = {"policy": ([7, 8, 9], [1]), "baseline": ([7, 8], [2, 1])}
     answers = [
@@ -175,7 +172,7 @@ def test_the_kl_is_known_of_two_models_of_one_vocabulary_at_temperature_1_withou
 def test_the_flags_reach_the_sampler(world):
     """Greedy answers, a small top_p, another seed and cut prompts each give other answers."""
     plain, _, _ = evaluated(policy_argv(world, "plain run"))
-    base = [line["policy_answer"] for line in plain]
+    base = answers_of(plain, "policy")
     for name, flags in {
         "greedy run": ["--temperature", 0],
         "nucleus": ["--top_p", 0.05],
@@ -183,7 +180,7 @@ def test_the_flags_reach_the_sampler(world):
         "cut prompts": ["--max_length", 4],
     }.items():
         lines, figures, _ = evaluated(policy_argv(world, name, *flags))
-        assert [line["policy_answer"] for line in lines] != base, name
+        assert answers_of(lines, "policy") != base, name
         assert ("kl_per_answer" in figures) == (name in ("seed 5", "cut prompts"))
 
 
@@ -200,7 +197,7 @@ def test_the_report_is_written_whole(world):
     picture = (world / "whole" / "answers.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and base64.b64encode(picture).decode() in page
     assert "moved by +1.00 nats, the rejected ones' by -2.00" in page and "KL(policy" in page
-    assert page.count("<article") == 9
+    assert page.count("<article") == 8
     sentence = re.search(r'class="conclusion">(.*?)</p>', page)[1]
     assert sentence in printed
 
@@ -238,11 +235,9 @@ BAD_INPUT = {
     "no prompts": (["--data", "empty.jsonl"], "empty.jsonl: has no records"),
     "no policy": (["--policy", "nowhere"], "model folder '.*nowhere' does not exist"),
     "no reward model": (["--reward", "policy"], "without a reward head"),
-    "too few answers": (["--policy_answers", "few.jsonl"], "few.jsonl: 3 of 9 prompts have fewer "
-                        "than 1 .*the first prompts:1, .*--allow_missing"),
-    "other prompts": (["--policy_answers", "further.jsonl"], "2 answers are to other prompts .*"
-                      "'Another\\?'"),
-    "no common prompt": (["--policy_answers", "strange.jsonl", "--allow_missing"], "none of the 9"),
+    "no common prompt": (["--policy_answers", "strange.jsonl"], "no prompt is in all of .*strange"),
+    "samples of files": (["--policy_answers", "few.jsonl", "--baseline_answers", "few.jsonl",
+                          "--samples", "2"], "--samples 2 samples answers, but both files have"),
     "another template": (["--template", "pku"], "has the template raw, but the prompts of '.*' "
                          "have pku; give --template raw"),
     "another one of the judge": (["--reward_template", "pku"], "trained with template 'raw', .*"
@@ -258,7 +253,7 @@ BAD_INPUT = {
     "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with "),
     "pairs in the results": (["--samples", "2", "--pairs_out", "in_results"], "is in --out"),
     "pairs in no folder": (["--samples", "2", "--pairs_out", "in_a_file"], "can't be written: "),
-    "no answers": (["--policy_answers", "prompts.jsonl"], ":1: expected the keys 'prompt' and "),
+    "no answers": (["--policy_answers", "prompts.jsonl"], ":1: expected the key 'prompt' and one "),
     "too long": (["--max_new_tokens", "5000"], "has 2048 positions, .* have 50"),
     "foreign folder": (["--out", "rm"], "has files that are not an evaluation's"),
 }  # fmt: skip

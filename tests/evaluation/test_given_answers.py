@@ -4,10 +4,21 @@ evaluate.py policy with answers from files, and which template its reward model 
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from evaluations import evaluated, policy_argv, write_policies, write_reward_model
+from evaluations import (
+    answers_of,
+    by_prompt,
+    evaluated,
+    mean_of_prompts,
+    policy_argv,
+    wins_of,
+    write_jsonl,
+    write_policies,
+    write_reward_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -15,51 +26,107 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     return write_policies(tmp_path_factory.mktemp("policies"), llama_folder, tokenizer)
 
 
-def test_answers_are_matched_in_their_order(world):
-    """Prompt 9 is prompt 1 again, and gets the second answer to it."""
+def test_uneven_answers_of_two_files_need_no_flag(world):
+    """p has 2 and 3 answers, q 1 and 2; r and s are in one file only."""
+    counts = {"a": {"p": 2, "r": 4, "q": 1}, "b": {"q": 2, "p": 3, "s": 1}}
+    for name, own in counts.items():
+        lines = [
+            {"prompt": f"Prompt {prompt}?", "answer": f"{name}{prompt}{k}" * (1 + k)}
+            for k in range(4)
+            for prompt, count in own.items()
+            if k < count
+        ]
+        write_jsonl(world / f"{name}.jsonl", lines)
+    argv = ["policy", "--policy_answers", world / "a.jsonl", "--baseline_answers",
+            world / "b.jsonl", "--reward", world / "rm", "--out", world / "uneven"]  # fmt: skip
+    lines, figures, printed = evaluated(argv)
+    found = {side: list(map(len, by_prompt(lines, side))) for side in ("policy", "baseline")}
+    assert found == {"policy": [2, 1], "baseline": [3, 2]}
+    check_figures(lines, figures)
+    (left_out,) = re.findall("left out .*", printed)
+    assert "a.jsonl: 1 of 3 prompts with 4 answers, the first a:2, 'Prompt r?'" in left_out
+    assert "b.jsonl: 1 of 3 prompts with 1 answers, the first b:3, 'Prompt s?'" in left_out
+
+
+def test_all_answers_to_a_prompt_are_compared_with_each_other(world):
+    """Prompt 9 is prompt 1 again: one prompt with two answers on each side."""
     both = ["--policy_answers", world / "answers.jsonl", "--baseline_answers"]
-    lines, figures, _ = evaluated(policy_argv(world, "files", *both, world / "answers.jsonl"))
-    assert [line["policy_answer"] for line in lines] == [f"a{i}" for i in range(9)]
+    lines, figures, printed = evaluated(policy_argv(world, "files", *both, world / "answers.jsonl"))
+    expected = [["a0", "a8"], *([f"a{i}"] for i in range(1, 8))]
+    for side in ("policy", "baseline"):
+        assert by_prompt(lines, side, "answer") == expected
+    assert (figures["pairs"], figures["prompts"]) == (11, 8)
+    assert "9 records of 8 prompts, each used once" in printed and "left out" not in printed
     assert figures["policy_ended_share"] is None and "kl_per_answer" not in figures
     assert figures["length_controlled_win_rate"] == pytest.approx(0.5)
     # Tokens are those of the reward model's tokenizer, which has bytes: "a0" and EOS.
-    assert {line["policy_tokens"] for line in lines} == {3}
+    assert {line["tokens"] for line in lines} == {3}
 
 
-def test_several_answers_to_a_prompt_are_the_samples(world):
-    given = [json.loads(line) for line in (world / "answers.jsonl").read_text().splitlines()]
-    twice = [line | {"response": line["response"] + x} for x in "xy" for line in given[:3]]
-    (world / "twice.jsonl").write_text("".join(json.dumps(line) + "\n" for line in twice))
-    flags = ["--policy_answers", world / "twice.jsonl", "--samples", 2, "--allow_missing"]
-    lines, _, printed = evaluated(policy_argv(world, "twice", *flags))
-    assert [line["policy_answer"] for line in lines] == ["a0x", "a0y", "a1x", "a1y", "a2x", "a2y"]
-    assert "left out" in printed and "6 of 9 prompts have fewer than 2 answers" in printed
+def check_figures(lines: list[dict], figures: dict) -> None:
+    """The figures are those of the lines, each prompt counting as one."""
+    policy, baseline = (by_prompt(lines, side) for side in ("policy", "baseline"))
+    won = wins_of(policy, baseline)
+    assert figures["win_rate"] == pytest.approx(mean_of_prompts(won))
+    assert (figures["pairs"], figures["prompts"]) == (sum(map(len, won)), len(won))
+    assert figures["wins"] == sum(own.count(1) for own in won)
+    assert figures["policy_mean"] == pytest.approx(mean_of_prompts(policy))
+    assert figures["baseline_mean"] == pytest.approx(mean_of_prompts(baseline))
+
+
+def test_a_file_of_uneven_answers_is_compared_with_all_samples(world):
+    """1, 2 and 3 answers of the file, against 2 samples each; the other 5 prompts are left out."""
+    prompts = [json.loads(line)["prompt"] for line in (world / "prompts.jsonl").open()]
+    given = [{"prompt": prompts[n], "output": f"{n}{k}"} for k in range(3) for n in range(k, 3)]
+    write_jsonl(world / "uneven.jsonl", given)
+    flags = ["--policy_answers", world / "uneven.jsonl", "--samples", 2]
+    lines, figures, printed = evaluated(policy_argv(world, "one file", *flags))
+    assert by_prompt(lines, "policy", "answer") == [["00"], ["10", "11"], ["20", "21", "22"]]
+    assert [len(own) for own in by_prompt(lines, "baseline")] == [2, 2, 2]
+    check_figures(lines, figures)
+    assert "6 answers to 3 prompts" in printed and "5 of 8 prompts, the first prompts:4" in printed
+    assert figures["prompts_left_out"] == 5
+
+
+def test_the_policys_answers_of_a_file_make_pairs(world):
+    """Of a prompt with two answers; the others have one."""
+    flags = ["--policy_answers", world / "answers.jsonl", "--pairs_out", world / "of a file.jsonl"]
+    lines, _, printed = evaluated(policy_argv(world, "pairs of a file", *flags))
+    (pair,) = map(json.loads, (world / "of a file.jsonl").open())
+    scores = dict(zip(("a0", "a8"), by_prompt(lines, "policy")[0], strict=True))
+    assert scores[pair["chosen"]] > scores[pair["rejected"]] and "1 of 8 prompts" in printed
 
 
 def test_without_data_the_prompts_are_those_of_the_answers(world):
     given = world / "answers.jsonl"
     argv = ["policy", "--policy_answers", given, "--baseline_answers", given, "--reward",
-            world / "rm", "--out", world / "no data", "--allow_missing"]  # fmt: skip
-    lines, _, _ = evaluated(argv)
-    assert [line["policy_answer"] for line in lines] == [f"a{i}" for i in range(8)]
+            world / "rm", "--out", world / "no data"]  # fmt: skip
+    lines, figures, _ = evaluated(argv)
+    assert answers_of(lines, "policy") == ["a0", "a8", *(f"a{i}" for i in range(1, 8))]
+    assert figures["win_rate"] == 0.5 and figures["prompts_left_out"] == 0
 
 
-def test_prompts_without_answers_are_left_out_with_allow_missing(world):
-    """few.jsonl has answers to prompts 3 to 8 of 9; further.jsonl also to two other prompts."""
-    flags = ["--policy_answers", world / "few.jsonl", "--baseline_answers",
-             world / "further.jsonl", "--allow_missing"]  # fmt: skip
-    lines, _, _ = evaluated(policy_argv(world, "missing", *flags))
-    assert [line["policy_answer"] for line in lines] == [f"f{i}" for i in range(6)]
-    assert [line["id"] for line in lines] == [f"prompts:{i}#0" for i in range(3, 9)]
-    assert all(line["baseline_answer"] == "a" for line in lines)
+def test_prompts_that_are_not_in_all_files_are_left_out_and_counted(world):
+    """few.jsonl has answers to prompts 3 to 8 of 8; further.jsonl also to two other prompts."""
+    flags = ["--policy_answers", world / "few.jsonl", "--baseline_answers", world / "further.jsonl"]
+    lines, figures, printed = evaluated(policy_argv(world, "missing", *flags))
+    assert answers_of(lines, "policy") == [f"f{i}" for i in range(6)]
+    assert answers_of(lines, "policy", "id") == [f"prompts:{i}" for i in range(3, 9)]
+    assert set(answers_of(lines, "baseline")) == {"a"}
+    assert figures["prompts_left_out"] == 4  # the first two, and two of further.jsonl
+    (left_out,) = re.findall("left out .*", printed)
+    assert "prompts.jsonl: 2 of 8 prompts, the first prompts:1" in left_out
+    assert "further.jsonl: 4 of 10 prompts with 5 answers" in left_out
+    page = (world / "missing" / "report.html").read_text()
+    assert "4 prompts were left out" in page
 
 
 def test_a_reward_model_of_another_template_needs_reward_template(world):
     """Prompts are rendered by pku for the policies, and by raw for the reward model."""
     flags = ["--template", "pku", "--reward_template", "raw"]
     lines, _, printed = evaluated(policy_argv(world, "templates", *flags))
-    assert len(lines) == 9
-    assert "9 prompts, template pku" in printed and "template raw, max_length 256" in printed
+    assert len(lines) == 16
+    assert "8 prompts, template pku" in printed and "template raw, max_length 256" in printed
 
 
 def test_a_reward_model_without_a_rule_has_the_template_of_the_policies(
@@ -70,7 +137,7 @@ def test_a_reward_model_without_a_rule_has_the_template_of_the_policies(
     for template in ("raw", "pku"):
         flags = [*given, "--template", template, "--reward", world / "no rule"]
         lines, _, _ = evaluated(policy_argv(world, f"no rule {template}", *flags))
-        scores[template] = [line["policy_score"] for line in lines]
+        scores[template] = answers_of(lines, "policy", "score")
     lines, _, _ = evaluated(policy_argv(world, "with a rule", *given))
-    assert scores["raw"] == pytest.approx([line["policy_score"] for line in lines], abs=1e-5)
+    assert scores["raw"] == pytest.approx(answers_of(lines, "policy", "score"), abs=1e-5)
     assert scores["raw"] != pytest.approx(scores["pku"], abs=1e-3)

@@ -1,34 +1,51 @@
 """python -m pytest tests/evaluation/test_page.py"""
 
+import html
 import json
 import re
+from pathlib import Path
 
 import pytest
 
-from nanoalign.evaluation.comparison import Compared, comparison_metrics
-from nanoalign.evaluation.diagnosis import conclusion, diagnosis, read_log
+from nanoalign.evaluation.comparison import Compared, Judged, comparison_metrics
+from nanoalign.evaluation.diagnosis import (
+    caution,
+    conclusion,
+    diagnosis,
+    figure_rows,
+    read_log,
+)
 from nanoalign.evaluation.page import comparison_page
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
 
+def one(answer: str, score: float, tokens: int, ended: bool = True) -> tuple[Judged, ...]:
+    return (Judged(answer, score, tokens, ended, 1.0),)
+
+
 @pytest.fixture
 def compared() -> list[Compared]:
+    messages = [{"role": "user", "content": NASTY}]
     return [
-        Compared("p:1#0", NASTY, NASTY, "fine", 2.0, 1.0, 3, 4, True, False),
-        Compared("p:2#0", "q", "a", NASTY, 0.5, 0.5, 3, 4, True, True),
-        Compared(
-            "p:3#0", [{"role": "user", "content": NASTY}], "a", "b", -1.0, 3.0, 3, 4, True, True
-        ),
+        Compared("p:1", NASTY, one(NASTY, 2.0, 3), one("fine", 1.0, 4, False)),
+        Compared("p:2", "q", one("a", 0.5, 3), one(NASTY, 0.5, 4)),
+        Compared("p:3", messages, one("a", -1.0, 3), one("b", 3.0, 4)),
     ]
+
+
+def figures_of(compared: list[Compared]) -> dict:
+    return comparison_metrics(compared, 320)
+
+
+def page_of(compared: list[Compared], folder: Path) -> str:
+    (folder / "p.png").write_bytes(b"\x89PNG")
+    return comparison_page(NASTY, compared, figures_of(compared), [NASTY], folder / "p.png")
 
 
 @pytest.fixture
 def page(compared, tmp_path) -> str:
-    (tmp_path / "p.png").write_bytes(b"\x89PNG")
-    return comparison_page(
-        NASTY, compared, comparison_metrics(compared), [NASTY], tmp_path / "p.png"
-    )
+    return page_of(compared, tmp_path)
 
 
 def test_text_of_models_and_data_is_escaped_everywhere(page):
@@ -45,7 +62,82 @@ def test_the_page_loads_nothing(page):
 def test_every_case_is_there_with_its_kind_and_difference(page):
     found = re.findall(r'data-place="(\d)" data-difference="([^"]*)" data-kind="(\w+)"', page)
     assert found == [("0", "1.0", "win"), ("1", "0.0", "tie"), ("2", "-4.0", "loss")]
-    assert page.count(", cut)") == 1  # the baseline's first answer
+    assert page.count("sampling stopped at --max_new_tokens") == 1  # the baseline's first answer
+    assert '<span class="mark">cut' not in page and 'class="caution"' not in page
+
+
+def test_all_answers_of_a_prompt_are_in_one_case(tmp_path):
+    """2 against 3: each answer once, coloured by its own wins; the second one's reward is 3."""
+    policy = (*one("first", 1.0, 4), *one("second", 3.0, 4))
+    baseline = (*one("third", 0.0, 4), *one("fourth", 2.0, 4), *one("fifth", 2.0, 4))
+    page = page_of([Compared("p:1", "q", policy, baseline)], tmp_path)
+    assert page.count("<article") == 1 and page.count('<div class="answer ') == 5
+    found = re.findall(r'<div class="answer (\w+)">.*?<div class="text">(\w+)<', page)
+    assert found == [("worse", "third"), ("tie", "fourth"), ("tie", "fifth"), ("worse", "first"),
+                     ("better", "second")]  # fmt: skip
+    assert "p:1: win, the policy wins 67% of 6, +0.667" in page
+
+
+# --- answers that the reward model read only in part
+
+
+def partly(cut: int, whole: int, best: float = 1.0) -> list[Compared]:
+    """Wins of the policy where the baseline was cut, and rewards of `best` against 0 elsewhere."""
+    lines = [
+        Compared(f"p:{n}", f"q{n}", one("a", 1.0, 9), (Judged("b", 0.0, 500, False, 0.474),))
+        for n in range(cut)
+    ]
+    return lines + [
+        Compared(f"w:{n}", f"w{n}", one("a", best, 9), one("b", 0.0, 8)) for n in range(whole)
+    ]
+
+
+def test_the_verdict_says_what_it_rests_on(tmp_path):
+    """30 of 40 answers of the baseline were cut; the policy loses all 10 other comparisons."""
+    compared = partly(30, 10, best=-1.0)
+    text = caution(figures_of(compared))
+    assert "is better" in conclusion(figures_of(compared))
+    assert "only the beginning of 30 of the baseline's 40 answers: its max_length of 320" in text
+    assert "The result rests on these beginnings" in text
+    assert "win 0.0% [0.0%, 0.0%] of 10 comparisons: the policy is worse" in text
+    page = html.unescape(page_of(compared, tmp_path))
+    assert f'<p class="caution">{text}</p>' in page
+    mark = '<span class="mark">cut: the reward model read only the first 47%</span>'
+    assert page.count(mark) == 30 == len(re.findall('data-kind="win cut"', page))
+    assert page.count("with a cut answer</label>") == 1
+
+
+def test_few_cut_answers_are_said_and_no_more():
+    """2 of 100 are named, 3 of 100 change what the result rests on."""
+    few, more = (caution(figures_of(partly(n, 100 - n))) for n in (2, 3))
+    assert few.endswith(
+        "of 2 of the baseline's 100 answers: its max_length of 320 tokens cut them."
+    )
+    assert "rests on these beginnings" in more and "97 comparisons: the policy is better" in more
+    assert caution(figures_of(partly(0, 100))) is None
+
+
+def test_no_comparison_of_whole_answers_is_said():
+    assert "no comparison is of two answers read whole" in caution(figures_of(partly(3, 0)))
+    note = " ".join(diagnosis(figures_of(partly(3, 0)), []))
+    assert "491.0 tokens shorter than" in note and "larger --max_length" in note
+
+
+def test_lengths_and_figures_have_a_column_without_cut_answers():
+    """(491 * 3 - 1) / 4 tokens shorter in all, 1 longer in the last comparison."""
+    figures = figures_of(partly(3, 1))
+    assert "368.0 tokens shorter than the baseline's (1.0 tokens longer where" in " ".join(
+        diagnosis(figures, [])
+    )
+    rows = {name: values for name, *values in figure_rows(figures)}
+    assert rows[""] == ["all", "without cut answers"]
+    assert rows["pairs"] == ["4", "1"] and rows["baseline_cut_count"] == ["3", ""]
+    assert rows["baseline_tokens_mean"] == ["377.0000", "8.0000"]
+    assert rows["policy_ended_share"] == ["1.0000", "1.0000"] and "without_cut" not in rows
+    assert [len(row) for row in figure_rows(figures_of(partly(0, 4)))] == [2] * (len(rows) - 1)
+
+
+# --- what the figures mean
 
 
 INTERVALS = {1: (0.51, 0.7), 0: (0.45, 0.6), -1: (0.3, 0.49)}
@@ -103,18 +195,18 @@ def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):
     ]  # fmt: skip
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "eval/lo')
-    text = " ".join(diagnosis(comparison_metrics(compared), read_log(path)))
+    text = " ".join(diagnosis(figures_of(compared), read_log(path)))
     assert "moved by -2.00 nats, the rejected ones' by -5.00" in text
     assert "0.400 on held-out pairs, and 0.800 on the last 1 training steps" in text
     assert "0.0% of the policy's and 33.3% of the baseline's" in text
     assert "1.0 tokens shorter" in text and "KL" not in text
     kl = {"kl_per_answer": 1.5, "kl_per_token": 0.25}
     assert "KL(policy || baseline) is 1.50 nats an answer, 0.250 a token" in " ".join(
-        diagnosis(comparison_metrics(compared) | kl, [])
+        diagnosis(figures_of(compared) | kl, [])
     )
-    assert len(diagnosis(comparison_metrics(compared), read_log(tmp_path / "none"))) == 2
+    assert len(diagnosis(figures_of(compared), read_log(tmp_path / "none"))) == 2
 
 
 def test_lengths_that_hardly_overlap_are_not_controlled(compared):
-    figures = comparison_metrics(compared) | {"length_controlled_win_rate": None}
+    figures = figures_of(compared) | {"length_controlled_win_rate": None}
     assert "length can't be controlled" in diagnosis(figures, [])[0]

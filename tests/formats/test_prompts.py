@@ -59,16 +59,25 @@ def test_a_record_without_a_prompt_is_an_error_with_its_line(tmp_path, record, m
 
 
 def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
-    """An answer may be empty; messages are a prompt too."""
+    """An answer may be empty; messages are a prompt too; programs name an answer differently."""
     path = write(tmp_path / "a.jsonl", {"prompt": "p", "answer": "1"},
-                 {"prompt": HI, "response": "2"}, {"prompt": "p", "response": ""})  # fmt: skip
-    assert read_answers(path) == {"p": ["1", ""], prompt_key(HI): ["2"]}
+                 {"prompt": HI, "response": "2"}, {"prompt": "p", "response": ""},
+                 {"prompt": "p", "completion": "3"}, {"prompt": "p", "output": "4"})  # fmt: skip
+    prompts, answers = read_answers(path)
+    assert answers == {"p": ["1", "", "3", "4"], prompt_key(HI): ["2"]}
+    assert [(record.prompt, record.name) for record in prompts] == [("p", "a:1"), (HI, "a:2")]
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "p"}, "expected the keys 'prompt' and 'response' or 'answer'"),
+        ({"prompt": "p"}, "expected the key 'prompt' and one of 'response', 'answer', 'compl"),
+        (3, "expected the key 'prompt' and one of"),
+        ({"answer": "a"}, "expected the key 'prompt' and one of"),
+        (
+            {"prompt": "p", "answer": "42", "response": "It is 42."},
+            "'response' and 'answer' may both be the answer",
+        ),
         ({"prompt": "p", "answer": None}, "the answer must be text"),
         ({"prompt": "p", "response": "\ud800"}, "the response must be text"),
         ({"prompt": "", "answer": "a"}, "the prompt is empty"),
