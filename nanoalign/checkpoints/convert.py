@@ -4,6 +4,7 @@ Examples are the experts of a mixture, of which a file has each and a model one 
 tensors that were renamed. Rank 0 needs host memory for the full model.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from nanoalign.checkpoints.guards import FOREIGN_ERRORS
 from nanoalign.checkpoints.slices import local_rows
+from nanoalign.checkpoints.tied import check_tied
 from nanoalign.errors import RunError, in_a_line
 
 
@@ -29,6 +31,7 @@ def load_by_transformers(
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             loaded = from_pretrained(model, folder)
+            check_tied(tensors, {name: partial(loaded.get, name) for name in loaded}, folder)
         except RunError as error:
             message = [str(error)]
     several = dist.is_initialized() and dist.get_world_size() > 1

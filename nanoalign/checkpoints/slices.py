@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -121,6 +122,11 @@ def load(model: "transformers.PreTrainedModel", places: dict[str, Place], folder
         from nanoalign.checkpoints.convert import load_by_transformers
 
         return load_by_transformers(model, tensors, folder)
+    if len(stored) > len(tensors):
+        from nanoalign.checkpoints.tied import check_tied, read_tensor
+
+        read = {name: partial(read_tensor, path, name) for name, (path, _) in stored.items()}
+        check_tied(tensors, read, folder)
     by_file: dict[Path, dict[str, Tensor]] = {}
     for names, tensor in tensors.items():
         name = next(name for name in names if name in stored)

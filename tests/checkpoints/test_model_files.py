@@ -13,6 +13,7 @@ import torch
 from conftest import records, tiny_llama
 from ranks import run_ranks
 from runs import damaged_model
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -46,11 +47,11 @@ def score(folder: Path, batch) -> torch.Tensor:
         return Policy(AutoModelForCausalLM.from_pretrained(folder).eval())(batch)
 
 
-def write_mixtral(folder: Path) -> Path:
+def write_mixtral(folder: Path, **options) -> Path:
     torch.manual_seed(0)
     config = MixtralConfig(
         vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, **options,
     )  # fmt: skip
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
@@ -176,6 +177,41 @@ def test_untied_heads_and_bfloat16_files(batch, tmp_path):
     exact = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     with torch.no_grad():
         assert torch.equal(policy(batch), Policy(exact)(batch))
+
+
+def test_a_stored_head_that_differs_from_the_embedding_it_is_tied_to(llama_folder, batch, tmp_path):
+    """transformers unties the two; with false in config.json there is no doubt left."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    with torch.no_grad():
+        assert torch.equal(load(folder)(batch), score(llama_folder, batch))
+        head[7, 3] += 1
+        save_file(
+            tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"}
+        )
+        message = "embed_tokens.weight and lm_head.weight are one tensor .* false into config.json"
+        for read in (
+            partial(load, folder),
+            partial(RewardModel.load, folder, head_seed=1, read=read_slices),
+        ):
+            with pytest.raises(RunError, match=message):
+                read()
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"tie_word_embeddings": False}
+        (folder / "config.json").write_text(json.dumps(config))
+        assert torch.equal(load(folder)(batch), score(folder, batch))
+        assert not torch.equal(load(folder)(batch), score(llama_folder, batch))
+
+
+def test_a_head_that_differs_from_its_embedding_where_transformers_converts(batch, tmp_path):
+    folder = write_mixtral(tmp_path, tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    head = torch.zeros(259, 32)
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="embed_tokens.weight and lm_head.weight are one tensor"):
+        load(folder)
 
 
 def test_a_frozen_reference_is_held_in_compute_precision(llama_folder):
