@@ -106,7 +106,7 @@ class Policy(Scorer):
         trainable: bool = True, checkpointing: bool = False, read: Read = read_whole,
         before_sharding: Callable[["transformers.PreTrainedModel"], None] = lambda model: None,
     ) -> "Policy":  # fmt: skip
-        """A policy from a Hugging Face folder, from OWNER/NAME on the Hub, or "tiny".
+        """A policy from a Hugging Face folder, or "tiny"; local_folder finds models of the Hub.
 
         world: shards the parameters over its ranks; None leaves them whole, for notebooks.
         dtype: of matrix products. The parameters of a trainable policy are float32 (bfloat16 would
@@ -115,7 +115,7 @@ class Policy(Scorer):
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
-        folder = TINY if path == "tiny" else path
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # never a name of the Hub
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
@@ -182,7 +182,7 @@ class RewardModel(Scorer):
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
         """
-        folder = TINY if path == "tiny" else path
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # never a name of the Hub
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)

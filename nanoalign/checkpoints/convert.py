@@ -19,6 +19,9 @@ from nanoalign.checkpoints.slices import local_rows
 from nanoalign.checkpoints.tied import check_tied
 from nanoalign.errors import RunError, in_a_line
 
+# Nothing pickled, no code of the folder, and no attention whose code is fetched from the Hub.
+SAFE = {"use_safetensors": True, "trust_remote_code": False, "attn_implementation": "eager"}
+
 
 def load_by_transformers(
     model: PreTrainedModel, tensors: dict[tuple[str, ...], Tensor], folder: Path
@@ -62,7 +65,7 @@ def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     transformers_logging.disable_progress_bar()
     try:
         loaded, info = type(model).from_pretrained(
-            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+            folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
         )
     except FOREIGN_ERRORS as error:
         raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error

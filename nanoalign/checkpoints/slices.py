@@ -79,6 +79,8 @@ def build(
     auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, path: Path
 ) -> "transformers.PreTrainedModel":
     """A model of this config without weights; `path` names it in errors."""
+    # transformers' defaults: what a folder wants may be code that is fetched from the Hub.
+    config._attn_implementation = config._experts_implementation = None
     try:
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except FOREIGN_ERRORS as error:  # no such model of this architecture, inconsistent settings

@@ -2,7 +2,10 @@
 
 import json
 import shutil
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -74,3 +77,29 @@ def test_an_unknown_architecture_is_refused_in_one_line(hostile):
     with pytest.raises(ValueError, match="custom code"):
         Policy.load(folder)
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("wanted", ["somebody/attention", "flash_attention_2", {"": "own/er"}])
+def test_a_folder_does_not_choose_code_of_the_hub(hostile, wanted):
+    """transformers would fetch such an implementation, and run it, where `kernels` is installed."""
+    folder = hostile[0](attn_implementation=wanted, experts_implementation="sonicmoe")
+    for load in (partial(Policy.load, folder), partial(RewardModel.load, folder, head_seed=0)):
+        config = load(read=read_slices).model.config
+        assert config._attn_implementation == "sdpa"
+        assert config._experts_implementation != "sonicmoe"
+
+
+def test_weights_that_are_converted_are_not_pickled_ones(tmp_path):
+    """A mixture of experts, whose tensors transformers converts."""
+    from transformers import AutoModelForCausalLM, MixtralConfig
+
+    sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "num_local_experts": 2}
+    model = AutoModelForCausalLM.from_config(MixtralConfig(**sizes, **heads))
+    model.save_pretrained(tmp_path)
+    name = "transformers.modeling_utils.PreTrainedModel.from_pretrained"
+    with patch(name) as called, suppress(ValueError):  # of what a patch returns
+        Policy.load(tmp_path, read=read_slices)
+    assert called.call_args.kwargs["use_safetensors"] is True
+    assert called.call_args.kwargs["trust_remote_code"] is False
+    assert called.call_args.kwargs["attn_implementation"] == "eager"  # is never fetched
