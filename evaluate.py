@@ -83,13 +83,14 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             f"prompts, labels {view.preference}{notes}"
         )
         scoring.check_encoded(score, encoded, batches, name)
-        prepared.append((view, score, compared, encoded))
+        lengths = scoring.lengths_of(model, view.shares, compared, tokenizer, template, encoded)
+        prepared.append((view, score, compared, encoded, lengths))
 
     # scores, figures, files
     scored, figures = [], {"subsets": {}}
-    for view, score, records, encoded in prepared:
+    for view, score, records, encoded, lengths in prepared:
         scores = scoring.score_encoded(score, encoded, batches, name)
-        lines = ranking.scored_lines(records, encoded[0].rows, scores, view.name)
+        lines = ranking.scored_lines(records, lengths, scores, view.name)
         for subset in dict.fromkeys(line.subset for line in lines):
             own = [line for line in lines if line.subset == subset]
             figures["subsets"][subset] = ranking.reward_metrics(own)
@@ -103,10 +104,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     settings = vars(args) | {"template": template, "max_length": max_length}
     with results.results_folder(args.out, settings) as out:
         results.write_ranking(out, scored, figures, args.cases)
-    print(f"\n{ranking.table(figures['subsets'] | {'all': figures['all']})}\n")
+    print(f"\n{ranking.table(ranking.printed(figures['subsets'] | {'all': figures['all']}))}\n")
     for subset, own in figures["subsets"].items():
         shown = [f"{key} = {own[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")]
         print(f"{subset:<11} Evaluation: {', '.join(shown)}")
+        if rests_on := ranking.about_cut(own):
+            print(f"{subset:<11} {rests_on}")
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 

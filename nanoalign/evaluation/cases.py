@@ -41,7 +41,8 @@ def _case(place: int, better: Scored, worse: Scored) -> str:
     title = f"{place}. {better.pair_id}: {result}, the winner's probability {probability:.3f}"
     text = f"\n### {title}\n\nPrompt\n\n{_fenced(prompt)}"
     for name, line in (("Higher", high), ("Lower", low)):
-        side = f"({line.side} in the data; tokens: {line.tokens})"
+        cut = ", cut: the model read only its beginning" * line.cut
+        side = f"({line.side} in the data; tokens: {line.tokens}{cut})"
         text += f"\n{name} reward **{line.score:+.3f}** {side}\n\n{_fenced(line.response)}"
     return text
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanoalign.batch import Row
-from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.encode import Record
-from nanoalign.evaluation.statistics import calibration, rank_correlation, win_shares
+from nanoalign.evaluation.statistics import (
+    calibration,
+    prompt_interval,
+    rank_correlation,
+    win_shares,
+)
+from nanoalign.formats.prompts import prompt_key
 from nanoalign.tiny import world as tiny_world
 
-Figures = dict[str, float | int | None]
+Figures = dict[str, float | int | None]  # those of evaluations with cut answers also have Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +32,27 @@ class Scored:
     response: str
     side: str  # "chosen" if no response of the record is better, else "rejected"
     score: float
-    tokens: int  # of the response as it was scored: with its EOS, or cut
+    tokens: int  # of the whole response, with its EOS
+    cut: bool  # whether max_length cut it: its score is that of its beginning, without EOS
 
 
 Pairs = list[tuple[Scored, Scored]]  # (better, worse)
 
 
 def scored_lines(
-    records: Sequence[Record], rows: Sequence[Row], scores: Sequence[Sequence[float]], view: str
-) -> list[Scored]:
+    records: Sequence[Record], lengths: Sequence[Sequence[tuple[int, bool]]],
+    scores: Sequence[Sequence[float]], view: str,
+) -> list[Scored]:  # fmt: skip
     """A Scored for every response of the records.
 
-    view: a name that is appended to those of subset and pair, if it is not empty.
+    lengths: scoring.lengths_of the responses. view: a name that is appended to those of subset and
+    pair, if it is not empty.
     """
     suffix = f"/{view}" if view else ""
     scored = []
-    for record, row, rewards in zip(records, rows, scores, strict=True):
+    for record, own, rewards in zip(records, lengths, scores, strict=True):
         worse = {rejected for _, rejected in record.pairs}
-        responses = zip(record.responses, rewards, row.responses, strict=True)
+        responses = zip(record.responses, rewards, own, strict=True)
         scored += [
             Scored(
                 pair_id=record.name + suffix,
@@ -54,9 +61,10 @@ def scored_lines(
                 response=response,
                 side="rejected" if i in worse else "chosen",
                 score=score,
-                tokens=len(tokens),
+                tokens=tokens,
+                cut=cut,
             )
-            for i, (response, score, tokens) in enumerate(responses)
+            for i, (response, score, (tokens, cut)) in enumerate(responses)
         ]
     return scored
 
@@ -79,21 +87,37 @@ def reward_metrics(scored: Sequence[Scored]) -> Figures:
 
     Unlike those of training, they weigh each pair of a ranked record as much as any other pair.
 
-    accuracy counts a tie as half a hit; accuracy_low and accuracy_high are its 95 % interval
-    (Wilson). reward_mean and reward_std are those of all responses, better_data_mean and
-    worse_data_mean the means of one side. worse_better_than_better_count is the number of pairs
-    whose worse response has the higher reward, worse_worse_than_better_count those whose worse
-    response has the lower one. calibration_error is that of statistics.calibration.
-    longer_accuracy is the accuracy of always choosing the response with more tokens,
-    length_correlation the rank correlation of reward and tokens, None if one of them is constant.
+    accuracy counts a tie as half a hit; accuracy_low and accuracy_high are its 95 % interval, by
+    statistics.prompt_interval. reward_mean and reward_std are those of all responses,
+    better_data_mean and worse_data_mean the means of one side. worse_better_than_better_count is
+    the number of pairs whose worse response has the higher reward, worse_worse_than_better_count
+    those whose worse response has the lower one. calibration_error is that of
+    statistics.calibration. longer_accuracy is the accuracy of always choosing the response with
+    more tokens, length_correlation the rank correlation of reward and tokens, None if one of them
+    is constant.
+    cut_count is the number of responses that were cut, cut_share their share; where there are any,
+    "without_cut" has the figures of the pairs without one, or {"pairs": 0}.
     """
     pairs = pairs_of(scored)
+    cut = [line.cut for line in scored]
+    figures = _figures(scored, pairs)
+    figures |= {"cut_count": sum(cut), "cut_share": sum(cut) / len(cut)}
+    if any(cut):
+        whole = [pair for pair in pairs if not any(line.cut for line in pair)]
+        compared = {id(line) for pair in whole for line in pair}
+        lines = [line for line in scored if id(line) in compared]
+        figures["without_cut"] = _figures(lines, whole) if whole else {"pairs": 0}
+    return figures
+
+
+def _figures(scored: Sequence[Scored], pairs: Pairs) -> Figures:
+    """The figures of some pairs, and of the responses that are in them."""
     better = np.array([b.score for b, _ in pairs])  # (P,)
     worse = np.array([w.score for _, w in pairs])
     longer = np.array([b.tokens - w.tokens for b, w in pairs])
     scores = np.array([line.score for line in scored])
     accuracy = _accuracy(better - worse)
-    low, high = wilson_interval(accuracy, len(pairs))
+    low, high = prompt_interval(win_shares(better - worse), _prompts(pairs))
     return {
         "pairs": len(pairs),
         "accuracy": accuracy,
@@ -119,7 +143,7 @@ def truth(scored: Sequence[Scored], preference: str) -> dict[str, float]:
     label_ceiling: the expected accuracy of the true rule, over labels that are drawn from it as
         those of the embedded data are; oracle_accuracy: its accuracy on these labels.
     true_accuracy: the share of pairs that the reward model orders as the true rule does, among
-        those that differ by it, with its 95 % interval (Wilson).
+        those that differ by it, with its 95 % interval over prompts.
     """
     prompts = {line.prompt if isinstance(line.prompt, str) else None for line in scored}
     if not prompts <= tiny_world.PROMPTS.keys():
@@ -130,12 +154,13 @@ def truth(scored: Sequence[Scored], preference: str) -> dict[str, float]:
         [rule(b.prompt, b.response) - rule(w.prompt, w.response) for b, w in pairs]
     )  # (P,)
     agrees = np.array([b.score - w.score for b, w in pairs]) * np.sign(margins)
-    agreement = _accuracy(agrees[margins != 0])
-    low, high = wilson_interval(agreement, int((margins != 0).sum()))
+    differ = margins != 0
+    prompts = [prompt for prompt, each in zip(_prompts(pairs), differ, strict=True) if each]
+    low, high = prompt_interval(win_shares(agrees[differ]), prompts)
     return {
         "label_ceiling": float((1 / (1 + np.exp(-np.abs(margins)))).mean()),
         "oracle_accuracy": _accuracy(margins),
-        "true_accuracy": agreement,
+        "true_accuracy": _accuracy(agrees[differ]),
         "true_accuracy_low": low,
         "true_accuracy_high": high,
     }
@@ -143,6 +168,44 @@ def truth(scored: Sequence[Scored], preference: str) -> dict[str, float]:
 
 def _accuracy(margins: np.ndarray) -> float:
     return float(win_shares(margins).mean())
+
+
+def _prompts(pairs: Pairs) -> list[str]:
+    return [prompt_key(better.prompt) for better, _ in pairs]
+
+
+def share_with_interval(figures: Figures) -> str:
+    low, high = figures["accuracy_low"], figures["accuracy_high"]
+    return f"{figures['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def about_cut(figures: Figures) -> str | None:
+    """What the accuracy rests on where the model read only the beginning of responses."""
+    if not figures["cut_count"]:
+        return None
+    text = f"{figures['cut_count']:,} responses ({figures['cut_share']:.1%}) were cut"
+    whole = figures["without_cut"]
+    if not whole["pairs"]:
+        return f"{text}, and one of each pair: no accuracy of whole responses is known"
+    return (
+        f"{text}; in the {whole['pairs']:,} of {figures['pairs']:,} pairs without one the accuracy "
+        f"is {share_with_interval(whole)}"
+    )
+
+
+def printed(rows: dict[str, Figures]) -> dict[str, Figures]:
+    """The figures for the table: of cut responses only where there are any."""
+    if not any(own["cut_count"] for own in rows.values()):
+        return {
+            name: {key: own[key] for key in own if not key.startswith("cut_")}
+            for name, own in rows.items()
+        }
+    whole = {name: own.get("without_cut", own) for name, own in rows.items()}
+    return {
+        name: {key: own[key] for key in own if key != "without_cut"}
+        | {"accuracy_without_cut": whole[name].get("accuracy")}
+        for name, own in rows.items()
+    }
 
 
 def table(rows: dict[str, Figures], title: str = "subset") -> str:

@@ -12,9 +12,20 @@ import numpy as np
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
-from nanoalign.checkpoints.intervals import wilson_interval  # noqa: E402
-from nanoalign.evaluation.ranking import Figures, Scored, pairs_of  # noqa: E402
-from nanoalign.evaluation.statistics import calibration  # noqa: E402
+from nanoalign.evaluation.ranking import (  # noqa: E402
+    Figures,
+    Pairs,
+    Scored,
+    about_cut,
+    pairs_of,
+    share_with_interval,
+)
+from nanoalign.evaluation.statistics import (  # noqa: E402
+    calibration,
+    prompt_interval,
+    win_shares,
+)
+from nanoalign.formats.prompts import prompt_key  # noqa: E402
 
 BETTER, WORSE = "tab:blue", "tab:orange"
 
@@ -32,16 +43,15 @@ def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: F
         [["order", "order", "pairs"], ["spread", "calibration", "length"]], figsize=(16, 9)
     )
     figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.2, hspace=0.3)
-    figure.suptitle(
-        f"{subset}: accuracy {figures['accuracy']:.3f} [{figures['accuracy_low']:.3f}, "
-        f"{figures['accuracy_high']:.3f}] on {len(pairs):,} pairs, {figures['ties']:,} ties; "
-        f"always the longer answer: {figures['longer_accuracy']:.3f}",
-        fontsize="x-large",
+    title = (
+        f"{subset}: accuracy {share_with_interval(figures)} on {len(pairs):,} pairs, "
+        f"{figures['ties']:,} ties; always the longer answer: {figures['longer_accuracy']:.3f}"
     )
+    figure.suptitle("\n".join(filter(None, (title, about_cut(figures)))), fontsize="x-large")
     _order_panel(axes["order"], better, worse)
     _pairs_panel(axes["pairs"], better, worse)
     _spread_panel(axes["spread"], scored, figures)
-    _calibration_panel(axes["calibration"], better - worse)
+    _calibration_panel(axes["calibration"], pairs, better - worse)
     _length_panel(axes["length"], scored, figures)
     for axis in axes.values():
         axis.grid(alpha=0.3)
@@ -109,12 +119,15 @@ def _spread_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
     axis.legend()
 
 
-def _calibration_panel(axis, margins: np.ndarray) -> None:
-    confidence, hit_rate, counts, error = calibration(margins)
+def _calibration_panel(axis, pairs: Pairs, margins: np.ndarray) -> None:
+    confidence, hit_rate, counts, places, error = calibration(margins)
     axis.plot([0.5, 1], [0.5, 1], color="black", lw=1, label="perfect")
     held = counts > 0
-    low, high = zip(*map(wilson_interval, hit_rate[held], counts[held]), strict=True)
-    spread = np.abs(np.array([low, high]) - hit_rate[held])
+    hits, prompts = win_shares(margins), np.array([prompt_key(b.prompt) for b, _ in pairs], object)
+    intervals = [
+        prompt_interval(hits[places == n], prompts[places == n]) for n in np.flatnonzero(held)
+    ]
+    spread = np.abs(np.array(intervals).T - hit_rate[held])  # (2, bins)
     axis.errorbar(
         confidence[held], hit_rate[held], spread, fmt="o", color=BETTER, capsize=3, label="95 %"
     )
@@ -134,6 +147,9 @@ def _length_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
         axis.scatter(
             *zip(*points, strict=True), s=9, color=colour, alpha=alpha_of(len(scored)), label=name
         )
+    cut = [(line.tokens, line.score) for line in scored if line.cut]
+    if cut:
+        axis.scatter(*zip(*cut, strict=True), s=25, lw=0.8, marker="x", color="black", label="cut")
     correlation = figures["length_correlation"]
     shown = "undefined" if correlation is None else f"{correlation:+.2f}"
     axis.set_title(f"{len(scored):,} answers: rank correlation with length {shown}")

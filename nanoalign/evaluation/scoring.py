@@ -1,6 +1,7 @@
 """The score of every response: the reward of a reward model, or the log-probability of a policy."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks import check_layout
 from nanoalign.distributed import World, sum_over_ranks
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import CUT_RESPONSE, Record, encode_all
 from nanoalign.errors import RunError
 from nanoalign.evaluation.rows import Ended, encode_answers
 from nanoalign.loop import Batches
@@ -139,6 +140,32 @@ def encode_for(
         Encoded(rows_of([conditioned(record, name) for record in records]), factor)
         for name, factor in shares.items()
     ]
+
+
+def lengths_of(
+    model: RewardModel,
+    shares: dict[str, float],
+    records: Sequence[Record],
+    tokenizer,
+    template: str,
+    encoded: list[Encoded],  # of the records
+) -> list[list[tuple[int, bool]]]:
+    """(tokens with the EOS, whether max_length cut it) of every response of each record."""
+    lengths = [[(len(response), False) for response in row.responses] for row in encoded[0].rows]
+    noted = [
+        n
+        for n in range(len(records))
+        if any(CUT_RESPONSE in each.rows[n].notes for each in encoded)
+    ]
+    some = [records[n] for n in noted]
+    whole = encode_for(model, shares, some, tokenizer, (template, sys.maxsize))[0].rows
+    for n, row in zip(noted, whole, strict=True):
+        read = zip(*([len(r) for r in each.rows[n].responses] for each in encoded), strict=True)
+        lengths[n] = [
+            (len(response), min(lengths_read) < len(response))
+            for response, lengths_read in zip(row.responses, read, strict=True)
+        ]
+    return lengths
 
 
 def check_encoded(score: Mixed, encoded: list[Encoded], batches: Batches, name: str) -> None:

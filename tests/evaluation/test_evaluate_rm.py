@@ -67,7 +67,8 @@ def results(world) -> tuple[list[dict], dict, str]:
 
 def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
     scores = results[0]
-    assert list(scores[0]) == ["pair_id", "subset", "prompt", "response", "side", "score", "tokens"]
+    assert list(scores[0]) == [
+        "pair_id", "subset", "prompt", "response", "side", "score", "tokens", "cut"]  # fmt: skip
     assert len(scores) == 26 and len({line["pair_id"] for line in scores}) == 13
     assert [line["side"] for line in scores] == ["chosen", "rejected"] * 13
     second = [line for line in scores if line["subset"] == "second"]
@@ -116,6 +117,7 @@ def recomputed(lines: list[dict]) -> dict:
         "longer_accuracy": statistics.fmean((d > 0) + (d == 0) / 2 for d in longer),
         "length_correlation": statistics.correlation(
             ranks_of(scores), ranks_of([line["tokens"] for line in lines])),
+        "cut_count": 0, "cut_share": 0.0,
     }  # fmt: skip
 
 
@@ -226,6 +228,54 @@ def test_the_best_responses_of_a_ranked_record_are_compared_with_its_others(worl
     wins = sum(score[better] > score[worse] for better in ("x", "zzz") for worse in ("yy", "y"))
     assert metrics["all"]["pairs"] == 4
     assert metrics["all"]["worse_worse_than_better_count"] == wins
+
+
+@pytest.fixture(scope="module")
+def cut(world) -> tuple[list[dict], dict, str]:
+    """An evaluation at 256 tokens, one a letter: of 4 pairs two have an answer that is cut.
+
+    Beside a prompt of 4 letters 252 tokens are left: 251 letters and the EOS are read whole.
+    """
+    lengths = [(9, 400), (251, 12), (400, 300), (30, 20)]
+    lines = [
+        {"prompt": f"ask{n}", "chosen": "right " * 99, "rejected": f"{n} wrong " * 99}
+        for n in range(4)
+    ]
+    for line, (chosen, rejected) in zip(lines, lengths, strict=True):
+        line["chosen"], line["rejected"] = line["chosen"][:chosen], line["rejected"][:rejected]
+    data = write_jsonl(world / "cut.jsonl", lines)
+    return evaluated(argv(world, "cut", "--data", f"long={data}"), pictures=True)
+
+
+def test_answers_that_max_length_cut_are_marked_and_have_their_true_length(cut):
+    found = [(line.get("cut"), line["tokens"]) for line in cut[0]]
+    assert found == [(False, 10), (True, 401), (False, 252), (False, 13),
+                     (True, 401), (True, 301), (False, 31), (False, 21)]  # fmt: skip
+
+
+def test_accuracy_is_told_with_and_without_the_pairs_of_cut_answers(cut):
+    lines, metrics, printed = cut
+    for figures in (metrics["all"], metrics["subsets"]["long"]):
+        assert (figures["cut_count"], figures["cut_share"]) == (3, 3 / 8)
+        expected = recomputed(lines[2:4] + lines[6:])
+        found = {key: figures["without_cut"].get(key, 0) for key in expected}
+        assert found == pytest.approx(expected, rel=1e-9)
+        assert figures["longer_accuracy"] == 3 / 4  # by the true lengths
+    own = metrics["subsets"]["long"]["without_cut"]
+    shown = f"{own['accuracy']:.3f} [{own['accuracy_low']:.3f}, {own['accuracy_high']:.3f}]"
+    assert (
+        "long        3 responses (37.5%) were cut; in the 2 of 4 pairs without one the accuracy is "
+        f"{shown}\n"
+    ) in printed
+    row = next(line for line in printed.splitlines() if line.startswith("long  "))
+    assert row.split()[-3:] == ["3", "0.375", f"{own['accuracy']:.3f}"]
+
+
+def test_cases_mark_cut_answers(world, cut):
+    text = (world / "cut" / "cases.md").read_text()
+    for line in cut[0]:
+        mark = ", cut: the model read only its beginning" if line["cut"] else ""
+        assert f"({line['side']} in the data; tokens: {line['tokens']}{mark})" in text
 
 
 def test_an_older_evaluation_is_replaced_whole(world):

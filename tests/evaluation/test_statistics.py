@@ -8,6 +8,7 @@ from nanoalign.evaluation.statistics import (
     bootstrap_interval,
     calibration,
     length_controlled_win_rate,
+    prompt_interval,
     rank_correlation,
     win_shares,
 )
@@ -95,6 +96,50 @@ def test_wilson_interval_by_hand():
     """8 of 10 at 95 %: the textbook's (0.4902, 0.9433); 0 of 10 has an upper end of 0.2775."""
     assert wilson_interval(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=2e-4)
     assert wilson_interval(0.0, 10) == pytest.approx((0.0, 0.2775), abs=2e-4)
+
+
+def test_the_interval_over_prompts_by_hand():
+    """10 prompts of 2 pairs: both are hits of 4, one is of 4, none is of 2. The share is 0.6.
+
+    Squared deviations: 12 * 0.16 + 8 * 0.36 = 4.8; added up by prompt before squaring
+    4 * 0.8^2 + 4 * 0.2^2 + 2 * 1.2^2 = 5.6. So 20 pairs are worth 20 * 4.8 / 5.6 = 17.14, times
+    (2.093 / 2.262)^2 of Student's t with 19 and 9 degrees of freedom: 14.68 independent ones.
+    """
+    hits = np.array([1, 1] * 4 + [1, 0] * 4 + [0, 0] * 2, dtype=float)
+    prompts = [n for n in range(10) for _ in range(2)]
+    expected = wilson_interval(0.6, 20 * 4.8 / 5.6 * (2.0930 / 2.2622) ** 2)
+    assert prompt_interval(hits, prompts) == pytest.approx(expected, abs=1e-4)
+    backwards = prompt_interval(hits[::-1], [f"prompt {n}" for n in prompts[::-1]])
+    assert backwards == pytest.approx(prompt_interval(hits, prompts), rel=1e-12)
+
+
+def test_the_interval_over_prompts_is_never_surer_than_of_as_many_apart():
+    """Also where the pairs of each prompt are less alike than by chance, or ties."""
+    hits, prompts = np.array([1.0, 0.0] * 50), [n // 2 for n in range(100)]
+    assert prompt_interval(hits, prompts) == pytest.approx(wilson_interval(0.5, 100), rel=1e-12)
+    ties = prompt_interval(np.full(100, 0.5), prompts)
+    assert ties == pytest.approx(wilson_interval(0.5, 50), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "repeats", "accuracy"),
+    [(200, 2, 1, 0.7), (200, 4, 1, 0.7), (200, 8, 1, 0.7), (200, 2, 3, 0.7), (200, 4, 1, 0.95),
+     (20, 8, 1, 0.7), (20, 2, 3, 0.95)],
+)  # fmt: skip
+def test_the_interval_over_prompts_covers_the_true_accuracy(prompts, answers, repeats, accuracy):
+    """In 400 simulations, as those of benchmarks/coverage.py; 95 % +- 3 standard errors."""
+    draw = np.random.default_rng(prompts + answers + repeats)
+    noise = 1 / np.tan(np.pi * (accuracy - 0.5))  # of a reward, by a utility: a Gaussian orthant
+    first, second = np.triu_indices(answers, 1)
+    if repeats > 1:  # as many records, which share one answer
+        answers, first, second = 1 + repeats, np.zeros(repeats, int), np.arange(1, 1 + repeats)
+    utility = draw.normal(size=(400, prompts, answers))
+    reward = utility + noise * draw.normal(size=utility.shape)
+    ordered = [np.sign(x[..., first] - x[..., second]) for x in (utility, reward)]
+    hits = (ordered[0] == ordered[1]).astype(float).reshape(400, -1)
+    groups = np.repeat(np.arange(prompts), len(first)).tolist()
+    covered = [low <= accuracy <= high for low, high in (prompt_interval(h, groups) for h in hits)]
+    assert 0.917 <= np.mean(covered) <= 0.983
 
 
 def test_calibration_of_two_bins_by_hand():

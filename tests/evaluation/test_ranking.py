@@ -1,0 +1,71 @@
+"""python -m pytest tests/evaluation/test_ranking.py
+
+The figures of scored pairs: their intervals are over prompts, and answers that were cut are told.
+"""
+
+import numpy as np
+import pytest
+
+from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.evaluation.ranking import Scored, reward_metrics
+
+
+def line(record: int, prompt: int, side: str, score: float, tokens: int = 3, **more) -> Scored:
+    settings = {"subset": "s", "response": "r", "cut": False} | more
+    return Scored(pair_id=f"s:{record}", prompt=f"prompt {prompt}", side=side, score=score,
+                  tokens=tokens, **settings)  # fmt: skip
+
+
+def pairs(hits: list[bool], copies: int = 1) -> list[Scored]:
+    """A pair of each prompt, `copies` times as records of its own; a hit or a miss."""
+    return [
+        each
+        for n, hit in enumerate(hits * copies)
+        for each in (
+            line(n, n % len(hits), "chosen", 1.0),
+            line(n, n % len(hits), "rejected", 0.0 if hit else 2.0),
+        )
+    ]
+
+
+def interval(scored: list[Scored]) -> tuple[float, float]:
+    figures = reward_metrics(scored)
+    return figures["accuracy_low"], figures["accuracy_high"]
+
+
+def test_of_one_pair_a_prompt_the_interval_is_wilsons():
+    hits = [True] * 70 + [False] * 30
+    assert interval(pairs(hits)) == pytest.approx(wilson_interval(0.7, 100), rel=1e-12)
+    assert interval(pairs([True] * 9)) == pytest.approx(wilson_interval(1.0, 9), rel=1e-12)
+
+
+@pytest.mark.parametrize("hits", [[True] * 70 + [False] * 30, [True] * 20])
+def test_records_that_repeat_a_prompt_with_its_answers_tell_nothing_new(hits):
+    assert interval(pairs(hits, copies=4)) == pytest.approx(interval(pairs(hits)), rel=1e-12)
+
+
+def test_one_ranked_record_is_one_prompt():
+    """28 pairs of 8 answers, all ordered rightly: as sure as one pair."""
+    ranked = [line(0, 0, "chosen", 1.0)] + [line(0, 0, "rejected", 0.1 * n) for n in range(7)]
+    assert interval(ranked) == pytest.approx(wilson_interval(1.0, 1), rel=1e-12)
+    assert reward_metrics(ranked)["pairs"] == 7
+
+
+def test_the_interval_covers_the_accuracy_of_ranked_records():
+    """Six chosen and six rejected answers to each of 50 prompts: 36 pairs that share answers.
+
+    A reward is that of the side, +-m, and a normal: a pair is a hit with the probability
+    Phi(2 m / sqrt 2), 0.7 for m = 0.3708.
+    """
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(60):
+        rewards = draw.normal(size=(50, 2, 6)) + 0.3708 * np.array([[1], [-1]])
+        scored = [
+            line(n, n, side, float(score))
+            for n in range(50)
+            for side, scores in zip(("chosen", "rejected"), rewards[n], strict=True)
+            for score in scores
+        ]
+        low, high = interval(scored)
+        covered += low <= 0.7 <= high
+    assert covered >= 54
