@@ -92,11 +92,11 @@ def main(argv: list[str] | None = None) -> None:
     folder = reference_folder = local_folder(args.model)
     if args.reference not in (None, "none"):
         reference_folder = local_folder(args.reference)
-        from nanoalign.checkpoints.guards import check_vocabulary
+        from nanoalign.checkpoints.vocabulary import check_vocabulary
 
         check_vocabulary(folder, reference_folder)
-    if not args.audit:
-        on_main(world, partial(check_folder, args, [folder, reference_folder]))
+    folders = {"--model": folder, "--reference": reference_folder}
+    on_main(world, partial(check_folder, args, [*folders.values()]))
 
     # data
     tokenizer = load_tokenizer(folder)
@@ -149,21 +149,21 @@ def main(argv: list[str] | None = None) -> None:
     describe(policy, data.rows, batches, args)
 
     # checks, training
-    save, start = checkpoints.of_run(policy, optimizer, objective, data.rows, args, world)
+    save, start = checkpoints.of_run(policy, optimizer, objective, data.rows, args, world, folders)
     if start == 0 and folder == reference_folder and reference is not None:
         check(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
-    log = open_run(args, world)
+    log = open_run(args, world, data, folder)
     held_out = {"eval": data.held_out}
     if not loop.train(
         policy, optimizer, objective, data.rows, held_out, batches, args, log, save, start
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     write(policy, tokenizer, Path(args.out), world)
+    judge = "runs/rm" if args.model == "tiny" and formats.is_embedded(args) else "REWARD_MODEL"
     finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
-        f"python evaluate.py policy --policy {args.out} --baseline {args.model} "
-        f"--reward runs/rm --out {args.out}_eval")  # fmt: skip
+        ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from nanoalign.metrics import Metric, hits
 from nanoalign.model import RewardModel
 from nanoalign.packing.batches import Packed
 from nanoalign.packing.summary import describe
+from nanoalign.rewards.prompts import kinds_of
 from nanoalign.rewards.rule import set_rule
 
 
@@ -92,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         world = divide(world, args.shard_size, args.timeout)
     dtype = compute_dtype(args.precision, world.device)
     folder = local_folder(args.model)
-    if not args.audit:
-        on_main(world, partial(check_folder, args, [folder]))
+    on_main(world, partial(check_folder, args, [folder]))
 
     # data
     tokenizer = load_tokenizer(folder)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         model_class, loss = variant_of(args, data.rows)
     reward_model = model_class.load(folder, world, dtype, read=read_slices, head_seed=args.seed,
         checkpointing=args.activation_checkpointing)  # fmt: skip
-    set_rule(reward_model, args, data.template)
+    set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
     name = f"--model {args.model}"
     batches.prepare(reward_model)
     check_fits(reward_model, data.rows, name)
@@ -128,9 +128,11 @@ def main(argv: list[str] | None = None) -> None:
     describe(reward_model, data.rows, batches, args)
 
     # checks, training
-    save, start = checkpoints.of_run(reward_model, optimizer, objective, data.rows, args, world)
+    save, start = checkpoints.of_run(
+        reward_model, optimizer, objective, data.rows, args, world, {"--model": folder}
+    )
     check_layout(reward_model, data.rows, batches, name)
-    log = open_run(args, world)
+    log = open_run(args, world, data, folder)
     again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
     held_out = {"eval": data.held_out, "train_eval": again}
     if not loop.train(
@@ -141,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
         reward_model.print_length()
     write_model(reward_model, tokenizer, Path(args.out), world)
     finish(args, world, f"Reward model on {args.model}", len(data.held_out),
-        f"python evaluate.py rm --model {args.out} --out {args.out}_eval")  # fmt: skip
+        ["rm", "--model", args.out])  # fmt: skip
 
 
 if __name__ == "__main__":

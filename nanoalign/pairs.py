@@ -37,21 +37,21 @@ def read(
     formats: dict[tuple[str, ...], Format] = FORMATS,
     open_source: Callable[[str], Iterator[tuple[str, str, str, str | dict]]] = open_jsonl,
 ) -> Iterator[Record]:
-    """The records of some sources, one by one. A source has one format.
+    """The records of some sources, one by one. A file has one format.
 
     Raises RunError, with file and line, for a record that has no known format.
     """
     for source in sources:
-        first = None
+        first = {}  # the format of each file
         for where, name, subset, raw in open_source(source):
             keys, record = parse(raw, where, formats)
-            if keys != (first := first or keys):
+            if keys != (begun := first.setdefault(where.rpartition(":")[0], keys)):
                 raise RunError(
                     f"{where}: a record with the keys {' + '.join(keys)} in a file that began with "
-                    f"{' + '.join(first)}; put each format into a file of its own"
+                    f"{' + '.join(begun)}; put each format into a file of its own"
                 )
             yield replace(record, name=name, subset=subset)
-        if first is None:
+        if not first:
             raise RunError(f"{source}: has no records; expected {expected(formats)}")
 
 

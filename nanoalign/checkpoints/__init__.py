@@ -2,11 +2,14 @@
 
 folders.py      names of models -> local folders
 runs.py         the folder of a run: settings, versions, metrics
+unfinished.py   what to do about a run that was killed
 guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices
+digest.py       a hash of the files of a model
 convert.py      the same where transformers must convert the tensors (mixture-of-experts)
 write.py        sharded parameters -> safetensors files in Hugging Face format
 resume.py       checkpoints of a run: writes them, and continues from one
+unpickle.py     files of checkpoints -> values, without running what they name
 curves.py       draws and prints the result of a run
 intervals.py    confidence intervals of proportions
 """
@@ -38,11 +41,14 @@ def refusal(args: Namespace) -> str | None:
     return resume.refusal(args)
 
 
-def of_run(model, optimizer, objective, rows, args: Namespace, world) -> tuple:
-    """(the `save` of loop.train, the number of steps that were done before). A collective."""
+def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: dict) -> tuple:
+    """(the `save` of loop.train, the number of steps that were done before). A collective.
+
+    folders: of the models that are read, by the flag that names each.
+    """
     if not (args.save_every or args.stop_after or args.resume):
         return (lambda step, last: False), 0
     from nanoalign.checkpoints.resume import Checkpoints
 
-    checkpoints = Checkpoints(model, optimizer, objective, rows, args, world)
+    checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
     return checkpoints, checkpoints.resume() if args.resume else 0

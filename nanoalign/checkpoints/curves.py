@@ -1,6 +1,7 @@
 """The result of a run: curves.png, and the lines that are printed at its end."""
 
 import json
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -29,16 +30,26 @@ KINDS = {
 }
 
 
-def finish(args: Namespace, world: World, title: str, records: int, next_command: str) -> None:
-    """Draws curves.png and prints the result, on rank 0. records: how many were held out."""
+def finish(args: Namespace, world: World, title: str, records: int, command: list[str]) -> None:
+    """Draws curves.png and prints the result, on rank 0. records: how many were held out.
+
+    command: words of evaluate.py, to which `next_command` adds.
+    """
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
         print(f"{'held out':<11} {summary(lines, records)}")
         print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
-        data = f" --data {' '.join(args.eval_data or ['HELD_OUT_DATA'])}"
-        print(f"{'next':<11} {next_command}{'' if TEST_OF.keys() >= set(args.data) else data}")
+        print(f"{'next':<11} {next_command(args, records, command)}")
+
+
+def next_command(args: Namespace, records: int, command: list[str]) -> str:
+    """The command that evaluates the run on what it held out: `records` records."""
+    data = args.eval_data or [f"held_out:{args.out}" if records else "HELD_OUT_DATA"]
+    # The embedded test data are the default of evaluate.py.
+    data = [] if set(data) <= set(TEST_OF.values()) else ["--data", *data]
+    return shlex.join(["python", "evaluate.py", *command, "--out", f"{args.out}_eval", *data])
 
 
 def summary(lines: list[dict[str, float]], records: int) -> str:

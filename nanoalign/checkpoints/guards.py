@@ -19,7 +19,10 @@ FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, Impo
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
     if not (folder / "config.json").is_file():
-        raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
+        from nanoalign.checkpoints.unfinished import advice
+
+        no_config = f"model folder '{folder}' has no config.json; is it a Hugging Face model?"
+        raise RunError(advice(folder) or no_config)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
@@ -40,15 +43,6 @@ def load_tokenizer(folder: Path):
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
-
-
-def check_vocabulary(folder: Path, other: Path) -> None:
-    """Raises RunError if two models have different tokens: log-probabilities can't be compared."""
-    if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
-        raise RunError(
-            f"--reference {other} has another vocabulary than --model {folder}; their "
-            "log-probabilities can't be compared"
-        )
 
 
 def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:

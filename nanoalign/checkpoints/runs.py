@@ -1,9 +1,10 @@
-"""The folder of a run: args.json, metrics.jsonl, checkpoints/, and at the end the model."""
+"""The folder of a run: args.json, records.npz, metrics.jsonl, checkpoints/; then the model."""
 
 import json
 import platform
 import shutil
 import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -15,21 +16,26 @@ import transformers
 import nanoalign
 from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.formats.rows import Data
+from nanoalign.formats.sources import parse_source
 from nanoalign.hosts.collectives import on_main
 
 ARGS, METRICS = "args.json", "metrics.jsonl"
+RECORDS, RECORDS_FORMAT = "records.npz", 1  # formats/remembered.py reads it
 # All that a run writes, and so all that --overwrite removes.
-WRITTEN = (METRICS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json", ARGS,
-           "generation_config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*",
-           "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.*",
-           "merges.txt")  # fmt: skip
+WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
+           ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
+           "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+           "vocab.*", "merges.txt")  # fmt: skip
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
-    """Raises RunError if a run must not write to --out; changes nothing.
+    """Raises RunError if a run must not write to --out; changes nothing. --audit writes nothing.
 
     models: folders that the run reads, which --out must not be.
     """
+    if args.audit:
+        return
     out = Path(args.out)
     is_run = (out / ARGS).is_file()
     if out.exists() and not out.is_dir():
@@ -47,9 +53,12 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
         )
 
 
-def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]], None]:
-    """Prepares --out and writes args.json. Returns what appends a line to metrics.jsonl.
+def open_run(
+    args: Namespace, world: World, data: Data, folder: Path
+) -> Callable[[int, dict[str, float]], None]:
+    """Prepares --out, writes args.json and records.npz. Returns what adds lines to metrics.jsonl.
 
+    folder: of the model that is trained.
     Raises RunError on a host that does not see the file that rank 0 wrote.
     """
     out = Path(args.out)
@@ -59,7 +68,9 @@ def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]],
         for pattern in () if args.resume else WRITTEN:
             for path in out.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        (out / ARGS).write_text(json.dumps(vars(args) | versions(), indent=2) + "\n")
+        settings = vars(args) | {"argv": sys.argv} | versions()
+        (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
+        np.savez(out / RECORDS, **record_arrays(args, data, folder))
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if world.is_main and metrics:
@@ -76,6 +87,25 @@ def open_run(args: Namespace, world: World) -> Callable[[int, dict[str, float]],
             "on a disk that all hosts share"
         )
     return log
+
+
+def record_arrays(args: Namespace, data: Data, folder: Path) -> dict[str, np.ndarray]:
+    """What RECORDS keeps: hashes of the training records and of the held-out ones, and of which
+    sources these are. folder: of the model that is trained further.
+    """
+    (trained, held_out), before = data.digests, {}
+    if (folder / RECORDS).exists():
+        from nanoalign.formats.remembered import recall
+
+        before = recall(folder)
+    sources = map(parse_source, args.eval_data or args.data)
+    return {
+        "trained": np.union1d(trained[:, 1], before.get("trained", trained[:0, 1])),
+        "prompts": np.union1d(trained[:, 0], before.get("prompts", trained[:0, 0])),
+        "held_out": held_out[:, 2],
+        "sources": np.array([(source.name, source.absolute) for source in sources]),
+        "format": np.array(RECORDS_FORMAT),
+    }
 
 
 def versions() -> dict[str, str | None]:

@@ -2,12 +2,17 @@
 
 sources.py      names of data sources -> files -> records
 hub.py          files on the Hugging Face Hub
-files.py        compressed files, JSON arrays, parquet
+folder.py       folders of files
+generated.py    embedded records that are in no file
+held_out.py     what a run held out
+files.py        lines of JSON, also compressed
+arrays.py       JSON arrays, parquet
 records.py      further formats of records
 unpaired.py     single responses with a label (--loss kto)
 prompts.py      prompts alone, and answers that were made elsewhere
 load.py         --data -> the rows of a run: in memory, or from a store on disk
 rows.py         records -> rows in memory, without pairs of equal responses
+remembered.py   which records a run was trained on, and which it held out
 audit.py        --audit: examples token by token
 """
 
@@ -36,5 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
 
 def eval_data_of(args: Namespace) -> dict:
     """The default of --eval_data: the embedded test data, where --data is embedded."""
-    embedded = all(source in TEST_OF for source in args.data)
-    return {"eval_data": [TEST_OF[source] for source in args.data]} if embedded else {}
+    return {"eval_data": [TEST_OF[source] for source in args.data]} if is_embedded(args) else {}
+
+
+def is_embedded(args: Namespace) -> bool:
+    """Whether --data are embedded training data alone."""
+    return TEST_OF.keys() >= set(args.data)

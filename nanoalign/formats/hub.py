@@ -6,7 +6,36 @@ from pathlib import Path
 import huggingface_hub
 
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.formats.sources import SUFFIXES
+from nanoalign.formats.sources import SUFFIXES, Source
+
+PLACE = re.compile(
+    r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)/(?P<path>[^@:]+)"
+    r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
+)
+
+
+class OnHub(Source):
+    """A file, or a split."""
+
+    def __init__(self, name: str, place: str):
+        """Raises RunError for a place that is not of the grammar."""
+        if (found := PLACE.fullmatch(place)) is None:
+            raise RunError(
+                f"data source '{place}': expected hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]"
+            )
+        super().__init__(name or Path(found["path"]).name.split(".")[0], place)
+
+    @property
+    def absolute(self) -> str:
+        return self.place
+
+    @property
+    def parts(self) -> tuple[str, str, str | None, str | None]:
+        """(OWNER/NAME, path, revision, split)."""
+        return PLACE.fullmatch(self.place).group("repo", "path", "revision", "split")
+
+    def files(self) -> list[Path]:
+        return fetch(self.place, *self.parts)
 
 
 def fetch(place: str, repo: str, path: str, revision: str | None, split: str | None) -> list[Path]:

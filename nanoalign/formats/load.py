@@ -28,15 +28,11 @@ def load_rows(
     """
     preferences = [args.preference] if isinstance(args.preference, str) else args.preference
     change = unchanged
-    if len(preferences) == 1:
-        known = formats(preferences[0], unpaired)
-    else:
-        from nanoalign.rewards import condition, several
+    if len(preferences) > 1 and args.condition:
+        from nanoalign.rewards import condition
 
-        known = several.formats(preferences)
-        if args.condition:
-            change = partial(condition.by_preference, preferences=preferences)
-    read = partial(read_records, known)
+        change = partial(condition.by_preference, preferences=preferences)
+    read = partial(read_records, known_formats(preferences, unpaired))
     files = check_sources(args.data) + check_sources(args.eval_data or [])
     # Rank 0 decides: hosts may have other copies of a file.
     if args.cache or gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]:
@@ -47,6 +43,15 @@ def load_rows(
         how = (args.max_length, args.template, read, change, settings)
         return load(args, Encoding(tokenizer, folder, *how), world)
     return in_memory(args, tokenizer, read, change)
+
+
+def known_formats(preferences: Sequence[str], unpaired: bool) -> dict:
+    """The formats of a run by their keys. unpaired: see load_rows."""
+    if len(preferences) == 1:
+        return formats(preferences[0], unpaired)
+    from nanoalign.rewards import several
+
+    return several.formats(preferences)
 
 
 def unchanged(record: Record) -> list[Record]:
@@ -60,15 +65,16 @@ def read_records(
 ) -> Iterator[Record]:
     """The records of some sources that are wanted, by their number among all, from 0.
 
-    The others are not decoded, but for the first one of each source, which decides its format.
+    The others are not decoded, but for the first one of each file, which decides its format.
     """
     numbers, last = count(), True
 
     def opened(source: str) -> Iterator[tuple]:
         nonlocal last
-        for line, located in enumerate(open_source(source)):
-            last = wanted(next(numbers))
-            if last or line == 0:
+        file = None
+        for located in open_source(source):
+            last, before, file = wanted(next(numbers)), file, located[0].rpartition(":")[0]
+            if last or file != before:
                 yield located
 
     for record in pairs.read(sources, known, opened):

@@ -17,6 +17,7 @@ from nanoalign.errors import RunError
 
 EQUAL_SCORES = "ranked records dropped: all scores equal"
 EQUAL_RESPONSES = "pairs dropped: both responses equal"
+IGNORED = "records with ignored columns: "  # and their names
 
 
 class Data(NamedTuple):
@@ -26,6 +27,7 @@ class Data(NamedTuple):
     held_out: Sequence[Row]
     counts: Counter  # of `rows`: what was cut or dropped, by reason
     template: str  # the one that `auto` selected; `auto` where it selected several
+    digests: tuple[np.ndarray, np.ndarray]  # record_digests of what is trained on, and held out
 
 
 def in_memory(
@@ -40,24 +42,42 @@ def in_memory(
     if args.eval_data:
         held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
     else:
-        held = hold_out(prompt_digests(records), args.eval_share, args.seed)
+        held = hold_out(record_digests(records)[:, 0], args.eval_share, args.seed)
         held_out = [record for record, each in zip(records, held, strict=True) if each]
         records = [record for record, each in zip(records, held, strict=True) if not each]
         source = f"{args.eval_share:g} of the prompts"
     parts = []
     for name, part, of in (("data", records, " ".join(args.data)), ("held out", held_out, source)):
         part = [changed for record in part for changed in change(record)]
-        rows, counts = drop_equal(encode_all(part, tokenizer, args.max_length, args.template))
+        rows, counts = drop_equal(encode_records(part, tokenizer, args.max_length, args.template))
         describe(name, of, len(part), sum(len(record.pairs) for record in part), counts)
         parts.append((rows, counts))
     prompts = [record.prompt for record in (*records, *held_out)]
     templates = {resolve_template(args.template, prompt, tokenizer) for prompt in prompts}
     template = templates.pop() if len(templates) == 1 else args.template
-    return Data(parts[0][0], parts[1][0], parts[0][1], template)
+    names = {row.name for row in parts[0][0]}  # of a record that was dropped there is no row
+    trained = [record for record in records if any(each.name in names for each in change(record))]
+    digests = record_digests(trained), record_digests(held_out)
+    return Data(parts[0][0], parts[1][0], parts[0][1], template, digests)
+
+
+def encode_records(
+    records: Sequence[Record], tokenizer, max_length: int, template: str
+) -> list[Row]:
+    """As encode.encode_all. Raises RunError for what a chat template would leave out in silence."""
+    if tokenizer.chat_template or any(r.tools or isinstance(r.prompt, list) for r in records):
+        from nanoalign.formats.chat import prepared
+
+        records = prepared(records, tokenizer, template)
+    return encode_all(records, tokenizer, max_length, template)
 
 
 def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
     """Prints the counts of one set of records; an empty set of training records is an error."""
+    if any(reason.startswith(IGNORED) for reason in counts):
+        from nanoalign.formats.columns import joined
+
+        counts = joined(counts)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
     ranked = f"{records:,} records with " if pairs != records else ""
     print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
@@ -84,11 +104,23 @@ def drop_equal(rows: Sequence[Row]) -> tuple[list[Row], Counter]:
     return kept, counts
 
 
-def prompt_digests(records: Sequence[Record]) -> np.ndarray:
-    """(N,) uint64, the same for two records exactly when their prompts are the same."""
-    keys = (r.prompt if isinstance(r.prompt, str) else json.dumps(r.prompt) for r in records)
-    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+def record_digests(records: Sequence[Record]) -> np.ndarray:
+    """(N, 3) uint64: the three `hashes` of each record."""
+    return np.frombuffer(b"".join(map(hashes, records)), dtype="<u8").reshape(-1, 3)
+
+
+def hashes(record: Record) -> bytes:
+    """Three hashes of 8 bytes: of the prompt; with its responses in any order; of all, with labels.
+
+    They are the same for two records exactly when these are.
+    """
+    prompt = record.prompt if isinstance(record.prompt, str) else json.dumps(record.prompt)
+    if record.tools:  # they are a part of the prompt
+        prompt = json.dumps((prompt, record.tools), sort_keys=True)
+    responses = [json.dumps(each, sort_keys=True) for each in record.answers or record.responses]
+    everything = (prompt, responses, record.pairs, record.extra)
+    texts = prompt, json.dumps((prompt, sorted(responses))), json.dumps(everything, sort_keys=True)
+    return b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
 
 
 def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -5,7 +5,7 @@
         PATH            .jsonl, .json, both also .gz, .parquet; or a folder of such files
         tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
                         tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
-        held_out:RUN    what a run has held out; not supported yet
+        held_out:RUN    what the run in the folder RUN has held out
         hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]
                         a file on the Hugging Face Hub; with a split, the files in the folder PATH
                         that have it in their names: data/train-00000-of-00001.parquet
@@ -13,7 +13,7 @@
 A record's name is that of its source and its line, so names of sources must differ.
 """
 
-import re
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,45 +26,37 @@ from nanoalign.formats.files import records_of
 EMBEDDED = (*TEST_OF, *TEST_OF.values())
 FILES = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}  # of the embedded data; others are generated
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-HUB = re.compile(
-    r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)/(?P<path>[^@:]+)"
-    r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
-)
+HELD_OUT, HUB = "held_out:", "hf://"  # what such places begin with
 Located = tuple[str, str, str, str | dict]  # where, name and line, name, record (JSON, or decoded)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One source of the grammar."""
+    """One source of the grammar. Subclasses have the places that are neither file nor folder."""
 
     name: str
-    place: str  # as given: a path, tiny:..., hf://...
-    hub: re.Match | None = None  # of a file on the Hub: repo, path, revision, split
+    place: str  # as given: a path, tiny:..., hf://..., held_out:...
 
     @property
-    def generated(self) -> str | None:
-        """The name of embedded records that are in no file."""
-        return self.place if self.place in EMBEDDED and self.place not in FILES else None
+    def absolute(self) -> str:
+        """The place, as it is given in any folder."""
+        return self.place if self.place in FILES else os.path.abspath(self.place)
+
+    @property
+    def key(self) -> str:
+        """What the records depend on, but for the contents of the files."""
+        return self.name
 
     def files(self) -> list[Path]:
         """The local files on which the records depend; those on the Hub are fetched."""
-        if self.generated:
-            return sorted(Path(tiny.__file__).parent.glob("*.py"))
-        if self.hub:
-            from nanoalign.formats.hub import fetch
+        path = FILES.get(self.place, Path(self.place))
+        if path.is_file() and path.name.endswith(SUFFIXES):
+            return [path]
+        from nanoalign.formats.folder import files_of
 
-            return fetch(self.place, *self.hub.group("repo", "path", "revision", "split"))
-        return [FILES[self.place]] if self.place in FILES else files_of(self.place)
+        return files_of(self.place)
 
     def records(self) -> Iterator[Located]:
-        if self.generated:
-            from nanoalign.tiny import world  # imported here, as it generates for a second
-
-            *_, name = self.place.split(":")
-            split = "test" if self.place.startswith("tiny:test") else "train"
-            for n, record in enumerate(world.records(split, name), start=1):
-                yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, record
-            return
         files = self.files()
         for path in files:
             label = self.name if len(files) == 1 else f"{self.name}/{path.name}"
@@ -75,22 +67,25 @@ class Source:
 def parse_source(spec: str) -> Source:
     """The Source of a text of the grammar. Files are not opened; PATH may have "=" in its name."""
     name, equals, place = spec.partition("=")
-    if not equals or Path(spec).exists():
+    if not equals or Path(spec).exists() or spec.startswith(HELD_OUT):
         name, place = "", spec
     elif not name or not place:
         raise RunError(f"data source '{spec}': expected NAME=SOURCE")
-    if place.startswith("held_out:"):
-        raise RunError(
-            f"data source '{spec}': not supported yet: held_out:RUN; give a file of pairs"
-        )
-    hub, path = None, place
-    if place.startswith("hf://"):
-        if (hub := HUB.fullmatch(place)) is None:
-            raise RunError(
-                f"data source '{spec}': expected hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]"
-            )
-        path = hub["path"]
-    return Source(name or Path(path).name.split(".")[0] or place, place, hub)
+    return source_at(place, name)
+
+
+def source_at(place: str, name: str) -> Source:
+    """The Source of a place. An empty name becomes that of the file."""
+    if place.startswith(HELD_OUT):
+        from nanoalign.formats.held_out import HeldOut as kind
+    elif place.startswith(HUB):
+        from nanoalign.formats.hub import OnHub as kind
+    elif place in EMBEDDED and place not in FILES:
+        from nanoalign.formats.generated import Generated as kind
+    else:
+        kind = Source
+        name = name or Path(place).name.split(".")[0] or place
+    return kind(name, place)
 
 
 def open_source(spec: str) -> Iterator[Located]:
@@ -106,23 +101,3 @@ def check_sources(specs: Sequence[str]) -> list[Path]:
         if names.count(name) > 1:
             raise RunError(f"two data sources are named '{name}'; write A=SOURCE B=SOURCE")
     return [path for source in sources for path in source.files()]
-
-
-def files_of(place: str) -> list[Path]:
-    """A file, or the files of a folder."""
-    path = Path(place)
-    if not path.exists():
-        raise RunError(
-            f"data file '{place}' does not exist; give a path, hf://datasets/... or one of the "
-            f"embedded {', '.join(EMBEDDED)}"
-        )
-    if path.is_dir():
-        paths = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES))
-        if not paths:
-            raise RunError(f"data source '{place}': the folder has no {', '.join(SUFFIXES)} files")
-        return paths
-    if not path.name.endswith(SUFFIXES):
-        raise RunError(
-            f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
-        )
-    return [path]

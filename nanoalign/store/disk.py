@@ -1,8 +1,9 @@
 """Encoded records in a folder of safetensors files, one for each chunk of records.
 
-A file holds these arrays, of E records, N rows (a record that was dropped has none), B pairs and
-T tokens. Those with several values a row have a second array, NAME_starts, (N + 1,): the values of
-row n are NAME[starts[n] : starts[n + 1]].
+A file holds these arrays, of R records, E that are encoded (each record once, or with --condition
+once for each preference), N rows (one that was dropped has none), B pairs and T tokens. Those with
+several values a row have a second array, NAME_starts, (N + 1,): the values of row n are
+NAME[starts[n] : starts[n + 1]].
 
     tokens      (T,) int32       of the prompt and of the responses, one behind the other
     parts       (N + S,) int32   the tokens of the prompt and of each response
@@ -10,10 +11,10 @@ row n are NAME[starts[n] : starts[n + 1]].
     names       bytes            the names of the rows, in UTF-8
     extra/NAME  any type         Row.extra[NAME]
     digests     (N, 16) uint8    checkpoints.resume.digest of each row
+    records     (R, 3) uint64    formats.rows.record_digests
     kept        (E,) bool        whether a record has a row
-    prompts     (E,) uint64      pairs.prompt_digests
     compared    (E,) int32       pairs of a record, before any was dropped
-    notes       (C,) uint8       what encoding changed or dropped: indices of ABOUT's "reasons"
+    notes       (C,) uint16      what encoding changed or dropped: indices of ABOUT's "reasons"
     noted       (C,) int32       the record of each note
 
 Files of chunks, and not one file: the ranks write them without waiting for each other, and
@@ -39,7 +40,7 @@ from nanoalign.checkpoints.resume import digest
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import EQUAL_RESPONSES, EQUAL_SCORES, drop_equal
 
-FORMAT = 1  # version of these files; a store of another one is refused
+FORMAT = 2  # version of these files; a store of another one is refused
 ABOUT = "about.json"  # of a folder: format, number of chunks
 EXTRA = "extra/"
 
@@ -80,7 +81,7 @@ class Chunk:
 
 
 class Store:
-    """The encoded records of a folder. A mask (E,) of records selects rows."""
+    """The encoded records of a folder. A mask (E,) of what was encoded selects rows."""
 
     def __init__(self, folder: Path):
         """Raises RunError for a folder of another format, and for damaged files."""
@@ -97,11 +98,20 @@ class Store:
                 f"{folder}: the encoded data can't be read: {in_a_line(error)}; remove that folder"
             ) from error
         self.first = np.cumsum([0, *map(len, self.chunks)]).tolist()  # row of each chunk
-        self.prompts = self.of_chunks("prompts")  # (E,)
+        self.records = self.of_chunks("records")  # (R, 3)
+        self.kept = self.of_chunks("kept")  # (E,)
 
     def __len__(self) -> int:
-        """Records."""
-        return len(self.prompts)
+        """E."""
+        return len(self.kept)
+
+    def encoded(self, records: np.ndarray) -> np.ndarray:
+        """A mask (R,) of records as one of what was encoded, (E,)."""
+        return np.repeat(records, len(self) // len(self.records))
+
+    def with_rows(self) -> np.ndarray:
+        """A mask (R,) of the records that have a row."""
+        return self.kept.reshape(len(self.records), -1).any(1)
 
     def of_chunks(self, name: str) -> np.ndarray:
         return np.concatenate([chunk.arrays[name] for chunk in self.chunks])
@@ -111,7 +121,7 @@ class Store:
         return np.concatenate([np.diff(chunk.arrays[f"{name}_starts"]) for chunk in self.chunks])
 
     def rows(self, records: np.ndarray) -> "StoredRows":
-        return StoredRows(self, np.flatnonzero(records[self.of_chunks("kept")]))
+        return StoredRows(self, np.flatnonzero(records[self.kept]))
 
     def row(self, n: int) -> Row:
         chunk = bisect_right(self.first, n) - 1
@@ -172,13 +182,13 @@ class StoredRows(Sequence[Row]):
 
 
 def write_chunk(
-    path: Path, rows: Sequence[Row], prompts: np.ndarray, compared: Sequence[int],
+    path: Path, rows: Sequence[Row], records: np.ndarray, compared: Sequence[int],
     templates: set[str],
 ) -> None:  # fmt: skip
     """Writes the file of one chunk.
 
-    rows: of its records, with the pairs that are to be dropped. prompts: digests, (E,).
-    compared: pairs of the records. templates: names of those that rendered them.
+    rows: of its records, with the pairs that are to be dropped. records: digests, (R, 3).
+    compared: pairs of each row. templates: names of those that rendered them.
     """
     left = [drop_equal([row]) for row in rows]
     kept = [row for own, _ in left for row in own]
@@ -187,9 +197,9 @@ def write_chunk(
     arrays = {
         "digests": np.frombuffer(b"".join(map(digest, kept)), np.uint8).reshape(-1, 16),
         "kept": np.array([bool(own) for own, _ in left]),
-        "prompts": prompts,
+        "records": records,
         "compared": np.array(compared, np.int32),
-        "notes": np.array([reasons.index(reason) for _, reason in noted], np.uint8),
+        "notes": np.array([reasons.index(reason) for _, reason in noted], np.uint16),
         "noted": np.array([n for n, _ in noted], np.int32),
     }
     parts = [(row.prompt, *row.responses) for row in kept]
@@ -208,5 +218,5 @@ def write_chunk(
         arrays[f"{name}_starts"] = np.cumsum([0, *map(len, values)])
     largest, longest = arrays["tokens"].max(initial=0), max((r.longest for r in kept), default=0)
     about = {"reasons": reasons, "templates": sorted(templates), "limits": [int(largest), longest]}
-    # save_file would make a file that only its owner may read, and a cache may be shared.
+    # Not save_file, which reports a full disk as an error of its own.
     path.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))

@@ -20,27 +20,25 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 import transformers
 from tqdm import tqdm
 
 import nanoalign
 from nanoalign.distributed import World, print0
-from nanoalign.encode import Record, encode_all, resolve_template
+from nanoalign.encode import Record, resolve_template
 from nanoalign.errors import RunError
-from nanoalign.formats.rows import prompt_digests
+from nanoalign.formats.rows import encode_records, record_digests
 from nanoalign.formats.sources import parse_source
 from nanoalign.hosts.collectives import gather, on_every
 from nanoalign.store.disk import ABOUT, FORMAT, Store, name_of, write_chunk
-from nanoalign.store.folder import writing
+from nanoalign.store.folder import make_private, writing
 
 CHUNK = 2048  # records that a rank has in memory at a time
 STALE = 24 * 3600  # seconds without a new file, after which an unfinished store is of a killed run
 # The code on which the content of a store depends.
-CODE = ("batch.py", "encode.py", "pairs.py", "checkpoints/resume.py", "formats/files.py",
-        "formats/load.py", "formats/records.py", "formats/rows.py", "formats/sources.py",
-        "formats/unpaired.py", "rewards/condition.py", "rewards/several.py", "store/disk.py",
+CODE = ("batch.py", "encode.py", "pairs.py", "checkpoints/resume.py", "formats/*.py",
+        "rewards/condition.py", "rewards/several.py", "store/disk.py",
         "store/encode.py")  # fmt: skip
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
 STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error
@@ -74,7 +72,7 @@ class Encoding:
                     add_file(digest, path)
         lines: int | None = 0
         for source in map(parse_source, sources):
-            digest.update(repr((source.name, source.generated)).encode())
+            digest.update(repr(source.key).encode())
             for path in (files := source.files()):
                 digest.update(path.name.encode() * (len(files) > 1))  # part of a record's name
                 found = add_file(digest, path)
@@ -94,12 +92,12 @@ class Encoding:
     def write(self, path: Path, records: Sequence[Record]) -> None:
         """Encodes the records of a chunk, and writes its file."""
         changed = [self.change(record) for record in records]
-        digests = np.repeat(prompt_digests(records), list(map(len, changed)))
         flat = [record for own in changed for record in own]
-        rows = encode_all(flat, self.tokenizer, self.max_length, self.template)
+        rows = encode_records(flat, self.tokenizer, self.max_length, self.template)
         names = {resolve_template(self.template, r.prompt, self.tokenizer) for r in records}
         with writing(path.parent.parent):
-            write_chunk(path, rows, digests, [len(record.pairs) for record in flat], names)
+            pairs = [len(record.pairs) for record in flat]
+            write_chunk(path, rows, record_digests(records), pairs, names)
 
 
 def encoded(encoding: Encoding, sources: Sequence[str], cache: Path, world: World) -> Store:
@@ -144,12 +142,12 @@ def find_or_open(
     if final.exists():
         return final, None, total
     with writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
+        make_private(cache)
         for old in cache.glob(".*.partial"):
             with suppress(FileNotFoundError):  # another run has ended just now
                 if time.time() - old.stat().st_mtime > STALE:
                     shutil.rmtree(old, ignore_errors=True)
-        unfinished.mkdir()
+        make_private(unfinished)
     return final, unfinished, total
 
 

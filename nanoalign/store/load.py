@@ -14,17 +14,19 @@ def load(args: Namespace, encoding: Encoding, world: World) -> Data:
     """What formats.rows.in_memory returns and prints, with rows on disk. A collective."""
     cache = cache_folder(args.cache)
     training = encoded(encoding, args.data, cache, world)
-    chosen = np.ones(len(training), dtype=bool)
+    chosen = np.ones(len(training.records), dtype=bool)
     if args.eval_data:
         other, source = encoded(encoding, args.eval_data, cache, world), " ".join(args.eval_data)
-        held = np.ones(len(other), dtype=bool)
+        held = np.ones(len(other.records), dtype=bool)
     else:
         other, source = training, f"{args.eval_share:g} of the prompts"
-        held = hold_out(training.prompts, args.eval_share, args.seed)
+        held = hold_out(training.records[:, 0], args.eval_share, args.seed)
         chosen = ~held
+    digests = training.records[chosen & training.with_rows()], other.records[held]
+    chosen, held = training.encoded(chosen), other.encoded(held)
     records, pairs, counts = training.counts(chosen)
     describe("data", " ".join(args.data), records, pairs, counts)
     describe("held out", source, *other.counts(held))
     templates = training.templates | other.templates
     template = templates.pop() if len(templates) == 1 else args.template
-    return Data(training.rows(chosen), other.rows(held), counts, template)
+    return Data(training.rows(chosen), other.rows(held), counts, template, digests)

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanoalign.batch import Batch, Row
+from nanoalign.checkpoints.digest import digest_of_weights
 from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.checks import LAYOUT_TOLERANCE, check_layout
@@ -37,7 +38,7 @@ from nanoalign.formats.rows import Data
 from nanoalign.hosts.collectives import gather, on_main
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
-from nanoalign.store.folder import cache_folder, writing
+from nanoalign.store.folder import cache_folder, make_private, writing
 
 FORMAT = 2  # version of the files; part of their key
 KEY = "reference_logps"  # in Row.extra and Batch.extra
@@ -109,7 +110,7 @@ def precompute(
     rewards = (args.beta or 1.0) * LAYOUT_TOLERANCE[reference.dtype] * (longest + 5)
     del reference
     gc.collect()  # sharded modules have cycles of references
-    data = Data(sets["data"], sets["held out"], data.counts, data.template)
+    data = data._replace(rows=sets["data"], held_out=sets["held out"])
     return data, Precomputed((math.inf, rewards))
 
 
@@ -129,15 +130,6 @@ def referenced(
     result = ReferencedRows(rows, logps, ends)
     check_live(reference, result, batches, path, name)
     return result, found
-
-
-def digest_of_weights(folder: Path) -> str:
-    """A hash of the files on which the function of a model depends."""
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -204,7 +196,7 @@ def read_file(path: Path, count: int) -> Tensor | None:
 def check_writable(folder: Path) -> None:
     """Raises RunError for a folder in which no file can be made."""
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         tempfile.TemporaryFile(dir=folder).close()
 
 

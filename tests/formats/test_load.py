@@ -18,7 +18,7 @@ from nanoalign.formats.rows import (
     drop_equal,
     hold_out,
     in_memory,
-    prompt_digests,
+    record_digests,
 )
 from nanoalign.pairs import read
 
@@ -84,10 +84,14 @@ def mixed(value: int, seed: int) -> int:
     return value ^ (value >> 31)
 
 
+def prompts_of(records: list[Record]) -> np.ndarray:
+    return record_digests(records)[:, 0]
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])
 def test_held_out_prompts_are_those_of_the_oracle(seed):
     """The first tenth by a hash, with all their records, in whatever order these are."""
-    digests = prompt_digests([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
+    digests = prompts_of([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
     held = hold_out(digests, 0.1, seed)
     first = sorted(set(digests.tolist()), key=lambda prompt: mixed(prompt, seed))[:20]
     assert held.tolist() == [prompt in first for prompt in digests.tolist()]
@@ -97,7 +101,7 @@ def test_held_out_prompts_are_those_of_the_oracle(seed):
 
 
 def test_some_prompts_are_on_either_side_of_a_split():
-    digests = prompt_digests([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
+    digests = prompts_of([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
     assert not hold_out(digests, 0.0, 0).any()
     assert hold_out(digests, 0.001, 0).sum() == 2  # one prompt, which has two records
     assert hold_out(digests, 0.9999, 0).sum() == 398  # one prompt stays
@@ -109,9 +113,9 @@ def test_digests_tell_prompts_apart():
         return [{"role": "user", "content": text}]
 
     prompts = ["a", "b", "", user("a"), user("b"), [*user("a"), *user("b")]]
-    digests = prompt_digests([Record(prompt, ()) for prompt in prompts])
+    digests = prompts_of([Record(prompt, ()) for prompt in prompts])
     assert len(set(digests.tolist())) == len(prompts) and digests.dtype == np.uint64
-    others = prompt_digests([Record(prompt, ("x", "y"), name="other") for prompt in prompts])
+    others = prompts_of([Record(prompt, ("x", "y"), name="other") for prompt in prompts])
     assert others.tolist() == digests.tolist()
 
 
@@ -128,7 +132,7 @@ def test_data_are_held_out_by_share_or_from_files(tmp_path, tokenizer, capsys):
     records = [PAIR | {"prompt": f"{i}"} for i in range(7)]
     source = write(tmp_path / "a.jsonl", *records, PAIR | {"prompt": "1", "rejected": "c"})
     data = in_memory(arguments(source), tokenizer, read)
-    held = hold_out(prompt_digests(list(read([source]))), 0.25, 0)
+    held = hold_out(prompts_of(list(read([source]))), 0.25, 0)
     assert held.sum() == 2
     names = [f"a:{n}" for n in range(1, 8)]  # the last one has equal responses
     assert [row.name for row in data.held_out] == [

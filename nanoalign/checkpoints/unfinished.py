@@ -1,0 +1,37 @@
+"""What to do about the folder of a run that was killed, and so has no model."""
+
+import json
+import shlex
+from pathlib import Path
+
+from nanoalign.checkpoints.resume import complete_checkpoints
+from nanoalign.checkpoints.runs import ARGS
+
+
+def advice(folder: Path) -> str | None:
+    """That the run in a folder has not finished, and the command that finishes it.
+
+    None if it is not the folder of a run.
+    """
+    try:
+        settings = json.loads((folder / ARGS).read_text())
+    except (OSError, ValueError):  # the caller reports a folder that is no model
+        return None
+    if not isinstance(settings, dict) or "lr" not in settings:  # an evaluation has an ARGS, too
+        return None
+    text = f"the run in '{folder}' has not finished; "
+    if not complete_checkpoints(folder):
+        return text + "it has no checkpoint; train it again, with --overwrite"
+    return text + f"continue it: {resuming(settings.get('argv', ['...']))}"
+
+
+def resuming(argv: list[str]) -> str:
+    """The command of a run as one that continues it to its end."""
+    words = iter(argv)
+    kept = []
+    for word in words:
+        if word == "--stop_after":
+            next(words, None)
+        elif word not in ("--resume", "--overwrite") and not word.startswith("--stop_after="):
+            kept.append(word)
+    return shlex.join([*kept, "--resume"])

@@ -1,0 +1,72 @@
+"""How much of what is evaluated was trained on, by records.npz in the folders of the models."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanoalign.checkpoints.folders import local_folder
+from nanoalign.encode import Record
+from nanoalign.evaluation.ranking import Figures, Scored, pairs_of
+from nanoalign.formats.remembered import recall
+from nanoalign.formats.rows import record_digests
+
+
+def lines_trained_on(name: str, records: Sequence[Record], lines: Sequence[Scored]) -> list[Scored]:
+    """Those of the lines of some records whose record the model `name` was trained on.
+
+    The order of the responses and the label do not matter.
+    """
+    known = recall(local_folder(name))
+    if known is None:
+        return []
+    seen = np.isin(record_digests(records)[:, 1], known["trained"])
+    seen = np.repeat(seen, [len(record.responses) for record in records])
+    return [line for line, each in zip(lines, seen.tolist(), strict=True) if each]
+
+
+def add_pairs(figures: dict, name: str, trained: Sequence[Scored]) -> None:
+    """Adds the pairs that were trained on to the figures of each subset and of all.
+
+    trained: lines_trained_on by the model `name`. Nothing is added for a model of another program.
+    """
+    if recall(local_folder(name)) is None:
+        return
+    for subset, own in figures["subsets"].items():
+        own["trained_on"] = len(pairs_of([line for line in trained if line.subset == subset]))
+    figures["all"]["trained_on"] = len(pairs_of(trained))
+
+
+def note_on_pairs(figures: Figures, name: str) -> str | None:
+    """The pairs that were trained on, in a sentence; None where that is not known."""
+    if "trained_on" not in figures:
+        return None
+    count = figures["trained_on"]
+    text = f"{count:,} of {figures['pairs']:,} pairs were trained on by --model {name}"
+    return text + f"; for others: --data held_out:{name}" * (count > 0)
+
+
+def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None]) -> Figures:
+    """How many of the prompts, each counted once, each model was trained on.
+
+    models: names of models, by the name of the figure. Models of other programs have none.
+    """
+    digests, figures = np.unique(record_digests(prompts)[:, 0]), {}
+    for figure, name in models.items():
+        if name is not None and (known := recall(local_folder(name))):
+            figures[figure] = int(np.isin(digests, known["prompts"]).sum())
+    return figures
+
+
+def note_on_prompts(figures: Figures) -> str | None:
+    """The prompts that were trained on, in a sentence; None where that is not known."""
+    who = {"policy_trained_on": "the policy", "reward_trained_on": "the reward model"}
+    counts = [f"{figures[key]:,} by {name}" for key, name in who.items() if key in figures]
+    if not counts:
+        return None
+    text = f"Of the {figures['prompts']:,} prompts were trained on: {', '.join(counts)}."
+    if any(figures.get(key) for key in who):
+        text += (
+            " On these the figures are better than on other prompts; --data held_out:RUN has those "
+            "that a run held out."
+        )
+    return text

@@ -1,0 +1,24 @@
+"""A source of data that is a folder of files, or a mistake."""
+
+from pathlib import Path
+
+from nanoalign.errors import RunError
+from nanoalign.formats.sources import EMBEDDED, SUFFIXES
+
+
+def files_of(place: str) -> list[Path]:
+    """The files of a folder, in the order of their names. Raises RunError where there are none."""
+    path = Path(place)
+    if not path.exists():
+        raise RunError(
+            f"data file '{place}' does not exist; give a path, hf://datasets/... or one of the "
+            f"embedded {', '.join(EMBEDDED)}"
+        )
+    if not path.is_dir():
+        raise RunError(
+            f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
+        )
+    paths = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES))
+    if not paths:
+        raise RunError(f"data source '{place}': the folder has no {', '.join(SUFFIXES)} files")
+    return paths

@@ -1,0 +1,51 @@
+"""python -m pytest tests/checkpoints/test_guards.py"""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from nanoalign.checkpoints.folders import local_folder
+from nanoalign.errors import RunError
+
+
+def unfinished(folder: Path, *checkpoints: str, **settings: object) -> Path:
+    """The folder of a run that was killed: args.json, and checkpoints."""
+    for name in ("", *checkpoints):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps({"lr": 1e-6} | settings))
+    return folder
+
+
+COMMAND = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save_every", "5"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "checkpoints", "message"),
+    [
+        (COMMAND, ["step_000003"],
+         "continue it: train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume"),
+        (["train_rm.py", "--stop_after", "3", "--overwrite"], ["step_000003"],
+         "continue it: train_rm.py --resume"),
+        (["train_rm.py", "--resume"], ["step_000003"], "continue it: train_rm.py --resume"),
+        (COMMAND, [".step_000003.partial"], "it has no checkpoint; train it again, with --overwrit"
+         "e"),
+    ],
+)  # fmt: skip
+def test_a_run_that_has_not_finished_is_no_model(tmp_path, argv, checkpoints, message):
+    folder = unfinished(tmp_path / "run", *checkpoints, argv=argv)
+    with pytest.raises(RunError) as error:
+        local_folder(folder)
+    assert str(error.value) == f"the run in '{folder}' has not finished; {message}"
+
+
+@pytest.mark.parametrize("settings", ['{"files": []}', "{", "[]", None])
+def test_another_folder_may_be_no_model_at_all(tmp_path, settings):
+    """The results of an evaluation, which have an args.json too; a damaged one."""
+    if settings is not None:
+        (tmp_path / "args.json").write_text(settings)
+    with pytest.raises(
+        RunError, match=re.escape("has no config.json; is it a Hugging Face model?")
+    ):
+        local_folder(tmp_path)
