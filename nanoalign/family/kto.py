@@ -9,6 +9,7 @@ Shapes: B pairs, or records of one response.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,12 +45,17 @@ class Kto(Paired):
 
     @torch.no_grad()
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
-        """Estimates the KL: the mean log-ratio of responses to other prompts, at least 0."""
-        if len(rows) < 2:  # the last step of an epoch: the estimate of the step before
+        """Estimates the KL: the mean log-ratio of responses to other prompts, at least 0.
+
+        Rows that all have one prompt (a last step of one record) get the estimate of the step
+        before, in the first step 0.
+        """
+        others = mismatched(rows, self.max_length)
+        if not others:
             self.kl = torch.tensor(self.state["kl"], device=self.world.device)
             return
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
-        for batch in batches(mismatched(rows, self.max_length)):
+        for batch in batches(others):
             logratios = self.policy(batch) - self.reference(batch)  # (S,)
             total += logratios.double().sum() * bool(batch.rows)
         self.kl = (sum_over_ranks(total) / len(rows)).clamp(min=0).float()
@@ -90,13 +96,34 @@ def present(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Each prompt with a response to the prompt of the next row, cut to fit in max_length."""
+    """Each prompt with a response to another prompt, cut to fit in max_length.
+
+    It is of the next row with other prompt tokens; behind the last row follows the first. The list
+    is empty where all rows have one prompt.
+    """
+    prompts = [row.prompt for row in rows]
+    others = [-1] * len(rows)  # indices of rows
+    for i in (*reversed(range(len(rows))),) * 2:  # from the end; again, because rows are a circle
+        following = (i + 1) % len(rows)
+        same = np.array_equal(prompts[i], prompts[following])
+        others[i] = others[following] if same else following
+    if -1 in others:
+        return []
     result = []
-    for i, row in enumerate(rows):
-        others = rows[(i + 1) % len(rows)].responses
-        response = others[i % len(others)][: max(1, max_length - len(row.prompt))]
+    for i, (row, other) in enumerate(zip(rows, others, strict=True)):
+        responses = rows[other].responses
+        response = responses[i % len(responses)][: max(1, max_length - len(row.prompt))]
         result.append(replace(row, responses=(response,), pairs=(), extra={}))
     return result
+
+
+def check_prompts(rows: Sequence[Row], source: str) -> None:
+    """Raises RunError where all rows have one prompt: the KL would be 0 in all steps."""
+    if all(np.array_equal(row.prompt, rows[0].prompt) for row in rows):
+        raise RunError(
+            f"--data {source}: all {len(rows):,} records have one prompt; --loss kto compares with "
+            "responses to other prompts: add records of other prompts"
+        )
 
 
 def check_kinds(rows: Sequence[Row], source: str) -> None:

@@ -306,11 +306,11 @@ def kto(
 
     Ethayarajh et al. 2024, arXiv 2402.01306, equation 8, without its constants. r is the log-ratio,
     z = `kl` >= 0 an estimate of KL(pi || pi_ref) without gradient, D and U are the weights. A pair
-    is two responses; its loss is the mean of theirs. (align-anything has the wrong sign in the
-    second case, which raises what is undesirable.)
+    is two responses; its loss is the mean of theirs.
     """
     sign = torch.where(desirable, 1.0, -1.0).to(logratios)
-    weight = torch.where(desirable, desirable_weight, undesirable_weight).to(logratios)
+    weight = torch.full_like(logratios, undesirable_weight)  # of their type, which may be float64
+    weight = weight.masked_fill(desirable, desirable_weight)
     return weight * torch.sigmoid(sign * beta * (kl - logratios))
 
 

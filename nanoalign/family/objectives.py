@@ -41,6 +41,7 @@ def objective_of(
         from nanoalign.family import kto
 
         kto.check_kinds(rows, " ".join(args.data))
+        kto.check_prompts(rows, " ".join(args.data))
         loss = partial(kto.loss_of_responses, **hyperparameters)
         make = partial(kto.Kto, policy, reference, args.max_length, world)
     elif name == "aot":

@@ -327,15 +327,19 @@ def test_every_loss_is_its_equation(name):
 
 
 def test_kto_is_its_equation():
-    """v(x, y) = D sigmoid(beta (r - z)) or U sigmoid(beta (z - r)); the loss is D - v or U - v."""
+    """v(x, y) = D sigmoid(beta (r - z)) or U sigmoid(beta (z - r)); the loss is D - v or U - v.
+
+    D and U are no float32 values: what is float64 is computed in float64.
+    """
     ratios = random_inputs(200)["chosen_logratios"]
     desirable = torch.arange(200) % 3 == 0
-    found = losses.kto(ratios, desirable, 0.8, 0.3, 1.5, 0.5)
+    found = losses.kto(ratios, desirable, 0.8, 0.3, 1.3, 0.7)
     expected = [
-        1.5 - 1.5 * s(0.3 * (r - 0.8)) if good else 0.5 - 0.5 * s(0.3 * (0.8 - r))
+        1.3 - 1.3 * s(0.3 * (r - 0.8)) if good else 0.7 - 0.7 * s(0.3 * (0.8 - r))
         for r, good in zip(ratios.tolist(), desirable.tolist(), strict=True)
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-11)
+    assert losses.kto(ratios.half(), desirable, 0.8, 0.3, 1.3, 0.7).dtype == torch.half
 
 
 def test_robust_is_dpo_on_the_true_labels_in_expectation():

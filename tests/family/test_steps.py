@@ -29,7 +29,7 @@ from nanoalign.batch import collate
 from nanoalign.distributed import full, setup
 from nanoalign.errors import RunError
 from nanoalign.family import objectives
-from nanoalign.family.kto import check_kinds, mismatched
+from nanoalign.family.kto import check_kinds, check_prompts, mismatched
 from nanoalign.family.losses import match_by_rank
 from nanoalign.model import Policy
 
@@ -63,6 +63,34 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
         kto.after_step(1, {"kl": before})
         kto.before_step(rows[:1], batches.step)  # an epoch's last step may be of one record
         assert kto.kl.item() == pytest.approx(before)
+
+
+def test_ktos_kl_is_never_of_a_response_to_the_same_prompt(rows):
+    """Six rows of two prompts, A A B B B A: each has a response of the next row of the other."""
+    prompts = (rows[0].prompt, rows[1].prompt)
+    repeated = [replace(rows[n], prompt=prompts[kind]) for n, kind in enumerate((0, 0, 1, 1, 1, 0))]
+    others = mismatched(repeated, 1024)
+    for n, (row, other) in enumerate(zip(others, (2, 2, 5, 5, 5, 2), strict=True)):
+        assert np.array_equal(row.prompt, repeated[n].prompt)
+        assert np.array_equal(row.responses[0], repeated[other].responses[n % 2])
+
+
+def test_ktos_kl_is_that_of_the_step_before_where_a_step_has_one_prompt(models, rows, objective_of):
+    one = [replace(row, prompt=rows[0].prompt) for row in rows]
+    kto = objective_of(*models, "--loss", "kto")
+    kto.state = {"kl": 0.25}
+    kto.before_step(one, batches_of(60).step)
+    assert kto.kl.item() == 0.25
+    kto.before_step([*one, rows[1]], batches_of(60).step)
+    assert kto.kl.item() != 0.25
+
+
+def test_kto_needs_two_prompts(rows):
+    """Else its KL would be 0 in every step."""
+    one = [replace(row, prompt=rows[0].prompt) for row in rows]
+    with pytest.raises(RunError, match="file: all 9 records have one prompt; .* to other prompts"):
+        check_prompts(one, "file")
+    check_prompts([*one, rows[1]], "file")
 
 
 def test_kto_of_a_pair_is_the_mean_of_its_responses(models, rows, logps, objective_of):
