@@ -17,13 +17,13 @@ from nanoalign.evaluation.comparison import Compared  # noqa: E402
 from nanoalign.evaluation.ranking import Figures  # noqa: E402
 from nanoalign.evaluation.reward_pictures import BETTER, WORSE, alpha_of  # noqa: E402
 
-RING = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.6}  # read only in part
+WHOLE, CUT = {"marker": ".", "s": 36}, {"marker": "x", "s": 18, "lw": 0.8}  # cut: read in part
 
 
 def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -> None:
     """Policy against baseline, in three panels: order, difference, length.
 
-    What the reward model read only in part is marked.
+    What the reward model read only in part is a cross.
     """
     policy, baseline = (
         np.array([np.mean([x.score for x in getattr(each, role)]) for each in compared])
@@ -33,19 +33,20 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
     figure, axes = plt.subplot_mosaic(
         [["order", "order"], ["difference", "length"]], figsize=(14, 9)
     )
-    figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.15, hspace=0.3)
+    figure.subplots_adjust(0.05, 0.06, 0.985, 0.87, wspace=0.15, hspace=0.3)
     title = f"the policy wins {_rate(figures)}, by the reward model"
     whole = figures.get("without_cut", {})
     if whole:
         result = f"it wins {_rate(whole)}" if whole["pairs"] else "there is no comparison"
-        title += f"; without the answers that it read only in part {result}"
-    figure.suptitle(title, fontsize="large" if whole else "x-large")
+        title += f"\nwithout the answers that it read only in part {result}"
+    figure.suptitle(title, fontsize="x-large")
     _order(axes["order"], policy, baseline, cut)
     _difference(axes["difference"], compared, figures)
     _length(axes["length"], compared, figures)
-    for axis in axes.values():
+    for name, axis in axes.items():
         axis.grid(alpha=0.3)
-        axis.legend()
+        for handle in axis.legend().legend_handles:
+            handle.set_alpha(handle.get_alpha() if name == "difference" else 1)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -62,15 +63,17 @@ def _order(axis: plt.Axes, policy: np.ndarray, baseline: np.ndarray, cut: np.nda
     order = np.argsort(policy, kind="stable")
     index, above, cut = np.arange(len(order)), (baseline > policy)[order], cut[order]
     axis.plot(policy[order], color=BETTER, lw=2, label="policy")
-    for mask, colour, label in (
+    for side, colour, name in (
         (~above, "tab:gray", "baseline, below"),
         (above, WORSE, "baseline, above"),
     ):
-        points = index[mask], baseline[order][mask]
-        axis.scatter(*points, s=9, color=colour, alpha=alpha_of(len(order)), label=label)
-    if cut.any():
-        label = f"an answer was read only in part: {cut.sum():,}"
-        axis.scatter(index[cut], baseline[order][cut], s=40, label=label, **RING)
+        for mask, mark, label in (
+            (side & ~cut, WHOLE, name),
+            (side & cut, CUT, f"{name}; an answer was cut"),
+        ):
+            points = index[mask], baseline[order][mask]
+            if mask.any():
+                axis.scatter(*points, color=colour, alpha=alpha_of(len(order)), label=label, **mark)
     axis.set_title(
         "prompts by the policy's reward: the baseline is better in "
         f"{above.sum():,} of {len(order):,}"
@@ -81,26 +84,18 @@ def _order(axis: plt.Axes, policy: np.ndarray, baseline: np.ndarray, cut: np.nda
 
 def _difference(axis: plt.Axes, compared: Sequence[Compared], figures: Figures) -> None:
     """The differences of all pairs, in which each prompt counts as one."""
-    margins, weights = (
-        np.concatenate([values(each).ravel() for each in compared])
-        for values in (
-            lambda each: each.margins(),
-            lambda each: np.full(each.margins().shape, 1 / each.margins().size),
-        )
-    )  # (P,) each
+    pairs = [
+        (a.score - b.score, 1 / each.margins().size, not (a.cut or b.cut))
+        for each in compared
+        for a in each.policy
+        for b in each.baseline
+    ]
+    margins, weights, whole = map(np.array, zip(*pairs, strict=True))  # (P,) each
     edges = np.histogram_bin_edges(margins, 60)
-    axis.hist(margins, edges, weights=weights, color=BETTER, alpha=0.6)
-    if "without_cut" in figures:
-        whole = np.concatenate(
-            [
-                np.logical_not(
-                    np.logical_or.outer(*([x.cut for x in getattr(each, r)] for r in ROLES))
-                ).ravel()
-                for each in compared
-            ]
-        )  # (P,) fmt: skip
+    axis.hist(margins, edges, weights=weights, color=BETTER, alpha=0.6, label="all")
+    if not whole.all():
         axis.hist(margins[whole], edges, weights=weights[whole], color=BETTER,
-                  label="both answers read whole")  # fmt: skip
+                  label="without a cut answer")  # fmt: skip
     axis.axvline(0, color="black", lw=1)
     mean = np.average(margins, weights=weights)
     axis.axvline(mean, color=BETTER, lw=2, ls="--", label=f"mean {mean:+.2f}")
@@ -115,16 +110,16 @@ def _length(axis: plt.Axes, compared: Sequence[Compared], figures: Figures) -> N
     """Reward against tokens of every answer."""
     answers = {role: [x for each in compared for x in getattr(each, role)] for role in ROLES}
     for role, colour in (("baseline", WORSE), ("policy", BETTER)):
-        axis.scatter(
-            [x.tokens for x in answers[role]],
-            [x.score for x in answers[role]],
-            s=9, color=colour, alpha=alpha_of(len(answers[role])),
-            label=f"{role}, mean {figures[f'{role}_tokens_mean']:.1f} tokens",
-        )  # fmt: skip
-    cut = [x for role in ROLES for x in answers[role] if x.cut]
-    if cut:
-        label = f"read only in part: {len(cut):,}"
-        axis.scatter([x.tokens for x in cut], [x.score for x in cut], s=40, label=label, **RING)
+        mean, count = figures[f"{role}_tokens_mean"], figures[f"{role}_cut_count"]
+        for cut, mark, label in (
+            (False, WHOLE, f"{role}, mean {mean:.1f} tokens"),
+            (True, CUT, f"{role}, cut: {count:,} of {len(answers[role]):,}"),
+        ):
+            points = [(x.tokens, x.score) for x in answers[role] if x.cut == cut]
+            if points:
+                alpha = alpha_of(len(answers[role]))
+                axis.scatter(*zip(*points, strict=True), color=colour, alpha=alpha, label=label,
+                             **mark)  # fmt: skip
     controlled = figures["length_controlled_win_rate"]
     axis.set_title(
         "reward and length"

@@ -145,10 +145,10 @@ def test_a_judge_of_two_outputs_combines_them(evaluate_rm, models, records, tmp_
         given = [{"prompt": r.prompt, "answer": r.responses[k]} for r in records]
         argv += [f"--{role}_answers", write_jsonl(tmp_path / f"{role}.jsonl", given)]
     lines, _, _ = evaluated([*argv, "--template", "raw", "--out", tmp_path / "judged"])
+    assert len(lines) == 2 * len(records)
     for line in lines:
-        for role in ("policy", "baseline"):
-            expected = scores["set", line["prompt"], line[f"{role}_answer"]]
-            assert line[f"{role}_score"] == pytest.approx(expected, abs=1e-5)
+        expected = scores["set", line["prompt"], line["answer"]]
+        assert line["score"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_wrong_preferences_are_refused(data, models, llama_folder, tmp_path, subtests):
