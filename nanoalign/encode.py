@@ -3,7 +3,8 @@
     tokens = tokenize(prompt) ++ tokenize(response) ++ EOS
 
 The prompt is tokenized by itself, as generation will see it, so it is the same for every response.
-At most one BOS, before the prompt; one EOS, after a response that was not cut. Templates:
+At most one BOS, before the prompt; one EOS, after a response that was not cut, also where the chat
+template or the data end with one or several. Templates:
 
     chat    the tokenizer's own chat template
     pku     BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}      (PKU-SafeRLHF)
@@ -41,6 +42,8 @@ class Record:
     name: str = ""  # file and line: unique in a run
     subset: str = ""  # the source's name
     tools: list[dict] | None = None  # for the chat template
+    answers: Sequence[dict] = ()  # the responses as messages, if they have more than text
+    notes: tuple[str, ...] = ()  # what reading left out, to be counted
 
 
 def encode(
@@ -62,7 +65,7 @@ def encode_all(
     records: Sequence[Record], tokenizer, max_length: int = 1024, template: str = "auto"
 ) -> list[Row]:
     """The rows of many records, which are tokenized together: see `encode`."""
-    if tokenizer.eos_token_id is None:
+    if (eos := tokenizer.eos_token_id) is None:
         raise RunError("the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if max_length < 2:
         raise RunError(f"--max_length {max_length}: a prompt and a response need at least 2 tokens")
@@ -74,10 +77,14 @@ def encode_all(
         # A chat template writes its own BOS. With `pku`, "<eos>" in the data is plain text.
         options = {"add_special_tokens": name != "chat", "split_special_tokens": name == "pku"}
         prompts = tokenize([prompt for prompt, _ in texts], tokenizer, **options)
-        answers = [without_eos(text, tokenizer) for _, answers in texts for text in answers]
+        answers = [text for _, answers in texts for text in answers]
         tokens = iter(tokenize_continuations(answers, tokenizer, name == "pku"))
         for i, prompt in zip(chosen, prompts, strict=True):
-            responses = [[*next(tokens), tokenizer.eos_token_id] for _ in records[i].responses]
+            responses = [next(tokens) for _ in records[i].responses]
+            for ids in responses:
+                while ids[-1:] == [eos]:  # "<eos>" is a word of some models, also as plain text
+                    ids.pop()
+                ids.append(eos)
             rows[i] = fit(records[i], prompt, responses, max_length, tokenizer.bos_token_id)
     return [rows[i] for i in range(len(records))]
 
@@ -88,7 +95,7 @@ def fit(
     """The Row of a record, cut to `limit` tokens of a prompt and one response."""
     if not prompt:
         raise RunError(f"{record.name}: the prompt has no tokens in this tokenizer; remove it")
-    notes = [BLANK_RESPONSE for response in record.responses if not response.strip()]
+    notes = [*record.notes, *(BLANK_RESPONSE for each in record.responses if not each.strip())]
     # What the prompt may keep: all that the longest response leaves, and at least half.
     room = max(limit - max(map(len, responses), default=0), limit // 2)
     if len(prompt) > room:
@@ -128,26 +135,29 @@ def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
 
 
 def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
-    """(prompt with the assistant's header, responses) as text, by `chat`, `pku` or `raw`."""
+    """(prompt with the assistant's header, responses without EOS) as text, by chat, pku or raw."""
     prompt, responses = record.prompt, list(record.responses)
-    if template == "raw" and isinstance(prompt, str):
+    is_text, eos = not (record.tools or record.answers), tokenizer.eos_token
+    if template != "pku":  # where "<eos>" is plain text
+        responses = [without_end(response, eos) for response in responses]
+    if template == "raw" and isinstance(prompt, str) and is_text:
         return prompt, responses
     if is_dialogue(prompt):  # "Assistant: answer": the space belongs to the format of HH-RLHF
         responses = [response.removeprefix(" ") for response in responses]
     messages = messages_of(prompt)
-    if template == "pku" and all(message["role"] in PKU_HEADERS for message in messages):
+    if template == "pku" and is_text and all(each["role"] in PKU_HEADERS for each in messages):
         turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
         return f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:", responses
     if template != "chat" or not tokenizer.chat_template:
         raise RunError(
             f"{record.name}: --template {template} can't be used; raw needs text, pku messages of "
-            "user and assistant alone, chat a tokenizer with a chat template"
+            "user and assistant alone, both without tools; chat a tokenizer with a chat template"
         )
     apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
-    answers = [[{"role": "assistant", "content": response}] for response in responses]
+    answers = record.answers or [{"role": "assistant", "content": each} for each in responses]
     try:
         text = apply(messages, add_generation_prompt=True)
-        texts = [apply(messages + answer) for answer in answers]
+        texts = [apply([*messages, answer]) for answer in answers]
     except (TemplateError, TypeError) as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     for whole in texts:
@@ -157,7 +167,7 @@ def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
                 f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; correct it, "
                 "or use --template raw or pku"
             )
-    return text, [whole[len(text) :] for whole in texts]
+    return text, [without_end(whole[len(text) :], eos) for whole in texts]
 
 
 def tokenize(texts: Sequence[str], tokenizer, **options) -> list[list[int]]:
@@ -187,7 +197,6 @@ def tokenize_continuations(texts: Sequence[str], tokenizer, plain: bool = False)
     return [b[n:] if b[:n] == newline else a for a, b in zip(alone, behind, strict=True)]
 
 
-def without_eos(text: str, tokenizer) -> str:
-    """The text without an EOS that the template or the data wrote, and the newline after it."""
-    stripped, eos = text.rstrip(), tokenizer.eos_token
-    return stripped.removesuffix(eos) if stripped.endswith(eos) else text
+def without_end(text: str, end: str) -> str:
+    """The text without any `end` at its end, and without white space behind these."""
+    return re.sub(rf"(?:{re.escape(end)}\s*)+\Z", "", text)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from nanoalign.evaluation.ranking import Scored, pairs_of
+from nanoalign.formats.prompts import shown
 
 HEAD = (
     "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves; the winner's "
@@ -34,9 +35,7 @@ def _case(place: int, better: Scored, worse: Scored) -> str:
     high, low = (better, worse) if better.score >= worse.score else (worse, better)
     result = "right" if better.score > worse.score else "wrong"
     result = "a tie" if better.score == worse.score else result
-    prompt = better.prompt
-    if not isinstance(prompt, str):
-        prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    prompt = shown(better.prompt, "\n\n")
     probability = 1 / (1 + math.exp(low.score - high.score))
     title = f"{place}. {better.pair_id}: {result}, the winner's probability {probability:.3f}"
     text = f"\n### {title}\n\nPrompt\n\n{_fenced(prompt)}"

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from nanoalign.batch import Row
 from nanoalign.encode import (
     Record,
-    encode_all,
     fit,
     render,
     resolve_template,
     tokenize,
     tokenize_continuations,
-    without_eos,
+    without_end,
 )
+from nanoalign.formats.rows import encode_records
 
 Ended = Sequence[bool | None]  # of each response: whether it ended by itself; None: not known
 
@@ -21,12 +21,12 @@ Ended = Sequence[bool | None]  # of each response: whether it ended by itself; N
 def encode_answers(
     records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
 ) -> list[Row]:
-    """As encode.encode_all, but a response that was cut where it was sampled has no end.
+    """As formats.rows.encode_records, but a response that was cut where it was sampled has no end.
 
     It gets neither EOS nor what a chat template writes behind an answer. A cut response without
     tokens keeps its EOS, because a reward is read at the last token of a response.
     """
-    rows = encode_all(records, tokenizer, sys.maxsize, template)
+    rows = encode_records(records, tokenizer, sys.maxsize, template)
     cut_rows = []
     for record, row, flags in zip(records, rows, ended, strict=True):
         responses = [response.tolist() for response in row.responses]
@@ -36,7 +36,8 @@ def encode_answers(
             for k in [k for k, flag in enumerate(flags) if flag is False]:
                 tokens = responses[k][:-1]
                 if name == "chat":
-                    text = without_tail(without_eos(texts[k], tokenizer), record.responses[k])
+                    own = without_end(record.responses[k], tokenizer.eos_token)
+                    text = without_tail(texts[k], own)
                     tokens = tokenize_continuations([text], tokenizer)[0]
                 responses[k] = tokens or [tokenizer.eos_token_id]
         prompt = row.prompt.tolist()

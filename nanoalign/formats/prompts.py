@@ -2,19 +2,35 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.records import formats, messages
+from nanoalign.formats.messages import read_messages
+from nanoalign.formats.records import formats
 from nanoalign.formats.sources import check_sources, open_source
 from nanoalign.pairs import check_text, decode, expected, parse
 
+CONTEXT = ("prompt", "system", "tools")  # what an answer follows
 ANSWER_KEYS = ("response", "answer", "completion", "output")  # what programs call an answer
 
 
-def prompt_key(prompt: str | list[dict]) -> str:
-    """The prompt as one text; messages as JSON."""
-    return prompt if isinstance(prompt, str) else json.dumps(prompt)
+def prompt_key(prompt: str | list[dict], tools: list[dict] | None = None) -> str:
+    """The prompt as one text; messages, and tools beside it, as JSON."""
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt)
+    return json.dumps((text, tools)) if tools else text
+
+
+def shown(prompt: str | list[dict], between: str) -> str:
+    """The prompt as a page shows it; `between` stands between two messages."""
+    if isinstance(prompt, str):
+        return prompt
+    parts = []
+    for message in prompt:
+        more = {key: each for key, each in message.items() if key not in ("role", "content")}
+        more = f" {json.dumps(more, ensure_ascii=False)}" if more else ""
+        parts.append(f"{message['role']}: {message['content']}{more}")
+    return between.join(parts)
 
 
 def read_prompts(sources: Sequence[str]) -> list[Record]:
@@ -24,35 +40,34 @@ def read_prompts(sources: Sequence[str]) -> list[Record]:
     for source in sources:
         before = len(found)
         for where, name, subset, raw in open_source(source):
-            prompt = prompt_of(decode(raw, where), where)
-            found.append(Record(prompt, (), (), name=name, subset=subset))
+            record = prompt_of(decode(raw, where), where)
+            found.append(replace(record, name=name, subset=subset))
         if len(found) == before:
             raise RunError(f"{source}: has no records; expected the key 'prompt'")
     return found
 
 
-def prompt_of(record: object, where: str) -> str | list[dict]:
-    """The prompt of one record, which was read at `where`."""
+def prompt_of(record: object, where: str) -> Record:
+    """The prompt of one record, which was read at `where`, with its tools; without responses."""
     keys = record.keys() if isinstance(record, dict) else set()
     if "prompt" in keys and "chosen" not in keys:
-        prompt = record["prompt"]
         try:
-            if isinstance(prompt, list):
-                prompt = messages(prompt, "prompt")
-                if prompt[-1]["role"] == "assistant":
-                    raise ValueError("the prompt ends with a message of 'assistant'")
-            else:
-                check_text("prompt", prompt)
+            found = read_messages(lambda own: Record(own["prompt"], (), ()), record)
+            if not isinstance(found.prompt, list):
+                check_text("prompt", found.prompt)
+            elif found.prompt[-1]["role"] == "assistant":
+                raise ValueError("the prompt ends with a message of 'assistant'")
         except ValueError as error:
             raise RunError(f"{where}: {error}") from error
-        return prompt
+        return found
     if len({"chosen", "rejected"} & keys) == 1:
         raise RunError(f"{where}: give both 'chosen' and 'rejected', or 'prompt' without them")
     if not {"chosen", "rejected"} <= keys:
         raise RunError(
             f"{where}: no prompt in the record; expected the key 'prompt', or {expected(formats())}"
         )
-    return parse(record, where, formats())[1].prompt
+    found = parse(record, where, formats())[1]
+    return Record(found.prompt, (), (), tools=found.tools)
 
 
 def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
@@ -78,8 +93,10 @@ def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
         answer = record[keys[0]]
         if not isinstance(answer, str) or any("\ud800" <= c <= "\udfff" for c in answer):
             raise RunError(f"{where}: the {keys[0]} must be text")  # it may be empty
-        prompt = prompt_of({"prompt": record["prompt"]}, where)
-        if prompt_key(prompt) not in answers:
-            prompts.append(Record(prompt, (), (), name=name, subset=subset))
-        answers.setdefault(prompt_key(prompt), []).append(answer)
+        context = {each: record[each] for each in CONTEXT if each in record}
+        prompt = replace(prompt_of(context, where), name=name, subset=subset)
+        key = prompt_key(prompt.prompt, prompt.tools)
+        if key not in answers:
+            prompts.append(prompt)
+        answers.setdefault(key, []).append(answer)
     return prompts, answers

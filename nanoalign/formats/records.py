@@ -1,17 +1,21 @@
 """Formats of records, found by their keys: docs/data.md has an example of each.
 
 A format is a function from a record to a Record, and an entry of `formats`. It raises ValueError
-for a record that it can't read; nanoalign/pairs.py adds file and line.
+for a record that it can't read; nanoalign/pairs.py adds file and line. Messages, tools and system
+prompts are those of nanoalign/formats/messages.py.
 """
 
-import math
 import os
+from dataclasses import replace
+from functools import partial
 
 from nanoalign.encode import ASSISTANT, HUMAN, Record
 from nanoalign.pairs import FORMATS, Format, check_text
 
 PKU = ("prompt", "response_0", "response_1")
+RANKED = ("prompt", "responses", "scores")
 UNPAIRED = ("prompt", "completion", "label")
+LARGEST = 1e30  # of a margin or a score. Losses are sums in float32, which ends at 3.4e38.
 
 
 def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[str, ...], Format]:
@@ -21,7 +25,7 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
     unpaired: whether a single response with a label is accepted (--loss kto).
     """
     known = {
-        ("prompt", "responses", "scores"): ranked,
+        RANKED: ranked,
         PKU: lambda record: with_margin(record, pku(record, preference)),
         UNPAIRED: refuse_completion,
         ("prompt", "chosen", "rejected"): pair_with_prompt,
@@ -31,8 +35,25 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
     if unpaired:
         from nanoalign.formats.unpaired import with_unpaired
 
-        return with_unpaired(known)
-    return known
+        known = with_unpaired(known)
+    return {keys: partial(complete, keys, read) for keys, read in known.items()}
+
+
+def complete(keys: tuple[str, ...], read: Format, record: dict) -> Record:
+    """The Record with what any format may have: messages, tools, a system prompt, more columns."""
+    texts = [record[key] for key in ("prompt", "chosen", "completion") if key in record]
+    plain = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
+    if plain and not {"system", "tools"} & record.keys():
+        found = read(record)
+    else:
+        from nanoalign.formats.messages import read_messages
+
+        found = read_messages(read, record)
+    if names := record.keys() - set(keys):
+        from nanoalign.formats.columns import ignored
+
+        found = replace(found, notes=ignored(names, keys))
+    return found
 
 
 def pku(record: dict, preference: str = "better") -> Record:
@@ -47,19 +68,19 @@ def pku(record: dict, preference: str = "better") -> Record:
 
 def pair_with_prompt(record: dict) -> Record:
     """A prompt and two responses; each is text, or a list of messages."""
-    prompt, chosen, rejected = (record[key] for key in ("prompt", "chosen", "rejected"))
+    prompt, chosen, rejected = (record.get(key) for key in ("prompt", "chosen", "rejected"))
     if isinstance(chosen, list) and isinstance(rejected, list):
+        from nanoalign.formats.messages import pair_of_messages
+
         return with_margin(record, pair_of_messages(record))
-    if isinstance(prompt, list):
-        prompt = messages(prompt, "prompt")
-    return with_margin(record, Record(prompt, (chosen, rejected)))
+    return with_margin(record, from_messages(Record(prompt, (chosen, rejected)), "response"))
 
 
 def pair_of_dialogues(record: dict) -> Record:
     """Two dialogues that begin with the same prompt: HH-RLHF's text, or lists of messages."""
     chosen, rejected = record["chosen"], record["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
-        return with_margin(record, pair_of_messages(record))
+        return pair_with_prompt(record)
     check_text("chosen dialogue", chosen)
     check_text("rejected dialogue", rejected)
     # The prompt ends with the last header of the assistant that both share. A few records differ
@@ -74,30 +95,9 @@ def pair_of_dialogues(record: dict) -> Record:
     return with_margin(record, Record(chosen[:end], (chosen[end:], rejected[end:])))
 
 
-def pair_of_messages(record: dict) -> Record:
-    """All messages but the last are the prompt; a prompt of its own goes before them."""
-    prompt = record.get("prompt", [])
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    prompt = messages(prompt, "prompt") if prompt else []
-    contexts, responses = [], []
-    for side in ("chosen", "rejected"):
-        *before, last = messages(record[side], side)
-        if last["role"] != "assistant":
-            raise ValueError(f"{side} ends with a message of '{last['role']}', not of 'assistant'")
-        repeated = before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt
-        contexts.append(before if repeated else prompt + before)
-        responses.append(last["content"])
-    if contexts[0] != contexts[1]:
-        raise ValueError("chosen and rejected differ before their last message: no common prompt")
-    if not contexts[0]:
-        raise ValueError("the prompt is empty; give 'prompt', or messages before the response")
-    return Record(contexts[0], tuple(responses))
-
-
 def ranked(record: dict) -> Record:
     """K responses with scores, best first, and all their pairs of unequal scores."""
-    prompt, responses, scores = (record[key] for key in ("prompt", "responses", "scores"))
+    prompt, responses, scores = (record[key] for key in RANKED)
     for name, values in (("responses", responses), ("scores", scores)):
         if not isinstance(values, list) or len(values) < 2:
             raise ValueError(f"{name} must be a list of at least two, found {values!r}")
@@ -108,9 +108,18 @@ def ranked(record: dict) -> Record:
     best = [scores[i] for i in order]
     pairs = [(i, j) for i in range(len(best)) for j in range(i + 1, len(best)) if best[i] > best[j]]
     margins = [best[i] - best[j] for i, j in pairs]
-    prompt = messages(prompt, "prompt") if isinstance(prompt, list) else prompt
     responses = tuple(responses[i] for i in order)
-    return Record(prompt, responses, tuple(pairs), {"margins": margins})
+    found = Record(prompt, responses, tuple(pairs), {"margins": margins})
+    return from_messages(found, "response")
+
+
+def from_messages(record: Record, name: str) -> Record:
+    """The Record whose responses may be messages, each one of the assistant."""
+    if not any(isinstance(response, dict | list) for response in record.responses):
+        return record
+    from nanoalign.formats.messages import answer, with_answers
+
+    return with_answers(record, [answer(response, name) for response in record.responses])
 
 
 def refuse_completion(record: dict) -> Record:
@@ -125,24 +134,14 @@ def with_margin(record: dict, pair: Record) -> Record:
     margin = 1.0 if record.get("margin") is None else number(record["margin"], "margin")
     if margin < 0:
         raise ValueError(f"the margin is {margin:g}; it must not be negative")
-    return Record(pair.prompt, pair.responses, pair.pairs, pair.extra | {"margins": [margin]})
+    return replace(pair, extra=pair.extra | {"margins": [margin]})
 
 
 def number(value: object, name: str) -> float:
     try:
-        if not isinstance(value, bool) and math.isfinite(value):
+        if not isinstance(value, bool) and abs(value) <= LARGEST:  # False for NaN
             return float(value)
-    except (TypeError, OverflowError):  # no number; an integer beyond all floats
+    except TypeError:  # no number
         pass
-    raise ValueError(f"the {name} must be a finite number, found {str(value)[:40]!r}")
-
-
-def messages(values: object, name: str) -> list[dict]:
-    """The checked messages of a list. They keep role and content alone."""
-    if not isinstance(values, list) or not values:
-        raise ValueError(f"{name} must be a list of at least one message")
-    for value in values:
-        texts = [value.get(key) for key in ("role", "content")] if isinstance(value, dict) else [0]
-        if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{name} has {value!r}; expected {{'role': text, 'content': text}}")
-    return [{"role": value["role"], "content": value["content"]} for value in values]
+    found = repr(str(value)[:40])
+    raise ValueError(f"the {name} must be a finite number of at most {LARGEST:g}, found {found}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from nanoalign.encode import Record
-from nanoalign.formats.records import UNPAIRED, messages
+from nanoalign.formats.records import UNPAIRED, from_messages
 from nanoalign.pairs import Format
 
 
@@ -20,15 +20,10 @@ def with_unpaired(known: dict[tuple[str, ...], Format]) -> dict[tuple[str, ...],
 def completion(record: dict) -> Record:
     """One response, and whether it is desirable. It is paired with itself."""
     prompt, response, label = (record[key] for key in UNPAIRED)
-    if isinstance(response, list):  # one message, as in TRL's conversational data
-        response, *more = messages(response, "completion")
-        if more or response["role"] != "assistant":
-            raise ValueError("the completion must be one message of 'assistant', or text")
-        response = response["content"]
     if not isinstance(label, bool):
         raise ValueError(f"the label must be true or false, found {label!r}")
-    prompt = messages(prompt, "prompt") if isinstance(prompt, list) else prompt
-    return Record(prompt, (response,), ((0, 0),), {"desirable": [label]})
+    found = Record(prompt, (response,), ((0, 0),), {"desirable": [label]})
+    return from_messages(found, "completion")
 
 
 def with_label(read: Format, record: dict) -> Record:

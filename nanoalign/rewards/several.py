@@ -13,7 +13,7 @@ from torch import Tensor
 from nanoalign.batch import Batch
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.records import PKU
+from nanoalign.formats.records import PKU, complete
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import RewardModel
@@ -79,7 +79,7 @@ def is_conditioned(model: RewardModel) -> bool:
 def formats(preferences: Sequence[str]) -> dict[tuple[str, ...], Callable[[dict], Record]]:
     """The formats, by their keys, of records that have a label for each of these preferences."""
     refuse = partial(has_one_label, preferences=preferences)
-    return {PKU: partial(labelled, preferences=preferences), (): refuse}
+    return {PKU: partial(complete, PKU, partial(labelled, preferences=preferences)), (): refuse}
 
 
 def labelled(record: dict, preferences: Sequence[str]) -> Record:

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 from conftest import byte_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
@@ -175,6 +175,32 @@ def test_a_chat_template_gets_the_tools_of_a_record():
     assert chat.decode(row.prompt).startswith("<bos>[search]<user>Hi")
 
 
+def test_a_response_may_be_a_message_with_tool_calls():
+    """A chat template renders it; neither raw nor pku can."""
+    answers = [
+        {"role": "assistant", "content": "", "call": "f()"},
+        {"role": "assistant", "content": "no"},
+    ]
+    record = Record("Hi", ("f()", "no"), answers=answers, name="test:1")
+    turns = (
+        "{% for m in messages %}{{ m.content }}{% if m.call %}[{{ m.call }}]{% endif %}{% endfor %}"
+    )
+    chat = byte_tokenizer(chat_template=turns)
+    (row,) = encode_all([record], chat)
+    assert texts(row, chat) == ["Hi", "[f()]<eos>", "no<eos>"]
+    for template in ("raw", "pku"):
+        for other in (record, Record("Hi", ("a", "b"), tools=[{"name": "f"}], name="test:1")):
+            with pytest.raises(
+                RunError, match=f"test:1: --template {template} can't .* without tools"
+            ):
+                encode_all([other], chat, template=template)
+
+
+def test_what_reading_left_out_is_noted_first(tokenizer):
+    (row,) = encode_all([Record("Hi", ("a", " "), notes=("columns",))], tokenizer)
+    assert row.notes == ("columns", BLANK_RESPONSE)
+
+
 def test_a_chat_template_that_changes_the_prompt_or_fails_is_an_error():
     changing = byte_tokenizer(chat_template="{{ messages|length }}" + CHAT)
     failing = byte_tokenizer(chat_template="{{ raise_exception('no system') }}")
@@ -196,9 +222,64 @@ def test_auto_takes_raw_for_dialogues_and_pku_for_plain_prompts(tokenizer):
 # --- tokens
 
 
-def test_an_eos_of_the_text_is_not_doubled(tokenizer):
-    row = raw("a", "b<eos>", "c<eos>\n", tokenizer=tokenizer)
-    assert texts(row, tokenizer) == ["a", "b<eos>", "c<eos>"]
+ENDS = ("", "<eos>", "<eos>\n", "<eos><eos>", "<eos> <eos>\n", "<eos>\n\n<eos> ", "<eos>" * 3)
+FINE = [37, 72, 77, 68, 13]  # byte_tokenizer numbers printable ASCII from "!", which is 33
+CHATS = {  # what a chat template writes behind an answer -> ids of that text without its EOS
+    "{{ eos_token }}": [],
+    "{{ eos_token }}\n": [],
+    "": [],
+    "\n{{ eos_token }}": [198],
+    "[end]\n": [58, 68, 77, 67, 60, 198],
+}
+
+
+def chat_tokenizer(behind: str, *more: str):
+    """With a chat template of turns, which writes `behind` after each message."""
+    chat = byte_tokenizer(
+        chat_template="{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        + behind
+        + "{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chat.add_tokens([AddedToken(token, special=True) for token in more])
+    return chat
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_answer_ends_with_one_eos_whatever_the_data_had(tokenizer, end):
+    """By hand; also of a single response, which is compared with none."""
+    for record in (Record("Hi", ("Fine." + end, "No")), Record("Hi", ("Fine." + end,), ((0, 0),))):
+        (row,) = encode_all([record], tokenizer, template="raw")
+        assert row.responses[0].tolist() == [*FINE, EOS]
+        for behind, ids in CHATS.items():
+            (row,) = encode_all([record], chat_tokenizer(behind))
+            assert row.responses[0].tolist() == [*FINE, *ids, EOS], behind
+
+
+def test_an_end_of_turn_that_is_not_the_eos_goes_before_it():
+    """<eos> is EOS; the chat template ends turns with <end>, id 259, and a newline, 198."""
+    for end in ENDS:
+        row = encode("Hi", ("Fine." + end, "a<end>b"), chat_tokenizer("<end>\n", "<end>"))
+        assert row.responses[0].tolist() == [*FINE, 259, 198, EOS]
+        assert row.responses[1].tolist() == [64, 259, 65, 259, 198, EOS]  # a 64, b 65
+
+
+def test_an_eos_within_an_answer_stays(tokenizer):
+    for each in (tokenizer, chat_tokenizer("{{ eos_token }}\n")):
+        row = encode(
+            "Hi", ("a<eos> b<eos>", "<eos>"), each, template="chat" if each.chat_template else "raw"
+        )
+        assert texts(row, each)[1:] == ["a<eos> b<eos>", "<eos>"]
+        assert list(row.responses[0]).count(EOS) == 2
+    assert texts(raw("Hi", "a \n", "b <eos>", tokenizer=tokenizer), tokenizer)[1:] == [
+        "a \n<eos>", "b <eos>"]  # fmt: skip
+
+
+def test_the_eos_of_pku_is_the_only_one_and_text_that_reads_like_it_stays(tokenizer):
+    row = encode("Hi", ("Fine.<eos>", "Fine.<eos>\n<eos>"), tokenizer, template="pku")
+    plain = [27, 68, 78, 82, 29]  # < e o s >
+    assert row.responses[0].tolist() == [*FINE, *plain, EOS]
+    assert row.responses[1].tolist() == [*FINE, *plain, 198, *plain, EOS]
 
 
 def test_at_most_one_bos_and_no_eos_of_the_tokenizer(tokenizer):
@@ -247,6 +328,15 @@ def test_no_space_is_put_before_a_response():
     words = tokenizer.convert_ids_to_tokens
     assert words(tokenizer("yes")["input_ids"]) == ["▁yes"]
     assert [words(part.tolist()) for part in row.responses] == [["yes", "<eos>"], ["▁no", "<eos>"]]
+
+
+def test_one_eos_of_a_tokenizer_of_words():
+    """The words of a Unigram model include "<eos>": even as plain text it has the id 2."""
+    tokenizer = sentencepiece_like()
+    for template in ("raw", "pku"):
+        for end in ("", "<eos>", "<eos><eos>"):
+            row = encode("Q:", ("yes" + end, " no" + end), tokenizer, template=template)
+            assert [part.tolist() for part in row.responses] == [[4, 2], [7, 2]], (template, end)
 
 
 def test_a_response_that_joins_the_newline_before_it_is_tokenized_alone():

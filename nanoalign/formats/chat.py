@@ -1,0 +1,99 @@
+"""Records as a chat template renders them: nothing that they have is left out, nothing is doubled.
+
+A template may ignore tools, tool calls or reasoning without a word, and it writes an end of turn
+that the data may have, too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from jinja2 import TemplateError
+
+from nanoalign.encode import Record, messages_of, render, resolve_template, without_end
+from nanoalign.errors import RunError
+from nanoalign.formats.messages import REASONING
+
+GROUPS = (("tool_calls",), ("function_call",), REASONING)  # keys that mean one thing
+PROBE = "what an answer is"  # in no chat template
+
+
+def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
+    """The records for encode.encode_all, their responses without the template's end of a turn.
+
+    Raises RunError for tools, tool calls or reasoning that are not in the text of a record.
+    """
+    added, found = tuple(tokenizer.get_added_vocab()), []
+    for record in records:
+        name = resolve_template(template, record.prompt, tokenizer)
+        chat = name == "chat" and bool(tokenizer.chat_template)
+        check_shown(record, partial(tokenizer.apply_chat_template, tokenize=False), chat, name)
+        found.append(without_end_of_turn(record, tokenizer, added) if chat else record)
+    return found
+
+
+def check_shown(record: Record, apply: Callable[..., str], chat: bool, template: str) -> None:
+    """Raises RunError if the text is the same without some key of the record. apply: the template.
+
+    A message is looked at where an answer is, last: some templates show reasoning only there.
+    """
+    prompt, lacking = messages_of(record.prompt), []
+    if record.tools and not (chat and differs(apply, prompt, prompt, record.tools, None)):
+        lacking.append("tools")
+    seen = set()
+    for dialogue in (prompt, *([*prompt, answer] for answer in record.answers)):
+        for n, message in enumerate(dialogue):
+            for keys in GROUPS:
+                if seen.isdisjoint(keys) and message.keys() & set(keys):
+                    seen |= set(keys)
+                    bare = {key: each for key, each in message.items() if key not in keys}
+                    before, tools = dialogue[:n], record.tools
+                    both = [*before, message], [*before, bare]
+                    if not (chat and differs(apply, *both, tools, tools)):
+                        lacking.append(next(key for key in keys if key in message))
+            if chat and message["content"] and "tool_calls" in message:
+                both = dialogue[: n + 1], [*dialogue[:n], message | {"content": ""}]
+                if not differs(apply, *both, record.tools, record.tools):
+                    lacking.append("content beside tool_calls")
+    if lacking:
+        which = "the chat template of this tokenizer" if chat else f"--template {template}"
+        raise RunError(
+            f"{record.name}: {which} does not show {' and '.join(lacking)}; take a tokenizer whose "
+            "chat template does, or remove what is not to be learned from the record"
+        )
+
+
+def differs(
+    apply: Callable[..., str], messages: list[dict], others: list[dict], tools: list | None,
+    other_tools: list | None,
+) -> bool:  # fmt: skip
+    """Whether a chat template renders two dialogues as two texts."""
+    try:
+        return apply(messages, tools=tools) != apply(others, tools=other_tools)
+    except (TemplateError, TypeError):  # it refuses one of them; encode.render reports the first
+        return True
+
+
+def without_end_of_turn(record: Record, tokenizer, added: tuple[str, ...]) -> Record:
+    """The record whose responses have neither EOS nor the template's end of a turn at their end.
+
+    added: the added tokens of the tokenizer. An end of a turn is one of them.
+    """
+    contents = [answer["content"] for answer in record.answers] or record.responses
+    if not any(content.rstrip().endswith(added) for content in contents):
+        return record
+    probe = replace(record, responses=(PROBE,), answers=())
+    end = render(probe, tokenizer, "chat")[1][0].partition(PROBE)[2].strip()
+    ends = [tokenizer.eos_token, *([end] if end in added else [])]
+
+    def own(text: str) -> str:
+        while text.rstrip().endswith(tuple(ends)):
+            for end in ends:
+                text = without_end(text, end)
+        return text
+
+    return replace(
+        record,
+        responses=tuple(map(own, record.responses)),
+        answers=tuple(answer | {"content": own(answer["content"])} for answer in record.answers),
+    )

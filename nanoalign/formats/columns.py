@@ -1,0 +1,34 @@
+"""Columns of records that nothing reads: they are named once, in the line of the data."""
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+from nanoalign.formats.records import PKU, RANKED, UNPAIRED
+from nanoalign.formats.rows import IGNORED
+
+READ = {"system", "tools"}  # of records of any format
+PKU_COLUMNS = r"prompt_source|(better|safer)_response_id|(is_)?response_[01]_\w+"  # known to all
+SHOWN = 6  # names in a line
+
+
+def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
+    """A note with those of the columns `names` that nothing reads; none for none.
+
+    keys: of the format. A pair has a margin, and PKU-SafeRLHF its own columns.
+    """
+    left = set(names) - READ - ({"margin"} if keys not in (UNPAIRED, RANKED) else set())
+    if keys == PKU:
+        left = {name for name in left if not re.fullmatch(PKU_COLUMNS, name)}
+    return (IGNORED + ", ".join(sorted(left)),) if left else ()
+
+
+def joined(counts: Counter) -> Counter:
+    """The counts with one reason, the last, for all records that have ignored columns."""
+    own = {reason: count for reason, count in counts.items() if reason.startswith(IGNORED)}
+    if not own:
+        return counts
+    names = sorted({name for reason in own for name in reason.removeprefix(IGNORED).split(", ")})
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    others = {reason: count for reason, count in counts.items() if reason not in own}
+    return Counter(others | {IGNORED + ", ".join(names[:SHOWN]) + more: sum(own.values())})
