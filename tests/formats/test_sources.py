@@ -110,6 +110,8 @@ def test_files_that_can_not_be_read_are_errors(tmp_path):
         ("tiny", "tiny", "tiny"),
         ("tiny:test:tiny-b", "tiny:test:tiny-b", "tiny:test:tiny-b"),
         ("b=tiny:tiny-b", "b", "tiny:tiny-b"),
+        ("held_out:runs/a=b", "held_out:a=b", "held_out:runs/a=b"),
+        ("b=held_out:runs/rm", "b", "held_out:runs/rm"),
     ],
 )
 def test_names_and_places(spec, name, place):
@@ -150,6 +152,21 @@ def test_files_on_the_hub(spec, name, parts):
 def test_other_specifications_are_errors(spec, message):
     with pytest.raises(RunError, match=message):
         check_sources([spec])
+
+
+@pytest.mark.parametrize(
+    ("spec", "absolute"),
+    [
+        ("x=a/b.jsonl", "{}/a/b.jsonl"),
+        ("tiny:test", "tiny:test"),
+        ("tiny:tiny-b", "tiny:tiny-b"),
+        ("hf://datasets/o/n/a.jsonl@v2", "hf://datasets/o/n/a.jsonl@v2"),
+        ("held_out:runs/rm", "held_out:{}/runs/rm"),
+    ],
+)
+def test_a_place_is_known_in_any_folder(spec, absolute, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_source(spec).absolute == absolute.format(tmp_path)
 
 
 def test_a_path_may_have_an_equals_sign(tmp_path):

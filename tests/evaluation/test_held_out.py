@@ -1,0 +1,104 @@
+"""python -m pytest tests/evaluation/test_held_out.py
+
+What a run held out is evaluated, and what it was trained on is counted: from training to the files
+of an evaluation.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import write_pairs
+from evaluations import evaluated, write_jsonl
+
+import train_dpo
+import train_rm
+from nanoalign.checkpoints.runs import RECORDS
+from nanoalign.encode import Record
+from nanoalign.evaluation.seen import note_on_prompts, prompts_trained_on
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, llama_folder) -> Path:
+    """A folder with pairs.jsonl, and a reward model and a policy that were trained on a part."""
+    folder = tmp_path_factory.mktemp("held_out")
+    write_pairs(folder / "pairs.jsonl", 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for main, out in ((train_rm, "rm"), (train_dpo, "dpo")):
+            patch.setattr(main, "finish", lambda *args: None)
+            main.main(["--model", str(llama_folder), "--data", "pairs.jsonl", "--template", "raw",
+                       "--eval_share", "0.3", "--steps", "1", "--batch_size", "2",
+                       "--out", out])  # fmt: skip
+    return folder
+
+
+def test_a_reward_model_is_scored_on_what_it_held_out(runs):
+    """3 of 10 pairs; the others were trained on, also where their responses are swapped."""
+    lines = [json.loads(line) for line in (runs / "pairs.jsonl").read_text().splitlines()]
+    swapped = [{"prompt": x["prompt"], "chosen": x["rejected"], "rejected": x["chosen"]}
+               for x in lines]  # fmt: skip
+    write_jsonl(runs / "swapped.jsonl", swapped)
+    write_jsonl(runs / "new.jsonl", [line | {"rejected": "new"} for line in lines])
+    argv = [
+        "rm",
+        "--model",
+        runs / "rm",
+        "--out",
+        runs / "rm_eval",
+        "--data",
+        f"held_out:{runs / 'rm'}",
+        *(runs / f"{x}.jsonl" for x in ("pairs", "swapped", "new")),
+    ]
+    scores, figures, printed = evaluated(argv, ranks=2)  # fmt: skip
+    names = [line["pair_id"] for line in scores if line["subset"] == "held_out:rm"]
+    assert len(names) == 2 * 3
+    assert {name.rpartition(":")[0] for name in names} == {"held_out:rm:pairs"}
+    counts = {name: own["trained_on"] for name, own in figures["subsets"].items()}
+    assert counts == {"held_out:rm": 0, "pairs": 7, "swapped": 7, "new": 0}
+    assert figures["all"]["trained_on"] == 14
+    assert (
+        f"trained on  14 of 33 pairs were trained on by --model {runs / 'rm'}; for others: "
+        f"--data held_out:{runs / 'rm'}\n"
+    ) in printed
+    header = printed[printed.index("subset") :].splitlines()
+    assert "trained" in header[0].split() and header[1].split().count("on") == 1
+
+
+def policy(runs: Path, *flags: object) -> tuple[dict, str]:
+    """(metrics.json, what was printed) of a comparison of answers of two tokens."""
+    argv = ["policy", "--policy", runs / "dpo", "--baseline_answers", runs / "answers.jsonl",
+            "--reward", runs / "rm", "--out", runs / "dpo_eval", "--template", "raw",
+            "--max_new_tokens", 2, *flags]  # fmt: skip
+    return evaluated(argv)[1:]
+
+
+def test_prompts_that_a_policy_was_trained_on_are_counted(runs):
+    lines = [json.loads(line) for line in (runs / "pairs.jsonl").read_text().splitlines()]
+    prompts = [line["prompt"] for line in lines] + ["Never seen."]
+    write_jsonl(runs / "answers.jsonl", [{"prompt": p, "answer": "a"} for p in prompts])
+    figures, printed = policy(runs)
+    assert (figures["prompts"], figures["policy_trained_on"]) == (11, 7)
+    assert figures["reward_trained_on"] == 7  # with the same seed it held out the same prompts
+    sentence = "Of the 11 prompts were trained on: 7 by the policy, 7 by the reward model. On these"
+    assert sentence in printed
+    assert sentence in (runs / "dpo_eval" / "report.html").read_text()
+    figures, printed = policy(runs, "--data", f"held_out:{runs / 'dpo'}")
+    assert figures["prompts"] == 3
+    assert figures["policy_trained_on"] == figures["reward_trained_on"] == 0
+    assert "trained on: 0 by the policy, 0 by the reward model.\n" in printed
+
+
+def test_nothing_is_said_of_models_of_other_programs(runs):
+    for name in ("rm", "dpo"):
+        shutil.copytree(runs / name, runs / f"other_{name}")
+        (runs / f"other_{name}" / RECORDS).unlink()
+    argv = ["rm", "--model", runs / "other_rm", "--data", runs / "pairs.jsonl", "--out", runs / "e"]
+    _, figures, printed = evaluated(argv)
+    assert "trained_on" not in figures["all"] and "trained on" not in printed
+    assert (
+        prompts_trained_on([Record("p", ())], {"policy": str(runs / "other_dpo"), "reward": None})
+        == {}
+    )
+    assert note_on_prompts({"prompts": 1}) is None
