@@ -170,6 +170,10 @@ BAD = {
     "huge score": (lines(RANKED | {"scores": [1, 10**400]}), "score must be a finite number"),
     "empty ranked response": (lines(RANKED | {"responses": ["", "b"]}), "response 2 .* is empty"),
     "negative margin": (lines(PAIR | {"margin": -1}), "the margin is -1; it must not be negative"),
+    "huge margin": (lines(PAIR, PAIR | {"margin": 1e300}),
+                    "a.jsonl:2: the margin must .* of at most 1e\\+30, found '1e\\+300'"),
+    "score beyond float32": (lines(RANKED | {"scores": [-2e38, 2e38]}),
+                             "a.jsonl:1: the score must .* at most 1e\\+30, found '-2e\\+38'"),
     "margin of text": (lines(PAIR | {"margin": "big"}), "the margin must be a finite number"),
 }  # fmt: skip
 
