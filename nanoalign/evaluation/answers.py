@@ -13,12 +13,13 @@ from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks import check_layout
 from nanoalign.distributed import World, compute_dtype, print0
-from nanoalign.encode import Record, encode_all, resolve_template
+from nanoalign.encode import Record, resolve_template
 from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import Answer, Sampling, eos_ids, generate
 from nanoalign.evaluation.rows import decode_continuation
 from nanoalign.evaluation.scoring import score_rows
 from nanoalign.formats.prompts import prompt_key, read_answers, read_prompts
+from nanoalign.formats.rows import encode_records
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
 
@@ -32,11 +33,9 @@ class Answers:
     texts: list[list[str]]  # [prompt][answer]
     sampled: list[list[Answer]] | None = None  # None if they are from a file
 
-    def ended(self, n: int) -> list[bool | None]:
-        """Of each answer to prompt n whether it ended with EOS; None if that is not known."""
-        if self.sampled is None:
-            return [None] * len(self.texts[n])
-        return [answer.ended for answer in self.sampled[n]]
+    def ended(self, n: int, k: int) -> bool | None:
+        """Whether answer k to prompt n ended with EOS; None if that is not known."""
+        return None if self.sampled is None else self.sampled[n][k].ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ def by_key(records: Sequence[Record]) -> dict[str, Record]:
     """The first record of each prompt, by its prompt_key."""
     found: dict[str, Record] = {}
     for record in records:
-        found.setdefault(prompt_key(record.prompt), record)
+        found.setdefault(prompt_key(record.prompt, record.tools), record)
     return found
 
 
@@ -120,7 +119,7 @@ def load_sampler(name: str, prompts: Sequence[Record], args: Namespace, world: W
     tokenizer = load_tokenizer(folder)
     templates = {resolve_template(args.template, each.prompt, tokenizer) for each in prompts}
     template = templates.pop() if len(templates) == 1 else args.template
-    rows = encode_all(prompts, tokenizer, args.max_length, template)
+    rows = encode_records(prompts, tokenizer, args.max_length, template)
     positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(len(row.prompt) for row in rows) + args.max_new_tokens
     if positions is not None and longest > positions:
@@ -142,7 +141,7 @@ def check_sampler(
     sampler: Sampler, prompts: Sequence[Record], max_length: int, batches: Batches
 ) -> None:
     """Raises RunError if log-probabilities of batches are not those of the policy's own forward."""
-    rows = encode_all(with_answer(prompts), sampler.tokenizer, max_length, sampler.template)
+    rows = encode_records(with_answer(prompts), sampler.tokenizer, max_length, sampler.template)
     batches.prepare(sampler.policy)
     check_layout(sampler.policy, rows, batches, f"'{sampler.name}'")
 

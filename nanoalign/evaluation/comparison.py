@@ -52,6 +52,7 @@ class Compared:
     prompt: str | list[dict]
     policy: tuple[Judged, ...]
     baseline: tuple[Judged, ...]
+    tools: list[dict] | None = None  # of the prompt
 
     def margins(self) -> np.ndarray:
         """Rewards of the policy's answers minus those of the baseline's: (policy's, baseline's)."""
@@ -118,6 +119,7 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
     pairs = [len(each.policy) * len(each.baseline) for each in compared]  # (N,)
     weights = np.repeat(1 / np.array(pairs), pairs)  # (P,): together 1 a prompt
     policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
+    policy_tokens, baseline_tokens = (mean_of(compared, role, lambda x: x.tokens) for role in ROLES)
     figures = {
         "pairs": sum(pairs),
         "prompts": len(compared),
@@ -128,7 +130,9 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
         "ties": int((won == 0.5).sum()),
         **win_rate_figures("", [each.win_rate() for each in compared]),
         "length_controlled_win_rate": length_controlled_win_rate(won, longer, weights),
-        **{f"{r}_tokens_mean": mean_of(compared, r, lambda x: x.tokens) for r in ROLES},
+        "policy_tokens_mean": policy_tokens,
+        "baseline_tokens_mean": baseline_tokens,
+        "tokens_difference": policy_tokens - baseline_tokens,
         **{f"{role}_ended_share": ended_share(compared, role) for role in ROLES},
         "dpo_data_mean": policy,
         "no_dpo_data_mean": baseline,
@@ -194,5 +198,7 @@ def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]
             record = {"chosen": each.prompt + best.answer, "rejected": each.prompt + worst.answer}
         else:
             record = {"prompt": each.prompt, "chosen": best.answer, "rejected": worst.answer}
+        if each.tools:
+            record["tools"] = each.tools
         records.append(record)
     return records

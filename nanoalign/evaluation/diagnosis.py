@@ -7,6 +7,7 @@ from pathlib import Path
 from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
+from nanoalign.evaluation.seen import note_on_prompts
 
 RESULTS = {
     1: "The policy is better than the baseline",
@@ -67,7 +68,7 @@ def _comparisons(figures: Figures) -> str:
     pairs, prompts = figures["pairs"], figures["prompts"]
     if pairs == prompts:
         return f"{pairs:,} comparison{'s' * (pairs != 1)}"
-    return f"{pairs:,} comparisons, in which each of {prompts:,} prompts counts as one"
+    return f"{pairs:,} comparisons (each of {prompts:,} prompts counts as one)"
 
 
 def _share(figures: Figures, judge: str) -> str:
@@ -129,7 +130,7 @@ def diagnosis(figures: Figures, log: Sequence[dict]) -> list[str]:
     notes = [note_on_cut_answers(figures), note_on_missing_prompts(figures),
              note_on_length(figures), note_on_stopped_answers(figures),
              note_on_kl(figures)]  # fmt: skip
-    notes += [note_on_logps(log), note_on_margins(log)]
+    notes += [note_on_prompts(figures), note_on_logps(log), note_on_margins(log)]
     return [note for note in notes if note]
 
 
@@ -152,7 +153,7 @@ def note_on_length(figures: Figures) -> str:
 
 
 def _longer(figures: Figures) -> str:
-    difference = figures["policy_tokens_mean"] - figures["baseline_tokens_mean"]
+    difference = figures["tokens_difference"]
     return f"{abs(difference):.1f} tokens {'longer' if difference > 0 else 'shorter'}"
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 
+from nanoalign.batch import Row
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.distributed import compute_dtype, print0
@@ -108,57 +109,59 @@ def compare(
 
     as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
     """
-    both = [answers[role] for role in ROLES]
-    records = [
-        replace(prompt, responses=[text for each in both for text in each.texts[n]])
-        for n, prompt in enumerate(prompts)
+    places = [
+        (n, role, k)
+        for n in range(len(prompts))
+        for role in ROLES
+        for k in range(len(answers[role].texts[n]))
     ]
-    ended = [[flag for each in both for flag in each.ended(n)] for n in range(len(prompts))]
+    # Each answer by itself, so that its reward does not depend on how long the others are.
+    records = [replace(prompts[n], responses=[answers[role].texts[n][k]]) for n, role, k in places]
+    ended = [answers[role].ended(n, k) for n, role, k in places]
     encode = partial(encode_for, judge.model, judge.shares, records, judge.tokenizer)
-    encoded = encode(judge.rule, ended)
+    encoded = encode(judge.rule, [[flag] for flag in ended])
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts().items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
-    rewards = [rewards_of(judge, each, batches) for each in encoded]  # [preference][prompt][answer]
-    whole = encode((judge.rule[0], sys.maxsize), ended)[0].rows
-    compared = []
-    for n, record in enumerate(records):
-        lengths = [len(response) for response in whole[n].responses]
-        read = np.array([[len(r) for r in each.rows[n].responses] for each in encoded]).min(0)
-        tokens = lengths
+    scores = np.sum([rewards_of(judge, each, batches) for each in encoded], axis=0).tolist()
+    whole = encode((judge.rule[0], sys.maxsize), [[flag] for flag in ended])[0].rows
+    judged = {(n, role): [] for n in range(len(prompts)) for role in ROLES}
+    for i, (n, role, k) in enumerate(places):
+        tokens = len(whole[i].responses[0])
+        read = min(len(each.rows[i].responses[0]) for each in encoded) / tokens
         if as_sampled:
-            tokens = [len(answer.drawn) for each in both for answer in each.sampled[n]]
-        scores = np.sum([own[n] for own in rewards], axis=0).tolist()
-        judged = [
-            Judged(*values)
-            for values in zip(
-                record.responses, scores, tokens, ended[n], (read / lengths).tolist(), strict=True
-            )
-        ]
-        first = len(both[0].texts[n])
-        sides = tuple(judged[:first]), tuple(judged[first:])
-        compared.append(Compared(record.name, record.prompt, *sides))
-    return compared
+            tokens = len(answers[role].sampled[n][k].drawn)
+        text = answers[role].texts[n][k]
+        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read))
+    return [
+        Compared(
+            prompt.name, prompt.prompt, *(tuple(judged[n, role]) for role in ROLES), prompt.tools
+        )
+        for n, prompt in enumerate(prompts)
+    ]
 
 
-def rewards_of(judge: Judge, encoded: Encoded, batches: Batches) -> list[list[float]]:
-    """The reward of every response of each row. A collective.
+def rewards_of(judge: Judge, encoded: Encoded, batches: Batches) -> list[float]:
+    """The reward of the one response of each row. A collective.
 
-    A prompt may have many answers, so they are divided into rows of `batches.tokens` tokens, all
-    with the same prompt. Equal responses are scored once: in another row rounding differs, and they
-    would no longer tie.
+    Responses to the same tokens of a prompt share rows, of about `batches.tokens` tokens. Equal
+    ones are scored once: in another row rounding differs, and they would no longer tie.
     """
-    distinct = [{r.tobytes(): r for r in row.responses} for row in encoded.rows]
+    shared: dict[bytes, tuple[Row, dict[bytes, np.ndarray]]] = {}  # by prompt, by response
+    keys = []
+    for row in encoded.rows:
+        prompt, response = row.prompt.tobytes(), row.responses[0].tobytes()
+        shared.setdefault(prompt, (row, {}))[1][response] = row.responses[0]
+        keys.append((prompt, response))
     rows = []
-    for row, responses in zip(encoded.rows, distinct, strict=True):
-        some, size = tuple(responses.values()), max(1, batches.tokens // row.longest)
+    for row, responses in shared.values():
+        some = tuple(responses.values())
+        size = max(1, batches.tokens // (len(row.prompt) + max(map(len, some))))
         rows += [replace(row, responses=some[i : i + size]) for i in range(0, len(some), size)]
     parts = [Encoded(rows, encoded.factor)]
     scores = chain(*score_encoded(judge.model, parts, batches, f"--reward {judge.name}"))
-    known = [dict(zip(responses, scores, strict=False)) for responses in distinct]
-    return [
-        [own[response.tobytes()] for response in row.responses]
-        for row, own in zip(encoded.rows, known, strict=True)
-    ]
+    places = [(prompt, response) for prompt, (_, own) in shared.items() for response in own]
+    known = dict(zip(places, scores, strict=True))
+    return [known[key] for key in keys]

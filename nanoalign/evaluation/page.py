@@ -14,6 +14,7 @@ from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.evaluation.diagnosis import caution, conclusion, figure_rows
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.statistics import win_shares
+from nanoalign.formats.prompts import shown
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem;
@@ -22,14 +23,16 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .conclusion { font-size: 1.15rem; background: #eef4fb; border-left: 5px solid #1f77b4;
   padding: .8rem 1rem }
 .caution { background: #fdf3d7; border-left: 5px solid #d39e00; padding: .8rem 1rem }
-.figures { columns: 3 18rem; column-gap: 3rem }
+.figures { columns: 3 18rem; column-gap: 3rem } .both { columns: 1; max-width: 44rem }
 .figures div { display: flex; gap: .8rem; break-inside: avoid; font-variant-numeric: tabular-nums }
-.figures span { text-align: right; min-width: 4.5rem } .figures span:first-child {
-  text-align: left; flex: 1; overflow-wrap: anywhere }
+.figures span { text-align: right; min-width: 5.5rem }
+.figures span:first-child { text-align: left; flex: 1; min-width: 0 }
+.both div:first-child { font-weight: 600; border-bottom: 1px solid #ddd }
 img { max-width: 100% }
 .tools { position: sticky; top: 0; background: #fff; padding: .6rem 0;
   border-bottom: 1px solid #ddd }
-.tools input[type=search] { width: 18rem } .tools > * { margin-right: 1rem }
+.tools label { white-space: nowrap } .tools > * { margin-right: 1rem }
+.tools input[type=search] { width: 18rem }
 .case { border: 1px solid #ddd; border-radius: 6px; margin: .8rem 0; padding: .7rem 1rem;
   content-visibility: auto; contain-intrinsic-size: auto 12rem }
 .case header { color: #666 } .prompt { font-weight: 600 }
@@ -39,7 +42,7 @@ img { max-width: 100% }
 .better { background: #eaf6ea } .worse { background: #fbf1e8 } .tie { background: #f3f3f3 }
 .answer { border-radius: 4px; padding: .5rem .7rem }
 .mark { background: #fdf3d7; border: 1px solid #d39e00; border-radius: 4px; padding: 0 .3rem;
-  font-size: .85em }
+  font-size: .85em; display: inline-block }
 @media (max-width: 700px) {
   body { padding: .8rem } .answers { grid-template-columns: 1fr }
   .tools > * { margin: 0 .6rem .3rem 0 }
@@ -97,10 +100,8 @@ def comparison_page(
         f"{' checked' * (kind == 'all')}> {name}</label>"
         for kind, name in names.items()
     )
-    rows = "".join(
-        f"<div>{''.join(f'<span>{escape(cell)}</span>' for cell in row)}</div>"
-        for row in figure_rows(figures)
-    )
+    rows = "".join(map(_row, figure_rows(figures)))
+    look = "figures both" if "without_cut" in figures else "figures"
     orders = "".join(
         f'<option value="{value}">{name}</option>'
         for value, name in (
@@ -122,7 +123,7 @@ def comparison_page(
 <h2>What the figures mean, and what to try</h2>
 <ul>{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>
 <h2>Figures</h2>
-<div class="figures">{rows}</div>
+<div class="{look}">{rows}</div>
 <h2>Pictures</h2>
 <img alt="scores in order, their difference, and length" src="data:image/png;base64,{image}">
 <h2>Answers</h2>
@@ -134,15 +135,20 @@ def comparison_page(
 """
 
 
+def _row(cells: Sequence[str]) -> str:
+    texts = (escape(cell).replace("_", "_<wbr>") for cell in cells)
+    return f"<div>{''.join(f'<span>{text}</span>' for text in texts)}</div>"
+
+
 def _case(place: int, each: Compared) -> str:
     difference, rate = float(each.margins().mean()), each.win_rate()
     kind = "win" if rate > 0.5 else "loss" if rate < 0.5 else "tie"
     won = win_shares(each.margins())  # (policy's, baseline's)
-    result = kind if won.size == 1 else f"{kind}, the policy wins {rate:.0%} of {won.size}"
+    result = kind
+    if won.size > 1:
+        result += f", the policy wins {rate:.0%} of {won.size} comparisons; mean difference"
     cut = any(x.cut for role in ROLES for x in getattr(each, role))
-    prompt = each.prompt
-    if not isinstance(prompt, str):
-        prompt = "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    prompt = shown(each.prompt, "\n")
     columns = {
         role: "".join(map(partial(_answer, role), getattr(each, role), shares.tolist()))
         for role, shares in (("baseline", 1 - won.mean(0)), ("policy", won.mean(1)))
@@ -150,7 +156,7 @@ def _case(place: int, each: Compared) -> str:
     data = f'data-place="{place}" data-difference="{difference!r}" data-kind="{kind}'
     return (
         f'<article class="case" {data}{" cut" * cut}">'
-        f"<header>{escape(each.id)}: {result}, {difference:+.3f}</header>"
+        f"<header>{escape(each.id)}: {result} {difference:+.3f}</header>"
         f'<div class="text prompt">{escape(prompt)}</div><div class="answers">'
         f"<div>{columns['baseline']}</div><div>{columns['policy']}</div></div></article>\n"
     )
@@ -164,8 +170,8 @@ def _answer(role: str, x: Judged, win_share: float) -> str:
         marks.append(f"cut: the reward model read only the first {x.read_share:.0%}")
     if x.ended is False:
         marks.append("sampling stopped at --max_new_tokens")
-    shown = "".join(f' <span class="mark">{mark}</span>' for mark in marks)
+    badges = "".join(f' <span class="mark">{mark}</span>' for mark in marks)
     return (
-        f'<div class="answer {look}"><b>{role}</b>: {x.score:+.3f} ({x.tokens:,} tokens){shown}'
+        f'<div class="answer {look}"><b>{role}</b>: {x.score:+.3f} ({x.tokens:,} tokens){badges}'
         f'<div class="text">{escape(x.answer)}</div></div>'
     )

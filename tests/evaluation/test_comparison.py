@@ -6,6 +6,7 @@ The figures of a comparison, and preference pairs of a policy's own answers.
 import itertools
 import random
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,8 +134,7 @@ def test_uneven_answers_are_those_of_brute_force_with_and_without_cut_answers():
     figures = comparison_metrics(lines, 320)
     for found, own in ((figures, lines), (figures["without_cut"], without_cut(lines))):
         expected = by_brute_force(own)
-        difference = found["policy_tokens_mean"] - found["baseline_tokens_mean"]
-        assert difference == pytest.approx(expected.pop("difference"))
+        expected["tokens_difference"] = expected.pop("difference")
         assert {key: found[key] for key in expected} == pytest.approx(expected)
     assert not any(x.cut for each in without_cut(lines) for x in each.policy + each.baseline)
     assert figures["without_cut"]["pairs"] < figures["pairs"]
@@ -231,6 +231,13 @@ def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
     assert new_pairs(lines) == [
         {"chosen": "\n\nHuman: q\n\nAssistant: y", "rejected": "\n\nHuman: q\n\nAssistant: x"}
     ]
+
+
+def test_pairs_keep_the_tools_of_their_prompt():
+    line = answers_to("q", judged(1.0, answer="x"), judged(2.0, answer="y"))
+    tools = [{"name": "look"}]
+    (record,) = new_pairs([replace(line, tools=tools)])
+    assert record == {"prompt": "q", "chosen": "y", "rejected": "x", "tools": tools}
 
 
 def test_stopped_and_cut_answers_make_no_pairs():

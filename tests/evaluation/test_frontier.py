@@ -22,7 +22,8 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
         "greedy": ["--temperature", 0],
     }.items():
         evaluated(policy_argv(folder, name, *flags))
-    for key, value in (("combine", [["safer", 1.0]]), ("reward_template", "chat")):
+    for key, value in (("combine", [["safer", 1.0]]), ("reward_template", "chat"),
+                       ("reward_max_length", 99)):  # fmt: skip
         shutil.copytree(folder / "results", folder / key)
         settings = json.loads((folder / key / "args.json").read_text())
         (folder / key / "args.json").write_text(json.dumps(settings | {key: value}))
@@ -45,6 +46,7 @@ def test_the_frontier_is_drawn_of_results_with_one_baseline(world, monkeypatch):
     written = json.loads((world / "f" / "metrics.json").read_text())
     assert list(written) == ["results", "first"]
     assert written["first"]["kl_per_answer"] == figures["kl_per_answer"]
+    assert written["first"]["policy_cut_share"] == 0
     assert written["first"]["policy_true_mean"] is None  # of no embedded prompts
 
 
@@ -54,6 +56,7 @@ def test_the_frontier_is_drawn_of_results_with_one_baseline(world, monkeypatch):
      ("short", "short was evaluated with --max_new_tokens 5, results with 6"),
      ("combine", "combine was evaluated with --combine [['safer', 1.0]], results with None"),
      ("reward_template", "reward_template was evaluated with --reward_template chat"),
+     ("reward_max_length", "reward_max_length was evaluated with --reward_max_length 99"),
      ("greedy", "greedy has no kl_per_answer"),
      ("rm", "rm has no results"),
      ("strange", "strange has no results")],

@@ -3,16 +3,24 @@
 The answers of a comparison as the reward model reads them: whole, or cut by its max_length.
 """
 
+import html
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from evaluations import (
     RULE,
     evaluated,
+    policy_argv,
     write_jsonl,
     write_policies,
     write_reward_model,
 )
+
+from nanoalign.batch import Row, collate
+from nanoalign.model import RewardModel
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +64,87 @@ def test_answers_that_max_length_cut_are_marked_and_have_their_true_length(resul
     assert figures["policy_tokens_mean"] == (4 + 4 + 4 + 31) / 4
     assert figures["baseline_tokens_mean"] == (31 + 31 + 4 + 16) / 4
     assert (figures["policy_cut_share"], figures["baseline_cut_share"]) == (0.25, 0.5)
+    assert [line["read_share"] < 1 for line in lines] == [line["cut"] for line in lines]
+    assert lines[1]["read_share"] == 16 / 31
+
+
+def test_a_cut_answer_is_scored_at_its_last_token_that_is_read(world, results, tokenizer):
+    """The rewards equal those of rows made by hand: 16 tokens of an answer, EOS where it fits."""
+    model = RewardModel.load(world / "short", trainable=False)
+    for line in results[0]:
+        prompt, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
+        answer = [*answer, tokenizer.eos_token_id][:16]
+        row = Row("x", np.array(prompt, np.int32), (np.array(answer, np.int32),), ())
+        with torch.no_grad():
+            assert line["score"] == pytest.approx(model(collate([row])).item(), abs=1e-5)
+
+
+def test_the_figures_are_there_without_cut_answers_and_the_result_says_what_it_rests_on(
+    world, results
+):
+    """Of the four pairs, the third alone has no cut answer."""
+    lines, figures, printed = results
+    policy, baseline = lines[4:6]
+    whole = figures["without_cut"]
+    assert (whole["pairs"], whole["policy_mean"]) == (1, policy["score"])
+    assert whole["baseline_mean"] == baseline["score"]
+    assert whole["win_rate"] == (policy["score"] > baseline["score"])
+    assert whole["policy_tokens_mean"] == whole["baseline_tokens_mean"] == 4
+    assert (figures["policy_cut_count"], figures["baseline_cut_count"]) == (1, 2)
+    sentence = (
+        "The reward model read only the beginning of 1 of the policy's 4 answers and 2 of the "
+        "baseline's 4 answers: its max_length of 20 tokens cut them. The result rests on these "
+        "beginnings."
+    )
+    assert sentence in printed
+    assert sentence in html.unescape((world / "cut" / "report.html").read_text())
+    assert re.search(r"^baseline_tokens_mean +20.5000 +4.0000$", printed, re.MULTILINE)
+
+
+def test_an_answer_may_be_stopped_and_cut(world):
+    """Sampling stops at 20 tokens, of which the reward model reads up to 10; all 20 are counted."""
+    flags = ["--reward", world / "short", "--max_new_tokens", 20]
+    lines, _, printed = evaluated(policy_argv(world, "both", *flags))
+    kinds = {(line["ended"], line["cut"]) for line in lines}
+    assert {(False, True), (True, False)} <= kinds
+    assert all(line["tokens"] == 20 for line in lines if not line["ended"])
+    stopped = sum(not line["ended"] for line in lines if line["side"] == "policy")
+    assert f"8 answers, {stopped} of them stopped at --max_new_tokens 20" in printed
+    page = (world / "both" / "report.html").read_text()
+    assert page.count('<span class="mark">cut: ') == sum(line["cut"] for line in lines)
+    assert page.count('<span class="mark">sampling stopped') == 2 * 8 - sum(
+        line["ended"] for line in lines
+    )
+
+
+def test_rewards_do_not_depend_on_how_many_answers_share_a_row(world):
+    """14 answers in one packed row, or in padded rows of one; equal answers tie exactly."""
+    lines = [{"prompt": "ask", "answer": f"answer {'abcdefg'[k % 4] * k}"} for k in range(7)]
+    write_jsonl(world / "seven.jsonl", lines)
+    files = ["--policy_answers", world / "seven.jsonl", "--baseline_answers", world / "seven.jsonl"]
+    scores = []
+    for flags in (["--micro_batch_tokens", 1, "--no-share_prefix"], ["--micro_batch_tokens", 9999]):
+        argv = ["policy", *files, "--reward", world / "rm", "--out", world / "rows", *flags]
+        found, figures, _ = evaluated(argv)
+        scores.append([line["score"] for line in found])
+        assert scores[-1][:7] == scores[-1][7:] and len(set(scores[-1])) == 7
+        assert (figures["ties"], figures["win_rate"]) == (7, 0.5)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_a_reward_does_not_depend_on_the_other_answers(world, tokenizer):
+    """A prompt of 14 tokens is read whole with "fine" and its EOS, cut to 10 for a long answer."""
+    model = RewardModel.load(world / "short", trainable=False)
+    prompt, texts = "fourteen words", ("fine", "a long answer of 27 letters")
+    files = []
+    for side, answers in (("policy", texts[:1]), ("baseline", texts)):
+        lines = [{"prompt": prompt, "answer": answer} for answer in answers]
+        files += [f"--{side}_answers", write_jsonl(world / f"{side} alone.jsonl", lines)]
+    argv = ["policy", *files, "--reward", world / "short", "--out", world / "alone"]
+    found, *_ = evaluated(argv)
+    for line, (start, end) in zip(found, ((0, 5), (0, 5), (4, 10)), strict=True):
+        tokens, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
+        answer = [*answer, tokenizer.eos_token_id][:end]
+        row = Row("x", np.array(tokens[start:], np.int32), (np.array(answer, np.int32),), ())
+        with torch.no_grad():
+            assert line["score"] == pytest.approx(model(collate([row])).item(), abs=1e-5)

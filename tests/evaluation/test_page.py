@@ -75,7 +75,7 @@ def test_all_answers_of_a_prompt_are_in_one_case(tmp_path):
     found = re.findall(r'<div class="answer (\w+)">.*?<div class="text">(\w+)<', page)
     assert found == [("worse", "third"), ("tie", "fourth"), ("tie", "fifth"), ("worse", "first"),
                      ("better", "second")]  # fmt: skip
-    assert "p:1: win, the policy wins 67% of 6, +0.667" in page
+    assert "p:1: win, the policy wins 67% of 6 comparisons; mean difference +0.667" in page
 
 
 # --- answers that the reward model read only in part
