@@ -24,7 +24,7 @@ from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.distributed import World, compute_dtype, print0, run, setup
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.evaluation import answers, comparison, diagnosis, ranking, results, scoring
+from nanoalign.evaluation import answers, comparison, diagnosis, ranking, results, scoring, seen
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.flags import Parser
@@ -87,7 +87,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         prepared.append((view, score, compared, encoded, lengths))
 
     # scores, figures, files
-    scored, figures = [], {"subsets": {}}
+    scored, trained, figures = [], [], {"subsets": {}}
     for view, score, records, encoded, lengths in prepared:
         scores = scoring.score_encoded(score, encoded, batches, name)
         lines = ranking.scored_lines(records, lengths, scores, view.name)
@@ -96,11 +96,13 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             figures["subsets"][subset] = ranking.reward_metrics(own)
             figures["subsets"][subset] |= ranking.truth(own, view.preference)
         scored += lines
+        trained += seen.lines_trained_on(args.model, records, lines)
     if not world.is_main:
         return
     figures["all"] = ranking.reward_metrics(scored)
     if len(prepared) == 1:
         figures["all"] |= ranking.truth(scored, prepared[0][0].preference)
+    seen.add_pairs(figures, args.model, trained)
     settings = vars(args) | {"template": template, "max_length": max_length}
     with results.results_folder(args.out, settings) as out:
         results.write_ranking(out, scored, figures, args.cases)
@@ -110,6 +112,8 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         print(f"{subset:<11} Evaluation: {', '.join(shown)}")
         if rests_on := ranking.about_cut(own):
             print(f"{subset:<11} {rests_on}")
+    if note := seen.note_on_pairs(figures["all"], args.model):
+        print(f"{'trained on':<11} {note}")
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 
@@ -161,6 +165,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     # figures, files
     figures = comparison.comparison_metrics(compared, judge.rule[1]) | kl
     figures["prompts_left_out"] = left_out
+    models = {"policy_trained_on": args.policy, "reward_trained_on": args.reward}
+    figures |= seen.prompts_trained_on(prompts, models)
     title = (
         f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
         f"judged by {args.reward}"
@@ -176,6 +182,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     print(f"\n{diagnosis.conclusion(figures)}")
     if rests_on := diagnosis.caution(figures):
         print(rests_on)
+    if note := seen.note_on_prompts(figures):
+        print(note)
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
 
 

@@ -8,6 +8,7 @@ generation.py   sampling from a policy
 answers.py      the answers of a policy, or of a file; the KL of two policies
 judge.py        the rewards of the answers, by a reward model
 comparison.py   who wins, by how much; new preference pairs
+seen.py         how much of the data the models were trained on
 statistics.py   calibration, rank correlation, bootstrap, length-controlled win rate
 page.py diagnosis.py        report.html, and what its figures mean
 pictures.py reward_pictures.py      the two files that import matplotlib

@@ -194,7 +194,12 @@ def about_cut(figures: Figures) -> str | None:
 
 
 def printed(rows: dict[str, Figures]) -> dict[str, Figures]:
-    """The figures for the table: of cut responses only where there are any."""
+    """The figures for the table: of cut responses and training pairs only where there are any."""
+    if not any(own.get("trained_on") for own in rows.values()):
+        rows = {
+            name: {key: own[key] for key in own if key != "trained_on"}
+            for name, own in rows.items()
+        }
     if not any(own["cut_count"] for own in rows.values()):
         return {
             name: {key: own[key] for key in own if not key.startswith("cut_")}

@@ -32,17 +32,18 @@ def add_pairs(figures: dict, name: str, trained: Sequence[Scored]) -> None:
     if recall(local_folder(name)) is None:
         return
     for subset, own in figures["subsets"].items():
-        own["trained_on"] = len(pairs_of([line for line in trained if line.subset == subset]))
-    figures["all"]["trained_on"] = len(pairs_of(trained))
+        count = len(pairs_of([line for line in trained if line.subset == subset]))
+        figures["subsets"][subset] = {"pairs": own["pairs"], "trained_on": count} | own
+    figures["all"] = {"pairs": 0, "trained_on": len(pairs_of(trained))} | figures["all"]
 
 
 def note_on_pairs(figures: Figures, name: str) -> str | None:
     """The pairs that were trained on, in a sentence; None where that is not known."""
     if "trained_on" not in figures:
         return None
-    count = figures["trained_on"]
+    count, known = figures["trained_on"], recall(local_folder(name))
     text = f"{count:,} of {figures['pairs']:,} pairs were trained on by --model {name}"
-    return text + f"; for others: --data held_out:{name}" * (count > 0)
+    return text + f"; for others: --data held_out:{name}" * (count > 0 < len(known["held_out"]))
 
 
 def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None]) -> Figures:
@@ -60,13 +61,15 @@ def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None])
 def note_on_prompts(figures: Figures) -> str | None:
     """The prompts that were trained on, in a sentence; None where that is not known."""
     who = {"policy_trained_on": "the policy", "reward_trained_on": "the reward model"}
-    counts = [f"{figures[key]:,} by {name}" for key, name in who.items() if key in figures]
-    if not counts:
+    known = {key: name for key, name in who.items() if key in figures}
+    if not known:
         return None
-    text = f"Of the {figures['prompts']:,} prompts were trained on: {', '.join(counts)}."
-    if any(figures.get(key) for key in who):
+    counts = [f"{figures[key]:,} by {name}" for key, name in known.items()]
+    counts[0] = counts[0].replace(" by", f" of {figures['prompts']:,} prompts were trained on by")
+    text = f"{', '.join(counts)}."
+    if any(figures[key] for key in known):
         text += (
-            " On these the figures are better than on other prompts; --data held_out:RUN has those "
+            " A model does better on prompts that it was trained on: --data held_out:RUN has those "
             "that a run held out."
         )
     return text
