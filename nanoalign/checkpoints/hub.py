@@ -23,7 +23,7 @@ def fetch(name: str) -> Path:
         raise RunError(f"model folder '{name}' does not exist; {advice(Path(name).expanduser())}")
     constants = huggingface_hub.constants
     if not constants.HF_HUB_OFFLINE:
-        host = constants.ENDPOINT.removeprefix("https://")  # $HF_ENDPOINT may be another
+        host = re.sub(r".*(//|@)", "", constants.ENDPOINT)  # of $HF_ENDPOINT, without its password
         print0(f"{'model':<11} {name}: asked of {host}")
     try:  # one rank of a host downloads; the others wait for its lock
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))

@@ -26,7 +26,7 @@ def asked(monkeypatch, tmp_path, llama_folder) -> list[str]:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example.org")
+    monkeypatch.setattr(constants, "ENDPOINT", "https://me:secret@hub.example.org")
     monkeypatch.chdir(tmp_path)
     for folder in ("models/llama", "runs/dpo", "runs/rm"):
         Path(folder).mkdir(parents=True)
