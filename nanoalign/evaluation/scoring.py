@@ -24,7 +24,8 @@ from nanoalign.evaluation.rows import Ended, encode_answers
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
 from nanoalign.rewards.condition import conditioned
-from nanoalign.rewards.rule import check_pad_token
+from nanoalign.rewards.prompts import AS_DIALOGUE, as_trained
+from nanoalign.rewards.rule import check_pad_token, rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
@@ -124,20 +125,30 @@ def encode_for(
     rule: tuple[str, int],  # template, max_length
     ended: Sequence[Ended] | None = None,  # of sampled answers: see rows.encode_answers
 ) -> list[Encoded]:
-    """The rows of the records; for a conditioned model once per preference, which prompts name."""
+    """The rows of the records; for a conditioned model once per preference, which prompts name.
+
+    Prompts have the form in which the model was trained: see rewards.prompts.as_trained.
+    """
+    kinds = rule_of(model).get("prompts", ())
+    formed = [as_trained(record, rule[0], kinds) for record in records]
+    notes = [(AS_DIALOGUE,) * (new is not old) for new, old in zip(formed, records, strict=True)]
 
     def rows_of(records: Sequence[Record]) -> list[Row]:
         template, max_length = rule
         # Responses are scored one by one, so pairs and their margins are left out.
         alone = [replace(record, pairs=(), extra={}) for record in records]
         if ended is None:
-            return encode_all(alone, tokenizer, max_length, template)
-        return encode_answers(alone, tokenizer, max_length, template, ended)
+            rows = encode_all(alone, tokenizer, max_length, template)
+        else:
+            rows = encode_answers(alone, tokenizer, max_length, template, ended)
+        return [
+            replace(row, notes=row.notes + note) for row, note in zip(rows, notes, strict=True)
+        ]
 
     if not is_conditioned(model):
-        return [Encoded(rows_of(records), 1.0)]
+        return [Encoded(rows_of(formed), 1.0)]
     return [
-        Encoded(rows_of([conditioned(record, name) for record in records]), factor)
+        Encoded(rows_of([conditioned(record, name) for record in formed]), factor)
         for name, factor in shares.items()
     ]
 

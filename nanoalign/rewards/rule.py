@@ -1,10 +1,12 @@
 """The rule of a reward model: how text became tokens in its training, and what it was judged by.
 
 It is written into config.json under "nanoalign": template, max_length, the EOS rule, the
-preferences, and whether a prompt names its preference.
+preferences, whether a prompt names its preference, and for the template raw the kinds of prompts
+(prompts.py).
 """
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
@@ -42,10 +44,11 @@ def scoring_rule(
     return template or rule.get("template", "auto"), max_length or rule.get("max_length", 1024)
 
 
-def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
+def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence[str] = ()) -> None:
     """Writes the rule of this training into the config of the model.
 
-    template: the one that `auto` selected.
+    template: the one that `auto` selected. kinds: prompts.kinds_of the training data; those of an
+        earlier training of the model stay.
     Raises RunError for a model that was a reward model before, by another rule.
     """
     outputs = 1 if args.condition else len(args.preference)
@@ -66,6 +69,8 @@ def set_rule(model: RewardModel, args: Namespace, template: str) -> None:
                 f"model '{args.model}' was trained with {name} {before[name]}, not {rule[name]}, "
                 "so its outputs would change their meaning; train another --model"
             )
+    if known := sorted({*before.get("prompts", ()), *kinds}):
+        rule["prompts"] = known
     model.model.config.nanoalign = rule
     if len(args.preference) > 1 and not args.condition:
         model.model.config.id2label = dict(enumerate(args.preference))

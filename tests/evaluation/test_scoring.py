@@ -4,21 +4,23 @@ Scores of rows on any number of ranks and in both layouts; the views of a reward
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import records
-from evaluations import write_reward_model
+from evaluations import RULE, evaluated, write_jsonl, write_reward_model
 from ranks import run_ranks
 
 from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
 from nanoalign.encode import Record, encode_all
 from nanoalign.errors import RunError
-from nanoalign.evaluation.scoring import score_rows
+from nanoalign.evaluation.scoring import encode_for, lengths_of, score_rows
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
 from nanoalign.packing.batches import Packed
+from nanoalign.rewards.prompts import AS_DIALOGUE
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +68,122 @@ def test_a_score_that_is_not_finite_is_refused_with_its_row(rows):
 
     with pytest.raises(RunError, match=r"test:6: --model m gives \[.*nan.*weights complete"):
         score_rows(score, rows[-1:], Batches(setup(), 1000), "--model m")
+
+
+# --- the form of prompts
+
+DIALOGUE = "\n\nHuman: Is it late?\n\nAssistant: No.\n\nHuman: Why not?\n\nAssistant:"
+MESSAGES = [
+    {"role": "user", "content": "Is it late?"},
+    {"role": "assistant", "content": "No."},
+    {"role": "user", "content": "Why not?"},
+]
+# name: (a prompt, the same written out as an HH-RLHF dialogue by hand)
+FORMS = {
+    "text": ("Why not?", "\n\nHuman: Why not?\n\nAssistant:"),
+    "text with white space": ("Why not?\n", "\n\nHuman: Why not?\n\nAssistant:"),
+    "messages": (MESSAGES, DIALOGUE),
+    "a dialogue": (DIALOGUE, DIALOGUE),
+}
+
+
+def trained_on(*kinds: str, **more) -> SimpleNamespace:
+    """What encode_for reads of a reward model: the rule in its config."""
+    rule = RULE | ({"prompts": list(kinds)} if kinds else {}) | more
+    return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(nanoalign=rule)))
+
+
+def tokens_of(model: SimpleNamespace, record: Record, tokenizer, ended=None) -> list[list[int]]:
+    """The prompt and the responses of the scored row."""
+    (row,) = encode_for(model, {"better": 1.0}, [record], tokenizer, ("raw", 256), ended)[0].rows
+    return [part.tolist() for part in (row.prompt, *row.responses)]
+
+
+@pytest.mark.parametrize("ended", [None, [[None, False]]])
+@pytest.mark.parametrize("name", FORMS)
+def test_prompts_are_scored_as_the_dialogues_that_the_model_was_trained_on(tokenizer, name, ended):
+    """Token by token what the dialogue has that is written out by hand; "Assistant: answer"."""
+    prompt, by_hand = FORMS[name]
+    space = "" if name == "a dialogue" else " "  # which the responses of a dialogue begin with
+    record = Record(prompt, ("Because.", " Who knows?"), name="it")
+    found = tokens_of(trained_on("dialogue"), record, tokenizer, ended)
+    ids = [tokenizer(t)["input_ids"] for t in (by_hand, f"{space}Because.", " Who knows?")]
+    eos = tokenizer.eos_token_id
+    assert found == [ids[0], [*ids[1], eos], ids[2] if ended else [*ids[2], eos]]
+
+
+@pytest.mark.parametrize("kinds", [(), ("text",), ("dialogue", "text")])
+def test_text_is_scored_as_it_is_by_models_that_were_trained_on_text(tokenizer, kinds):
+    """Also by older models, whose config does not tell."""
+    found = tokens_of(trained_on(*kinds), Record("Why not?", ("Because.",), name="it"), tokenizer)
+    assert found[0] == tokenizer("Why not?")["input_ids"]
+    assert found[1] == [*tokenizer("Because.")["input_ids"], tokenizer.eos_token_id]
+
+
+def test_what_was_written_as_a_dialogue_is_counted(tokenizer):
+    plain, dialogue = (Record(prompt, ("a", "b")) for prompt in FORMS["text"])
+    given = trained_on("dialogue"), {"better": 1.0}, [plain, dialogue, plain], tokenizer
+    (encoded,) = encode_for(*given, ("raw", 256))
+    assert encoded.counts() == {AS_DIALOGUE: 2}
+
+
+REFUSED = {
+    "dialogue": ("text", DIALOGUE, "prompt is an HH-RLHF dialogue.*--template chat or pku"),
+    "messages": ("text", MESSAGES, "prompt is messages.*--template chat or pku"),
+    "system": ("dialogue", [{"role": "system", "content": "Be kind."}, *MESSAGES],
+               "prompt has a message of 'system'.*--template chat"),
+    "tool calls": ("dialogue", [*MESSAGES[:2], MESSAGES[2] | {"tool_calls": []}],
+                   "messages with tool_calls.*--template chat"),
+    "answer first": ("dialogue", MESSAGES[1:], "no question before.*--template chat"),
+    "half a dialogue": ("dialogue", "\n\nHuman: Why not?", "without '.n.nAssistant:' at its end"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_prompt_without_such_a_form_is_an_error_that_names_a_template(tokenizer, name):
+    kind, prompt, message = REFUSED[name]
+    with pytest.raises(RunError, match=f"it:7: .*{message}"):
+        tokens_of(trained_on(kind), Record(prompt, ("a",), name="it:7"), tokenizer)
+
+
+def test_a_conditioned_model_names_its_preference_in_the_dialogue(tokenizer):
+    model = trained_on("dialogue", condition=True)
+    records = [Record("Why not?", ("a",))]
+    encoded = encode_for(model, {"safer": 2.0}, records, tokenizer, ("raw", 256))
+    prompt = tokenizer.decode(encoded[0].rows[0].prompt)
+    assert prompt == "\n\nHuman: Why not? [safer]\n\nAssistant:"
+
+
+def test_lengths_are_those_of_the_dialogue_without_the_cut(tokenizer):
+    """The prompt, as "\\n\\nHuman: Hi\\n\\nAssistant:", has 23 of 50 tokens: 27 are left."""
+    records = [Record("Hi", ("a" * 25, "b" * 26, "c" * 60)), Record("Hi", ("d",))]
+    given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
+    encoded = encode_for(*given, ("raw", 50))
+    assert lengths_of(*given, "raw", encoded) == [
+        [(27, False), (28, True), (62, True)], [(3, False)]]  # fmt: skip
+
+
+def test_both_commands_score_plain_prompts_as_dialogues(tmp_path, llama_folder, tokenizer):
+    """The rewards of the same pairs, as text and written out by hand."""
+    model = write_reward_model(tmp_path / "rm", llama_folder, tokenizer,
+        RULE | {"prompts": ["dialogue"]})  # fmt: skip
+    plain = [{"prompt": f"ask {n}", "chosen": f"{n} yes", "rejected": f"no {n}"} for n in range(3)]
+    sides = ("chosen", "rejected")
+    by_hand = [
+        {side: f"\n\nHuman: {each['prompt']}\n\nAssistant: {each[side]}" for side in sides}
+        for each in plain
+    ]
+    scores = []
+    for name, lines in (("plain", plain), ("by hand", by_hand)):
+        data = write_jsonl(tmp_path / f"{name}.jsonl", lines)
+        out = tmp_path / f"{name} out"
+        found, _, printed = evaluated(["rm", "--model", model, "--data", data, "--out", out])
+        scores.append([line["score"] for line in found])
+        assert (f"; 3 {AS_DIALOGUE}" in printed) == (name == "plain")
+    assert scores[0] == pytest.approx(scores[1], rel=1e-6) and len(set(scores[0])) == 6
+    argv = ["policy", "--reward", model, "--out", tmp_path / "policy"]
+    for role, side in zip(("policy", "baseline"), sides, strict=True):
+        answers = [{"prompt": each["prompt"], "answer": each[side]} for each in plain]
+        argv += [f"--{role}_answers", write_jsonl(tmp_path / f"{role}.jsonl", answers)]
+    found, _, _ = evaluated([*argv, "--template", "raw"])
+    assert [line["score"] for line in found] == pytest.approx(scores[0], rel=1e-5)

@@ -109,7 +109,8 @@ def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
     metrics, folder = one_rank
     model = RewardModel.load(folder)
     assert rule_of(model) == {"template": "raw", "max_length": 1024, "eos": EOS_RULE,
-                             "preferences": ["better"], "condition": False}  # fmt: skip
+                             "preferences": ["better"], "condition": False,
+                             "prompts": ["text"]}  # fmt: skip
     for name, data in (("eval", records(9, seed=1)), ("train_eval", records(25)[-9:])):
         with torch.no_grad():
             rewards = model(collate(encode_all(data, tokenizer, template="raw")))
