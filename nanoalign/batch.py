@@ -27,9 +27,7 @@ class Row:
     prompt: np.ndarray  # (P,) int32
     responses: tuple[np.ndarray, ...]  # K arrays of int32
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
-    extra: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # a value per pair; of the store, per response
+    extra: dict[str, np.ndarray] = field(default_factory=dict)  # a value per pair (or response)
     notes: tuple[str, ...] = ()  # what encoding changed, to be counted
 
     def __len__(self) -> int:
@@ -87,9 +85,7 @@ def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
         pairs += [(len(responses) + w, len(responses) + r) for w, r in row.pairs]
         responses += row.responses
     if other := next((row for row in rows if row.extra.keys() != rows[0].extra.keys()), None):
-        raise RunError(
-            f"{other.name} has {list(other.extra)}, {rows[0].name} {list(rows[0].extra)}"
-        )
+        raise RunError(f"{other.name} has {[*other.extra]}, {rows[0].name} {[*rows[0].extra]}")
     extra = {name: [row.extra[name] for row in rows] for name in rows[0].extra}
     chosen, rejected = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     return {

@@ -3,8 +3,7 @@
     tokens = tokenize(prompt) ++ tokenize(response) ++ EOS
 
 The prompt is tokenized by itself, as generation will see it, so it is the same for every response.
-At most one BOS, before the prompt; one EOS, after a response that was not cut, also where the chat
-template or the data end with one or several. Templates:
+At most one BOS, before the prompt; exactly one EOS, after a response that was not cut. Templates:
 
     chat    the tokenizer's own chat template
     pku     BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}      (PKU-SafeRLHF)

@@ -62,8 +62,7 @@ def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[s
         raise RunError(f"{where}: expected a JSON object, found {type(raw).__name__}")
     keys = next((keys for keys in formats if raw.keys() >= set(keys)), None)
     if keys is None:
-        found = sorted(map(str, raw))
-        raise RunError(f"{where}: unknown keys {found}; expected {expected(formats)}")
+        raise RunError(f"{where}: unknown keys {sorted(raw)}; expected {expected(formats)}")
     try:
         record = formats[keys](raw)
         prompt = record.prompt

@@ -57,9 +57,14 @@ def without_tail(text: str, answer: str) -> str:
 def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
     """The text of a sampled response, with a space that it begins with.
 
-    A SentencePiece tokenizer removes the first space of a text, so the tokens are decoded behind a
+    White space behind a special token is of the chat template, which ends a turn with both. A
+    SentencePiece tokenizer removes the first space of a text, so the tokens are decoded behind a
     newline.
     """
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))
+    if not tokenizer.decode(tokens[last + 1 :]).strip():
+        tokens = tokens[:last]
     newline = tokenize(["\n"], tokenizer, add_special_tokens=False)[0]
     before, both = (
         tokenizer.decode(ids, skip_special_tokens=True) for ids in (newline, [*newline, *tokens])

@@ -8,9 +8,14 @@ held_out.py     what a run held out
 files.py        lines of JSON, also compressed
 arrays.py       JSON arrays, parquet
 records.py      further formats of records
+ranked.py       several responses with scores
+messages.py     messages, tools and system prompts of records
+chat.py         what a chat template leaves out, or writes twice
+columns.py      columns that nothing reads
 unpaired.py     single responses with a label (--loss kto)
 prompts.py      prompts alone, and answers that were made elsewhere
 load.py         --data -> the rows of a run: in memory, or from a store on disk
+selected.py     records by their numbers, for a store
 rows.py         records -> rows in memory, without pairs of equal responses
 remembered.py   which records a run was trained on, and which it held out
 audit.py        --audit: examples token by token

@@ -56,4 +56,14 @@ def parquet_of(path: Path) -> Iterator[Numbered]:
     for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
         for record in batch.to_pylist():
             row += 1
-            yield row, f"{path}:{row}", record
+            # Structs of a column have the same keys in all rows; null is one that a record lacks.
+            yield row, f"{path}:{row}", {key: without_null(each) for key, each in record.items()}
+
+
+def without_null(value: object) -> object:
+    """The value whose objects, at any depth, have no keys of null."""
+    if isinstance(value, list):
+        return [without_null(each) for each in value]
+    if isinstance(value, dict):
+        return {key: without_null(each) for key, each in value.items() if each is not None}
+    return value

@@ -18,7 +18,7 @@ FURTHER = {"tool_calls", "function_call", *REASONING}  # text of a message besid
 def read_messages(read: Format, record: dict) -> Record:
     """What `read` makes of a record with messages, which may be JSON text, tools or `system`."""
     record = decoded(record)
-    if isinstance(record.get("prompt"), list):
+    if isinstance(record.get("prompt"), list) and record["prompt"]:
         record = record | {"prompt": messages(record["prompt"], "prompt")}
     return with_context(read(record), record)
 
@@ -157,6 +157,7 @@ def pair_of_messages(record: dict) -> Record:
     prompt = record.get("prompt", [])
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
+    prompt = messages(prompt, "prompt") if prompt else []
     contexts, answers = [], []
     for side in ("chosen", "rejected"):
         *before, last = messages(record[side], side)

@@ -97,20 +97,9 @@ def pair_of_dialogues(record: dict) -> Record:
 
 def ranked(record: dict) -> Record:
     """K responses with scores, best first, and all their pairs of unequal scores."""
-    prompt, responses, scores = (record[key] for key in RANKED)
-    for name, values in (("responses", responses), ("scores", scores)):
-        if not isinstance(values, list) or len(values) < 2:
-            raise ValueError(f"{name} must be a list of at least two, found {values!r}")
-    if len(responses) != len(scores):
-        raise ValueError(f"{len(responses)} responses, but {len(scores)} scores")
-    scores = [number(score, "score") for score in scores]
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    best = [scores[i] for i in order]
-    pairs = [(i, j) for i in range(len(best)) for j in range(i + 1, len(best)) if best[i] > best[j]]
-    margins = [best[i] - best[j] for i, j in pairs]
-    responses = tuple(responses[i] for i in order)
-    found = Record(prompt, responses, tuple(pairs), {"margins": margins})
-    return from_messages(found, "response")
+    from nanoalign.formats.ranked import with_pairs
+
+    return with_pairs(*(record[key] for key in RANKED))
 
 
 def from_messages(record: Record, name: str) -> Record:

@@ -14,9 +14,9 @@ from tokenizers import AddedToken
 from nanoalign import pairs
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.load import read_records
 from nanoalign.formats.records import formats
 from nanoalign.formats.rows import encode_records, record_digests
+from nanoalign.formats.selected import read_records
 from nanoalign.formats.sources import open_source
 from nanoalign.store.disk import ABOUT, FORMAT, Store, name_of
 from nanoalign.store.encode import Encoding
@@ -86,6 +86,20 @@ def test_tools_calls_and_reasoning_are_in_the_text_by_hand(tmp_path):
     (store / ABOUT).write_text(json.dumps({"format": FORMAT, "chunks": 1}))
     row = Store(store).row(0)
     assert [chat().decode(part) for part in (row.prompt, *row.responses)] == expected
+
+
+def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
+    """Its structs have the keys of all rows: other arguments, and keys of other messages."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    calls = [{"function": {"name": "look", "arguments": each}} for each in ({"at": "it"}, {"n": 2})]
+    records = [
+        {"prompt": [HI], "chosen": [{"role": "assistant", "tool_calls": [call]}],
+         "rejected": [THINKING]} for call in calls]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    found = list(pairs.read([str(tmp_path / "a.parquet")], formats(), open_source))
+    shown = [texts(record, chat())[1] for record in found]
+    assert shown == ['look={"at": "it"}<eos>', 'look={"n": 2}<eos>']
 
 
 @pytest.mark.parametrize(

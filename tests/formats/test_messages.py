@@ -42,6 +42,8 @@ def read(tmp_path: Path, *records: dict, unpaired: bool = False) -> list:
         {"prompt": json.dumps([HI]), "chosen": json.dumps([YES]), "rejected": json.dumps([NO])},
         {"chosen": json.dumps([HI, YES], indent=1), "rejected": json.dumps([HI, NO])},
         {"prompt": [HI], "chosen": YES, "rejected": [NO]},
+        {"prompt": None, "chosen": [HI, YES], "rejected": [HI, NO]},
+        {"prompt": [], "chosen": [HI, YES], "rejected": [HI, NO]},
         {"prompt": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}],
          "chosen": "yes", "rejected": "no"},
         {"prompt": "Hi", "responses": [[NO], YES], "scores": [1, 2]},

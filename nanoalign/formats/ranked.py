@@ -1,0 +1,21 @@
+"""Several responses with scores: a pair of each two of unequal scores."""
+
+from nanoalign.encode import Record
+from nanoalign.formats.records import from_messages, number
+
+
+def with_pairs(prompt: str | list[dict], responses: object, scores: object) -> Record:
+    """The responses, best first, and all their pairs of unequal scores, with their differences."""
+    for name, values in (("responses", responses), ("scores", scores)):
+        if not isinstance(values, list) or len(values) < 2:
+            raise ValueError(f"{name} must be a list of at least two, found {values!r}")
+    if len(responses) != len(scores):
+        raise ValueError(f"{len(responses)} responses, but {len(scores)} scores")
+    scores = [number(score, "score") for score in scores]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    best = [scores[i] for i in order]
+    pairs = [(i, j) for i in range(len(best)) for j in range(i + 1, len(best)) if best[i] > best[j]]
+    margins = [best[i] - best[j] for i, j in pairs]
+    responses = tuple(responses[i] for i in order)
+    found = Record(prompt, responses, tuple(pairs), {"margins": margins})
+    return from_messages(found, "response")
