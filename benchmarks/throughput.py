@@ -66,8 +66,8 @@ def prepare(job: dict) -> dict:
     from nanoalign.checkpoints.guards import load_tokenizer
     from nanoalign.checkpoints.write import write_model
     from nanoalign.encode import encode_all, render, resolve_template
-    from nanoalign.formats.load import read_records
     from nanoalign.formats.records import formats
+    from nanoalign.formats.selected import read_records
     from nanoalign.model import Policy, RewardModel
 
     folder, model = Path(job["folder"]), local_folder(job["model"])

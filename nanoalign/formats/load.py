@@ -1,9 +1,8 @@
 """--data -> the rows of a run: in memory, or from a store on disk where the data are large."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 from nanoalign import pairs
@@ -32,16 +31,19 @@ def load_rows(
         from nanoalign.rewards import condition
 
         change = partial(condition.by_preference, preferences=preferences)
-    read = partial(read_records, known_formats(preferences, unpaired))
+    known = known_formats(preferences, unpaired)
     files = check_sources(args.data) + check_sources(args.eval_data or [])
     # Rank 0 decides: hosts may have other copies of a file.
     if args.cache or gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]:
+        from nanoalign.formats.selected import read_records
         from nanoalign.store.encode import Encoding
         from nanoalign.store.load import load
 
         settings = (tuple(preferences), unpaired, change is not unchanged)
+        read = partial(read_records, known)
         how = (args.max_length, args.template, read, change, settings)
         return load(args, Encoding(tokenizer, folder, *how), world)
+    read = partial(pairs.read, formats=known, open_source=open_source)
     return in_memory(args, tokenizer, read, change)
 
 
@@ -56,27 +58,3 @@ def known_formats(preferences: Sequence[str], unpaired: bool) -> dict:
 
 def unchanged(record: Record) -> list[Record]:
     return [record]
-
-
-def read_records(
-    known: dict[tuple[str, ...], pairs.Format],
-    sources: Sequence[str],
-    wanted: Callable[[int], bool] = lambda number: True,
-) -> Iterator[Record]:
-    """The records of some sources that are wanted, by their number among all, from 0.
-
-    The others are not decoded, but for the first one of each file, which decides its format.
-    """
-    numbers, last = count(), True
-
-    def opened(source: str) -> Iterator[tuple]:
-        nonlocal last
-        file = None
-        for located in open_source(source):
-            last, before, file = wanted(next(numbers)), file, located[0].rpartition(":")[0]
-            if last or file != before:
-                yield located
-
-    for record in pairs.read(sources, known, opened):
-        if last:
-            yield record

@@ -39,10 +39,13 @@ def in_memory(
     change: maps a record to the records that are encoded in its place, on either side of the split.
     """
     records = list(read(args.data))
+    digests = record_digests(records)
     if args.eval_data:
         held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
+        held_digests = record_digests(held_out)
     else:
-        held = hold_out(record_digests(records)[:, 0], args.eval_share, args.seed)
+        held = hold_out(digests[:, 0], args.eval_share, args.seed)
+        digests, held_digests = digests[~held], digests[held]
         held_out = [record for record, each in zip(records, held, strict=True) if each]
         records = [record for record, each in zip(records, held, strict=True) if not each]
         source = f"{args.eval_share:g} of the prompts"
@@ -56,8 +59,8 @@ def in_memory(
     templates = {resolve_template(args.template, prompt, tokenizer) for prompt in prompts}
     template = templates.pop() if len(templates) == 1 else args.template
     names = {row.name for row in parts[0][0]}  # of a record that was dropped there is no row
-    trained = [record for record in records if any(each.name in names for each in change(record))]
-    digests = record_digests(trained), record_digests(held_out)
+    trained = [any(each.name in names for each in change(record)) for record in records]
+    digests = digests[np.array(trained)], held_digests
     return Data(parts[0][0], parts[1][0], parts[0][1], template, digests)
 
 

@@ -189,6 +189,14 @@ def test_the_end_of_a_turn_is_written_once_though_the_data_have_it(end):
     assert row.responses[1].tolist() == [64, 259, 65, 259, 198, 258]  # within an answer it stays
 
 
+def test_a_template_that_reads_parts_alone_shows_no_text():
+    """As those of models of images: the text of a message is in no part, so it would be lost."""
+    parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    record = Record("Hi", ("a", "b"), name="test:1")
+    with pytest.raises(RunError, match="test:1: the chat template .* does not show text"):
+        texts(record, chat(content=parts))
+
+
 def test_an_end_that_is_no_token_is_text():
     """A template that puts a full stop behind answers does not take away that of the data."""
     tokenizer = byte_tokenizer(chat_template=template(calls="."))

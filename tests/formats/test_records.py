@@ -8,8 +8,8 @@ import pytest
 from nanoalign import pairs
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.load import read_records
 from nanoalign.formats.records import formats
+from nanoalign.formats.selected import read_records
 from nanoalign.formats.sources import open_source
 
 

@@ -16,9 +16,10 @@ from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
 from nanoalign.formats import load as formats_load
-from nanoalign.formats.load import read_records, unchanged
+from nanoalign.formats.load import unchanged
 from nanoalign.formats.records import formats
 from nanoalign.formats.rows import Data, in_memory
+from nanoalign.formats.selected import read_records
 from nanoalign.model import Policy
 from nanoalign.rewards import condition, several
 from nanoalign.store import encode

@@ -22,9 +22,10 @@ import train_rm
 from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
-from nanoalign.formats.load import read_records, unchanged
+from nanoalign.formats.load import unchanged
 from nanoalign.formats.records import formats
 from nanoalign.formats.rows import in_memory
+from nanoalign.formats.selected import read_records
 from nanoalign.logps import sequence_logps
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
