@@ -68,6 +68,8 @@ def _comparisons(figures: Figures) -> str:
     pairs, prompts = figures["pairs"], figures["prompts"]
     if pairs == prompts:
         return f"{pairs:,} comparison{'s' * (pairs != 1)}"
+    if prompts == 1:
+        return f"{pairs:,} comparisons, all of one prompt"
     return f"{pairs:,} comparisons (each of {prompts:,} prompts counts as one)"
 
 

@@ -174,6 +174,17 @@ def test_the_conclusion_follows_the_intervals(judged, true, result):
     assert ("true rule" in text) == (true is not None)
 
 
+@pytest.mark.parametrize(
+    ("pairs", "prompts", "text"),
+    [(1, 1, "of 1 comparison."), (600, 600, "of 600 comparisons."),
+     (6, 1, "of 6 comparisons, all of one prompt."),
+     (9367, 360, "of 9,367 comparisons (each of 360 prompts counts as one).")],
+)  # fmt: skip
+def test_the_conclusion_says_what_was_counted(pairs, prompts, text):
+    figures = _figures(1, None) | {"pairs": pairs, "prompts": prompts}
+    assert conclusion(figures).endswith(text)
+
+
 def test_three_wins_of_three_are_no_proof():
     """A bootstrap of three wins has no width; Wilson's interval of 3 of 3 begins at 0.44."""
     figures = {f"win_rate{end}": 1.0 for end in ("", "_low", "_high")} | {"pairs": 3, "prompts": 3}
