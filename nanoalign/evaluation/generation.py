@@ -38,7 +38,7 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled response: its tokens, and the EOS that ended it; None if it was cut."""
+    """One sampled response: its tokens, and the EOS that ended it; None if sampling stopped."""
 
     tokens: tuple[int, ...]
     end: int | None
