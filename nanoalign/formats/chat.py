@@ -15,7 +15,7 @@ from nanoalign.errors import RunError
 from nanoalign.formats.messages import REASONING
 
 GROUPS = (("tool_calls",), ("function_call",), REASONING)  # keys that mean one thing
-PROBE = "what an answer is"  # in no chat template
+OTHER = "another text"
 
 
 def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
@@ -23,13 +23,35 @@ def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record
 
     Raises RunError for tools, tool calls or reasoning that are not in the text of a record.
     """
-    added, found = tuple(tokenizer.get_added_vocab()), []
+    apply = partial(tokenizer.apply_chat_template, tokenize=False)
+    added, found, roles = tuple(tokenizer.get_added_vocab()), [], set()
     for record in records:
         name = resolve_template(template, record.prompt, tokenizer)
         chat = name == "chat" and bool(tokenizer.chat_template)
-        check_shown(record, partial(tokenizer.apply_chat_template, tokenize=False), chat, name)
+        if chat:
+            check_content(record, apply, roles)
+        check_shown(record, apply, chat, name)
         found.append(without_end_of_turn(record, tokenizer, added) if chat else record)
     return found
+
+
+def check_content(record: Record, apply: Callable[..., str], known: set[str]) -> None:
+    """Raises RunError for a message of the prompt whose content is not in the text.
+
+    known: the roles that the template shows; only others are looked at, and then added.
+    """
+    prompt = messages_of(record.prompt)
+    for n, message in enumerate(prompt):
+        role = message["role"]
+        if role not in known and message["content"]:
+            other = [*prompt[:n], message | {"content": OTHER}, *prompt[n + 1 :]]
+            if not differs(apply, prompt, other, record.tools, record.tools):
+                raise RunError(
+                    f"{record.name}: the chat template of this tokenizer does not show the text "
+                    f"of a message of '{role}'; a template for images may need lists of parts. "
+                    "Use --template pku or raw, or remove such messages"
+                )
+            known.add(role)
 
 
 def check_shown(record: Record, apply: Callable[..., str], chat: bool, template: str) -> None:
@@ -82,18 +104,18 @@ def without_end_of_turn(record: Record, tokenizer, added: tuple[str, ...]) -> Re
     contents = [answer["content"] for answer in record.answers] or record.responses
     if not any(content.rstrip().endswith(added) for content in contents):
         return record
-    probe = replace(record, responses=(PROBE,), answers=())
-    end = render(probe, tokenizer, "chat")[1][0].partition(PROBE)[2].strip()
-    ends = [tokenizer.eos_token, *([end] if end in added else [])]
+    ends = {tokenizer.eos_token}
+    for content, text in zip(contents, render(record, tokenizer, "chat")[1], strict=True):
+        own = without_end(content, tokenizer.eos_token).strip()
+        end = text.rpartition(own or text)[2].strip()
+        ends |= {end} & set(added)
 
-    def own(text: str) -> str:
+    def without_ends(text: str) -> str:
         while text.rstrip().endswith(tuple(ends)):
             for end in ends:
                 text = without_end(text, end)
         return text
 
-    return replace(
-        record,
-        responses=tuple(map(own, record.responses)),
-        answers=tuple(answer | {"content": own(answer["content"])} for answer in record.answers),
-    )
+    answers = [each | {"content": without_ends(each["content"])} for each in record.answers]
+    responses = record.responses if answers else map(without_ends, record.responses)
+    return replace(record, responses=tuple(responses), answers=tuple(answers))

@@ -193,8 +193,18 @@ def test_a_template_that_reads_parts_alone_shows_no_text():
     """As those of models of images: the text of a message is in no part, so it would be lost."""
     parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
     record = Record("Hi", ("a", "b"), name="test:1")
-    with pytest.raises(RunError, match="test:1: the chat template .* does not show text"):
+    with pytest.raises(RunError, match="test:1: .* does not show the text of a message of 'u"):
         texts(record, chat(content=parts))
+
+
+def test_a_template_that_leaves_out_messages_of_a_role_is_refused(tmp_path):
+    """As Phi-3's does with those of a tool."""
+    users = "{% if m.role != 'tool' %}{{ m.content }}{% endif %}"
+    record = {"prompt": [HI, CALLING, FOUND], "chosen": "a", "rejected": "b"}
+    with pytest.raises(RunError, match="a:1: .* does not show the text of a message of 'tool'"):
+        texts(*read(tmp_path, record), chat(content=users))
+    (found,) = read(tmp_path, record | {"prompt": [HI], "system": "Be brief."})
+    assert texts(found, chat(content=users))[0].startswith("<system>Be brief.")
 
 
 def test_an_end_that_is_no_token_is_text():
