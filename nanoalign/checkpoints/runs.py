@@ -64,13 +64,14 @@ def open_run(
     out = Path(args.out)
 
     def prepare() -> None:
+        records = record_arrays(args, data, folder)  # first, as it may read those of a run in --out
         out.mkdir(parents=True, exist_ok=True)
         for pattern in () if args.resume else WRITTEN:
             for path in out.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         settings = vars(args) | {"argv": sys.argv} | versions()
         (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
-        np.savez(out / RECORDS, **record_arrays(args, data, folder))
+        np.savez(out / RECORDS, **records)
 
     def log(step: int, metrics: dict[str, float]) -> None:
         if world.is_main and metrics:
@@ -90,8 +91,9 @@ def open_run(
 
 
 def record_arrays(args: Namespace, data: Data, folder: Path) -> dict[str, np.ndarray]:
-    """What RECORDS keeps: hashes of the training records and of the held-out ones, and of which
-    sources these are. folder: of the model that is trained further.
+    """The arrays of RECORDS: what a run is trained on, what it holds out, and where that is from.
+
+    folder: of the model, which may have been trained on other records before.
     """
     (trained, held_out), before = data.digests, {}
     if (folder / RECORDS).exists():
@@ -103,7 +105,7 @@ def record_arrays(args: Namespace, data: Data, folder: Path) -> dict[str, np.nda
         "trained": np.union1d(trained[:, 1], before.get("trained", trained[:0, 1])),
         "prompts": np.union1d(trained[:, 0], before.get("prompts", trained[:0, 0])),
         "held_out": held_out[:, 2],
-        "sources": np.array([(source.name, source.absolute) for source in sources]),
+        "sources": np.array([origin for source in sources for origin in source.origins]),
         "format": np.array(RECORDS_FORMAT),
     }
 

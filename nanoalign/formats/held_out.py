@@ -28,8 +28,8 @@ class HeldOut(Source):
         return Path(self.place.removeprefix(HELD_OUT))
 
     @property
-    def absolute(self) -> str:
-        return f"{HELD_OUT}{self.run.resolve()}"
+    def origins(self) -> list[tuple[str, str]]:
+        return [(f"{self.name}:{each.name}", each.place) for each in self.sources()]
 
     def recalled(self) -> dict[str, np.ndarray]:
         """records.npz of the run. Raises RunError if it held nothing out, or is no run."""

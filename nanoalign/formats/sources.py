@@ -43,6 +43,11 @@ class Source:
         return self.place if self.place in FILES else os.path.abspath(self.place)
 
     @property
+    def origins(self) -> list[tuple[str, str]]:
+        """(name, absolute place) of what the records are read from, under the same names."""
+        return [(self.name, self.absolute)]
+
+    @property
     def key(self) -> str:
         """What the records depend on, but for the contents of the files."""
         return self.name

@@ -143,10 +143,20 @@ def test_a_run_with_eval_data_held_these_out(begin, tmp_path):
     write(tmp_path / "here" / "b.jsonl", *map(pair, range(6, 9)))
     run = begin("--data", "a.jsonl", "--eval_data", "b.jsonl")
     assert [r.name for r in read(f"held_out:{run}")] == [f"held_out:run:b:{n}" for n in (1, 2, 3)]
-    second = begin("--data", "a.jsonl", "--eval_data", "held_out:run", out="second")
-    assert [r.responses for r in read(f"held_out:{second}")] == [
-        (f"c{n}", f"r{n}") for n in (6, 7, 8)
-    ]
+
+
+def test_a_run_may_hold_out_what_another_one_did(begin, tmp_path):
+    """Also after that one was replaced by a run that holds out the same: neither needs the other."""
+    write(tmp_path / "here" / "a.jsonl", *map(pair, range(6)))
+    write(tmp_path / "here" / "b.jsonl", *map(pair, range(6, 9)))
+    begin("--data", "a.jsonl", "--eval_data", "b.jsonl")
+    for out, of in (("second", "held_out:run"), ("run", "x=held_out:second"),
+                    ("run", "held_out:run")):  # fmt: skip
+        run = begin("--data", "a.jsonl", "--eval_data", of, "--overwrite", out=out)
+        found = read(f"held_out:{run}")
+        assert [r.responses for r in found] == [(f"c{n}", f"r{n}") for n in (6, 7, 8)]
+    names = [f"held_out:run:held_out:run:x:held_out:run:b:{n}" for n in (1, 2, 3)]
+    assert [r.name for r in found] == names
 
 
 # --- data that have changed, runs that have none

@@ -161,7 +161,6 @@ def test_other_specifications_are_errors(spec, message):
         ("tiny:test", "tiny:test"),
         ("tiny:tiny-b", "tiny:tiny-b"),
         ("hf://datasets/o/n/a.jsonl@v2", "hf://datasets/o/n/a.jsonl@v2"),
-        ("held_out:runs/rm", "held_out:{}/runs/rm"),
     ],
 )
 def test_a_place_is_known_in_any_folder(spec, absolute, tmp_path, monkeypatch):
