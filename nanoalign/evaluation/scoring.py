@@ -18,9 +18,11 @@ from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks import check_layout
 from nanoalign.distributed import World, sum_over_ranks
-from nanoalign.encode import CUT_RESPONSE, Record, encode_all
+from nanoalign.encode import CUT_RESPONSE, Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.rows import Ended, encode_answers
+from nanoalign.formats.columns import joined
+from nanoalign.formats.rows import encode_records
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
 from nanoalign.rewards.condition import conditioned
@@ -113,8 +115,8 @@ class Encoded(NamedTuple):
     factor: float
 
     def counts(self) -> Counter:
-        """What encoding cut, by reason."""
-        return Counter(note for row in self.rows for note in row.notes)
+        """What encoding cut, and which columns were ignored, by reason."""
+        return joined(Counter(note for row in self.rows for note in row.notes))
 
 
 def encode_for(
@@ -138,12 +140,10 @@ def encode_for(
         # Responses are scored one by one, so pairs and their margins are left out.
         alone = [replace(record, pairs=(), extra={}) for record in records]
         if ended is None:
-            rows = encode_all(alone, tokenizer, max_length, template)
+            rows = encode_records(alone, tokenizer, max_length, template)
         else:
             rows = encode_answers(alone, tokenizer, max_length, template, ended)
-        return [
-            replace(row, notes=row.notes + note) for row, note in zip(rows, notes, strict=True)
-        ]
+        return [replace(row, notes=row.notes + note) for row, note in zip(rows, notes, strict=True)]
 
     if not is_conditioned(model):
         return [Encoded(rows_of(formed), 1.0)]
