@@ -1,6 +1,6 @@
 """python -m pytest tests/rewards/test_prompts.py
 
-The kinds of prompts that a reward model was trained on, and what its config remembers of them.
+The kinds of prompts that a reward model was trained on, and what its config has of them.
 """
 
 import pytest
@@ -26,7 +26,7 @@ def test_kinds_are_found_in_the_tokens_of_training_rows(tokenizer, kinds, max_le
     assert kinds_of(rows, tokenizer, "pku") == []
 
 
-def test_a_model_remembers_the_kinds_of_all_its_trainings(llama_folder):
+def test_a_config_has_the_kinds_of_all_its_trainings(llama_folder):
     model = RewardModel.load(llama_folder, head_seed=0)
     args = train_rm.parse_args([])
     set_rule(model, args, "raw", ["text"])

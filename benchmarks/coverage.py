@@ -1,0 +1,89 @@
+"""How often three 95 % intervals of a reward model's accuracy contain the true accuracy.
+
+Wilson's over pairs, as if no two pairs shared a prompt; a bootstrap over prompts; and that of
+`evaluate.py rm`, statistics.prompt_interval. Each simulation draws prompts with answers. An answer
+has a normal utility, and a reward that is the utility and a normal error. Labels are those of the
+utilities. A pair is a hit where the reward orders it like the label, which has the probability
+1/2 + arcsin(r) / pi, r the correlation of reward and utility: the true accuracy is known.
+
+    python benchmarks/coverage.py
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from nanoalign.checkpoints.intervals import wilson_interval  # noqa: E402
+from nanoalign.evaluation.statistics import bootstrap_interval, prompt_interval  # noqa: E402
+
+LARGEST = 8  # answers to a prompt
+# What a prompt has: name -> the shares of prompts with so many ranked answers. "3 records": three
+# records of a pair each, which share one answer.
+PROMPTS = {
+    "2 answers": {2: 1.0},
+    "4 answers": {4: 1.0},
+    "8 answers": {8: 1.0},
+    "3 records": {4: 1.0},
+    "2, 4 or 8 answers": {2: 0.5, 4: 0.3, 8: 0.2},
+}
+# The accuracy on one half of the prompts and on the other. Pairs of a prompt are the more alike.
+ACCURACIES = ((0.7, 0.7), (0.6, 0.9), (0.95, 0.95))
+
+
+def simulations(
+    draw: np.random.Generator, count: int, prompts: int, name: str, accuracies: tuple[float, float]
+) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """(hits (P,), the prompt of each pair) of `count` sets of pairs."""
+    first, second = np.triu_indices(LARGEST, 1)
+    for _ in range(count):
+        utility = draw.normal(size=(prompts, LARGEST))
+        accuracy = draw.choice(accuracies, size=(prompts, 1))
+        error = draw.normal(size=utility.shape) / np.tan(np.pi * (accuracy - 0.5))
+        ordered = [np.sign(x[:, first] - x[:, second]) for x in (utility, utility + error)]
+        sizes = draw.choice(list(PROMPTS[name]), size=(prompts, 1), p=list(PROMPTS[name].values()))
+        held = second < sizes  # (prompts, pairs)
+        if name == "3 records":
+            held &= first == 0
+        yield (ordered[0] == ordered[1])[held].astype(float), np.nonzero(held)[0].tolist()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--simulations", type=int, default=2000, help="of each row")
+    parser.add_argument("--bootstraps", type=int, default=400,
+        help="of these simulations, with 1,000 resamples each")  # fmt: skip
+    args = parser.parse_args()
+    draw = np.random.default_rng(0)
+    print("| prompts | a prompt has | accuracy | Wilson | bootstrap | prompt_interval | width |")
+    print("|---|---|---|---|---|---|---|")
+    for prompts in (200, 20):
+        for accuracies in ACCURACIES:
+            accuracy = sum(accuracies) / 2
+            shown = f"{accuracy:g}" if len(set(accuracies)) == 1 else "{:g} or {:g}".format(
+                *accuracies)  # fmt: skip
+            for name in PROMPTS:
+                intervals = {"Wilson": [], "bootstrap": [], "prompts": []}
+                some = simulations(draw, args.simulations, prompts, name, accuracies)
+                for n, (hits, groups) in enumerate(some):
+                    intervals["Wilson"].append(wilson_interval(hits.mean(), len(hits)))
+                    intervals["prompts"].append(prompt_interval(hits, groups))
+                    if n < args.bootstraps:
+                        intervals["bootstrap"].append(
+                            bootstrap_interval(hits, groups, seed=n, resamples=1000)
+                        )
+                cells = [
+                    f"{np.mean([low <= accuracy <= high for low, high in each]):.1%}"
+                    for each in intervals.values()
+                ]
+                width = np.mean([high - low for low, high in intervals["prompts"]])
+                row = [prompts, name, shown, *cells, f"{width:.3f}"]
+                print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
