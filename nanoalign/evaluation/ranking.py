@@ -181,9 +181,10 @@ def share_with_interval(figures: Figures) -> str:
 
 def about_cut(figures: Figures) -> str | None:
     """What the accuracy rests on where the model read only the beginning of responses."""
-    if not figures["cut_count"]:
+    if not (count := figures["cut_count"]):
         return None
-    text = f"{figures['cut_count']:,} responses ({figures['cut_share']:.1%}) were cut"
+    responses = "1 response" if count == 1 else f"{count:,} responses"
+    text = f"max_length cut {responses} ({figures['cut_share']:.1%})"
     whole = figures["without_cut"]
     if not whole["pairs"]:
         return f"{text}, and one of each pair: no accuracy of whole responses is known"

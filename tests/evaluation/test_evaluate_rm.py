@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from evaluations import evaluated, script, write_jsonl, write_reward_model
 from ranks import run_ranks
 
 from nanoalign.evaluation import reward_pictures
-from nanoalign.evaluation.ranking import Scored
+from nanoalign.evaluation.ranking import Scored, reward_metrics
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
 
@@ -178,9 +179,10 @@ def test_pictures_and_cases(world, results):
 def test_the_picture_has_a_point_above_the_curve_for_each_wrong_pair(
     world, results, tmp_path, monkeypatch
 ):
-    """The curve has the sorted rewards of better answers."""
-    figures = results[1]["subsets"]["first"]
+    """The curve has the sorted rewards of better answers. One answer is marked as cut."""
     lines = [Scored(**line) for line in results[0] if line["subset"] == "first"]
+    lines[3] = replace(lines[3], cut=True)
+    figures = reward_metrics(lines)
     monkeypatch.setattr(reward_pictures.plt, "close", lambda figure: None)
     reward_pictures.reward_picture(tmp_path / "p.png", "first", lines, figures)
     order, pairs, spread, calibration, length = reward_pictures.plt.gcf().axes
@@ -196,6 +198,11 @@ def test_the_picture_has_a_point_above_the_curve_for_each_wrong_pair(
         "9 pairs" in pairs.get_title() and "18 answers" in spread.get_title() + length.get_title()
     )
     assert f"{figures['calibration_error']:.3f} over 9 pairs" in calibration.get_title()
+    assert length.collections[-1].get_offsets().tolist() == [[lines[3].tokens, lines[3].score]]
+    title = reward_pictures.plt.gcf().get_suptitle().splitlines()
+    assert title[1].startswith(
+        "max_length cut 1 response (5.6%); in the 8 of 9 pairs without one the "
+    )
 
 
 @pytest.mark.parametrize(("ranks", "flags"), [(2, []), (3, ["--no-share_prefix"])])
@@ -244,7 +251,7 @@ def cut(world) -> tuple[list[dict], dict, str]:
     for line, (chosen, rejected) in zip(lines, lengths, strict=True):
         line["chosen"], line["rejected"] = line["chosen"][:chosen], line["rejected"][:rejected]
     data = write_jsonl(world / "cut.jsonl", lines)
-    return evaluated(argv(world, "cut", "--data", f"long={data}"), pictures=True)
+    return evaluated(argv(world, "cut", "--data", f"long={data}"))
 
 
 def test_answers_that_max_length_cut_are_marked_and_have_their_true_length(cut):
@@ -264,7 +271,7 @@ def test_accuracy_is_told_with_and_without_the_pairs_of_cut_answers(cut):
     own = metrics["subsets"]["long"]["without_cut"]
     shown = f"{own['accuracy']:.3f} [{own['accuracy_low']:.3f}, {own['accuracy_high']:.3f}]"
     assert (
-        "long        3 responses (37.5%) were cut; in the 2 of 4 pairs without one the accuracy is "
+        "long        max_length cut 3 responses (37.5%); in the 2 of 4 pairs without one the accuracy is "
         f"{shown}\n"
     ) in printed
     row = next(line for line in printed.splitlines() if line.startswith("long  "))
