@@ -65,10 +65,8 @@ def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[s
         raise RunError(f"{where}: unknown keys {sorted(raw)}; expected {expected(formats)}")
     try:
         record = formats[keys](raw)
-        prompt = record.prompt
-        if isinstance(prompt, list):
-            prompt = "\n".join(str(message.get("content") or "") for message in prompt)
-        check_text("prompt", prompt)
+        if not isinstance(record.prompt, list):  # what reads messages checks them
+            check_text("prompt", record.prompt)
         for n, response in enumerate(record.responses, start=1):
             check_text(f"response {n} of {len(record.responses)}, best first,", response)
     except ValueError as error:

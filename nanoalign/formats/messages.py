@@ -20,7 +20,10 @@ def read_messages(read: Format, record: dict) -> Record:
     record = decoded(record)
     if isinstance(record.get("prompt"), list) and record["prompt"]:
         record = record | {"prompt": messages(record["prompt"], "prompt")}
-    return with_context(read(record), record)
+    found = with_context(read(record), record)
+    if isinstance(found.prompt, list):
+        check_text("prompt", "\n".join(message["content"] for message in found.prompt))
+    return found
 
 
 def decoded(record: dict) -> dict:
