@@ -146,7 +146,7 @@ def test_a_run_with_eval_data_held_these_out(begin, tmp_path):
 
 
 def test_a_run_may_hold_out_what_another_one_did(begin, tmp_path):
-    """Also after that one was replaced by a run that holds out the same: neither needs the other."""
+    """Also after that one was replaced by a run that holds out the same; or its own records."""
     write(tmp_path / "here" / "a.jsonl", *map(pair, range(6)))
     write(tmp_path / "here" / "b.jsonl", *map(pair, range(6, 9)))
     begin("--data", "a.jsonl", "--eval_data", "b.jsonl")
