@@ -2,6 +2,7 @@
 
 folders.py      names of models -> local folders
 runs.py         the folder of a run: settings, versions, metrics
+vocabulary.py   refuses a reference of other tokens
 unfinished.py   what to do about a run that was killed
 guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices

@@ -12,6 +12,7 @@ ranked.py       several responses with scores
 messages.py     messages, tools and system prompts of records
 chat.py         what a chat template leaves out, or writes twice
 columns.py      columns that nothing reads
+dialogues.py    HH-RLHF dialogues
 unpaired.py     single responses with a label (--loss kto)
 prompts.py      prompts alone, and answers that were made elsewhere
 load.py         --data -> the rows of a run: in memory, or from a store on disk

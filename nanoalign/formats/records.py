@@ -5,12 +5,11 @@ for a record that it can't read; nanoalign/pairs.py adds file and line. Messages
 prompts are those of nanoalign/formats/messages.py.
 """
 
-import os
 from dataclasses import replace
 from functools import partial
 
-from nanoalign.encode import ASSISTANT, HUMAN, Record
-from nanoalign.pairs import FORMATS, Format, check_text
+from nanoalign.encode import Record
+from nanoalign.pairs import FORMATS, Format
 
 PKU = ("prompt", "response_0", "response_1")
 RANKED = ("prompt", "responses", "scores")
@@ -81,18 +80,9 @@ def pair_of_dialogues(record: dict) -> Record:
     chosen, rejected = record["chosen"], record["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
         return pair_with_prompt(record)
-    check_text("chosen dialogue", chosen)
-    check_text("rejected dialogue", rejected)
-    # The prompt ends with the last header of the assistant that both share. A few records differ
-    # before their last turn; then a response has further turns, as the annotators saw it.
-    shared = os.path.commonprefix([chosen, rejected])
-    if not shared.startswith(HUMAN) or ASSISTANT not in shared:
-        raise ValueError(
-            "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the "
-            f"same '\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"
-        )
-    end = shared.rfind(ASSISTANT) + len(ASSISTANT)
-    return with_margin(record, Record(chosen[:end], (chosen[end:], rejected[end:])))
+    from nanoalign.formats.dialogues import split
+
+    return with_margin(record, split(chosen, rejected))
 
 
 def ranked(record: dict) -> Record:
