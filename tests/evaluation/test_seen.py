@@ -1,4 +1,4 @@
-"""python -m pytest tests/evaluation/test_held_out.py
+"""python -m pytest tests/evaluation/test_seen.py
 
 What a run held out is evaluated, and what it was trained on is counted: from training to the files
 of an evaluation.
