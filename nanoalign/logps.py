@@ -3,16 +3,13 @@
 Shapes: N sequences, T tokens, V vocabulary, M scored tokens, D hidden size, S responses.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # the label of a token that is not scored, as in torch and transformers
-# Options of torch's checkpoint: a second forward draws no random numbers, whose state is not kept.
-RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
 
 def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
@@ -41,26 +38,85 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
     return (token_logps * scored).sum(1)
 
 
+class Head(NamedTuple):
+    """The last layer of a language model: z = scale * (W h + b), logits = cap * tanh(z / cap)."""
+
+    weight: Tensor  # (V, D)
+    bias: Tensor | None = None  # (V,)
+    scale: float = 1.0  # Granite, Cohere
+    cap: float | None = None  # Gemma 2; None: logits = z
+
+    def __call__(self, hidden: Tensor, ids: slice = slice(None)) -> Tensor:
+        """Logits of a slice of the vocabulary, at least float32: (M, D) -> (M, V)."""
+        bias = None if self.bias is None else self.bias[ids]
+        logits = F.linear(hidden, self.weight[ids], bias)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = logits if self.scale == 1 else logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
 def chunked_token_logps(
     hidden: Tensor,  # (M, D) final hidden states that predict the scored tokens
-    head: Callable[[Tensor], Tensor],  # (C, D) -> (C, V) logits
+    head: Head,
     targets: Tensor,  # (M,) ids of the scored tokens
-    chunk: int,  # C: scored tokens whose logits are in memory at one time
+    chunk: int,  # C: ids of the vocabulary whose logits are in memory at one time
 ) -> Tensor:
-    """Log-probability of every scored token, (M,), with the logits of one chunk in memory.
+    """Log-probability of every scored token, (M,), with M * C logits in memory.
 
-    In training the logits of a chunk are dropped after use and computed again in the backward
-    pass: a second product with the head, for C * V floats instead of M * V. The last chunk is
-    kept, because the backward pass begins with it.
+    The vocabulary is divided, not the tokens: then the head is read once, and each row of its
+    gradient is one product over all tokens, rounded once. The backward pass computes the logits
+    again from the logarithm of the normaliser, the only thing of size M that is kept.
     """
+    return _ChunkedLogps.apply(hidden, targets, chunk, *head)
 
-    def logps_of(hidden: Tensor, targets: Tensor) -> Tensor:
-        return -F.cross_entropy(head(hidden).float(), targets, reduction="none")
 
-    parts = list(zip(hidden.split(chunk), targets.split(chunk), strict=True))
-    dropped = len(parts) - 1 if hidden.requires_grad else 0
-    logps = [checkpoint(logps_of, h, t, **RERUN) for h, t in parts[:dropped]]
-    return torch.cat(logps + [logps_of(h, t) for h, t in parts[dropped:]])
+class _ChunkedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, targets: Tensor, chunk: int, *fields: object) -> Tensor:
+        head, kind = Head(*fields), hidden.device.type
+        normaliser = own = None  # (M,) log sum of exp of all logits; the logit of each target
+        for start in range(0, len(head.weight), chunk):
+            logits = head(hidden, slice(start, start + chunk))  # (M, C)
+            inside, place = _places(targets, start, logits)
+            new = logits.logsumexp(1)
+            normaliser = new if start == 0 else torch.logaddexp(normaliser, new)
+            picked = logits.gather(1, place)[:, 0]
+            own = picked if start == 0 else picked.where(inside, own)
+        ctx.save_for_backward(hidden, targets, normaliser, *head[:2])
+        ctx.chunk, ctx.options = chunk, head[2:]
+        ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind),
+                        "enabled": torch.is_autocast_enabled(kind)}  # fmt: skip
+        return own - normaliser
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, targets, normaliser, *tensors = ctx.saved_tensors
+        head = Head(*tensors, *ctx.options)
+        of_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype)
+        needed = dict(zip(("weight", "bias"), ctx.needs_input_grad[3:5], strict=True))
+        of_head = {name: torch.empty_like(getattr(head, name)) for name in needed if needed[name]}
+        with torch.autocast(**ctx.autocast):
+            for start in range(0, len(head.weight), ctx.chunk):
+                ids = slice(start, start + ctx.chunk)
+                logits = head(hidden, ids)  # (M, C)
+                slope = head.scale * (1 if head.cap is None else 1 - (logits / head.cap).square())
+                # d log p(target) / d logit = [target] - p
+                inside, place = _places(targets, start, logits)
+                gradient = logits.sub_(normaliser[:, None]).exp_().mul_(-upstream[:, None])
+                gradient.scatter_add_(1, place, (upstream * inside)[:, None]).mul_(slope)
+                of_hidden += gradient @ head.weight[ids]
+                if needed["weight"]:
+                    of_head["weight"][ids] = gradient.T @ hidden
+                if needed["bias"]:
+                    of_head["bias"][ids] = gradient.sum(0)
+        return of_hidden.to(hidden.dtype), None, None, *map(of_head.get, needed), None, None
+
+
+def _places(targets: Tensor, start: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(which targets are among these ids (M,), their places there (M, 1), else 0)."""
+    place = targets - start
+    inside = (place >= 0) & (place < logits.shape[1])
+    return inside, place.where(inside, 0)[:, None]
 
 
 def sums_of_responses(values: Tensor, lengths: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ from nanoalign import TINY
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, autocast, shard
 from nanoalign.errors import RunError
-from nanoalign.logps import IGNORE, RERUN, chunked_token_logps, sequence_logps, sums_of_responses
+from nanoalign.logps import IGNORE, Head, chunked_token_logps, sequence_logps, sums_of_responses
 
-CHUNK_LOGITS = 2**25  # logits in memory at one time: 128 MiB of float32
+# Logits in memory at one time: 1 GiB of float32; 16 MiB on a CPU, about what its caches have.
+CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**22}
+# Options of torch's checkpoint: a second forward draws no random numbers, whose state is not kept.
+RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
 Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
 # A rank of nanoalign/checkpoints/slices.py reads only its own slices of the files.
@@ -115,7 +118,9 @@ class Policy(Scorer):
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # never a name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(
+            strict=True
+        )  # never a name of the Hub
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
@@ -136,19 +141,17 @@ class Policy(Scorer):
         """
         with autocast(batch.reads.device, self.dtype):
             scored = self.hidden(batch)[batch.reads]  # (M, D)
-            chunk = max(1, CHUNK_LOGITS // self.model.config.get_text_config().vocab_size)
-            return head(scored, self.logits, batch.targets, chunk)
+            chunk = CHUNK_LOGITS[scored.device.type] // len(scored)
+            return head(scored, self.head, batch.targets, max(64, chunk // 64 * 64))
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Final hidden states to logits, as the model's own forward does: (C, D) -> (C, V)."""
-        config = self.model.config.get_text_config()
-        logits = self.model.get_output_embeddings()(hidden)
-        if divisor := getattr(config, "logits_scaling", None):  # Granite
-            logits = logits / divisor
-        if factor := getattr(config, "logit_scale", None):  # Cohere
-            logits = logits * factor
+    @property
+    def head(self) -> Head:
+        """Final hidden states -> logits, as in the model's own forward."""
+        config, last = self.model.config.get_text_config(), self.model.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+        scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        return torch.tanh(logits / cap) * cap if cap else logits
+        return Head(last.weight, getattr(last, "bias", None), scale, cap)
 
     def textbook(self, batch: Batch) -> Tensor:
         """The same as forward, by the model's own forward and full logits: (S,). The oracle."""
@@ -182,7 +185,9 @@ class RewardModel(Scorer):
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # never a name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(
+            strict=True
+        )  # never a name of the Hub
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)

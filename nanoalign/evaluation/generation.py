@@ -137,7 +137,7 @@ def _sample(
                 input_ids=tokens, attention_mask=mask, position_ids=positions,
                 past_key_values=cache, use_cache=True,
             )  # fmt: skip
-            logits = policy.logits(output.last_hidden_state[:, -1])  # (B, V)
+            logits = policy.head(output.last_hidden_state[:, -1])  # (B, V)
         cache = output.past_key_values
         token = next_tokens(logits, chances[:, step], sampling.temperature, sampling.top_p)  # (B,)
         for n, new in zip(lines, token.tolist(), strict=True):  # waits for the GPU

@@ -1,18 +1,16 @@
 """Values of every scored token of a response, beside its log-probability.
 
-Shapes: M scored tokens, S responses, B pairs, C scored tokens of a chunk, V vocabulary.
+Shapes: M scored tokens, S responses, B pairs, C ids of a chunk, V vocabulary.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from nanoalign.logps import chunked_token_logps, sums_of_responses
+from nanoalign.logps import Head, chunked_token_logps, sums_of_responses
 
 
 def logps_and_collisions(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], targets: Tensor, chunk: int
+    hidden: Tensor, head: Head, targets: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """(log pi of each scored token, log sum_v pi(v)^2 at its place), (M,) each: a head for WPO.
 
@@ -24,15 +22,14 @@ def logps_and_collisions(
 
 
 @torch.no_grad()
-def chunked_token_collisions(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], chunk: int
-) -> Tensor:
+def chunked_token_collisions(hidden: Tensor, head: Head, chunk: int) -> Tensor:
     """log sum_v pi(v)^2 at every scored token, (M,), by another product with the head."""
-    parts = []
-    for some in hidden.split(chunk):
-        logits = head(some).float()  # (C, V)
-        parts.append((2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1))
-    return torch.cat(parts)
+    sums = []  # of each chunk: log sum of exp(logit) and of exp(2 logit)
+    for start in range(0, len(head.weight), chunk):
+        logits = head(hidden, slice(start, start + chunk))  # (M, C)
+        sums.append(torch.stack((logits.logsumexp(1), (2 * logits).logsumexp(1))))
+    normaliser, doubled = torch.stack(sums).logsumexp(0)
+    return doubled - 2 * normaliser
 
 
 def discounted_sums(
