@@ -65,19 +65,19 @@ def prepare(job: dict) -> dict:
     from nanoalign.checkpoints.folders import local_folder
     from nanoalign.checkpoints.guards import load_tokenizer
     from nanoalign.checkpoints.write import write_model
-    from nanoalign.encode import encode_all, render, resolve_template
+    from nanoalign.encode import encode_all
     from nanoalign.formats.records import formats
     from nanoalign.formats.selected import read_records
+    from nanoalign.formats.templates import render
     from nanoalign.model import Policy, RewardModel
 
     folder, model = Path(job["folder"]), local_folder(job["model"])
     tokenizer = load_tokenizer(model)
     plain, texts = [], []
     for record in read_records(formats(), [job["data"]]):
-        template = resolve_template("auto", record.prompt, tokenizer)
-        texts.append(render(record, tokenizer, template))
+        texts.append(render(record, tokenizer, "auto"))
         plain.append(replace(record, prompt=texts[-1][0], responses=texts[-1][1]))
-    rows = encode_all(plain, tokenizer, 2**20, "raw")
+    rows = encode_all(plain, tokenizer, 2**20)
     fitting = [i for i, row in enumerate(rows) if row.longest <= job["max_length"]]
     wanted = (job["steps"] + 2) * job["batch_size"]
     if len(fitting) < wanted:

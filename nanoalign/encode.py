@@ -3,28 +3,21 @@
     tokens = tokenize(prompt) ++ tokenize(response) ++ EOS
 
 The prompt is tokenized by itself, as generation will see it, so it is the same for every response.
-At most one BOS, before the prompt; exactly one EOS, after a response that was not cut. Templates:
-
-    chat    the tokenizer's own chat template
-    pku     BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}      (PKU-SafeRLHF)
-    raw     the text of the record, unchanged
-    auto    chat if the tokenizer has a template, raw for HH-RLHF dialogues, else pku
+At most one BOS, before the prompt; exactly one EOS, after a response that was not cut. A template
+is a function from a Record to its Text; nanoalign/formats/templates.py has those of --template.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-from jinja2 import TemplateError  # comes with torch; chat templates are written in it
 
 from nanoalign.batch import Row
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 
-TEMPLATES = ("auto", "chat", "raw", "pku")
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the headers of HH-RLHF
-PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
 CUT_PROMPT = "prompts cut at their beginning"
 CUT_RESPONSE = "responses cut at their end (no EOS)"
 BLANK_RESPONSE = "responses of white space alone"
@@ -45,41 +38,56 @@ class Record:
     notes: tuple[str, ...] = ()  # what reading left out, to be counted
 
 
+class Text(NamedTuple):
+    """A record as a template writes it, and how that is tokenized."""
+
+    prompt: str  # with the assistant's header
+    responses: list[str]  # without EOS
+    add_bos: bool = True  # False: the template wrote the tokenizer's BOS, if it has one
+    plain: bool = False  # whether "<eos>" in the text is text, not a special token
+
+
+Template = Callable[[Record, object], Text]  # of a record and a tokenizer
+
+
+def raw(record: Record, tokenizer) -> Text:
+    """The text of the record, unchanged but for an EOS that the data wrote."""
+    responses = [without_end(response, tokenizer.eos_token) for response in record.responses]
+    return Text(record.prompt, responses)
+
+
 def encode(
-    prompt: str | list[dict], responses: Sequence[str], tokenizer, max_length: int = 1024,
-    template: str = "auto", name: str = "",
-) -> Row:  # fmt: skip
+    prompt: str, responses: Sequence[str], tokenizer, max_length: int = 1024, name: str = ""
+) -> Row:
     """The Row of a prompt and its responses; of two responses the first is the chosen one.
 
     max_length: tokens of the prompt and one response. Where they are more, the prompt loses its
         beginning, once for all responses, but keeps at least half of max_length; then a response
         loses its end, and with it its EOS.
-    Raises RunError if the template cannot render the prompt or the tokenizer has no EOS.
+    Raises RunError if the tokenizer has no EOS.
     """
     record = Record(prompt, responses, ((0, 1),) if len(responses) == 2 else (), name=name)
-    return encode_all([record], tokenizer, max_length, template)[0]
+    return encode_all([record], tokenizer, max_length)[0]
 
 
 def encode_all(
-    records: Sequence[Record], tokenizer, max_length: int = 1024, template: str = "auto"
+    records: Sequence[Record], tokenizer, max_length: int = 1024, template: Template = raw
 ) -> list[Row]:
     """The rows of many records, which are tokenized together: see `encode`."""
     if (eos := tokenizer.eos_token_id) is None:
         raise RunError("the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
     if max_length < 2:
         raise RunError(f"--max_length {max_length}: a prompt and a response need at least 2 tokens")
-    templates = [resolve_template(template, record.prompt, tokenizer) for record in records]
+    texts = [template(record, tokenizer) for record in records]
     rows: dict[int, Row] = {}
-    for name in dict.fromkeys(templates):
-        chosen = [i for i, each in enumerate(templates) if each == name]
-        texts = [render(records[i], tokenizer, name) for i in chosen]
-        # A chat template writes its own BOS. With `pku`, "<eos>" in the data is plain text.
-        options = {"add_special_tokens": name != "chat", "split_special_tokens": name == "pku"}
-        prompts = tokenize([prompt for prompt, _ in texts], tokenizer, **options)
-        answers = [text for _, answers in texts for text in answers]
-        tokens = iter(tokenize_continuations(answers, tokenizer, name == "pku"))
+    for add_bos, plain in dict.fromkeys(text[2:] for text in texts):
+        chosen = [i for i, text in enumerate(texts) if text[2:] == (add_bos, plain)]
+        options = {"add_special_tokens": add_bos, "split_special_tokens": plain}
+        prompts = tokenize([texts[i].prompt for i in chosen], tokenizer, **options)
+        answers = [answer for i in chosen for answer in texts[i].responses]
+        tokens = iter(tokenize_continuations(answers, tokenizer, plain))
         for i, prompt in zip(chosen, prompts, strict=True):
-            responses = [next(tokens) for _ in records[i].responses]
+            responses = [next(tokens) for _ in texts[i].responses]
             for ids in responses:
                 while ids[-1:] == [eos]:  # "<eos>" is a word of some models, also as plain text
                     ids.pop()
@@ -107,66 +115,6 @@ def fit(
     extra = {name: np.array(values) for name, values in record.extra.items()}
     extra = {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in extra.items()}
     return Row(record.name, ids[0], tuple(ids[1:]), record.pairs, extra, tuple(notes))
-
-
-def is_dialogue(prompt: str | list[dict]) -> bool:
-    """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
-    return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT)
-
-
-def messages_of(prompt: str | list[dict]) -> list[dict]:
-    """The prompt as messages: the turns of a dialogue; other text is one message of the user."""
-    if isinstance(prompt, list):
-        return prompt
-    if not is_dialogue(prompt):
-        return [{"role": "user", "content": prompt}]
-    # "", who, text, who, text, ..., "Assistant", "": without the last turn, which is empty
-    turns = re.split(r"\n\n(Human|Assistant):", prompt)[1:-2]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    pairs = zip(turns[::2], turns[1::2], strict=True)
-    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]
-
-
-def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
-    """The template that `auto` selects for this prompt and tokenizer; other names unchanged."""
-    auto = "chat" if tokenizer.chat_template else "raw" if is_dialogue(prompt) else "pku"
-    return auto if template == "auto" else template
-
-
-def render(record: Record, tokenizer, template: str) -> tuple[str, list[str]]:
-    """(prompt with the assistant's header, responses without EOS) as text, by chat, pku or raw."""
-    prompt, responses = record.prompt, list(record.responses)
-    is_text, eos = not (record.tools or record.answers), tokenizer.eos_token
-    if template != "pku":  # where "<eos>" is plain text
-        responses = [without_end(response, eos) for response in responses]
-    if template == "raw" and isinstance(prompt, str) and is_text:
-        return prompt, responses
-    if is_dialogue(prompt):  # "Assistant: answer": the space belongs to the format of HH-RLHF
-        responses = [response.removeprefix(" ") for response in responses]
-    messages = messages_of(prompt)
-    if template == "pku" and is_text and all(each["role"] in PKU_HEADERS for each in messages):
-        turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
-        return f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:", responses
-    if template != "chat" or not tokenizer.chat_template:
-        raise RunError(
-            f"{record.name}: --template {template} can't be used; raw needs text, pku messages of "
-            "user and assistant alone, both without tools; chat a tokenizer with a chat template"
-        )
-    apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
-    answers = record.answers or [{"role": "assistant", "content": each} for each in responses]
-    try:
-        text = apply(messages, add_generation_prompt=True)
-        texts = [apply([*messages, answer]) for answer in answers]
-    except (TemplateError, TypeError) as error:
-        raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
-    for whole in texts:
-        if not whole.startswith(text):
-            raise RunError(
-                f"{record.name}: a dialogue that the chat template renders, ...{whole[-80:]!r}, "
-                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; correct it, "
-                "or use --template raw or pku"
-            )
-    return text, [without_end(whole[len(text) :], eos) for whole in texts]
 
 
 def tokenize(texts: Sequence[str], tokenizer, **options) -> list[list[int]]:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 import torch
 
 from nanoalign.distributed import place
-from nanoalign.encode import TEMPLATES
 from nanoalign.errors import RunError
 
 SCHEDULES, PRECISIONS = ("cosine", "linear", "constant"), ("auto", "fp32", "bf16")
@@ -101,7 +100,6 @@ def add_training_arguments(
     add("--eval_share", type=share, default=0.1, help="share of the prompts that is held out")
     add("--max_length", type=number(int, 2), default=1024,
         help="tokens of a prompt and one response; longer ones are cut, and counted")  # fmt: skip
-    add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=count, default=64, help="records of a step, over all ranks")

@@ -36,6 +36,30 @@ def byte_tokenizer(**options) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, **{k: v for k, v in special.items() if v})
 
 
+def sentencepiece_like(*more: str):
+    """Words with a leading "▁", which the tokenizer also puts before the start of any text."""
+    words = [
+        "<unk>",
+        "<bos>",
+        "<eos>",
+        "▁yes",
+        "yes",
+        "▁Q",
+        ":",
+        "▁no",
+        "\n",
+        "▁",
+        "▁x",
+        "x",
+        *more,
+    ]
+    core = Tokenizer(models.Unigram([(w, -1.0 * (len(w) < 3)) for w in words], unk_id=0))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    core.add_special_tokens(["<bos>", "<eos>"])
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>")
+
+
 def tiny_llama(seed: int = 0, **options) -> torch.nn.Module:
     torch.manual_seed(seed)
     settings = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48,

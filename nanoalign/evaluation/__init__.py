@@ -58,9 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign import packing
-    from nanoalign.encode import TEMPLATES
     from nanoalign.flags import add_forward_arguments, number
-    from nanoalign.formats import PREFERENCES, SOURCES
+    from nanoalign.formats import PREFERENCES, SOURCES, TEMPLATES
 
     subsets = [f"{name}=tiny:test:{name}" for name in SOURCES]
     group = parser.add_argument_group("reward model and data")
@@ -83,8 +82,8 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign import packing
-    from nanoalign.encode import TEMPLATES
     from nanoalign.flags import add_forward_arguments, number, positive
+    from nanoalign.formats import TEMPLATES
 
     count = number(int, 1)
     group = parser.add_argument_group("models and prompts")

@@ -13,13 +13,13 @@ from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks import check_layout
 from nanoalign.distributed import World, compute_dtype, print0
-from nanoalign.encode import Record, resolve_template
+from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import Answer, Sampling, eos_ids, generate
 from nanoalign.evaluation.rows import decode_continuation
 from nanoalign.evaluation.scoring import score_rows
 from nanoalign.formats.prompts import prompt_key, read_answers, read_prompts
-from nanoalign.formats.rows import encode_records
+from nanoalign.formats.templates import encode_records, resolve_template
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nanoalign.encode import is_dialogue
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.statistics import (
@@ -21,6 +20,7 @@ from nanoalign.evaluation.statistics import (
     win_shares,
 )
 from nanoalign.formats.prompts import prompt_key
+from nanoalign.formats.templates import is_dialogue
 from nanoalign.tiny import world as tiny_world
 
 

@@ -4,16 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from nanoalign.batch import Row
-from nanoalign.encode import (
-    Record,
-    fit,
-    render,
-    resolve_template,
-    tokenize,
-    tokenize_continuations,
-    without_end,
-)
-from nanoalign.formats.rows import encode_records
+from nanoalign.encode import Record, fit, tokenize, tokenize_continuations, without_end
+from nanoalign.formats.templates import encode_records, render, resolve_template
 
 Ended = Sequence[bool | None]  # of each response: whether it ended by itself; None: not known
 
@@ -21,7 +13,8 @@ Ended = Sequence[bool | None]  # of each response: whether it ended by itself; N
 def encode_answers(
     records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
 ) -> list[Row]:
-    """As formats.rows.encode_records, but a response that was cut where it was sampled has no end.
+    """As formats.templates.encode_records, but a response that was cut where it was sampled has no
+    end.
 
     It gets neither EOS nor what a chat template writes behind an answer. A cut response without
     tokens keeps its EOS, because a reward is read at the last token of a response.
@@ -32,7 +25,7 @@ def encode_answers(
         responses = [response.tolist() for response in row.responses]
         if False in flags:
             name = resolve_template(template, record.prompt, tokenizer)
-            texts = render(record, tokenizer, name)[1] if name == "chat" else record.responses
+            texts = render(record, tokenizer, name).responses
             for k in [k for k, flag in enumerate(flags) if flag is False]:
                 tokens = responses[k][:-1]
                 if name == "chat":

@@ -22,7 +22,7 @@ from nanoalign.encode import CUT_RESPONSE, Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.rows import Ended, encode_answers
 from nanoalign.formats.columns import joined
-from nanoalign.formats.rows import encode_records
+from nanoalign.formats.templates import encode_records
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
 from nanoalign.rewards.condition import conditioned

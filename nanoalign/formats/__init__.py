@@ -10,7 +10,8 @@ arrays.py       JSON arrays, parquet
 records.py      further formats of records
 ranked.py       several responses with scores
 messages.py     messages, tools and system prompts of records
-chat.py         what a chat template leaves out, or writes twice
+templates.py    records as text, by the template of a name
+chat.py         records as a chat template renders them
 columns.py      columns that nothing reads
 dialogues.py    HH-RLHF dialogues
 unpaired.py     single responses with a label (--loss kto)
@@ -26,6 +27,7 @@ import argparse
 from argparse import Namespace
 
 PREFERENCES = ("better", "safer")
+TEMPLATES = ("auto", "chat", "raw", "pku")
 SOURCES = ("tiny-a", "tiny-b", "tiny-c")  # simulated assistants of the embedded data
 # The embedded training data, and the data that are held out where these are trained on.
 TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name in SOURCES}
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
     add("--preference", choices=PREFERENCES, nargs="+" if several else None,
         default=["better"] if several else "better",
         help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several)  # fmt: skip
+    add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
     add("--audit", type=number(int, 1), metavar="N",
         help="print N training examples token by token, and a table of all, and do not train; "
         "default: train")  # fmt: skip

@@ -10,9 +10,10 @@ from functools import partial
 
 from jinja2 import TemplateError
 
-from nanoalign.encode import Record, messages_of, render, resolve_template, without_end
-from nanoalign.errors import RunError
+from nanoalign.encode import Record, Text, without_end
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.messages import REASONING
+from nanoalign.formats.templates import messages_of, render, resolve_template
 
 GROUPS = (("tool_calls",), ("function_call",), REASONING)  # keys that mean one thing
 OTHER = "another text"
@@ -33,6 +34,29 @@ def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record
         check_shown(record, apply, chat, name)
         found.append(without_end_of_turn(record, tokenizer, added) if chat else record)
     return found
+
+
+def chat(record: Record, messages: list[dict], responses: list[str], tokenizer) -> Text:
+    """The text of a record whose prompt is these messages.
+
+    Raises RunError if the template fails, or writes the prompt in another way before a response.
+    """
+    apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
+    answers = record.answers or [{"role": "assistant", "content": each} for each in responses]
+    try:
+        text = apply(messages, add_generation_prompt=True)
+        texts = [apply([*messages, answer]) for answer in answers]
+    except (TemplateError, TypeError) as error:
+        raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
+    for whole in texts:
+        if not whole.startswith(text):
+            raise RunError(
+                f"{record.name}: a dialogue that the chat template renders, ...{whole[-80:]!r}, "
+                f"does not begin with its rendering of the prompt, ...{text[-80:]!r}; correct it, "
+                "or use --template raw or pku"
+            )
+    eos = tokenizer.eos_token
+    return Text(text, [without_end(whole[len(text) :], eos) for whole in texts], add_bos=False)
 
 
 def check_content(record: Record, apply: Callable[..., str], known: set[str]) -> None:
@@ -92,7 +116,7 @@ def differs(
     """Whether a chat template renders two dialogues as two texts."""
     try:
         return apply(messages, tools=tools) != apply(others, tools=other_tools)
-    except (TemplateError, TypeError):  # it refuses one of them; encode.render reports the first
+    except (TemplateError, TypeError):  # it refuses one of them; `chat` reports the first
         return True
 
 
@@ -105,7 +129,7 @@ def without_end_of_turn(record: Record, tokenizer, added: tuple[str, ...]) -> Re
     if not any(content.rstrip().endswith(added) for content in contents):
         return record
     ends = {tokenizer.eos_token}
-    for content, text in zip(contents, render(record, tokenizer, "chat")[1], strict=True):
+    for content, text in zip(contents, render(record, tokenizer, "chat").responses, strict=True):
         own = without_end(content, tokenizer.eos_token).strip()
         end = text.rpartition(own or text)[2].strip()
         ends |= {end} & set(added)

@@ -2,7 +2,8 @@
 
 import os
 
-from nanoalign.encode import ASSISTANT, HUMAN, Record
+from nanoalign.encode import Record
+from nanoalign.formats.templates import ASSISTANT, HUMAN
 from nanoalign.pairs import check_text
 
 

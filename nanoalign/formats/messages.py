@@ -8,7 +8,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nanoalign.encode import Record, is_dialogue, messages_of
+from nanoalign.encode import Record
+from nanoalign.formats.templates import is_dialogue, messages_of
 from nanoalign.pairs import Format, check_text
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of the same in chat templates

@@ -12,8 +12,9 @@ import numpy as np
 
 from nanoalign.batch import Row
 from nanoalign.distributed import print0
-from nanoalign.encode import Record, encode_all, resolve_template
+from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.formats.templates import encode_records, resolve_template
 
 EQUAL_SCORES = "ranked records dropped: all scores equal"
 EQUAL_RESPONSES = "pairs dropped: both responses equal"
@@ -62,17 +63,6 @@ def in_memory(
     trained = [any(each.name in names for each in change(record)) for record in records]
     digests = digests[np.array(trained)], held_digests
     return Data(parts[0][0], parts[1][0], parts[0][1], template, digests)
-
-
-def encode_records(
-    records: Sequence[Record], tokenizer, max_length: int, template: str
-) -> list[Row]:
-    """As encode.encode_all. Raises RunError for what a chat template would leave out in silence."""
-    if tokenizer.chat_template or any(r.tools or isinstance(r.prompt, list) for r in records):
-        from nanoalign.formats.chat import prepared
-
-        records = prepared(records, tokenizer, template)
-    return encode_all(records, tokenizer, max_length, template)
 
 
 def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nanoalign.encode import ASSISTANT, Record, is_dialogue
+from nanoalign.encode import Record
+from nanoalign.formats.templates import ASSISTANT, is_dialogue
 
 
 def conditioned(record: Record, preference: str) -> Record:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nanoalign.batch import Row
-from nanoalign.encode import ASSISTANT, HUMAN, Record
+from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.formats.templates import ASSISTANT, HUMAN
 
 DIALOGUE, TEXT = "dialogue", "text"  # kinds
 HEADERS = {"user": HUMAN, "assistant": ASSISTANT}

@@ -26,10 +26,11 @@ from tqdm import tqdm
 
 import nanoalign
 from nanoalign.distributed import World, print0
-from nanoalign.encode import Record, resolve_template
+from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.rows import encode_records, record_digests
+from nanoalign.formats.rows import record_digests
 from nanoalign.formats.sources import parse_source
+from nanoalign.formats.templates import encode_records, resolve_template
 from nanoalign.hosts.collectives import gather, on_every
 from nanoalign.store.disk import ABOUT, FORMAT, Store, name_of, write_chunk
 from nanoalign.store.folder import make_private, writing

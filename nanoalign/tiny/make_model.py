@@ -21,8 +21,9 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from nanoalign import hosts, tiny
 from nanoalign.batch import Row
 from nanoalign.distributed import run
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import Record
 from nanoalign.flags import Parser, number, positive
+from nanoalign.formats.templates import encode_records
 from nanoalign.loop import get_lr
 from nanoalign.model import Policy
 from nanoalign.packing.attention import use_tree_attention
@@ -90,7 +91,7 @@ def make_rows(
     """The prompts of a split, each with `per_source` answers of the three sources, as rows."""
     corpus = sft_corpus(split, per_source, epoch)
     records = [Record(prompt, answers, name=str(i)) for i, (prompt, answers) in enumerate(corpus)]
-    return encode_all(records, tokenizer, MAX_LENGTH, "pku")
+    return encode_records(records, tokenizer, MAX_LENGTH, "pku")
 
 
 def load_policy(model: LlamaForCausalLM) -> Policy:

@@ -13,9 +13,10 @@ from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import World, print0, run, setup
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import Record
 from nanoalign.evaluation.generation import Sampling, generate
 from nanoalign.flags import Parser, number
+from nanoalign.formats.templates import encode_records
 from nanoalign.model import Policy
 from nanoalign.tiny.world import split_prompts, true_reward
 
@@ -27,7 +28,7 @@ def sample_answers(
 ) -> tuple[list[str], list[bool]]:
     """(one answer to each prompt, drawn at temperature 1; whether it ended with EOS)."""
     records = [Record(prompt, (), (), name=prompt) for prompt in prompts]
-    rows = encode_all(records, tokenizer, template="pku")
+    rows = encode_records(records, tokenizer, 1024, "pku")
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=100)
     answers = [
         answer for (answer,) in generate(policy, rows, {tokenizer.eos_token_id}, sampling, world)

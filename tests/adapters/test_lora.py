@@ -32,7 +32,7 @@ ADAPTERS = lora.Adapters(rank=4, alpha=12)  # a scale of 3, so that a forgotten 
 
 @pytest.fixture(scope="module")
 def batch(tokenizer) -> Batch:
-    return collate(encode_all(records(6), tokenizer, template="raw"))
+    return collate(encode_all(records(6), tokenizer))
 
 
 def load(folder: Path, *args, adapters: lora.Adapters = ADAPTERS, **options) -> Policy:

@@ -38,7 +38,7 @@ load = partial(Policy.load, read=read_slices)
 
 @pytest.fixture(scope="module")
 def batch(tokenizer):
-    return collate(encode_all(records(4), tokenizer, template="raw"))
+    return collate(encode_all(records(4), tokenizer))
 
 
 def score(folder: Path, batch) -> torch.Tensor:

@@ -34,7 +34,7 @@ ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, sched
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return encode_all(records(10), tokenizer, template="raw")
+    return encode_all(records(10), tokenizer)
 
 
 class Run:

@@ -19,7 +19,7 @@ from nanoalign.packing.batches import collate as pack
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return encode_all(records(8), tokenizer, template="raw")
+    return encode_all(records(8), tokenizer)
 
 
 @pytest.fixture(scope="module")

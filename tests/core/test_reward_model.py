@@ -26,7 +26,7 @@ from nanoalign.packing.batches import collate as pack
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return encode_all(records(8), tokenizer, template="raw")
+    return encode_all(records(8), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_batch_order_and_padding_change_no_score(reward_model, rows):
 def test_a_reward_is_read_at_the_last_token_whatever_the_ids(reward_model, rows, tokenizer):
     """An EOS within the prompt or the response, and padding with the id of EOS, move nothing."""
     inside = Record("a<eos>b", ("c<eos>d", "efg"), name="x")
-    (row,) = encode_all([inside], tokenizer, template="raw")
+    (row,) = encode_all([inside], tokenizer)
     assert list(row.responses[0]).count(258) == 2
     batch, padded = pack([row, max(rows, key=len)]), collate([row, max(rows, key=len)])
     with torch.no_grad():
@@ -128,7 +128,7 @@ def flags(*given: object) -> argparse.Namespace:
 def test_a_ranked_record_is_the_mean_of_its_pairs(tokenizer):
     """Rewards 3, 1, 0 of ranks 1, 2, 3: differences 2, 3, 1; beside a pair of difference -1."""
     ranked = Record("p", ("a", "b", "c"), pairs=((0, 1), (0, 2), (1, 2)))
-    batch = collate(encode_all([ranked, Record("q", ("a", "b"))], tokenizer, template="raw"))
+    batch = collate(encode_all([ranked, Record("q", ("a", "b"))], tokenizer))
     losses, values = train_rm.loss_of_batch(_fake(3.0, 1.0, 0.0, 0.0, 1.0), flags(), batch)
     by_hand = [math.log1p(math.exp(-d)) for d in (2, 3, 1, -1)]
     assert losses.tolist() == pytest.approx(by_hand, rel=1e-6)
@@ -143,7 +143,7 @@ def test_the_flags_of_the_loss_reach_it(tokenizer):
     given = ["--margin", 0.25, "--label_smoothing", 0.1, "--center_rewards_coefficient", 0.01]
     for extra, margin in (({"margins": [2.0]}, 0.5), ({}, 0.25)):
         record = Record("q", ("a", "b"), extra=extra)
-        batch = collate(encode_all([record], tokenizer, template="raw"))
+        batch = collate(encode_all([record], tokenizer))
         losses, _ = train_rm.loss_of_batch(_fake(3.0, 1.0), flags(*given), batch)
         right, wrong = math.log1p(math.exp(margin - 2)), math.log1p(math.exp(margin + 2))
         assert losses.item() == pytest.approx(0.9 * right + 0.1 * wrong + 0.16, rel=1e-6)

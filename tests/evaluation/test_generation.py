@@ -13,6 +13,7 @@ from nanoalign.batch import Row
 from nanoalign.distributed import setup
 from nanoalign.encode import Record, encode_all
 from nanoalign.evaluation.generation import Sampling, eos_ids, generate, next_tokens
+from nanoalign.formats.templates import encode_records
 from nanoalign.model import Policy
 
 EOS = {258}
@@ -178,9 +179,9 @@ def test_an_answer_stops_at_its_eos(policy, prompts):
 def test_prompts_alone_are_encoded_as_with_responses(tokenizer):
     """Cut at their beginning too, but to the whole of max_length."""
     records = [Record("0123456789", (), ()), Record("0123456789", ("x", "y"))]
-    alone, with_responses = encode_all(records, tokenizer, template="pku")
+    alone, with_responses = encode_records(records, tokenizer, 1024, "pku")
     assert np.array_equal(alone.prompt, with_responses.prompt) and alone.responses == ()
-    (cut,) = encode_all(records[:1], tokenizer, 4, "raw")
+    (cut,) = encode_all(records[:1], tokenizer, 4)
     assert tokenizer.decode(cut.prompt) == "6789"
 
 

@@ -76,7 +76,7 @@ def test_each_output_is_compared_with_its_own_labels(evaluate_rm, models, record
     scores, figures = evaluate_rm("two")
     assert list(figures["subsets"]) == ["set/better", "set/safer"]
     model = AutoModelForSequenceClassification.from_pretrained(models / "two")
-    for record, row in zip(records, encode_all(records, tokenizer, template="raw"), strict=True):
+    for record, row in zip(records, encode_all(records, tokenizer), strict=True):
         for response, tokens in zip(record.responses, row.responses, strict=True):
             ids = torch.tensor(np.concatenate([row.prompt, tokens])[None].astype(np.int64))
             with torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_conditioned_model_scores_prompts_that_name_the_preference(
     model = RewardModel.load(models / "marked", trainable=False)
     for name in BOTH:
         marked = [conditioned(record, name) for record in records]
-        for record, row in zip(records, encode_all(marked, tokenizer, template="raw"), strict=True):
+        for record, row in zip(records, encode_all(marked, tokenizer), strict=True):
             with torch.no_grad():
                 expected = model(collate([row])).tolist()
             found = [scores[f"set/{name}", record.prompt, text] for text in record.responses]

@@ -25,7 +25,7 @@ from nanoalign.rewards.prompts import AS_DIALOGUE
 
 @pytest.fixture(scope="module")
 def rows(tokenizer) -> list[Row]:
-    return encode_all(records(7), tokenizer, template="raw")
+    return encode_all(records(7), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_equal_responses_have_one_score(folder, tokenizer, layout):
     """Also at different places of one row, where rounding differs."""
     long = [record.responses[0] * 3 for record in records(20)]
     twins = [Record("prompt", (text, text), name=str(i)) for i, text in enumerate(long)]
-    scores = scores_of(folder, encode_all(twins, tokenizer, template="raw"), layout)
+    scores = scores_of(folder, encode_all(twins, tokenizer), layout)
     assert all(first == second for first, second in scores) and len(set(map(tuple, scores))) == 20
 
 

@@ -32,7 +32,7 @@ def fixture_of_models() -> tuple[Policy, Policy]:
 
 @pytest.fixture(scope="module", name="rows")
 def fixture_of_rows(tokenizer):
-    return encode_all(records(9), tokenizer, template="raw")
+    return encode_all(records(9), tokenizer)
 
 
 @pytest.fixture(scope="module", name="objective_of")

@@ -21,11 +21,12 @@ import train_dpo
 from nanoalign import loop, pairs, tiny
 from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.distributed import setup
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import Record
 from nanoalign.family import objectives
 from nanoalign.family.losses import LOSSES, has_reference
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import open_source
+from nanoalign.formats.templates import encode_records
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
 from nanoalign.tiny import world
@@ -134,7 +135,7 @@ def _teach(names: list[str]) -> dict[str, tuple[dict, dict]]:
     tokenizer = load_tokenizer(tiny.MODEL)
     base, reference = Policy.load("tiny"), Policy.load("tiny", trainable=False)
     rows, held_out = (
-        encode_all(clear_pairs(name, count), tokenizer, template="pku")
+        encode_records(clear_pairs(name, count), tokenizer, 1024, "pku")
         for name, count in (("tiny", 90), ("tiny:test", 50))
     )
     results, batches = {}, Packed(setup(), 2048)

@@ -20,7 +20,7 @@ from nanoalign.hosts.report import report
 def rows(tokenizer):
     pairs = [("ab", "cd", "e"), ("ab", "cd", "e"), ("ab", "e", "cd"), ("x", "long answer", "b")]
     records = [Record(p, (c, r), name=f"t:{n}") for n, (p, c, r) in enumerate(pairs, start=1)]
-    return encode_all(records, tokenizer, template="raw")
+    return encode_all(records, tokenizer)
 
 
 def lines_of(text: str, number: int) -> list[list[str]]:
@@ -68,7 +68,7 @@ def test_the_table_counts_duplicates_and_contradictions(rows, tokenizer):
 def test_two_preferences_do_not_contradict_each_other(tokenizer):
     """One record whose labels differ: no duplicate, no contradiction; a name by each preference."""
     record = Record("p", ("x", "y"), ((0, 1), (1, 0)), {"dimensions": [0, 1]}, name="a")
-    rows = encode_all([record], tokenizer, template="raw")
+    rows = encode_all([record], tokenizer)
     text = audit(rows, Counter(), tokenizer, 1, rewards=True)
     found = figures(text)
     assert found["duplicates"].startswith("0 ") and found["contradictions"].startswith("0 ")
@@ -79,7 +79,7 @@ def test_two_preferences_do_not_contradict_each_other(tokenizer):
 
 def test_the_responses_of_a_ranked_record_have_their_ranks(tokenizer):
     record = Record("p", ("x", "y", "z"), ((0, 1), (0, 2), (1, 2)), name="a")
-    rows = encode_all([record], tokenizer, template="raw")
+    rows = encode_all([record], tokenizer)
     text = audit(rows, Counter(), tokenizer, 1, rewards=True)
     assert [f"response {k}, rank {k}: 1 scored" in text for k in (1, 2, 3)] == [True] * 3
     assert figures(text)["pairs"] == "3"
@@ -92,7 +92,7 @@ def test_cut_responses_and_unpaired_responses(tokenizer):
     """
     records = [Record("pppp", ("long response", "b"), extra={"desirable": [True]}, name="a"),
                Record("q", ("x",), ((0, 0),), {"desirable": [False]}, name="b")]  # fmt: skip
-    rows = encode_all(records, tokenizer, 6, "raw")
+    rows = encode_all(records, tokenizer, 6)
     counts = Counter(note for row in rows for note in row.notes)
     text = audit(rows, counts, tokenizer, 2, rewards=False)
     found = figures(text)
@@ -102,7 +102,7 @@ def test_cut_responses_and_unpaired_responses(tokenizer):
     assert found["responses cut at their end (no EOS)"] == "1"
     assert "response 1, rejected: 2 scored" in text.split("example 2")[1]
     wanted = Record("q", ("x",), ((0, 0),), {"desirable": [True]}, name="c")
-    rows += encode_all([wanted], tokenizer, 6, "raw")
+    rows += encode_all([wanted], tokenizer, 6)
     text = audit(rows, counts, tokenizer, 3, rewards=False)
     assert "response 1, chosen: 2 scored" in text.split("example 3")[1]
     assert figures(text)["contradictions"].startswith("1 ")

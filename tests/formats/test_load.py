@@ -67,7 +67,7 @@ def test_pairs_that_are_equal_after_cutting_are_dropped_and_all_notes_counted(to
     ranked = Record("01234", ("abcdeX", "abcdeY", "z"), ((0, 1), (0, 2), (1, 2)),
                     {"margins": [1.0, 3.0, 2.0]})  # fmt: skip
     equal, unequal = (Record("01234", ("abcdeX", "abcdeY")), Record("01234", ("abc", "abd")))
-    rows, counts = drop_equal(encode_all([ranked, equal, unequal], tokenizer, 10, "raw"))
+    rows, counts = drop_equal(encode_all([ranked, equal, unequal], tokenizer, 10))
     assert [each.pairs for each in rows] == [((0, 2), (1, 2)), ((0, 1),)]
     assert rows[0].extra["margins"].tolist() == [3.0, 2.0]
     assert counts == {CUT_RESPONSE: 4, EQUAL_SCORES: 0, EQUAL_RESPONSES: 2}

@@ -113,7 +113,7 @@ def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
                              "prompts": ["text"]}  # fmt: skip
     for name, data in (("eval", records(9, seed=1)), ("train_eval", records(25)[-9:])):
         with torch.no_grad():
-            rewards = model(collate(encode_all(data, tokenizer, template="raw")))
+            rewards = model(collate(encode_all(data, tokenizer)))
         rewards = rewards.double().view(-1, 2).numpy()
         expected = {
             "loss": np.log1p(np.exp(rewards[:, 1] - rewards[:, 0])).mean(),

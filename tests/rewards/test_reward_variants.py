@@ -24,6 +24,7 @@ from nanoalign.checks import check_layout
 from nanoalign.distributed import run, setup
 from nanoalign.encode import Record, encode_all
 from nanoalign.errors import RunError
+from nanoalign.formats.templates import encode_records
 from nanoalign.hosts.report import report
 from nanoalign.model import RewardModel
 from nanoalign.rewards import length, several
@@ -100,7 +101,7 @@ def test_the_loss_is_the_mean_over_preferences_by_hand(tokenizer):
     ten is wrong, and centring adds 0.1 * (3 + 1)^2 and 0.1 * (2 + 1)^2.
     """
     record = Record("p", ("x", "y"), ((0, 1), (1, 0)), {"dimensions": [0, 1]})
-    batch = collate(encode_all([record], tokenizer, template="raw"))
+    batch = collate(encode_all([record], tokenizer))
     rewards = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
     args = flags("--preference", *BOTH, "--margin", "0.5", "--label_smoothing", "0.1",
                  "--center_rewards_coefficient", "0.1")  # fmt: skip
@@ -174,7 +175,7 @@ def test_the_mark_stands_behind_the_last_question(tokenizer):
         assert conditioned(Record(prompt, ("a", "b")), "safer").prompt == marked
     assert messages[1]["content"] == "u"  # the record itself is not changed
     long = conditioned(Record("word " * 100, ("a", "b")), "safer")
-    (row,) = encode_all([long], tokenizer, 64, "pku")
+    (row,) = encode_records([long], tokenizer, 64, "pku")
     assert "[safer] ASSISTANT:" in tokenizer.decode(row.prompt)
     assert row.notes == ("prompts cut at their beginning",)
 
@@ -199,7 +200,7 @@ def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
     assert model.head.out_features == 1
     marked = [part for record in pairs.read([str(data)], several.formats(BOTH))
               for part in by_preference(record, BOTH)]  # fmt: skip
-    batch = collate(encode_all(marked, tokenizer, template="pku"))
+    batch = collate(encode_records(marked, tokenizer, 1024, "pku"))
     with torch.no_grad():
         rewards = model(batch)
     margins = (rewards[batch.chosen] - rewards[batch.rejected]).double()
@@ -215,7 +216,7 @@ def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
 
 def test_length_is_part_of_the_loss_and_not_of_the_reward(tokenizer):
     """Rewards 1 and 0, lengths worth 0.5 and 2: the loss is of a difference of -0.5."""
-    batch = collate(encode_all([Record("p", ("x", "yyyy"))], tokenizer, template="raw"))
+    batch = collate(encode_all([Record("p", ("x", "yyyy"))], tokenizer))
 
     class Model:
         def with_length(self, batch):
@@ -233,7 +234,7 @@ def test_length_is_part_of_the_loss_and_not_of_the_reward(tokenizer):
 def test_the_coefficient_by_hand(llama_folder, tokenizer):
     """Differences of length 2 and -4, whose standard deviation is 3 tokens; it learns 400 times."""
     pairs = [Record("p", ("xxx", "y")), Record("p", ("x", "yyyyy"))]
-    rows = encode_all(pairs, tokenizer, template="raw")
+    rows = encode_all(pairs, tokenizer)
     model = length.load(rows, llama_folder, head_seed=0)
     assert model.unit == 3.0
     batch, plain = collate(rows), RewardModel.load(llama_folder, head_seed=0)
@@ -248,7 +249,7 @@ def test_the_coefficient_by_hand(llama_folder, tokenizer):
     others = [p for group in groups for p in group["params"]]
     assert len(others) == len(list(plain.parameters()))
     assert not any(p is model.length.weight for p in others)
-    equal = encode_all([Record("p", ("x", "y"))], tokenizer, template="raw")
+    equal = encode_all([Record("p", ("x", "y"))], tokenizer)
     assert length.load(equal, llama_folder, head_seed=0).unit == 1.0
 
 

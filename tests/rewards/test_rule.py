@@ -28,7 +28,7 @@ from nanoalign.rewards.rule import EOS_RULE, check_pad_token, rule_of, scoring_r
 
 @pytest.fixture(scope="module")
 def rows(tokenizer):
-    return encode_all(records(8), tokenizer, template="raw")
+    return encode_all(records(8), tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""python -m pytest tests/rewards/test_prompts.py
+"""python -m pytest tests/rewards/test_prompt_kinds.py
 
 The kinds of prompts that a reward model was trained on, and what its config has of them.
 """
@@ -21,7 +21,7 @@ PROMPTS = {"text": "Why not? ", "dialogue": "\n\nHuman: Why not?\n\nAssistant:"}
 def test_kinds_are_found_in_the_tokens_of_training_rows(tokenizer, kinds, max_length):
     """Also of prompts that were cut at their beginning."""
     texts = [3 * PROMPTS[kind] for kind in kinds]
-    rows = encode_all([Record(text, ("a", "b")) for text in texts], tokenizer, max_length, "raw")
+    rows = encode_all([Record(text, ("a", "b")) for text in texts], tokenizer, max_length)
     assert kinds_of(rows, tokenizer, "raw") == kinds
     assert kinds_of(rows, tokenizer, "pku") == []
 
