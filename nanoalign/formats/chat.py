@@ -131,8 +131,8 @@ def without_end_of_turn(record: Record, tokenizer, added: tuple[str, ...]) -> Re
     ends = {tokenizer.eos_token}
     for content, text in zip(contents, render(record, tokenizer, "chat").responses, strict=True):
         own = without_end(content, tokenizer.eos_token).strip()
-        end = text.rpartition(own or text)[2].strip()
-        ends |= {end} & set(added)
+        end = text.rpartition(own)[2] if own else text
+        ends |= {end.strip()} & set(added)
 
     def without_ends(text: str) -> str:
         while text.rstrip().endswith(tuple(ends)):

@@ -7,7 +7,7 @@ from tokenizers import AddedToken
 from nanoalign.batch import Row
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.templates import encode_records, messages_of
+from nanoalign.formats.templates import encode_records, messages_of, render
 
 BOS, EOS = 257, 258
 
@@ -122,7 +122,7 @@ def test_a_response_may_be_a_message_with_tool_calls():
             with pytest.raises(
                 RunError, match=f"test:1: --template {template} can't .* without tools"
             ):
-                encode_records([other], chat, 1024, template)
+                render(other, chat, template)
 
 
 def test_a_chat_template_that_changes_the_prompt_or_fails_is_an_error():

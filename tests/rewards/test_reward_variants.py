@@ -128,9 +128,8 @@ def test_two_outputs_are_written_with_their_names(both, data, tokenizer):
     assert model.config.id2label == {0: "better", 1: "safer"}
     reward_model = SeveralRewards.load(both[1], trainable=False)
     assert preferences_of(reward_model) == [*BOTH] and not is_conditioned(reward_model)
-    rows = encode_all(
-        list(pairs.read([str(data)], several.formats(BOTH))), tokenizer, template="pku"
-    )
+    found = list(pairs.read([str(data)], several.formats(BOTH)))
+    rows = encode_records(found, tokenizer, 1024, "pku")
     logits = []
     for row in rows:
         for response in row.responses:
