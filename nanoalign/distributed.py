@@ -50,8 +50,7 @@ def setup(timeout: float = 1800.0) -> World:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     if not dist.is_initialized():
         store = dist.HashStore() if size == 1 else None  # a group of one needs no address
-        wait = timedelta(seconds=timeout)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+        dist.init_process_group(backend, None, timedelta(seconds=timeout), size, rank, store)
     return World(rank, size, device, init_device_mesh(device.type, (size,)))
 
 
@@ -62,9 +61,11 @@ def place() -> tuple[int, int, int]:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for --precision: auto is bfloat16 on CUDA, float32 on a CPU."""
-    is_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if is_bf16 else torch.float32
+    """The dtype of matrix products for --precision. auto: bfloat16 on a GPU that has it."""
+    has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if precision == "bf16" and device.type == "cuda" and not has:
+        raise RunError("--precision bf16: this GPU has no bfloat16; use --precision fp32, or auto")
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has) else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -86,7 +86,7 @@ def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
     add, count = group.add_argument, number(int, 1)
     add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS,
         help="tokens of one forward on one rank, at most (a longer row runs alone)")  # fmt: skip
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on CUDA, fp32 on a CPU")
+    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on GPUs that have it")
 
 
 def add_training_arguments(

@@ -40,9 +40,7 @@ def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
     names = response_names(row)
     scored = scored_tokens(batch, rewards)
     tokens = batch.inputs["input_ids"][0].tolist()
-    _, segments, positions = (
-        x.tolist() for x in batch.inputs["tree"].coordinates(torch.device("cpu"))
-    )
+    _, segments, positions = batch.inputs["tree"].coordinates()
     lines = [f"\nexample {number}: {row.name}", COLUMNS]
     for place, (token, position, segment) in enumerate(
         zip(tokens, positions, segments, strict=True)

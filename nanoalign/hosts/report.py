@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 
+import torch
 import torch.distributed as dist
 
 from nanoalign.distributed import place
@@ -32,6 +33,12 @@ def report(error: BaseException) -> bool:
     time, one rank of each host prints one line.
     """
     rank, size, local_rank = place()
+    if _is_out_of_memory(error):
+        what, _, _ = in_a_line(error).partition(" GPU ")  # all numbers of that GPU follow
+        error = RunError(
+            f"not enough memory: {what} Lower --micro_batch_tokens; when training, "
+            "--activation_checkpointing needs less too (docs/models.md has more)"
+        ).with_traceback(error.__traceback__)
     if isinstance(error, RunError | OSError):
         # Deletes a progress bar of the loop, which ends its line on standard error.
         traceback.clear_frames(error.__traceback__)
@@ -57,6 +64,12 @@ def report(error: BaseException) -> bool:
         flush=True,
     )
     return True
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU, or the host, has too little memory; on a CPU torch has no class for it."""
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't alloc" in str(error)
+    return on_cpu or isinstance(error, torch.OutOfMemoryError)
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

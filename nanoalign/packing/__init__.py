@@ -1,6 +1,7 @@
 """The default layout: rows in one sequence without padding, a prompt computed once.
 
 attention.py    attention of packed rows: each response sees its prompt and itself
+flex.py         the same on CUDA, in blocks; its masks are made on the host
 plan.py         how rows are divided into micro-batches and dealt to ranks
 batches.py      rows -> Batches
 """

@@ -9,7 +9,7 @@
 
 So a prompt is computed once for all of its responses, which do not see each other. A dense mask of
 all tokens would be quadratic in their number, and mostly empty. On a CPU each prompt and each
-response is a small attention of its own; on CUDA flex_attention skips blocks that are empty.
+response is a small attention of its own; on CUDA flex_attention skips empty blocks: see flex.py.
 
 Shapes: T tokens of all rows together, H heads of queries, G heads of keys and values, d their
 width, P tokens of a prompt, R of a response.
@@ -17,20 +17,14 @@ width, P tokens of a prompt, R of a response.
 
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import (
-    AuxRequest,
-    BlockMask,
-    create_block_mask,
-    flex_attention,
-)
+from torch.nn.attention.flex_attention import BlockMask
 
-from nanoalign.batch import to_device
 from nanoalign.errors import RunError
 
 PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
@@ -45,7 +39,7 @@ class Tree:
         self.rows = rows  # of each: tokens of the prompt, and of every response
         self.parts = [length for row in rows for length in row]
         self._masks: dict[tuple, Tensor] = {}
-        self._block_masks: dict[int | None, BlockMask] = {}
+        self.block_masks: dict[int | None, BlockMask] = {}  # by window, of flex.py
 
     def mask(self, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """(queries, keys), added to scores: the last `queries` of `keys` tokens see what precedes.
@@ -62,23 +56,8 @@ class Tree:
             self._masks[key] = hidden.masked_fill_(~seen, float("-inf"))
         return self._masks[key]
 
-    def block_mask(self, window: int | None, device: torch.device) -> BlockMask:
-        """The mask of all T tokens for flex_attention: in blocks, and empty blocks are skipped."""
-        if window not in self._block_masks:
-            row, segment, position = self.coordinates(device)
-
-            def attends(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                own = (segment[k] == 0) | (segment[k] == segment[q])
-                seen = (k <= q) & (row[k] == row[q]) & own
-                return seen if window is None else seen & (position[q] - position[k] < window)
-
-            self._block_masks[window] = create_block_mask(
-                attends, None, None, len(row), len(row), device=device
-            )
-        return self._block_masks[window]
-
-    def coordinates(self, device: torch.device) -> list[Tensor]:
-        """(T,) each: a token's row, its segment, its position."""
+    def coordinates(self) -> tuple[list[int], list[int], list[int]]:
+        """Of each of the T tokens: its row, its segment, its position."""
         rows, segments, positions = [], [], []
         for n, (prompt, *responses) in enumerate(self.rows):
             for k, length in enumerate((prompt, *responses)):
@@ -86,7 +65,7 @@ class Tree:
                 segments += [k] * length
                 start = prompt if k else 0
                 positions += range(start, start + length)
-        return [to_device(torch.tensor(x), device) for x in (rows, segments, positions)]
+        return rows, segments, positions
 
 
 def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
@@ -136,7 +115,9 @@ def tree_attention(
         others |= {} if s_aux is None else {"s_aux": s_aux}
         return _own_attention(module, own)(module, query, key, value, attention_mask, **others)
     if query.is_cuda:
-        out = _by_blocks(query, key, value, tree, scaling, sliding_window, softcap, s_aux)
+        from nanoalign.packing.flex import by_blocks
+
+        out = by_blocks(query, key, value, tree, scaling, sliding_window, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     if softcap is None and s_aux is None:
         attend = partial(_attend, scaling=scaling)
@@ -195,41 +176,3 @@ def _attend_by_hand(
         sinks = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=-1)
     return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
-
-
-# --- CUDA: in blocks ------------------------------------------------------------------------------
-
-
-@cache
-def _compiled() -> Callable[..., object]:
-    """flex_attention as one kernel for sequences of any length, compiled in the first forward.
-
-    fullgraph: without it, what cannot be compiled would silently become dense scores.
-    """
-    config = torch._dynamo.config
-    config.recompile_limit = max(64, config.recompile_limit)  # grad or not, window, soft cap, shape
-    config.specialize_float = True  # a soft cap that is symbolic has no gradient
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
-
-
-def _by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None,
-    window: int | None, softcap: float | None, sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
-    def cap(score: Tensor, *place: Tensor) -> Tensor:
-        return torch.tanh(score / softcap) * softcap
-
-    flex, options = flex_attention, None
-    if query.is_cuda:
-        # Below 128 tokens torch would take its decoding kernel, which has no such block masks.
-        flex, options = _compiled(), {"FORCE_USE_FLEX_ATTENTION": True}
-    out = flex(
-        query, key, value, block_mask=tree.block_mask(window, query.device), scale=scaling,
-        score_mod=None if softcap is None else cap, enable_gqa=True, kernel_options=options,
-        return_aux=None if sinks is None else AuxRequest(lse=True),
-    )  # fmt: skip
-    if sinks is None:
-        return out
-    out, aux = out
-    # A sink takes its share of the softmax, and has no value: exp(lse) / (exp(lse) + exp(sink)).
-    return out * torch.sigmoid(aux.lse - sinks[None, :, None])[..., None].to(out.dtype)

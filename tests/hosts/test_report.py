@@ -102,6 +102,21 @@ def test_one_process_prints_expected_errors_alone(capsys):
     assert not report.report(ValueError("a bug")) and capsys.readouterr().err == ""
 
 
+def test_too_little_memory_is_one_line_that_names_the_flags_for_it(capsys):
+    """On a GPU, as torch words it there; and on a CPU, which has not 2**60 bytes."""
+    of_gpu = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23 GiB"
+    assert report.report(torch.OutOfMemoryError(of_gpu))
+    with pytest.raises(RuntimeError) as of_cpu:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert report.report(of_cpu.value)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "CUDA out of memory. Tried to allocate 20.00 MiB" in first and "GPU 0" not in first
+    assert f"you tried to allocate {2**60} bytes" in second
+    for line in (first, second):
+        assert line.startswith("error: ")
+        assert "--micro_batch_tokens" in line and "--activation_checkpointing" in line
+
+
 def _train_from_another_folder(argv: list[str], folder: str) -> None:
     """--out is a relative path, and each rank starts in a folder of its own."""
     report.RANK_0_SECONDS = 1.0

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nanoalign.packing.attention import Tree, _by_blocks, tree_attention
+from nanoalign.packing.attention import Tree, tree_attention
+from nanoalign.packing.flex import by_blocks
 
 ROWS = [
     (3, 3, 2),
@@ -17,7 +18,7 @@ HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 
 def dense_mask(tree: Tree, window: int | None) -> torch.Tensor:
     """The oracle: the definition, of all tokens at once."""
-    row, segment, position = tree.coordinates(torch.device("cpu"))
+    row, segment, position = map(torch.tensor, tree.coordinates())
     index = torch.arange(len(row))
     seen = (index[:, None] >= index[None, :]) & (row[:, None] == row[None, :])
     seen &= (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
@@ -49,10 +50,10 @@ def states():
 
 
 def test_coordinates_by_hand():
-    row, segment, position = Tree([(3, 3, 2), (1, 1, 1)]).coordinates(torch.device("cpu"))
-    assert row.tolist() == [0] * 8 + [1] * 3
-    assert segment.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2]
-    assert position.tolist() == [0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]
+    row, segment, position = Tree([(3, 3, 2), (1, 1, 1)]).coordinates()
+    assert row == [0] * 8 + [1] * 3
+    assert segment == [0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2]
+    assert position == [0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]
 
 
 def test_the_oracle_by_hand():
@@ -97,15 +98,13 @@ def test_attention_by_parts_and_by_blocks_equal_the_dense_one(states, window, so
     for expected, found in zip(*results, strict=True):
         assert torch.allclose(found, expected, rtol=0, atol=tolerance)
     with torch.no_grad():
-        found = _by_blocks(*states, tree, scaling, *options).transpose(1, 2)
+        found = by_blocks(*states, tree, scaling, *options).transpose(1, 2)
     assert torch.allclose(found, results[0][0], rtol=0, atol=1e-10)
 
 
 def test_masks_are_made_once():
     tree = Tree(ROWS)
     assert tree.mask(2, 5, None, torch.float32) is tree.mask(2, 5, None, torch.float32)
-    blocks = tree.block_mask(None, torch.device("cpu"))
-    assert blocks is tree.block_mask(None, torch.device("cpu"))
 
 
 def test_parts_are_attended_to_alone(states):

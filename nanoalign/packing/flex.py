@@ -1,0 +1,162 @@
+"""Attention of packed rows on CUDA: flex_attention, which skips blocks of places that are empty.
+
+Imported when the first tensor on CUDA is attended to. The mask in blocks is made from the lengths
+of the rows on the host: nothing of T x T places is computed, and nothing waits for the GPU.
+
+Shapes: T tokens of all rows, n = ceil(T / 128) blocks of queries, and of keys.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+
+from nanoalign.batch import to_device
+from nanoalign.packing.attention import Tree
+
+BLOCK = 128  # queries, and keys, of a block of the mask
+# Where the shared memory of a GPU holds less, wide heads need smaller blocks (bytes).
+AMPLE_SHARED_MEMORY = 160 * 2**10
+
+
+def by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None,
+    window: int | None, softcap: float | None, sinks: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Attention of (1, H, T, d) queries; the arguments are those of attention.tree_attention.
+
+    On a CPU it runs uncompiled, for tests.
+    """
+
+    def cap(score: Tensor, *place: Tensor) -> Tensor:
+        return torch.tanh(score / softcap) * softcap
+
+    flex, options = flex_attention, None
+    if query.is_cuda:
+        flex = _compiled()
+        memory = torch.cuda.get_device_properties(query.device).shared_memory_per_block_optin
+        options = kernel_options(query.shape[-1], query.dtype, memory)
+    if window not in tree.block_masks:
+        tree.block_masks[window] = block_mask(tree.rows, window, query.device)
+    out = flex(
+        query, key, value, block_mask=tree.block_masks[window], scale=scaling,
+        score_mod=None if softcap is None else cap, enable_gqa=True, kernel_options=options,
+        return_aux=None if sinks is None else AuxRequest(lse=True),
+    )  # fmt: skip
+    if sinks is None:
+        return out
+    out, aux = out
+    # A sink takes its share of the softmax, and has no value: exp(lse) / (exp(lse) + exp(sink)).
+    return out * torch.sigmoid(aux.lse - sinks[None, :, None])[..., None].to(out.dtype)
+
+
+@cache
+def _compiled() -> Callable[..., object]:
+    """flex_attention as one kernel for sequences of any length, compiled in the first forward.
+
+    fullgraph: without it, what cannot be compiled would silently become dense scores.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(64, config.recompile_limit)  # grad or not, soft cap, shape
+    config.specialize_float = True  # a soft cap that is symbolic has no gradient
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+
+
+def kernel_options(head_dim: int, dtype: torch.dtype, shared_memory: int) -> dict[str, object]:
+    """Options of flex_attention's kernels for heads of this width.
+
+    shared_memory: bytes that a block of threads may have: 232,448 on an H100, 166,912 on an A100,
+        101,376 on a 4090 or an L40, where torch's own blocks for a width of 256 do not fit.
+    """
+    # Below 128 tokens torch would take its decoding kernel, which has no such block masks.
+    options: dict[str, object] = {"FORCE_USE_FLEX_ATTENTION": True}
+    width = head_dim * dtype.itemsize  # bytes of a key
+    if shared_memory >= AMPLE_SHARED_MEMORY or width <= 256:
+        return options
+    rows = 32 if width <= 512 else 16
+    options |= {"fwd_BLOCK_M": rows, "fwd_BLOCK_N": rows, "fwd_num_stages": 1}
+    options |= {f"bwd_BLOCK_{side}": rows for side in ("M1", "N1", "M2", "N2")}
+    return options | {"bwd_num_stages": 1}
+
+
+# --- the mask -------------------------------------------------------------------------------------
+
+
+def spans(rows: Sequence[tuple[int, ...]], window: int | None) -> np.ndarray:
+    """Which keys each query sees: (4, T), as int32.
+
+    Query q sees the keys from spans[0, q] to before spans[1, q], which are of the prompt of its
+    row, and from spans[2, q] to before spans[3, q] = q + 1, which are of its own response. For a
+    token of a prompt the first of the two is empty. A window is measured in positions: a token of a
+    response sees as much of the prompt as it would alone.
+
+        rows [(3, 2, 1)]      p0 p1 p2 | c0 c1 | r0        without a window
+        spans[0]               0  0  0    0  0    0
+        spans[1]               0  0  0    3  3    3
+        spans[2]               0  0  0    3  3    5
+        spans[3]               1  2  3    4  5    6
+    """
+    lengths = np.array([length for row in rows for length in row])
+    counts = np.array([len(row) for row in rows])  # parts of each row
+    part_starts = np.cumsum(lengths) - lengths
+    first = np.cumsum(counts) - counts  # the prompts, among the parts
+
+    def of_tokens(of_rows: np.ndarray) -> np.ndarray:
+        return np.repeat(np.repeat(of_rows, counts), lengths)
+
+    query = np.arange(lengths.sum())
+    start, end = of_tokens(part_starts[first]), of_tokens((part_starts + lengths)[first])
+    part = np.repeat(part_starts, lengths)
+    in_prompt = part == start
+    end = np.where(in_prompt, start, end)
+    if window is not None:
+        position = query - np.where(in_prompt, start, part - (end - start))
+        start = np.minimum(start + np.maximum(position - window + 1, 0), end)
+        part = np.maximum(part, query - window + 1)
+    return np.stack([start, end, part, query + 1]).astype(np.int32)
+
+
+def seen_pairs(spans: np.ndarray) -> np.ndarray:
+    """How many pairs of a query and a key that it sees each block has: (n, n), queries first."""
+    tokens = spans.shape[1]
+    n = -(-tokens // BLOCK)
+    # A query sees of each block the keys below the ends of its spans, less those below the starts.
+    signs = np.repeat([-1, 1, -1, 1], tokens)
+    block, rest = np.divmod(spans.reshape(-1).astype(np.int64), BLOCK)
+    place = np.tile(np.arange(tokens) // BLOCK, 4) * (n + 1) + block
+    bounds, rests = (
+        np.bincount(place, weights, n * (n + 1)).reshape(n, n + 1)
+        for weights in (signs, signs * rest)
+    )  # (n, n + 1): of the bounds that are in each block
+    later = bounds[:, ::-1].cumsum(axis=1)[:, ::-1] - bounds  # these cover all keys of the block
+    return (later * BLOCK + rests)[:, :n].astype(np.int64)
+
+
+def block_mask(
+    rows: Sequence[tuple[int, ...]], window: int | None, device: torch.device
+) -> BlockMask:
+    """The BlockMask of packed rows, as create_block_mask makes it of all T x T places."""
+    bounds = spans(rows, window)
+    start, end, own, _ = (to_device(torch.from_numpy(x), device) for x in bounds)
+
+    def attends(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return ((k >= start[q]) & (k < end[q])) | ((k >= own[q]) & (k <= q))
+
+    pairs, tokens = seen_pairs(bounds), bounds.shape[1]
+    full = pairs == BLOCK * BLOCK
+    partial = (pairs > 0) & ~full
+    lists = [
+        to_device(torch.from_numpy(x)[None, None], device)
+        for blocks in (partial, full, partial.T, full.T)
+        for x in _listed(blocks)
+    ]
+    return BlockMask((tokens, tokens), *lists, BLOCK_SIZE=(BLOCK, BLOCK), mask_mod=attends)
+
+
+def _listed(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of true places of each line, and their indices, before those that are false."""
+    order = np.argsort(~blocks, axis=1, kind="stable")
+    return blocks.sum(axis=1, dtype=np.int32), order.astype(np.int32)

@@ -1,0 +1,132 @@
+"""python -m pytest tests/packing/test_flex.py
+
+The mask in blocks that CUDA's attention reads, made from the lengths of rows, on a CPU.
+"""
+
+import random
+
+import pytest
+import torch
+from test_attention import ROWS, dense_mask
+from torch.nn.attention.flex_attention import create_block_mask
+
+from nanoalign.packing.attention import Tree
+from nanoalign.packing.flex import block_mask, by_blocks, kernel_options, seen_pairs, spans
+
+CPU = torch.device("cpu")
+BLOCK = 128
+
+
+def drawn_rows(draw: random.Random, tokens: int, longest: int) -> list[tuple[int, ...]]:
+    """Rows of 0 to 3 responses with `tokens` tokens in all, and parts of 1 to `longest`."""
+    rows, left = [], tokens
+    while left:
+        row = tuple(draw.randint(1, longest) for _ in range(draw.randint(1, 4)))
+        rows.append(row if sum(row) <= left else (left,))
+        left -= sum(rows[-1])
+    return rows
+
+
+def blocks_of(counts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """(n, n): which blocks a list of them names, each line once."""
+    assert counts.dtype == indices.dtype == torch.int32 and counts.shape[:2] == (1, 1)
+    named = torch.zeros(indices.shape[2:], dtype=torch.int64)
+    for line, (count, order) in enumerate(zip(counts[0, 0], indices[0, 0], strict=True)):
+        assert sorted(order.tolist()) == [*range(len(order))]
+        named[line, order[:count].long()] += 1
+    return named
+
+
+def test_spans_by_hand():
+    """p0 p1 p2 | c0 c1 | r0: then with a window of 2, r0 at position 3 sees p2 and itself."""
+    assert spans([(3, 2, 1)], None).tolist() == [
+        [0, 0, 0, 0, 0, 0], [0, 0, 0, 3, 3, 3], [0, 0, 0, 3, 3, 5], [1, 2, 3, 4, 5, 6],
+    ]  # fmt: skip
+    assert spans([(3, 2, 1)], 2).tolist() == [
+        [0, 0, 0, 2, 3, 2], [0, 0, 0, 3, 3, 3], [0, 0, 1, 3, 3, 5], [1, 2, 3, 4, 5, 6],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 100, 127, 128, 129, 300, 1000, 3000])
+def test_the_mask_of_lengths_is_that_of_all_places(tokens):
+    """Mask, partial and full blocks, of queries and of keys: the same as create_block_mask's."""
+    draw = random.Random(tokens)
+    for longest in (5, 60, 700) if tokens < 3000 else (700,):
+        rows, window = drawn_rows(draw, tokens, longest), draw.choice((None, 1, 3, 40, 200))
+        seen = dense_mask(Tree(rows), window)
+        mask = block_mask(rows, window, CPU)
+        places = torch.arange(tokens)
+        assert torch.equal(mask.mask_mod(None, None, places[:, None], places[None, :]), seen)
+        expected = create_block_mask(
+            lambda b, h, q, k, seen=seen: seen[q, k], None, None, tokens, tokens, device="cpu"
+        )
+        assert mask.seq_lengths == expected.seq_lengths == (tokens, tokens)
+        assert mask.BLOCK_SIZE == expected.BLOCK_SIZE == (BLOCK, BLOCK)
+        for side in ("kv", "full_kv", "q", "full_q"):
+            found, wanted = (
+                blocks_of(getattr(m, f"{side}_num_blocks"), getattr(m, f"{side}_indices"))
+                for m in (mask, expected)
+            )
+            assert torch.equal(found, wanted), (side, rows, window)
+
+
+def test_a_long_row_has_full_blocks_whose_places_are_not_looked_at():
+    """One answer of 512 tokens, causal: 4 blocks on the diagonal are partial, 6 below it full."""
+    mask = block_mask([(1, 511)], None, CPU)
+    assert mask.kv_num_blocks.tolist() == [[[1, 1, 1, 1]]]
+    assert mask.full_kv_num_blocks.tolist() == [[[0, 1, 2, 3]]]
+    assert seen_pairs(spans([(1, 511)], None)).sum() == 512 * 513 // 2
+
+
+def test_responses_that_do_not_see_each_other_share_no_block():
+    """A prompt of 128 tokens with three of 128: each response sees two blocks."""
+    mask = block_mask([(128, 128, 128, 128)], None, CPU)
+    partial = blocks_of(mask.kv_num_blocks, mask.kv_indices)
+    full = blocks_of(mask.full_kv_num_blocks, mask.full_kv_indices)
+    assert partial.tolist() == torch.eye(4).long().tolist()
+    assert full.nonzero().tolist() == [[1, 0], [2, 0], [3, 0]]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_mask_is_made_once_for_all_layers():
+    tree, query = Tree(ROWS), torch.ones(1, 1, sum(map(sum, ROWS)), 8)
+    for window in (None, 4, None):
+        by_blocks(query, query, query, tree, None, window, None, None)
+        made = dict(tree.block_masks)
+    assert [*made] == [None, 4]
+    by_blocks(query, query, query, tree, None, 4, None, None)
+    assert all(tree.block_masks[window] is mask for window, mask in made.items())
+
+
+H100, A100, L40, T4 = 232_448, 166_912, 101_376, 65_536  # bytes of shared memory
+
+
+@pytest.mark.parametrize(
+    ("memory", "width", "dtype", "rows"),
+    [
+        (H100, 64, torch.bfloat16, None),
+        (H100, 256, torch.bfloat16, None),
+        (H100, 256, torch.float32, None),
+        (A100, 256, torch.bfloat16, None),
+        (L40, 64, torch.bfloat16, None),
+        (L40, 128, torch.bfloat16, None),
+        (L40, 64, torch.float32, None),
+        (L40, 192, torch.bfloat16, 32),
+        (L40, 256, torch.bfloat16, 32),
+        (L40, 128, torch.float32, 32),
+        (L40, 256, torch.float32, 16),
+        (T4, 128, torch.float32, 32),
+        (T4, 256, torch.float32, 16),
+    ],
+)
+def test_wide_heads_get_smaller_blocks_where_shared_memory_is_small(memory, width, dtype, rows):
+    """None: torch's own blocks. The decoding kernel, without such masks, is never taken."""
+    options = kernel_options(width, dtype, memory)
+    assert options.pop("FORCE_USE_FLEX_ATTENTION") is True
+    expected = {}
+    if rows:
+        expected = {"fwd_BLOCK_M": rows, "fwd_BLOCK_N": rows, "fwd_num_stages": 1,
+                    "bwd_BLOCK_M1": rows, "bwd_BLOCK_N1": rows, "bwd_BLOCK_M2": rows,
+                    "bwd_BLOCK_N2": rows, "bwd_num_stages": 1}  # fmt: skip
+        assert BLOCK % rows == 0 and 3 * rows * width * dtype.itemsize <= memory
+    assert options == expected
