@@ -26,7 +26,7 @@ from nanoalign.checkpoints.guards import check_fits, load_tokenizer
 from nanoalign.checkpoints.runs import check_folder, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
-from nanoalign.checks import check_layout
+from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import compute_dtype, print0, run, setup
 from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.formats.load import load_rows

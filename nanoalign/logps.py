@@ -74,28 +74,26 @@ class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, targets: Tensor, chunk: int, *fields: object) -> Tensor:
         head, kind = Head(*fields), hidden.device.type
-        normaliser = own = None  # (M,) log sum of exp of all logits; the logit of each target
+        own = hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
+        normaliser = own - torch.inf  # (M,) log of the sum of exp of all logits
         for start in range(0, len(head.weight), chunk):
             logits = head(hidden, slice(start, start + chunk))  # (M, C)
             inside, place = _places(targets, start, logits)
-            new = logits.logsumexp(1)
-            normaliser = new if start == 0 else torch.logaddexp(normaliser, new)
-            picked = logits.gather(1, place)[:, 0]
-            own = picked if start == 0 else picked.where(inside, own)
+            own = logits.gather(1, place)[:, 0].where(inside, own)
+            normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
         ctx.save_for_backward(hidden, targets, normaliser, *head[:2])
         ctx.chunk, ctx.options = chunk, head[2:]
-        ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind),
-                        "enabled": torch.is_autocast_enabled(kind)}  # fmt: skip
+        ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         return own - normaliser
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets, normaliser, *tensors = ctx.saved_tensors
-        head = Head(*tensors, *ctx.options)
+        head, needed = Head(*tensors, *ctx.options), ctx.needs_input_grad[3:]
         of_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype)
-        needed = dict(zip(("weight", "bias"), ctx.needs_input_grad[3:5], strict=True))
-        of_head = {name: torch.empty_like(getattr(head, name)) for name in needed if needed[name]}
-        with torch.autocast(**ctx.autocast):
+        of_weight = torch.empty_like(head.weight) if needed[0] else None
+        of_bias = torch.empty_like(head.bias) if needed[1] else None
+        with torch.autocast(*ctx.autocast):
             for start in range(0, len(head.weight), ctx.chunk):
                 ids = slice(start, start + ctx.chunk)
                 logits = head(hidden, ids)  # (M, C)
@@ -105,11 +103,11 @@ class _ChunkedLogps(torch.autograd.Function):
                 gradient = logits.sub_(normaliser[:, None]).exp_().mul_(-upstream[:, None])
                 gradient.scatter_add_(1, place, (upstream * inside)[:, None]).mul_(slope)
                 of_hidden += gradient @ head.weight[ids]
-                if needed["weight"]:
-                    of_head["weight"][ids] = gradient.T @ hidden
-                if needed["bias"]:
-                    of_head["bias"][ids] = gradient.sum(0)
-        return of_hidden.to(hidden.dtype), None, None, *map(of_head.get, needed), None, None
+                if of_weight is not None:
+                    of_weight[ids] = gradient.T @ hidden
+                if of_bias is not None:
+                    of_bias[ids] = gradient.sum(0)
+        return of_hidden.to(hidden.dtype), None, None, of_weight, of_bias, None, None
 
 
 def _places(targets: Tensor, start: int, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from nanoalign.batch import Row
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.checkpoints.slices import read_slices
-from nanoalign.checks import check_layout
+from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import World, compute_dtype, print0
 from nanoalign.encode import Record
 from nanoalign.errors import RunError

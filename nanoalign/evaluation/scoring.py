@@ -16,7 +16,7 @@ from tqdm import tqdm
 from nanoalign.batch import Batch, Row
 from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.slices import read_slices
-from nanoalign.checks import check_layout
+from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import World, sum_over_ranks
 from nanoalign.encode import CUT_RESPONSE, Record
 from nanoalign.errors import RunError

@@ -2,6 +2,7 @@
 
 attention.py    attention of packed rows: each response sees its prompt and itself
 flex.py         the same on CUDA, in blocks; its masks are made on the host
+by_hand.py      attention with capped scores, or with sinks
 plan.py         how rows are divided into micro-batches and dealt to ranks
 batches.py      rows -> Batches
 """

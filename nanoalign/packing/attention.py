@@ -122,7 +122,9 @@ def tree_attention(
     if softcap is None and s_aux is None:
         attend = partial(_attend, scaling=scaling)
     else:
-        attend = partial(_attend_by_hand, scaling=scaling, softcap=softcap, sinks=s_aux)
+        from nanoalign.packing.by_hand import attend_by_hand
+
+        attend = partial(attend_by_hand, scaling=scaling, softcap=softcap, sinks=s_aux)
     return _by_parts(query, key, value, tree, sliding_window, attend), None
 
 
@@ -157,22 +159,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
-
-
-def _attend_by_hand(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None,
-    softcap: float | None, sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """With capped scores, or sinks, which torch's own attention does not have."""
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is None:
-        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
-    scores = (scores + mask).float()
-    if sinks is not None:
-        sinks = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v

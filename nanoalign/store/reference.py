@@ -31,7 +31,7 @@ from nanoalign.batch import Batch, Row
 from nanoalign.checkpoints.digest import digest_of_weights
 from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.resume import fingerprint
-from nanoalign.checks import LAYOUT_TOLERANCE, check_layout
+from nanoalign.checks.first_step import LAYOUT_TOLERANCE, check_layout
 from nanoalign.distributed import World, print0, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import Data

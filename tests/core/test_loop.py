@@ -13,7 +13,7 @@ from conftest import records
 
 import train_dpo
 from nanoalign.batch import Row, collate
-from nanoalign.checks import check_layout, check_start
+from nanoalign.checks.first_step import check_layout, check_start
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.loop import (

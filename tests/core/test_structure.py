@@ -64,7 +64,7 @@ def test_a_subpackage_is_imported_at_no_cost(folder):
     assert {name for name in names if name.startswith("nanoalign")} <= {"nanoalign"}
 
 
-ALLOWED = {"torch", "transformers", "safetensors", "numpy", "tqdm", "jinja2", "nanoalign"}
+ALLOWED = {"torch", "transformers", "safetensors", "numpy", "tqdm", "nanoalign"}
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)

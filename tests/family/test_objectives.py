@@ -22,7 +22,7 @@ from torch.nn.functional import logsigmoid
 
 import train_dpo
 from nanoalign.batch import Row, collate
-from nanoalign.checks import check_start
+from nanoalign.checks.first_step import check_start
 from nanoalign.errors import RunError
 from nanoalign.family.losses import INCOMPATIBLE, KIND, LOSSES, has_reference
 from nanoalign.family.pairs import pairs_of

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification
 import train_rm
 from nanoalign import loop, pairs
 from nanoalign.batch import collate
-from nanoalign.checks import check_layout
+from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import run, setup
 from nanoalign.encode import Record, encode_all
 from nanoalign.errors import RunError

@@ -17,7 +17,7 @@ import train_rm
 from nanoalign.batch import collate
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
-from nanoalign.checks import check_layout
+from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError

@@ -1,4 +1,4 @@
-"""Self-checks before the first step. Each stops a run that would train something wrong."""
+"""Self-checks before the first step: of the layout, and of policy and reference at the start."""
 
 from collections.abc import Sequence
 from dataclasses import replace
