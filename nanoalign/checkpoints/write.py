@@ -43,6 +43,8 @@ def write_model(
         named = tensors_of(places_of(scorer.model))
         tensors = {names[0]: lambda tensor=tensor: tensor for names, tensor in named.items()}
     if isinstance(scorer, RewardModel):
+        from nanoalign.rewards.rule import set_pad_token
+
         set_pad_token(scorer.model, tokenizer)
     try:
         if is_main:
@@ -58,19 +60,6 @@ def write_model(
             move_into_place(temporary, folder)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"the model could not be written to '{folder}': {error}") from error
-
-
-def set_pad_token(model: "transformers.PreTrainedModel", tokenizer) -> None:
-    """Gives a reward model a pad token that is not EOS, or none.
-
-    transformers reads a reward at the last token that is not the pad token: this must be EOS.
-    """
-    ids = model.get_input_embeddings().num_embeddings
-    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    usable = [i for i in special if i not in (None, tokenizer.eos_token_id) and i < ids]
-    pad = model.config.get_text_config().pad_token_id = usable[0] if usable else None
-    if pad is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
 
 
 def write_settings(model: "transformers.PreTrainedModel", tokenizer, folder: Path) -> None:
