@@ -99,7 +99,7 @@ def add_training_arguments(
     add("--eval_data", nargs="+", metavar="SOURCE", help="held-out pairs; default: --eval_share")
     add("--eval_share", type=share, default=0.1, help="share of the prompts that is held out")
     add("--max_length", type=number(int, 2), default=1024,
-        help="tokens of a prompt, which keeps half, and a response; longer ones are cut")  # fmt: skip
+        help="tokens of a prompt, which keeps half, and a response; longer are cut")  # fmt: skip
 
     add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=count, default=64, help="records of a step, over all ranks")
