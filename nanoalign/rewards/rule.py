@@ -89,7 +89,7 @@ def check_pad_token(folder: Path) -> None:
         )
 
 
-def set_pad_token(model: transformers.PreTrainedModel, tokenizer) -> None:
+def set_pad_token(model: "transformers.PreTrainedModel", tokenizer) -> None:
     """Gives a reward model a pad token that is not EOS, or none.
 
     transformers reads a reward at the last token that is not the pad token: this must be EOS.
