@@ -9,7 +9,8 @@ operations of the Qwen2.5-0.5B shape: blocks, head on the tokens of responses, a
 
 A round lasts as long as its slowest rank: `slowest` is the sum of the largest work of each round,
 divided by the mean work of a rank. No plan is below `longest row`, the work of that row alone.
-`split` is the same, if a row per response repeats the prompt. Each figure: median (largest).
+`split` is the same, if a row per response repeats the prompt. ms: of one core. Each figure is the
+median of nine draws, and the largest in brackets.
 """
 
 import sys
@@ -84,9 +85,9 @@ def measure(lengths: np.ndarray, ranks: int) -> tuple[float, ...]:
     batches = Packed(World(0, ranks, torch.device("cpu"), None), MICRO_BATCH_TOKENS)
     rounds, slowest = [], []
     for batches.costs in (Packed.costs, COSTS):
-        begun = time.perf_counter()
+        begun = time.process_time()
         plan = batches.plan(rows)
-        milliseconds = 1000 * (time.perf_counter() - begun)
+        milliseconds = 1000 * (time.process_time() - begun)
         rounds.append(len(plan))
         slowest.append(sum(max(work[group].sum() for group in part) for part in plan) / share)
     return *rounds, work.max() / share, split.max() / share, *slowest, milliseconds

@@ -19,18 +19,16 @@ def operations(lengths: np.ndarray, costs: tuple[int, int, int]) -> np.ndarray:
 def pack(tokens: np.ndarray, work: np.ndarray, ranks: int, limit: int) -> list[list[int]]:
     """Rounds of `ranks` groups of rows, with at most `limit` tokens each; a longer row is alone.
 
-    tokens, work: (N,). A round lasts as long as its slowest group: few rounds, groups of similar
-    work, some may be empty. From the most work to the least, each row goes to the group with the
-    least that has room: without a limit, at most 4/3 of the best division (Graham 1969).
+    tokens, work: (N,). Few rounds, in each of which groups have similar work, or none. From the
+    most work to the least, each row goes to the group with the least that has room (Graham 1969).
     """
     order, over = np.argsort(-work, kind="stable").tolist(), np.minimum(tokens, limit).sum()
     tokens, work = tokens.tolist(), work.tolist()  # sums that do not overflow, items read faster
     rounds, share = 0, sum(work) / ranks
-    full = share * ranks * limit / sum(tokens)  # the work of `limit` tokens
     while over:  # tokens that have no room in so many rounds
         rounds = min(rounds + math.ceil(over / (limit * ranks)), math.ceil(len(work) / ranks))
-        # The first round is filled to its longest row, if that is more than an equal part.
-        level = min(max(work[order[0]], share / rounds), full)
+        # The first round is filled to its longest row, or evenly, or with the work of its tokens.
+        level = min(max(work[order[0]], share / rounds), share * ranks * limit / sum(tokens))
         rest = level - (share - level) / max(1, rounds - 1)  # what others have less than the first
         groups = [[] for _ in range(ranks * rounds)]
         least = [(rest if n >= ranks else 0, n) for n in range(len(groups))]  # a heap
