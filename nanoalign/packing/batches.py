@@ -12,6 +12,7 @@ Shapes: T tokens of all rows, as in nanoalign/batch.py, with N = 1.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from nanoalign.batch import Batch, Row, comparisons
 from nanoalign.loop import Batches
 from nanoalign.model import Scorer
 from nanoalign.packing.attention import Tree, use_tree_attention
-from nanoalign.packing.plan import pack
+from nanoalign.packing.plan import operations, pack
 
 
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
@@ -56,12 +57,21 @@ class Packed(Batches):
     """Batches of packed rows."""
 
     advice = "this architecture can't share rows: use --no-share_prefix"
+    costs = (1, 0, 0)  # of plan.operations, which then are tokens
     collate = staticmethod(collate)
 
     def prepare(self, model: Scorer) -> None:
         """Lets the model read packed rows. Raises RunError for a model that cannot."""
         use_tree_attention(model.model)
+        # Multiply-adds of a forward pass, as if there were no sliding windows, and all experts ran.
+        config, blocks = model.model.config.get_text_config(), model.blocks()
+        heads, head = config.num_attention_heads, model.model.get_output_embeddings()
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+        elements = sum(p.numel() for block in blocks for p in block.parameters())
+        self.costs = (elements, head.weight.numel() if head else 0, 2 * width * len(blocks))
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
-        groups = pack([len(row) for row in rows], self.world.size, self.tokens)
+        parts = [(len(row.prompt), *map(len, row.responses)) for row in rows]
+        lengths = np.array([*zip_longest(*parts, fillvalue=0)])  # (1 + K, N), K of most responses
+        groups = pack(lengths.sum(0), operations(lengths, self.costs), self.world.size, self.tokens)
         return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]

@@ -2,45 +2,46 @@
 
 import heapq
 import math
-from collections.abc import Sequence
 
-Group = list[int]  # the rows of one micro-batch, by index
+import numpy as np
 
 
-def pack(lengths: Sequence[int], ranks: int, limit: int) -> list[Group]:
+def operations(lengths: np.ndarray, costs: tuple[int, int, int]) -> np.ndarray:
+    """Of each row, (N,). lengths: tokens of prompts and, behind them, of K responses, (1 + K, N).
+
+    costs: of a token, of a scored token (one of a response), of a query with a key that it sees.
+    """
+    prompts, responses = lengths[0], lengths[1:]
+    seen = (prompts**2 + (responses * (2 * prompts + responses)).sum(0)) // 2
+    return costs[0] * lengths.sum(0) + costs[1] * responses.sum(0) + costs[2] * seen
+
+
+def pack(tokens: np.ndarray, work: np.ndarray, ranks: int, limit: int) -> list[list[int]]:
     """Rounds of `ranks` groups of rows, with at most `limit` tokens each; a longer row is alone.
 
-    lengths: tokens of each row. As few rounds as the limit allows, and in a round groups of similar
-    size: a round lasts as long as its longest row, so its other groups are filled to that length,
-    or to the mean of the remaining rounds if that is more. A group may be empty.
+    tokens, work: (N,). Few rounds, in each of which groups have similar work, or none. From the
+    most work to the least, each row goes to the group with the least that has room (Graham 1969).
     """
-    left = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    groups = []
-    while left:
-        tokens = sum(lengths[i] for i in left)
-        rounds = math.ceil(tokens / (limit * ranks))
-        level = max(lengths[left[0]], math.ceil(tokens / (rounds * ranks)))
-        # The last round takes all rows that are left, as far as the limit allows.
-        new, left = _fill(left, lengths, ranks, min(level, limit) if rounds > 1 else limit)
-        groups += new
-    return groups
-
-
-def _fill(
-    order: list[int], lengths: Sequence[int], ranks: int, level: int
-) -> tuple[list[Group], list[int]]:
-    """(groups of one round, rows that did not fit): each row to the group with the fewest tokens.
-
-    From the longest row to the shortest: at most 4/3 of the best division (Graham 1969).
-    """
-    groups: list[Group] = [[] for _ in range(ranks)]
-    fewest = [(0, n) for n in range(ranks)]  # a heap of (tokens, group)
-    over = []
-    for i in order:
-        tokens, n = fewest[0]
-        if tokens and tokens + lengths[i] > level:
-            over.append(i)
-        else:
-            groups[n].append(i)
-            heapq.heapreplace(fewest, (tokens + lengths[i], n))
-    return groups, over
+    order, over = np.argsort(-work, kind="stable").tolist(), np.minimum(tokens, limit).sum()
+    tokens, work = tokens.tolist(), work.tolist()  # sums that do not overflow, items read faster
+    rounds, share = 0, sum(work) / ranks
+    while over:  # tokens that have no room in so many rounds
+        rounds = min(rounds + math.ceil(over / (limit * ranks)), math.ceil(len(work) / ranks))
+        # The first round is filled to its longest row, or evenly, or with the work of its tokens.
+        level = min(max(work[order[0]], share / rounds), share * ranks * limit / sum(tokens))
+        rest = level - (share - level) / max(1, rounds - 1)  # what others have less than the first
+        groups = [[] for _ in range(ranks * rounds)]
+        least = [(rest if n >= ranks else 0, n) for n in range(len(groups))]  # a heap
+        over, room = 0, [limit] * len(groups)
+        for i in order:
+            while least and room[least[0][1]] < tokens[i] and groups[least[0][1]]:
+                heapq.heappop(least)
+            if least:
+                done, n = least[0]
+                groups[n].append(i)
+                room[n] -= tokens[i]
+                heapq.heapreplace(least, (done + work[i], n))
+            else:
+                over += min(tokens[i], limit)
+    groups = sorted(filter(None, groups), key=lambda group: -sum([work[i] for i in group]))
+    return groups + [[] for _ in range(-len(groups) % ranks)]
