@@ -40,7 +40,7 @@ def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
     names = response_names(row)
     scored = scored_tokens(batch, rewards)
     tokens = batch.inputs["input_ids"][0].tolist()
-    _, segments, positions = batch.inputs["tree"].coordinates()
+    _, segments, positions = coordinates(batch.inputs["tree"].rows)
     lines = [f"\nexample {number}: {row.name}", COLUMNS]
     for place, (token, position, segment) in enumerate(
         zip(tokens, positions, segments, strict=True)
@@ -59,6 +59,21 @@ def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
         )
         lines.append(f"response {k}, {name}: {len(places)} scored, first {first}, last {last}")
     return "\n".join(lines)
+
+
+def coordinates(rows: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[int]]:
+    """Of each of the T tokens of packed rows: its row, its segment, its position.
+
+    rows: tokens of the prompt and of every response, as a Tree has them.
+    """
+    numbers, segments, positions = [], [], []
+    for n, (prompt, *responses) in enumerate(rows):
+        for k, length in enumerate((prompt, *responses)):
+            numbers += [n] * length
+            segments += [k] * length
+            start = prompt if k else 0
+            positions += range(start, start + length)
+    return numbers, segments, positions
 
 
 def response_names(row: Row) -> list[str]:

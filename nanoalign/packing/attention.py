@@ -56,17 +56,6 @@ class Tree:
             self._masks[key] = hidden.masked_fill_(~seen, float("-inf"))
         return self._masks[key]
 
-    def coordinates(self) -> tuple[list[int], list[int], list[int]]:
-        """Of each of the T tokens: its row, its segment, its position."""
-        rows, segments, positions = [], [], []
-        for n, (prompt, *responses) in enumerate(self.rows):
-            for k, length in enumerate((prompt, *responses)):
-                rows += [n] * length
-                segments += [k] * length
-                start = prompt if k else 0
-                positions += range(start, start + length)
-        return rows, segments, positions
-
 
 def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
     """Lets a model read packed rows: its attention follows a Tree where it is given one.

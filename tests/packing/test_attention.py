@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nanoalign.formats.audit import coordinates
 from nanoalign.packing.attention import Tree, tree_attention
 from nanoalign.packing.flex import by_blocks
 
@@ -18,7 +19,7 @@ HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 
 def dense_mask(tree: Tree, window: int | None) -> torch.Tensor:
     """The oracle: the definition, of all tokens at once."""
-    row, segment, position = map(torch.tensor, tree.coordinates())
+    row, segment, position = map(torch.tensor, coordinates(tree.rows))
     index = torch.arange(len(row))
     seen = (index[:, None] >= index[None, :]) & (row[:, None] == row[None, :])
     seen &= (segment[None, :] == 0) | (segment[:, None] == segment[None, :])
@@ -50,7 +51,7 @@ def states():
 
 
 def test_coordinates_by_hand():
-    row, segment, position = Tree([(3, 3, 2), (1, 1, 1)]).coordinates()
+    row, segment, position = coordinates([(3, 3, 2), (1, 1, 1)])
     assert row == [0] * 8 + [1] * 3
     assert segment == [0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2]
     assert position == [0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]

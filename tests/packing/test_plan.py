@@ -14,9 +14,9 @@ from conftest import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoalign.batch import Row, lengths_of
+from nanoalign.formats.audit import coordinates
 from nanoalign.loop import Batches
 from nanoalign.model import Policy, RewardModel
-from nanoalign.packing.attention import Tree
 from nanoalign.packing.batches import Packed
 from nanoalign.packing.plan import operations, pack
 
@@ -69,7 +69,7 @@ def test_operations_of_a_row_by_hand():
     assert parts == [6, 3, 19 - 3]
     assert operations(row, (100, 10, 1)).tolist() == [600 + 30 + 16]
     # Against the mask itself, for a longer row.
-    _, segment, _ = Tree([(30, 20, 10, 5)]).coordinates(torch.device("cpu"))
+    segment = torch.tensor(coordinates([(30, 20, 10, 5)])[1])
     seen = ((segment == 0) | (segment == segment[:, None])).tril().sum().item()
     rows = np.array([[30, 9], [20, 0], [10, 0], [5, 0]])  # the second one is a prompt alone
     assert operations(rows, (0, 0, 1)).tolist() == [math.floor(seen - 65 / 2), 9 * 9 // 2]
