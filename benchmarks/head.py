@@ -60,7 +60,7 @@ def run(way: str, args: argparse.Namespace) -> tuple[float, float, float, list[T
     """(seconds forward, backward, GB, [log-probabilities, gradients of hidden and weight])."""
     torch.manual_seed(0)
     hidden = torch.randn(args.tokens, args.width, requires_grad=True)
-    weight = (torch.randn(args.vocabulary, args.width) * 0.05).requires_grad_()
+    weight = torch.randn(args.vocabulary, args.width).mul_(0.05).requires_grad_()
     targets = torch.randint(0, args.vocabulary, (args.tokens,))
     upstream = torch.randn(args.tokens)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
