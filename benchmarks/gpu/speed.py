@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import transformers
 from plan import LENGTHS
 from shapes import write
 from throughput import _memory, forward_flops
@@ -17,6 +18,7 @@ from throughput import _memory, forward_flops
 import train_dpo
 from gpu.steps import Check
 from nanoalign import loop
+from nanoalign.model import Policy
 from nanoalign.packing import batches
 
 PEAK = 989e12  # operations per second: bfloat16 on an H100 or H200, without sparsity
@@ -66,8 +68,10 @@ class Steps:
 
     def look(self, policy, rows, *rest: object) -> None:
         """In place of `describe`: the operations of a pair."""
+        with torch.device("meta"):  # whole: sharding has renamed the classes of blocks
+            whole = Policy(transformers.AutoModelForCausalLM.from_config(policy.model.config))
         # The policy forward and backward, which is three forwards, and the reference.
-        self.flops = float(np.mean([4 * sum(forward_flops(policy, row)) for row in rows[:256]]))
+        self.flops = float(np.mean([4 * sum(forward_flops(whole, row)) for row in rows[:256]]))
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
