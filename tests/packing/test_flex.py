@@ -8,8 +8,10 @@ import random
 import pytest
 import torch
 from test_attention import ROWS, dense_mask
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 
+from nanoalign.packing import flex
 from nanoalign.packing.attention import Tree
 from nanoalign.packing.flex import block_mask, by_blocks, kernel_options, seen_pairs, spans
 
@@ -96,6 +98,19 @@ def test_a_mask_is_made_once_for_all_layers():
     assert [*made] == [None, 4]
     by_blocks(query, query, query, tree, None, 4, None, None)
     assert all(tree.block_masks[window] is mask for window, mask in made.items())
+
+
+def test_all_lengths_and_windows_are_two_compilations(monkeypatch):
+    """At most one block of tokens, and more: torch takes a size of 1 as a constant."""
+    counter = CompileCounter()
+    compiled = torch.compile(flex.flex_attention, dynamic=True, fullgraph=True, backend=counter)
+    monkeypatch.setattr(flex, "flex_attention", compiled)
+    for tokens in (300, 20, 1000, 128, 129, 384, 77):
+        for window in (None, 3, 50):
+            query, key = (torch.ones(1, tokens, heads, 8).transpose(1, 2) for heads in (4, 2))
+            tree = Tree(drawn_rows(random.Random(tokens), tokens, 90))
+            by_blocks(query, key, key, tree, None, window, None, None)
+    assert counter.frame_count == 2
 
 
 H100, A100, L40, T4 = 232_448, 166_912, 101_376, 65_536  # bytes of shared memory
