@@ -54,6 +54,10 @@ def chosen_steps(args: argparse.Namespace) -> list[Step]:
 
 def run_one(name: str, check: Check) -> None:
     """Runs a step in this process, and writes its figures."""
+    if check.device == "cuda":
+        import torch  # not at the head: what fails to import is the failure of a step
+
+        assert torch.cuda.is_available(), "torch finds no GPU; --device cpu runs a part without one"
     (step,) = [step for step in STEPS if step.name == name]
     figures = step.run(check)
     (check.work / f"{name}.json").write_text(json.dumps(figures))
@@ -104,9 +108,11 @@ def _run(
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             code = None
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     taken = {"seconds": round(time.monotonic() - begun, 1)}
     if code == 0 and figures.exists():
         return taken | {"status": "ok", "figures": json.loads(figures.read_text())}

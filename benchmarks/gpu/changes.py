@@ -9,23 +9,18 @@ from unittest.mock import patch
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from gpu.attention import dense_mask
 from gpu.speed import WARM_STEPS, run
 from gpu.steps import Check
 from nanoalign import model
 from nanoalign.packing import flex
-from nanoalign.packing.attention import Tree
 
 PAIRS = 2
 
 
 def _device_mask(rows, window: int | None, device: torch.device):
-    """The mask in blocks, of all places, on the device."""
-    seen = dense_mask(Tree(rows), window, device.type)
-    tokens = len(seen)
-    return create_block_mask(
-        lambda b, h, q, k: seen[q, k], None, None, tokens, tokens, device=device
-    )
+    """The same mask; its blocks are found among all T x T places, on the device."""
+    attends, tokens = block_mask(rows, window, device).mask_mod, sum(map(sum, rows))
+    return create_block_mask(attends, None, None, tokens, tokens, device=device)
 
 
 def _more_warps(*args: object) -> dict[str, object]:
@@ -33,7 +28,8 @@ def _more_warps(*args: object) -> dict[str, object]:
     return kernel_options(*args) | {"fwd_num_warps": 8}
 
 
-kernel_options, clip = flex.kernel_options, torch.nn.utils.clip_grad_norm_
+block_mask, kernel_options = flex.block_mask, flex.kernel_options
+clip = torch.nn.utils.clip_grad_norm_
 # By name: flags of the changed run, and what is patched in it.
 CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContextManager]]] = {
     "chunk_logits": ((), lambda: patch.object(model, "CHUNK_LOGITS", 8 * model.CHUNK_LOGITS)),
