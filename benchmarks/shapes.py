@@ -38,19 +38,25 @@ SHAPES = {
 }  # fmt: skip
 
 
+def write(shape: str, folder: Path) -> int:
+    """Writes the model and a tokenizer; the number of its parameters."""
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tiny.MODEL)
+    config = SHAPES[shape]
+    config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(p.numel() for p in model.parameters())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path, help="where the model is written")
     args = parser.parse_args()
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(tiny.MODEL)
-    config = SHAPES[args.shape]
-    config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(args.folder)
-    tokenizer.save_pretrained(args.folder)
-    print(f"{args.folder}: {sum(p.numel() for p in model.parameters()):,} parameters, bfloat16")
+    parameters = write(args.shape, args.folder)
+    print(f"{args.folder}: {parameters:,} parameters, bfloat16")
 
 
 if __name__ == "__main__":

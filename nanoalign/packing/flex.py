@@ -18,8 +18,14 @@ from nanoalign.batch import to_device
 from nanoalign.packing.attention import Tree
 
 BLOCK = 128  # queries, and keys, of a block of the mask
-# Where the shared memory of a GPU holds less, wide heads need smaller blocks (bytes).
-AMPLE_SHARED_MEMORY = 160 * 2**10
+# By the bytes of a number: the shared memory in which torch's own blocks fit for every width, and
+# the blocks for wide heads where there is less. Both are what Triton's compiler reports.
+AMPLE_SHARED_MEMORY = {2: 160_000, 4: 200_000}
+SMALL_BLOCKS = {
+    2: {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "bwd_BLOCK_M1": 32,
+        "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32, "bwd_num_stages": 1},
+    4: {"fwd_BLOCK_M": 16, "fwd_BLOCK_N": 16, "fwd_num_stages": 1},
+}  # fmt: skip
 
 
 def by_blocks(
@@ -69,17 +75,14 @@ def kernel_options(head_dim: int, dtype: torch.dtype, shared_memory: int) -> dic
     """Options of flex_attention's kernels for heads of this width.
 
     shared_memory: bytes that a block of threads may have: 232,448 on an H100, 166,912 on an A100,
-        101,376 on a 4090 or an L40, where torch's own blocks for a width of 256 do not fit.
+        101,376 on a 4090 or an L40, where torch's own blocks fit a width of 128 in bfloat16.
     """
     # Below 128 tokens torch would take its decoding kernel, which has no such block masks.
     options: dict[str, object] = {"FORCE_USE_FLEX_ATTENTION": True}
-    width = head_dim * dtype.itemsize  # bytes of a key
-    if shared_memory >= AMPLE_SHARED_MEMORY or width <= 256:
-        return options
-    rows = 32 if width <= 512 else 16
-    options |= {"fwd_BLOCK_M": rows, "fwd_BLOCK_N": rows, "fwd_num_stages": 1}
-    options |= {f"bwd_BLOCK_{side}": rows for side in ("M1", "N1", "M2", "N2")}
-    return options | {"bwd_num_stages": 1}
+    size = dtype.itemsize
+    is_narrow = head_dim * size <= 256
+    fits = is_narrow or shared_memory >= AMPLE_SHARED_MEMORY[size]
+    return options if fits else options | SMALL_BLOCKS[size]
 
 
 # --- the mask -------------------------------------------------------------------------------------

@@ -8,8 +8,10 @@ import random
 import pytest
 import torch
 from test_attention import ROWS, dense_mask
+from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 
+from nanoalign.packing import flex
 from nanoalign.packing.attention import Tree
 from nanoalign.packing.flex import block_mask, by_blocks, kernel_options, seen_pairs, spans
 
@@ -98,35 +100,52 @@ def test_a_mask_is_made_once_for_all_layers():
     assert all(tree.block_masks[window] is mask for window, mask in made.items())
 
 
+def test_all_lengths_and_windows_are_two_compilations(monkeypatch):
+    """At most one block of tokens, and more: torch takes a size of 1 as a constant."""
+    counter = CompileCounter()
+    compiled = torch.compile(flex.flex_attention, dynamic=True, fullgraph=True, backend=counter)
+    monkeypatch.setattr(flex, "flex_attention", compiled)
+    for tokens in (300, 20, 1000, 128, 129, 384, 77):
+        for window in (None, 3, 50):
+            query, key = (torch.ones(1, tokens, heads, 8).transpose(1, 2) for heads in (4, 2))
+            tree = Tree(drawn_rows(random.Random(tokens), tokens, 90))
+            by_blocks(query, key, key, tree, None, window, None, None)
+    assert counter.frame_count == 2
+
+
 H100, A100, L40, T4 = 232_448, 166_912, 101_376, 65_536  # bytes of shared memory
+HALF = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "bwd_num_stages": 1}
+HALF |= dict.fromkeys(("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32)
+FULL = {"fwd_BLOCK_M": 16, "fwd_BLOCK_N": 16, "fwd_num_stages": 1}
 
 
 @pytest.mark.parametrize(
-    ("memory", "width", "dtype", "rows"),
+    ("memory", "width", "dtype", "blocks"),
     [
-        (H100, 64, torch.bfloat16, None),
-        (H100, 256, torch.bfloat16, None),
-        (H100, 256, torch.float32, None),
-        (A100, 256, torch.bfloat16, None),
-        (L40, 64, torch.bfloat16, None),
-        (L40, 128, torch.bfloat16, None),
-        (L40, 64, torch.float32, None),
-        (L40, 192, torch.bfloat16, 32),
-        (L40, 256, torch.bfloat16, 32),
-        (L40, 128, torch.float32, 32),
-        (L40, 256, torch.float32, 16),
-        (T4, 128, torch.float32, 32),
-        (T4, 256, torch.float32, 16),
+        (H100, 64, torch.bfloat16, {}),
+        (H100, 256, torch.bfloat16, {}),
+        (H100, 256, torch.float32, {}),
+        (A100, 256, torch.bfloat16, {}),
+        (A100, 64, torch.float32, {}),
+        (A100, 96, torch.float32, FULL),
+        (L40, 128, torch.bfloat16, {}),
+        (L40, 64, torch.float32, {}),
+        (L40, 192, torch.bfloat16, HALF),
+        (L40, 256, torch.float16, HALF),
+        (L40, 96, torch.float32, FULL),
+        (L40, 256, torch.float32, FULL),
+        (T4, 64, torch.float32, {}),
+        (T4, 128, torch.float32, FULL),
     ],
 )
-def test_wide_heads_get_smaller_blocks_where_shared_memory_is_small(memory, width, dtype, rows):
-    """None: torch's own blocks. The decoding kernel, without such masks, is never taken."""
+def test_wide_heads_get_smaller_blocks_where_shared_memory_is_small(memory, width, dtype, blocks):
+    """{}: torch's own blocks. The decoding kernel, without such masks, is never taken."""
     options = kernel_options(width, dtype, memory)
-    assert options.pop("FORCE_USE_FLEX_ATTENTION") is True
-    expected = {}
-    if rows:
-        expected = {"fwd_BLOCK_M": rows, "fwd_BLOCK_N": rows, "fwd_num_stages": 1,
-                    "bwd_BLOCK_M1": rows, "bwd_BLOCK_N1": rows, "bwd_BLOCK_M2": rows,
-                    "bwd_BLOCK_N2": rows, "bwd_num_stages": 1}  # fmt: skip
-        assert BLOCK % rows == 0 and 3 * rows * width * dtype.itemsize <= memory
-    assert options == expected
+    assert options == {"FORCE_USE_FLEX_ATTENTION": True} | blocks
+    divided = [BLOCK % size for name, size in options.items() if "BLOCK" in name]
+    assert not any(divided)
+
+
+def test_options_are_made_anew():
+    kernel_options(256, torch.bfloat16, L40)["fwd_num_warps"] = 8
+    assert "fwd_num_warps" not in kernel_options(256, torch.bfloat16, L40)

@@ -1,0 +1,63 @@
+"""Steps of gpu_check.py that run a change beside what is there, in pairs."""
+
+import contextlib
+import statistics
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+
+from gpu.speed import WARM_STEPS, run
+from gpu.steps import Check
+from nanoalign import model
+from nanoalign.packing import flex
+
+PAIRS = 2
+
+
+def _device_mask(rows, window: int | None, device: torch.device):
+    """The same mask; its blocks are found among all T x T places, on the device."""
+    attends, tokens = block_mask(rows, window, device).mask_mod, sum(map(sum, rows))
+    return create_block_mask(attends, None, None, tokens, tokens, device=device)
+
+
+def _more_warps(*args: object) -> dict[str, object]:
+    """Of the forward kernel, which spills registers at a width of 64 on an H100 with 4 warps."""
+    return kernel_options(*args) | {"fwd_num_warps": 8}
+
+
+block_mask, kernel_options = flex.block_mask, flex.kernel_options
+clip = torch.nn.utils.clip_grad_norm_
+# By name: flags of the changed run, and what is patched in it.
+CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContextManager]]] = {
+    "chunk_logits": ((), lambda: patch.object(model, "CHUNK_LOGITS", 8 * model.CHUNK_LOGITS)),
+    "checkpointed_blocks": (("--activation_checkpointing",), contextlib.nullcontext),
+    "separate_rows": (("--no-share_prefix",), contextlib.nullcontext),
+    "device_masks": ((), lambda: patch.object(flex, "block_mask", _device_mask)),
+    "flex_warps": ((), lambda: patch.object(flex, "kernel_options", _more_warps)),
+    "foreach_clip": (
+        (),
+        lambda: patch.object(torch.nn.utils, "clip_grad_norm_", partial(clip, foreach=True)),
+    ),
+}
+
+
+def pair(check: Check, name: str) -> dict[str, object]:
+    """Seconds of a step as it is, and with the change, in alternating runs of one process."""
+    flags, change = CHANGES[name]
+    size = ("tiny", 2048, 8) if check.small else ("qwen2.5-0.5b", 16384, 64)
+    plain, changed = [], []
+    for n in range(1 if check.small else PAIRS):
+        for is_changed in (False, True) if n % 2 == 0 else (True, False):
+            with change() if is_changed else contextlib.nullcontext():
+                begun = run(check, *size, *(flags if is_changed else ())).begun[WARM_STEPS:]
+            seconds = (begun[-1] - begun[0]) / (len(begun) - 1)
+            (changed if is_changed else plain).append(seconds)
+    before, after = statistics.median(plain), statistics.median(changed)
+    return {
+        "ms a step": round(1e3 * before, 1),
+        "changed": round(1e3 * after, 1),
+        "times as fast": round(before / after, 3),
+    }
