@@ -43,8 +43,8 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     batch = batches.collate(picked).to(device)
     try:
         scores = model(batch)
-    except (RunError, torch.OutOfMemoryError, DistError):  # not of the layout
-        raise
+    except (RunError, DistError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException):
+        raise  # not of the layout
     except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
         raise RunError(f"self-check: {name}: {in_a_line(error)}; {batches.advice}") from error
     # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors

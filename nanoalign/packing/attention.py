@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from nanoalign.errors import RunError
 
@@ -39,7 +38,7 @@ class Tree:
         self.rows = rows  # of each: tokens of the prompt, and of every response
         self.parts = [length for row in rows for length in row]
         self._masks: dict[tuple, Tensor] = {}
-        self.block_masks: dict[int | None, BlockMask] = {}  # by window, of flex.py
+        self.block_masks: dict[int | None, object] = {}  # BlockMasks of flex.py, by window
 
     def mask(self, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """(queries, keys), added to scores: the last `queries` of `keys` tokens see what precedes.

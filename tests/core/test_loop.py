@@ -336,5 +336,20 @@ def test_check_layout_finds_wrong_scores(llama_folder, rows, world):
         check_layout(policy, rows, batches, "--model m")
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException])
+def test_too_little_memory_or_a_compiler_that_fails_is_no_fault_of_the_layout(
+    llama_folder, rows, world, monkeypatch, error
+):
+    """torch's compiler fails with subclasses of the second, as InductorError."""
+    policy = Policy.load(llama_folder)
+
+    def fail(batch):
+        raise error("as it says")
+
+    monkeypatch.setattr(policy, "forward", fail)
+    with pytest.raises(error, match="as it says"):
+        check_layout(policy, rows, Batches(world, 1000), "--model m")
+
+
 def test_metrics_are_json(llama_folder, rows, world):
     assert json.loads(json.dumps(Run(llama_folder, rows, world).lines[-1][1]))
