@@ -19,14 +19,14 @@ from torch.nn.attention.flex_attention import create_block_mask
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nanoalign.packing.attention import Tree  # noqa: E402
+from nanoalign.formats.audit import coordinates  # noqa: E402
 from nanoalign.packing.flex import block_mask  # noqa: E402
 
 CPU = torch.device("cpu")
 
 
 def of_all_places(rows: list[tuple[int, ...]]) -> object:
-    row, segment, _ = map(torch.tensor, Tree(rows).coordinates())
+    row, segment, _ = map(torch.tensor, coordinates(rows))
 
     def attends(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         own = (segment[k] == 0) | (segment[k] == segment[q])

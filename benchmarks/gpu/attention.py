@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from gpu.steps import Check
+from nanoalign.formats.audit import coordinates
 from nanoalign.packing.attention import Tree, tree_attention
 from nanoalign.packing.flex import block_mask
 
@@ -30,7 +31,7 @@ def drawn_rows(tokens: int, seed: int = 0) -> list[tuple[int, ...]]:
 
 def dense_mask(tree: Tree, window: int | None, device: str) -> Tensor:
     """(T, T): the definition, of all places at once."""
-    row, segment, position = (torch.tensor(x, device=device) for x in tree.coordinates())
+    row, segment, position = (torch.tensor(x, device=device) for x in coordinates(tree.rows))
     index = torch.arange(len(row), device=device)
     seen = (index[:, None] >= index) & (row[:, None] == row)
     seen &= (segment == 0) | (segment[:, None] == segment)

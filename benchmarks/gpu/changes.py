@@ -28,11 +28,12 @@ def _more_warps(*args: object) -> dict[str, object]:
     return kernel_options(*args) | {"fwd_num_warps": 8}
 
 
+FEWER_LOGITS = {kind: count // 8 for kind, count in model.CHUNK_LOGITS.items()}
 block_mask, kernel_options = flex.block_mask, flex.kernel_options
 clip = torch.nn.utils.clip_grad_norm_
 # By name: flags of the changed run, and what is patched in it.
 CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContextManager]]] = {
-    "chunk_logits": ((), lambda: patch.object(model, "CHUNK_LOGITS", 8 * model.CHUNK_LOGITS)),
+    "fewer_logits": ((), lambda: patch.object(model, "CHUNK_LOGITS", FEWER_LOGITS)),
     "checkpointed_blocks": (("--activation_checkpointing",), contextlib.nullcontext),
     "separate_rows": (("--no-share_prefix",), contextlib.nullcontext),
     "device_masks": ((), lambda: patch.object(flex, "block_mask", _device_mask)),

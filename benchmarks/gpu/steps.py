@@ -87,7 +87,7 @@ SPEED[3:3] = [
 ]
 CHANGES = [
     Step(name, "changes", 200, "changes.pair", (name,), on_cpu=name == "checkpointed_blocks")
-    for name in ("flex_warps", "chunk_logits", "device_masks", "foreach_clip",
+    for name in ("flex_warps", "fewer_logits", "device_masks", "foreach_clip",
                  "checkpointed_blocks", "separate_rows")
 ]  # fmt: skip
 STEPS = [*CORRECTNESS, *SPEED, *CHANGES]
