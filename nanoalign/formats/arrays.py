@@ -10,10 +10,13 @@ from nanoalign.formats.files import Numbered
 
 
 def array_of(text: str, path: Path) -> Iterator[Numbered]:
-    """The elements of a JSON array, decoded one by one, so that each has its line number."""
+    """The elements of a JSON array, decoded one by one, so that each has its line number.
+
+    The elements of one line are 7, 7.2, 7.3: the names of records differ.
+    """
     decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
     place = blank.match(text, blank.match(text).end() + 1).end()  # behind the bracket
-    line, counted = 1, 0
+    line, counted, number, before = 1, 0, 0, 0
     if text[place : place + 1] == "]":
         return _check_end(text, place + 1, path)
     while True:
@@ -24,7 +27,8 @@ def array_of(text: str, path: Path) -> Iterator[Numbered]:
             raise RunError(
                 f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
             ) from error
-        yield line, f"{path}:{line}", record
+        number, before = number + 1 if line == before else 1, line
+        yield line if number == 1 else f"{line}.{number}", f"{path}:{line}", record
         place = blank.match(text, place).end()
         separator = text[place : place + 1]
         if separator == "]":

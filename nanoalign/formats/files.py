@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanoalign.errors import RunError
 
-Numbered = tuple[int, str, str | dict]  # line (or row), path and line, record
+Numbered = tuple[int | str, str, str | dict]  # line or row, path and line, record
 
 
 def records_of(path: Path) -> Iterator[Numbered]:

@@ -50,6 +50,12 @@ def test_records_are_named_by_their_lines(tmp_path):
     assert names == ["b:2", "b:4", "b:8"]  # the second one takes five lines
 
 
+def test_the_names_of_records_on_one_line_differ(tmp_path):
+    """As json.dump writes a list without indent; pairs of an evaluation are told apart by them."""
+    array = write(tmp_path / "b.json", text=f"\n{json.dumps([PAIR, PAIR, PAIR])}")
+    assert [record.name for record in read(array)] == ["b:2", "b:2.2", "b:2.3"]
+
+
 def test_parquet_reads_the_same(tmp_path):
     reason = "pyarrow is not installed, so .parquet is not read"
     pyarrow = pytest.importorskip("pyarrow", reason=reason)
