@@ -20,6 +20,7 @@ load.py         --data -> the rows of a run: in memory, or from a store on disk
 selected.py     records by their numbers, for a store
 rows.py         records -> rows in memory, without pairs of equal responses
 remembered.py   which records a run was trained on, and which it held out
+overlap.py      training records whose prompts are held out
 audit.py        --audit: examples token by token
 """
 

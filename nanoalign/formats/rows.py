@@ -42,14 +42,17 @@ def in_memory(
     records = list(read(args.data))
     digests = record_digests(records)
     if args.eval_data:
+        from nanoalign.formats.overlap import training_mask
+
         held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
         held_digests = record_digests(held_out)
+        chosen = training_mask(digests, held_digests, args.eval_data)
     else:
-        held = hold_out(digests[:, 0], args.eval_share, args.seed)
-        digests, held_digests = digests[~held], digests[held]
-        held_out = [record for record, each in zip(records, held, strict=True) if each]
-        records = [record for record, each in zip(records, held, strict=True) if not each]
-        source = f"{args.eval_share:g} of the prompts"
+        chosen = ~hold_out(digests[:, 0], args.eval_share, args.seed)
+        held_digests, source = digests[~chosen], f"{args.eval_share:g} of the prompts"
+        held_out = [record for record, each in zip(records, chosen, strict=True) if not each]
+    records = [record for record, each in zip(records, chosen, strict=True) if each]
+    digests = digests[chosen]
     parts = []
     for name, part, of in (("data", records, " ".join(args.data)), ("held out", held_out, source)):
         part = [changed for record in part for changed in change(record)]

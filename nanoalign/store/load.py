@@ -14,10 +14,12 @@ def load(args: Namespace, encoding: Encoding, world: World) -> Data:
     """What formats.rows.in_memory returns and prints, with rows on disk. A collective."""
     cache = cache_folder(args.cache)
     training = encoded(encoding, args.data, cache, world)
-    chosen = np.ones(len(training.records), dtype=bool)
     if args.eval_data:
+        from nanoalign.formats.overlap import training_mask
+
         other, source = encoded(encoding, args.eval_data, cache, world), " ".join(args.eval_data)
         held = np.ones(len(other.records), dtype=bool)
+        chosen = training_mask(training.records, other.records, args.eval_data)
     else:
         other, source = training, f"{args.eval_share:g} of the prompts"
         held = hold_out(training.records[:, 0], args.eval_share, args.seed)

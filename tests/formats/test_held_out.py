@@ -145,6 +145,26 @@ def test_a_run_with_eval_data_held_these_out(begin, tmp_path):
     assert [r.name for r in read(f"held_out:{run}")] == [f"held_out:run:b:{n}" for n in (1, 2, 3)]
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_what_another_run_held_out_is_not_trained_on(begin, tmp_path, capsys, cache):
+    """6 pairs, 2 a prompt: one prompt is held out. Other data of --eval_data may be trained on."""
+    write(tmp_path / "here" / "a.jsonl", *map(pair, range(6)))
+    begin("--data", "a.jsonl")
+    first = recall(tmp_path / "here" / "run")
+    store = ("--cache", str(tmp_path / "cache")) if cache else ()
+    flags = ("--data", "a.jsonl", *store, "--overwrite")
+    for source, left_out in (("held_out:run", True), ("a.jsonl", False)):
+        capsys.readouterr()
+        begin(*flags, "--eval_data", source, out="other")
+        count = len(first["held_out"]) if left_out else 6
+        what = "are left out of --data" if left_out else "of --data are trained on"
+        said = f"shared      {count} records with prompts of --eval_data {what}"
+        assert said in capsys.readouterr().out
+        found = recall(tmp_path / "here" / "other")
+        assert len(found["trained"]) == (len(first["trained"]) if left_out else 6)
+        assert np.isin(found["held_out"], first["held_out"]).all() == left_out
+
+
 def test_a_run_may_hold_out_what_another_one_did(begin, tmp_path):
     """Also after that one was replaced by a run that holds out the same; or its own records."""
     write(tmp_path / "here" / "a.jsonl", *map(pair, range(6)))
