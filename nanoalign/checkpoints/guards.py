@@ -8,6 +8,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 from nanoalign.batch import Row
+from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import Scorer
 
@@ -32,6 +33,8 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
                 "model whose architecture transformers has"
             ) from error
         raise RunError(f"{folder / 'config.json'}: {in_a_line(error)}") from error
+    if getattr(config, "auto_map", None):
+        print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
     if getattr(config, "quantization_config", None) is not None:
         raise RunError(f"model folder '{folder}' is quantized; training needs its full weights")
     return config

@@ -69,7 +69,7 @@ def open_run(
         for pattern in () if args.resume else WRITTEN:
             for path in out.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        settings = vars(args) | {"argv": sys.argv} | versions()
+        settings = vars(args) | {"argv": sys.argv, "ranks": world.size} | versions()
         (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
         np.savez(out / RECORDS, **records)
 

@@ -22,13 +22,14 @@ def advice(folder: Path) -> str | None:
     text = f"the run in '{folder}' has not finished; "
     if not complete_checkpoints(folder):
         return text + "it has no checkpoint; train it again, with --overwrite"
-    return text + f"continue it: {resuming(settings.get('argv', ['...']))}"
+    command = resuming(settings.get("argv", ["..."]), settings.get("ranks", 1))
+    return text + f"continue it: {command}"
 
 
-def resuming(argv: list[str]) -> str:
-    """The command of a run as one that continues it to its end."""
+def resuming(argv: list[str], ranks: int) -> str:
+    """The command of a run as one that continues it to its end, on as many ranks."""
     words = iter(argv)
-    kept = []
+    kept = ["torchrun", "--nproc_per_node", str(ranks)] if ranks > 1 else ["python"]
     for word in words:
         if word == "--stop_after":
             next(words, None)

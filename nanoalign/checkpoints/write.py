@@ -66,6 +66,7 @@ def write_settings(model: "transformers.PreTrainedModel", tokenizer, folder: Pat
     """Writes config.json, generation_config.json and the files of the tokenizer."""
     config = copy.deepcopy(model.config)
     config.dtype, config.architectures = torch.float32, [type(model).__name__]
+    vars(config).pop("auto_map", None)  # names Python files that are not written
     # save_pretrained would refuse settings that from_pretrained accepts (a temperature without
     # sampling), and the trained model would be lost.
     config.to_json_file(folder / "config.json")

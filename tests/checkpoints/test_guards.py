@@ -25,10 +25,10 @@ COMMAND = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save
     ("argv", "checkpoints", "message"),
     [
         (COMMAND, ["step_000003"],
-         "continue it: train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume"),
+         "continue it: python train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume"),
         (["train_rm.py", "--stop_after", "3", "--overwrite"], ["step_000003"],
-         "continue it: train_rm.py --resume"),
-        (["train_rm.py", "--resume"], ["step_000003"], "continue it: train_rm.py --resume"),
+         "continue it: python train_rm.py --resume"),
+        (["train_rm.py", "--resume"], ["step_000003"], "continue it: python train_rm.py --resume"),
         (COMMAND, [".step_000003.partial"], "it has no checkpoint; train it again, with --overwrit"
          "e"),
     ],

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from nanoalign.checkpoints.guards import load_tokenizer, read_config
 from nanoalign.checkpoints.slices import read_slices
+from nanoalign.checkpoints.write import write_model
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
 
@@ -46,6 +47,17 @@ def hostile(tmp_path, llama_folder, monkeypatch):
         return folder
 
     return make, ran
+
+
+def test_code_that_is_not_run_is_named_and_left_out_of_the_result(hostile, tmp_path, capsys):
+    make, _ = hostile
+    folder = make()
+    read_config(folder)
+    code = "names Python code of its own (auto_map), which is not run"
+    assert capsys.readouterr().out == f"model       {folder} {code}\n"
+    (tmp_path / "out").mkdir()
+    write_model(Policy.load(folder), load_tokenizer(folder), tmp_path / "out")
+    assert "auto_map" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
 @pytest.mark.parametrize("read", [None, read_slices])
