@@ -40,6 +40,12 @@ def test_a_run_that_has_not_finished_is_no_model(tmp_path, argv, checkpoints, me
     assert str(error.value) == f"the run in '{folder}' has not finished; {message}"
 
 
+def test_a_run_of_several_ranks_continues_on_as_many(tmp_path):
+    folder = unfinished(tmp_path / "run", "step_000003", argv=["train_rm.py"], ranks=8)
+    with pytest.raises(RunError, match=r"it: torchrun --nproc_per_node 8 train_rm\.py --resume$"):
+        local_folder(folder)
+
+
 @pytest.mark.parametrize("settings", ['{"files": []}', "{", "[]", None])
 def test_another_folder_may_be_no_model_at_all(tmp_path, settings):
     """The results of an evaluation, which have an args.json too; a damaged one."""
