@@ -19,9 +19,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from nanoalign.checkpoints.intervals import wilson_interval  # noqa: E402
-from nanoalign.evaluation.statistics import bootstrap_interval, prompt_interval  # noqa: E402
+from nanoalign.evaluation.statistics import prompt_interval  # noqa: E402
 
 LARGEST = 8  # answers to a prompt
+RESAMPLES = 1000  # of a bootstrap
 # What a prompt has: name -> the shares of prompts with so many ranked answers. "3 records": three
 # records of a pair each, which share one answer.
 PROMPTS = {
@@ -52,6 +53,18 @@ def simulations(
         yield (ordered[0] == ordered[1])[held].astype(float), np.nonzero(held)[0].tolist()
 
 
+def bootstrap_interval(hits: np.ndarray, prompts: list[int], seed: int) -> tuple[float, float]:
+    """The percentile bootstrap of Efron 1979: resamples prompts with all of their pairs."""
+    sums, counts = np.bincount(prompts, weights=hits), np.bincount(prompts)
+    draw = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES):
+        picked = draw.integers(len(sums), size=len(sums))
+        means.append(sums[picked].sum() / counts[picked].sum())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--simulations", type=int, default=2000, help="of each row")
@@ -73,9 +86,7 @@ def main() -> None:
                     intervals["Wilson"].append(wilson_interval(hits.mean(), len(hits)))
                     intervals["prompts"].append(prompt_interval(hits, groups))
                     if n < args.bootstraps:
-                        intervals["bootstrap"].append(
-                            bootstrap_interval(hits, groups, seed=n, resamples=1000)
-                        )
+                        intervals["bootstrap"].append(bootstrap_interval(hits, groups, seed=n))
                 cells = [
                     f"{np.mean([low <= accuracy <= high for low, high in each]):.1%}"
                     for each in intervals.values()

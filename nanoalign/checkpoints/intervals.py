@@ -10,4 +10,4 @@ def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, f
     """
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z * z / count)
-    return centre - half, centre + half
+    return max(0.0, centre - half), min(1.0, centre + half)  # at 0 and 1 up to rounding

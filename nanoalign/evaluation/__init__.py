@@ -9,7 +9,7 @@ answers.py      the answers of a policy, or of a file; the KL of two policies
 judge.py        the rewards of the answers, by a reward model
 comparison.py   who wins, by how much; new preference pairs
 seen.py         how much of the data the models were trained on
-statistics.py   calibration, rank correlation, bootstrap, length-controlled win rate
+statistics.py   calibration, rank correlation, intervals, length-controlled win rate
 page.py diagnosis.py        report.html, and what its figures mean
 pictures.py reward_pictures.py      the two files that import matplotlib
 results.py      the folder of results, which replaces an older one as a whole

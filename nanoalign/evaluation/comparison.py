@@ -15,8 +15,8 @@ import numpy as np
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.statistics import (
-    bootstrap_interval,
     length_controlled_win_rate,
+    prompt_interval,
     win_shares,
 )
 from nanoalign.formats.prompts import prompt_key
@@ -106,18 +106,17 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
     """The figures that depend on pairs.
 
     wins, losses and ties count pairs; win_rate counts a tie as half a win, and each prompt as one;
-    its 95 % interval is bootstrap_interval's over prompts. length_controlled_win_rate is the
+    its 95 % interval is that of statistics.prompt_interval. length_controlled_win_rate is the
     function of that name. The shares of answers that ended with EOS are None where that is not
     known. The figures with "true" are of the true rule, and are there if all prompts are those of
     the embedded world.
     """
-    won = np.concatenate([win_shares(each.margins()).ravel() for each in compared])  # (P,)
+    won, weights = won_pairs(compared)
     longer = np.concatenate([
         np.subtract.outer(*([float(x.tokens) for x in getattr(each, role)] for role in ROLES))
         .ravel() for each in compared
     ])  # fmt: skip
     pairs = [len(each.policy) * len(each.baseline) for each in compared]  # (N,)
-    weights = np.repeat(1 / np.array(pairs), pairs)  # (P,): together 1 a prompt
     policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
     policy_tokens, baseline_tokens = (mean_of(compared, role, lambda x: x.tokens) for role in ROLES)
     figures = {
@@ -128,7 +127,7 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
         "wins": int((won == 1).sum()),
         "losses": int((won == 0).sum()),
         "ties": int((won == 0.5).sum()),
-        **win_rate_figures("", [each.win_rate() for each in compared]),
+        **win_rate_figures("", compared),
         "length_controlled_win_rate": length_controlled_win_rate(won, longer, weights),
         "policy_tokens_mean": policy_tokens,
         "baseline_tokens_mean": baseline_tokens,
@@ -157,13 +156,22 @@ def true_metrics(compared: Sequence[Compared]) -> dict[str, float]:
         for each in compared
     ]  # fmt: skip
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
-    return means | win_rate_figures("true_", [each.win_rate() for each in truly])
+    return means | win_rate_figures("true_", truly)
 
 
-def win_rate_figures(judge: str, rates: Sequence[float]) -> dict[str, float]:
-    """The mean of the win rates of the prompts, (N,), with its interval. judge: "" or "true_"."""
-    low, high = bootstrap_interval(np.array(rates), [str(n) for n in range(len(rates))])
-    means = {"win_rate": float(np.mean(rates)), "win_rate_low": low, "win_rate_high": high}
+def won_pairs(compared: Sequence[Compared]) -> tuple[np.ndarray, np.ndarray]:
+    """(win_shares of all pairs (P,), their weights (P,), together 1 a prompt)."""
+    won = [win_shares(each.margins()).ravel() for each in compared]
+    return np.concatenate(won), np.concatenate([np.full(len(own), 1 / len(own)) for own in won])
+
+
+def win_rate_figures(judge: str, compared: Sequence[Compared]) -> dict[str, float]:
+    """The mean of the win rates of the prompts, with its interval. judge: "" or "true_"."""
+    won, weights = won_pairs(compared)
+    prompts = [n for n, each in enumerate(compared) for _ in range(each.margins().size)]
+    low, high = prompt_interval(won, prompts, weights)
+    rate = float(np.mean([each.win_rate() for each in compared]))
+    means = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high}
     return {f"{judge}{name}": value for name, value in means.items()}
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.seen import note_on_prompts
@@ -79,14 +78,11 @@ def _share(figures: Figures, judge: str) -> str:
 
 
 def _better(figures: Figures, judge: str) -> int:
-    """1 if the win rate is above 1/2 beyond chance, -1 if it is below, else 0.
+    """1 if the interval of the win rate is above 1/2, -1 if it is below, else 0.
 
-    judge: "" (the reward model) or "true_". A bootstrap of few prompts may have no width, so 1/2
-    must also be outside Wilson's interval.
+    judge: "" (the reward model) or "true_".
     """
-    low, high = wilson_interval(figures[f"{judge}win_rate"], figures["prompts"])
-    low = min(low, figures[f"{judge}win_rate_low"])
-    high = max(high, figures[f"{judge}win_rate_high"])
+    low, high = figures[f"{judge}win_rate_low"], figures[f"{judge}win_rate_high"]
     return int(low > 0.5) - int(high < 0.5)
 
 

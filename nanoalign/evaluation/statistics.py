@@ -11,8 +11,6 @@ import numpy as np
 
 from nanoalign.checkpoints.intervals import wilson_interval
 
-RESAMPLES = 4000  # of a bootstrap
-
 
 def win_shares(margins: np.ndarray) -> np.ndarray:
     """1 where a margin is above 0, 0 where it is below, 1/2 for a tie: (P,) -> (P,)."""
@@ -60,51 +58,39 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 
 
-def bootstrap_interval(
-    values: np.ndarray, groups: Sequence[str], seed: int = 0, resamples: int = RESAMPLES
+def prompt_interval(
+    hits: np.ndarray, prompts: Sequence[Hashable], weights: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """95 % interval of the mean of `values` (P,), by resampling groups with all of their values.
-
-    The percentile bootstrap of Efron 1979. Answers to one prompt are not independent, so prompts
-    are the groups: if answers were resampled, the interval would be too narrow.
-    """
-    index = {name: n for n, name in enumerate(dict.fromkeys(groups))}
-    group = np.array([index[name] for name in groups])
-    sums, counts = np.bincount(group, weights=values), np.bincount(group)
-    draw = np.random.default_rng(seed)
-    means = []
-    for _ in range(resamples):
-        picked = draw.integers(len(sums), size=len(sums))
-        means.append(sums[picked].sum() / counts[picked].sum())
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def prompt_interval(hits: np.ndarray, prompts: Sequence[Hashable]) -> tuple[float, float]:
     """95 % interval of the probability of a hit, from pairs of which some share a prompt.
 
     hits: (P,) 1, 0, or 1/2 for a tie. prompts: of each pair; the pairs of one prompt share answers.
+    weights: (P,) of the pairs, of any sum; None: 1 each.
 
     The interval of Wilson for as many independent pairs as the P pairs are worth (Korn and Graubard
-    1998). That is P / deff, where deff, the design effect, is the sum of squared deviations from
-    the mean, added up by prompt before squaring, over that sum without prompts. deff is an
-    estimate, so P / deff is multiplied by (t(P - 1) / t(n - 1))^2 of Student's t, where
-    n = P^2 / sum of squared pairs of each prompt is the effective number of prompts (Carter et al.
-    2017). The result is at least n, what pairs are worth that are all alike within their prompt,
-    and at most P. So it is Wilson's interval where each prompt has one pair. A bootstrap is empty
-    where all pairs are hits, and too narrow near that: benchmarks/coverage.py.
+    1998). That is the weighted mean of squared deviations from the share of hits, over the sum of
+    squares of the weighted deviations (of weights of the sum 1) added up by prompt; without weights
+    P / deff, of the design effect deff. It is an estimate, so it is multiplied by
+    (t(m - 1) / t(n - 1))^2 of Student's t, where m = 1 / sum of squared weights is the effective
+    number of pairs, P without weights, and n, the same of the weights of prompts, that of prompts
+    (Carter et al. 2017). The result is at least n, what pairs are worth that are all alike within
+    their prompt, and at most m. So it is Wilson's interval where each prompt has one pair. A
+    bootstrap is empty where all pairs are hits, and too narrow near that: benchmarks/coverage.py.
     """
     index = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     group = np.array([index[prompt] for prompt in prompts])
-    pairs, share = len(hits), float(hits.mean())
-    alike = pairs**2 / (np.bincount(group) ** 2).sum()  # n
-    apart, together = ((hits - share) ** 2).sum(), (np.bincount(group, hits - share) ** 2).sum()
+    weights = np.ones(len(hits)) if weights is None else weights
+    weights = weights / weights.sum()
+    share = float((weights * hits).sum())
+    most = 1 / (weights**2).sum()  # m
+    alike = 1 / (np.bincount(group, weights) ** 2).sum()  # n
     worth = alike
-    if alike > 1 and together > 0:
-        worth = pairs * apart / together * (_student(pairs - 1) / _student(alike - 1)) ** 2
-    elif alike > 1 and apart > 0:
-        worth = pairs
-    return wilson_interval(share, float(np.clip(worth, alike, pairs)))
+    if max(index.values()) > 0 and hits.min() < hits.max():
+        apart = (weights * (hits - share) ** 2).sum()
+        together = (np.bincount(group, weights * (hits - share)) ** 2).sum()
+        worth = most
+        if together > 0:
+            worth = apart / together * (_student(most - 1) / _student(alike - 1)) ** 2
+    return wilson_interval(share, float(np.clip(worth, alike, most)))
 
 
 def _student(freedom: float) -> float:

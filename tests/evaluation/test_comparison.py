@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.evaluation.comparison import (
     Compared,
     Judged,
@@ -79,9 +80,10 @@ def test_every_prompt_counts_as_one_by_hand():
     assert figures["baseline_mean"] == pytest.approx((5 / 3 + 3 / 2) / 2)
     assert figures["policy_tokens_mean"] == pytest.approx((15 + 7) / 2)
     assert figures["baseline_tokens_mean"] == pytest.approx((15 + 8.5) / 2)
-    # The interval is that of two prompts, drawn twice: both the better, or both the worse.
-    assert figures["win_rate_low"] == pytest.approx(1 / 2)
-    assert figures["win_rate_high"] == pytest.approx(3.5 / 6)
+    # Pairs of p have the weight 1/12, those of q 1/4: together they are worth as many as
+    # 1 / (6 / 144 + 2 / 16) = 6 at most. The prompts are as good as alike, so they are worth that.
+    interval = figures["win_rate_low"], figures["win_rate_high"]
+    assert interval == pytest.approx(wilson_interval(6.5 / 12, 6))
     assert (figures["policy_answers"], figures["baseline_answers"]) == (3, 5)
 
 
@@ -141,12 +143,19 @@ def test_uneven_answers_are_those_of_brute_force_with_and_without_cut_answers():
 
 
 def test_copies_of_answers_change_no_figure_but_counts():
-    """Each answer of one prompt three times on one side, twice on the other."""
+    """Each answer of one prompt three times on one side, twice on the other.
+
+    The ends of the interval move by Student's t alone, which has the number of pairs.
+    """
     lines = many(40)
     copies = [Compared(x.id, x.prompt, x.policy * 3, x.baseline * 2) for x in lines[:20]]
     plain, copied = (comparison_metrics(own, 320) for own in (lines, copies + lines[20:]))
+    ends = ("win_rate_low", "win_rate_high")
+    for end in ends:
+        assert plain[end] == pytest.approx(copied[end], abs=2e-4)
     for figures in (plain, copied):
-        del figures["without_cut"]
+        for key in ("without_cut", *ends):
+            del figures[key]
     counts = {"pairs", "wins", "losses", "ties", "no_dpo_better_than_dpo_count",
               "no_dpo_worse_than_dpo_count", *(f"{role}_{what}" for role in ("policy", "baseline")
               for what in ("answers", "cut_count"))}  # fmt: skip
@@ -194,7 +203,9 @@ def test_figures_of_the_embedded_world_by_hand():
         means = [statistics.fmean(own[n]) for own in rewards]
         assert figures[f"{role}_true_mean"] == pytest.approx(statistics.fmean(means))
     assert figures["prompts"] == 2
-    assert (figures["true_win_rate_low"], figures["true_win_rate_high"]) == (0.0, 3 / 4)
+    # With one degree of freedom the pairs are worth no more than the two prompts.
+    interval = figures["true_win_rate_low"], figures["true_win_rate_high"]
+    assert interval == pytest.approx(wilson_interval(3 / 8, 2))
 
 
 def test_longer_is_the_policys_length_less_the_baselines():

@@ -99,7 +99,7 @@ def test_the_verdict_says_what_it_rests_on(tmp_path):
     assert "is better" in conclusion(figures_of(compared))
     assert "only the beginning of 30 of the baseline's 40 answers: its max_length of 320" in text
     assert "The result rests on these beginnings" in text
-    assert "win 0.0% [0.0%, 0.0%] of 10 comparisons: the policy is worse" in text
+    assert "win 0.0% [0.0%, 27.8%] of 10 comparisons: the policy is worse" in text
     page = html.unescape(page_of(compared, tmp_path))
     assert f'<p class="caution">{text}</p>' in page
     mark = '<span class="mark">cut: the reward model read only the first 47%</span>'
@@ -185,10 +185,24 @@ def test_the_conclusion_says_what_was_counted(pairs, prompts, text):
     assert conclusion(figures).endswith(text)
 
 
-def test_three_wins_of_three_are_no_proof():
-    """A bootstrap of three wins has no width; Wilson's interval of 3 of 3 begins at 0.44."""
-    figures = {f"win_rate{end}": 1.0 for end in ("", "_low", "_high")} | {"pairs": 3, "prompts": 3}
-    assert "is within chance" in conclusion(figures)
+@pytest.mark.parametrize(
+    ("won", "result", "interval"),
+    [([[1]] * 3, "is within chance", "100.0% [43.8%, 100.0%]"),
+     ([[0] * 8], "is within chance", "0.0% [0.0%, 79.3%]"),
+     ([[1]] * 6 + [[0.5]] * 2 + [[0.0]], "is within chance", "77.8% [45.3%, 93.7%]"),
+     ([[1]] * 8, "is better", "100.0% [67.6%, 100.0%]"),
+     ([[0]] * 8, "is worse", "0.0% [0.0%, 32.4%]")],
+)  # fmt: skip
+def test_the_result_is_that_of_the_printed_interval(won, result, interval):
+    """Few prompts, or equal outcomes: Wilson's interval has a width. 1: a win, 0.5: a tie."""
+    lines = [
+        Compared(
+            str(n), f"p{n}", tuple(x for score in own for x in one("a", score, 3)), one("b", 0.5, 3)
+        )
+        for n, own in enumerate(won)
+    ]
+    text = conclusion(figures_of(lines))
+    assert result in text and interval in text
 
 
 def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):

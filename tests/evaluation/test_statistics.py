@@ -5,32 +5,12 @@ import pytest
 
 from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.evaluation.statistics import (
-    bootstrap_interval,
     calibration,
     length_controlled_win_rate,
     prompt_interval,
     rank_correlation,
     win_shares,
 )
-
-
-def test_the_bootstrap_has_the_width_of_theory():
-    """400 independent flips: mean +- 1.96 * sqrt(p (1 - p) / 400), within a tenth of its width."""
-    won = np.array([1.0] * 280 + [0.0] * 120)
-    low, high = bootstrap_interval(won, [str(i) for i in range(400)])
-    half = 1.96 * np.sqrt(0.7 * 0.3 / 400)
-    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.1 * half)
-
-
-def test_answers_to_one_prompt_are_resampled_together():
-    """Four copies of every answer have the interval of one."""
-    won = np.array([1.0, 0.0, 1.0, 1.0, 0.0] * 20)
-    prompts = [str(i) for i in range(100)]
-    alone = bootstrap_interval(won, prompts)
-    copies = bootstrap_interval(np.tile(won, 4), prompts * 4)
-    assert copies == pytest.approx(alone)
-    apart = bootstrap_interval(np.tile(won, 4), [str(i) for i in range(400)])
-    assert apart[1] - apart[0] == pytest.approx((alone[1] - alone[0]) / 2, rel=0.15)
 
 
 def test_length_control_takes_out_what_length_explains():
@@ -119,6 +99,52 @@ def test_the_interval_over_prompts_is_never_surer_than_of_as_many_apart():
     assert prompt_interval(hits, prompts) == pytest.approx(wilson_interval(0.5, 100), rel=1e-12)
     ties = prompt_interval(np.full(100, 0.5), prompts)
     assert ties == pytest.approx(wilson_interval(0.5, 50), rel=1e-12)
+
+
+def test_the_interval_over_prompts_of_pairs_with_weights_by_hand():
+    """4 prompts of 1 pair and 4 of 2, each of the weight 1/8: the first are hits, of the others two
+    have one hit and two none. The share is (4 + 2 / 2) / 8 = 0.625.
+
+    Weighted squares: (4 * 0.375^2 + 1 * 0.375^2 + 3 * 0.625^2) / 8 = 0.234375; of the prompts
+    (4 * 0.375^2 + 2 * 0.125^2 + 2 * 0.625^2) / 64 = 0.021484; their ratio is 10.909, times
+    (t(29/3) / t(7))^2: the pairs are worth as many as 1 / (4 / 64 + 8 / 256) = 32/3 at most.
+    """
+    hits = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0], dtype=float)
+    prompts = [0, 1, 2, 3, *(n for n in range(4, 8) for _ in range(2))]
+    weights = np.array([1.0] * 4 + [0.5] * 8)
+    expected = wilson_interval(0.625, 0.234375 / 0.02148438 * (2.2385 / 2.3640) ** 2)
+    found = prompt_interval(hits, prompts, weights)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert prompt_interval(hits, prompts, 7 * weights) == pytest.approx(found, rel=1e-12)
+    one_each = prompt_interval(hits[:4] * [1, 0, 0.5, 1], prompts[:4], np.full(4, 0.1))
+    assert one_each == pytest.approx(wilson_interval(0.625, 4), rel=1e-12)
+    sure = prompt_interval(
+        np.ones(9), [0, 1, 1, 2, 2, 2, 3, 3, 3], np.array([3, *[1.5] * 2, *[1] * 6]) / 3
+    )
+    assert sure == pytest.approx(wilson_interval(1.0, 4), rel=1e-12)
+
+
+@pytest.mark.parametrize(("prompts", "most"), [(40, 5), (12, 5), (12, 1)])
+def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
+    """In 400 simulations of 1 to `most` answers of either side, every prompt counting as one.
+
+    The answers of a prompt differ by 1 in their standard deviation, prompts by 1 in how much better
+    the policy is. The win rate is that of a normal of mean 0.8 and variance 1 + 2: 0.678.
+    """
+    draw = np.random.default_rng(prompts + most)
+    covered = []
+    for _ in range(400):
+        hits, groups, weights = [], [], []
+        for n in range(prompts):
+            sides = [draw.normal(size=draw.integers(1, most + 1)) for _ in range(2)]
+            better = 0.8 + draw.normal()
+            own = win_shares(np.subtract.outer(sides[0] + better, sides[1]).ravel())
+            hits.append(own)
+            groups += [n] * len(own)
+            weights.append(np.full(len(own), 1 / len(own)))
+        low, high = prompt_interval(np.concatenate(hits), groups, np.concatenate(weights))
+        covered.append(low <= 0.6779 <= high)
+    assert 0.917 <= np.mean(covered) <= 0.983
 
 
 @pytest.mark.parametrize(
