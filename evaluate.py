@@ -75,11 +75,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
         encoded = scoring.encode_for(model, view.shares, compared, tokenizer, rule)
-        counts = encoded[0].counts() | {EQUAL_SCORES: len(records) - len(compared)}
+        counts = encoded[0].counts(compared) | {EQUAL_SCORES: len(records) - len(compared)}
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
         responses = sum(len(record.responses) for record in compared)
+        prompts = len(set(scoring.prompt_keys(compared)))
         print0(
-            f"{'data':<11} {' '.join(args.data)}: {responses:,} responses to {len(compared):,} "
+            f"{'data':<11} {' '.join(args.data)}: {responses:,} responses to {prompts:,} "
             f"prompts, labels {view.preference}{notes}"
         )
         scoring.check_encoded(score, encoded, batches, name)

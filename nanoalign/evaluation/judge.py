@@ -120,7 +120,7 @@ def compare(
     ended = [answers[role].ended(n, k) for n, role, k in places]
     encode = partial(encode_for, judge.model, judge.shares, records, judge.tokenizer)
     encoded = encode(judge.rule, [[flag] for flag in ended])
-    notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts().items())
+    notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts(records).items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"

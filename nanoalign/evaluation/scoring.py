@@ -18,10 +18,11 @@ from nanoalign.checkpoints.guards import check_fits
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import World, sum_over_ranks
-from nanoalign.encode import CUT_RESPONSE, Record
+from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.rows import Ended, encode_answers
 from nanoalign.formats.columns import joined
+from nanoalign.formats.prompts import prompt_key
 from nanoalign.formats.templates import encode_records
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
@@ -31,6 +32,7 @@ from nanoalign.rewards.rule import check_pad_token, rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
+OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their prompt
 
 
 def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> SeveralRewards:
@@ -114,9 +116,20 @@ class Encoded(NamedTuple):
     rows: list[Row]
     factor: float
 
-    def counts(self) -> Counter:
-        """What encoding cut, and which columns were ignored, by reason."""
-        return joined(Counter(note for row in self.rows for note in row.notes))
+    def counts(self, records: Sequence[Record]) -> Counter:
+        """What encoding cut, and which columns were ignored, by reason.
+
+        records: of the rows. What was done to prompts is counted once for all rows of a prompt.
+        """
+        rows = zip(prompt_keys(records), self.rows, strict=True)
+        notes = [(key, note) for key, row in rows for note in row.notes]
+        once = dict.fromkeys(each for each in notes if each[1] in OF_PROMPTS)
+        rest = [each for each in notes if each[1] not in OF_PROMPTS]
+        return joined(Counter(note for _, note in (*once, *rest)))
+
+
+def prompt_keys(records: Sequence[Record]) -> list[str]:
+    return [prompt_key(record.prompt, record.tools) for record in records]
 
 
 def encode_for(

@@ -70,6 +70,8 @@ def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
     scores = results[0]
     assert list(scores[0]) == [
         "pair_id", "subset", "prompt", "response", "side", "score", "tokens", "cut"]  # fmt: skip
+    prompts = len({line["prompt"] for line in scores})
+    assert prompts <= 10 and f" 26 responses to {prompts} prompts, " in results[2]
     assert len(scores) == 26 and len({line["pair_id"] for line in scores}) == 13
     assert [line["side"] for line in scores] == ["chosen", "rejected"] * 13
     second = [line for line in scores if line["subset"] == "second"]

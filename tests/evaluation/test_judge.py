@@ -135,14 +135,18 @@ def test_rewards_do_not_depend_on_how_many_answers_share_a_row(world):
 def test_a_reward_does_not_depend_on_the_other_answers(world, tokenizer):
     """A prompt of 14 tokens is read whole with "fine" and its EOS, cut to 10 for a long answer."""
     model = RewardModel.load(world / "short", trainable=False)
-    prompt, texts = "fourteen words", ("fine", "a long answer of 27 letters")
+    prompt, texts = (
+        "fourteen words",
+        ("fine", "a long answer of 27 letters", "another one of some letters"),
+    )
     files = []
     for side, answers in (("policy", texts[:1]), ("baseline", texts)):
         lines = [{"prompt": prompt, "answer": answer} for answer in answers]
         files += [f"--{side}_answers", write_jsonl(world / f"{side} alone.jsonl", lines)]
     argv = ["policy", *files, "--reward", world / "short", "--out", world / "alone"]
-    found, *_ = evaluated(argv)
-    for line, (start, end) in zip(found, ((0, 5), (0, 5), (4, 10)), strict=True):
+    found, _, printed = evaluated(argv)
+    assert "; 1 prompts cut at their beginning" in printed  # also where several answers cut it
+    for line, (start, end) in zip(found, ((0, 5), (0, 5), (4, 10), (4, 10)), strict=True):
         tokens, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
         answer = [*answer, tokenizer.eos_token_id][:end]
         row = Row("x", np.array(tokens[start:], np.int32), (np.array(answer, np.int32),), ())

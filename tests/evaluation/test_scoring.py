@@ -14,7 +14,7 @@ from ranks import run_ranks
 
 from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, Record, encode_all
 from nanoalign.errors import RunError
 from nanoalign.evaluation.scoring import encode_for, lengths_of, score_rows
 from nanoalign.loop import Batches
@@ -120,11 +120,16 @@ def test_text_is_scored_as_it_is_by_models_that_were_trained_on_text(tokenizer, 
     assert found[1] == [*tokenizer("Because.")["input_ids"], tokenizer.eos_token_id]
 
 
-def test_what_was_written_as_a_dialogue_is_counted(tokenizer):
+def test_what_was_written_as_a_dialogue_is_counted_once_a_prompt(tokenizer):
+    """Responses that are cut are counted one by one."""
     plain, dialogue = (Record(prompt, ("a", "b")) for prompt in FORMS["text"])
-    given = trained_on("dialogue"), {"better": 1.0}, [plain, dialogue, plain], tokenizer
+    records = [plain, dialogue, Record("Who?", ("a",)), plain]
+    given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
     (encoded,) = encode_for(*given, ("raw", 256))
-    assert encoded.counts() == {AS_DIALOGUE: 2}
+    assert encoded.counts(records) == {AS_DIALOGUE: 2}
+    long = [Record("fourteen words", (text, "b")) for text in ("a long" * 4, "c long" * 4)]
+    (encoded,) = encode_for(trained_on(), {"better": 1.0}, long, tokenizer, ("raw", 20))
+    assert encoded.counts(long) == {CUT_PROMPT: 1, CUT_RESPONSE: 2}
 
 
 REFUSED = {
@@ -185,5 +190,6 @@ def test_both_commands_score_plain_prompts_as_dialogues(tmp_path, llama_folder, 
     for role, side in zip(("policy", "baseline"), sides, strict=True):
         answers = [{"prompt": each["prompt"], "answer": each[side]} for each in plain]
         argv += [f"--{role}_answers", write_jsonl(tmp_path / f"{role}.jsonl", answers)]
-    found, _, _ = evaluated([*argv, "--template", "raw"])
+    found, _, printed = evaluated([*argv, "--template", "raw"])
+    assert f"; 3 {AS_DIALOGUE}" in printed  # not 6, of as many answers
     assert [line["score"] for line in found] == pytest.approx(scores[0], rel=1e-5)
