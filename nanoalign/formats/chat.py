@@ -1,19 +1,21 @@
-"""Records as a chat template renders them: nothing that they have is left out, nothing is doubled.
+"""Records as a template renders them: what is left out is refused or named, nothing is doubled.
 
-A template may ignore tools, tool calls or reasoning without a word, and it writes an end of turn
-that the data may have, too.
+A chat template may ignore tools, tool calls or reasoning without a word, and it writes an end of
+turn that the data may have, too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 from jinja2 import TemplateError
 
 from nanoalign.encode import Record, Text, without_end
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.formats.messages import REASONING
-from nanoalign.formats.templates import messages_of, render, resolve_template
+from nanoalign.formats.messages import BARE, FURTHER, REASONING
+from nanoalign.formats.rows import IGNORED
+from nanoalign.formats.templates import PKU_HEADERS, messages_of, render, resolve_template
 
 GROUPS = (("tool_calls",), ("function_call",), REASONING)  # keys that mean one thing
 OTHER = "another text"
@@ -22,6 +24,7 @@ OTHER = "another text"
 def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
     """The records for encode.encode_all, their responses without the template's end of a turn.
 
+    Their notes name further keys of messages that are not in the text.
     Raises RunError for tools, tool calls or reasoning that are not in the text of a record.
     """
     apply = partial(tokenizer.apply_chat_template, tokenize=False)
@@ -32,6 +35,7 @@ def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record
         if chat:
             check_content(record, apply, roles)
         check_shown(record, apply, chat, name)
+        record = without_ignored(record, apply, chat)
         found.append(without_end_of_turn(record, tokenizer, added) if chat else record)
     return found
 
@@ -107,6 +111,74 @@ def check_shown(record: Record, apply: Callable[..., str], chat: bool, template:
             f"{record.name}: {which} does not show {' and '.join(lacking)}; take a tokenizer whose "
             "chat template does, or remove what is not to be learned from the record"
         )
+
+
+def without_ignored(record: Record, apply: Callable[..., str], chat: bool) -> Record:
+    """The record whose notes name the keys of messages that its text is the same without.
+
+    Its answers have none of these keys. Keys that `check_shown` refuses are not looked at.
+    """
+    prompt, tools = messages_of(record.prompt), record.tools
+
+    def hidden(before: list[dict], messages: list[dict]) -> set[tuple[str, str]]:
+        """(role, key) of further keys of `messages`, which follow `before` in a dialogue."""
+        own = {(each["role"], key) for each in messages for key in each.keys() - BARE - FURTHER}
+        whole = [*before, *messages]
+        return {
+            one for one in own
+            if not chat
+            or not differs(apply, whole, [*before, *without(messages, {one})], tools, tools)
+        }  # fmt: skip
+
+    of_prompt = hidden([], prompt)
+    of_answers = [hidden(prompt, [answer]) for answer in record.answers]
+    names = {f"prompt[].{key}" for _, key in of_prompt}
+    names |= {f"responses[].{key}" for keys in of_answers for _, key in keys}
+    if not names:
+        return record
+    both = zip(record.answers, of_answers, strict=True)
+    answers = [each for answer, keys in both for each in without([answer], keys)]
+    more = any(answer.keys() - BARE for answer in answers)
+    notes = with_names(record.notes, names)
+    return replace(record, answers=tuple(answers) if more else (), notes=notes)
+
+
+def without(messages: list[dict], keys: set[tuple[str, str]]) -> list[dict]:
+    """The messages without the keys (role, key)."""
+    return [
+        {key: value for key, value in each.items() if (each["role"], key) not in keys}
+        for each in messages
+    ]
+
+
+def with_names(notes: Collection[str], names: Collection[str]) -> tuple[str, ...]:
+    """The notes of a record, of which one has these names, too: it is counted once."""
+    own = [note for note in notes if note.startswith(IGNORED)]
+    names = set(names).union(*(note.removeprefix(IGNORED).split(", ") for note in own))
+    others = [note for note in notes if note not in own]
+    return (*others, IGNORED + ", ".join(sorted(names)))
+
+
+def refuse(record: Record, template: str, name: str) -> NoReturn:
+    """Raises RunError for a record that the template `name`, which is that of --template, can't
+    render: with the roles, keys or kind of prompt that are in the way."""
+    reasons = ["tools"] if record.tools else []
+    reasons += sorted({key for answer in record.answers for key in answer.keys() - BARE})
+    if name == "chat":
+        reasons = ["a tokenizer without a chat template"]
+    elif name == "raw" and isinstance(record.prompt, list):
+        reasons.insert(0, "a list of messages")
+    elif name == "pku":
+        roles = dict.fromkeys(each["role"] for each in messages_of(record.prompt))
+        key = {"system": " (or the key 'system')"}
+        others = [role for role in roles if role not in PKU_HEADERS]
+        reasons = [f"messages of '{role}'{key.get(role, '')}" for role in others] + reasons
+    which = template if template == name else f"{template}, which is {name} here,"
+    raise RunError(
+        f"{record.name}: --template {which} can't be used for {' and '.join(reasons)}; raw needs "
+        "text, pku messages of user and assistant alone, both without tools; chat a tokenizer with "
+        "a chat template"
+    )
 
 
 def differs(

@@ -12,6 +12,12 @@ def split(chosen: str, rejected: str) -> Record:
 
     Raises ValueError if they share no prompt.
     """
+    if any(isinstance(each, dict | list) for each in (chosen, rejected)):
+        found = " and ".join(type(each).__name__ for each in (chosen, rejected))
+        raise ValueError(
+            "'prompt' is missing: without it chosen and rejected must both be lists of messages, "
+            f"or both HH-RLHF dialogues, found {found}"
+        )
     check_text("chosen dialogue", chosen)
     check_text("rejected dialogue", rejected)
     # The prompt ends with the last header of the assistant that both share. A few records differ

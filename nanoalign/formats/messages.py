@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nanoalign.encode import Record
+from nanoalign.formats.records import TEXTS
 from nanoalign.formats.templates import is_dialogue, messages_of
 from nanoalign.pairs import Format, check_text
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of the same in chat templates
+BARE = {"role", "content"}
 FURTHER = {"tool_calls", "function_call", *REASONING}  # text of a message beside its content
 
 
@@ -29,24 +31,30 @@ def read_messages(read: Format, record: dict) -> Record:
 
 def decoded(record: dict) -> dict:
     """The record with the messages that it has as JSON text. Other text stays as it is."""
-    values = {key: record[key] for key in ("prompt", "chosen", "rejected", "completion")
-              if key in record}  # fmt: skip
-    found = {key: json_messages(value) for key, value in values.items()}
-    if None in (found.get("chosen"), found.get("rejected")):  # an answer may be such JSON itself
-        found |= {"chosen": None, "rejected": None}
+    found = {key: json_messages(record[key]) for key in TEXTS if key in record}
+    if isinstance(responses := record.get("responses"), list):
+        found["responses"] = [json_messages(each) or each for each in responses]
     return record | {key: value for key, value in found.items() if value}
 
 
 def json_messages(value: object) -> list[dict] | None:
-    """The messages of a JSON text, which all have a role; None if it is no such text."""
+    """The messages of a JSON text, all with a role and a content or what may be in its place.
+
+    None if it is no such text.
+    """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return None
     try:
         values = json.loads(value)
     except json.JSONDecodeError:
         return None
-    is_list = isinstance(values, list) and all(isinstance(each, dict) for each in values)
-    return values if is_list and values and all("role" in each for each in values) else None
+    all_are = isinstance(values, list) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("role"), str)
+        and each.keys() & {"content", *FURTHER}
+        for each in values
+    )
+    return values if all_are and values else None
 
 
 def messages(values: object, name: str) -> list[dict]:
@@ -147,12 +155,15 @@ def answer(value: object, name: str) -> dict:
 
 
 def with_answers(record: Record, answers: Sequence[dict]) -> Record:
-    """The Record with these responses: as texts, and as messages if one has more than text."""
+    """The Record with these responses: as texts, and as messages if one has more than text.
+
+    Further keys may be those that a chat template reads.
+    """
     texts = [
         json.dumps(each, ensure_ascii=False) if FURTHER & each.keys() else each["content"]
         for each in answers
     ]
-    more = any(FURTHER & each.keys() for each in answers)
+    more = any(each.keys() - BARE for each in answers)
     return replace(record, responses=tuple(texts), answers=tuple(answers) if more else ())
 
 

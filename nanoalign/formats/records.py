@@ -14,6 +14,7 @@ from nanoalign.pairs import FORMATS, Format
 PKU = ("prompt", "response_0", "response_1")
 RANKED = ("prompt", "responses", "scores")
 UNPAIRED = ("prompt", "completion", "label")
+TEXTS = ("prompt", "chosen", "rejected", "completion", "response_0", "response_1", "responses")
 LARGEST = 1e30  # of a margin or a score. Losses are sums in float32, which ends at 3.4e38.
 
 
@@ -40,7 +41,7 @@ def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[st
 
 def complete(keys: tuple[str, ...], read: Format, record: dict) -> Record:
     """The Record with what any format may have: messages, tools, a system prompt, more columns."""
-    texts = [record[key] for key in ("prompt", "chosen", "completion") if key in record]
+    texts = [record[key] for key in TEXTS if key in record]
     plain = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
     if plain and not {"system", "tools"} & record.keys():
         found = read(record)
@@ -61,8 +62,8 @@ def pku(record: dict, preference: str = "better") -> Record:
     best = record.get(key)
     if isinstance(best, bool) or best not in (0, 1):
         raise ValueError(f"{key} is {best!r}; --preference {preference} needs 0 or 1")
-    responses = record["response_0"], record["response_1"]
-    return Record(record["prompt"], responses[::-1] if best else responses)
+    responses = (record["response_0"], record["response_1"])[:: -1 if best else 1]
+    return from_messages(Record(record["prompt"], responses), "response")
 
 
 def pair_with_prompt(record: dict) -> Record:

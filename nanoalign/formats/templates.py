@@ -12,7 +12,6 @@ from functools import partial
 
 from nanoalign.batch import Row
 from nanoalign.encode import Record, Text, encode_all, raw, without_end
-from nanoalign.errors import RunError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the headers of HH-RLHF
 PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
@@ -25,7 +24,9 @@ def encode_records(
 
     Raises RunError for a record that the template cannot render, or would not show as a whole.
     """
-    if tokenizer.chat_template or any(r.tools or isinstance(r.prompt, list) for r in records):
+    if tokenizer.chat_template or any(
+        record.tools or record.answers or isinstance(record.prompt, list) for record in records
+    ):
         from nanoalign.formats.chat import prepared
 
         records = prepared(records, tokenizer, template)
@@ -34,7 +35,7 @@ def encode_records(
 
 def render(record: Record, tokenizer, template: str) -> Text:
     """The text of a record by the template of a name: an encode.Template."""
-    prompt, is_text = record.prompt, not (record.tools or record.answers)
+    prompt, is_text, named = record.prompt, not (record.tools or record.answers), template
     template = resolve_template(template, prompt, tokenizer)
     if template == "raw" and isinstance(prompt, str) and is_text:
         return raw(record, tokenizer)
@@ -51,10 +52,9 @@ def render(record: Record, tokenizer, template: str) -> Text:
         from nanoalign.formats.chat import chat
 
         return chat(record, messages, responses, tokenizer)
-    raise RunError(
-        f"{record.name}: --template {template} can't be used; raw needs text, pku messages of user "
-        "and assistant alone, both without tools; chat a tokenizer with a chat template"
-    )
+    from nanoalign.formats.chat import refuse
+
+    refuse(record, named, template)
 
 
 def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nanoalign.batch import Batch
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.records import PKU, complete
+from nanoalign.formats.records import PKU, complete, from_messages
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import RewardModel
@@ -95,7 +95,8 @@ def labelled(record: dict, preferences: Sequence[str]) -> Record:
             )
     responses = (record["response_0"], record["response_1"])[:: -1 if best[0] else 1]
     pairs = tuple((int(each != best[0]), int(each == best[0])) for each in best)
-    return Record(record["prompt"], responses, pairs, {"dimensions": list(range(len(best)))})
+    found = Record(record["prompt"], responses, pairs, {"dimensions": list(range(len(best)))})
+    return from_messages(found, "response")
 
 
 def has_one_label(record: dict, preferences: Sequence[str]) -> Record:

@@ -5,9 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+from conftest import byte_tokenizer
 
 from nanoalign import tiny
+from nanoalign.encode import Record
 from nanoalign.formats.load import load_rows
+from nanoalign.formats.templates import encode_records
 from nanoalign.rewards import several
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -51,6 +54,58 @@ def printed(records: list[dict], tmp_path: Path, capsys, tokenizer, world, **cha
 )  # fmt: skip
 def test_the_line_of_the_data_names_them(records, expected, tmp_path, capsys, tokenizer, world):
     assert printed(records, tmp_path, capsys, tokenizer, world) == expected
+
+
+NAMED = {"role": "user", "content": "p", "name": "bob", "weight": None}
+FOUND = {"role": "tool", "content": "42", "name": "look", "tool_call_id": "7"}
+CITING = {"role": "assistant", "content": "a", "citations": ["x"]}
+SHOW_TOOLS = "{% if m.role == 'tool' %}[{{ m.name }} {{ m.tool_call_id }}]{% endif %}"
+TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{more}{{ eos_token }}{% endfor %}"
+TURNS += "{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+def line(records: list[dict], tmp_path: Path, capsys, world, template: str | None) -> str:
+    tokenizer = byte_tokenizer(chat_template=template)
+    return printed(records, tmp_path, capsys, tokenizer, world)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "more", "expected"),
+    [
+        ([NAMED | {"name": None}], [{"role": "assistant", "content": "a"}], None, ""),
+        ([NAMED | {"tool_call_id": "7"}], [CITING], None,
+         "id, prompt[].name, prompt[].tool_call_id, responses[].citations"),
+        ([NAMED], "a", "", "id, prompt[].name"),
+        ([NAMED], "a", "{{ m.name }}", ""),
+        ([NAMED], [CITING], "{{ m.citations }}", "id, prompt[].name"),
+        ([NAMED, FOUND], "a", SHOW_TOOLS, "id, prompt[].name"),
+        ([NAMED | {"name": None}, FOUND], "a", SHOW_TOOLS, ""),
+        ([NAMED | {"name": None}, FOUND], "a", "", "id, prompt[].name, prompt[].tool_call_id"),
+    ],
+)  # fmt: skip
+def test_keys_of_messages_that_are_not_in_the_text_are_named(
+    prompt, chosen, more, expected, tmp_path, capsys, world
+):
+    """Beside the columns, and once per record. A key counts for each role that has it."""
+    record = {"prompt": prompt, "chosen": chosen, "rejected": "b"}
+    template = None if more is None else TURNS.replace("{more}", more)
+    if expected.startswith("id, "):
+        record, expected = record | {"id": 1}, f"; 2 records with ignored columns: {expected}"
+    assert line([record] * 2, tmp_path, capsys, world, template) == expected
+
+
+def test_an_answer_with_an_ignored_key_is_trained_on_as_its_text(tokenizer):
+    """A chat template that reads the key shows it."""
+    record = Record("Hi", ("a", "b"), answers=(CITING, CITING | {"content": "b"}))
+    for name in ("raw", "pku"):
+        (row,) = encode_records([record], tokenizer, 64, name)
+        (bare,) = encode_records([Record("Hi", ("a", "b"))], tokenizer, 64, name)
+        assert row.prompt.tolist() == bare.prompt.tolist()
+        assert [r.tolist() for r in row.responses] == [r.tolist() for r in bare.responses]
+        assert row.notes == ("records with ignored columns: responses[].citations",)
+    chat = byte_tokenizer(chat_template=TURNS.replace("{more}", "{{ (m.citations or [])[0] }}"))
+    (row,) = encode_records([record], chat, 64, "auto")
+    assert [chat.decode(r) for r in row.responses] == ["ax<eos>", "bx<eos>"] and row.notes == ()
 
 
 def test_the_embedded_data_have_none():

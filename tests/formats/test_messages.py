@@ -10,6 +10,7 @@ from nanoalign.errors import RunError
 from nanoalign.formats.prompts import prompt_key, read_answers, read_prompts, shown
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import open_source
+from nanoalign.rewards import several
 
 HI, YES, NO = (
     {"role": role, "content": text}
@@ -62,13 +63,38 @@ def test_messages_in_all_their_forms(tmp_path, record):
     assert found.prompt in ("Hi", [HI]) and found.tools is None
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"responses": [json.dumps([NO]), "yes"], "scores": [1, 2]},
+        {"responses": ["no", json.dumps([YES])], "scores": [1, 2]},
+        {"response_0": json.dumps([YES]), "response_1": "no", "better_response_id": 0},
+        {"response_0": "no", "response_1": json.dumps([YES]), "better_response_id": 1},
+        {"chosen": json.dumps([YES]), "rejected": "no"},
+        {"chosen": "yes", "rejected": json.dumps([NO])},
+        {"chosen": [YES], "rejected": " " + json.dumps([NO])},
+    ],
+)
+def test_a_response_may_be_json_text_whatever_the_others_are(tmp_path, record):
+    (found,) = read(tmp_path, {"prompt": "Hi"} | record)
+    assert found.prompt in ("Hi", [HI]) and found.responses == ("yes", "no")
+
+
+def test_responses_of_several_preferences_may_be_json_text():
+    record = {"prompt": "Hi", "response_0": json.dumps([NO]), "response_1": "yes",
+              "better_response_id": 1, "safer_response_id": 0}  # fmt: skip
+    read_labels = several.formats(["better", "safer"])["prompt", "response_0", "response_1"]
+    found = read_labels(record)
+    assert found.responses == ("yes", "no") and found.pairs == ((0, 1), (1, 0))
+
+
 def test_text_that_is_json_of_something_else_stays_text(tmp_path):
     for text in ("[1]", "[", '[{"a": 1}]', "[]", '{"role": "user"}', "[x] [y]"):
         (found,) = read(tmp_path, PAIR | {"prompt": text, "chosen": text})
         assert found.prompt == text and found.responses == (text, "no")
-    for answer in (json.dumps([YES]), json.dumps([HI])):  # what was asked for, beside a text
-        (found,) = read(tmp_path, PAIR | {"chosen": answer})
-        assert found.responses == (answer, "no")
+    for text in ("[1]", "[", '[{"role": "admin"}]', '[{"role": 1, "content": "x"}]'):
+        (found,) = read(tmp_path, {"prompt": "Hi", "responses": [text, "no"], "scores": [2, 1]})
+        assert found.responses == (text, "no")
 
 
 def test_tools_calls_and_reasoning_are_kept(tmp_path):
@@ -119,6 +145,12 @@ BAD = {
                          "chosen ends with a message of 'tool'"),
     "two answers": ({"prompt": "Hi", "responses": ["a", [YES, YES]], "scores": [1, 2]},
                     "the response must be one message of 'assistant', or text"),
+    "JSON of a user": (PAIR | {"chosen": json.dumps([HI])},
+                       "the response must be one message of 'assistant', or text"),
+    "a message without a prompt": ({"chosen": YES, "rejected": NO},
+                                   "'prompt' is missing: .* found dict and dict"),
+    "JSON of one side": ({"chosen": json.dumps([HI, YES]), "rejected": "no"},
+                         "'prompt' is missing: .* found list and str"),
 }  # fmt: skip
 
 

@@ -1,5 +1,8 @@
 """python -m pytest tests/formats/test_templates.py"""
 
+import re
+from dataclasses import replace
+
 import pytest
 from conftest import byte_tokenizer, sentencepiece_like
 from tokenizers import AddedToken
@@ -61,6 +64,28 @@ def test_messages_of_user_and_assistant_alone_have_a_pku_template(tokenizer):
     for prompt, template in ((system, "pku"), (messages, "raw"), (messages, "chat")):
         with pytest.raises(RunError, match=f"test:1: .*{template}.* can't be used"):
             encode(prompt, ("x", "y"), tokenizer, template=template, name="test:1")
+
+
+def test_a_template_that_can_not_be_used_names_what_is_in_the_way(tokenizer):
+    user = {"role": "user", "content": "Hi"}
+    system, tool = ({"role": role, "content": "s"} for role in ("system", "tool"))
+    calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
+    answers = (calling, {"role": "assistant", "content": "no"})
+    for record, template, message in (
+        (Record([system, user], ("a", "b")), "auto",
+         "--template auto, which is pku here, can't be used for messages of 'system' "
+         "(or the key 'system');"),
+        (Record([system, tool, user], ("a", "b")), "pku",
+         "--template pku can't be used for messages of 'system' (or the key 'system') and "
+         "messages of 'tool';"),
+        (Record([user], ("a", "b")), "raw", "--template raw can't be used for a list of messages;"),
+        (Record("Hi", ("a", "b")), "chat",
+         "--template chat can't be used for a tokenizer without a chat template;"),
+        (Record("Hi", ("a", "b"), answers=answers), "auto",
+         "--template pku does not show tool_calls;"),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match=re.escape(f"test:1: {message}")):
+            encode_records([replace(record, name="test:1")], tokenizer, 64, template)
 
 
 CHAT = (
