@@ -1,7 +1,7 @@
-"""One path for 1..N processes: process group, sharding (FSDP2), autocast, sums, output of rank 0.
+"""One path for 1..N processes: process group, autocast, sums, output of rank 0.
 
-`python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N; of one rank a
-shard is the whole parameter. nanoalign/hosts has what several hosts need.
+`python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N, of which each
+has a shard of the parameters: see sharding.py. nanoalign/hosts has what several hosts need.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""Parameters on many ranks, of which each has a shard; and on one rank, in bfloat16 while it runs.
+"""Parameters as a forward needs them: gathered from many ranks, or cast to bfloat16 on one rank.
 
-Neither is imported where one rank computes in the dtype of its parameters: it has plain modules.
+A rank alone that computes in the dtype of its parameters has plain modules, and imports nothing of
+this.
 """
 
 from collections.abc import Callable, Iterable
@@ -38,23 +39,23 @@ def cast(
 ) -> None:
     """Lets methods of a module run with its parameters in dtype, but for those of `apart`.
 
-    The numbers are those of parameters that are gathered in dtype: gradients are made in it, and
-    added up in the dtype of the parameters.
+    As for parameters that are gathered in dtype, gradients are made in it, and added up in the
+    dtype of the parameters: bit for bit the same numbers.
     """
     others = {part for each in apart for part in each.modules()}
     parts = [part for part in module.modules() if part not in others]
 
     def cast_and_run(run: Callable, *args, **kwargs) -> object:
-        held = [(part._parameters, name) for part in parts for name in part._parameters]
-        held = [(group, name, group[name]) for group, name in held if group[name] is not None]
-        inside = {parameter: parameter.to(dtype) for *_, parameter in held}  # a tied one once
-        for group, name, parameter in held:
-            group[name] = inside[parameter]
+        own = [part._parameters for part in parts]
+        # By parameter, so that a tied one is cast once. None is a bias that a layer does not have.
+        inside = {p: p.to(dtype) for each in own for p in each.values() if p is not None}
+        for part, each in zip(parts, own, strict=True):
+            part._parameters = {name: inside.get(p) for name, p in each.items()}
         try:
             return run(*args, **kwargs)
         finally:
-            for group, name, parameter in held:
-                group[name] = parameter
+            for part, each in zip(parts, own, strict=True):
+                part._parameters = each
 
     for name in methods:
         setattr(module, name, partial(cast_and_run, getattr(module, name)))
