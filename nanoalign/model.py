@@ -58,7 +58,8 @@ class Scorer(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The outermost transformer blocks, by the class names that the architecture gives."""
         names = set(self.model._no_split_modules or ())
-        blocks = [module for module in self.model.modules() if type(module).__name__ in names]
+        # Sharding makes a subclass of each.
+        blocks = [m for m in self.model.modules() if names & {c.__name__ for c in type(m).__mro__}]
         inner = {id(part) for block in blocks for part in block.modules() if part is not block}
         return [block for block in blocks if id(block) not in inner]
 

@@ -9,6 +9,7 @@ from nanoalign.batch import collate
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.model import Policy, RewardModel
+from nanoalign.packing.batches import Packed
 from nanoalign.sharding import shard
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -71,6 +72,18 @@ def test_a_frozen_model_of_one_rank_is_a_plain_one(llama_folder, batches, dtype)
     many = sharded(Policy.load(llama_folder, None, dtype, trainable=False), dtype)
     assert torch.equal(one(batches[0]), many(batches[0]))
     assert {p.dtype for p in one.parameters()} == {dtype}
+
+
+def test_the_plan_of_a_sharded_model_is_that_of_a_plain_one(llama_folder, world):
+    """Rows are divided by the operations of the blocks, which are found though sharding wraps."""
+    plain, many = Policy.load(llama_folder), sharded(Policy.load(llama_folder), torch.float32)
+    assert len(many.blocks()) == len(plain.blocks()) == 2
+    costs = []
+    for model in (plain, many):
+        batches = Packed(world, 100)
+        batches.prepare(model)
+        costs.append(batches.costs)
+    assert costs[0] == costs[1] and min(costs[0]) > 0
 
 
 def test_parameters_are_whole_after_a_forward_that_failed(llama_folder, batches):
