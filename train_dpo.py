@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         objective = objective_of(policy, reference, data.rows, args, world)
     groups = policy.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
-    if args.shard_size or args.gradient_sync == "step":
+    if world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
         from nanoalign.hosts.groups import SyncedBatches
 
         batches = SyncedBatches(batches, policy, args.gradient_sync)

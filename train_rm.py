@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     objective = loop.Objective(partial(loss, reward_model, args))
     groups = reward_model.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
-    if args.shard_size or args.gradient_sync == "step":
+    if world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
         from nanoalign.hosts.groups import SyncedBatches
 
         batches = SyncedBatches(batches, reward_model, args.gradient_sync)

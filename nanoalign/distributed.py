@@ -1,20 +1,19 @@
-"""One path for 1..N processes: process group, sharding (FSDP2), autocast, sums, output of rank 0.
+"""One path for 1..N processes: process group, autocast, sums, output of rank 0.
 
-`python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N; of one rank a
-shard is the whole parameter. nanoalign/hosts has what several hosts need.
+`python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N, of which each
+has a shard of the parameters: see sharding.py. nanoalign/hosts has what several hosts need.
 """
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from nanoalign.errors import RunError
@@ -71,24 +70,6 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Matrix products in dtype; norms and softmax stay in float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def shard(
-    module: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype,
-    trainable: bool = True, exact: Iterable[nn.Module] = (),
-) -> None:  # fmt: skip
-    """Shards every block, then what remains (embedding, last norm, head), over the mesh, in place.
-
-    The parameters of a block are gathered in dtype just before it runs and freed after it;
-    gradients are reduced in float32 and averaged over ranks. exact: parts that are gathered in
-    float32. What remains stays gathered until the backward pass, which needs it first.
-    """
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
-    for block in blocks:
-        fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    for part in exact:
-        fully_shard(part, mesh=world.mesh, mp_policy=MixedPrecisionPolicy())
-    fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not trainable)
 
 
 def sum_over_ranks(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
@@ -74,8 +75,13 @@ class Batches:
     def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
         """The batches of one optimizer step, on the device; a rank without rows gets weight 0.
 
-        All ranks get equally many batches, because the collectives of sharding must match.
+        All ranks get equally many batches, because the collectives of sharding must match. The
+        first one is made at once, the others when they are asked for.
         """
+        made = self.make(rows)
+        return chain([next(made)], made)
+
+    def make(self, rows: Sequence[Row]) -> Iterator[Batch]:
         for groups in self.plan(rows):
             group = groups[self.world.rank]
             chosen = [rows[i] for i in group] or [min(rows, key=len)]
@@ -111,6 +117,8 @@ def train(
     if start == 0:
         log(0, evaluate(objective, held_out, batches))
     world, done = batches.world, start
+    these = step_rows(start, rows, args)
+    made = batches.step(these)
     progress = tqdm(total=total, initial=start, unit="step", disable=not world.is_main)
     for step in range(start, total):
         # the learning rate of this step
@@ -119,17 +127,18 @@ def train(
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
         # micro-batches: however rows are divided, the gradient of the mean loss over the step
-        these = [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
         objective.before_step(these, batches.step)
         means = Means()
-        for batch in batches.step(these):
+        for batch in made:
             losses, metrics = objective(batch)  # (B,)
             loss = (losses * batch.weights).sum() / len(these)
             (loss * world.size).backward()  # sharding averages gradients over ranks; we want sums
             means.add(metrics, batch.weights)
 
-        # clip, step
+        # clip, make the next step's first batch while the GPU works, step
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        these = step_rows(step + 1, rows, args)
+        made = batches.step(these)
         grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
         check_finite(metrics | {"grad_norm": grad_norm}, f"step {step + 1} was not taken")
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
@@ -195,6 +204,10 @@ def step_indices(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray
     epoch, place = divmod(step, math.ceil(rows / batch_size))
     order = np.random.default_rng((seed, epoch)).permutation(rows)
     return order[place * batch_size : (place + 1) * batch_size]
+
+
+def step_rows(step: int, rows: Sequence[Row], args: Namespace) -> list[Row]:
+    return [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
 
 
 def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> float:

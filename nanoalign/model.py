@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 import transformers  # classes in quotes: naming them would import for a second, in --help too
 from torch import Tensor, nn
-from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from nanoalign import TINY
 from nanoalign.batch import Batch
-from nanoalign.distributed import World, autocast, shard
+from nanoalign.distributed import World, autocast
 from nanoalign.errors import RunError
 from nanoalign.logps import IGNORE, Head, chunked_token_logps, sequence_logps, sums_of_responses
 
@@ -59,7 +58,8 @@ class Scorer(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The outermost transformer blocks, by the class names that the architecture gives."""
         names = set(self.model._no_split_modules or ())
-        blocks = [module for module in self.model.modules() if type(module).__name__ in names]
+        # Sharding makes a subclass of each.
+        blocks = [m for m in self.model.modules() if names & {c.__name__ for c in type(m).__mro__}]
         inner = {id(part) for block in blocks for part in block.modules() if part is not block}
         return [block for block in blocks if id(block) not in inner]
 
@@ -68,19 +68,25 @@ class Scorer(nn.Module):
         return ()
 
     def place(self, world: World | None, fill: Fill, trainable: bool, checkpointing: bool) -> None:
-        """Shards the parameters over the ranks of world, and fills them."""
+        """Shards the parameters over the ranks of world, if they are several, and fills them."""
         for part in self.exact():
             part.float()
         if not trainable:  # else adapters, if there are any, have frozen the rest
             self.requires_grad_(False)
         self.eval()  # no dropout in training either: policy and reference must be one function
         blocks = self.blocks()
+        if world is not None and world.size > 1:
+            from nanoalign.sharding import shard
+
+            shard(self, blocks, world, self.dtype, trainable, self.exact(), self.METHODS)
+        elif trainable and self.dtype != torch.float32:
+            from nanoalign.sharding import cast
+
+            cast(self, ("forward", *self.METHODS), self.dtype, (*blocks, *self.exact()))
+            for block in blocks:  # in the backward pass too, where it runs again
+                cast(block, ("forward",), self.dtype)
         for block in blocks if checkpointing else ():  # the forward only: hooks must run once
             block.forward = partial(checkpoint, block.forward, **RERUN)
-        if world is not None:
-            shard(self, blocks, world, self.dtype, trainable, self.exact())
-            for name in self.METHODS:
-                register_fsdp_forward_method(self, name)
         fill(self, world.device if world else torch.device("cpu"))
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
@@ -118,9 +124,7 @@ class Policy(Scorer):
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(
-            strict=True
-        )  # never a name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # not a Hub name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
@@ -185,9 +189,7 @@ class RewardModel(Scorer):
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(
-            strict=True
-        )  # never a name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # not a Hub name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)

@@ -155,7 +155,8 @@ class Checkpoints:
         state = {"model": {k: v for k, v in model.items() if k not in frozen}}
         state["optimizer"] = optimizer
         for name, module in self.objective.modules.items():
-            module.reshard()  # a forward without a backward pass leaves parameters gathered
+            if self.world.size > 1:
+                module.reshard()  # a forward without a backward pass leaves parameters gathered
             state[name] = get_model_state_dict(module)
         return state
 

@@ -37,7 +37,7 @@ def write_model(
     """
     is_main = world is None or world.is_main
     temporary = folder / ".model.partial"
-    if world is not None:
+    if world is not None and world.size > 1:
         scorer.reshard()  # a forward without a backward pass leaves parameters gathered
     if tensors is None:
         named = tensors_of(places_of(scorer.model))

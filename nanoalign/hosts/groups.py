@@ -49,7 +49,9 @@ class SyncedBatches:
         return getattr(self.batches, name)
 
     def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        batches = self.batches.step(rows)
+        return self.synced(self.batches.step(rows))  # whose first batch is made at once
+
+    def synced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         batch = next(batches)
         for following in batches:
             self.set_sync(last=False)

@@ -25,6 +25,7 @@ from nanoalign.loop import (
     total_steps,
     train,
 )
+from nanoalign.metrics import Means
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
 
@@ -271,6 +272,19 @@ def test_no_gradient_is_an_error_in_the_first_step_alone(world):
     # A slope of 8 until a is 0, in the first step; then the loss is constant.
     found = Two(lambda a, b: 7 + 8 * torch.relu(a) + 0 * b, world, max_grad_norm=9)
     assert found.values == [0, 1] and found.steps("loss") == [1, 2, 3, 4]
+
+
+def test_the_next_steps_first_batch_is_made_before_the_wait(world, monkeypatch):
+    """Two batches a step: while a GPU works at the last one, the host makes that which follows."""
+    events = []
+
+    def recorded(name, function):
+        return lambda *args: events.append(name) or function(*args)
+
+    monkeypatch.setattr(Batches, "collate", staticmethod(recorded("batch", collate)))
+    monkeypatch.setattr(Means, "reduce", recorded("wait", Means.reduce))
+    Two(lambda a, b: a + b, world, rows=8, held_out=0, steps=2)
+    assert events == ["batch", "batch", "batch", "wait", "batch", "batch", "wait"]
 
 
 def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():

@@ -6,6 +6,7 @@ Groups of ranks that each have a copy of the model: the same run, with fewer col
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_pairs
@@ -13,6 +14,10 @@ from ranks import run_ranks
 from runs import metrics_of, script, without_picture
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from nanoalign.batch import Row
+from nanoalign.hosts.groups import SyncedBatches
+from nanoalign.loop import Batches
 
 STEPS = 6
 
@@ -127,6 +132,26 @@ def test_the_flags_save_collectives(train, flat, tmp_path):
         # Within groups in each micro-batch, too; between groups once a step.
         assert grouped[rank]["reduce_scatter"] == flat[1][rank]["reduce_scatter"]
         assert grouped[rank][sums] - flat[1][rank][sums] == 3 * STEPS
+
+
+class _Flags:
+    """Stands for a sharded model: what its next backward pass would do."""
+
+    def set_requires_gradient_sync(self, value: bool) -> None:
+        self.sums = value
+
+    def set_requires_all_reduce(self, value: bool) -> None:
+        self.sums_of_groups = value
+
+
+def test_the_last_batch_of_a_step_sums_though_others_were_made_before(world):
+    """The first batch is made in the step before, and an objective reads batches of its own."""
+    rows = [Row("row", np.array([1]), (np.array([1]),) * 2)] * 6
+    batches = SyncedBatches(Batches(world, 8), model := _Flags(), "step")
+    made = batches.step(rows)
+    for rows_of_objective in (rows[:1], rows[:4]):
+        list(batches.step(rows_of_objective))
+    assert [(model.sums, model.sums_of_groups) for _ in made] == [(False,) * 2] * 2 + [(True,) * 2]
 
 
 def test_groups_that_do_not_fit_are_an_error(llama_folder, pairs, tmp_path):

@@ -1,0 +1,61 @@
+"""Parameters as a forward needs them: gathered from many ranks, or cast to bfloat16 on one rank.
+
+A rank alone that computes in the dtype of its parameters has plain modules, and imports nothing of
+this.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from nanoalign.distributed import World
+
+
+def shard(
+    module: nn.Module, blocks: Iterable[nn.Module], world: World, dtype: torch.dtype,
+    trainable: bool, exact: Iterable[nn.Module], methods: Iterable[str],
+) -> None:  # fmt: skip
+    """Shards every block, then what remains (embedding, last norm, head), over the mesh, in place.
+
+    The parameters of a block are gathered in dtype just before it runs and freed after it;
+    gradients are reduced in float32 and averaged over ranks. exact: parts that are gathered in
+    float32. What remains stays gathered until the backward pass, which needs it first.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    for part in exact:
+        fully_shard(part, mesh=world.mesh, mp_policy=MixedPrecisionPolicy())
+    fully_shard(module, mesh=world.mesh, mp_policy=policy, reshard_after_forward=not trainable)
+    for name in methods:  # beside forward
+        register_fsdp_forward_method(module, name)
+
+
+def cast(
+    module: nn.Module, methods: Iterable[str], dtype: torch.dtype, apart: Iterable[nn.Module] = ()
+) -> None:
+    """Lets methods of a module run with its parameters in dtype, but for those of `apart`.
+
+    As for parameters that are gathered in dtype, gradients are made in it, and added up in the
+    dtype of the parameters: bit for bit the same numbers.
+    """
+    others = {part for each in apart for part in each.modules()}
+    parts = [part for part in module.modules() if part not in others]
+
+    def cast_and_run(run: Callable, *args, **kwargs) -> object:
+        own = [part._parameters for part in parts]
+        # By parameter, so that a tied one is cast once. None is a bias that a layer does not have.
+        inside = {p: p.to(dtype) for each in own for p in each.values() if p is not None}
+        for part, each in zip(parts, own, strict=True):
+            part._parameters = {name: inside.get(p) for name, p in each.items()}
+        try:
+            return run(*args, **kwargs)
+        finally:
+            for part, each in zip(parts, own, strict=True):
+                part._parameters = each
+
+    for name in methods:
+        setattr(module, name, partial(cast_and_run, getattr(module, name)))
