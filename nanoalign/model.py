@@ -1,7 +1,6 @@
 """Policy and RewardModel: a Batch in, one number per response out.
 
-Shapes: N lines, T tokens, S responses, M scored tokens, C scored tokens of a chunk, V vocabulary,
-D hidden size, K outputs of a reward head.
+Shapes: N lines, T tokens, S responses, M scored tokens, V vocabulary, D hidden size, K outputs.
 """
 
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from nanoalign.logps import IGNORE, Head, chunked_token_logps, sequence_logps, s
 
 # Logits in memory at one time: 1 GiB of float32; 16 MiB on a CPU, about what its caches have.
 CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**22}
+LARGE_HEAD = 2**23  # elements, from which a copy of its gradient counts
 # Options of torch's checkpoint: a second forward draws no random numbers, whose state is not kept.
 RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
@@ -118,9 +118,7 @@ class Policy(Scorer):
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(
-            strict=True
-        )  # never a name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # no name of the Hub
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
@@ -140,9 +138,14 @@ class Policy(Scorer):
         head: takes what logps.chunked_token_logps takes.
         """
         with autocast(batch.reads.device, self.dtype):
-            scored = self.hidden(batch)[batch.reads]  # (M, D)
+            hidden, last = self.hidden, self.head
+            if last.weight.is_cpu and last.weight.numel() >= LARGE_HEAD:
+                from nanoalign.tied import hidden_and_head
+
+                hidden, last = hidden_and_head(self)
+            scored = hidden(batch)[batch.reads]  # (M, D)
             chunk = CHUNK_LOGITS[scored.device.type] // len(scored)
-            return head(scored, self.head, batch.targets, max(64, chunk // 64 * 64))
+            return head(scored, last, batch.targets, max(64, chunk // 64 * 64))
 
     @property
     def head(self) -> Head:
@@ -185,9 +188,7 @@ class RewardModel(Scorer):
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(
-            strict=True
-        )  # never a name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # no name of the Hub
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
