@@ -21,7 +21,6 @@ from nanoalign.logps import IGNORE, Head, chunked_token_logps, sequence_logps, s
 
 # Logits in memory at one time: 1 GiB of float32; 16 MiB on a CPU, about what its caches have.
 CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**22}
-LARGE_HEAD = 2**23  # elements, from which a copy of its gradient counts
 # Options of torch's checkpoint: a second forward draws no random numbers, whose state is not kept.
 RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
@@ -53,8 +52,7 @@ class Scorer(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states of all places: (N * T, D)."""
-        output = self.model.base_model(**batch.inputs, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1)
+        return self.model.base_model(**batch.inputs, use_cache=False)[0].flatten(0, 1)
 
     def blocks(self) -> list[nn.Module]:
         """The outermost transformer blocks, by the class names that the architecture gives."""
@@ -118,7 +116,7 @@ class Policy(Scorer):
         before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # no name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # not a Hub name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = torch.float32 if trainable else dtype
         model, fill = read(transformers.AutoModelForCausalLM, folder, config, stored)
@@ -138,14 +136,13 @@ class Policy(Scorer):
         head: takes what logps.chunked_token_logps takes.
         """
         with autocast(batch.reads.device, self.dtype):
-            hidden, last = self.hidden, self.head
-            if last.weight.is_cpu and last.weight.numel() >= LARGE_HEAD:
-                from nanoalign.tied import hidden_and_head
-
-                hidden, last = hidden_and_head(self)
-            scored = hidden(batch)[batch.reads]  # (M, D)
+            scored, last = self.scored_and_head(batch)
             chunk = CHUNK_LOGITS[scored.device.type] // len(scored)
             return head(scored, last, batch.targets, max(64, chunk // 64 * 64))
+
+    def scored_and_head(self, batch: Batch) -> tuple[Tensor, Head]:
+        """Final hidden states that predict scored tokens (M, D), and what maps them to logits."""
+        return self.hidden(batch)[batch.reads], self.head
 
     @property
     def head(self) -> Head:
@@ -188,7 +185,7 @@ class RewardModel(Scorer):
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
         """
-        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # no name of the Hub
+        folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # not a Hub name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)

@@ -1,4 +1,4 @@
-"""python -m pytest tests/core/test_tied.py"""
+"""python -m pytest tests/packing/test_tied.py"""
 
 import copy
 
@@ -7,11 +7,10 @@ import torch
 from conftest import tiny_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanoalign import model
 from nanoalign.batch import collate
 from nanoalign.encode import encode
 from nanoalign.model import Policy
-from nanoalign.tied import TiedWeight
+from nanoalign.packing.tied import TiedWeight, join
 
 
 @pytest.fixture
@@ -46,13 +45,13 @@ def gradients(policy: Policy, batch) -> tuple[torch.Tensor, dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_large_tied_weight_has_one_gradient_and_the_same(batch, monkeypatch, tied):
+def test_a_large_tied_weight_has_one_gradient_and_the_same(batch, tied):
     """Against autograd's own sum; a second backward pass adds to the first."""
     plain = Policy(tiny_llama(tie_word_embeddings=tied).double())
     large = copy.deepcopy(plain)
     large.model.tie_weights()
     expected = gradients(plain, batch)
-    monkeypatch.setattr(model, "LARGE_HEAD", 1)
+    join(large)
     found = gradients(large, batch)
     assert torch.equal(found[0], expected[0])
     for name, gradient in expected[1].items():
@@ -64,9 +63,9 @@ def test_a_large_tied_weight_has_one_gradient_and_the_same(batch, monkeypatch, t
         assert torch.allclose(again[1][name], 2 * gradient, rtol=1e-12, atol=1e-12), name
 
 
-def test_a_large_tied_weight_without_a_gradient(batch, monkeypatch):
-    monkeypatch.setattr(model, "LARGE_HEAD", 1)
+def test_a_large_tied_weight_without_a_gradient(batch):
     policy = Policy(tiny_llama(tie_word_embeddings=True))
+    join(policy)
     policy.requires_grad_(False)
     assert torch.allclose(policy(batch), policy.textbook(batch), rtol=1e-5)
 

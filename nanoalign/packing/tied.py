@@ -4,38 +4,37 @@ Of an embedding's gradient, (V, D), only the rows of a batch's tokens are not 0.
 the gradient of the head. V is the vocabulary, D the hidden size.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from nanoalign.batch import Batch
 from nanoalign.logps import Head
+from nanoalign.model import Policy
 
 
-def hidden_and_head(policy: nn.Module) -> tuple[Callable[[Batch], Tensor], Head]:
-    """(policy.hidden, policy.head) whose gradients meet before they are that of the weight.
+def join(policy: Policy) -> None:
+    """Makes the gradients of embedding and head meet before they are that of their weight.
 
     For a CPU: on a GPU the host would wait for the number of rows.
     """
-    head, body, embedding = (
-        policy.head,
-        policy.model.base_model,
-        policy.model.get_input_embeddings(),
-    )
-    if embedding.weight is not head.weight:
-        return policy.hidden, head
-    embedding.sparse = True
+    embedding = policy.model.get_input_embeddings()
+    if embedding.weight is policy.head.weight:
+        embedding.sparse = True
+        policy.scored_and_head = partial(scored_and_head, policy)
+
+
+def scored_and_head(policy: Policy, batch: Batch) -> tuple[Tensor, Head]:
+    """As Policy.scored_and_head."""
+    head, body = policy.head, policy.model.base_model
     name = next(name for name, weight in body.named_parameters() if weight is head.weight)
     for_embedding, for_head = TiedWeight.apply(head.weight)
-
-    def hidden(batch: Batch) -> Tensor:
-        inputs = {**batch.inputs, "use_cache": False}
-        output = functional_call(body, {name: for_embedding}, (), inputs, tie_weights=False)
-        return output.last_hidden_state.flatten(0, 1)
-
-    return hidden, head._replace(weight=for_head)
+    inputs = {**batch.inputs, "use_cache": False}
+    output = functional_call(body, {name: for_embedding}, (), inputs, tie_weights=False)
+    scored = output.last_hidden_state.flatten(0, 1)[batch.reads]
+    return scored, head._replace(weight=for_head)
 
 
 class TiedWeight(torch.autograd.Function):
