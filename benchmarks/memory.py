@@ -1,13 +1,16 @@
-"""Host memory: the parts of a DPO step, and the peak of loading a model over all ranks.
+"""Host memory: the parts of a DPO step, of a long response, and the peak of loading over all ranks.
 
     python benchmarks/shapes.py qwen2.5-0.5b runs/qwen-0.5b
     python benchmarks/memory.py step runs/qwen-0.5b --pairs 4 --max_length 1024
+    python benchmarks/memory.py long 4000 8000 16000
     python benchmarks/shapes.py qwen2.5-3b runs/qwen-3b
     python benchmarks/memory.py load runs/qwen-3b --ranks 4
 
-`step` makes pairs of the largest size: half of max_length are tokens of the prompt, half are tokens
-of each response. `load` adds up the private memory of all ranks (Pss_Anon of Linux: a page that
-processes share is divided among them, and pages of mapped files are not counted).
+`step` takes the pairs of --data, or makes pairs of the largest size: half of max_length are tokens
+of the prompt, half are tokens of each response. `long` compares the attention of packed rows with
+the model's own on one response, forward and backward. `load` adds up the private memory of all
+ranks (Pss_Anon of Linux: a page that processes share is divided among them, and pages of mapped
+files are not counted).
 """
 
 import argparse
@@ -15,10 +18,13 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -35,10 +41,15 @@ def parse_args() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     step = commands.add_parser("step", help="DPO steps in one process")
     step.add_argument("model")
+    step.add_argument("--data", help="preference records; without, made ones of the largest size")
     step.add_argument("--pairs", type=int, default=4, help="of an optimizer step")
     step.add_argument("--max_length", type=int, default=1024)
     step.add_argument("--steps", type=int, default=2)
     step.add_argument("--flags", default="", help="more flags for train_dpo.py, in one string")
+    long = commands.add_parser("long", help="one response, 2 layers of width 256")
+    long.add_argument("tokens", type=int, nargs="+", help="of the response; its prompt has 100")
+    long.add_argument("--window", type=int, help="of all layers, in tokens")
+    long.add_argument("--softcap", type=float, help="of scores: attention by hand")
     load = commands.add_parser("load", help="a policy, sharded over ranks")
     load.add_argument("model")
     load.add_argument("--ranks", type=int, default=4)
@@ -64,8 +75,10 @@ def step(args: argparse.Namespace) -> None:
     totals: dict[str, int] = {"python and its packages": _memory()}
     counted: dict[str, int] = {}  # bytes of the parts that are in memory
     parts: dict[str, int] = {}  # the same, in the last step
-    peaks, begun, seconds = {}, [], []
+    peaks: dict[str, int] = {}  # of memory, by what was computed
+    begun, seconds, shares, faults, losses = [], [], [], [], []
     get_lr, adamw, load = loop.get_lr, torch.optim.AdamW.step, Policy.load
+    loss_of_batch, backward = train_dpo.loss_of_batch, torch.Tensor.backward
 
     def counted_load(*positional, **named) -> Policy:
         policy = load(*positional, **named)
@@ -77,32 +90,48 @@ def step(args: argparse.Namespace) -> None:
 
     def begin_step(*arguments) -> float:
         totals.setdefault("before the first step", _memory())
-        begun.append(time.perf_counter())
+        begun.append((time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)))
         _reset_peak()
         return get_lr(*arguments)
 
+    def with_peak(name: str, function: Callable, *arguments, **named) -> object:
+        _reset_peak()
+        result = function(*arguments, **named)
+        if begun:  # else it is a check before the first step
+            peaks[name] = max(peaks.get(name, 0), _memory("VmHWM"))
+        return result
+
+    def counted_backward(loss: torch.Tensor) -> None:
+        losses.append(loss.item())
+        with_peak("backward", backward, loss)
+
     def counted_step(optimizer, *arguments, **named) -> None:
-        peaks["forward and backward"] = max(peaks.get("forward and backward", 0), _memory("VmHWM"))
         grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
         counted["gradients"] = sum(_local(g).nbytes for g in grads if g is not None)
-        adamw(optimizer, *arguments, **named)
-        seconds.append(time.perf_counter() - begun[-1])
+        with_peak("AdamW", adamw, optimizer, *arguments, **named)
+        (began, before), now = begun[-1], resource.getrusage(resource.RUSAGE_SELF)
+        seconds.append(time.perf_counter() - began)
+        kernel, user = now.ru_stime - before.ru_stime, now.ru_utime - before.ru_utime
+        shares.append(kernel / (kernel + user))
+        faults.append(now.ru_minflt - before.ru_minflt)
         states = [value for state in optimizer.state.values() for value in state.values()]
         counted["AdamW's two moments"] = sum(_local(value).nbytes for value in states if value.ndim)
-        peaks["forward, backward and AdamW"] = _memory("VmHWM")
         parts.update(counted)
 
     with tempfile.TemporaryDirectory() as folder:
-        data = Path(folder) / "pairs.jsonl"
-        _write_long_pairs(data, args)
+        data = Path(args.data or f"{folder}/pairs.jsonl")
+        if not args.data:
+            _write_long_pairs(data, args)
         argv = ["--model", args.model, "--data", str(data), "--eval_share", "0",
-                "--template", "raw", "--batch_size", str(args.pairs), "--steps", str(args.steps),
-                "--max_length", str(args.max_length), "--out", f"{folder}/run",
-                *args.flags.split()]  # fmt: skip
+                "--template", "auto" if args.data else "raw", "--batch_size", str(args.pairs),
+                "--steps", str(args.steps), "--max_length", str(args.max_length),
+                "--out", f"{folder}/run", *args.flags.split()]  # fmt: skip
         os.environ["NANOALIGN_CACHE"] = f"{folder}/cache"  # for --precompute_reference
         with (
             patch.object(train_dpo.Policy, "load", counted_load),
             patch.object(loop, "get_lr", begin_step),
+            patch.object(train_dpo, "loss_of_batch", partial(with_peak, "forward", loss_of_batch)),
+            patch.object(torch.Tensor, "backward", counted_backward),
             patch.object(torch.optim.AdamW, "step", counted_step),
             patch.object(train_dpo, "finish", lambda *_: None),
             patch.object(train_dpo, "write_model", lambda *_: None),
@@ -111,7 +140,8 @@ def step(args: argparse.Namespace) -> None:
     most = max(peaks.values())
     print(
         f"\npeak {most / GB:.2f} GB in steps of {args.pairs} pairs of {args.max_length} tokens a "
-        f"sequence, {args.flags or 'default flags'}; a step takes {seconds[-1]:.0f} s"
+        f"sequence, {args.flags or 'default flags'}; a step takes {seconds[-1]:.1f} s, of whose "
+        f"CPU time the kernel has {100 * shares[-1]:.0f} %, with {faults[-1]:,} page faults"
     )
     rest = most - totals["python and its packages"] - sum(parts.values())
     parts["python and its packages"] = totals["python and its packages"]
@@ -120,6 +150,7 @@ def step(args: argparse.Namespace) -> None:
         print(f"{size / GB:8.2f} GB  {name}")
     for name, size in (totals | peaks).items():
         print(f"{size / GB:8.2f} GB  in all: {name}")
+    print(f"losses {', '.join(map(repr, losses))}")
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
@@ -140,6 +171,56 @@ def _write_long_pairs(path: Path, args: argparse.Namespace) -> None:
         for _ in range(args.pairs * args.steps):
             record = {"prompt": text(), "chosen": text(), "rejected": text()}
             file.write(json.dumps(record) + "\n")
+
+
+# --- a long response ------------------------------------------------------------------------------
+
+
+def long(args: argparse.Namespace) -> None:
+    """Each measurement in a process of its own."""
+    kind = f"window {args.window}, soft cap {args.softcap}"
+    print(f"| tokens | GB, model's own attention | s | GB, packed rows | s |  {kind}")
+    for tokens in args.tokens:
+        cells = []
+        for packed in (False, True):
+            context = multiprocessing.get_context("spawn")
+            queue = context.Queue()
+            job = (tokens, packed, args.window, args.softcap, queue)
+            process = context.Process(target=_measure_response, args=job)
+            process.start()
+            cells += queue.get()
+            process.join()
+        print(f"| {tokens:,} | {cells[0] / GB:.2f} | {cells[1]:.1f} | {cells[2] / GB:.2f} | "
+              f"{cells[3]:.1f} |", flush=True)  # fmt: skip
+
+
+def _measure_response(tokens: int, packed: bool, window: int | None, cap: float | None, queue):
+    """Puts (bytes at the peak beyond those of the model, seconds) of a forward and backward."""
+    import numpy as np
+    from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
+
+    from nanoalign import batch
+    from nanoalign.model import Policy
+    from nanoalign.packing import attention, batches
+
+    torch.manual_seed(0)
+    shape = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "max_position_embeddings": 2**20, "sliding_window": window}  # fmt: skip
+    config = MistralConfig(**shape)
+    if cap is not None:  # layers with and without a window, in turn
+        shape["sliding_window"] = window or 2**20
+        config = Gemma2Config(**shape, attn_logit_softcapping=cap)
+    policy = Policy(AutoModelForCausalLM.from_config(config))
+    prompt, response = (np.arange(n, dtype=np.int32) % 512 for n in (100, tokens))
+    row = batch.Row("", prompt, (response,), pairs=())
+    if packed:
+        attention.use_tree_attention(policy.model)
+    made = (batches if packed else batch).collate([row])
+    before, begun = _memory(), time.perf_counter()
+    _reset_peak()
+    policy(made).sum().backward()
+    queue.put((_memory("VmHWM") - before, time.perf_counter() - begun))
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -199,4 +280,4 @@ def _load_rank(rank: int, ranks: int, port: int, model: str, queue) -> None:
 
 if __name__ == "__main__":
     arguments = parse_args()
-    {"step": step, "load": load}[arguments.command](arguments)
+    {"step": step, "long": long, "load": load}[arguments.command](arguments)

@@ -27,6 +27,10 @@ SHAPES = {
         vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=24,
         num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
     ),
+    "qwen2.5-0.5b-4": Qwen2Config(  # the same with 4 of 24 layers: the vocabulary is most of it
+        vocab_size=151936, hidden_size=896, intermediate_size=4864, num_hidden_layers=4,
+        num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
     "llama-3.2-1b": LlamaConfig(
         vocab_size=128256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
         num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,

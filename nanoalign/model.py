@@ -1,7 +1,6 @@
 """Policy and RewardModel: a Batch in, one number per response out.
 
-Shapes: N lines, T tokens, S responses, M scored tokens, C scored tokens of a chunk, V vocabulary,
-D hidden size, K outputs of a reward head.
+Shapes: N lines, T tokens, S responses, M scored tokens, V vocabulary, D hidden size, K outputs.
 """
 
 from collections.abc import Callable
@@ -52,8 +51,7 @@ class Scorer(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states of all places: (N * T, D)."""
-        output = self.model.base_model(**batch.inputs, use_cache=False)
-        return output.last_hidden_state.flatten(0, 1)
+        return self.model.base_model(**batch.inputs, use_cache=False)[0].flatten(0, 1)
 
     def blocks(self) -> list[nn.Module]:
         """The outermost transformer blocks, by the class names that the architecture gives."""
@@ -144,9 +142,13 @@ class Policy(Scorer):
         head: takes what logps.chunked_token_logps takes.
         """
         with autocast(batch.reads.device, self.dtype):
-            scored = self.hidden(batch)[batch.reads]  # (M, D)
+            scored, last = self.scored_and_head(batch)
             chunk = CHUNK_LOGITS[scored.device.type] // len(scored)
-            return head(scored, self.head, batch.targets, max(64, chunk // 64 * 64))
+            return head(scored, last, batch.targets, max(64, chunk // 64 * 64))
+
+    def scored_and_head(self, batch: Batch) -> tuple[Tensor, Head]:
+        """Final hidden states that predict scored tokens (M, D), and what maps them to logits."""
+        return self.hidden(batch)[batch.reads], self.head
 
     @property
     def head(self) -> Head:

@@ -11,8 +11,7 @@ So a prompt is computed once for all of its responses, which do not see each oth
 all tokens would be quadratic in their number, and mostly empty. On a CPU each prompt and each
 response is a small attention of its own; on CUDA flex_attention skips empty blocks: see flex.py.
 
-Shapes: T tokens of all rows together, H heads of queries, G heads of keys and values, d their
-width, P tokens of a prompt, R of a response.
+Shapes: T tokens of all rows, H heads of queries, G heads of keys and values, d their width.
 """
 
 import sys
@@ -27,6 +26,8 @@ from torch import Tensor, nn
 from nanoalign.errors import RunError
 
 PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
+# Queries times keys of a mask, at most: else blocks.py. By hand (True) each head has scores too.
+PLACES = {False: 2**22, True: 2**20}
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -107,13 +108,12 @@ def tree_attention(
 
         out = by_blocks(query, key, value, tree, scaling, sliding_window, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
-    if softcap is None and s_aux is None:
-        attend = partial(_attend, scaling=scaling)
-    else:
+    attend, by_hand = partial(_attend, scaling=scaling), softcap is not None or s_aux is not None
+    if by_hand:
         from nanoalign.packing.by_hand import attend_by_hand
 
         attend = partial(attend_by_hand, scaling=scaling, softcap=softcap, sinks=s_aux)
-    return _by_parts(query, key, value, tree, sliding_window, attend), None
+    return _by_parts(query, key, value, tree, sliding_window, attend, by_hand), None
 
 
 def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -126,24 +126,32 @@ def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, 
 
 
 def _by_parts(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, attend: Attend
-) -> Tensor:
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, attend: Attend,
+    by_hand: bool,
+) -> Tensor:  # fmt: skip
+    def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys = q.shape[2], k.shape[2]
+        causal = queries == keys and (window is None or keys <= window)
+        if queries * keys > PLACES[by_hand] and (by_hand or not causal):
+            from nanoalign.packing.blocks import by_queries
+
+            return by_queries(q, k, v, window, attend, PLACES[by_hand])
+        return attend(q, k, v, None if causal else tree.mask(queries, keys, window, q.dtype))
+
     parts = zip(*(x.split(tree.parts, dim=2) for x in (query, key, value)), strict=True)
     out = []
     for row in tree.rows:
         _, prompt_keys, prompt_values = prompt = next(parts)
-        fits = window is None or row[0] <= window
-        mask = None if fits else tree.mask(row[0], row[0], window, query.dtype)
-        out.append(attend(*prompt, mask))
-        for length in row[1:]:
+        out.append(attend_part(*prompt))
+        for _ in row[1:]:
             q, k, v = next(parts)
             k, v = torch.cat([prompt_keys, k], dim=2), torch.cat([prompt_values, v], dim=2)
-            out.append(attend(q, k, v, tree.mask(length, row[0] + length, window, query.dtype)))
+            out.append(attend_part(q, k, v))
     return torch.cat([part.transpose(1, 2) for part in out], dim=1)  # (1, T, H, d)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """No mask: each query sees what precedes it."""
+    """No mask: each query sees what precedes it; torch then makes no scores of all places."""
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )

@@ -26,8 +26,7 @@ from nanoalign.packing.plan import operations, pack
 
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
     """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs."""
-    tokens, positions, reads, ends = [], [], [], []
-    start = 0
+    start, tokens, positions, reads, ends = 0, [], [], [], []
     for row in rows:
         width = len(row.prompt)
         tokens += [row.prompt, *row.responses]
@@ -69,6 +68,10 @@ class Packed(Batches):
         width = per_head * config.num_attention_heads if per_head else config.hidden_size
         elements = sum(p.numel() for block in blocks for p in block.parameters())
         self.costs = (elements, head.weight.numel() if head else 0, 2 * width * len(blocks))
+        if self.costs[1] >= 2**23 and head.weight.is_cpu:  # copies of its gradient count
+            from nanoalign.packing.tied import join
+
+            join(model)
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         parts = [(len(row.prompt), *map(len, row.responses)) for row in rows]
