@@ -51,7 +51,8 @@ class Scorer(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The last hidden states of all places: (N * T, D)."""
-        return self.model.base_model(**batch.inputs, use_cache=False)[0].flatten(0, 1)
+        output = self.model.base_model(**batch.inputs, use_cache=False)
+        return output.last_hidden_state.flatten(0, 1)
 
     def blocks(self) -> list[nn.Module]:
         """The outermost transformer blocks, by the class names that the architecture gives."""
@@ -142,13 +143,9 @@ class Policy(Scorer):
         head: takes what logps.chunked_token_logps takes.
         """
         with autocast(batch.reads.device, self.dtype):
-            scored, last = self.scored_and_head(batch)
+            scored = self.hidden(batch)[batch.reads]  # (M, D)
             chunk = CHUNK_LOGITS[scored.device.type] // len(scored)
-            return head(scored, last, batch.targets, max(64, chunk // 64 * 64))
-
-    def scored_and_head(self, batch: Batch) -> tuple[Tensor, Head]:
-        """Final hidden states that predict scored tokens (M, D), and what maps them to logits."""
-        return self.hidden(batch)[batch.reads], self.head
+            return head(scored, self.head, batch.targets, max(64, chunk // 64 * 64))
 
     @property
     def head(self) -> Head:

@@ -68,10 +68,6 @@ class Packed(Batches):
         width = per_head * config.num_attention_heads if per_head else config.hidden_size
         elements = sum(p.numel() for block in blocks for p in block.parameters())
         self.costs = (elements, head.weight.numel() if head else 0, 2 * width * len(blocks))
-        if self.costs[1] >= 2**23 and head.weight.is_cpu:  # copies of its gradient count
-            from nanoalign.packing.tied import join
-
-            join(model)
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         parts = [(len(row.prompt), *map(len, row.responses)) for row in rows]
