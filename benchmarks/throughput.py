@@ -76,7 +76,7 @@ def prepare(job: dict) -> dict:
     plain, texts = [], []
     for record in read_records(formats(), [job["data"]]):
         texts.append(render(record, tokenizer, "auto"))
-        plain.append(replace(record, prompt=texts[-1][0], responses=texts[-1][1]))
+        plain.append(replace(record, prompt=texts[-1].prompt, responses=texts[-1].responses))
     rows = encode_all(plain, tokenizer, 2**20)
     fitting = [i for i, row in enumerate(rows) if row.longest <= job["max_length"]]
     wanted = (job["steps"] + 2) * job["batch_size"]
@@ -84,7 +84,7 @@ def prepare(job: dict) -> dict:
         raise SystemExit(f"{len(fitting)} records fit max_length, and {wanted} are needed")
     picked = fitting[:wanted]
     with (folder / "records.jsonl").open("w") as file:
-        for prompt, (chosen, rejected) in (texts[i] for i in picked):
+        for prompt, (chosen, rejected) in (texts[i][:2] for i in picked):
             line = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
             file.write(json.dumps(line) + "\n")
     write_model(RewardModel.load(model, head_seed=0), tokenizer, folder / "reward_model")
@@ -161,8 +161,8 @@ def nanoalign(job: dict) -> dict:
             "--precision", job["precision"], "--out", str(out), *job["flags"].split()]  # fmt: skip
     with (
         patch.object(loop, "get_lr", record_time),
-        patch.object(loop, "collate", counting(loop.collate)),
-        patch.object(batches, "collate", counting(batches.collate)),
+        patch.object(loop.Batches, "collate", staticmethod(counting(loop.collate))),
+        patch.object(batches.Packed, "collate", staticmethod(counting(batches.collate))),
     ):
         script.main(argv)
     if job["profile"]:
