@@ -81,7 +81,7 @@ class Batches:
         made = self.make(rows)
         return chain([next(made)], made)
 
-    def make(self, rows: Sequence[Row]) -> Iterator[Batch]:
+    def make(self, rows: Sequence[Row]) -> Iterator[Batch]:  # those of `step`, when asked for
         for groups in self.plan(rows):
             group = groups[self.world.rank]
             chosen = [rows[i] for i in group] or [min(rows, key=len)]
@@ -135,7 +135,7 @@ def train(
             (loss * world.size).backward()  # sharding averages gradients over ranks; we want sums
             means.add(metrics, batch.weights)
 
-        # clip, make the next step's first batch while the GPU works, step
+        # clip, make the first batch of the next step while the GPU works, step
         norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
         these = step_rows(step + 1, rows, args)
         made = batches.step(these)

@@ -67,7 +67,7 @@ class Scorer(nn.Module):
         return ()
 
     def place(self, world: World | None, fill: Fill, trainable: bool, checkpointing: bool) -> None:
-        """Shards the parameters over the ranks of world, if they are several, and fills them."""
+        """Fills the parameters: sharded over several ranks, or on one cast where they run."""
         for part in self.exact():
             part.float()
         if not trainable:  # else adapters, if there are any, have frozen the rest
