@@ -1,15 +1,15 @@
 """Checks what a GPU alone can show: correctness, speed, and what single changes are worth.
 
     python benchmarks/gpu_check.py                          all, about 30 minutes
-    python benchmarks/gpu_check.py --only correctness       one section, 10 minutes at most
+    python benchmarks/gpu_check.py --only correctness       one section, --seconds (570) at most
     python benchmarks/gpu_check.py --steps versions masks   some steps
+    python benchmarks/gpu_check.py --jobs 8                 eight steps of `correctness` at a time
     python benchmarks/gpu_check.py --device cpu             what makes sense there, in small sizes
 
 Every step is a process of its own with a time limit, so one that fails or hangs hides no other. The
-cheapest go first. Nothing is downloaded: models are the embedded one and random weights in known
-shapes. Results go to gpu_check.json after each step, and the output of a step to NAME.log, in the
-folder $OUT, or --out where that is not set; a table is printed at the end. gpu/steps.py lists the
-steps.
+cheapest go first; what is timed runs alone. Nothing is downloaded: models are the embedded one and
+random weights in known shapes. Results go to gpu_check.json after each step, and the output of a
+step to NAME.log, in the folder --out; a table is printed at the end. gpu/steps.py lists the steps.
 """
 
 import argparse
@@ -27,8 +27,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from gpu.steps import SECTIONS, STEPS, Check, Step  # noqa: E402
 
-SECTION_SECONDS = 570.0  # steps of a section that would begin later are not run
-
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -36,6 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", metavar="NAME", help="these alone")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
+    parser.add_argument("--jobs", type=int, default=1, help="steps of `correctness` at a time")
+    parser.add_argument("--seconds", type=float, default=570, metavar="S",
+        help="of a section: its steps are ended then, and those left are not run")  # fmt: skip
     parser.add_argument("--run", help=argparse.SUPPRESS)  # a step, in this process
     args = parser.parse_args(argv)
     if unknown := sorted({*(args.steps or ())} - {step.name for step in STEPS}):
@@ -70,55 +71,81 @@ def command(step: Step, args: argparse.Namespace) -> list[str]:
 
 
 def run_steps(
-    steps: list[Step], out: Path, of_step: Callable[[Step], list[str]], device: str
+    steps: list[Step], of_step: Callable[[Step], list[str]], args: argparse.Namespace
 ) -> list[dict[str, object]]:
-    """Runs each step's command; the results, which are also written after each step.
+    """Runs each step's command; the results in the order of `steps`, also written after each one.
 
     A result has the step's name and section, its status (ok, failed, timed out, not run), the
     seconds it took, and its figures or the last line of its output.
     """
-    begun: dict[str, float] = {}
-    results = []
-    for step in steps:
-        now = time.monotonic()
-        left = SECTION_SECONDS - (now - begun.setdefault(step.section, now))
-        result = {"name": step.name, "section": step.section, "status": "not run", "seconds": 0.0}
-        if left > 0:
-            result |= _run(step, out, of_step(step), min(step.seconds, left), device)
-        results.append(result)
-        print(_line(result), flush=True)
-        (out / "gpu_check.json").write_text(
-            json.dumps({"device": device, "steps": results}, indent=1)
-        )
-    return results
-
-
-def _run(
-    step: Step, out: Path, command: list[str], seconds: float, device: str
-) -> dict[str, object]:
-    figures, log = out / f"{step.name}.json", out / f"{step.name}.log"
-    figures.unlink(missing_ok=True)
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
-    environment = os.environ | hidden | {"NANOALIGN_CACHE": str(out / "cache")}
-    begun = time.monotonic()
-    with log.open("w") as output:
-        # A session of its own: what the step itself has started ends with it.
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, env=environment, start_new_session=True)  # fmt: skip
+    results: dict[str, dict[str, object]] = {}
+    for section in dict.fromkeys(step.section for step in steps):
+        end = time.monotonic() + args.seconds
+        waiting = [step for step in steps if step.section == section]
+        at_a_time = args.jobs if section == "correctness" else 1
+        running: list[_Process] = []
         try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            while waiting or running:
+                while waiting and len(running) < at_a_time and time.monotonic() < end:
+                    step = waiting.pop(0)
+                    running.append(_Process(step, args.out, of_step(step), end, args.device))
+                time.sleep(0.05)
+                ended = {p.step.name: result for p in running if (result := p.result())}
+                running = [p for p in running if p.step.name not in ended]
+                if time.monotonic() >= end:
+                    ended |= {step.name: _result(step, "not run") for step in waiting}
+                    waiting = []
+                for name, result in ended.items():
+                    results[name] = result
+                    print(_line(result), flush=True)
+                if ended:
+                    done = [results[step.name] for step in steps if step.name in results]
+                    (args.out / "gpu_check.json").write_text(
+                        json.dumps({"device": args.device, "steps": done}, indent=1)
+                    )
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    taken = {"seconds": round(time.monotonic() - begun, 1)}
-    if code == 0 and figures.exists():
-        return taken | {"status": "ok", "figures": json.loads(figures.read_text())}
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    status = "timed out" if code is None else "failed"
-    return taken | {"status": status, "error": lines[-1][:300] if lines else f"exit code {code}"}
+            for process in running:
+                process.end()
+    return [results[step.name] for step in steps]
+
+
+def _result(step: Step, status: str, seconds: float = 0.0, **more: object) -> dict[str, object]:
+    seconds = round(seconds, 1)
+    return {"name": step.name, "section": step.section, "status": status, "seconds": seconds} | more
+
+
+class _Process:
+    """A step that runs, in a session of its own: what it has started itself ends with it."""
+
+    def __init__(self, step: Step, out: Path, command: list[str], end: float, device: str):
+        self.step, self.begun = step, time.monotonic()
+        self.until = min(self.begun + step.seconds, end)
+        self.figures, self.log = out / f"{step.name}.json", out / f"{step.name}.log"
+        self.figures.unlink(missing_ok=True)
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
+        with self.log.open("w") as output:
+            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, start_new_session=True,
+                env=os.environ | hidden | {"NANOALIGN_CACHE": str(out / "cache")})  # fmt: skip
+
+    def result(self) -> dict[str, object] | None:
+        """None while it runs. Ends it where its time is over."""
+        code, seconds = self.process.poll(), time.monotonic() - self.begun
+        if code is None and time.monotonic() < self.until:
+            return None
+        self.end()
+        if code == 0 and self.figures.exists():
+            figures = json.loads(self.figures.read_text())
+            return _result(self.step, "ok", seconds, figures=figures)
+        lines = [x for x in self.log.read_text(errors="replace").splitlines() if x.strip()]
+        error = lines[-1][:300] if lines else f"exit code {code}"
+        status = "timed out" if code is None else "failed"
+        return _result(self.step, status, seconds, error=error)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
 
 
 def _line(result: dict) -> str:
@@ -137,9 +164,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.run:
         run_one(args.run, Check(args.device, args.out))
         return 0
-    args.out = Path(os.environ.get("OUT") or args.out).resolve()
+    args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    results = run_steps(chosen_steps(args), args.out, lambda step: command(step, args), args.device)
+    results = run_steps(chosen_steps(args), lambda step: command(step, args), args)
     print("\n| section | step | result | seconds | figures |\n|---|---|---|---|---|")
     print("\n".join(map(_line, results)))
     print(f"\n{args.out / 'gpu_check.json'}")

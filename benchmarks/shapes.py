@@ -2,7 +2,7 @@
 
     python benchmarks/shapes.py qwen2.5-0.5b runs/shape
 
-Its tokenizer is that of the embedded model.
+Its tokenizer is that of the embedded model, or of --tokenizer FOLDER.
 """
 
 import argparse
@@ -42,13 +42,14 @@ SHAPES = {
 }  # fmt: skip
 
 
-def write(shape: str, folder: Path) -> int:
+def write(shape: str, folder: Path, tokenizer_folder: Path = tiny.MODEL) -> int:
     """Writes the model and a tokenizer; the number of its parameters."""
     torch.manual_seed(0)
-    tokenizer = load_tokenizer(tiny.MODEL)
+    tokenizer = load_tokenizer(tokenizer_folder)
     config = SHAPES[shape]
     config.eos_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(p.numel() for p in model.parameters())
@@ -58,8 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path, help="where the model is written")
+    parser.add_argument("--tokenizer", type=Path, default=tiny.MODEL, help="a model's folder")
     args = parser.parse_args()
-    parameters = write(args.shape, args.folder)
+    parameters = write(args.shape, args.folder, args.tokenizer)
     print(f"{args.folder}: {parameters:,} parameters, bfloat16")
 
 

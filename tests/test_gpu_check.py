@@ -3,6 +3,7 @@
 benchmarks/gpu_check.py, as far as a CPU shows it.
 """
 
+import argparse
 import importlib.util
 import json
 import subprocess
@@ -41,6 +42,10 @@ def step(name: str, seconds: float = 20, section: str = "correctness") -> gpu_ch
     return gpu_check.Step(name, section, seconds, "runs.dpo")
 
 
+def arguments(out: Path, *flags: str) -> argparse.Namespace:
+    return gpu_check.parse_args(["--device", "cpu", "--out", str(out), *flags])
+
+
 def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, capsys):
     """Also what a step has started itself is ended with it."""
     written = "import json, pathlib; pathlib.Path({!r}).write_text(json.dumps({{'speed': 7}}))"
@@ -58,7 +63,7 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, capsys):
     def command(step: gpu_check.Step) -> list[str]:
         return [sys.executable, "-c", code[step.name]]
 
-    results = gpu_check.run_steps(steps, tmp_path, command, "cpu")
+    results = gpu_check.run_steps(steps, command, arguments(tmp_path))
     assert [result["status"] for result in results] == ["failed", "timed out", "failed", "ok"]
     assert results[0]["error"] == "ValueError: a mistake"
     assert 0.5 <= results[1]["seconds"] < 10
@@ -75,19 +80,40 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, capsys):
         raise AssertionError("the process that the step had started still runs")
 
 
-def test_steps_that_a_section_has_no_time_for_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_check, "SECTION_SECONDS", 0.3)
+def test_steps_that_a_section_has_no_time_for_are_named(tmp_path):
     steps = [step("first"), step("second"), step("other", section="speed")]
 
     def command(step: gpu_check.Step) -> list[str]:
         seconds = 9 if step.name == "first" else 0
         return [sys.executable, "-c", f"import time; time.sleep({seconds})"]
 
-    results = gpu_check.run_steps(steps, tmp_path, command, "cpu")
+    results = gpu_check.run_steps(steps, command, arguments(tmp_path, "--seconds", "0.3"))
     assert [result["status"] for result in results] == ["timed out", "not run", "failed"]
 
 
-@pytest.mark.parametrize("name", ["masks", "widths"])
+def test_steps_of_correctness_run_at_the_same_time_where_asked_to(tmp_path):
+    """Each of two waits until the other has begun; those of another section are alone."""
+    code = (
+        "import pathlib, sys, time\n"
+        "folder, own, other = pathlib.Path(sys.argv[1]), *sys.argv[2:]\n"
+        "(folder / own).touch()\n"
+        "end = time.monotonic() + 10\n"
+        "while not (folder / other).exists():\n"
+        "    assert time.monotonic() < end\n"
+        "(folder / f'{own}.json').write_text('{}')\n"
+    )
+    others = {"a": "b", "b": "a", "c": "b", "d": "e"}
+    steps = [step("a"), step("b"), step("c"), step("d", 0.5, "speed"), step("e", 1, "speed")]
+
+    def command(step: gpu_check.Step) -> list[str]:
+        return [sys.executable, "-c", code, str(tmp_path), step.name, others.get(step.name, "a")]
+
+    results = gpu_check.run_steps(steps, command, arguments(tmp_path, "--jobs", "2"))
+    assert [result["name"] for result in results] == ["a", "b", "c", "d", "e"]
+    assert [result["status"] for result in results] == ["ok", "ok", "ok", "timed out", "ok"]
+
+
+@pytest.mark.parametrize("name", ["masks", "widths", "small"])
 def test_a_step_writes_its_figures(name, tmp_path):
     gpu_check.run_one(name, gpu_check.Check("cpu", tmp_path))
     assert json.loads((tmp_path / f"{name}.json").read_text())
@@ -106,6 +132,6 @@ def test_attention_that_is_off_by_a_thousandth_fails_a_step(tmp_path, monkeypatc
 def test_the_command_of_a_step_runs_it(tmp_path):
     """One process, as main starts it; the exit code is 1 if a step is not ok."""
     (versions,) = (step for step in gpu_check.STEPS if step.name == "versions")
-    args = gpu_check.parse_args(["--device", "cpu", "--out", str(tmp_path)])
+    args = arguments(tmp_path)
     subprocess.run(gpu_check.command(versions, args), check=True)
     assert "torch" in json.loads((tmp_path / "versions.json").read_text())

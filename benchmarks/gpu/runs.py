@@ -137,11 +137,9 @@ def variant(check: Check, *flags: str) -> dict[str, object]:
     return {"losses": " ".join(f"{loss:.5f}" for loss in found)}
 
 
-def _reward_model(check: Check) -> Path:
-    """That of the step `rm`; trained for a step where that has failed."""
-    folder = check.work / "rm"
-    if not (folder / "config.json").exists():
-        train("rm", folder, "--steps", "1")
+def _reward_model(folder: Path) -> Path:
+    """A reward model, trained for a step."""
+    train("rm", folder, "--steps", "1")
     return folder
 
 
@@ -149,9 +147,8 @@ def evaluate_rm(check: Check) -> dict[str, object]:
     import evaluate
 
     out = check.work / "rm_eval"
-    evaluate.main(
-        ["rm", "--model", str(_reward_model(check)), "--data", "tiny:test", "--out", str(out)]
-    )
+    model = _reward_model(check.work / "rm_eval_model")
+    evaluate.main(["rm", "--model", str(model), "--data", "tiny:test", "--out", str(out)])
     return _numbers(json.loads((out / "metrics.json").read_text())["all"], "pairs", "accuracy")
 
 
@@ -163,7 +160,7 @@ def evaluate_policy(check: Check) -> dict[str, object]:
         json.dumps({"prompt": f"What is {n} plus {n}?"}) for n in range(8 if check.small else 64)
     ]
     prompts.write_text("\n".join(lines) + "\n")
-    out, reward = check.work / "policy_eval", _reward_model(check)
+    out, reward = check.work / "policy_eval", _reward_model(check.work / "policy_eval_model")
     evaluate.main(["policy", "--policy", "tiny", "--baseline", "tiny", "--reward", str(reward),
                    "--data", str(prompts), "--max_new_tokens", "16",
                    "--out", str(out)])  # fmt: skip
@@ -173,14 +170,3 @@ def evaluate_policy(check: Check) -> dict[str, object]:
 
 def _numbers(found: dict, *names: str) -> dict[str, object]:
     return {name: round(found[name], 4) for name in names}
-
-
-def suite(check: Check) -> dict[str, object]:
-    """All tests of the project, on all cores."""
-    command = [sys.executable, "-m", "pytest", "--numprocesses", str(min(16, os.cpu_count() or 1)),
-               "-p", "no:cacheprovider"]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout, done.stderr)
-    summary = [line for line in done.stdout.splitlines() if line.strip()][-1]
-    assert done.returncode == 0, summary
-    return {"tests": summary}

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import transformers
-from plan import LENGTHS
+from plan import HH
 from shapes import write
 from throughput import _memory, forward_flops
 
@@ -35,7 +35,7 @@ def model_of(check: Check, shape: str) -> str:
 def write_pairs(path: Path, pairs: int) -> None:
     """Pairs of random letters; the embedded tokenizer makes about one token of each."""
     draw = np.random.default_rng(0)
-    (prompt, response), letters = LENGTHS["HH-RLHF"], list("bcdfghjklmnpqrstvwxz")
+    (prompt, response), letters = HH, list("bcdfghjklmnpqrstvwxz")
     longest = 700  # so that a pair fits the 1,024 positions of the embedded model, too
     with path.open("w") as file:
         for _ in range(pairs):

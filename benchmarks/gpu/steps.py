@@ -72,7 +72,6 @@ CORRECTNESS = [
     ),
     Step("evaluate_rm", "correctness", 90, "runs.evaluate_rm"),
     Step("evaluate_policy", "correctness", 120, "runs.evaluate_policy"),
-    Step("suite", "correctness", 420, "runs.suite", on_cpu=False),
 ]
 # (tokens of a micro-batch, records of a step), what is most likely to be used first.
 SIZES = ((16384, 64), (8192, 64), (32768, 256), (16384, 256), (32768, 64), (8192, 256))
@@ -87,7 +86,7 @@ SPEED[3:3] = [
 ]
 CHANGES = [
     Step(name, "changes", 200, "changes.pair", (name,), on_cpu=name == "checkpointed_blocks")
-    for name in ("flex_warps", "fewer_logits", "device_masks", "foreach_clip",
+    for name in ("flex_warps", "fused_parts", "fewer_logits", "device_masks",
                  "checkpointed_blocks", "separate_rows")
 ]  # fmt: skip
 STEPS = [*CORRECTNESS, *SPEED, *CHANGES]
