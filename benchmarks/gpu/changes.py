@@ -6,9 +6,9 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
+from gpu import compiled
 from gpu.speed import WARM_STEPS, run
 from gpu.steps import Check
 from nanoalign import model
@@ -28,37 +28,6 @@ def _more_warps(*args: object) -> dict[str, object]:
     return kernel_options(*args) | {"fwd_num_warps": 8}
 
 
-@contextlib.contextmanager
-def _fused_parts():
-    """Norms, rotations and gates of the blocks of Qwen2, compiled: what is not a product."""
-    from transformers.models.qwen2 import modeling_qwen2 as qwen2
-
-    compiled = torch.compile(dynamic=True, fullgraph=True)
-
-    @compiled
-    def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-        return weight * (wide * scale).to(x.dtype)
-
-    @compiled
-    def gate(x: Tensor, up: Tensor) -> Tensor:
-        return torch.nn.functional.silu(x) * up
-
-    def run_gated(self: torch.nn.Module, x: Tensor) -> Tensor:
-        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
-
-    def run_norm(self: torch.nn.Module, x: Tensor) -> Tensor:
-        return norm(x, self.weight, self.variance_epsilon)
-
-    with (
-        patch.object(qwen2.Qwen2RMSNorm, "forward", run_norm),
-        patch.object(qwen2.Qwen2MLP, "forward", run_gated),
-        patch.object(qwen2, "apply_rotary_pos_emb", compiled(qwen2.apply_rotary_pos_emb)),
-    ):
-        yield
-
-
 FEWER_LOGITS = {kind: count // 8 for kind, count in model.CHUNK_LOGITS.items()}
 block_mask, kernel_options = flex.block_mask, flex.kernel_options
 # By name: flags of the changed run, and what is patched in it.
@@ -68,7 +37,10 @@ CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContex
     "separate_rows": (("--no-share_prefix",), contextlib.nullcontext),
     "device_masks": ((), lambda: patch.object(flex, "block_mask", _device_mask)),
     "flex_warps": ((), lambda: patch.object(flex, "kernel_options", _more_warps)),
-    "fused_parts": ((), _fused_parts),
+    "compiled_parts": ((), compiled.parts_of_qwen),
+    "compiled_head": ((), compiled.head),
+    "compiled_blocks": ((), compiled.blocks),
+    "compiled": ((), compiled.everything),
 }
 
 
