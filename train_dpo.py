@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # data
     tokenizer = load_tokenizer(folder)
-    data = load_rows(args, tokenizer, folder, world, unpaired=args.loss == "kto")
+    data = load_rows(args, tokenizer, folder, world, unpaired=formats.single(args.loss))
     if args.audit:
         from nanoalign.formats.audit import audit
 

@@ -1,14 +1,15 @@
 """Pairs per second and peak memory of DPO and a reward model: nanoalign beside TRL, or alone.
 
 Both train the same model on the same records in the same optimizer steps, with the same precision
-and optimizer, without gradient checkpointing. nanoalign runs with its defaults; TRL gets the
-records of each step sorted by length, and the micro-batch size with which it is fastest. Every run
-is a process of its own, and the runs alternate. The losses must agree. Records that max_length
-would cut are left out, because the two cut differently.
+and optimizer. nanoalign runs with its defaults. TRL runs without gradient checkpointing, and gets
+the records of each step sorted by length, and the micro-batch size with which it is fastest; or it
+runs as it comes. Every run is a process of its own, and the runs alternate. The losses must agree.
+Records that max_length would cut are left out, because the two cut differently.
 
     pip install -r requirements-dev.txt
     python benchmarks/throughput.py                              the embedded model and data
     python benchmarks/throughput.py --model FOLDER --data FILE
+    python benchmarks/throughput.py --trl_defaults               TRL as it comes
     python benchmarks/throughput.py --only nanoalign             without TRL
     python benchmarks/throughput.py --checkout FOLDER --rounds 7       beside another commit
     python benchmarks/throughput.py --profile                    torch.profiler's table of one step
@@ -30,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 LR = 1e-4  # constant, so that the second losses differ unless both took the same first step
 LOSS_TOLERANCE = 2e-3  # allowed difference of losses in float32; in bfloat16 ten times that
+TRL_SIZE = 8  # per_device_train_batch_size, where nothing is set
 PEAK_SIZES = (1024, 2048, 4096)  # of square matrices; their products measure the machine's peak
 
 
@@ -50,6 +52,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, alternating")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8],
         help="micro-batch sizes, in pairs, that are tried with TRL")  # fmt: skip
+    parser.add_argument("--trl_defaults", action="store_true",
+        help="TRL as it comes: 8 pairs, not sorted, gradient checkpointing")  # fmt: skip
     parser.add_argument("--ranks", type=int, default=1, help="processes of a run")
     parser.add_argument("--profile", action="store_true",
         help="print the table of torch.profiler of a step of nanoalign, and stop")  # fmt: skip
@@ -177,7 +181,10 @@ def nanoalign(job: dict) -> dict:
 
 
 def trl(job: dict) -> dict:
-    """Runs TRL's trainer on the records in nanoalign's steps, those of a step sorted by length."""
+    """Runs TRL's trainer on the records in nanoalign's steps.
+
+    Those of a step are sorted by length, unless TRL is to run as it comes.
+    """
     import torch
     import transformers
     import trl
@@ -195,7 +202,7 @@ def trl(job: dict) -> dict:
     order = []
     for step in range(job["steps"] + 1):
         indices = step_indices(step, len(records), job["batch_size"], seed=0).tolist()
-        order += sorted(indices, key=lambda i: lengths[i])
+        order += indices if job["trl_defaults"] else sorted(indices, key=lambda i: lengths[i])
     if job["algorithm"] == "rm":  # whole texts, which is quicker to prepare
         records = [{k: r["prompt"] + r[k] for k in ("chosen", "rejected")} for r in records]
     per_rank = job["size"]
@@ -204,13 +211,14 @@ def trl(job: dict) -> dict:
         "output_dir": f"{job['folder']}/trl", "per_device_train_batch_size": per_rank,
         "gradient_accumulation_steps": accumulation, "max_steps": job["steps"] + 1,
         "learning_rate": LR, "lr_scheduler_type": "constant", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "max_length": job["max_length"], "gradient_checkpointing": False,
+        "max_grad_norm": 1.0, "max_length": job["max_length"],
         "logging_steps": 1, "save_strategy": "no", "report_to": "none",
         "train_sampling_strategy": "sequential", "bf16": job["precision"] == "bf16",
         "optim": "adamw_torch_fused", "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
     }  # fmt: skip
+    config |= {} if job["trl_defaults"] else {"gradient_checkpointing": False}
     kind = {
         "dpo": (trl.DPOTrainer, trl.DPOConfig, transformers.AutoModelForCausalLM),
         "rm": (
@@ -406,6 +414,7 @@ def main() -> None:
     args = parse_args()
     with tempfile.TemporaryDirectory() as folder:
         job = {**vars(args), "folder": folder}
+        job |= {"sizes": [TRL_SIZE]} if args.trl_defaults else {}
         facts = start("prepare", job)
         print(
             f"{args.model}, {facts['parameters']:,} parameters, {args.precision}; a pair has "

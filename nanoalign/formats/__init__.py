@@ -14,7 +14,9 @@ templates.py    records as text, by the template of a name
 chat.py         records as a chat template renders them
 columns.py      columns that nothing reads
 dialogues.py    HH-RLHF dialogues
-unpaired.py     single responses with a label (--loss kto)
+foreign.py      formats of other programs and data sets
+keys.py         --keys: other names of keys
+unpaired.py     single responses (--loss kto, sft)
 prompts.py      prompts alone, and answers that were made elsewhere
 load.py         --data -> the rows of a run: in memory, or from a store on disk
 selected.py     records by their numbers, for a store
@@ -30,6 +32,22 @@ from argparse import Namespace
 PREFERENCES = ("better", "safer")
 TEMPLATES = ("auto", "chat", "raw", "pku")
 SOURCES = ("tiny-a", "tiny-b", "tiny-c")  # simulated assistants of the embedded data
+# Keys of records of other programs, and the function of foreign.py that reads them.
+FOREIGN = {
+    ("conversations", "chosen", "rejected"): "sharegpt",
+    ("instruction", "chosen", "rejected"): "alpaca",
+    ("question", "chosen", "rejected"): "orca",
+    ("context_messages", "chosen", "rejected"): "openrlhf",
+    ("history", "human_ref_A", "human_ref_B", "labels"): "shp",
+    ("prompt", "answers"): "nectar",
+    ("instruction", "completions"): "ultrafeedback",
+    ("prompt", "response_1", "response_2", "preference_strength"): "helpsteer2",
+    ("context", "response1", "response2", "overall_preference"): "helpsteer3",
+    ("prompt", "response", "helpfulness"): "helpsteer_ratings",
+    ("messages",): "conversation",
+    ("conversations",): "conversation",
+    ("instruction", "output"): "instructed",
+}
 # The embedded training data, and the data that are held out where these are trained on.
 TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name in SOURCES}
 
@@ -43,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         default=["better"] if several else "better",
         help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several)  # fmt: skip
     add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
+    add("--keys", nargs="+", default=[], metavar="OURS=THEIRS",
+        help="other names of keys: prompt=question chosen=good rejected=bad")  # fmt: skip
     add("--audit", type=number(int, 1), metavar="N",
         help="print N training examples token by token, and a table of all, and do not train; "
         "default: train")  # fmt: skip
@@ -57,3 +77,8 @@ def eval_data_of(args: Namespace) -> dict:
 def is_embedded(args: Namespace) -> bool:
     """Whether --data are embedded training data alone."""
     return TEST_OF.keys() >= set(args.data)
+
+
+def single(loss: str) -> str:
+    """The loss, if it learns from single responses; else ""."""
+    return loss if loss in ("kto", "sft") else ""

@@ -1,10 +1,12 @@
-"""HH-RLHF dialogues: two texts that begin with the same prompt."""
+"""Two texts that begin with the same prompt: HH-RLHF dialogues, and others."""
 
 import os
 
 from nanoalign.encode import Record
 from nanoalign.formats.templates import ASSISTANT, HUMAN
 from nanoalign.pairs import check_text
+
+SHARED = "prompts taken from the words that both texts begin with"
 
 
 def split(chosen: str, rejected: str) -> Record:
@@ -23,6 +25,8 @@ def split(chosen: str, rejected: str) -> Record:
     # The prompt ends with the last header of the assistant that both share. A few records differ
     # before their last turn; then a response has further turns, as the annotators saw it.
     shared = os.path.commonprefix([chosen, rejected])
+    if not chosen.startswith(HUMAN) and not rejected.startswith(HUMAN):
+        return split_texts(chosen, rejected, shared)
     if not shared.startswith(HUMAN) or ASSISTANT not in shared:
         raise ValueError(
             "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the "
@@ -30,3 +34,17 @@ def split(chosen: str, rejected: str) -> Record:
         )
     end = shared.rfind(ASSISTANT) + len(ASSISTANT)
     return Record(chosen[:end], (chosen[end:], rejected[end:]))
+
+
+def split_texts(chosen: str, rejected: str, shared: str) -> Record:
+    """Other texts: the prompt is what both begin with, up to the last white space.
+
+    Words that both responses begin with become part of the prompt, so such records are counted.
+    """
+    end = max((shared.rfind(blank) for blank in " \n\t"), default=-1)
+    if end < 1 or not shared[:end].strip():
+        raise ValueError(
+            "'prompt' is missing, and chosen and rejected share no words at their beginning: "
+            f"{chosen[:40]!r} and {rejected[:40]!r}"
+        )
+    return Record(shared[:end], (chosen[end:], rejected[end:]), notes=(SHARED,))

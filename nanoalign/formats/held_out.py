@@ -9,6 +9,7 @@ import numpy as np
 
 from nanoalign.checkpoints.runs import ARGS, RECORDS
 from nanoalign.errors import RunError
+from nanoalign.formats import single
 from nanoalign.formats.load import known_formats
 from nanoalign.formats.remembered import recall
 from nanoalign.formats.rows import hashes
@@ -61,7 +62,8 @@ class HeldOut(Source):
         settings = json.loads((self.run / ARGS).read_text())
         preference = settings["preference"]
         preferences = [preference] if isinstance(preference, str) else preference
-        known = known_formats(preferences, unpaired=settings.get("loss") == "kto")
+        loss = single(settings.get("loss", ""))
+        known = known_formats(preferences, loss, settings.get("keys", ()))
         for source in sources:
             for where, name, _, raw in source.records():
                 _, record = parse(raw, where, known)

@@ -16,12 +16,10 @@ from nanoalign.hosts.collectives import gather
 LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to encode
 
 
-def load_rows(
-    args: Namespace, tokenizer, folder: Path, world: World, unpaired: bool = False
-) -> Data:
+def load_rows(args: Namespace, tokenizer, folder: Path, world: World, unpaired: str = "") -> Data:
     """The rows of --data and of what is held out, and prints their counts.
 
-    folder: of the tokenizer. unpaired: whether single responses with a label are accepted.
+    folder: of the tokenizer. unpaired: the loss that learns from single responses, or "".
     Small data are encoded by every rank and stay in memory. With --cache, or from 64 MiB of files,
     the ranks of a host encode them together into a store on disk.
     """
@@ -31,7 +29,7 @@ def load_rows(
         from nanoalign.rewards import condition
 
         change = partial(condition.by_preference, preferences=preferences)
-    known = known_formats(preferences, unpaired)
+    known = known_formats(preferences, unpaired, args.keys)
     files = check_sources(args.data) + check_sources(args.eval_data or [])
     # Rank 0 decides: hosts may have other copies of a file.
     if args.cache or gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]:
@@ -39,7 +37,7 @@ def load_rows(
         from nanoalign.store.encode import Encoding
         from nanoalign.store.load import load
 
-        settings = (tuple(preferences), unpaired, change is not unchanged)
+        settings = (tuple(preferences), unpaired, change is not unchanged, *args.keys)
         read = partial(read_records, known)
         how = (args.max_length, args.template, read, change, settings)
         return load(args, Encoding(tokenizer, folder, *how), world)
@@ -47,10 +45,10 @@ def load_rows(
     return in_memory(args, tokenizer, read, change)
 
 
-def known_formats(preferences: Sequence[str], unpaired: bool) -> dict:
-    """The formats of a run by their keys. unpaired: see load_rows."""
+def known_formats(preferences: Sequence[str], unpaired: str, keys: Sequence[str]) -> dict:
+    """The formats of a run by their keys. unpaired: see load_rows. keys: of --keys."""
     if len(preferences) == 1:
-        return formats(preferences[0], unpaired)
+        return formats(preferences[0], unpaired, keys)
     from nanoalign.rewards import several
 
     return several.formats(preferences)

@@ -9,7 +9,7 @@ from nanoalign.errors import RunError
 from nanoalign.formats.messages import read_messages
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import check_sources, open_source
-from nanoalign.pairs import check_text, decode, expected, parse
+from nanoalign.pairs import check_text, decode, parse
 
 CONTEXT = ("prompt", "system", "tools")  # what an answer follows
 ANSWER_KEYS = ("response", "answer", "completion", "output")  # what programs call an answer
@@ -62,11 +62,7 @@ def prompt_of(record: object, where: str) -> Record:
         return found
     if len({"chosen", "rejected"} & keys) == 1:
         raise RunError(f"{where}: give both 'chosen' and 'rejected', or 'prompt' without them")
-    if not {"chosen", "rejected"} <= keys:
-        raise RunError(
-            f"{where}: no prompt in the record; expected the key 'prompt', or {expected(formats())}"
-        )
-    found = parse(record, where, formats())[1]
+    found = parse(record, where, formats(unpaired="prompts"))[1]
     return Record(found.prompt, (), (), tools=found.tools)
 
 

@@ -5,38 +5,61 @@ for a record that it can't read; nanoalign/pairs.py adds file and line. Messages
 prompts are those of nanoalign/formats/messages.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from nanoalign.encode import Record
+from nanoalign.formats import FOREIGN
 from nanoalign.pairs import FORMATS, Format
 
 PKU = ("prompt", "response_0", "response_1")
+LABELS = ("better_response_id", "safer_response_id")  # of PKU-SafeRLHF
 RANKED = ("prompt", "responses", "scores")
-UNPAIRED = ("prompt", "completion", "label")
+UNPAIRED, DEMONSTRATION = ("prompt", "completion", "label"), ("prompt", "completion")
+DIALOGUES = ("chosen", "rejected")
 TEXTS = ("prompt", "chosen", "rejected", "completion", "response_0", "response_1", "responses")
 LARGEST = 1e30  # of a margin or a score. Losses are sums in float32, which ends at 3.4e38.
 
 
-def formats(preference: str = "better", unpaired: bool = False) -> dict[tuple[str, ...], Format]:
+def formats(
+    preference: str = "better", unpaired: str = "", keys: Sequence[str] = ()
+) -> dict[tuple[str, ...], Format]:
     """The formats by their keys; the first whose keys a record has is taken.
 
     preference: the label of PKU-SafeRLHF that orders the responses.
-    unpaired: whether a single response with a label is accepted (--loss kto).
+    unpaired: the loss that learns from single responses (kto, sft); "": they are refused.
+    keys: of --keys, OURS=THEIRS: what the records call a key of these formats.
     """
     known = {
         RANKED: ranked,
         PKU: lambda record: with_margin(record, pku(record, preference)),
-        UNPAIRED: refuse_completion,
+        UNPAIRED: partial(single, unpaired),
         ("prompt", "chosen", "rejected"): pair_with_prompt,
-        ("chosen", "rejected"): pair_of_dialogues,
+        DEMONSTRATION: partial(single, unpaired),
+        DIALOGUES: pair_of_dialogues,
     }
-    known |= {keys: read for keys, read in FORMATS.items() if keys not in known}
+    known |= {names: read for names, read in FORMATS.items() if names not in known}
     if unpaired:
-        from nanoalign.formats.unpaired import with_unpaired
+        from nanoalign.formats.unpaired import with_labels
 
-        known = with_unpaired(known)
-    return {keys: partial(complete, keys, read) for keys, read in known.items()}
+        known = with_labels(known)
+    own = {names: partial(complete, names, read) for names, read in known.items()}
+    last = {DIALOGUES: own[DIALOGUES], (): partial(foreign, "unknown", own)}
+    own = own | {names: partial(foreign, name, own) for names, name in FOREIGN.items()}
+    known = {names: read for names, read in own.items() if names not in last} | last
+    if keys:
+        from nanoalign.formats.keys import renamed
+
+        known = renamed(known, keys)
+    return known
+
+
+def foreign(name: str, own: dict[tuple[str, ...], Format], record: dict) -> Record:
+    """A record of another format, which is read as one of these."""
+    from nanoalign.formats.foreign import read_as
+
+    return read_as(name, own, record)
 
 
 def complete(keys: tuple[str, ...], read: Format, record: dict) -> Record:
@@ -49,10 +72,10 @@ def complete(keys: tuple[str, ...], read: Format, record: dict) -> Record:
         from nanoalign.formats.messages import read_messages
 
         found = read_messages(read, record)
-    if names := record.keys() - set(keys):
+    if names := record.keys() - {*keys, *LABELS}:
         from nanoalign.formats.columns import ignored
 
-        found = replace(found, notes=ignored(names, keys))
+        found = replace(found, notes=(*found.notes, *ignored(names, keys)))
     return found
 
 
@@ -102,11 +125,11 @@ def from_messages(record: Record, name: str) -> Record:
     return with_answers(record, [answer(response, name) for response in record.responses])
 
 
-def refuse_completion(record: dict) -> Record:
-    raise ValueError(
-        "a completion with a label, where pairs are needed; only train_dpo.py --loss kto learns "
-        "from such records"
-    )
+def single(loss: str, record: dict) -> Record:
+    """One response, from which --loss kto and sft learn."""
+    from nanoalign.formats.unpaired import completion
+
+    return completion(loss, record)
 
 
 def with_margin(record: dict, pair: Record) -> Record:

@@ -25,8 +25,9 @@ def printed(records: list[dict], tmp_path: Path, capsys, tokenizer, world, **cha
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in records))
     tokenizer.save_pretrained(tmp_path / "model")
-    default = {"data": [str(path)], "eval_data": None, "eval_share": 0.0, "seed": 0, "cache": None,
-               "max_length": 64, "template": "auto", "preference": "better"}  # fmt: skip
+    default = {"data": [str(path)], "eval_data": None, "eval_share": 0.0, "seed": 0, "keys": [],
+               "cache": None, "max_length": 64, "template": "auto",
+               "preference": "better"}  # fmt: skip
     found = []
     for cache in (None, str(tmp_path / "cache")):
         args = Namespace(**default | changes | {"cache": cache})

@@ -51,7 +51,9 @@ def write(path: Path, *records: dict) -> Path:
 
 
 def read(source: str, preferences: tuple[str, ...] = ("better",), kto: bool = False):
-    return list(pairs.read([source], known_formats(preferences, kto), open_source))
+    return list(
+        pairs.read([source], known_formats(preferences, "kto" if kto else "", ()), open_source)
+    )
 
 
 @pytest.fixture
@@ -65,7 +67,9 @@ def begin(llama_folder, tmp_path, world, monkeypatch):
         argv = ["--model", str(model), "--out", out, "--template", "raw", *flags]
         args = script.parse_args(argv if "--eval_share" in argv else [*argv, "--eval_share", "0.4"])
         kto = getattr(args, "loss", None) == "kto"
-        data = load_rows(args, load_tokenizer(llama_folder), llama_folder, world, unpaired=kto)
+        data = load_rows(
+            args, load_tokenizer(llama_folder), llama_folder, world, unpaired="kto" if kto else ""
+        )
         open_run(args, world, data, model)
         monkeypatch.chdir(tmp_path / "there")
         return tmp_path / "here" / out

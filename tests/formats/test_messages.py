@@ -29,7 +29,7 @@ def write(path: Path, *records: dict) -> str:
     return str(path)
 
 
-def read(tmp_path: Path, *records: dict, unpaired: bool = False) -> list:
+def read(tmp_path: Path, *records: dict, unpaired: str = "") -> list:
     source = write(tmp_path / "a.jsonl", *records)
     return list(pairs.read([source], formats("better", unpaired), open_source))
 
@@ -111,7 +111,7 @@ def test_tools_calls_and_reasoning_are_kept(tmp_path):
         assert found.answers == (YES | {"reasoning_content": "Well."}, CALLING)
         assert list(map(json.loads, found.responses)) == list(found.answers)
     flat = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": "{}"}]}
-    (found,) = read(tmp_path, {"prompt": "Hi", "completion": [flat], "label": True}, unpaired=True)
+    (found,) = read(tmp_path, {"prompt": "Hi", "completion": [flat], "label": True}, unpaired="kto")
     assert found.answers[0]["tool_calls"] == [{"name": "look", "arguments": {}}]
     (found,) = read(tmp_path, {"prompt": "Hi", "responses": ["no", calling], "scores": [1, 2]})
     assert found.answers == (CALLING, NO) and found.responses[1] == "no"

@@ -39,7 +39,7 @@ def test_the_prompt_of_a_record(tmp_path, record, prompt):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": "p"}, "no prompt in the record; expected the key 'prompt'"),
+        ({"question": "p"}, "unknown keys ['question']; the nearest format is question"),
         ({"chosen": "c"}, "give both 'chosen' and 'rejected'"),
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt": 3}, "the prompt must be text"),
@@ -48,7 +48,7 @@ def test_the_prompt_of_a_record(tmp_path, record, prompt):
             "ends with a message of 'ass",
         ),
         ({"prompt": [{"role": "user"}]}, "expected {'role': text, 'content': text}"),
-        (["p"], "no prompt in the record"),
+        (["p"], "expected a JSON object, found list"),
     ],
 )
 def test_a_record_without_a_prompt_is_an_error_with_its_line(tmp_path, record, message):

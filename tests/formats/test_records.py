@@ -18,7 +18,7 @@ def write(path, *records, text=None):
     return str(path)
 
 
-def read(path: str, preference: str = "better", unpaired: bool = False):
+def read(path: str, preference: str = "better", unpaired: str = ""):
     return list(pairs.read([path], formats(preference, unpaired), open_source))
 
 
@@ -116,11 +116,11 @@ def test_unpaired_records_are_paired_with_themselves(tmp_path):
     """They have a label, as pairs have beside them, and no margin."""
     for completion in ("c", [assistant("c")]):
         source = write(tmp_path / "a.jsonl", SINGLE | {"completion": completion})
-        (record,) = read(source, unpaired=True)
+        (record,) = read(source, unpaired="kto")
         assert (record.responses, record.pairs) == (("c",), ((0, 0),))
         assert record.extra == {"desirable": [False]}
-    assert read(write(tmp_path / "b.jsonl", PAIR), unpaired=True)[0].extra == {"desirable": [True]}
-    (ranked,) = read(write(tmp_path / "c.jsonl", RANKED), unpaired=True)
+    assert read(write(tmp_path / "b.jsonl", PAIR), unpaired="kto")[0].extra == {"desirable": [True]}
+    (ranked,) = read(write(tmp_path / "c.jsonl", RANKED), unpaired="kto")
     assert ranked.extra == {"desirable": [True]}
 
 
@@ -128,10 +128,10 @@ def test_what_is_wrong_with_unpaired_records(tmp_path):
     for bad in ([assistant("c")] * 2, [user("c")]):
         source = write(tmp_path / "a.jsonl", SINGLE | {"completion": bad})
         with pytest.raises(RunError, match="jsonl:1: the completion must be one message of 'assis"):
-            read(source, unpaired=True)
-    with pytest.raises(RunError, match="jsonl:1: the label must be true or false, found 1"):
-        read(write(tmp_path / "a.jsonl", SINGLE | {"label": 1}), unpaired=True)
-    with pytest.raises(RunError, match="a.jsonl:1: .* only train_dpo.py --loss kto"):
+            read(source, unpaired="kto")
+    with pytest.raises(RunError, match="jsonl:1: the label must be true or false, found 2"):
+        read(write(tmp_path / "a.jsonl", SINGLE | {"label": 2}), unpaired="kto")
+    with pytest.raises(RunError, match="a.jsonl:1: .* train_dpo.py --loss kto"):
         read(write(tmp_path / "a.jsonl", SINGLE))
 
 
@@ -141,7 +141,7 @@ def lines(*records) -> str:
 
 HALF = '{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}'  # of a character
 BAD = {
-    "unknown keys": ('{"question": "q"}', r"a\.jsonl:1: unknown keys \['question'\]; expected"),
+    "unknown keys": ('{"question": "q"}', r"a\.jsonl:1: unknown keys \['question'\]; the nearest"),
     "not a record": ("[1]", ":1: expected a JSON object, found int"),
     "mixed formats": (lines(PAIR, PKU), r":2: a record with the keys prompt \+ response_0"),
     "half a character": (HALF, ":1: .* lone surrogate"),
@@ -152,7 +152,7 @@ BAD = {
     "label of 2": (lines(PKU | {"better_response_id": 2}), "_response_id is 2; .* needs 0 or 1"),
     "label of true": (lines(PKU | {"better_response_id": True}), "is True; .* needs 0 or 1"),
     "no label": (lines({k: PKU[k] for k in list(PKU)[:3]}), ":1: better_response_id is None"),
-    "no shared dialogue": ('{"chosen": "x", "rejected": "y"}', "must be HH-RLHF dialogues"),
+    "no shared dialogue": ('{"chosen": "x", "rejected": "y"}', "share no words at their beginning"),
     "ends with the user": (lines({"chosen": [user("q")], "rejected": [user("q")]}),
                            "chosen ends with a message of 'user'"),
     "contexts differ": (lines({"chosen": [user("q"), assistant("c")],
@@ -206,13 +206,14 @@ def test_another_format_is_found_where_the_first_record_is_not_wanted(tmp_path):
 
 
 def test_an_entry_of_the_core_is_a_format_of_the_scripts(monkeypatch):
-    """The hook of nanoalign/pairs.py; its keys come after those that formats has itself."""
+    """The hook of nanoalign/pairs.py; its keys come after those of our own pairs."""
     monkeypatch.setitem(
         pairs.FORMATS, ("question", "good", "bad"), lambda record: Record("q", ("g", "b"))
     )
     known = formats()
     assert known["question", "good", "bad"]({}) == Record("q", ("g", "b"))
-    assert list(known)[-1] == ("question", "good", "bad")
+    order = list(known)
+    assert order.index(("question", "good", "bad")) > order.index(("prompt", "chosen", "rejected"))
     assert (
         known["prompt", "chosen", "rejected"] is not pairs.FORMATS["prompt", "chosen", "rejected"]
     )

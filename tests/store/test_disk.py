@@ -47,7 +47,7 @@ DATA = {
 }  # fmt: skip
 BOTH = ("better", "safer")
 READERS = {
-    "single": (partial(read_records, formats(unpaired=True)), unchanged),
+    "single": (partial(read_records, formats(unpaired="kto")), unchanged),
     "several": (partial(read_records, several.formats(BOTH)), unchanged),
     "conditioned": (partial(read_records, several.formats(BOTH)),
                     partial(condition.by_preference, preferences=BOTH)),
@@ -178,6 +178,6 @@ def test_small_data_stay_in_memory_and_large_ones_do_not(tmp_path, model, monkey
         ({"eval_data": [write(tmp_path / "b.jsonl", [PAIR])]}, size + 1, StoredRows),
     ):
         monkeypatch.setattr(formats_load, "LARGE", large)
-        args = arguments(path, preference="better", condition=False, **changes)
+        args = arguments(path, preference="better", condition=False, keys=[], **changes)
         data = formats_load.load_rows(args, tokenizer, model, setup())
         assert type(data.rows) is kind and len(data.rows) == 9

@@ -1,0 +1,194 @@
+"""Formats of other programs and data sets: each is read as a record of one of our own formats.
+
+A function takes a copy of a record, removes the keys that it reads, and returns the record of ours.
+What is left is named with the ignored columns. docs/data.md has an example of each.
+"""
+
+from dataclasses import replace
+from statistics import fmean
+
+from nanoalign.encode import Record
+from nanoalign.formats import FOREIGN
+from nanoalign.formats.columns import ignored
+from nanoalign.pairs import Format
+
+KEPT = ("system", "tools", "margin")  # of a record of any format
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+         "system": "system", "function_call": "assistant", "observation": "tool"}  # fmt: skip
+
+
+def read_as(name: str, own: dict[tuple[str, ...], Format], record: dict) -> Record:
+    """The Record of a record whose format is FOREIGN's `name`. own: our formats by their keys."""
+    if name == "unknown":
+        raise ValueError(unknown(own, record))
+    rest = dict(record)
+    converted = globals()[name](rest)
+    converted |= {key: rest.pop(key) for key in KEPT if key in rest and key not in converted}
+    keys = next(keys for keys in own if converted.keys() >= set(keys))
+    found = own[keys](converted)
+    return replace(found, notes=(*found.notes, *ignored(rest.keys(), keys))) if rest else found
+
+
+def unknown(own: dict[tuple[str, ...], Format], record: dict) -> str:
+    """What is wrong with a record that has no known format, and what to do."""
+    known = [keys for keys in (("prompt", "chosen", "rejected"), *own, *FOREIGN) if keys]
+    nearest = max(known, key=lambda keys: len(record.keys() & {*keys}) / len(keys))
+    missing = " and ".join(repr(key) for key in nearest if key not in record)
+    return (
+        f"unknown keys {sorted(record)}; the nearest format is {' + '.join(nearest)}, without "
+        f"{missing} here. docs/data.md has all formats; for other names of keys give --keys "
+        "prompt=NAME chosen=NAME rejected=NAME"
+    )
+
+
+def turns(values: object, name: str) -> list[dict]:
+    """Messages of ShareGPT, {"from", "value"}, as {"role", "content"}; others unchanged."""
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} must be a list of at least one message")
+    return [turn(value, name) for value in values]
+
+
+def turn(value: object, name: str) -> dict:
+    if not isinstance(value, dict) or "from" not in value:
+        return value
+    if (role := ROLES.get(value["from"])) is None:
+        raise ValueError(f"{name} has a message from {value['from']!r}; expected one of {[*ROLES]}")
+    return {"role": role, "content": value.get("value")}
+
+
+def instruction(rest: dict) -> list[dict] | str:
+    """The prompt of Alpaca's keys, with the turns before it."""
+    text, more = rest.pop("instruction"), rest.pop("input", None)
+    text = f"{text}\n{more}" if more else text
+    before = [
+        {"role": role, "content": content}
+        for asked, answered in rest.pop("history", None) or ()
+        for role, content in (("user", asked), ("assistant", answered))
+    ]
+    return [*before, {"role": "user", "content": text}] if before else text
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def sharegpt(rest: dict) -> dict:
+    """LLaMA-Factory, sharegpt: conversations, and two answers {from, value}."""
+    prompt = turns(rest.pop("conversations"), "conversations")
+    sides = {side: [turn(rest.pop(side), side)] for side in ("chosen", "rejected")}
+    return {"prompt": prompt} | sides
+
+
+def alpaca(rest: dict) -> dict:
+    """LLaMA-Factory, alpaca: instruction, input, chosen, rejected."""
+    return {"prompt": instruction(rest)} | {key: rest.pop(key) for key in ("chosen", "rejected")}
+
+
+def orca(rest: dict) -> dict:
+    """Orca's pairs: question, and system, which any record may have."""
+    return {"prompt": rest.pop("question"), "chosen": rest.pop("chosen"),
+            "rejected": rest.pop("rejected")}  # fmt: skip
+
+
+def openrlhf(rest: dict) -> dict:
+    """OpenRLHF: context_messages, and two answers."""
+    return {"prompt": rest.pop("context_messages"), "chosen": rest.pop("chosen"),
+            "rejected": rest.pop("rejected")}  # fmt: skip
+
+
+def shp(rest: dict) -> dict:
+    """Stanford SHP: a post and two comments; labels is 1 where A has the higher score."""
+    label = rest.pop("labels")
+    if isinstance(label, bool) or label not in (0, 1):
+        raise ValueError(f"labels is {label!r}; expected 1 where A is preferred, else 0")
+    answers = [rest.pop("human_ref_A"), rest.pop("human_ref_B")]
+    chosen, rejected = answers if label else answers[::-1]
+    return {"prompt": rest.pop("history"), "chosen": chosen, "rejected": rejected}
+
+
+# --- rankings, in which equal scores make no pair -------------------------------------------------
+
+
+def nectar(rest: dict) -> dict:
+    """Nectar: answers with ranks, of which 1 is the best; its prompts are HH-RLHF dialogues."""
+    prompt, answers = rest.pop("prompt"), objects(rest.pop("answers"), "answers", "answer", "rank")
+    texts = [each["answer"] for each in answers]
+    if isinstance(prompt, str) and prompt.rstrip(" ").endswith("\n\nAssistant:"):
+        prompt, texts = prompt.rstrip(" "), [f" {text}" for text in texts]
+    return {"prompt": prompt, "responses": texts, "scores": [-each["rank"] for each in answers]}
+
+
+def ultrafeedback(rest: dict) -> dict:
+    """UltraFeedback as it was rated: a score is the mean of the ratings of an answer's aspects."""
+    answers = objects(rest.pop("completions"), "completions", "response")
+    return {"prompt": instruction(rest), "responses": [each["response"] for each in answers],
+            "scores": [rating(each) for each in answers]}  # fmt: skip
+
+
+def rating(answer: dict) -> float:
+    """The mean of its ratings; without them its overall_score."""
+    aspects = answer.get("annotations")
+    ratings = [each.get("Rating") for each in (aspects or {}).values() if isinstance(each, dict)]
+    try:
+        return fmean(map(float, ratings)) if ratings else answer["overall_score"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a completion has no ratings: annotations are {str(aspects)[:60]!r}"
+        ) from error
+
+
+def helpsteer2(rest: dict) -> dict:
+    """HelpSteer2's preferences: from -3, the first answer is much better, to 3, the second is."""
+    answers, strength = [rest.pop(f"response_{n}") for n in (1, 2)], rest.pop("preference_strength")
+    return two_ranked(rest.pop("prompt"), answers, strength, "preference_strength")
+
+
+def helpsteer3(rest: dict) -> dict:
+    """HelpSteer3: a context of messages, and overall_preference from -3 to 3, as HelpSteer2."""
+    answers, strength = [rest.pop(f"response{n}") for n in (1, 2)], rest.pop("overall_preference")
+    return two_ranked(rest.pop("context"), answers, strength, "overall_preference")
+
+
+def two_ranked(prompt: object, answers: list, strength: object, name: str) -> dict:
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise ValueError(
+            f"{name} is {strength!r}; expected a number, negative for the first answer"
+        )
+    return {"prompt": prompt, "responses": answers, "scores": [-strength, 0]}
+
+
+def helpsteer_ratings(rest: dict) -> dict:
+    raise ValueError(
+        "HelpSteer2's ratings have one answer a record; take its preferences (the folder "
+        "preference/), or make records of prompt + responses + scores"
+    )
+
+
+def objects(values: object, name: str, *keys: str) -> list[dict]:
+    """A list of objects that have these keys."""
+    if not isinstance(values, list) or not all(
+        isinstance(each, dict) and each.keys() >= {*keys} for each in values
+    ):
+        raise ValueError(f"{name} must be a list of objects with {' and '.join(keys)}")
+    return values
+
+
+# --- single responses -----------------------------------------------------------------------------
+
+
+def conversation(rest: dict) -> dict:
+    """Messages whose last one is the assistant's: a demonstration, or with kto_tag a label."""
+    name = "messages" if "messages" in rest else "conversations"
+    *prompt, last = turns(rest.pop(name), name)
+    if not prompt:
+        raise ValueError(f"{name} has one message; expected a prompt and an answer")
+    return {"prompt": prompt, "completion": [last]} | label(rest)
+
+
+def instructed(rest: dict) -> dict:
+    """Alpaca: instruction, input, output, and perhaps kto_tag."""
+    return {"prompt": instruction(rest), "completion": rest.pop("output")} | label(rest)
+
+
+def label(rest: dict) -> dict:
+    found = [rest.pop(key) for key in ("kto_tag", "label") if key in rest]
+    return {"label": found[0]} if found else {}

@@ -1,0 +1,39 @@
+"""--keys OURS=THEIRS: records whose keys have other names."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from nanoalign.encode import Record
+from nanoalign.errors import RunError
+from nanoalign.pairs import Format
+
+OURS = ("prompt", "chosen", "rejected", "responses", "scores", "completion", "label", "margin",
+        "system", "tools")  # fmt: skip
+
+
+def renamed(
+    known: dict[tuple[str, ...], Format], keys: Sequence[str]
+) -> dict[tuple[str, ...], Format]:
+    """The formats by the names that records have for their keys, before those by our own names.
+
+    Raises RunError for a pair that is not OURS=THEIRS, and for one of OURS that is not known.
+    """
+    names = {}
+    for pair in keys:
+        ours, equals, theirs = pair.partition("=")
+        if not equals or not theirs or ours not in OURS or ours in names:
+            expected = ", ".join(OURS)
+            raise RunError(f"--keys {pair}: expected OURS=THEIRS, with each once of {expected}")
+        names[ours] = theirs
+    found: dict[tuple[str, ...], Format] = {}
+    for own, read in known.items():
+        theirs = tuple(names.get(key, key) for key in own)
+        if theirs != own:
+            found.setdefault(theirs, partial(with_own_names, names, read))
+    return found | {own: read for own, read in known.items() if own not in found}
+
+
+def with_own_names(names: dict[str, str], read: Format, record: dict) -> Record:
+    back = {theirs: ours for ours, theirs in names.items()}
+    others = {key: value for key, value in record.items() if key not in names or key in back}
+    return read({back.get(key, key): value for key, value in others.items()})

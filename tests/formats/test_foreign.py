@@ -1,0 +1,199 @@
+"""python -m pytest tests/formats/test_foreign.py
+
+Records of other programs, by hand: prompt, responses (best first), pairs, margins.
+"""
+
+import json
+
+import pytest
+
+from nanoalign import pairs
+from nanoalign.errors import RunError
+from nanoalign.formats import FOREIGN
+from nanoalign.formats.prompts import read_prompts
+from nanoalign.formats.records import formats
+from nanoalign.formats.sources import open_source
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+RATED = {"response": "low", "annotations": {"helpfulness": {"Rating": "1"}, "truth": {"Rating": 4}}}
+PAIR, FIRST = ((0, 1),), [1.0]
+CASES = {
+    "sharegpt": (
+        {"conversations": [HUMAN, GPT, HUMAN], "chosen": {"from": "gpt", "value": "c"},
+         "rejected": {"from": "gpt", "value": "r"}},
+        ([user("q"), assistant("a"), user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "alpaca": (
+        {"instruction": "Add.", "input": "1 and 2", "chosen": "3", "rejected": "4", "margin": 2},
+        ("Add.\n1 and 2", ("3", "4"), PAIR, [2.0]),
+    ),
+    "alpaca with a history": (
+        {"instruction": "And?", "input": "", "history": [["q", "a"]], "chosen": "c",
+         "rejected": "r"},
+        ([user("q"), assistant("a"), user("And?")], ("c", "r"), PAIR, FIRST),
+    ),
+    "orca": (
+        {"system": "Be kind.", "question": "q", "chosen": "c", "rejected": "r"},
+        ([{"role": "system", "content": "Be kind."}, user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "orca without a system prompt": (
+        {"system": "", "question": "q", "chosen": "c", "rejected": "r"},
+        ("q", ("c", "r"), PAIR, FIRST),
+    ),
+    "openrlhf": (
+        {"context_messages": [user("q")], "chosen": "c", "rejected": "r"},
+        ([user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "shp, A": (
+        {"history": "post", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+        ("post", ("a", "b"), PAIR, FIRST),
+    ),
+    "shp, B": (
+        {"history": "post", "human_ref_A": "a", "human_ref_B": "b", "labels": 0},
+        ("post", ("b", "a"), PAIR, FIRST),
+    ),
+    "nectar": (
+        {"prompt": "\n\nHuman: q\n\nAssistant: ", "answers": [
+            {"answer": "third", "model": "x", "rank": 3}, {"answer": "first", "rank": 1}]},
+        ("\n\nHuman: q\n\nAssistant:", (" first", " third"), PAIR, [2.0]),
+    ),
+    "ultrafeedback": (
+        {"instruction": "q", "completions": [RATED, {"response": "high", "overall_score": 7.5}]},
+        ("q", ("high", "low"), PAIR, [5.0]),
+    ),
+    "helpsteer2": (
+        {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -2},
+        ("q", ("a", "b"), PAIR, [2.0]),
+    ),
+    "helpsteer3": (
+        {"context": [user("q")], "response1": "a", "response2": "b", "overall_preference": 3},
+        ([user("q")], ("b", "a"), PAIR, [3.0]),
+    ),
+    "helpsteer3, equal": (
+        {"context": [user("q")], "response1": "a", "response2": "b", "overall_preference": 0},
+        ([user("q")], ("a", "b"), (), []),
+    ),
+}  # fmt: skip
+SINGLES = {
+    "messages": ({"messages": [user("q"), assistant("a")]}, [user("q")], None),
+    "sharegpt": ({"conversations": [HUMAN, GPT]}, [user("q")], None),
+    "alpaca": ({"instruction": "q", "input": "", "output": "a"}, "q", None),
+    "pair of texts": ({"prompt": "q", "completion": "a"}, "q", None),
+    "kto_tag": ({"instruction": "q", "output": "a", "kto_tag": False}, "q", False),
+    "kto_tag, sharegpt": ({"conversations": [HUMAN, GPT], "kto_tag": True}, [user("q")], True),
+    "label of 1": ({"prompt": "q", "completion": "a", "label": 1}, "q", True),
+    "label of 0": ({"prompt": "q", "completion": "a", "label": 0}, "q", False),
+}
+
+
+def write(path, *records) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def read(path, *records, **options):
+    return list(pairs.read([write(path, *records)], formats(**options), open_source))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_record_of_another_program_is_one_of_ours(tmp_path, name):
+    record, (prompt, responses, wanted, margins) = CASES[name]
+    (found,) = read(tmp_path / "a.jsonl", record)
+    assert (found.prompt, found.responses, found.pairs) == (prompt, responses, wanted)
+    assert found.extra["margins"] == margins
+    (asked,) = read_prompts([str(tmp_path / "a.jsonl")])  # evaluate.py policy takes its prompt
+    asked_prompt = asked.prompt.rstrip(" ") if isinstance(asked.prompt, str) else asked.prompt
+    assert (asked_prompt, asked.responses) == (prompt, ())
+
+
+def test_every_format_has_a_case(tmp_path):
+    known = formats()
+    tried = [record for record, *_ in (*CASES.values(), *SINGLES.values())]
+    taken = {next(keys for keys in known if record.keys() >= {*keys}) for record in tried}
+    assert {*FOREIGN} - taken == {("prompt", "response", "helpfulness")}
+
+
+@pytest.mark.parametrize("name", SINGLES)
+def test_single_responses(tmp_path, name):
+    """--loss sft takes demonstrations, and labels of true; kto takes labels alone."""
+    record, prompt, label = SINGLES[name]
+    for loss, refused in (("sft", label is False), ("kto", label is None), ("", True)):
+        if refused:
+            with pytest.raises(RunError, match="a.jsonl:1: .*(good responses|needs a label|pairs)"):
+                read(tmp_path / "a.jsonl", record, unpaired=loss)
+        else:
+            (found,) = read(tmp_path / "a.jsonl", record, unpaired=loss)
+            assert (found.prompt, found.responses, found.pairs) == (prompt, ("a",), ((0, 0),))
+            assert found.extra == {"desirable": [label is not False]}
+
+
+def test_columns_that_nothing_reads_are_named(tmp_path):
+    record = CASES["alpaca"][0] | {"source": "x", "id": 3}
+    (found,) = read(tmp_path / "a.jsonl", record)
+    assert found.notes == ("records with ignored columns: id, source",)
+
+
+def test_keys_gives_other_names(tmp_path):
+    """A key of ours that is also there is another column. Our own names are still known."""
+    record = {"question": "q", "good": "c", "bad": "r", "prompt": "no prompt", "margin": 3}
+    keys = ["prompt=question", "chosen=good", "rejected=bad"]
+    (found,) = read(tmp_path / "a.jsonl", record, keys=keys)
+    assert (found.prompt, found.responses, found.extra) == ("q", ("c", "r"), {"margins": [3.0]})
+    ours = {"prompt": "q", "chosen": "c", "rejected": "r"}
+    (found,) = read(tmp_path / "a.jsonl", ours, keys=keys)
+    assert (found.prompt, found.responses) == ("q", ("c", "r"))
+    ranked = {"q": "p", "texts": ["a", "b"], "stars": [1, 5]}
+    keys = ["prompt=q", "responses=texts", "scores=stars"]
+    (found,) = read(tmp_path / "a.jsonl", ranked, keys=keys)
+    assert (found.prompt, found.responses, found.extra["margins"]) == ("p", ("b", "a"), [4.0])
+
+
+@pytest.mark.parametrize("key", ["prompt", "prompt=", "promt=question", "=x"])
+def test_keys_that_are_no_names(key):
+    with pytest.raises(RunError, match=f"--keys {key}: expected OURS=THEIRS"):
+        formats(keys=[key])
+
+
+BAD = {
+    "rank missing": ({"prompt": "q", "answers": [{"answer": "a"}]}, "objects with answer and rank"),
+    "no ratings": ({"instruction": "q", "completions": [{"response": "a"}]}, "has no ratings"),
+    "label": ({"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": "A"}, "labels is"),
+    "one message": ({"messages": [user("q")]}, "has one message"),
+    "from nobody": ({"conversations": [{"from": "cat", "value": "q"}] * 2}, "from 'cat'"),
+    "ratings of one answer": ({"prompt": "q", "response": "a", "helpfulness": 4}, "preference/"),
+    "text for a number": (
+        {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": "1"},
+        "expected a number",
+    ),
+    "near a format": (
+        {"question": "q", "good": "c", "rejected": "r"},
+        r"keys \['good', 'question', 'rejected'\]; the nearest format is question \+ chosen \+ "
+        "rejected, without 'chosen' here",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_records_are_errors_with_file_and_line(tmp_path, name):
+    record, message = BAD[name]
+    with pytest.raises(RunError, match=f"a.jsonl:1: .*{message}"):
+        read(tmp_path / "a.jsonl", record)
+
+
+def test_texts_without_a_prompt_are_split_where_a_word_differs(tmp_path):
+    """Not within a word: 'gr' of green and grey is no prompt. Such records are counted."""
+    record = {"chosen": "The sky is grey.", "rejected": "The sky is green."}
+    (found,) = read(tmp_path / "a.jsonl", record)
+    assert (found.prompt, found.responses) == ("The sky is", (" grey.", " green."))
+    assert found.notes == ("prompts taken from the words that both texts begin with",)
+    with pytest.raises(RunError, match="a.jsonl:1: 'prompt' is missing, .* share no words"):
+        read(tmp_path / "a.jsonl", {"chosen": "green", "rejected": "grey"})
