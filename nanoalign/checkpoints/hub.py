@@ -1,22 +1,27 @@
 """Names of models for which there is no folder: models of the Hugging Face Hub, and mistakes."""
 
+import json
 import re
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import GatedRepoError
 
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
 
-FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]  # no code, nothing pickled
+# No code, nothing pickled, no folders: original/ has the weights of some models again.
+SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
+INDEX, WEIGHTS = "model.safetensors.index.json", ("model.safetensors", "adapter_model.safetensors")
 
 
 @cache  # a script may ask for a model twice
 def fetch(name: str) -> Path:
     """Downloads a model of the Hub, after it has said so; its folder in the cache of the Hub.
 
+    name: OWNER/NAME, or OWNER/NAME@REVISION. Of its weights only the files that the index names.
     Raises RunError for a path, which is not sent to the Hub, and for what the Hub does not have.
     """
     if not is_hub_name(name):
@@ -25,8 +30,18 @@ def fetch(name: str) -> Path:
     if not constants.HF_HUB_OFFLINE:
         host = re.sub(r".*(//|@)", "", constants.ENDPOINT)  # of $HF_ENDPOINT, without its password
         print0(f"{'model':<11} {name}: asked of {host}")
+    repo, _, revision = name.partition("@")
+    options = {"revision": revision or None, "ignore_patterns": ["*/*"]}
     try:  # one rank of a host downloads; the others wait for its lock
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=FILES))
+        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=SMALL, **options))
+        names = WEIGHTS
+        if (folder / INDEX).is_file():
+            names = {*json.loads((folder / INDEX).read_text())["weight_map"].values()}
+        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*names], **options))
+    except GatedRepoError as error:
+        raise RunError(
+            f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
+        ) from error
     except (OSError, ValueError) as error:  # not found, no network
         raise RunError(
             f"model '{name}' is neither a folder here nor a model of the Hub: {in_a_line(error)}"
@@ -34,9 +49,12 @@ def fetch(name: str) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name is OWNER/NAME: runs/NAME, and a NAME in a folder that is here, are paths."""
+    """Whether a name is OWNER/NAME[@REVISION].
+
+    runs/NAME, and a NAME in a folder that is here, are paths.
+    """
     owner = name.split("/")[0]
-    matches = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name, re.ASCII)
+    matches = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", name, re.ASCII)
     return bool(matches) and owner != "runs" and not Path(owner).exists()
 
 

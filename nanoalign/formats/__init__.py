@@ -6,7 +6,9 @@ folder.py       folders of files
 generated.py    embedded records that are in no file
 held_out.py     what a run held out
 files.py        lines of JSON, also compressed
-arrays.py       JSON arrays, parquet
+arrays.py       JSON arrays
+tables.py       parquet, arrow, csv
+share.py        a share of the records of a source
 records.py      further formats of records
 ranked.py       several responses with scores
 messages.py     messages, tools and system prompts of records

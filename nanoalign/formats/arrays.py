@@ -1,4 +1,4 @@
-"""Files of records that are no lines: JSON arrays, and parquet."""
+"""JSON arrays of records."""
 
 import json
 import re
@@ -46,28 +46,3 @@ def _check_end(text: str, place: int, path: Path) -> None:
     if rest := text[place:].strip():
         line = text.count("\n", 0, text.index(rest, place)) + 1
         raise RunError(f"{path}:{line}: not valid JSON: {rest[:40]!r} follows the list of records")
-
-
-def parquet_of(path: Path) -> Iterator[Numbered]:
-    """The rows of a parquet file, read piece by piece."""
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise RunError(
-            f"{path}: reading parquet needs pyarrow; pip install pyarrow, or convert to .jsonl"
-        ) from error
-    row = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        for record in batch.to_pylist():
-            row += 1
-            # Structs of a column have the same keys in all rows; null is one that a record lacks.
-            yield row, f"{path}:{row}", {key: without_null(each) for key, each in record.items()}
-
-
-def without_null(value: object) -> object:
-    """The value whose objects, at any depth, have no keys of null."""
-    if isinstance(value, list):
-        return [without_null(each) for each in value]
-    if isinstance(value, dict):
-        return {key: without_null(each) for key, each in value.items() if each is not None}
-    return value

@@ -1,4 +1,4 @@
-"""Kinds of files: lines of JSON, also compressed; arrays.py has lists of JSON, and parquet."""
+"""Kinds of files: lines of JSON, also compressed; arrays.py and tables.py have others."""
 
 import gzip
 import zlib
@@ -11,11 +11,11 @@ Numbered = tuple[int | str, str, str | dict]  # line or row, path and line, reco
 
 
 def records_of(path: Path) -> Iterator[Numbered]:
-    """The records of a file. .jsonl, also compressed, and .parquet are read piece by piece."""
-    if path.suffix == ".parquet":
-        from nanoalign.formats.arrays import parquet_of
+    """The records of a file. All but a list of JSON are read piece by piece."""
+    if path.suffix in (".parquet", ".arrow", ".csv"):
+        from nanoalign.formats.tables import table_of
 
-        yield from parquet_of(path)
+        yield from table_of(path)
         return
     opener = gzip.open if path.suffix == ".gz" else open
     try:

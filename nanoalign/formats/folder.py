@@ -1,5 +1,6 @@
 """A source of data that is a folder of files, or a mistake."""
 
+import json
 from pathlib import Path
 
 from nanoalign.errors import RunError
@@ -7,7 +8,10 @@ from nanoalign.formats.sources import EMBEDDED, SUFFIXES
 
 
 def files_of(place: str) -> list[Path]:
-    """The files of a folder, in the order of their names. Raises RunError where there are none."""
+    """The files of a folder, in the order of their names. Raises RunError where there are none.
+
+    Of a folder that Dataset.save_to_disk made, they are those that its state.json names.
+    """
     path = Path(place)
     if not path.exists():
         raise RunError(
@@ -18,6 +22,15 @@ def files_of(place: str) -> list[Path]:
         raise RunError(
             f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
         )
+    if (path / "dataset_dict.json").is_file():
+        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
+        raise RunError(
+            f"data source '{place}' has the splits {', '.join(splits)}; give one of their folders, "
+            f"{place.rstrip('/')}/{splits[0]}"
+        )
+    if (path / "state.json").is_file():
+        saved = json.loads((path / "state.json").read_text())["_data_files"]
+        return [path / each["filename"] for each in saved]
     paths = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES))
     if not paths:
         raise RunError(f"data source '{place}': the folder has no {', '.join(SUFFIXES)} files")

@@ -4,33 +4,38 @@ import re
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import GatedRepoError
 
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.sources import SUFFIXES, Source
 
 PLACE = re.compile(
-    r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)/(?P<path>[^@:]+)"
+    r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(?:/(?P<path>[^@:]+))?"
     r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
 )
 
 
+OTHER_SPLITS = re.compile(r"(^|[/._-])(test|valid|validation|dev|eval)[/._-]")
+
+
 class OnHub(Source):
-    """A file, or a split."""
+    """A file, a split, or the training split of a data set."""
 
     def __init__(self, name: str, place: str):
         """Raises RunError for a place that is not of the grammar."""
         if (found := PLACE.fullmatch(place)) is None:
             raise RunError(
-                f"data source '{place}': expected hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]"
+                f"data source '{place}': expected "
+                "hf://datasets/OWNER/NAME[/PATH][@REVISION][:SPLIT]"
             )
-        super().__init__(name or Path(found["path"]).name.split(".")[0], place)
+        super().__init__(name or Path(found["path"] or found["repo"]).name.split(".")[0], place)
 
     @property
     def absolute(self) -> str:
         return self.place
 
     @property
-    def parts(self) -> tuple[str, str, str | None, str | None]:
+    def parts(self) -> tuple[str, str | None, str | None, str | None]:
         """(OWNER/NAME, path, revision, split)."""
         return PLACE.fullmatch(self.place).group("repo", "path", "revision", "split")
 
@@ -38,21 +43,35 @@ class OnHub(Source):
         return fetch(self.place, *self.parts)
 
 
-def fetch(place: str, repo: str, path: str, revision: str | None, split: str | None) -> list[Path]:
+def fetch(
+    place: str, repo: str, path: str | None, revision: str | None, split: str | None
+) -> list[Path]:
     """The file, or with a split the files in the folder `path` that have it in their names.
 
+    Of a whole data set they are those of "train", or all that no split has in its name.
     place: the source as it was given, for errors. Raises RunError for what the Hub does not give.
     """
     options = {"repo_type": "dataset", "revision": revision}
     try:
         names = [path]
-        if split:
-            below = re.compile(rf"{re.escape(path)}/(.*[/._-])?{re.escape(split)}[/._-].*")
+        if split or not path:
+            folder = f"{re.escape(path)}/" if path else ""
+            below = re.compile(rf"{folder}(.*[/._-])?{re.escape(split or 'train')}[/._-].*")
             found = huggingface_hub.HfApi().list_repo_files(repo, **options)
-            names = [n for n in sorted(found) if below.fullmatch(n) and n.endswith(SUFFIXES)]
+            found = [name for name in sorted(found) if name.endswith(SUFFIXES)]
+            names = [name for name in found if below.fullmatch(name)]
+            if not names and not split:
+                names = [name for name in found if not OTHER_SPLITS.search(name)]
         files = [Path(huggingface_hub.hf_hub_download(repo, name, **options)) for name in names]
+    except GatedRepoError as error:
+        raise RunError(
+            f"data source '{place}' is gated: accept its terms on the page of {repo}, and set "
+            "HF_TOKEN"
+        ) from error
     except (OSError, ValueError) as error:  # no network, no such file, not a valid name
         raise RunError(f"data source '{place}' can't be fetched: {in_a_line(error)}") from error
     if not files:
-        raise RunError(f"data source '{place}': {path} has no files of '{split}'")
+        raise RunError(
+            f"data source '{place}': {path or repo} has no files of '{split or 'train'}'"
+        )
     return files

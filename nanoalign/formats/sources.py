@@ -2,13 +2,15 @@
 
     [NAME=]SOURCE       NAME begins the names of the records; default: the file's name
     SOURCE is one of
-        PATH            .jsonl, .json, both also .gz, .parquet; or a folder of such files
+        PATH            .jsonl, .json, both also .gz, .parquet, .csv; or a folder of such files, or
+                        of `Dataset.save_to_disk`
         tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
                         tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
         held_out:RUN    what the run in the folder RUN has held out
-        hf://datasets/OWNER/NAME/PATH[@REVISION][:SPLIT]
+        hf://datasets/OWNER/NAME[/PATH][@REVISION][:SPLIT]
                         a file on the Hugging Face Hub; with a split, the files in the folder PATH
                         that have it in their names: data/train-00000-of-00001.parquet
+        SOURCE*SHARE    a share of its records, below 1, drawn by chance
 
 A record's name is that of its source and its line, so names of sources must differ.
 """
@@ -25,7 +27,7 @@ from nanoalign.formats.files import records_of
 
 EMBEDDED = (*TEST_OF, *TEST_OF.values())
 FILES = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}  # of the embedded data; others are generated
-SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")
 HELD_OUT, HUB = "held_out:", "hf://"  # what such places begin with
 Located = tuple[str, str, str, str | dict]  # where, name and line, name, record (JSON, or decoded)
 
@@ -81,7 +83,9 @@ def parse_source(spec: str) -> Source:
 
 def source_at(place: str, name: str) -> Source:
     """The Source of a place. An empty name becomes that of the file."""
-    if place.startswith(HELD_OUT):
+    if "*" in place and not Path(place).exists():
+        from nanoalign.formats.share import Share as kind
+    elif place.startswith(HELD_OUT):
         from nanoalign.formats.held_out import HeldOut as kind
     elif place.startswith(HUB):
         from nanoalign.formats.hub import OnHub as kind

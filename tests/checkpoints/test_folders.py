@@ -21,7 +21,7 @@ def asked(monkeypatch, tmp_path, llama_folder) -> list[str]:
     names = []
 
     def snapshot_download(name: str, **options) -> str:
-        names.append(name)
+        names.append((name, options["revision"]))
         return str(llama_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -69,7 +69,7 @@ def test_owner_and_name_are_asked_of_the_hub_once_and_that_is_said(
 ):
     """Its place is that of HF_ENDPOINT."""
     assert local_folder(name) == local_folder(name) == llama_folder
-    assert asked == [name]
+    assert asked == [(name, None)] * 2  # the index, and what it names
     assert capsys.readouterr().out == f"model       {name}: asked of hub.example.org\n"
 
 

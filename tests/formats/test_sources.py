@@ -87,7 +87,7 @@ def test_bad_files_are_errors_with_file_and_line(tmp_path, name):
 
 def test_files_that_can_not_be_read_are_errors(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    (tmp_path / "text.csv").write_text("a,b")
+    (tmp_path / "text.tsv").write_text("a,b")
     (tmp_path / "not.json.gz").write_text("plain")
     whole = gzip.compress(json.dumps(PAIR).encode() * 999)
     (tmp_path / "torn.json.gz").write_bytes(whole[:-20])
@@ -97,7 +97,7 @@ def test_files_that_can_not_be_read_are_errors(tmp_path):
         "latin.jsonl": "not a readable UTF-8",
         "not.json.gz": "not a readable",
         "torn.json.gz": "not a readable",
-        "text.csv": "unknown kind of file; expected one of .jsonl",
+        "text.tsv": "unknown kind of file; expected one of .jsonl",
         "empty": "the folder has no .jsonl",
     }.items():
         with pytest.raises(RunError, match=message):
@@ -146,10 +146,13 @@ def test_files_on_the_hub(spec, name, parts):
     [
         ("=a.jsonl", "expected NAME=SOURCE"),
         ("a=", "expected NAME=SOURCE"),
-        ("hf://datasets/owner", r"expected hf://datasets/OWNER/NAME/PATH\[@REVISION\]\[:SPLIT\]"),
-        ("hf://models/o/n/a.jsonl", "expected hf://datasets/OWNER/NAME/PATH"),
-        ("hf://datasets/o/n/a.jsonl@", "expected hf://datasets/OWNER/NAME/PATH"),
-        ("hf://datasets/o/n/data:", "expected hf://datasets/OWNER/NAME/PATH"),
+        (
+            "hf://datasets/owner",
+            r"expected hf://datasets/OWNER/NAME\[/PATH\]\[@REVISION\]\[:SPLIT\]",
+        ),
+        ("hf://models/o/n/a.jsonl", "expected hf://datasets/OWNER/NAME"),
+        ("hf://datasets/o/n/a.jsonl@", "expected hf://datasets/OWNER/NAME"),
+        ("hf://datasets/o/n/data:", "expected hf://datasets/OWNER/NAME"),
         ("held_out:runs/none", "'held_out:runs/none': there is no runs/none/records.npz; give the"),
         ("x=held_out:runs/none", "there is no runs/none/records.npz"),
         ("tiny:tiny-x", "'tiny:tiny-x' does not exist; .* tiny:test:tiny-c"),
@@ -262,3 +265,57 @@ def test_a_split_is_the_files_that_have_it_in_their_names(hub):
     for split in ("validation", "rain", "tra"):
         with pytest.raises(RunError, match=f"data has no files of '{split}'"):
             read(f"hf://datasets/o/n/data:{split}")
+
+
+# --- tables
+
+
+def test_csv_reads_the_same(tmp_path):
+    """Cells may have line ends and quotes; what is no text is JSON where it parses."""
+    path = tmp_path / "a.csv"
+    text = 'prompt,chosen,rejected,margin\np,"two\nlines, ""quoted""",r,2.5\n12,true,[1],1\n'
+    path.write_text(text, newline="")
+    first, second = read(str(path))
+    assert (first.name, first.responses) == ("a:3", ('two\nlines, "quoted"', "r"))
+    assert first.extra == {"margins": [2.5]}
+    assert (second.prompt, second.responses) == ("12", ("true", "[1]"))
+    path.write_text("prompt,completion,label\np,c,True\n")
+    (record,) = list(pairs.read([str(path)], known_formats(unpaired="kto"), open_source))
+    assert record.extra == {"desirable": [True]}
+    path.write_text("prompt,chosen,rejected\np,c\n")
+    with pytest.raises(RunError, match="a.csv:2: expected as many cells as keys: prompt, chosen"):
+        read(str(path))
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    saved = datasets.Dataset.from_list([PAIR, PAIR | {"prompt": "2"}])
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    assert [record.prompt for record in read(str(tmp_path / "one"))] == ["p", "2"]
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "many")
+    with pytest.raises(RunError, match="many' has the splits train, test; give one .*many/train"):
+        read(str(tmp_path / "many"))
+    assert len(read(str(tmp_path / "many/test"))) == 2
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_table_that_is_none_is_one_error(tmp_path, suffix):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    path = tmp_path / f"a{suffix}"
+    path.write_text("no table")
+    with pytest.raises(RunError, match=rf"a\{suffix}: not a readable \{suffix} file"):
+        read(str(path))
+
+
+# --- shares
+
+
+def test_a_share_of_a_source_is_always_the_same_records(tmp_path):
+    path = write(tmp_path / "a.jsonl", *(PAIR | {"prompt": str(n)} for n in range(400)))
+    chosen = [record.prompt for record in read(f"{path}*0.3")]
+    assert 80 <= len(chosen) <= 160  # 120 is 9.2 standard deviations from both
+    assert chosen == sorted(set(chosen), key=int) == [r.prompt for r in read(f"x={path}*0.3")]
+    assert {r.subset for r in read(f"x={path}*0.3", "tiny:test*0.1")} == {"x", "tiny:test"}
+    for share in ("0", "1", "2", "x", ""):
+        with pytest.raises(RunError, match=r"expected SOURCE\*SHARE, a number above 0 and below 1"):
+            read(f"{path}*{share}")

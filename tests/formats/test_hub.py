@@ -1,0 +1,103 @@
+"""python -m pytest tests/formats/test_hub.py
+
+Data sets and models of the Hub, asked of a server on this machine.
+"""
+
+import json
+
+import pytest
+from hub import COMMIT, serving
+
+from nanoalign import pairs
+from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.hub import fetch
+from nanoalign.errors import RunError
+from nanoalign.formats.records import formats
+from nanoalign.formats.sources import open_source
+
+
+def lines(*prompts: str) -> bytes:
+    records = [{"prompt": prompt, "chosen": "c", "rejected": "r"} for prompt in prompts]
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
+
+
+DATA = {
+    "datasets/o/splits": {
+        "README.md": b"text", "data/train-0.jsonl": lines("a"), "data/train-1.jsonl": lines("b"),
+        "data/test-0.jsonl": lines("c"),
+    },
+    "datasets/o/plain": {"first.jsonl": lines("d"), "second.jsonl": lines("e"),
+                         "more/validation.jsonl": lines("f")},
+}  # fmt: skip
+
+
+def prompts(source: str) -> list[str]:
+    return [record.prompt for record in pairs.read([source], formats(), open_source)]
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("splits", ["a", "b"]),
+        ("splits:test", ["c"]),
+        ("splits@v2:train", ["a", "b"]),
+        ("splits/data:test", ["c"]),
+        ("splits/data/test-0.jsonl", ["c"]),
+        ("plain", ["d", "e"]),
+        ("plain:validation", ["f"]),
+    ],
+)
+def test_a_data_set_is_its_training_split_or_one_that_is_named(tmp_path, place, expected):
+    with serving(DATA, tmp_path):
+        assert prompts(f"hf://datasets/o/{place}") == expected
+
+
+def test_the_revision_is_asked_for(tmp_path):
+    with serving(DATA, tmp_path) as fetched:
+        prompts("hf://datasets/o/plain/first.jsonl@v2")
+    assert fetched == ["o/plain@v2/first.jsonl"]
+
+
+def test_what_is_not_there_is_one_error(tmp_path):
+    with serving(DATA, tmp_path):
+        for place in ("plain/third.jsonl", "none", "plain:train"):
+            with pytest.raises(RunError, match=f"data source 'hf://datasets/o/{place}'"):
+                prompts(f"hf://datasets/o/{place}")
+
+
+@pytest.fixture
+def models(llama_folder) -> dict[str, dict[str, bytes]]:
+    """A whole model, and one in two files with the same weights again for other programs."""
+    own = {path.name: path.read_bytes() for path in llama_folder.iterdir() if path.is_file()}
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    others = ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors",
+              "original/params.json", "model.safetensors", "pytorch_model.bin")  # fmt: skip
+    divided = {"config.json": own["config.json"], **{name: name.encode() for name in others}}
+    divided["model.safetensors.index.json"] = json.dumps(index).encode()
+    return {"models/o/whole": own, "models/o/divided": divided}
+
+
+def test_only_the_weights_that_the_index_names_are_fetched(tmp_path, models):
+    with serving(models, tmp_path) as fetched:
+        folder = local_folder("o/divided@v3")
+    assert {name.rpartition("/")[2] for name in fetched} == {
+        "config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"
+    }  # fmt: skip
+    assert folder.name == COMMIT and not (folder / "original").exists()
+
+
+def test_a_model_in_one_file(tmp_path, models, llama_folder):
+    with serving(models, tmp_path):
+        folder = local_folder("o/whole")
+    assert {path.name for path in folder.iterdir()} == {*models["models/o/whole"]}
+    weights = (folder / "model.safetensors").read_bytes()
+    assert weights == (llama_folder / "model.safetensors").read_bytes()
+
+
+def test_a_gated_model_says_what_to_do(tmp_path, models):
+    fetch.cache_clear()
+    refused = pytest.raises(RunError, match="'.*' is gated: accept its terms .* o/.*HF_TOKEN")
+    with serving(models, tmp_path, gated="models/o/whole"), refused:
+        local_folder("o/whole")
+    with serving(DATA, tmp_path, gated="datasets/o/plain"), refused:
+        prompts("hf://datasets/o/plain/first.jsonl")

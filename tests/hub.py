@@ -1,0 +1,84 @@
+"""A Hub of a few files on this machine: what huggingface_hub asks of one, over HTTP."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from unittest.mock import patch
+
+from huggingface_hub import constants
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+Repositories = dict[str, dict[str, bytes]]  # models/OWNER/NAME or datasets/... -> files
+
+
+@contextmanager
+def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterator[list[str]]:
+    """Yields the list of the files that were fetched, each as OWNER/NAME@REVISION/PATH.
+
+    gated: a repository whose files are refused, as to one who has not accepted its terms.
+    """
+    fetched: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args) -> None:
+            pass
+
+        def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0].replace("%2F", "/").lstrip("/")
+            if found := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)(/revision/.*)?", path):
+                files = repositories.get(found[1])
+                names = [{"rfilename": name} for name in files or ()]
+                body = {"id": found[1].partition("/")[2], "sha": COMMIT, "siblings": names}
+                return self.answer(json.dumps(body).encode(), 404 if files is None else 200,
+                                   Content_Type="application/json")  # fmt: skip
+            if found := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)/tree/(.*)", path):
+                if found[1] not in repositories:
+                    return self.answer(b"", 404, X_Error_Code="RepoNotFound")
+                entries = [
+                    {"type": "file", "path": name, "size": len(body), "oid": "0"}
+                    for name, body in repositories[found[1]].items()
+                ]
+                return self.answer(json.dumps(entries).encode(), Content_Type="application/json")
+            path = path if path.startswith("datasets/") else f"models/{path}"
+            repo, _, rest = path.partition("/resolve/")
+            revision, _, name = rest.partition("/")
+            if repo == gated:
+                return self.answer(b"", 403, X_Error_Code="GatedRepo",
+                    X_Error_Message="Access to it is restricted")  # fmt: skip
+            body = repositories.get(repo, {}).get(name)
+            if body is None:
+                return self.answer(b"", 404, X_Error_Code="EntryNotFound")
+            if self.command == "GET":
+                fetched.append(f"{repo.partition('/')[2]}@{revision}/{name}")
+            etag = hashlib.sha1(body).hexdigest()
+            self.answer(body, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    changes = {
+        "ENDPOINT": place, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": str(cache),
+        "HUGGINGFACE_CO_URL_TEMPLATE": place + "/{repo_id}/resolve/{revision}/{filename}",
+    }  # fmt: skip
+    try:
+        with patch.multiple(constants, **changes):
+            yield fetched
+    finally:
+        server.shutdown()
+        server.server_close()
