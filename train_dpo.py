@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     write(policy, tokenizer, Path(args.out), world)
     judge = "runs/rm" if args.model == "tiny" and formats.is_embedded(args) else "REWARD_MODEL"
-    finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
+    finish(args, world, f"{args.loss} of {args.model}", len(data.held_out), folder,
         ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge])  # fmt: skip
 
 

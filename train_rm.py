@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.length_debias:
         reward_model.print_length()
     write_model(reward_model, tokenizer, Path(args.out), world)
-    finish(args, world, f"Reward model on {args.model}", len(data.held_out),
+    finish(args, world, f"Reward model on {args.model}", len(data.held_out), folder,
         ["rm", "--model", args.out])  # fmt: skip
 
 

@@ -9,6 +9,8 @@ slices.py       safetensors files -> sharded parameters: each rank reads its own
 digest.py       a hash of the files of a model
 convert.py      the same where transformers must convert the tensors (mixture-of-experts)
 write.py        sharded parameters -> safetensors files in Hugging Face format
+settings.py     the files beside them: config, generation, tokenizer
+rounded.py      the weights of a result in bfloat16
 resume.py       checkpoints of a run: writes them, and continues from one
 unpickle.py     files of checkpoints -> values, without running what they name
 curves.py       draws and prints the result of a run
@@ -29,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=count, default=2, metavar="COUNT", help="how many checkpoints are kept")
     add("--stop_after", type=count, metavar="STEP",
         help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
+    add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
+        help="of the result; bf16 is too coarse for most of what a small --lr changes")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     parser.refusals.append(refusal)
 

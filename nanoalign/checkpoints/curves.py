@@ -30,16 +30,22 @@ KINDS = {
 }
 
 
-def finish(args: Namespace, world: World, title: str, records: int, command: list[str]) -> None:
+def finish(
+    args: Namespace, world: World, title: str, records: int, folder: Path, command: list[str]
+) -> None:
     """Draws curves.png and prints the result, on rank 0. records: how many were held out.
 
-    command: words of evaluate.py, to which `next_command` adds.
+    folder: of the model at the start. command: words of evaluate.py, to which `next_command` adds.
     """
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
         print(f"{'held out':<11} {summary(lines, records)}")
+        if args.save_dtype == "bf16":
+            from nanoalign.checkpoints.rounded import round_result
+
+            print(f"{'rounded':<11} {round_result(out, folder)}")
         print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
         print(f"{'next':<11} {next_command(args, records, command)}")
 

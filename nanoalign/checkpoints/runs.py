@@ -26,7 +26,7 @@ RECORDS, RECORDS_FORMAT = "records.npz", 1  # formats/remembered.py reads it
 WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
            ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
            "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-           "vocab.*", "merges.txt")  # fmt: skip
+           "vocab.*", "merges.txt", "README.md")  # fmt: skip
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:

@@ -1,6 +1,5 @@
 """Sharded parameters -> a model folder in Hugging Face format, float32."""
 
-import copy
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from nanoalign.checkpoints.settings import write_settings
 from nanoalign.checkpoints.slices import places_of, tensors_of
 from nanoalign.distributed import World
 from nanoalign.errors import RunError
@@ -60,19 +60,6 @@ def write_model(
             move_into_place(temporary, folder)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"the model could not be written to '{folder}': {error}") from error
-
-
-def write_settings(model: "transformers.PreTrainedModel", tokenizer, folder: Path) -> None:
-    """Writes config.json, generation_config.json and the files of the tokenizer."""
-    config = copy.deepcopy(model.config)
-    config.dtype, config.architectures = torch.float32, [type(model).__name__]
-    vars(config).pop("auto_map", None)  # names Python files that are not written
-    # save_pretrained would refuse settings that from_pretrained accepts (a temperature without
-    # sampling), and the trained model would be lost.
-    config.to_json_file(folder / "config.json")
-    if model.can_generate():
-        model.generation_config.to_json_file(folder / "generation_config.json")
-    tokenizer.save_pretrained(folder)
 
 
 def converted_for_files(

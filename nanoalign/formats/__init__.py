@@ -15,7 +15,7 @@ messages.py     messages, tools and system prompts of records
 templates.py    records as text, by the template of a name
 chat.py         records as a chat template renders them
 columns.py      columns that nothing reads
-dialogues.py    HH-RLHF dialogues
+dialogues.py    pairs: with a prompt, HH-RLHF dialogues
 foreign.py      formats of other programs and data sets
 keys.py         --keys: other names of keys
 unpaired.py     single responses (--loss kto, sft)

@@ -1,12 +1,31 @@
-"""Two texts that begin with the same prompt: HH-RLHF dialogues, and others."""
+"""Pairs: a prompt and two responses; HH-RLHF dialogues, and other texts that begin alike."""
 
 import os
 
 from nanoalign.encode import Record
+from nanoalign.formats.records import from_messages, with_margin
 from nanoalign.formats.templates import ASSISTANT, HUMAN
 from nanoalign.pairs import check_text
 
 SHARED = "prompts taken from the words that both texts begin with"
+
+
+def pair_with_prompt(record: dict) -> Record:
+    """A prompt and two responses; each is text, or a list of messages."""
+    prompt, chosen, rejected = (record.get(key) for key in ("prompt", "chosen", "rejected"))
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        from nanoalign.formats.messages import pair_of_messages
+
+        return with_margin(record, pair_of_messages(record))
+    return with_margin(record, from_messages(Record(prompt, (chosen, rejected)), "response"))
+
+
+def pair(record: dict) -> Record:
+    """Two texts that begin with the same prompt, or two lists of messages that do."""
+    chosen, rejected = record["chosen"], record["rejected"]
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return pair_with_prompt(record)
+    return with_margin(record, split(chosen, rejected))
 
 
 def split(chosen: str, rejected: str) -> Record:

@@ -1,7 +1,14 @@
 """Several responses with scores: a pair of each two of unequal scores."""
 
 from nanoalign.encode import Record
-from nanoalign.formats.records import from_messages, number
+from nanoalign.formats.records import RANKED, from_messages
+
+LARGEST = 1e30  # of a margin or a score. Losses are sums in float32, which ends at 3.4e38.
+
+
+def ranked(record: dict) -> Record:
+    """K responses with scores, best first, and all their pairs of unequal scores."""
+    return with_pairs(*(record[key] for key in RANKED))
 
 
 def with_pairs(prompt: str | list[dict], responses: object, scores: object) -> Record:
@@ -19,3 +26,13 @@ def with_pairs(prompt: str | list[dict], responses: object, scores: object) -> R
     responses = tuple(responses[i] for i in order)
     found = Record(prompt, responses, tuple(pairs), {"margins": margins})
     return from_messages(found, "response")
+
+
+def number(value: object, name: str) -> float:
+    try:
+        if not isinstance(value, bool) and abs(value) <= LARGEST:  # False for NaN
+            return float(value)
+    except TypeError:  # no number
+        pass
+    found = repr(str(value)[:40])
+    raise ValueError(f"the {name} must be a finite number of at most {LARGEST:g}, found {found}")

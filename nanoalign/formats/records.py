@@ -8,6 +8,7 @@ prompts are those of nanoalign/formats/messages.py.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 
 from nanoalign.encode import Record
 from nanoalign.formats import FOREIGN
@@ -19,7 +20,6 @@ RANKED = ("prompt", "responses", "scores")
 UNPAIRED, DEMONSTRATION = ("prompt", "completion", "label"), ("prompt", "completion")
 DIALOGUES = ("chosen", "rejected")
 TEXTS = ("prompt", "chosen", "rejected", "completion", "response_0", "response_1", "responses")
-LARGEST = 1e30  # of a margin or a score. Losses are sums in float32, which ends at 3.4e38.
 
 
 def formats(
@@ -32,12 +32,12 @@ def formats(
     keys: of --keys, OURS=THEIRS: what the records call a key of these formats.
     """
     known = {
-        RANKED: ranked,
+        RANKED: later("ranked", "ranked"),
         PKU: lambda record: with_margin(record, pku(record, preference)),
-        UNPAIRED: partial(single, unpaired),
-        ("prompt", "chosen", "rejected"): pair_with_prompt,
-        DEMONSTRATION: partial(single, unpaired),
-        DIALOGUES: pair_of_dialogues,
+        UNPAIRED: later("unpaired", "completion", unpaired),
+        ("prompt", "chosen", "rejected"): later("dialogues", "pair_with_prompt"),
+        DEMONSTRATION: later("unpaired", "completion", unpaired),
+        DIALOGUES: later("dialogues", "pair"),
     }
     known |= {names: read for names, read in FORMATS.items() if names not in known}
     if unpaired:
@@ -45,8 +45,8 @@ def formats(
 
         known = with_labels(known)
     own = {names: partial(complete, names, read) for names, read in known.items()}
-    last = {DIALOGUES: own[DIALOGUES], (): partial(foreign, "unknown", own)}
-    own = own | {names: partial(foreign, name, own) for names, name in FOREIGN.items()}
+    last = {DIALOGUES: own[DIALOGUES], (): later("foreign", "read_as", "unknown", own)}
+    own = own | {names: later("foreign", "read_as", name, own) for names, name in FOREIGN.items()}
     known = {names: read for names, read in own.items() if names not in last} | last
     if keys:
         from nanoalign.formats.keys import renamed
@@ -55,11 +55,13 @@ def formats(
     return known
 
 
-def foreign(name: str, own: dict[tuple[str, ...], Format], record: dict) -> Record:
-    """A record of another format, which is read as one of these."""
-    from nanoalign.formats.foreign import read_as
+def later(file: str, name: str, *first: object) -> Format:
+    """A format of another file, which is imported when a record needs it.
 
-    return read_as(name, own, record)
+    first: arguments before the record.
+    """
+    module = f"nanoalign.formats.{file}"
+    return lambda record: getattr(import_module(module), name)(*first, record)
 
 
 def complete(keys: tuple[str, ...], read: Format, record: dict) -> Record:
@@ -89,33 +91,6 @@ def pku(record: dict, preference: str = "better") -> Record:
     return from_messages(Record(record["prompt"], responses), "response")
 
 
-def pair_with_prompt(record: dict) -> Record:
-    """A prompt and two responses; each is text, or a list of messages."""
-    prompt, chosen, rejected = (record.get(key) for key in ("prompt", "chosen", "rejected"))
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        from nanoalign.formats.messages import pair_of_messages
-
-        return with_margin(record, pair_of_messages(record))
-    return with_margin(record, from_messages(Record(prompt, (chosen, rejected)), "response"))
-
-
-def pair_of_dialogues(record: dict) -> Record:
-    """Two dialogues that begin with the same prompt: HH-RLHF's text, or lists of messages."""
-    chosen, rejected = record["chosen"], record["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        return pair_with_prompt(record)
-    from nanoalign.formats.dialogues import split
-
-    return with_margin(record, split(chosen, rejected))
-
-
-def ranked(record: dict) -> Record:
-    """K responses with scores, best first, and all their pairs of unequal scores."""
-    from nanoalign.formats.ranked import with_pairs
-
-    return with_pairs(*(record[key] for key in RANKED))
-
-
 def from_messages(record: Record, name: str) -> Record:
     """The Record whose responses may be messages, each one of the assistant."""
     if not any(isinstance(response, dict | list) for response in record.responses):
@@ -125,26 +100,13 @@ def from_messages(record: Record, name: str) -> Record:
     return with_answers(record, [answer(response, name) for response in record.responses])
 
 
-def single(loss: str, record: dict) -> Record:
-    """One response, from which --loss kto and sft learn."""
-    from nanoalign.formats.unpaired import completion
-
-    return completion(loss, record)
-
-
 def with_margin(record: dict, pair: Record) -> Record:
     """The Record with the margin of the data: by how much its chosen response is better, else 1."""
-    margin = 1.0 if record.get("margin") is None else number(record["margin"], "margin")
+    margin = 1.0
+    if record.get("margin") is not None:
+        from nanoalign.formats.ranked import number
+
+        margin = number(record["margin"], "margin")
     if margin < 0:
         raise ValueError(f"the margin is {margin:g}; it must not be negative")
     return replace(pair, extra=pair.extra | {"margins": [margin]})
-
-
-def number(value: object, name: str) -> float:
-    try:
-        if not isinstance(value, bool) and abs(value) <= LARGEST:  # False for NaN
-            return float(value)
-    except TypeError:  # no number
-        pass
-    found = repr(str(value)[:40])
-    raise ValueError(f"the {name} must be a finite number of at most {LARGEST:g}, found {found}")

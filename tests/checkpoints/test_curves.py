@@ -28,10 +28,10 @@ def next_line(script, monkeypatch, capsys, tmp_path, *data: str) -> str:
     monkeypatch.setattr(script.loop, "train", lambda *args: True)
     monkeypatch.setattr(script, "write_model", lambda *args: None)
     script.main(["--data", *data])
-    args, world, title, _, command = called[0]
+    args, world, title, _, folder, command = called[0]
     (tmp_path / args.out / "metrics.jsonl").write_text("")
     capsys.readouterr()
-    curves.finish(args, world, title, 1, command)
+    curves.finish(args, world, title, 1, folder, command)
     name, _, rest = capsys.readouterr().out.splitlines()[-1].partition(" ")
     assert name == "next"
     return rest.strip()

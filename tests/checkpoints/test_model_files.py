@@ -341,3 +341,60 @@ def test_a_missing_model_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="is a file"):
         local_folder(tmp_path / "file")
+
+
+# --- the files beside the weights
+
+
+def written(folder: Path, out: Path, change=lambda model, tokenizer: None) -> Path:
+    policy, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
+    change(policy.model, tokenizer)
+    write_model(policy, tokenizer, out)
+    return out
+
+
+def test_rope_theta_is_where_older_readers_look_for_it(tmp_path):
+    model = tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    model.save_pretrained(tmp_path / "model")
+    shutil.copytree(Path(__file__).parents[2] / "nanoalign/tiny/model", tmp_path / "model",
+                    ignore=shutil.ignore_patterns("config.json", "*.safetensors"),
+                    dirs_exist_ok=True)  # fmt: skip
+    out = written(tmp_path / "model", tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["rope_theta"] == 5e5
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert again.config.rope_parameters["rope_theta"] == 5e5
+    frequencies = [m.model.rotary_emb.inv_freq for m in (model, again)]
+    assert torch.equal(*frequencies)
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [(None, 258), (258, 258), (7, [7, 258]), ([7, 258], [7, 258])]
+)
+def test_generation_ends_with_what_training_ended_with(llama_folder, tmp_path, ends, expected):
+    """The tokenizer's EOS, which is 258, beside those that the model had."""
+
+    def change(model, tokenizer):
+        assert tokenizer.eos_token_id == 258
+        model.generation_config.eos_token_id = ends
+
+    out = written(llama_folder, tmp_path / "out", change)
+    assert GenerationConfig.from_pretrained(out).eos_token_id == expected
+
+
+def test_files_of_an_unchanged_tokenizer_are_the_same_bytes(llama_folder, tmp_path):
+    """In a form that this version would not write; one that was changed is written anew."""
+    source = Path(shutil.copytree(llama_folder, tmp_path / "model"))
+    path = source / "tokenizer_config.json"
+    text = path.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
+    path.write_text(text + "\n\n")
+    (source / "special_tokens_map.json").write_text('{"eos_token": "<eos>"}')
+    out = written(source, tmp_path / "out")
+    for name in ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+
+    def change(model, tokenizer):
+        tokenizer.chat_template = "{{ messages }}"
+
+    out = written(source, tmp_path / "changed", change)
+    assert AutoTokenizer.from_pretrained(out).chat_template == "{{ messages }}"
+    assert "TokenizersBackend" not in (out / "tokenizer_config.json").read_text()

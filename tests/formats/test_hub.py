@@ -6,7 +6,7 @@ Data sets and models of the Hub, asked of a server on this machine.
 import json
 
 import pytest
-from hub import COMMIT, serving
+from hub_server import COMMIT, serving
 
 from nanoalign import pairs
 from nanoalign.checkpoints.folders import local_folder
