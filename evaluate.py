@@ -7,6 +7,7 @@
         --model runs/rm --data harmless=pairs.jsonl helpful=others.jsonl --out runs/rm_eval
     torchrun --nproc_per_node 8 evaluate.py policy --policy runs/dpo \\
         --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
+    python evaluate.py score --data answers.jsonl --keep best --out best.jsonl
     python evaluate.py frontier runs/a_eval runs/b_eval     several policies in one picture
 
 `python evaluate.py rm --help` lists the flags of a command.
@@ -17,6 +18,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from nanoalign import evaluation, hosts, loop, pairs
 from nanoalign.checkpoints.folders import local_folder
@@ -24,7 +26,16 @@ from nanoalign.checkpoints.guards import load_tokenizer
 from nanoalign.distributed import World, compute_dtype, print0, run, setup
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.evaluation import answers, comparison, diagnosis, ranking, results, scoring, seen
+from nanoalign.evaluation import (
+    answers,
+    candidates,
+    comparison,
+    diagnosis,
+    ranking,
+    results,
+    scoring,
+    seen,
+)
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.flags import Parser
@@ -45,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     evaluation.add_arguments(parser)
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        parser.error(f"the command goes first: evaluate.py rm|policy|frontier {argv[0]}")
+        parser.error(f"the command goes first: evaluate.py rm|policy|score|frontier {argv[0]}")
     return parser.parse_args(argv)
 
 
@@ -188,6 +199,50 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
 
 
+def evaluate_score(args: Namespace, world: World) -> None:
+    keep = candidates.parse_keep(args.keep)
+    on_main(world, partial(results.check_models, [args.model]))
+    for flag in ("out", "pairs_out"):
+        if (name := getattr(args, flag)) is not None:
+            on_main(world, partial(results.check_new_file, f"--{flag}", name))
+    folder, name = local_folder(args.model), f"--model {args.model}"
+    batches = layout(args)(world, args.micro_batch_tokens)
+
+    # reward model, responses
+    model = scoring.load_reward_model(folder, world, compute_dtype(args.precision, world.device))
+    batches.prepare(model)
+    tokenizer = load_tokenizer(folder)
+    rule = scoring_rule(model, args.model, args.template, args.max_length)
+    if args.data:
+        check_sources(args.data)
+        found = candidates.read_candidates(args.data)
+    else:
+        labels = dict.fromkeys(args.response, [])
+        found = [candidates.Candidates(args.prompt, None, "--prompt", labels)]
+
+    # rewards, files
+    records, rewards = [each.record() for each in found], {}
+    for view in scoring.views(model, args.combine and "better", args.combine):
+        score = Mixed(model, view.shares)
+        encoded = scoring.encode_for(model, view.shares, records, tokenizer, rule)
+        scoring.check_encoded(score, encoded, batches, name)
+        rewards[view.name] = scoring.score_encoded(score, encoded, batches, name)
+    if not world.is_main:
+        return
+    lines = candidates.scored_lines(found, rewards)
+    chosen, pairs_made = candidates.kept(lines, keep), candidates.pairs_of(lines)
+    for line in chosen if args.prompt is not None else ():
+        print(f"{line['reward']:9.4f}  {line['completion']}")
+    if args.data:
+        counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items())
+        print(f"{'data':<11} {' '.join(args.data)}: {len(found):,} prompts{counts}")
+        print(candidates.table(lines, chosen))
+    for path, written in ((args.out, chosen), (args.pairs_out, pairs_made)):
+        if path is not None:
+            candidates.write_lines(Path(path), written)
+            print(f"{'saved':<11} {path}: {len(written):,} records")
+
+
 def evaluate_frontier(args: Namespace) -> None:
     from nanoalign.evaluation.pictures import frontier_picture  # imports matplotlib
 
@@ -210,6 +265,8 @@ def main(argv: list[str] | None = None) -> None:
     world = setup()
     if args.command == "frontier":
         on_main(world, partial(evaluate_frontier, args))
+    if args.command == "score":
+        evaluate_score(args, world)
     if args.command in ("rm", None):
         evaluate_rm(args if args.command else parse_args(["rm"]), world)
     if args.command in ("policy", None):

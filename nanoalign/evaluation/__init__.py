@@ -3,6 +3,7 @@
 scoring.py      the score of every response, by a reward model or a policy
 rows.py         answers as token ids: where sampling stopped at --max_new_tokens there is no EOS
 ranking.py      how a reward model ranks pairs: its figures, and a table of them
+candidates.py   responses that are scored to be filtered
 cases.py        the pairs worth reading, as Markdown
 generation.py   sampling from a policy
 answers.py      the answers of a policy, or of a file; the KL of two policies
@@ -30,6 +31,11 @@ POLICY_DOC = """Sample a policy and a baseline on the same prompts, and compare 
 Writes report.html (the result, and all answers side by side), answers.jsonl, metrics.json, and a
 picture.
 """
+SCORE_DOC = """Score responses with a reward model, keep the best of them, and make pairs of them.
+
+Writes a line for each response: prompt, completion, reward. train_dpo.py --loss sft learns from
+what is kept, and train_dpo.py from --pairs_out.
+"""
 FRONTIER_DOC = """Draw what several policies gain over one baseline against their KL from it.
 
 Training raises the reward, and the KL with it. Where the rewards still rise but people (or, in the
@@ -39,12 +45,14 @@ embedded world, the true rule) no longer agree, the policy exploits the reward m
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the commands rm, policy and frontier, each with its flags."""
+    """Adds the commands rm, policy, score and frontier, each with its flags."""
     commands = parser.add_subparsers(dest="command", parser_class=type(parser))
     rm = commands.add_parser("rm", doc=RM_DOC, help="a reward model, on preference pairs")
     add_rm_arguments(rm)
     policy = commands.add_parser("policy", doc=POLICY_DOC, help="a policy, against a baseline")
     add_policy_arguments(policy)
+    score = commands.add_parser("score", doc=SCORE_DOC, help="responses, by a reward model")
+    add_score_arguments(score)
     frontier = commands.add_parser(
         "frontier", doc=FRONTIER_DOC, help="several policies, by their KL from the baseline"
     )
@@ -76,6 +84,33 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
         "has")  # fmt: skip
     add_combine_argument(group)
     add_out_argument(group, "runs/rm_eval")
+    add_forward_arguments(parser.add_argument_group("machine"))
+    packing.add_arguments(parser)
+
+
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    from nanoalign import packing
+    from nanoalign.flags import add_forward_arguments, number
+    from nanoalign.formats import TEMPLATES
+
+    group = parser.add_argument_group("reward model and responses")
+    add = group.add_argument
+    add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
+    add("--data", nargs="+", metavar="SOURCE",
+        help="prompts with responses, in records of any format: docs/data.md")  # fmt: skip
+    add("--prompt", metavar="TEXT", help="one prompt, in place of --data")
+    add("--response", nargs="+", metavar="TEXT", help="responses to --prompt")
+    add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
+    add("--max_length", type=number(int, 2),
+        help="tokens of a prompt and one response; default: those of its training")  # fmt: skip
+    add_combine_argument(group)
+    add("--keep", nargs="+", metavar="WORD",
+        help="best: one response to each prompt; above NUMBER: those of a larger reward; default: "
+        "all")  # fmt: skip
+    add("--out", metavar="FILE", help="a new file (.jsonl) for what is kept; default: none")
+    add("--pairs_out", metavar="FILE",
+        help="a new file (.jsonl) for pairs of the best and the worst response to a prompt; "
+        "default: none")  # fmt: skip
     add_forward_arguments(parser.add_argument_group("machine"))
     packing.add_arguments(parser)
 
@@ -173,6 +208,10 @@ def refusal(args: Namespace) -> str | None:
     combine = [name for name, _ in getattr(args, "combine", None) or ()]
     if len(set(combine)) < len(combine):
         return "--combine has a preference twice; give each one weight"
+    if args.command == "score" and (args.data is None) == (args.prompt is None):
+        return "give either --data, or --prompt and --response"
+    if args.command == "score" and (args.prompt is None) != (args.response is None):
+        return "--prompt and --response belong together; give both"
     if args.command != "policy":
         return None
     for role in ("policy", "baseline"):

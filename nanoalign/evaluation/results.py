@@ -60,21 +60,26 @@ def check_out(name: str) -> None:
 
 def check_pairs_out(name: str, out: str) -> None:
     """Raises RunError if --pairs_out can't be written, exists, or would be lost with --out."""
-    path = Path(name)
-    if Path(out).resolve() in path.resolve().parents:
+    if Path(out).resolve() in Path(name).resolve().parents:
         raise RunError(
             f"--pairs_out {name} is in --out, which the next evaluation replaces; give another path"
         )
+    check_new_file("--pairs_out", name)
+
+
+def check_new_file(flag: str, name: str) -> None:
+    """Raises RunError if a .jsonl file of a flag can't be written, or exists."""
+    path = Path(name)
     if path.suffix != ".jsonl":
-        raise RunError(f"--pairs_out {name}: give a file that ends with .jsonl")
+        raise RunError(f"{flag} {name}: give a file that ends with .jsonl")
     if path.exists():
-        raise RunError(f"--pairs_out {name} exists; give another name, or remove it")
+        raise RunError(f"{flag} {name} exists; give another name, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         path.unlink()
     except OSError as error:
-        raise RunError(f"--pairs_out {name} can't be written: {in_a_line(error)}") from error
+        raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
