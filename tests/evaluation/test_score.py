@@ -68,7 +68,7 @@ def test_what_is_kept_and_paired_are_records_to_train_on(model, tmp_path, source
         assert (one["reward"], one["completion"]) == own[-1]
         assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (prompt, own[-1][1], own[0][1])
         assert pair["margin"] == pytest.approx(own[-1][0] - own[0][0])
-    found = read_candidates([str(tmp_path / "best.jsonl"), str(X)
+    found = read_candidates([str(tmp_path / "best.jsonl"), str(tmp_path / "made.jsonl")])
     assert [[*each.labels] for each in found] == [
         [pair["chosen"], pair["rejected"]] for pair in pairs
     ]
