@@ -16,6 +16,7 @@ import train_rm
 from docs import PAGES, ROOT, first_missing
 from nanoalign.hub import __main__ as hub
 from nanoalign.tiny import plant, sample
+from nanoalign.tracking import __main__ as tracking
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
 # Flags of other programs: torchrun, pip, pytest, srun, sbatch.
@@ -23,8 +24,8 @@ OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port",
           "rdzv_id", "rdzv_endpoint", "kill", "job", "nodes", "ntasks", "gpus", "cpus", "time",
           "requeue", "open"}  # fmt: skip
 COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
-            (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]), (evaluate, ["frontier"]),
-            (hub, ["push"]))  # fmt: skip
+            (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
+            (evaluate, ["frontier"]), (hub, ["push"]), (tracking, []))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

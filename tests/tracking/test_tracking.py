@@ -1,0 +1,102 @@
+"""python -m pytest tests/tracking/test_tracking.py"""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nanoalign.errors import RunError
+from nanoalign.tracking import __main__ as tracking
+
+LINES = [
+    {"step": 0, "eval/loss": 0.75},
+    {"step": 1, "loss": 0.5, "lr": 0.25},
+    {"step": 2, "loss": 0.375, "lr": 0.125},
+    {"step": 2, "eval/loss": 0.25},
+]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    folder = tmp_path / "dpo"
+    folder.mkdir()
+    (folder / "args.json").write_text(json.dumps({"beta": 0.1, "model": "tiny"}))
+    write(folder, LINES)
+    return folder
+
+
+def write(folder: Path, lines: list[dict], mode: str = "w") -> None:
+    with (folder / "metrics.jsonl").open(mode) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def test_tensorboard_has_the_lines_of_the_run(run, capsys):
+    """Read by TensorBoard itself. A run that is sent again is there once."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):
+        tracking.main([str(run), "--track", "tensorboard"])
+    assert capsys.readouterr().out.count("4 lines of ") == 2
+    found = EventAccumulator(str(run / "tensorboard")).Reload()
+    scalars = {
+        key: [(each.step, each.value) for each in found.Scalars(key)]
+        for key in found.Tags()["scalars"]
+    }
+    assert scalars == {
+        "loss": [(1, 0.5), (2, 0.375)], "lr": [(1, 0.25), (2, 0.125)],
+        "eval/loss": [(0, 0.75), (2, 0.25)],
+    }  # fmt: skip
+    assert len(list((run / "tensorboard").glob("events*"))) == 1
+    (text,) = found.Tensors("args/text_summary")
+    assert b'"beta": 0.1' in text.tensor_proto.string_val[0]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_wandb_and_trackio_get_one_call_a_step(run, monkeypatch, name):
+    """Lines of one step go together; both refuse a step that is past."""
+    calls = []
+    fake = SimpleNamespace(
+        init=lambda **options: calls.append(options),
+        log=lambda metrics, step: calls.append((step, metrics)),
+        finish=lambda: calls.append("finish"),
+    )
+    monkeypatch.setitem(sys.modules, name, fake)
+    tracking.main([str(run), "--track", name, "--project", "p", "--name", "n"])
+    assert calls[0].items() >= {
+        "project": "p", "name": "n", "config": {"beta": 0.1, "model": "tiny"}}.items()  # fmt: skip
+    assert calls[1:] == [
+        (0, {"eval/loss": 0.75}), (1, {"loss": 0.5, "lr": 0.25}),
+        (2, {"loss": 0.375, "lr": 0.125, "eval/loss": 0.25}), "finish",
+    ]  # fmt: skip
+
+
+def test_a_run_is_followed_until_it_ends(run, monkeypatch):
+    """Lines that are written later are sent; half a line waits for its end."""
+    monkeypatch.setattr(tracking, "SECONDS", 0.02)
+    path = run / "metrics.jsonl"
+    path.write_text(json.dumps(LINES[0]) + '\n{"step": 1')
+
+    def go_on() -> None:
+        time.sleep(0.1)
+        with path.open("a") as file:
+            file.write(', "loss": 0.5}\n' + json.dumps(LINES[2]) + "\n")
+        (run / "curves.png").touch()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert list(tracking.lines_of(run, follow=True)) == [
+        LINES[0], {"step": 1, "loss": 0.5}, LINES[2]]  # fmt: skip
+    thread.join()
+
+
+def test_what_is_missing_is_one_error(run, tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="no args.json; give the folder of a run"):
+        tracking.main([str(tmp_path), "--track", "tensorboard"])
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with pytest.raises(RunError, match="--track needs trackio: pip install trackio"):
+        tracking.main([str(run), "--track", "trackio"])
