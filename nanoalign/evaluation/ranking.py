@@ -194,24 +194,17 @@ def about_cut(figures: Figures) -> str | None:
     )
 
 
+# What the table of evaluate.py rm has, in 100 columns without `trained_on`; metrics.json has all.
+PRINTED = ("pairs", "trained_on", "accuracy", "accuracy_low", "accuracy_high", "margin_mean",
+           "calibration_error", "longer_accuracy", "label_ceiling", "true_accuracy")  # fmt: skip
+
+
 def printed(rows: dict[str, Figures]) -> dict[str, Figures]:
-    """The figures for the table: of cut responses and training pairs only where there are any."""
+    """The figures for the table: those that a row has; training pairs only if there are some."""
+    shown = [key for key in PRINTED if any(key in own for own in rows.values())]
     if not any(own.get("trained_on") for own in rows.values()):
-        rows = {
-            name: {key: own[key] for key in own if key != "trained_on"}
-            for name, own in rows.items()
-        }
-    if not any(own["cut_count"] for own in rows.values()):
-        return {
-            name: {key: own[key] for key in own if not key.startswith("cut_")}
-            for name, own in rows.items()
-        }
-    whole = {name: own.get("without_cut", own) for name, own in rows.items()}
-    return {
-        name: {key: own[key] for key in own if key != "without_cut"}
-        | {"accuracy_without_cut": whole[name].get("accuracy")}
-        for name, own in rows.items()
-    }
+        shown = [key for key in shown if key != "trained_on"]
+    return {name: {key: own.get(key) for key in shown} for name, own in rows.items()}
 
 
 def table(rows: dict[str, Figures], title: str = "subset") -> str:

@@ -276,8 +276,6 @@ def test_accuracy_is_told_with_and_without_the_pairs_of_cut_answers(cut):
         "long        max_length cut 3 responses (37.5%); in the 2 of 4 pairs without one the "
         f"accuracy is {shown}\n"
     ) in printed
-    row = next(line for line in printed.splitlines() if line.startswith("long  "))
-    assert row.split()[-3:] == ["3", "0.375", f"{own['accuracy']:.3f}"]
 
 
 def test_cases_mark_cut_answers(world, cut):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nanoalign.checkpoints.intervals import wilson_interval
-from nanoalign.evaluation.ranking import Scored, reward_metrics
+from nanoalign.evaluation.ranking import PRINTED, Scored, printed, reward_metrics, table
 
 
 def line(record: int, prompt: int, side: str, score: float, tokens: int = 3, **more) -> Scored:
@@ -69,3 +69,13 @@ def test_the_interval_covers_the_accuracy_of_ranked_records():
         low, high = interval(scored)
         covered += low <= 0.7 <= high
     assert covered >= 54
+
+
+def test_the_printed_table_fits_a_terminal():
+    """With the numbers of a large set, in 100 columns beside a name of 8."""
+    figures = dict.fromkeys(PRINTED, 0.123) | {"pairs": 10_000, "margin_mean": -123.456}
+    figures["trained_on"] = 0
+    text = table(printed({"a" * 8: figures | {"other": 1.0}}))
+    assert max(map(len, text.splitlines())) <= 100 and "other" not in text
+    known = {key: figures[key] for key in figures if key != "true_accuracy"}
+    assert "true" not in table(printed({"a": known})) and "true" in text
