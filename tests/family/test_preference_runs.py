@@ -200,7 +200,7 @@ def test_data_that_a_loss_can_not_use_are_errors(llama_folder, tmp_path, subtest
     for name, flags, message in (
         ("desirable", ["--loss", "kto"], "all 2 responses have one label, true; .* undesirable"),
         ("undesirable", ["--loss", "kto"], "all 1 responses have one label, false; .* desirable"),
-        ("both", [], "both.jsonl:1: a completion with a label, where pairs are needed"),
+        ("both", [], "both.jsonl:1: a single completion, where pairs are needed"),
     ):
         with subtests.test(name):
             data = tmp_path / f"{name}.jsonl"
