@@ -215,8 +215,13 @@ class Base:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_model(policy: Policy, tokenizer, folder: Path, world: World | None = None) -> None:
-    """Writes the model with its adapters merged, and below it the adapters. A collective."""
+def write_model(
+    policy: Policy, tokenizer, folder: Path, world: World | None = None, **options: str
+) -> None:
+    """Writes the model with its adapters merged, and below it the adapters. A collective.
+
+    options: of write.write_model.
+    """
     layers, tensors = adapted(policy.model), {}
     for names, tensor in tensors_of(places_of(policy.model)).items():
         name = plain_name(names[0])
@@ -224,7 +229,7 @@ def write_model(policy: Policy, tokenizer, folder: Path, world: World | None = N
             tensors[name] = partial(merged, layers[name])
         elif not is_adapter(name):
             tensors[name] = lambda tensor=tensor: tensor
-    write.write_model(policy, tokenizer, folder, world, tensors)
+    write.write_model(policy, tokenizer, folder, world, tensors, **options)
     write_adapters(policy.model, folder / FOLDER, world)
 
 

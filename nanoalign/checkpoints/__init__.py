@@ -11,7 +11,10 @@ convert.py      the same where transformers must convert the tensors (mixture-of
 write.py        sharded parameters -> safetensors files in Hugging Face format
 resume.py       checkpoints of a run: writes them, and continues from one
 unpickle.py     files of checkpoints -> values, without running what they name
+rounding.py     what is left of a training in bfloat16
+occupied.py     what is in --out before a run
 curves.py       draws and prints the result of a run
+card.jinja      the model card, README.md of a result
 intervals.py    confidence intervals of proportions
 """
 
@@ -30,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop_after", type=count, metavar="STEP",
         help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
+    add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
+        help="of the weights in --out; bf16 rounds away small changes, and prints how many")  # fmt: skip
     parser.refusals.append(refusal)
 
 
@@ -53,3 +58,11 @@ def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: d
 
     checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
     return checkpoints, checkpoints.resume() if args.resume else 0
+
+
+def report_rounding(model, objective, held_out: dict, batches, args: Namespace) -> None:
+    """Prints what --save_dtype does to the held-out loss, after the model is written."""
+    if args.save_dtype == "bf16":
+        from nanoalign.checkpoints.rounding import report_loss
+
+        report_loss(model, objective, held_out, batches, args)

@@ -16,6 +16,9 @@ from nanoalign.model import Scorer
 FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
                   AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 
+# How the chat template begins that a model gets which was trained by the template pku.
+OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
+
 
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
@@ -41,11 +44,18 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder. Raises RunError if there is none."""
+    """The tokenizer of a model folder. Raises RunError if there is none.
+
+    It has no chat template where that is OWN_TEMPLATE, so that --template means what it meant in
+    the training of this model.
+    """
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
+    if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
+        tokenizer.chat_template = None
+    return tokenizer
 
 
 def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:

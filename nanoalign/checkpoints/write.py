@@ -1,4 +1,4 @@
-"""Sharded parameters -> a model folder in Hugging Face format, float32."""
+"""Sharded parameters -> a model folder in Hugging Face format, which other programs read, too."""
 
 import copy
 import json
@@ -14,12 +14,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from nanoalign.checkpoints.guards import OWN_TEMPLATE, load_tokenizer
 from nanoalign.checkpoints.slices import places_of, tensors_of
 from nanoalign.distributed import World
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel, Scorer
 
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
+PKU_CHAT = Path(__file__).parents[1] / "formats" / "pku.jinja"
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+                   "chat_template.jinja", "merges.txt", "*.model")  # fmt: skip
 
 # Name in the files -> a function that returns the tensor, which may be sharded.
 Tensors = dict[str, Callable[[], Tensor]]
@@ -27,11 +31,13 @@ Tensors = dict[str, Callable[[], Tensor]]
 
 def write_model(
     scorer: Scorer, tokenizer, folder: Path, world: World | None = None,
-    tensors: Tensors | None = None,
+    tensors: Tensors | None = None, template: str = "", dtype: str = "fp32",
 ) -> None:  # fmt: skip
     """Writes a model and its tokenizer to a folder. A collective: tensors are gathered one by one.
 
     tensors: to write in place of those of the model (merged adapters).
+    template: by which the data became text; pku is written as a chat template, if there is none.
+    dtype: of floating-point tensors, fp32 or bf16, of which the losses are printed.
     The files are written to a hidden folder in `folder` and moved when all are complete, so that a
     failure leaves the files that were there. Raises RunError if the disk is full.
     """
@@ -50,8 +56,13 @@ def write_model(
         if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            write_settings(scorer.model, tokenizer, temporary)
+            write_settings(scorer.model, tokenizer, temporary, dtype)
+            write_tokenizer(tokenizer, temporary, template)
         files = FileWriter(temporary)
+        if dtype == "bf16":
+            from nanoalign.checkpoints.rounding import RoundingWriter
+
+            files = RoundingWriter(temporary, Path(scorer.model.config._name_or_path))
         for name, tensor in converted_for_files(scorer.model, tensors, is_main):
             if is_main:
                 files.add(name, tensor)
@@ -62,17 +73,85 @@ def write_model(
         raise RunError(f"the model could not be written to '{folder}': {error}") from error
 
 
-def write_settings(model: "transformers.PreTrainedModel", tokenizer, folder: Path) -> None:
-    """Writes config.json, generation_config.json and the files of the tokenizer."""
+def write_settings(
+    model: "transformers.PreTrainedModel", tokenizer, folder: Path, dtype: str
+) -> None:
+    """Writes config.json and generation_config.json.
+
+    Not by save_pretrained, which refuses settings that from_pretrained accepts (a temperature
+    without sampling): the trained model would be lost.
+    """
     config = copy.deepcopy(model.config)
-    config.dtype, config.architectures = torch.float32, [type(model).__name__]
+    config.dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+    config.architectures = [type(model).__name__]
     vars(config).pop("auto_map", None)  # names Python files that are not written
-    # save_pretrained would refuse settings that from_pretrained accepts (a temperature without
-    # sampling), and the trained model would be lost.
-    config.to_json_file(folder / "config.json")
+    settings = json.loads(config.to_json_string())
+    add_older_names(settings)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     if model.can_generate():
-        model.generation_config.to_json_file(folder / "generation_config.json")
-    tokenizer.save_pretrained(folder)
+        generation = copy.deepcopy(model.generation_config)
+        ends = generation.eos_token_id
+        ends = ends if isinstance(ends, list) else [ends] * (ends is not None)
+        if tokenizer.eos_token_id not in ends:  # with which every response ended
+            generation.eos_token_id = [tokenizer.eos_token_id, *ends]
+        generation.to_json_file(folder / "generation_config.json")
+
+
+def add_older_names(settings: dict) -> None:
+    """Adds the names by which transformers 4 reads the dtype and the rotary positions of a config.
+
+    It knows no rope_parameters, and would compute with a base of 10000.
+    """
+    if isinstance(dtype := settings.get("dtype"), str):
+        settings["torch_dtype"] = dtype
+    if isinstance(rope := settings.get("rope_parameters"), dict):
+        everywhere = rope.get("full_attention", rope)
+        apart = {"rope_theta": everywhere.get("rope_theta"),
+                 "partial_rotary_factor": everywhere.get("partial_rotary_factor"),
+                 "rope_local_base_freq": rope.get("sliding_attention", {}).get("rope_theta")}  # fmt: skip
+        settings |= {name: value for name, value in apart.items() if value is not None}
+        if everywhere.get("rope_type", "default") != "default":
+            settings["rope_scaling"] = {k: v for k, v in everywhere.items() if k not in apart}
+    for part in settings.values():
+        if isinstance(part, dict):  # text_config
+            add_older_names(part)
+
+
+def write_tokenizer(tokenizer, folder: Path, template: str) -> None:
+    """Writes a tokenizer, and a chat template after a training by `template` pku without one.
+
+    A tokenizer that is as it was read has its files copied: those that transformers 5 writes are
+    others, which transformers 4 does not read.
+    """
+    source, path = Path(tokenizer.name_or_path), folder / "tokenizer_config.json"
+    read = None
+    if tokenizer.name_or_path and (source / path.name).is_file():
+        read = load_tokenizer(source)
+    if read is not None and summary(read) == summary(tokenizer):
+        for old in (each for pattern in TOKENIZER_FILES for each in source.glob(pattern)):
+            if not old.read_bytes().startswith(OWN_TEMPLATE.encode()):
+                shutil.copyfile(old, folder / old.name)
+    else:
+        tokenizer.save_pretrained(folder)
+    settings = json.loads(path.read_text())
+    changed = dict(settings)
+    if read is not None and read.pad_token != tokenizer.pad_token:  # that of a reward model
+        changed["pad_token"] = tokenizer.pad_token
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # the name in transformers 5
+        changed["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if changed != settings:
+        path.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+    if template == "pku" and not tokenizer.chat_template:
+        text, first = PKU_CHAT.read_text(), tokenizer("x")["input_ids"][0]
+        if first == tokenizer.bos_token_id:
+            text = text.replace(OWN_TEMPLATE, OWN_TEMPLATE + "{{- bos_token -}}")
+        (folder / "chat_template.jinja").write_text(text)
+
+
+def summary(tokenizer) -> tuple:
+    """What a program may have changed of a tokenizer, but for its pad token."""
+    special = {k: v for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
+    return special, tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.padding_side
 
 
 def converted_for_files(
