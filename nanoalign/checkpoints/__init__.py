@@ -4,9 +4,12 @@ folders.py      names of models -> local folders
 runs.py         the folder of a run: settings, versions, metrics
 vocabulary.py   refuses a reference of other tokens
 unfinished.py   what to do about a run that was killed
+refusals.py     the errors of guards.py
+heads.py        reward models from the files of a language model
 guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices
 digest.py       a hash of the files of a model
+shards.py       which rows of a parameter a rank has
 convert.py      the same where transformers must convert the tensors (mixture-of-experts)
 write.py        sharded parameters -> safetensors files in Hugging Face format
 resume.py       checkpoints of a run: writes them, and continues from one
@@ -14,7 +17,9 @@ unpickle.py     files of checkpoints -> values, without running what they name
 rounding.py     what is left of a training in bfloat16
 occupied.py     what is in --out before a run
 curves.py       draws and prints the result of a run
-card.jinja      the model card, README.md of a result
+card.py         the model card, README.md of a result, by card.jinja
+portable.py     what older programs read of a model, and know by other names
+index.py        the index of several safetensors files
 intervals.py    confidence intervals of proportions
 """
 
@@ -34,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
-        help="of the weights in --out; bf16 rounds away small changes, and prints how many")  # fmt: skip
+        help="of the weights in --out; bf16 rounds small changes away, and prints how "
+        "many")  # fmt: skip
     parser.refusals.append(refusal)
 
 

@@ -1,13 +1,12 @@
-"""The result of a run: curves.png, the model card, and the lines that are printed at its end."""
+"""The result of a run: curves.png, and the lines that are printed at its end."""
 
 import json
-import re
 import shlex
 from argparse import Namespace
 from pathlib import Path
 
 from nanoalign.checkpoints.intervals import wilson_interval
-from nanoalign.checkpoints.runs import ARGS, METRICS
+from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
 from nanoalign.formats import TEST_OF
 
@@ -30,14 +29,9 @@ KINDS = {
     "eval/": ("held out", {"lw": 2, "marker": "o"}),
 }
 
-CARD = "README.md"
-CARD_MARK = "<!-- Written by nanoalign."
-
 
 def finish(args: Namespace, world: World, title: str, records: int, command: list[str]) -> None:
-    """Draws curves.png, writes the card, and prints the result, on rank 0.
-
-    records: how many were held out.
+    """Draws curves.png and prints the result, on rank 0. records: how many were held out.
 
     command: words of evaluate.py, to which `next_command` adds.
     """
@@ -45,9 +39,12 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
-        write_card(out, lines, records, is_reward_model=command[0] == "rm")
+        if args.model != "tiny":
+            from nanoalign.checkpoints.card import write_card
+
+            write_card(out, lines, records, is_reward_model=command[0] == "rm")
         print(f"{'held out':<11} {summary(lines, records)}")
-        print(f"{'saved':<11} {out}: the model, {CARD}, {METRICS}, curves.png")
+        print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
         print(f"{'next':<11} {next_command(args, records, command)}")
 
 
@@ -57,35 +54,6 @@ def next_command(args: Namespace, records: int, command: list[str]) -> str:
     # The embedded test data are the default of evaluate.py.
     data = [] if set(data) <= set(TEST_OF.values()) else ["--data", *data]
     return shlex.join(["python", "evaluate.py", *command, "--out", f"{args.out}_eval", *data])
-
-
-def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool) -> None:
-    """Writes the model card by card.jinja, unless there is one that was not written here."""
-    path = out / CARD
-    if path.exists() and CARD_MARK not in path.read_text():
-        return
-    import jinja2  # a package that torch needs, too
-
-    run, base = json.loads((out / ARGS).read_text()), None
-    if run["model"] != "tiny":
-        from nanoalign.checkpoints.hub import public_name
-
-        base = public_name(run["model"])
-    lines = [line for line in lines if "eval/loss" in line]
-    found = (re.match(r"(?:[^/=]+=)?hf://datasets/([^/]+/[^/@:]+)", name) for name in run["data"])
-    ranks = ["torchrun", "--nproc_per_node", str(run["ranks"])] if run["ranks"] > 1 else ["python"]
-    command = shlex.join([*ranks, Path(run["argv"][0]).name, *run["argv"][1:]])
-    tokenizer = [path.read_text() for path in out.glob("chat_template.jinja")]
-    tokenizer += [path.read_text() for path in out.glob("tokenizer_config.json")]
-    template = Path(__file__).with_name("card.jinja").read_text()
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(template).render(
-        run=run, base=base, is_reward_model=is_reward_model, records=records,
-        first=lines[0] if lines else None, last=lines[-1] if lines else None,
-        datasets=sorted({match[1] for match in found if match}), command=command,
-        has_chat_template=len(tokenizer) > 1 or '"chat_template"' in tokenizer[0],
-    )  # fmt: skip
-    path.write_text(text)
 
 
 def summary(lines: list[dict[str, float]], records: int) -> str:

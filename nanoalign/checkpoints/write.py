@@ -21,9 +21,10 @@ from nanoalign.errors import RunError
 from nanoalign.model import RewardModel, Scorer
 
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
-PKU_CHAT = Path(__file__).parents[1] / "formats" / "pku.jinja"
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
                    "chat_template.jinja", "merges.txt", "*.model")  # fmt: skip
+# What a program may have changed of a tokenizer; portable.py writes the pad token of a reward model.
+CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
 # Name in the files -> a function that returns the tensor, which may be sharded.
 Tensors = dict[str, Callable[[], Tensor]]
@@ -37,7 +38,7 @@ def write_model(
 
     tensors: to write in place of those of the model (merged adapters).
     template: by which the data became text; pku is written as a chat template, if there is none.
-    dtype: of floating-point tensors, fp32 or bf16, of which the losses are printed.
+    dtype: of floating-point tensors; with bf16, prints how many changes survive it.
     The files are written to a hidden folder in `folder` and moved when all are complete, so that a
     failure leaves the files that were there. Raises RunError if the disk is full.
     """
@@ -49,6 +50,7 @@ def write_model(
         named = tensors_of(places_of(scorer.model))
         tensors = {names[0]: lambda tensor=tensor: tensor for names, tensor in named.items()}
     if isinstance(scorer, RewardModel):
+        from nanoalign.checkpoints.portable import set_pad_token_of_files
         from nanoalign.rewards.rule import set_pad_token
 
         set_pad_token(scorer.model, tokenizer)
@@ -56,8 +58,10 @@ def write_model(
         if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            write_settings(scorer.model, tokenizer, temporary, dtype)
+            write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
             write_tokenizer(tokenizer, temporary, template)
+            if isinstance(scorer, RewardModel):
+                set_pad_token_of_files(tokenizer, temporary)
         files = FileWriter(temporary)
         if dtype == "bf16":
             from nanoalign.checkpoints.rounding import RoundingWriter
@@ -74,9 +78,9 @@ def write_model(
 
 
 def write_settings(
-    model: "transformers.PreTrainedModel", tokenizer, folder: Path, dtype: str
+    model: "transformers.PreTrainedModel", eos: int, folder: Path, dtype: str
 ) -> None:
-    """Writes config.json and generation_config.json.
+    """Writes config.json and generation_config.json. eos: the token that ended every response.
 
     Not by save_pretrained, which refuses settings that from_pretrained accepts (a temperature
     without sampling): the trained model would be lost.
@@ -86,72 +90,46 @@ def write_settings(
     config.architectures = [type(model).__name__]
     vars(config).pop("auto_map", None)  # names Python files that are not written
     settings = json.loads(config.to_json_string())
-    add_older_names(settings)
+    settings["torch_dtype"] = settings["dtype"]  # its name in transformers 4
+    rope = settings.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # transformers 4 would compute with a base of 10000
+        settings["rope_theta"] = rope["rope_theta"]
+    if "text_config" in settings or rope.keys() - {"rope_theta", "rope_type"}:
+        from nanoalign.checkpoints.portable import add_older_names
+
+        add_older_names(settings)
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     if model.can_generate():
-        generation = copy.deepcopy(model.generation_config)
-        ends = generation.eos_token_id
-        ends = ends if isinstance(ends, list) else [ends] * (ends is not None)
-        if tokenizer.eos_token_id not in ends:  # with which every response ended
-            generation.eos_token_id = [tokenizer.eos_token_id, *ends]
+        generation, ends = model.generation_config, model.generation_config.eos_token_id
+        if eos not in (ends if isinstance(ends, list) else [ends]):
+            from nanoalign.checkpoints.portable import with_end
+
+            generation = with_end(generation, eos)
         generation.to_json_file(folder / "generation_config.json")
 
 
-def add_older_names(settings: dict) -> None:
-    """Adds the names by which transformers 4 reads the dtype and the rotary positions of a config.
-
-    It knows no rope_parameters, and would compute with a base of 10000.
-    """
-    if isinstance(dtype := settings.get("dtype"), str):
-        settings["torch_dtype"] = dtype
-    if isinstance(rope := settings.get("rope_parameters"), dict):
-        everywhere = rope.get("full_attention", rope)
-        apart = {"rope_theta": everywhere.get("rope_theta"),
-                 "partial_rotary_factor": everywhere.get("partial_rotary_factor"),
-                 "rope_local_base_freq": rope.get("sliding_attention", {}).get("rope_theta")}  # fmt: skip
-        settings |= {name: value for name, value in apart.items() if value is not None}
-        if everywhere.get("rope_type", "default") != "default":
-            settings["rope_scaling"] = {k: v for k, v in everywhere.items() if k not in apart}
-    for part in settings.values():
-        if isinstance(part, dict):  # text_config
-            add_older_names(part)
-
-
 def write_tokenizer(tokenizer, folder: Path, template: str) -> None:
-    """Writes a tokenizer, and a chat template after a training by `template` pku without one.
+    """Writes a tokenizer: copies of the files that it was read from, unless it was changed.
 
-    A tokenizer that is as it was read has its files copied: those that transformers 5 writes are
-    others, which transformers 4 does not read.
+    After a training by `template` pku it gets that as a chat template, if it has none.
     """
-    source, path = Path(tokenizer.name_or_path), folder / "tokenizer_config.json"
-    read = None
-    if tokenizer.name_or_path and (source / path.name).is_file():
-        read = load_tokenizer(source)
-    if read is not None and summary(read) == summary(tokenizer):
-        for old in (each for pattern in TOKENIZER_FILES for each in source.glob(pattern)):
-            if not old.read_bytes().startswith(OWN_TEMPLATE.encode()):
-                shutil.copyfile(old, folder / old.name)
+    source = Path(tokenizer.name_or_path)
+    is_read = tokenizer.name_or_path and (source / "tokenizer_config.json").is_file()
+    read = load_tokenizer(source) if is_read else None
+    if read is not None and all(getattr(read, k) == getattr(tokenizer, k) for k in CHANGEABLE):
+        for path in (each for pattern in TOKENIZER_FILES for each in source.glob(pattern)):
+            if not path.read_bytes().startswith(OWN_TEMPLATE.encode()):
+                shutil.copyfile(path, folder / path.name)
     else:
         tokenizer.save_pretrained(folder)
-    settings = json.loads(path.read_text())
-    changed = dict(settings)
-    if read is not None and read.pad_token != tokenizer.pad_token:  # that of a reward model
-        changed["pad_token"] = tokenizer.pad_token
-    if settings.get("tokenizer_class") == "TokenizersBackend":  # the name in transformers 5
-        changed["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if changed != settings:
-        path.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+    if "TokenizersBackend" in (path := folder / "tokenizer_config.json").read_text():
+        from nanoalign.checkpoints.portable import change_json
+
+        change_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"})
     if template == "pku" and not tokenizer.chat_template:
-        text, first = PKU_CHAT.read_text(), tokenizer("x")["input_ids"][0]
-        if first == tokenizer.bos_token_id:
-            text = text.replace(OWN_TEMPLATE, OWN_TEMPLATE + "{{- bos_token -}}")
-        (folder / "chat_template.jinja").write_text(text)
-
-
-def summary(tokenizer) -> tuple:
-    """What a program may have changed of a tokenizer, but for its pad token."""
-    special = {k: v for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
-    return special, tokenizer.get_vocab(), tokenizer.chat_template, tokenizer.padding_side
+        bos = "{{- bos_token -}}" * (tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id)
+        text = (Path(__file__).parents[1] / "formats" / "pku.jinja").read_text()
+        (folder / "chat_template.jinja").write_text(text.replace(OWN_TEMPLATE, OWN_TEMPLATE + bos))
 
 
 def converted_for_files(
@@ -166,8 +144,7 @@ def converted_for_files(
         yield from tensors_in_turn
     else:  # the files join or split tensors (mixture-of-experts), so rank 0 needs them all
         on_rank_0 = {name: tensor for name, tensor in tensors_in_turn if is_main}
-        if is_main:
-            yield from revert_weight_conversion(model, on_rank_0).items()
+        yield from revert_weight_conversion(model, on_rank_0).items() if is_main else ()
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
@@ -215,13 +192,8 @@ class FileWriter:
 
     def close(self) -> None:
         self.flush()
-        count, weight_map = len(self.names), {}
-        for n, names in enumerate(self.names):
-            name = f"model-{n + 1:05d}-of-{count:05d}.safetensors"
-            name = "model.safetensors" if count == 1 else name
-            (self.folder / f"unnamed-{n}.safetensors").rename(self.folder / name)
-            weight_map |= dict.fromkeys(names, name)
-        if count > 1:
-            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            (self.folder / "model.safetensors.index.json").write_text(text)
+        if len(self.names) > 1:
+            from nanoalign.checkpoints.index import write_index
+
+            return write_index(self.folder, self.names, self.total)
+        (self.folder / "unnamed-0.safetensors").rename(self.folder / "model.safetensors")

@@ -13,6 +13,7 @@ messages.py     messages, tools and system prompts of records
 templates.py    records as text, by the template of a name
 chat.py         records as a chat template renders them
 columns.py      columns that nothing reads
+ignored.py      their names in one line
 dialogues.py    HH-RLHF dialogues
 unpaired.py     single responses with a label (--loss kto)
 prompts.py      prompts alone, and answers that were made elsewhere

@@ -11,4 +11,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="OWNER/NAME", help="the model on the Hub")
     parser.add_argument("folder", help="of a run that has finished: its --out")
     parser.add_argument("--private", action="store_true", help="create the model as a private one")
-    parser.add_argument("--revision", metavar="BRANCH", help="created where it is not; default: main")
+    parser.add_argument(
+        "--revision", metavar="BRANCH", help="created where it is not; default: main"
+    )

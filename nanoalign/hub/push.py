@@ -6,7 +6,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError, HfHubHTTPError
 
-from nanoalign.checkpoints.curves import CARD, CARD_MARK
+from nanoalign.checkpoints.card import CARD, CARD_MARK
 from nanoalign.checkpoints.guards import read_config
 from nanoalign.checkpoints.runs import ARGS, METRICS
 from nanoalign.checkpoints.slices import stored_tensors
