@@ -23,7 +23,7 @@ from nanoalign.model import RewardModel, Scorer
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
                    "chat_template.jinja", "merges.txt", "*.model")  # fmt: skip
-# What a program may have changed of a tokenizer; portable.py writes the pad token of a reward model.
+# What a program may have changed of a tokenizer, but for the pad token, which portable.py writes.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
 # Name in the files -> a function that returns the tensor, which may be sharded.

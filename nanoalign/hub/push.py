@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from nanoalign.checkpoints.card import CARD, CARD_MARK
 from nanoalign.checkpoints.guards import read_config
@@ -13,6 +13,8 @@ from nanoalign.checkpoints.slices import stored_tensors
 from nanoalign.checkpoints.write import TOKENIZER_FILES
 from nanoalign.errors import RunError, in_a_line
 
+# Of httpx or httpx2, as the version of huggingface_hub has it: also that there is no connection.
+HTTPError = next(each for each in HfHubHTTPError.__mro__ if each.__name__ == "HTTPError")
 FILES = ("config.json", "generation_config.json", "model*.safetensors",
          "model.safetensors.index.json", *TOKENIZER_FILES, CARD, ARGS, METRICS, "curves.png",
          "adapter/*")  # fmt: skip
@@ -42,7 +44,7 @@ def push(name: str, folder: Path, private: bool = False, revision: str | None = 
         )
     except HFValidationError as error:
         raise RunError(f"'{name}' is no name of a model: {in_a_line(error)}") from error
-    except (HfHubHTTPError, OSError) as error:  # refused; no network
+    except (HTTPError, OSError) as error:  # refused; no network
         raise RunError(f"'{name}' could not be pushed: {in_a_line(error)}") from error
     return done.commit_url
 
