@@ -14,6 +14,7 @@ import evaluate
 import train_dpo
 import train_rm
 from docs import PAGES, ROOT, first_missing
+from nanoalign.hub import __main__ as hub
 from nanoalign.tiny import plant, sample
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
@@ -21,7 +22,7 @@ TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
 OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port", "rdzv_backend",
           "rdzv_id", "rdzv_endpoint", "kill", "job", "nodes", "ntasks", "gpus", "cpus", "time",
           "requeue", "open"}  # fmt: skip
-COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
+COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []), (hub, []),
             (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["frontier"]))  # fmt: skip
 
 

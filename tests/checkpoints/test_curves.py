@@ -26,7 +26,7 @@ def next_line(script, monkeypatch, capsys, tmp_path, *data: str) -> str:
     called = []
     monkeypatch.setattr(script, "finish", lambda *args: called.append(args))
     monkeypatch.setattr(script.loop, "train", lambda *args: True)
-    monkeypatch.setattr(script, "write_model", lambda *args: None)
+    monkeypatch.setattr(script, "write_model", lambda *args, **options: None)
     script.main(["--data", *data])
     args, world, title, _, command = called[0]
     (tmp_path / args.out / "metrics.jsonl").write_text("")
