@@ -82,7 +82,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     prepared = []
     for view in scoring.views(model, args.preference, args.combine):
         score = Mixed(model, view.shares)
-        records = list(pairs.read(args.data, formats(view.preference), open_source))
+        records = list(pairs.read(args.data, formats(view.preference, keys=args.keys), open_source))
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
         encoded = scoring.encode_for(model, view.shares, compared, tokenizer, rule)
@@ -149,7 +149,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     # prompts, given answers, policies, reward model
     given = {role: getattr(args, f"{role}_answers") for role in answers.ROLES}
     given = {role: source for role, source in given.items() if source}
-    prompts, found, left_out = answers.read_given(given, args.data)
+    prompts, found, left_out = answers.read_given(given, args.data, args.keys)
     names = {role: getattr(args, role) for role in answers.ROLES if role not in found}
     samplers = {  # by name: where policy and baseline are one model, it is loaded once
         name: answers.load_sampler(name, prompts, args, world)
@@ -215,7 +215,7 @@ def evaluate_score(args: Namespace, world: World) -> None:
     rule = scoring_rule(model, args.model, args.template, args.max_length)
     if args.data:
         check_sources(args.data)
-        found = candidates.read_candidates(args.data)
+        found = candidates.read_candidates(args.data, args.keys)
     else:
         labels = dict.fromkeys(args.response, [])
         found = [candidates.Candidates(args.prompt, None, "--prompt", labels)]

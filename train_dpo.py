@@ -154,15 +154,15 @@ def main(argv: list[str] | None = None) -> None:
         check(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
-    log = open_run(args, world, data, folder)
-    held_out = {"eval": data.held_out}
+    log, held_out = open_run(args, world, data, folder), {"eval": data.held_out}
     if not loop.train(
         policy, optimizer, objective, data.rows, held_out, batches, args, log, save, start
     ):
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
-    write(policy, tokenizer, Path(args.out), world)
+    write(policy, tokenizer, Path(args.out), world, template=data.template, dtype=args.save_dtype)
+    checkpoints.report_rounding(policy, objective, held_out, batches, args)
     judge = "runs/rm" if args.model == "tiny" and formats.is_embedded(args) else "REWARD_MODEL"
-    finish(args, world, f"{args.loss} of {args.model}", len(data.held_out), folder,
+    finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
         ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge])  # fmt: skip
 
 

@@ -141,8 +141,10 @@ def main(argv: list[str] | None = None) -> None:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     if args.length_debias:
         reward_model.print_length()
-    write_model(reward_model, tokenizer, Path(args.out), world)
-    finish(args, world, f"Reward model on {args.model}", len(data.held_out), folder,
+    write_model(reward_model, tokenizer, Path(args.out), world,
+        template=data.template, dtype=args.save_dtype)  # fmt: skip
+    checkpoints.report_rounding(reward_model, objective, held_out, batches, args)
+    finish(args, world, f"Reward model on {args.model}", len(data.held_out),
         ["rm", "--model", args.out])  # fmt: skip
 
 

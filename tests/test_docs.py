@@ -22,10 +22,10 @@ TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
 # Flags of other programs: torchrun, pip, pytest, srun, sbatch.
 OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port", "rdzv_backend",
           "rdzv_id", "rdzv_endpoint", "kill", "job", "nodes", "ntasks", "gpus", "cpus", "time",
-          "requeue", "open"}  # fmt: skip
+          "requeue", "open", "include_path", "model_args", "tasks"}  # fmt: skip
 COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
             (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
-            (evaluate, ["frontier"]), (hub, ["push"]), (tracking, []))  # fmt: skip
+            (evaluate, ["frontier"]), (hub, []), (tracking, []))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

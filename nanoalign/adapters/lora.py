@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from nanoalign.batch import Batch
 from nanoalign.checkpoints import write
 from nanoalign.checkpoints.guards import read_config
+from nanoalign.checkpoints.hub import public_name
 from nanoalign.checkpoints.slices import local_rows, places_of, tensors_of
 from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError, in_a_line
@@ -104,7 +105,8 @@ def loader(load_policy: partial, args: Namespace) -> Callable[[], Policy]:
     folder, _, dtype = load_policy.args
     frozen = dtype if read_config(folder).dtype == dtype else None
     targets = tuple(args.lora_targets or ())
-    adapters = Adapters(args.lora_rank, args.lora_alpha, targets, args.seed, args.model, frozen)
+    base = public_name(args.model) or args.model  # a name that other machines know, if there is one
+    adapters = Adapters(args.lora_rank, args.lora_alpha, targets, args.seed, base, frozen)
 
     def load() -> Policy:
         policy = adapters.load(load_policy)
@@ -215,8 +217,13 @@ class Base:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_model(policy: Policy, tokenizer, folder: Path, world: World | None = None) -> None:
-    """Writes the model with its adapters merged, and below it the adapters. A collective."""
+def write_model(
+    policy: Policy, tokenizer, folder: Path, world: World | None = None, **options: str
+) -> None:
+    """Writes the model with its adapters merged, and below it the adapters. A collective.
+
+    options: of write.write_model.
+    """
     layers, tensors = adapted(policy.model), {}
     for names, tensor in tensors_of(places_of(policy.model)).items():
         name = plain_name(names[0])
@@ -224,7 +231,7 @@ def write_model(policy: Policy, tokenizer, folder: Path, world: World | None = N
             tensors[name] = partial(merged, layers[name])
         elif not is_adapter(name):
             tensors[name] = lambda tensor=tensor: tensor
-    write.write_model(policy, tokenizer, folder, world, tensors)
+    write.write_model(policy, tokenizer, folder, world, tensors, **options)
     write_adapters(policy.model, folder / FOLDER, world)
 
 

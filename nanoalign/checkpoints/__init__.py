@@ -4,16 +4,22 @@ folders.py      names of models -> local folders
 runs.py         the folder of a run: settings, versions, metrics
 vocabulary.py   refuses a reference of other tokens
 unfinished.py   what to do about a run that was killed
+refusals.py     the errors of guards.py
+heads.py        reward models from the files of a language model
 guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices
 digest.py       a hash of the files of a model
+shards.py       which rows of a parameter a rank has
 convert.py      the same where transformers must convert the tensors (mixture-of-experts)
 write.py        sharded parameters -> safetensors files in Hugging Face format
-settings.py     the files beside them: config, generation, tokenizer
-rounded.py      the weights of a result in bfloat16
 resume.py       checkpoints of a run: writes them, and continues from one
 unpickle.py     files of checkpoints -> values, without running what they name
+rounding.py     what is left of a training in bfloat16
+occupied.py     what is in --out before a run
 curves.py       draws and prints the result of a run
+card.py         the model card, README.md of a result, by card.jinja
+portable.py     what older programs read of a model, and know by other names
+index.py        the index of several safetensors files
 intervals.py    confidence intervals of proportions
 """
 
@@ -31,9 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--keep", type=count, default=2, metavar="COUNT", help="how many checkpoints are kept")
     add("--stop_after", type=count, metavar="STEP",
         help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
-    add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
-        help="of the result; bf16 is too coarse for most of what a small --lr changes")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
+    add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
+        help="of the weights in --out; bf16 rounds small changes away, and prints how "
+        "many")  # fmt: skip
     parser.refusals.append(refusal)
 
 
@@ -57,3 +64,11 @@ def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: d
 
     checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
     return checkpoints, checkpoints.resume() if args.resume else 0
+
+
+def report_rounding(model, objective, held_out: dict, batches, args: Namespace) -> None:
+    """Prints what --save_dtype does to the held-out loss, after the model is written."""
+    if args.save_dtype == "bf16":
+        from nanoalign.checkpoints.rounding import report_loss
+
+        report_loss(model, objective, held_out, batches, args)

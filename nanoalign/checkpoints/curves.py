@@ -30,22 +30,20 @@ KINDS = {
 }
 
 
-def finish(
-    args: Namespace, world: World, title: str, records: int, folder: Path, command: list[str]
-) -> None:
+def finish(args: Namespace, world: World, title: str, records: int, command: list[str]) -> None:
     """Draws curves.png and prints the result, on rank 0. records: how many were held out.
 
-    folder: of the model at the start. command: words of evaluate.py, to which `next_command` adds.
+    command: words of evaluate.py, to which `next_command` adds.
     """
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
-        print(f"{'held out':<11} {summary(lines, records)}")
-        if args.save_dtype == "bf16":
-            from nanoalign.checkpoints.rounded import round_result
+        if args.model != "tiny":
+            from nanoalign.checkpoints.card import write_card
 
-            print(f"{'rounded':<11} {round_result(out, folder)}")
+            write_card(out, lines, records, is_reward_model=command[0] == "rm")
+        print(f"{'held out':<11} {summary(lines, records)}")
         print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
         print(f"{'next':<11} {next_command(args, records, command)}")
 
@@ -55,6 +53,7 @@ def next_command(args: Namespace, records: int, command: list[str]) -> str:
     data = args.eval_data or [f"held_out:{args.out}" if records else "HELD_OUT_DATA"]
     # The embedded test data are the default of evaluate.py.
     data = [] if set(data) <= set(TEST_OF.values()) else ["--data", *data]
+    data += ["--keys", *args.keys] if args.keys and args.eval_data else []
     return shlex.join(["python", "evaluate.py", *command, "--out", f"{args.out}_eval", *data])
 
 

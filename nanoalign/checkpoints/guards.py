@@ -16,23 +16,19 @@ from nanoalign.model import Scorer
 FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
                   AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 
+# How the chat template begins that the template pku gives to a model, for other programs. Without
+# it, --template auto is what it was in the training of the model.
+OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
+
 
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
-    if not (folder / "config.json").is_file():
-        from nanoalign.checkpoints.unfinished import advice
-
-        no_config = f"model folder '{folder}' has no config.json; is it a Hugging Face model?"
-        raise RunError(advice(folder) or no_config)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
-        if "custom code" in str(error):
-            raise RunError(
-                f"model folder '{folder}' needs Python code of its own, which is never run; give a "
-                "model whose architecture transformers has"
-            ) from error
-        raise RunError(f"{folder / 'config.json'}: {in_a_line(error)}") from error
+        from nanoalign.checkpoints.refusals import unreadable
+
+        raise unreadable(folder, error) from error
     if getattr(config, "auto_map", None):
         print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
     if getattr(config, "quantization_config", None) is not None:
@@ -41,11 +37,14 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer of a model folder. Raises RunError if there is none."""
+    """The tokenizer of a model folder, without OWN_TEMPLATE. Raises RunError if there is none."""
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FOREIGN_ERRORS as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
+    if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
+        tokenizer.chat_template = None
+    return tokenizer
 
 
 def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
@@ -56,13 +55,7 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
     largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
     for row in rows if largest >= ids or longest > positions else ():
         largest = max(int(part.max()) for part in (row.prompt, *row.responses))
-        if largest >= ids:
-            raise RunError(
-                f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its "
-                "tokenizer belongs to another model"
-            )
-        if row.longest > positions:
-            raise RunError(
-                f"{row.name}: has {row.longest} tokens, but {name} knows {positions} positions; "
-                f"give --max_length {positions} or less"
-            )
+        if largest >= ids or row.longest > positions:
+            from nanoalign.checkpoints.refusals import unfit
+
+            raise unfit(row, name, largest, ids, positions)

@@ -58,6 +58,13 @@ def is_hub_name(name: str) -> bool:
     return bool(matches) and owner != "runs" and not Path(owner).exists()
 
 
+def public_name(name: str) -> str | None:
+    """OWNER/NAME of a model that was given so, or as its folder in the cache of the Hub."""
+    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
+        return "/".join(found.groups())
+    return name if is_hub_name(name) and not Path(name).exists() else None
+
+
 def advice(path: Path) -> str:
     """What to give in place of a path that does not exist."""
     beside = path.parent.iterdir() if path.parent.is_dir() else ()

@@ -42,7 +42,7 @@ FORMAT = 2  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
-DATA = {"data", "preference", "template", "max_length", "eval_share"}
+DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
 # Flags that may differ: they do not alter the steps of a run, or only how many there are.
 FREE = DATA | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_data", "eval_every",
                "activation_checkpointing", "save_every", "keep", "stop_after", "resume",

@@ -22,11 +22,6 @@ from nanoalign.hosts.collectives import on_main
 
 ARGS, METRICS = "args.json", "metrics.jsonl"
 RECORDS, RECORDS_FORMAT = "records.npz", 1  # formats/remembered.py reads it
-# All that a run writes, and so all that --overwrite removes.
-WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
-           ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-           "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-           "vocab.*", "merges.txt", "README.md")  # fmt: skip
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
@@ -36,21 +31,10 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
     """
     if args.audit:
         return
-    out = Path(args.out)
-    is_run = (out / ARGS).is_file()
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {out} is a file; give a folder")
-    if any(out.resolve() == model for model in models):
-        raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
-    if is_run and not (args.resume or args.overwrite):
-        raise RunError(
-            f"--out {out} contains another run; continue it with --resume, replace it with "
-            "--overwrite, or give another --out"
-        )
-    if not is_run and out.is_dir() and any(out.iterdir()):
-        raise RunError(
-            f"--out {out} contains files that are not those of a run; give another --out"
-        )
+    if Path(args.out).exists():
+        from nanoalign.checkpoints.occupied import check
+
+        check(Path(args.out), args, models)
 
 
 def open_run(
@@ -66,9 +50,10 @@ def open_run(
     def prepare() -> None:
         records = record_arrays(args, data, folder)  # first, as it may read those of a run in --out
         out.mkdir(parents=True, exist_ok=True)
-        for pattern in () if args.resume else WRITTEN:
-            for path in out.glob(pattern):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if (out / ARGS).exists() and not args.resume:
+            from nanoalign.checkpoints.occupied import remove_run
+
+            remove_run(out)
         settings = vars(args) | {"argv": sys.argv, "ranks": world.size} | versions()
         (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
         np.savez(out / RECORDS, **records)

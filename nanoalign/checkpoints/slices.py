@@ -5,8 +5,6 @@ shards get memory, and each rank reads its rows of every tensor. convert.py read
 tensors transformers must convert (mixture-of-experts).
 """
 
-import json
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -35,12 +33,10 @@ def read_slices(
     folder = Path(folder)
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
-        causal = transformers.AutoModelForCausalLM
-        has_head = any("ForSequence" in name for name in config.architectures or ())
-        if auto is not causal and not has_head:
-            # The files are those of a language model, so that one reads them, into the same body.
-            reader = build(causal, config, dtype, folder)
-            setattr(reader, reader.base_model_prefix, model.base_model)
+        if auto is not transformers.AutoModelForCausalLM:
+            from nanoalign.checkpoints.heads import reader_of
+
+            reader = reader_of(model, config, dtype, folder)
     if model.can_generate() and (folder / "generation_config.json").is_file():  # further EOS ids
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
@@ -146,33 +142,22 @@ def load(model: "transformers.PreTrainedModel", places: dict[str, Place], folder
 
 
 def local_rows(tensor: Tensor) -> range:
-    """The rows of dimension 0 that this rank has: FSDP2 divides them as torch.chunk does."""
+    """The rows of dimension 0 that this rank has."""
     if not isinstance(tensor, DTensor):
         return range(len(tensor)) if tensor.ndim else range(1)
-    mesh = tensor.device_mesh  # parameters are sharded over its last dimension
-    size = tensor.shape[0]
-    chunk = math.ceil(size / mesh.shape[-1])
-    start = min(mesh.get_coordinate()[-1] * chunk, size)
-    rows = range(start, min(start + chunk, size))
-    assert len(rows) == tensor.to_local().shape[0], "FSDP2 shards as torch.chunk does"
-    return rows
+    from nanoalign.checkpoints.shards import rows_of_rank
+
+    return rows_of_rank(tensor)
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     """Tensor name -> (its safetensors file, its shape). Raises RunError if a file is missing."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
-    elif single.is_file():
-        names = [single.name]
-    else:
-        raise RunError(
-            f"model folder '{folder}' has no weights: neither {single.name} nor {index.name} "
-            "(other formats are not read; convert them with transformers' save_pretrained)"
-        )
+    names = [single.name]
+    if index.is_file() or not single.is_file():
+        from nanoalign.checkpoints.index import files_of
+
+        names = files_of(index)
     stored = {}
     for name in names:
         path = folder / name

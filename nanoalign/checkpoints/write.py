@@ -1,5 +1,6 @@
-"""Sharded parameters -> a model folder in Hugging Face format, float32."""
+"""Sharded parameters -> a model folder in Hugging Face format, which other programs read, too."""
 
+import copy
 import json
 import os
 import shutil
@@ -13,13 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from nanoalign.checkpoints.settings import write_settings
+from nanoalign.checkpoints.guards import OWN_TEMPLATE, load_tokenizer
 from nanoalign.checkpoints.slices import places_of, tensors_of
 from nanoalign.distributed import World
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel, Scorer
 
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
+                   "chat_template.jinja", "merges.txt", "*.model")  # fmt: skip
+# What a program may have changed of a tokenizer, but for the pad token, which portable.py writes.
+CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
 # Name in the files -> a function that returns the tensor, which may be sharded.
 Tensors = dict[str, Callable[[], Tensor]]
@@ -27,11 +32,13 @@ Tensors = dict[str, Callable[[], Tensor]]
 
 def write_model(
     scorer: Scorer, tokenizer, folder: Path, world: World | None = None,
-    tensors: Tensors | None = None,
+    tensors: Tensors | None = None, template: str = "", dtype: str = "fp32",
 ) -> None:  # fmt: skip
     """Writes a model and its tokenizer to a folder. A collective: tensors are gathered one by one.
 
     tensors: to write in place of those of the model (merged adapters).
+    template: by which the data became text; pku is written as a chat template, if there is none.
+    dtype: of floating-point tensors; with bf16, prints how many changes survive it.
     The files are written to a hidden folder in `folder` and moved when all are complete, so that a
     failure leaves the files that were there. Raises RunError if the disk is full.
     """
@@ -43,6 +50,7 @@ def write_model(
         named = tensors_of(places_of(scorer.model))
         tensors = {names[0]: lambda tensor=tensor: tensor for names, tensor in named.items()}
     if isinstance(scorer, RewardModel):
+        from nanoalign.checkpoints.portable import set_pad_token_of_files
         from nanoalign.rewards.rule import set_pad_token
 
         set_pad_token(scorer.model, tokenizer)
@@ -50,8 +58,15 @@ def write_model(
         if is_main:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            write_settings(scorer.model, tokenizer, temporary)
+            write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
+            write_tokenizer(tokenizer, temporary, template)
+            if isinstance(scorer, RewardModel):
+                set_pad_token_of_files(tokenizer, temporary)
         files = FileWriter(temporary)
+        if dtype == "bf16":
+            from nanoalign.checkpoints.rounding import RoundingWriter
+
+            files = RoundingWriter(temporary, Path(scorer.model.config._name_or_path))
         for name, tensor in converted_for_files(scorer.model, tensors, is_main):
             if is_main:
                 files.add(name, tensor)
@@ -60,6 +75,61 @@ def write_model(
             move_into_place(temporary, folder)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise RunError(f"the model could not be written to '{folder}': {error}") from error
+
+
+def write_settings(
+    model: "transformers.PreTrainedModel", eos: int, folder: Path, dtype: str
+) -> None:
+    """Writes config.json and generation_config.json. eos: the token that ended every response.
+
+    Not by save_pretrained, which refuses settings that from_pretrained accepts (a temperature
+    without sampling): the trained model would be lost.
+    """
+    config = copy.deepcopy(model.config)
+    config.dtype = torch.bfloat16 if dtype == "bf16" else torch.float32
+    config.architectures = [type(model).__name__]
+    vars(config).pop("auto_map", None)  # names Python files that are not written
+    settings = json.loads(config.to_json_string())
+    settings["torch_dtype"] = settings["dtype"]  # its name in transformers 4
+    rope = settings.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # transformers 4 would compute with a base of 10000
+        settings["rope_theta"] = rope["rope_theta"]
+    if "text_config" in settings or rope.keys() - {"rope_theta", "rope_type"}:
+        from nanoalign.checkpoints.portable import add_older_names
+
+        add_older_names(settings)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    if model.can_generate():
+        generation, ends = model.generation_config, model.generation_config.eos_token_id
+        if eos not in (ends if isinstance(ends, list) else [ends]):
+            from nanoalign.checkpoints.portable import with_end
+
+            generation = with_end(generation, eos)
+        generation.to_json_file(folder / "generation_config.json")
+
+
+def write_tokenizer(tokenizer, folder: Path, template: str) -> None:
+    """Writes a tokenizer: copies of the files that it was read from, unless it was changed.
+
+    After a training by `template` pku it gets that as a chat template, if it has none.
+    """
+    source = Path(tokenizer.name_or_path)
+    is_read = tokenizer.name_or_path and (source / "tokenizer_config.json").is_file()
+    read = load_tokenizer(source) if is_read else None
+    if read is not None and all(getattr(read, k) == getattr(tokenizer, k) for k in CHANGEABLE):
+        for path in (each for pattern in TOKENIZER_FILES for each in source.glob(pattern)):
+            if not path.read_bytes().startswith(OWN_TEMPLATE.encode()):
+                shutil.copyfile(path, folder / path.name)
+    else:
+        tokenizer.save_pretrained(folder)
+    if "TokenizersBackend" in (path := folder / "tokenizer_config.json").read_text():
+        from nanoalign.checkpoints.portable import change_json
+
+        change_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"})
+    if template == "pku" and not tokenizer.chat_template:
+        bos = "{{- bos_token -}}" * (tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id)
+        text = (Path(__file__).parents[1] / "formats" / "pku.jinja").read_text()
+        (folder / "chat_template.jinja").write_text(text.replace(OWN_TEMPLATE, OWN_TEMPLATE + bos))
 
 
 def converted_for_files(
@@ -74,8 +144,7 @@ def converted_for_files(
         yield from tensors_in_turn
     else:  # the files join or split tensors (mixture-of-experts), so rank 0 needs them all
         on_rank_0 = {name: tensor for name, tensor in tensors_in_turn if is_main}
-        if is_main:
-            yield from revert_weight_conversion(model, on_rank_0).items()
+        yield from revert_weight_conversion(model, on_rank_0).items() if is_main else ()
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
@@ -123,13 +192,8 @@ class FileWriter:
 
     def close(self) -> None:
         self.flush()
-        count, weight_map = len(self.names), {}
-        for n, names in enumerate(self.names):
-            name = f"model-{n + 1:05d}-of-{count:05d}.safetensors"
-            name = "model.safetensors" if count == 1 else name
-            (self.folder / f"unnamed-{n}.safetensors").rename(self.folder / name)
-            weight_map |= dict.fromkeys(names, name)
-        if count > 1:
-            index = {"metadata": {"total_size": self.total}, "weight_map": weight_map}
-            text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-            (self.folder / "model.safetensors.index.json").write_text(text)
+        if len(self.names) > 1:
+            from nanoalign.checkpoints.index import write_index
+
+            return write_index(self.folder, self.names, self.total)
+        (self.folder / "unnamed-0.safetensors").rename(self.folder / "model.safetensors")

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign import packing
     from nanoalign.flags import add_forward_arguments, number
-    from nanoalign.formats import PREFERENCES, SOURCES, TEMPLATES
+    from nanoalign.formats import PREFERENCES, SOURCES, TEMPLATES, add_keys_argument
 
     subsets = [f"{name}=tiny:test:{name}" for name in SOURCES]
     group = parser.add_argument_group("reward model and data")
@@ -75,6 +75,7 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add("--data", nargs="+", default=subsets, metavar="NAME=SOURCE",
         help="preference pairs, a subset each: docs/data.md")  # fmt: skip
+    add_keys_argument(add)
     add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
     add("--max_length", type=number(int, 2),
         help="tokens of a prompt and one response; default: those of its training")  # fmt: skip
@@ -91,13 +92,14 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign import packing
     from nanoalign.flags import add_forward_arguments, number
-    from nanoalign.formats import TEMPLATES
+    from nanoalign.formats import TEMPLATES, add_keys_argument
 
     group = parser.add_argument_group("reward model and responses")
     add = group.add_argument
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add("--data", nargs="+", metavar="SOURCE",
         help="prompts with responses, in records of any format: docs/data.md")  # fmt: skip
+    add_keys_argument(add)
     add("--prompt", metavar="TEXT", help="one prompt, in place of --data")
     add("--response", nargs="+", metavar="TEXT", help="responses to --prompt")
     add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
@@ -118,7 +120,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign import packing
     from nanoalign.flags import add_forward_arguments, number, positive
-    from nanoalign.formats import TEMPLATES
+    from nanoalign.formats import TEMPLATES, add_keys_argument
 
     count = number(int, 1)
     group = parser.add_argument_group("models and prompts")
@@ -133,6 +135,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", nargs="+", metavar="SOURCE",
         help="prompts, alone or in preference records; default: those of the given answers, "
         "else tiny:test")  # fmt: skip
+    add_keys_argument(add)
     add("--template", choices=TEMPLATES, default="auto",
         help="of the prompts, for both models; and of the reward model")  # fmt: skip
     add("--reward_template", choices=TEMPLATES,

@@ -53,19 +53,19 @@ class Sampler:
 
 
 def read_given(
-    sources: dict[str, str], data: list[str] | None
+    sources: dict[str, str], data: list[str] | None, keys: Sequence[str] = ()
 ) -> tuple[list[Record], dict[str, Answers], int]:
     """The prompts of a comparison, each once; by role their answers in files; prompts left out.
 
     sources: of answers, by role. data: sources of prompts; None: the prompts are those of the
         sources of answers. Prompts that are not in all of these are left out: their number is
-        printed, and returned.
+        printed, and returned. keys: of --keys, for data.
     Raises RunError if no prompt is left.
     """
     prompts: dict[str, dict[str, Record]] = {}  # by source, by prompt_key
     given: dict[str, dict[str, list[str]]] = {}  # by role: the answers by prompt_key
     if data:
-        records = read_prompts(data)
+        records = read_prompts(data, keys)
         own = prompts[" ".join(data)] = by_key(records)
         if len(own) < len(records):
             print0(f"{'data':<11} {len(records):,} records of {len(own):,} prompts, each used once")

@@ -34,11 +34,11 @@ class Candidates:
         return Record(self.prompt, tuple(self.labels), (), name=self.name, tools=self.tools)
 
 
-def read_candidates(sources: Sequence[str]) -> list[Candidates]:
-    """The candidates of all prompts of some sources."""
+def read_candidates(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Candidates]:
+    """The candidates of all prompts of some sources. keys: of --keys."""
     found: dict[str, Candidates] = {}
     for source in sources:
-        for record in records_of(source):
+        for record in records_of(source, keys):
             key = prompt_key(record.prompt, record.tools)
             own = found.setdefault(key, Candidates(record.prompt, record.tools, record.name))
             for n, response in enumerate(record.responses):
@@ -48,7 +48,7 @@ def read_candidates(sources: Sequence[str]) -> list[Candidates]:
     return list(found.values())
 
 
-def records_of(source: str) -> list[Record]:
+def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
     """The records of a source: answers beside their prompts, or records of any other format."""
     first = next(open_source(source), None)
     raw = {} if first is None else decode(first[3], first[0])
@@ -57,7 +57,7 @@ def records_of(source: str) -> list[Record]:
         prompts, answers = read_answers(source)
         texts = [answers[prompt_key(prompt.prompt, prompt.tools)] for prompt in prompts]
         return [replace(p, responses=tuple(t)) for p, t in zip(prompts, texts, strict=True)]
-    return list(read([source], formats(unpaired="prompts"), open_source))
+    return list(read([source], formats(unpaired="prompts", keys=renaming), open_source))
 
 
 def label_of(record: Record, n: int) -> str | None:

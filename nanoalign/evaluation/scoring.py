@@ -21,7 +21,7 @@ from nanoalign.distributed import World, sum_over_ranks
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.rows import Ended, encode_answers
-from nanoalign.formats.columns import joined
+from nanoalign.formats.ignored import joined
 from nanoalign.formats.prompts import prompt_key
 from nanoalign.formats.templates import encode_records
 from nanoalign.loop import Batches

@@ -15,6 +15,7 @@ messages.py     messages, tools and system prompts of records
 templates.py    records as text, by the template of a name
 chat.py         records as a chat template renders them
 columns.py      columns that nothing reads
+ignored.py      their names in one line
 dialogues.py    pairs: with a prompt, HH-RLHF dialogues
 foreign.py      formats of other programs and data sets
 keys.py         --keys: other names of keys
@@ -63,12 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         default=["better"] if several else "better",
         help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several)  # fmt: skip
     add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
-    add("--keys", nargs="+", default=[], metavar="OURS=THEIRS",
-        help="other names of keys: prompt=question chosen=good rejected=bad")  # fmt: skip
+    add_keys_argument(add)
     add("--audit", type=number(int, 1), metavar="N",
         help="print N training examples token by token, and a table of all, and do not train; "
         "default: train")  # fmt: skip
     parser.derived.append(eval_data_of)
+
+
+def add_keys_argument(add) -> None:
+    add("--keys", nargs="+", default=[], metavar="OURS=THEIRS",
+        help="other names of keys: prompt=question chosen=good rejected=bad")  # fmt: skip
 
 
 def eval_data_of(args: Namespace) -> dict:

@@ -1,7 +1,6 @@
 """Columns of records that nothing reads: they are named once, in the line of the data."""
 
 import re
-from collections import Counter
 from collections.abc import Collection
 
 from nanoalign.formats.records import PKU, RANKED, UNPAIRED
@@ -9,7 +8,6 @@ from nanoalign.formats.rows import IGNORED
 
 READ = {"system", "tools"}  # of records of any format
 PKU_COLUMNS = r"prompt_source|(better|safer)_response_id|(is_)?response_[01]_\w+"  # known to all
-SHOWN = 6  # names in a line
 
 
 def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
@@ -21,14 +19,3 @@ def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
     if keys == PKU:
         left = {name for name in left if not re.fullmatch(PKU_COLUMNS, name)}
     return (IGNORED + ", ".join(sorted(left)),) if left else ()
-
-
-def joined(counts: Counter) -> Counter:
-    """The counts with one reason, the last, for all records that have ignored columns."""
-    own = {reason: count for reason, count in counts.items() if reason.startswith(IGNORED)}
-    if not own:
-        return counts
-    names = sorted({name for reason in own for name in reason.removeprefix(IGNORED).split(", ")})
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    others = {reason: count for reason, count in counts.items() if reason not in own}
-    return Counter(others | {IGNORED + ", ".join(names[:SHOWN]) + more: sum(own.values())})

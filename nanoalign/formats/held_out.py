@@ -10,11 +10,12 @@ import numpy as np
 from nanoalign.checkpoints.runs import ARGS, RECORDS
 from nanoalign.errors import RunError
 from nanoalign.formats import single
+from nanoalign.formats.keys import names_of, with_our_names
 from nanoalign.formats.load import known_formats
 from nanoalign.formats.remembered import recall
 from nanoalign.formats.rows import hashes
 from nanoalign.formats.sources import HELD_OUT, Located, Source, source_at
-from nanoalign.pairs import parse
+from nanoalign.pairs import decode, parse
 
 
 class HeldOut(Source):
@@ -55,7 +56,10 @@ class HeldOut(Source):
         return [self.run / RECORDS, *(path for each in self.sources() for path in each.files())]
 
     def records(self) -> Iterator[Located]:
-        """Raises RunError behind the last record if some have gone or changed since the run."""
+        """Their keys have our own names, also where the run had --keys.
+
+        Raises RunError behind the last record if some have gone or changed since the run.
+        """
         wanted = Counter(self.recalled()["held_out"].tolist())
         total, sources = wanted.total(), self.sources()
         # Any labels may be read of the records; those of the run show whether they have changed.
@@ -63,9 +67,11 @@ class HeldOut(Source):
         preference = settings["preference"]
         preferences = [preference] if isinstance(preference, str) else preference
         loss = single(settings.get("loss", ""))
-        known = known_formats(preferences, loss, settings.get("keys", ()))
+        known = known_formats(preferences, loss, ())
+        names = names_of(settings.get("keys", ()))
         for source in sources:
             for where, name, _, raw in source.records():
+                raw = with_our_names(decode(raw, where), names) if names else raw
                 _, record = parse(raw, where, known)
                 if wanted[key := int.from_bytes(hashes(record)[16:], "little")]:
                     wanted[key] -= 1

@@ -11,13 +11,8 @@ OURS = ("prompt", "chosen", "rejected", "responses", "scores", "completion", "la
         "system", "tools")  # fmt: skip
 
 
-def renamed(
-    known: dict[tuple[str, ...], Format], keys: Sequence[str]
-) -> dict[tuple[str, ...], Format]:
-    """The formats by the names that records have for their keys, before those by our own names.
-
-    Raises RunError for a pair that is not OURS=THEIRS, and for one of OURS that is not known.
-    """
+def names_of(keys: Sequence[str]) -> dict[str, str]:
+    """What the records call each of OURS. Raises RunError for a pair that is not OURS=THEIRS."""
     names = {}
     for pair in keys:
         ours, equals, theirs = pair.partition("=")
@@ -25,15 +20,30 @@ def renamed(
             expected = ", ".join(OURS)
             raise RunError(f"--keys {pair}: expected OURS=THEIRS, with each once of {expected}")
         names[ours] = theirs
+    return names
+
+
+def renamed(
+    known: dict[tuple[str, ...], Format], keys: Sequence[str]
+) -> dict[tuple[str, ...], Format]:
+    """The formats by the names that records have for their keys, before those by our own names."""
+    names = names_of(keys)
     found: dict[tuple[str, ...], Format] = {}
     for own, read in known.items():
         theirs = tuple(names.get(key, key) for key in own)
         if theirs != own:
-            found.setdefault(theirs, partial(with_own_names, names, read))
+            found.setdefault(theirs, partial(read_renamed, names, read))
     return found | {own: read for own, read in known.items() if own not in found}
 
 
-def with_own_names(names: dict[str, str], read: Format, record: dict) -> Record:
+def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
+    return read(with_our_names(record, names))
+
+
+def with_our_names(record: dict, names: dict[str, str]) -> dict:
+    """The record with our names for its keys, if it has all of theirs; else unchanged."""
+    if not record.keys() >= {*names.values()}:
+        return record
     back = {theirs: ours for ours, theirs in names.items()}
     others = {key: value for key, value in record.items() if key not in names or key in back}
-    return read({back.get(key, key): value for key, value in others.items()})
+    return {back.get(key, key): value for key, value in others.items()}

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.formats.keys import names_of, with_our_names
 from nanoalign.formats.messages import read_messages
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import check_sources, open_source
@@ -33,14 +34,20 @@ def shown(prompt: str | list[dict], between: str) -> str:
     return between.join(parts)
 
 
-def read_prompts(sources: Sequence[str]) -> list[Record]:
-    """The prompts of records, which may be preference records, as Records without responses."""
+def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record]:
+    """The prompts of records, which may be preference records, as Records without responses.
+
+    keys: of --keys.
+    """
     check_sources(sources)
+    names = names_of(keys)
     found = []
     for source in sources:
         before = len(found)
         for where, name, subset, raw in open_source(source):
-            record = prompt_of(decode(raw, where), where)
+            own = decode(raw, where)
+            own = with_our_names(own, names) if names and isinstance(own, dict) else own
+            record = prompt_of(own, where)
             found.append(replace(record, name=name, subset=subset))
         if len(found) == before:
             raise RunError(f"{source}: has no records; expected the key 'prompt'")

@@ -71,7 +71,7 @@ def in_memory(
 def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
     """Prints the counts of one set of records; an empty set of training records is an error."""
     if any(reason.startswith(IGNORED) for reason in counts):
-        from nanoalign.formats.columns import joined
+        from nanoalign.formats.ignored import joined
 
         counts = joined(counts)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)

@@ -1,22 +1,29 @@
-"""python -m nanoalign.hub card RUN; python -m nanoalign.hub push OWNER/NAME RUN"""
+"""Upload the result of a run to the Hugging Face Hub.
 
-import argparse
+    python -m nanoalign.hub push OWNER/NAME runs/dpo
+
+Weights, config.json, tokenizer, model card, args.json, metrics.jsonl and curves.png are uploaded,
+in one commit; checkpoints are not, nor which records were held out. The token is that of
+`hf auth login`, or $HF_TOKEN; $HF_ENDPOINT is another Hub.
+"""
+
 from pathlib import Path
 
-from nanoalign import hosts, hub
+from nanoalign import hub
 from nanoalign.distributed import run
-from nanoalign.hub.card import write_card
-from nanoalign.hub.push import push
+from nanoalign.flags import Parser
+from nanoalign.hosts import report_error
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python -m nanoalign.hub", allow_abbrev=False)
+    parser = Parser(__doc__, prog="python -m nanoalign.hub")
     hub.add_arguments(parser)
     args = parser.parse_args(argv)
-    if args.command == "card":
-        return print(write_card(Path(args.run)))
-    print(push(Path(args.run), args.name, args.private, args.revision))
+    from nanoalign.hub.push import push
+
+    url = push(args.name, Path(args.folder), args.private, args.revision)
+    print(f"{'pushed':<11} {args.folder} to {url}")
 
 
 if __name__ == "__main__":
-    run(main, hosts.report_error)
+    run(main, report_error)

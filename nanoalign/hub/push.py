@@ -1,35 +1,70 @@
-"""The upload of a run to the Hub, through huggingface_hub."""
+"""The folder of a run -> a model of the Hugging Face Hub, in one commit."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from nanoalign.checkpoints.card import CARD, CARD_MARK
+from nanoalign.checkpoints.guards import read_config
+from nanoalign.checkpoints.runs import ARGS, METRICS
+from nanoalign.checkpoints.slices import stored_tensors
+from nanoalign.checkpoints.write import TOKENIZER_FILES
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.hub.card import write_card
 
-# The model, and how it came about. Checkpoints, hashes of the data and hidden files stay here.
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "metrics.jsonl", "curves.png",
-         "README.md", "adapter/*"]  # fmt: skip
-PRIVATE = ["checkpoints/*", ".*"]
+# Of httpx or httpx2, as the version of huggingface_hub has it: also that there is no connection.
+HTTPError = next(each for each in HfHubHTTPError.__mro__ if each.__name__ == "HTTPError")
+FILES = ("config.json", "generation_config.json", "model*.safetensors",
+         "model.safetensors.index.json", *TOKENIZER_FILES, CARD, ARGS, METRICS, "curves.png",
+         "adapter/*")  # fmt: skip
 
 
-def push(run: Path, name: str, private: bool = False, revision: str | None = None) -> str:
-    """Uploads the model of a run as OWNER/NAME, in one commit. Returns the commit's address.
+def push(name: str, folder: Path, private: bool = False, revision: str | None = None) -> str:
+    """Uploads the result in a folder as the model `name`. Returns the address of the commit.
 
-    A repository that does not exist is made. Raises RunError for a folder that is no finished run,
-    without a token, and for what the Hub refuses.
+    private: of a model that is created; one that is there stays as it is.
+    revision: a branch, which is created where there is none; None: main.
+    Raises RunError if the folder has no finished result, without a token, and for what the Hub
+    refuses.
     """
-    write_card(run)
+    files = files_of(folder)
     if huggingface_hub.get_token() is None:
-        raise RunError("there is no token of the Hub; set HF_TOKEN, or run `hf auth login`")
+        raise RunError("no token for the Hub; run `hf auth login`, or set HF_TOKEN")
     api = huggingface_hub.HfApi()
+    operations = [
+        huggingface_hub.CommitOperationAdd(path, content_of(path, folder, name)) for path in files
+    ]
     try:
         api.create_repo(name, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=name, folder_path=run, revision=revision, allow_patterns=FILES,
-            ignore_patterns=PRIVATE, commit_message=f"{run.resolve().name}, by nanoalign",
-        )  # fmt: skip
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise RunError(f"'{run}' can't be uploaded as {name}: {in_a_line(error)}") from error
+        if revision is not None:
+            api.create_branch(name, branch=revision, exist_ok=True)
+        done = api.create_commit(
+            name, operations, commit_message=f"Upload {folder.name}", revision=revision
+        )
+    except HFValidationError as error:
+        raise RunError(f"'{name}' is no name of a model: {in_a_line(error)}") from error
+    except (HTTPError, OSError) as error:  # refused; no network
+        raise RunError(f"'{name}' could not be pushed: {in_a_line(error)}") from error
     return done.commit_url
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files that are uploaded, by their path in the folder.
+
+    Raises RunError if there is no such folder, or its run has not finished.
+    """
+    if not folder.is_dir():
+        raise RunError(f"there is no folder '{folder}'; give the --out of a run")
+    read_config(folder)  # raises RunError for a run without a model, with the command to go on
+    stored_tensors(folder)  # and if weights are missing
+    found = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def content_of(path: str, folder: Path, name: str) -> Path | bytes:
+    """The file, or a card of ours as it is read on the Hub: its code loads the model from there."""
+    if path == CARD and CARD_MARK in (text := (folder / path).read_text()):
+        out = json.loads((folder / ARGS).read_text())["out"]
+        return text.replace(f'from_pretrained("{out}")', f'from_pretrained("{name}")').encode()
+    return folder / path

@@ -20,6 +20,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from nanoalign import hosts, tiny
 from nanoalign.batch import Row
+from nanoalign.checkpoints.portable import change_json
 from nanoalign.distributed import run
 from nanoalign.encode import Record
 from nanoalign.flags import Parser, number, positive
@@ -156,6 +157,8 @@ def main(argv: list[str] | None = None) -> None:
     model.generation_config = GenerationConfig.from_model_config(model.config)
     model.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
+    settings = Path(args.out) / "tokenizer_config.json"
+    change_json(settings, {"tokenizer_class": "PreTrainedTokenizerFast"})  # also in transformers 4
     print(f"{args.out}: {mean_loss(Policy(model.float()), held_out):.3f} nats a token, held out")
 
 

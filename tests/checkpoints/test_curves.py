@@ -26,12 +26,12 @@ def next_line(script, monkeypatch, capsys, tmp_path, *data: str) -> str:
     called = []
     monkeypatch.setattr(script, "finish", lambda *args: called.append(args))
     monkeypatch.setattr(script.loop, "train", lambda *args: True)
-    monkeypatch.setattr(script, "write_model", lambda *args: None)
+    monkeypatch.setattr(script, "write_model", lambda *args, **options: None)
     script.main(["--data", *data])
-    args, world, title, _, folder, command = called[0]
+    args, world, title, _, command = called[0]
     (tmp_path / args.out / "metrics.jsonl").write_text("")
     capsys.readouterr()
-    curves.finish(args, world, title, 1, folder, command)
+    curves.finish(args, world, title, 1, command)
     name, _, rest = capsys.readouterr().out.splitlines()[-1].partition(" ")
     assert name == "next"
     return rest.strip()
@@ -63,10 +63,13 @@ def test_next_names_what_was_held_out(monkeypatch, capsys, tmp_path, script, dat
         ({"eval_data": ["a b.jsonl", "c.jsonl"]}, 3, " --data 'a b.jsonl' c.jsonl"),
         ({"eval_data": ["tiny:test:tiny-a"]}, 3, ""),  # evaluated by default
         ({"out": "r m"}, 3, " --data 'held_out:r m'"),
+        ({"keys": ["prompt=q"]}, 3, " --data held_out:runs/rm"),  # which has our own names
+        ({"keys": ["prompt=q"], "eval_data": ["c.jsonl"]}, 3, " --data c.jsonl --keys prompt=q"),
     ],
 )
 def test_next_names_the_data(changes, held_out, data):
-    args = Namespace(**{"out": "runs/rm", "data": ["a.jsonl"], "eval_data": None} | changes)
+    default = {"out": "runs/rm", "data": ["a.jsonl"], "eval_data": None, "keys": []}
+    args = Namespace(**default | changes)
     out = shlex.quote(f"{args.out}_eval")
     assert curves.next_command(args, held_out, ["rm", "--model", "x y"]) == (
         f"python evaluate.py rm --model 'x y' --out {out}{data}"

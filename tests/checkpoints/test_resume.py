@@ -231,7 +231,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("--precision bf16", "--precision was 'auto', now 'bf16'; give"),
         ("--overwrite", "--resume continues a run and --overwrite replaces it; give one of them"),
         ("--max_length 9", "the training pairs are not those of "),
-        ("--eval_share 0.5", "same eval_share, max_length, preference, template, or start a new"),
+        ("--eval_share 0.5", "same eval_share, keys, max_length, preference, template, or start"),
     ],
 )
 def test_other_settings_and_other_data_are_refused(llama_folder, pairs, stopped, flags, message):

@@ -197,3 +197,20 @@ def test_texts_without_a_prompt_are_split_where_a_word_differs(tmp_path):
     assert found.notes == ("prompts taken from the words that both texts begin with",)
     with pytest.raises(RunError, match="a.jsonl:1: 'prompt' is missing, .* share no words"):
         read(tmp_path / "a.jsonl", {"chosen": "green", "rejected": "grey"})
+
+
+def test_what_a_run_with_keys_held_out_has_our_names(tmp_path, capsys):
+    """So evaluate.py reads it without --keys; and other data with them."""
+    import train_dpo
+
+    records = [{"q": f"Say {n}.", "a": f"It is {n}.", "b": "No."} for n in range(12)]
+    source, keys = write(tmp_path / "named.jsonl", *records), ["prompt=q", "chosen=a", "rejected=b"]
+    out = str(tmp_path / "run")
+    train_dpo.main(["--data", source, "--keys", *keys, "--eval_share", "0.4", "--steps", "1",
+                    "--batch_size", "4", "--out", out])  # fmt: skip
+    held_out = list(pairs.read([f"held_out:{out}"], formats(), open_source))
+    assert 0 < len(held_out) < 12
+    assert all(each.responses == (f"It is {each.prompt[4:-1]}.", "No.") for each in held_out)
+    asked = read_prompts([f"held_out:{out}"])
+    assert [each.prompt for each in asked] == [each.prompt for each in held_out]
+    assert [each.prompt for each in read_prompts([source], keys)] == [r["q"] for r in records]
