@@ -91,7 +91,7 @@ class Steps:
             patch.object(loop, "get_lr", begin),
             patch.object(batches.Packed, "collate", staticmethod(count)),
             patch.object(train_dpo, "describe", self.look),
-            patch.object(train_dpo, "write_model", lambda *_: None),
+            patch.object(train_dpo, "write_model", lambda *_, **__: None),
             patch.object(train_dpo, "finish", lambda *_: None),
         ):
             yield

@@ -10,7 +10,8 @@ from statistics import fmean
 from nanoalign.encode import Record
 from nanoalign.formats import FOREIGN
 from nanoalign.formats.columns import ignored
-from nanoalign.pairs import Format
+from nanoalign.formats.ranked import number
+from nanoalign.pairs import Format, check_text
 
 KEPT = ("system", "tools", "margin")  # of a record of any format
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -51,21 +52,30 @@ def turns(values: object, name: str) -> list[dict]:
 def turn(value: object, name: str) -> dict:
     if not isinstance(value, dict) or "from" not in value:
         return value
-    if (role := ROLES.get(value["from"])) is None:
+    if (role := ROLES.get(str(value["from"]))) is None:
         raise ValueError(f"{name} has a message from {value['from']!r}; expected one of {[*ROLES]}")
     return {"role": role, "content": value.get("value")}
 
 
 def instruction(rest: dict) -> list[dict] | str:
     """The prompt of Alpaca's keys, with the turns before it."""
-    text, more = rest.pop("instruction"), rest.pop("input", None)
-    text = f"{text}\n{more}" if more else text
+    text, more, history = rest.pop("instruction"), rest.pop("input", ""), rest.pop("history", None)
+    check_text("instruction", text)
+    if more:
+        check_text("input", more)
+        text = f"{text}\n{more}"
+    if history and not (isinstance(history, list) and all(map(is_turn, history))):
+        raise ValueError(f"history is {str(history)[:60]}; expected a list of [question, answer]")
     before = [
         {"role": role, "content": content}
-        for asked, answered in rest.pop("history", None) or ()
+        for asked, answered in history or ()
         for role, content in (("user", asked), ("assistant", answered))
     ]
     return [*before, {"role": "user", "content": text}] if before else text
+
+
+def is_turn(value: object) -> bool:
+    return isinstance(value, list) and [type(each) for each in value] == [str, str]
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -114,7 +124,8 @@ def nectar(rest: dict) -> dict:
     texts = [each["answer"] for each in answers]
     if isinstance(prompt, str) and prompt.rstrip(" ").endswith("\n\nAssistant:"):
         prompt, texts = prompt.rstrip(" "), [f" {text}" for text in texts]
-    return {"prompt": prompt, "responses": texts, "scores": [-each["rank"] for each in answers]}
+    ranks = [number(each["rank"], "rank") for each in answers]
+    return {"prompt": prompt, "responses": texts, "scores": [-rank for rank in ranks]}
 
 
 def ultrafeedback(rest: dict) -> dict:
@@ -127,7 +138,8 @@ def ultrafeedback(rest: dict) -> dict:
 def rating(answer: dict) -> float:
     """The mean of its ratings; without them its overall_score."""
     aspects = answer.get("annotations")
-    ratings = [each.get("Rating") for each in (aspects or {}).values() if isinstance(each, dict)]
+    parts = aspects.values() if isinstance(aspects, dict) else ()
+    ratings = [each.get("Rating") for each in parts if isinstance(each, dict)]
     try:
         return fmean(map(float, ratings)) if ratings else answer["overall_score"]
     except (KeyError, TypeError, ValueError) as error:

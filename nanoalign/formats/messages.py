@@ -117,6 +117,8 @@ def arguments_of(function: object, name: str) -> object:
 def with_context(found: Record, record: dict) -> Record:
     """The Record with `system` as its first message, and with `tools`."""
     prompt, responses = found.prompt, found.responses
+    if prompt == [] or not isinstance(prompt, list):
+        check_text("prompt", prompt or "")
     if system := record.get("system"):
         check_text("system prompt", system)
         first, turns = {"role": "system", "content": system}, messages_of(prompt)

@@ -3,6 +3,7 @@
 Records of other programs, by hand: prompt, responses (best first), pairs, margins.
 """
 
+import copy
 import json
 
 import pytest
@@ -214,3 +215,32 @@ def test_what_a_run_with_keys_held_out_has_our_names(tmp_path, capsys):
     asked = read_prompts([f"held_out:{out}"])
     assert [each.prompt for each in asked] == [each.prompt for each in held_out]
     assert [each.prompt for each in read_prompts([source], keys)] == [r["q"] for r in records]
+
+
+ODD = (None, 3, "", "x", [], {}, True, [1], [None], [{}], {"a": 1}, 1e40, [[1, 2]])
+
+
+def with_odd_values(value: object) -> list[object]:
+    """Copies of a record, each with one value in it, at any depth, that is of another kind."""
+    found = []
+    keys = range(len(value)) if isinstance(value, list) else value
+    for key in keys if isinstance(value, list | dict) else ():
+        for other in (*ODD, *with_odd_values(value[key])):
+            changed = copy.copy(value)
+            changed[key] = other
+            found.append(changed)
+    return found
+
+
+@pytest.mark.parametrize("name", [*CASES, *SINGLES])
+def test_odd_values_are_errors_with_their_line(name):
+    """Or they are read: a response may be other text. No other exception ends a run."""
+    known, loss = formats(), formats(unpaired="kto")
+    refused = 0
+    for record in with_odd_values((CASES | SINGLES)[name][0]):
+        for each in (known, loss):
+            try:
+                pairs.parse(record, "a.jsonl:1", each)
+            except RunError as error:
+                refused += str(error).startswith("a.jsonl:1: ")
+    assert refused > 20
