@@ -94,15 +94,27 @@ def alpaca(rest: dict) -> dict:
 
 
 def orca(rest: dict) -> dict:
-    """Orca's pairs: question, and system, which any record may have."""
-    return {"prompt": rest.pop("question"), "chosen": rest.pop("chosen"),
-            "rejected": rest.pop("rejected")}  # fmt: skip
+    """Intel's Orca pairs: question, and system, which any record may have."""
+    return pair(rest, "question")
+
+
+def orca_of_argilla(rest: dict) -> dict:
+    """Argilla's Orca pairs: input, and system."""
+    return pair(rest, "input")
 
 
 def openrlhf(rest: dict) -> dict:
     """OpenRLHF: context_messages, and two answers."""
-    return {"prompt": rest.pop("context_messages"), "chosen": rest.pop("chosen"),
-            "rejected": rest.pop("rejected")}  # fmt: skip
+    return pair(rest, "context_messages")
+
+
+def openai(rest: dict) -> dict:
+    """LLaMA-Factory with messages of OpenAI, and two answers."""
+    return pair(rest, "messages")
+
+
+def pair(rest: dict, prompt: str) -> dict:
+    return {"prompt": rest.pop(prompt)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
 
 
 def shp(rest: dict) -> dict:

@@ -5,6 +5,8 @@ Records of other programs, by hand: prompt, responses (best first), pairs, margi
 
 import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,7 @@ def assistant(text):
     return {"role": "assistant", "content": text}
 
 
+DOCS = Path(__file__).parents[2] / "docs/data.md"
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
 RATED = {"response": "low", "annotations": {"helpfulness": {"Rating": "1"}, "truth": {"Rating": 4}}}
 PAIR, FIRST = ((0, 1),), [1.0]
@@ -49,6 +52,13 @@ CASES = {
     "orca without a system prompt": (
         {"system": "", "question": "q", "chosen": "c", "rejected": "r"},
         ("q", ("c", "r"), PAIR, FIRST),
+    ),
+    "orca of argilla": (
+        {"input": "q", "chosen": "c", "rejected": "r"}, ("q", ("c", "r"), PAIR, FIRST),
+    ),
+    "openai": (
+        {"messages": [user("q")], "chosen": assistant("c"), "rejected": assistant("r")},
+        ([user("q")], ("c", "r"), PAIR, FIRST),
     ),
     "openrlhf": (
         {"context_messages": [user("q")], "chosen": "c", "rejected": "r"},
@@ -244,3 +254,19 @@ def test_odd_values_are_errors_with_their_line(name):
             except RunError as error:
                 refused += str(error).startswith("a.jsonl:1: ")
     assert refused > 20
+
+
+def test_the_examples_of_the_docs_are_what_they_say():
+    """In docs/data.md "Nine." is better than "No.", and a single "Nine." is desirable."""
+    rows = re.findall(r"^\| `.*?\| `(\{.*?\})` \|", DOCS.read_text(), flags=re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        record = json.loads(row)
+        single = not {"chosen", "responses", "answers", "completions"} & record.keys()
+        single &= not any(key.endswith(("1", "2", "_B")) for key in record)
+        labelled = {"label", "kto_tag"} & record.keys()
+        loss = ("kto" if labelled else "sft") if single else ""
+        _, found = pairs.parse(record, "docs", formats(unpaired=loss))
+        texts = [response.strip() for response in found.responses]
+        assert texts == (["Nine."] if single else ["Nine.", "No."]), row
+        assert found.pairs == (((0, 0),) if single else PAIR)
