@@ -28,6 +28,7 @@ from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation import (
     answers,
+    best_of_n,
     candidates,
     comparison,
     diagnosis,
@@ -187,10 +188,18 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     log = diagnosis.read_log(run_log) if run_log else []
     with results.results_folder(args.out, vars(args)) as out:
         results.write_comparison(out, title, compared, figures, log)
+        best = best_of_n.curve(compared)
+        if len(best) > 1:
+            results.write_records(out / "best_of_n.jsonl", best)
+            best_of_n.picture(out / "best_of_n.png", best)
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
     for name, *values in diagnosis.figure_rows(figures):
         print(f"{name:<28} {'  '.join(f'{value:<9}' for value in values)}".rstrip())
+    if len(best) > 1:
+        print(
+            f"\nthe best of n answers of the policy, by the reward model\n{best_of_n.table(best)}"
+        )
     print(f"\n{diagnosis.conclusion(figures)}")
     if rests_on := diagnosis.caution(figures):
         print(rests_on)

@@ -3,6 +3,7 @@
 scoring.py      the score of every response, by a reward model or a policy
 rows.py         answers as token ids: where sampling stopped at --max_new_tokens there is no EOS
 ranking.py      how a reward model ranks pairs: its figures, and a table of them
+best_of_n.py    what the best of n samples gains, against its KL
 candidates.py   responses that are scored to be filtered
 cases.py        the pairs worth reading, as Markdown
 generation.py   sampling from a policy
