@@ -71,7 +71,11 @@ class HeldOut(Source):
         names = names_of(settings.get("keys", ()))
         for source in sources:
             for where, name, _, raw in source.records():
-                raw = with_our_names(decode(raw, where), names) if names else raw
+                if names:
+                    try:
+                        raw = with_our_names(decode(raw, where), names)
+                    except ValueError as error:
+                        raise RunError(f"{where}: {error}") from error
                 _, record = parse(raw, where, known)
                 if wanted[key := int.from_bytes(hashes(record)[16:], "little")]:
                     wanted[key] -= 1

@@ -5,6 +5,7 @@ from functools import partial
 
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.formats.records import PKU
 from nanoalign.pairs import Format
 
 OURS = ("prompt", "chosen", "rejected", "responses", "scores", "completion", "label", "margin",
@@ -26,14 +27,19 @@ def names_of(keys: Sequence[str]) -> dict[str, str]:
 def renamed(
     known: dict[tuple[str, ...], Format], keys: Sequence[str]
 ) -> dict[tuple[str, ...], Format]:
-    """The formats by the names that records have for their keys, before those by our own names."""
+    """The formats by the names that records have for their keys.
+
+    A record that lacks one of these names is an error, also where it has ours: it would be read as
+    something else than was asked for. The embedded data alone keep our names.
+    """
     names = names_of(keys)
     found: dict[tuple[str, ...], Format] = {}
     for own, read in known.items():
         theirs = tuple(names.get(key, key) for key in own)
-        if theirs != own:
-            found.setdefault(theirs, partial(read_renamed, names, read))
-    return found | {own: read for own, read in known.items() if own not in found}
+        found.setdefault(theirs, partial(read_renamed, names, read))
+    found[PKU] = partial(read_renamed, names, known[PKU])
+    found[()] = found.pop(())  # the last one, which takes all
+    return found
 
 
 def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
@@ -41,9 +47,15 @@ def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
 
 
 def with_our_names(record: dict, names: dict[str, str]) -> dict:
-    """The record with our names for its keys, if it has all of theirs; else unchanged."""
-    if not record.keys() >= {*names.values()}:
-        return record
+    """The record with our names for its keys. Raises ValueError if it lacks one of theirs."""
+    theirs = {*names.values()}
+    if not theirs & record.keys() and record.keys() >= {*PKU}:
+        return record  # of the embedded data
+    if missing := sorted(theirs - record.keys()):
+        raise ValueError(
+            f"--keys names {', '.join(missing)}, and the record has no such key; it has "
+            f"{', '.join(sorted(record))}"
+        )
     back = {theirs: ours for ours, theirs in names.items()}
     others = {key: value for key, value in record.items() if key not in names or key in back}
     return {back.get(key, key): value for key, value in others.items()}

@@ -46,7 +46,11 @@ def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Recor
         before = len(found)
         for where, name, subset, raw in open_source(source):
             own = decode(raw, where)
-            own = with_our_names(own, names) if names and isinstance(own, dict) else own
+            if names and isinstance(own, dict):
+                try:
+                    own = with_our_names(own, names)
+                except ValueError as error:
+                    raise RunError(f"{where}: {error}") from error
             record = prompt_of(own, where)
             found.append(replace(record, name=name, subset=subset))
         if len(found) == before:

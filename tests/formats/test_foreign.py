@@ -154,14 +154,11 @@ def test_columns_that_nothing_reads_are_named(tmp_path):
 
 
 def test_keys_gives_other_names(tmp_path):
-    """A key of ours that is also there is another column. Our own names are still known."""
+    """A key of ours that is also there is another column."""
     record = {"question": "q", "good": "c", "bad": "r", "prompt": "no prompt", "margin": 3}
     keys = ["prompt=question", "chosen=good", "rejected=bad"]
     (found,) = read(tmp_path / "a.jsonl", record, keys=keys)
     assert (found.prompt, found.responses, found.extra) == ("q", ("c", "r"), {"margins": [3.0]})
-    ours = {"prompt": "q", "chosen": "c", "rejected": "r"}
-    (found,) = read(tmp_path / "a.jsonl", ours, keys=keys)
-    assert (found.prompt, found.responses) == ("q", ("c", "r"))
     ranked = {"q": "p", "texts": ["a", "b"], "stars": [1, 5]}
     keys = ["prompt=q", "responses=texts", "scores=stars"]
     (found,) = read(tmp_path / "a.jsonl", ranked, keys=keys)
@@ -270,3 +267,24 @@ def test_the_examples_of_the_docs_are_what_they_say():
         texts = [response.strip() for response in found.responses]
         assert texts == (["Nine."] if single else ["Nine.", "No."]), row
         assert found.pairs == (((0, 0),) if single else PAIR)
+
+
+@pytest.mark.parametrize("keys", [["chosen=gold"], ["prompt=q", "chosen=gold"], ["margin=m"]])
+def test_a_record_without_a_column_that_keys_names_is_an_error(tmp_path, keys):
+    """It is not read by our own names: that would train on something else than was asked for."""
+    record = {"q": "Q", "prompt": "p", "chosen": "c", "rejected": "r"}
+    missing = keys[-1].partition("=")[2]
+    for act in (
+        lambda: read(tmp_path / "a.jsonl", record, keys=keys),
+        lambda: read_prompts([write(tmp_path / "a.jsonl", record)], keys),
+    ):
+        with pytest.raises(RunError, match=f"a.jsonl:1: --keys names {missing}, .* it has chosen"):
+            act()
+
+
+def test_embedded_data_keep_our_names_beside_keys():
+    keys = ["prompt=question", "chosen=good", "rejected=bad"]
+    plain, beside = (
+        list(pairs.read(["tiny:test"], formats(keys=each), open_source)) for each in ((), keys)
+    )
+    assert plain == beside
