@@ -15,6 +15,7 @@ PLACE = re.compile(
 )
 
 
+NAMED_TRAIN = re.compile(r"(?:^|[/.-])(train_\w+?)[/.-]")  # train_prefs, train_sft
 OTHER_SPLITS = re.compile(r"(^|[/._-])(test|valid|validation|dev|eval)[/._-]")
 
 
@@ -60,9 +61,16 @@ def fetch(
             found = huggingface_hub.HfApi().list_repo_files(repo, **options)
             found = [name for name in sorted(found) if name.endswith(SUFFIXES)]
             names = [name for name in found if below.fullmatch(name)]
+            if several := sorted({m[1] for m in map(NAMED_TRAIN.search, names) if m and not split}):
+                raise RunError(
+                    f"data source '{place}' has the training splits {', '.join(several)}; give "
+                    f"one: {place}:{several[0]}"
+                )
             if not names and not split:
                 names = [name for name in found if not OTHER_SPLITS.search(name)]
         files = [Path(huggingface_hub.hf_hub_download(repo, name, **options)) for name in names]
+    except RunError:
+        raise
     except GatedRepoError as error:
         raise RunError(
             f"data source '{place}' is gated: accept its terms on the page of {repo}, and set "

@@ -26,6 +26,9 @@ DATA = {
         "README.md": b"text", "data/train-0.jsonl": lines("a"), "data/train-1.jsonl": lines("b"),
         "data/test-0.jsonl": lines("c"),
     },
+    "datasets/o/several": {
+        "data/train_prefs-0-of-1.jsonl": lines("g"), "data/train_sft-0-of-1.jsonl": lines("h"),
+    },
     "datasets/o/plain": {"first.jsonl": lines("d"), "second.jsonl": lines("e"),
                          "more/validation.jsonl": lines("f")},
 }  # fmt: skip
@@ -44,6 +47,7 @@ def prompts(source: str) -> list[str]:
         ("splits/data:test", ["c"]),
         ("splits/data/test-0.jsonl", ["c"]),
         ("plain", ["d", "e"]),
+        ("several:train_prefs", ["g"]),
         ("plain:validation", ["f"]),
     ],
 )
@@ -56,6 +60,12 @@ def test_the_revision_is_asked_for(tmp_path):
     with serving(DATA, tmp_path) as fetched:
         prompts("hf://datasets/o/plain/first.jsonl@v2")
     assert fetched == ["o/plain@v2/first.jsonl"]
+
+
+def test_several_training_splits_are_not_mixed(tmp_path):
+    several = "^data source 'hf://.*' has the training splits train_prefs, train_sft; give one: hf://datasets/o/several:train_prefs"
+    with serving(DATA, tmp_path), pytest.raises(RunError, match=several):
+        prompts("hf://datasets/o/several")
 
 
 def test_what_is_not_there_is_one_error(tmp_path):
