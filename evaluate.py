@@ -205,7 +205,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         print(rests_on)
     if note := seen.note_on_prompts(figures):
         print(note)
-    print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png")
+    more = ", best_of_n.jsonl, best_of_n.png" if len(best) > 1 else ""
+    print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}")
 
 
 def evaluate_score(args: Namespace, world: World) -> None:

@@ -1,6 +1,5 @@
 """A Hub of a few files on this machine: what huggingface_hub asks of one, over HTTP."""
 
-import base64
 import hashlib
 import json
 import re
@@ -34,32 +33,8 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            if self.command != "HEAD":
+            if self.command == "GET":
                 self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            """Makes a repository, says how files are sent, and takes a commit."""
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if self.path == "/api/repos/create":
-                name = "/".join(filter(None, map(json.loads(body).get, ("organization", "name"))))
-                repositories.setdefault(f"models/{name}", {})
-                return self.answer_json({"url": f"http://{self.headers['Host']}/{name}"})
-            if self.path == "/api/validate-yaml":
-                return self.answer_json({"errors": [], "warnings": []})
-            repo = "/".join(self.path.split("/")[2:5])
-            if "/preupload/" in self.path:
-                names = [file["path"] for file in json.loads(body)["files"]]
-                ways = {"uploadMode": "regular", "shouldIgnore": False}
-                return self.answer_json({"files": [{"path": name, **ways} for name in names]})
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    content = base64.b64decode(line["value"]["content"])
-                    repositories[repo][line["value"]["path"]] = content
-            url = f"http://{self.headers['Host']}/{repo.partition('/')[2]}/commit/{COMMIT}"
-            self.answer_json({"success": True, "commitOid": COMMIT, "commitUrl": url})
-
-        def answer_json(self, value: object) -> None:
-            self.answer(json.dumps(value).encode(), Content_Type="application/json")
 
         def do_HEAD(self) -> None:
             self.do_GET()

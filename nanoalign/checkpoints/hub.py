@@ -62,7 +62,7 @@ def public_name(name: str) -> str | None:
     """OWNER/NAME of a model that was given so, or as its folder in the cache of the Hub."""
     if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
         return "/".join(found.groups())
-    return name if is_hub_name(name) and not Path(name).exists() else None
+    return name.partition("@")[0] if is_hub_name(name) and not Path(name).exists() else None
 
 
 def advice(path: Path) -> str:

@@ -11,7 +11,7 @@ from nanoalign.errors import RunError
 # All that a run writes but the model card, which has a mark, and so all that --overwrite removes.
 WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
            ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-           *TOKENIZER_FILES)  # fmt: skip
+           "tensorboard", *TOKENIZER_FILES)  # fmt: skip
 
 
 def check(out: Path, args: Namespace, models: list[Path]) -> None:

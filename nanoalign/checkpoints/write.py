@@ -127,9 +127,10 @@ def write_tokenizer(tokenizer, folder: Path, template: str) -> None:
 
         change_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"})
     if template == "pku" and not tokenizer.chat_template:
-        bos = "{{- bos_token -}}" * (tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id)
         text = (Path(__file__).parents[1] / "formats" / "pku.jinja").read_text()
-        (folder / "chat_template.jinja").write_text(text.replace(OWN_TEMPLATE, OWN_TEMPLATE + bos))
+        if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # as encode.py writes it
+            text = text.replace(OWN_TEMPLATE, OWN_TEMPLATE + "{{- bos_token -}}")
+        (folder / "chat_template.jinja").write_text(text)
 
 
 def converted_for_files(
@@ -144,7 +145,8 @@ def converted_for_files(
         yield from tensors_in_turn
     else:  # the files join or split tensors (mixture-of-experts), so rank 0 needs them all
         on_rank_0 = {name: tensor for name, tensor in tensors_in_turn if is_main}
-        yield from revert_weight_conversion(model, on_rank_0).items() if is_main else ()
+        if is_main:
+            yield from revert_weight_conversion(model, on_rank_0).items()
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:

@@ -25,6 +25,9 @@ def read_as(name: str, own: dict[tuple[str, ...], Format], record: dict) -> Reco
     rest = dict(record)
     converted = globals()[name](rest)
     converted |= {key: rest.pop(key) for key in KEPT if key in rest and key not in converted}
+    prompt = converted["prompt"]
+    if isinstance(prompt, list) and prompt and is_of_assistant(prompt[-1]):
+        raise ValueError("the prompt ends with a message of 'assistant'")
     keys = next(keys for keys in own if converted.keys() >= set(keys))
     found = own[keys](converted)
     return replace(found, notes=(*found.notes, *ignored(rest.keys(), keys))) if rest else found
@@ -40,6 +43,10 @@ def unknown(own: dict[tuple[str, ...], Format], record: dict) -> str:
         f"{missing} here. docs/data.md has all formats; for other names of keys give --keys "
         "prompt=NAME chosen=NAME rejected=NAME"
     )
+
+
+def is_of_assistant(message: object) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
 def turns(values: object, name: str) -> list[dict]:
@@ -148,10 +155,11 @@ def ultrafeedback(rest: dict) -> dict:
 
 
 def rating(answer: dict) -> float:
-    """The mean of its ratings; without them its overall_score."""
+    """The mean of its ratings, of which some may be "N/A"; without any its overall_score."""
     aspects = answer.get("annotations")
     parts = aspects.values() if isinstance(aspects, dict) else ()
     ratings = [each.get("Rating") for each in parts if isinstance(each, dict)]
+    ratings = [each for each in ratings if each != "N/A"]
     try:
         return fmean(map(float, ratings)) if ratings else answer["overall_score"]
     except (KeyError, TypeError, ValueError) as error:

@@ -10,12 +10,12 @@ import numpy as np
 from nanoalign.checkpoints.runs import ARGS, RECORDS
 from nanoalign.errors import RunError
 from nanoalign.formats import single
-from nanoalign.formats.keys import names_of, with_our_names
+from nanoalign.formats.keys import decoded, names_of
 from nanoalign.formats.load import known_formats
 from nanoalign.formats.remembered import recall
 from nanoalign.formats.rows import hashes
 from nanoalign.formats.sources import HELD_OUT, Located, Source, source_at
-from nanoalign.pairs import decode, parse
+from nanoalign.pairs import parse
 
 
 class HeldOut(Source):
@@ -71,11 +71,7 @@ class HeldOut(Source):
         names = names_of(settings.get("keys", ()))
         for source in sources:
             for where, name, _, raw in source.records():
-                if names:
-                    try:
-                        raw = with_our_names(decode(raw, where), names)
-                    except ValueError as error:
-                        raise RunError(f"{where}: {error}") from error
+                raw = decoded(raw, where, names)
                 _, record = parse(raw, where, known)
                 if wanted[key := int.from_bytes(hashes(record)[16:], "little")]:
                     wanted[key] -= 1

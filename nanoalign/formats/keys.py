@@ -6,7 +6,7 @@ from functools import partial
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.formats.records import PKU
-from nanoalign.pairs import Format
+from nanoalign.pairs import Format, decode
 
 OURS = ("prompt", "chosen", "rejected", "responses", "scores", "completion", "label", "margin",
         "system", "tools")  # fmt: skip
@@ -44,6 +44,17 @@ def renamed(
 
 def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
     return read(with_our_names(record, names))
+
+
+def decoded(raw: str | dict, where: str, names: dict[str, str]) -> object:
+    """A record that was read at `where`, as an object with our names. Raises RunError."""
+    record = decode(raw, where)
+    if not names or not isinstance(record, dict):
+        return record
+    try:
+        return with_our_names(record, names)
+    except ValueError as error:
+        raise RunError(f"{where}: {error}") from error
 
 
 def with_our_names(record: dict, names: dict[str, str]) -> dict:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.keys import names_of, with_our_names
+from nanoalign.formats.keys import decoded, names_of
 from nanoalign.formats.messages import read_messages
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import check_sources, open_source
@@ -45,13 +45,7 @@ def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Recor
     for source in sources:
         before = len(found)
         for where, name, subset, raw in open_source(source):
-            own = decode(raw, where)
-            if names and isinstance(own, dict):
-                try:
-                    own = with_our_names(own, names)
-                except ValueError as error:
-                    raise RunError(f"{where}: {error}") from error
-            record = prompt_of(own, where)
+            record = prompt_of(decoded(raw, where, names), where)
             found.append(replace(record, name=name, subset=subset))
         if len(found) == before:
             raise RunError(f"{source}: has no records; expected the key 'prompt'")

@@ -65,8 +65,9 @@ class Source:
 
     def records(self) -> Iterator[Located]:
         files = self.files()
+        base = os.path.commonpath([path.parent for path in files])  # names must differ
         for path in files:
-            label = self.name if len(files) == 1 else f"{self.name}/{path.name}"
+            label = self.name if len(files) == 1 else f"{self.name}/{path.relative_to(base)}"
             for n, where, raw in records_of(path):
                 yield where, f"{label}:{n}", self.name, raw
 

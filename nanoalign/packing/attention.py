@@ -67,11 +67,16 @@ def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
     if own.startswith(PREFIX):
         return
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    others = sorted(kinds - {"full_attention", "sliding_attention"})
-    if others or not model._supports_attention_backend:
-        what = f"{type(model).__name__} has an attention of its own, which"
-        what = f"layers of the type '{others[0]}'" if others else what
-        raise RunError(f"{what} can't keep the responses of a prompt apart; use --no-share_prefix")
+    if others := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise RunError(
+            f"layers of the type '{others[0]}' can't keep the responses of a prompt apart; use "
+            "--no-share_prefix"
+        )
+    if not model._supports_attention_backend:
+        raise RunError(
+            f"{type(model).__name__} has an attention of its own, which can't keep the responses "
+            "of a prompt apart; use --no-share_prefix"
+        )
     mask = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[own]
     transformers.AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
     transformers.AttentionMaskInterface.register(PREFIX + own, mask)

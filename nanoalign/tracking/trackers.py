@@ -1,8 +1,7 @@
 """Trackers: each takes the folder of a run, a project, a name and the settings of the run.
 
-`log` takes a step, counted from 1 (0: before training), and the metrics of one line. A run that is
-sent again replaces nothing: TensorBoard's folder of an earlier sending is removed first, and wandb
-and trackio get a new run.
+`log` takes a step, counted from 1 (0: before training), and the metrics of one line. Where a run is
+sent again, its TensorBoard folder is written anew, and wandb and trackio get a new run.
 """
 
 import importlib

@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import constants
 
 from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.hub import public_name
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
 
@@ -105,3 +106,11 @@ def test_the_core_asks_the_hub_for_nothing(kind, monkeypatch):
     with pytest.raises(FileNotFoundError, match="No such file or directory: '.*runs"):
         kind.load("runs/dop")
     assert hosts == []
+
+
+def test_the_public_name_of_a_model_has_no_revision(tmp_path):
+    """It is what a model card and an adapter name as their base, also for a folder in the cache."""
+    cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
+    assert public_name("owner/name@v2") == public_name("owner/name") == "owner/name"
+    assert public_name(str(cached)) == "owner/name"
+    assert public_name("runs/dpo") is None and public_name("./owner/name") is None

@@ -87,11 +87,14 @@ def test_keep_and_pairs_by_hand():
     assert pairs_of(lines) == [{"prompt": "p", "chosen": "b", "rejected": "d", "margin": 3}]
 
 
-def test_one_prompt_of_the_command_line(model, capsys):
-    evaluate.main(["score", "--model", str(model), "--prompt", "Hi.", "--response", "Yes.", "No."])
-    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [words[1] for words in shown] == ["Yes.", "No."]
-    assert all(abs(float(words[0])) < 100 for words in shown)
+def test_one_prompt_of_the_command_line(model, capsys, tmp_path, sources):
+    """The rewards are those of the same texts in a file."""
+    lines = scored(model, tmp_path / "out.jsonl", "--data", sources[0])
+    texts = [line["completion"] for line in lines]
+    argv = ["score", "--model", str(model), "--prompt", PAIR["prompt"], "--response", *texts]
+    evaluate.main(argv)
+    shown = [f"{line['reward']:9.4f}  {line['completion']}" for line in lines]
+    assert capsys.readouterr().out.splitlines() == shown and len(shown) == 2
 
 
 @pytest.mark.parametrize(

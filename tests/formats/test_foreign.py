@@ -28,7 +28,8 @@ def assistant(text):
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
-RATED = {"response": "low", "annotations": {"helpfulness": {"Rating": "1"}, "truth": {"Rating": 4}}}
+RATINGS = {"helpfulness": {"Rating": "1"}, "truth": {"Rating": 4}, "honesty": {"Rating": "N/A"}}
+RATED = {"response": "low", "annotations": RATINGS}
 PAIR, FIRST = ((0, 1),), [1.0]
 CASES = {
     "sharegpt": (
@@ -172,6 +173,10 @@ def test_keys_that_are_no_names(key):
 
 
 BAD = {
+    "an answer in the prompt": (
+        CASES["sharegpt"][0] | {"conversations": [HUMAN, GPT]},
+        "ends with a message of 'assist",
+    ),
     "rank missing": ({"prompt": "q", "answers": [{"answer": "a"}]}, "objects with answer and rank"),
     "no ratings": ({"instruction": "q", "completions": [{"response": "a"}]}, "has no ratings"),
     "label": ({"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": "A"}, "labels is"),

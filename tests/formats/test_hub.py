@@ -29,6 +29,7 @@ DATA = {
     "datasets/o/several": {
         "data/train_prefs-0-of-1.jsonl": lines("g"), "data/train_sft-0-of-1.jsonl": lines("h"),
     },
+    "datasets/o/folders": {"a/train.jsonl": lines("i"), "b/train.jsonl": lines("j")},
     "datasets/o/plain": {"first.jsonl": lines("d"), "second.jsonl": lines("e"),
                          "more/validation.jsonl": lines("f")},
 }  # fmt: skip
@@ -54,6 +55,12 @@ def prompts(source: str) -> list[str]:
 def test_a_data_set_is_its_training_split_or_one_that_is_named(tmp_path, place, expected):
     with serving(DATA, tmp_path):
         assert prompts(f"hf://datasets/o/{place}") == expected
+
+
+def test_files_of_one_name_have_records_of_different_names(tmp_path):
+    with serving(DATA, tmp_path):
+        records = pairs.read(["x=hf://datasets/o/folders"], formats(), open_source)
+        assert [r.name for r in records] == ["x/a/train.jsonl:1", "x/b/train.jsonl:1"]
 
 
 def test_the_revision_is_asked_for(tmp_path):
