@@ -52,10 +52,11 @@ def blocks() -> Iterator[None]:
     place = Scorer.place
 
     def compile_block(block: nn.Module, window: int | None) -> None:
-        forward = compiled(block.forward)
+        plain, forward = block.forward, compiled(block.forward)
 
         def run(*args: object, **options: object) -> object:
-            tree = options["tree"]
+            if (tree := options.get("tree")) is None:  # the model's own forward, for the checks
+                return plain(*args, **options)
             for size in {None, window} - {*tree.block_masks}:
                 tree.block_masks[size] = flex.block_mask(tree.rows, size, args[0].device)
             return forward(*args, **options)
