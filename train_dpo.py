@@ -28,7 +28,7 @@ from nanoalign.checkpoints.runs import check_folder, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks.first_step import check_layout, check_start
-from nanoalign.distributed import compute_dtype, print0, run, setup
+from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.formats.load import load_rows
 from nanoalign.hosts.collectives import on_main
@@ -83,11 +83,7 @@ def loss_of_batch(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    world = setup(args.timeout)
-    if args.shard_size:
-        from nanoalign.hosts.groups import divide
-
-        world = divide(world, args.shard_size, args.timeout)
+    world = hosts.setup(args)
     dtype = compute_dtype(args.precision, world.device)
     folder = reference_folder = local_folder(args.model)
     if args.reference not in (None, "none"):
@@ -154,10 +150,12 @@ def main(argv: list[str] | None = None) -> None:
         check(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
-    log, held_out = open_run(args, world, data, folder), {"eval": data.held_out}
-    if not loop.train(
-        policy, optimizer, objective, data.rows, held_out, batches, args, log, save, start
-    ):
+    held_out = {"eval": data.held_out}
+    with open_run(args, world, data, folder, start) as log:
+        complete = loop.train(
+            policy, optimizer, objective, data.rows, held_out, batches, args, log, save, start
+        )
+    if not complete:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     write(policy, tokenizer, Path(args.out), world, template=data.template, dtype=args.save_dtype)
     checkpoints.report_rounding(policy, objective, held_out, batches, args)

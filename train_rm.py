@@ -27,7 +27,7 @@ from nanoalign.checkpoints.runs import check_folder, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks.first_step import check_layout
-from nanoalign.distributed import compute_dtype, print0, run, setup
+from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.formats.load import load_rows
 from nanoalign.hosts.collectives import on_main
@@ -86,11 +86,7 @@ def loss_of_batch(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    world = setup(args.timeout)
-    if args.shard_size:
-        from nanoalign.hosts.groups import divide
-
-        world = divide(world, args.shard_size, args.timeout)
+    world = hosts.setup(args)
     dtype = compute_dtype(args.precision, world.device)
     folder = local_folder(args.model)
     on_main(world, partial(check_folder, args, [folder]))
@@ -132,12 +128,13 @@ def main(argv: list[str] | None = None) -> None:
         reward_model, optimizer, objective, data.rows, args, world, {"--model": folder}
     )
     check_layout(reward_model, data.rows, batches, name)
-    log = open_run(args, world, data, folder)
     again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
     held_out = {"eval": data.held_out, "train_eval": again}
-    if not loop.train(
-        reward_model, optimizer, objective, data.rows, held_out, batches, args, log, save, start
-    ):
+    with open_run(args, world, data, folder, start) as log:
+        complete = loop.train(
+            reward_model, optimizer, objective, data.rows, held_out, batches, args, log, save, start
+        )
+    if not complete:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     if args.length_debias:
         reward_model.print_length()

@@ -90,13 +90,6 @@ def print0(*args, **kwargs) -> None:
         print(*args, **kwargs, flush=True)
 
 
-def breakpoint0() -> None:
-    """A debugger on rank 0, while the other ranks wait: `nanoalign.distributed.breakpoint0()`."""
-    if place()[0] == 0:
-        breakpoint()
-    sum_over_ranks(torch.zeros(()))
-
-
 def run(main: Callable[[], None], report: Callable[[BaseException], bool]) -> None:
     """Runs the main of a script. An error that `report` prints (True) ends it with exit code 1."""
     code = 0

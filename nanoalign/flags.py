@@ -117,7 +117,7 @@ def add_training_arguments(
         default=False, help="less memory: run blocks again in the backward pass")  # fmt: skip
 
     add = parser.add_argument_group("run").add_argument
-    add("--eval_every", type=count, metavar="STEPS", help="default: at the start and each epoch")
+    add("--eval_every", type=count, metavar="STEPS", help="default: about ten evaluations a run")
     add("--out", default=out, help="folder of the run: model, metrics, curves, checkpoints")
     add("--overwrite", action="store_true", help="replace the run in --out")
     tiny, others = {"lr": tiny_lr, "epochs": epochs}, {"lr": lr, "epochs": 1}

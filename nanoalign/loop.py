@@ -8,7 +8,6 @@ from itertools import chain
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from nanoalign.batch import Batch, Row, collate, lengths_of
 from nanoalign.distributed import World, full
@@ -17,7 +16,6 @@ from nanoalign.metrics import Means, Metric
 from nanoalign.model import Scorer
 
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: planning takes more than linear time
-SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
 MakeBatches = Callable[[Sequence[Row]], Iterator[Batch]]
 
 
@@ -103,23 +101,24 @@ def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
     rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batches: Batches, args: Namespace,
     log: Callable[[int, dict[str, float]], None],
-    save: Callable[[int, bool], bool] = lambda step, last: False, start: int = 0,
+    save: Callable[[int, bool, dict[str, float]], bool | None] = lambda *step: None, start: int = 0,
 ) -> bool:  # fmt: skip
-    """Trains from step `start` to the last one. Returns whether that was reached.
+    """Trains from step `start` to the last one. Returns whether the run is complete.
 
     held_out: rows by the name that begins the keys of their metrics ("eval" -> "eval/loss").
     log: takes the number of steps done and metrics.
-    save: takes the number of steps done and whether it is the last; True ends the run.
+    save: takes the number of steps done, whether it is the last, and the metrics of the step and
+        of an evaluation after it. A value ends the run: whether it is complete.
     """
     total, epoch = total_steps(len(rows), args), math.ceil(len(rows) / args.batch_size)
     if start > total:
         raise RunError(f"the checkpoint is at step {start} of {total}; raise --steps or --epochs")
     if start == 0:
         log(0, evaluate(objective, held_out, batches))
-    world, done = batches.world, start
+    world, done, complete = batches.world, start, None
+    evaluated = evaluation_steps(total, len(rows), sum(map(len, held_out.values())), args)
     these = step_rows(start, rows, args)
     made = batches.step(these)
-    progress = tqdm(total=total, initial=start, unit="step", disable=not world.is_main)
     for step in range(start, total):
         # the learning rate of this step
         lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
@@ -150,15 +149,26 @@ def train(
 
         # log, evaluate, save
         log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch})
-        progress.set_postfix({k: f"{metrics[k]:.3f}" for k in SHOWN if k in metrics}, refresh=False)
-        progress.update()
-        if done == total or done % epoch == 0 or done % (args.eval_every or epoch) == 0:
+        if done in evaluated:
             check_parameters(model, done)
-            log(done, evaluate(objective, held_out, batches))
-        if save(done, done == total):
+            log(done, found := evaluate(objective, held_out, batches))
+            metrics |= found
+        if (complete := save(done, done == total, metrics)) is not None:
             break
-    progress.close()
-    return done == total
+    return complete or done == total
+
+
+def evaluation_steps(total: int, rows: int, held_out: int, args: Namespace) -> set[int]:
+    """The steps after which held-out rows are evaluated: each epoch, the last, and --eval_every.
+
+    Without that about ten, as many in each epoch; fewer where they would take more rows than half
+    of those that are trained on.
+    """
+    epoch = math.ceil(rows / args.batch_size)
+    times = min(10, total * args.batch_size // max(1, 2 * held_out))
+    every = args.eval_every or epoch / max(1, times * epoch // total)
+    steps = {round(n * every) for n in range(1, int(total / every) + 1)}
+    return steps | {*range(epoch, total, epoch), total}
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """Parameters as a forward needs them: gathered from many ranks, or cast to bfloat16 on one rank.
 
-A rank alone that computes in the dtype of its parameters has plain modules, and imports nothing of
-this.
+A rank alone that computes in the dtype of its parameters has plain modules, without this file.
 """
 
 from collections.abc import Callable, Iterable

@@ -16,6 +16,7 @@ resume.py       checkpoints of a run: writes them, and continues from one
 unpickle.py     files of checkpoints -> values, without running what they name
 rounding.py     what is left of a training in bfloat16
 occupied.py     what is in --out before a run
+best.py         keeps the best weights
 curves.py       draws and prints the result of a run
 card.py         the model card, README.md of a result, by card.jinja
 portable.py     what older programs read of a model, and know by other names
@@ -25,6 +26,7 @@ intervals.py    confidence intervals of proportions
 
 import argparse
 from argparse import Namespace
+from functools import partial
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stop_after", type=count, metavar="STEP",
         help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
+    add(
+        "--keep_best",
+        action="store_true",
+        help="the weights with the lowest held-out loss become the result, not the last",
+    )
+    add("--patience", type=count, metavar="COUNT",
+        help="end the run after so many evaluations without a lower held-out loss, and keep the "
+        "best weights; default: it goes on")  # fmt: skip
     add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
         help="of the weights in --out; bf16 rounds small changes away, and prints how "
         "many")  # fmt: skip
@@ -45,7 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why --resume is refused, or None. It is called before anything is loaded."""
+    """Why --resume or --keep_best is refused, or None. It is called before anything is loaded."""
+    if keeps_best(args) and not (args.eval_data or args.eval_share):
+        return "--keep_best and --patience need held-out pairs; give --eval_data or --eval_share"
     if not args.resume:
         return None
     from nanoalign.checkpoints import resume
@@ -53,17 +65,31 @@ def refusal(args: Namespace) -> str | None:
     return resume.refusal(args)
 
 
+def keeps_best(args: Namespace) -> bool:
+    return args.keep_best or args.patience is not None
+
+
 def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: dict) -> tuple:
     """(the `save` of loop.train, the number of steps that were done before). A collective.
 
     folders: of the models that are read, by the flag that names each.
     """
-    if not (args.save_every or args.stop_after or args.resume):
-        return (lambda step, last: False), 0
-    from nanoalign.checkpoints.resume import Checkpoints
+    from nanoalign.loop import total_steps
 
-    checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
-    return checkpoints, checkpoints.resume() if args.resume else 0
+    save, start, best = (lambda step, last, metrics: None), 0, None
+    if keeps_best(args):
+        from nanoalign.checkpoints.best import Best
+
+        best = Best(model, objective, args.patience)  # first, as it is part of a checkpoint
+    if args.save_every or args.stop_after or args.resume:
+        from nanoalign.checkpoints.resume import Checkpoints
+
+        save = Checkpoints(model, optimizer, objective, rows, args, world, folders)
+        start = save.resume() if args.resume else 0
+    if best:
+        start = best.resume(start, total_steps(len(rows), args))
+        save = partial(best, save=save)
+    return save, start
 
 
 def report_rounding(model, objective, held_out: dict, batches, args: Namespace) -> None:

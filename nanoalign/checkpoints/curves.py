@@ -5,6 +5,7 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
+from nanoalign import checkpoints
 from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
@@ -39,6 +40,10 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
+        if checkpoints.keeps_best(args):
+            from nanoalign.checkpoints.best import up_to_best
+
+            lines = up_to_best(lines)
         if args.model != "tiny":
             from nanoalign.checkpoints.card import write_card
 

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Row
 from nanoalign.checkpoints.digest import digest_of_weights
@@ -67,13 +68,13 @@ class Checkpoints:
 
         self.models = gather(on_main(world, digests), world)[0]
 
-    def __call__(self, step: int, last: bool) -> bool:
-        """Writes a checkpoint if it is due; True if the run is to end: the `save` of loop.train."""
+    def __call__(self, step: int, last: bool, metrics: dict[str, float]) -> bool | None:
+        """Writes a checkpoint if it is due, and ends the run at --stop_after: loop.train's save."""
         args, stop = self.args, step == self.args.stop_after
         if stop or (args.save_every and (last or step % args.save_every == 0)):
             check_parameters(self.model, step)
             self.write(step)
-        return stop
+        return False if stop else None
 
     def write(self, step: int) -> None:
         """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective."""
@@ -155,7 +156,7 @@ class Checkpoints:
         state = {"model": {k: v for k, v in model.items() if k not in frozen}}
         state["optimizer"] = optimizer
         for name, module in self.objective.modules.items():
-            if self.world.size > 1:
+            if isinstance(module, FSDPModule):
                 module.reshard()  # a forward without a backward pass leaves parameters gathered
             state[name] = get_model_state_dict(module)
         return state
@@ -175,9 +176,10 @@ def refusal(args: Namespace) -> str | None:
             "step, or leave it out"
         )
     before, now = about["args"], vars(args)
+    compared = {"eval_data"} if args.keep_best or args.patience else set()  # losses of one set
     changed = [
         f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted((before.keys() | now.keys()) - FREE)
+        for name in sorted((before.keys() | now.keys()) - (FREE - compared))
         if before.get(name) != now.get(name)
     ]
     if not changed:

@@ -1,12 +1,13 @@
 """The folder of a run: args.json, records.npz, metrics.jsonl, checkpoints/; then the model."""
 
+import contextlib
 import json
 import platform
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,12 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import Data
 from nanoalign.formats.sources import parse_source
 from nanoalign.hosts.collectives import on_main
+from nanoalign.hosts.progress import progress_bar
+from nanoalign.loop import total_steps
 
 ARGS, METRICS = "args.json", "metrics.jsonl"
 RECORDS, RECORDS_FORMAT = "records.npz", 1  # formats/remembered.py reads it
+SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
@@ -37,12 +41,14 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
         check(Path(args.out), args, models)
 
 
+@contextlib.contextmanager
 def open_run(
-    args: Namespace, world: World, data: Data, folder: Path
-) -> Callable[[int, dict[str, float]], None]:
-    """Prepares --out, writes args.json and records.npz. Returns what adds lines to metrics.jsonl.
+    args: Namespace, world: World, data: Data, folder: Path, start: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Prepares --out, writes args.json and records.npz. Yields the `log` of loop.train.
 
-    folder: of the model that is trained.
+    It adds lines to metrics.jsonl, and shows a progress bar. folder: of the model that is trained.
+    start: the steps that were done before.
     Raises RunError on a host that does not see the file that rank 0 wrote.
     """
     out = Path(args.out)
@@ -59,6 +65,10 @@ def open_run(
         np.savez(out / RECORDS, **records)
 
     def log(step: int, metrics: dict[str, float]) -> None:
+        if shown := {name: f"{metrics[name]:.3f}" for name in SHOWN if name in metrics}:
+            bar.set_description(f"step {step}/{total}", refresh=False)
+            bar.set_postfix(shown, refresh=False)
+        bar.update(step - bar.n)
         if world.is_main and metrics:
             try:
                 with (out / METRICS).open("a") as file:
@@ -72,7 +82,11 @@ def open_run(
             f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be "
             "on a disk that all hosts share"
         )
-    return log
+    total = total_steps(len(data.rows), args)
+    with progress_bar(
+        total, "record", world.is_main, initial=start, unit_scale=args.batch_size
+    ) as bar:
+        yield log
 
 
 def record_arrays(args: Namespace, data: Data, folder: Path) -> dict[str, np.ndarray]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nanoalign.batch import Row
 from nanoalign.distributed import World, autocast
 from nanoalign.hosts.collectives import gather
+from nanoalign.hosts.progress import progress_bar
 from nanoalign.model import Policy
 
 SHRINK = 0.75  # finished answers are removed from a batch when at most this share is unfinished
@@ -97,12 +97,15 @@ def generate(
     size = sampling.batch_size
     batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     own: dict[tuple[int, int], Answer] = {}
-    progress = tqdm(batches[world.rank :: world.size], desc="sampling", unit="batch",
-                    disable=not world.is_main)  # fmt: skip
-    for batch in progress:
-        uniform = [_uniform(rows[i], earlier[i] * sampling.samples + k, sampling) for i, k in batch]
-        drawn = _sample(policy, [rows[i] for i, _ in batch], uniform, eos, sampling, world)
-        own |= dict(zip(batch, drawn, strict=True))
+    share = batches[world.rank :: world.size]
+    with progress_bar(len(share), "batch", world.is_main, desc="sampling") as progress:
+        for batch in share:
+            uniform = [
+                _uniform(rows[i], earlier[i] * sampling.samples + k, sampling) for i, k in batch
+            ]
+            drawn = _sample(policy, [rows[i] for i, _ in batch], uniform, eos, sampling, world)
+            own |= dict(zip(batch, drawn, strict=True))
+            progress.update()
     answers = {key: answer for part in gather(own, world) for key, answer in part.items()}
     return [[answers[i, k] for k in range(sampling.samples)] for i in range(len(rows))]
 

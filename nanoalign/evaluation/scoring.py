@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from nanoalign.batch import Batch, Row
 from nanoalign.checkpoints.guards import check_fits
@@ -24,6 +23,7 @@ from nanoalign.evaluation.rows import Ended, encode_answers
 from nanoalign.formats.ignored import joined
 from nanoalign.formats.prompts import prompt_key
 from nanoalign.formats.templates import encode_records
+from nanoalign.hosts.progress import progress_bar
 from nanoalign.loop import Batches
 from nanoalign.model import RewardModel
 from nanoalign.rewards.condition import conditioned
@@ -52,7 +52,7 @@ def score_rows(score: Score, rows: Sequence[Row], batches: Batches, name: str) -
     world = batches.world
     first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
     values = torch.zeros(int(first[-1]), dtype=torch.float64, device=world.device)
-    with tqdm(total=len(rows), unit="row", disable=not world.is_main) as progress:
+    with progress_bar(len(rows), "row", world.is_main) as progress:
         for batch in batches.all(rows):
             scores = score(batch).double()  # (S,)
             if batch.rows:

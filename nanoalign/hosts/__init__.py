@@ -2,6 +2,8 @@
 
 collectives.py  objects and errors of all ranks
 report.py       prints an error once, and one line per host when a rank is lost
+progress.py     progress bars
+debug.py        a debugger on rank 0
 groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
 """
 
@@ -36,6 +38,18 @@ def refusal(args: Namespace) -> str | None:
             "equal groups; give a divisor of their number"
         )
     return None
+
+
+def setup(args: Namespace):
+    """The World of a run, in which --shard_size ranks share a copy of the parameters."""
+    from nanoalign import distributed
+
+    world = distributed.setup(args.timeout)
+    if args.shard_size:
+        from nanoalign.hosts.groups import divide
+
+        world = divide(world, args.shard_size, args.timeout)
+    return world
 
 
 def report_error(error: BaseException) -> bool:

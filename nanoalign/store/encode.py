@@ -32,6 +32,7 @@ from nanoalign.formats.rows import record_digests
 from nanoalign.formats.sources import parse_source
 from nanoalign.formats.templates import encode_records, resolve_template
 from nanoalign.hosts.collectives import gather, on_every
+from nanoalign.hosts.progress import progress_bar
 from nanoalign.store.disk import ABOUT, FORMAT, Store, name_of, write_chunk
 from nanoalign.store.folder import make_private, writing
 
@@ -113,9 +114,7 @@ def encoded(encoding: Encoding, sources: Sequence[str], cache: Path, world: Worl
     find = partial(find_or_open, encoding, sources, cache) if local == 0 else lambda: None
     final, unfinished, total = gather(on_every(world, find), world)[world.rank - local]
     if unfinished:
-        bar = tqdm(
-            total=total, unit=" records", delay=10, desc="encoding", disable=not world.is_main
-        )
+        bar = progress_bar(total, "record", world.is_main, delay=10, desc="encoding")
         try:
             on_every(
                 world, partial(write_share, encoding, sources, unfinished, (local, ranks), bar)

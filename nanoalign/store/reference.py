@@ -25,7 +25,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
-from tqdm import tqdm
 
 from nanoalign.batch import Batch, Row
 from nanoalign.checkpoints.digest import digest_of_weights
@@ -36,6 +35,7 @@ from nanoalign.distributed import World, print0, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import Data
 from nanoalign.hosts.collectives import gather, on_main
+from nanoalign.hosts.progress import progress_bar
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
 from nanoalign.store.folder import cache_folder, make_private, writing
@@ -138,8 +138,8 @@ def compute(
 ) -> np.ndarray:
     """The log-probabilities of all responses, (S,) float32. A collective."""
     logps = torch.zeros(int(ends[-1]))  # each rank fills in those of its batches
-    hidden = not batches.world.is_main
-    with tqdm(total=len(rows), unit="row", desc="reference", disable=hidden) as progress:
+    shown = batches.world.is_main
+    with progress_bar(len(rows), "row", shown, desc="reference") as progress:
         for batch in batches.all(rows):
             places = [np.arange(ends[i], ends[i + 1]) for i in batch.rows]
             values = reference(batch).cpu()

@@ -35,9 +35,9 @@ def _train_with_small_files(argv: list[str], rank: int, limit: int) -> None:
 
 
 def one_error(outcome) -> str:
-    """The only line on standard error but for the progress bar, of a run that failed."""
+    """The only line on standard error, of a run that failed."""
     assert outcome.codes == [1, 1], outcome.stderr
-    lines = [line for line in outcome.stderr.splitlines() if line and "step/s" not in line]
+    lines = outcome.stderr.splitlines()
     assert len(lines) == 1, outcome.stderr
     return lines[0]
 

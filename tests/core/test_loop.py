@@ -20,6 +20,7 @@ from nanoalign.loop import (
     Batches,
     Objective,
     evaluate,
+    evaluation_steps,
     get_lr,
     step_indices,
     total_steps,
@@ -98,8 +99,8 @@ def test_the_loop_equals_plain_lines(llama_folder, rows, world, layout):
         assert found["loss"] == pytest.approx(loss, rel=1e-5)
         assert found["grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert [metrics["epoch"] for metrics in steps] == pytest.approx([n / 3 for n in range(1, 7)])
-    # Evaluations: before the first step, and at the end of each epoch.
-    assert [step for step, metrics in run.lines if "eval/loss" in metrics] == [0, 3, 6]
+    # Before the first step, and after each of a short run.
+    assert [step for step, metrics in run.lines if "eval/loss" in metrics] == [*range(7)]
     assert run.lines[0][1]["eval/loss"] == pytest.approx(math.log(2), rel=1e-6) and run.finished
 
 
@@ -125,12 +126,17 @@ def test_evaluations_are_exact_means(llama_folder, rows, world):
 def test_save_ends_a_run_and_start_continues_it(llama_folder, rows, world):
     saved = []
 
-    def save(step, last):
-        saved.append((step, last))
-        return step == 2
+    def save(complete, step, last, metrics):
+        saved.append((step, last, metrics["loss"], metrics.get("eval/loss")))
+        return complete if step == 2 else None
 
-    run = Run(llama_folder, rows, world, save=save)
-    assert saved == [(1, False), (2, False)] and not run.finished
+    args = Namespace(**vars(ARGS) | {"eval_every": 2})
+    run = Run(llama_folder, rows, world, args=args, save=partial(save, False))
+    assert [each[:2] for each in saved] == [(1, False), (2, False)] and not run.finished
+    of = {(step, key): value for step, metrics in run.lines for key, value in metrics.items()}
+    assert [each[2:] for each in saved] == [
+        (of[1, "loss"], None), (of[2, "loss"], of[2, "eval/loss"])]  # fmt: skip
+    assert Run(llama_folder, rows, world, save=partial(save, True)).finished
     run = Run(llama_folder, rows, world, start=4)
     assert [step for step, metrics in run.lines if "loss" in metrics] == [5, 6] and run.finished
     with pytest.raises(RunError, match="the checkpoint is at step 7 of 6; raise --steps"):
@@ -223,7 +229,8 @@ def test_a_rank_of_two_doubles_its_share(world):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [  # 8 rows, 4 a step: 2 steps an epoch, 2 epochs; or 5 steps
-        ({}, [0, 2, 4]),
+        ({}, [0, 1, 2, 3, 4]),
+        ({"held_out": 5}, [0, 2, 4]),
         ({"eval_every": 3}, [0, 2, 3, 4]),
         ({"steps": 5, "eval_every": 9}, [0, 2, 4, 5]),
         ({"steps": 5, "start": 3}, [4, 5]),
@@ -235,14 +242,21 @@ def test_evaluations_are_at_the_start_each_epoch_and_when_asked_for(world, flags
     assert Two(lambda a, b: a + b, world, rows, **flags).steps("eval/loss") == expected
 
 
-def test_the_progress_bar_has_steps_and_the_loss(world, capsys):
-    """On rank 0 alone, from the step at which a run continues."""
-    Two(lambda a, b: 7 + 0 * (a + b) + torch.relu(a), world, start=1)
-    shown = capsys.readouterr().err
-    assert "1/4 [" in shown and "4/4 [" in shown and "loss=7" in shown
-    assert "step/s" in shown or "s/step" in shown
-    Two(lambda a, b: a + b, replace(world, rank=1, size=2), steps=1)
-    assert capsys.readouterr().err == ""
+@pytest.mark.parametrize(
+    ("total", "rows", "held_out", "eval_every", "expected"),
+    [  # of 64 rows a step
+        (100, 6400, 320, None, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]),
+        (100, 6400, 700, None, [25, 50, 75, 100]),  # 4 * 700 rows are less than half of 6,400
+        (100, 6400, 6400, None, [100]),
+        (105, 2240, 100, None, [12, 23, 35, 47, 58, 70, 82, 93, 105]),  # thirds of three epochs
+        (100, 320, 10, None, [*range(5, 101, 5)]),  # twenty epochs
+        (4, 6400, 1, None, [1, 2, 3, 4]),
+        (105, 2240, 2240, 30, [30, 35, 60, 70, 90, 105]),
+    ],
+)
+def test_a_run_has_about_ten_evaluations(total, rows, held_out, eval_every, expected):
+    args = Namespace(batch_size=64, eval_every=eval_every)
+    assert sorted(evaluation_steps(total, rows, held_out, args) - {0}) == expected
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(world):

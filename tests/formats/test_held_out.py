@@ -70,7 +70,8 @@ def begin(llama_folder, tmp_path, world, monkeypatch):
         data = load_rows(
             args, load_tokenizer(llama_folder), llama_folder, world, unpaired="kto" if kto else ""
         )
-        open_run(args, world, data, model)
+        with open_run(args, world, data, model, 0):
+            pass
         monkeypatch.chdir(tmp_path / "there")
         return tmp_path / "here" / out
 
