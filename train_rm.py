@@ -33,9 +33,9 @@ from nanoalign.formats.load import load_rows
 from nanoalign.hosts.collectives import on_main
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
-from nanoalign.model import RewardModel
 from nanoalign.packing.batches import Packed
 from nanoalign.packing.summary import describe
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.prompts import kinds_of
 from nanoalign.rewards.rule import set_rule
 

@@ -73,7 +73,8 @@ def prepare(job: dict) -> dict:
     from nanoalign.formats.records import formats
     from nanoalign.formats.selected import read_records
     from nanoalign.formats.templates import render
-    from nanoalign.model import Policy, RewardModel
+    from nanoalign.model import Policy
+    from nanoalign.reward_model import RewardModel
 
     folder, model = Path(job["folder"]), local_folder(job["model"])
     tokenizer = load_tokenizer(model)

@@ -116,7 +116,8 @@ def train(
     if start == 0:
         log(0, evaluate(objective, held_out, batches))
     world, done, complete = batches.world, start, None
-    evaluated = evaluation_steps(total, len(rows), sum(map(len, held_out.values())), args)
+    held = sum(map(len, held_out.values()))  # between two evaluations as many rows are trained on
+    every = args.eval_every or max(1, total // 10, held // args.batch_size)
     these = step_rows(start, rows, args)
     made = batches.step(these)
     for step in range(start, total):
@@ -149,26 +150,13 @@ def train(
 
         # log, evaluate, save
         log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch})
-        if done in evaluated:
+        if done == total or done % epoch == 0 or done % every == 0:
             check_parameters(model, done)
             log(done, found := evaluate(objective, held_out, batches))
             metrics |= found
         if (complete := save(done, done == total, metrics)) is not None:
             break
     return complete or done == total
-
-
-def evaluation_steps(total: int, rows: int, held_out: int, args: Namespace) -> set[int]:
-    """The steps after which held-out rows are evaluated: each epoch, the last, and --eval_every.
-
-    Without that about ten, as many in each epoch; fewer where they would take more rows than half
-    of those that are trained on.
-    """
-    epoch = math.ceil(rows / args.batch_size)
-    times = min(10, total * args.batch_size // max(1, 2 * held_out))
-    every = args.eval_every or epoch / max(1, times * epoch // total)
-    steps = {round(n * every) for n in range(1, int(total / every) + 1)}
-    return steps | {*range(epoch, total, epoch), total}
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ def plain(record: dict) -> Record:
     return Record(record["prompt"], (record["chosen"], record["rejected"]))
 
 
-SHOWN = 5  # formats that an error names
 Format = Callable[[dict], Record]  # raises ValueError for a record that it cannot read
 # Keys of a record -> its format. The first entry whose keys are all there is taken.
 FORMATS: dict[tuple[str, ...], Format] = {("prompt", "chosen", "rejected"): plain}
@@ -84,7 +83,7 @@ def decode(raw: str | dict, where: str) -> object:
 
 
 def expected(formats: dict) -> str:
-    return "; or ".join([" + ".join(keys) for keys in formats if keys][:SHOWN])
+    return "; or ".join([" + ".join(keys) for keys in formats if keys][:5])
 
 
 def check_text(name: str, text: object) -> None:

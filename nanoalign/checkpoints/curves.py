@@ -1,7 +1,9 @@
 """The result of a run: curves.png, and the lines that are printed at its end."""
 
 import json
+import re
 import shlex
+import textwrap
 from argparse import Namespace
 from pathlib import Path
 
@@ -11,23 +13,24 @@ from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
 from nanoalign.formats import TEST_OF
 
+CHOSEN, REJECTED, ALL = "tab:blue", "tab:orange", "black"
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
 PANELS = [
-    ("loss", {"loss": "tab:blue"}),
-    ("accuracy", {"rewards/accuracies": "tab:green", "accuracy": "tab:green"}),
-    ("rewards", {"rewards/chosen": "tab:green", "rewards/rejected": "tab:red"}),
-    ("margin", {"rewards/margins": "tab:purple"}),
-    ("log-probability", {"logps/chosen": "tab:green", "logps/rejected": "tab:red"}),
-    ("mean reward", {"reward_mean": "tab:brown"}),
-    ("standard deviation of rewards", {"reward_std": "tab:brown"}),
-    ("learning rate", {"lr": "tab:gray"}),
-    ("gradient norm", {"grad_norm": "tab:gray"}),
+    ("loss", {"loss": ALL}),
+    ("accuracy", {"rewards/accuracies": ALL, "accuracy": ALL}),
+    ("rewards", {"rewards/chosen": CHOSEN, "rewards/rejected": REJECTED}),
+    ("margin", {"rewards/margins": ALL}),
+    ("log-probability, change in nats", {"logps/chosen": CHOSEN, "logps/rejected": REJECTED}),
+    ("mean reward", {"reward_mean": ALL}),
+    ("standard deviation of rewards", {"reward_std": ALL}),
+    ("learning rate", {"lr": ALL}),
+    ("gradient norm", {"grad_norm": ALL}),
 ]
 # Prefix of a metric's key -> (the pairs that it is measured on, the style of its line).
 KINDS = {
-    "": ("training steps", {"lw": 0.8, "alpha": 0.35}),
-    "train_eval/": ("training pairs again", {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"}),
     "eval/": ("held out", {"lw": 2, "marker": "o"}),
+    "train_eval/": ("training pairs again", {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"}),
+    "": ("training steps", {"lw": 0.8, "alpha": 0.4}),
 }
 
 
@@ -39,7 +42,8 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
-        draw(lines, f"{title}, data {' '.join(args.data)}, lr {args.lr:g}", out / "curves.png")
+        title = f"{title}, data {' '.join(args.data)}, lr {args.lr:g}"
+        draw(lines, re.sub(r"(?<![^ =])[./]\S*/", "", title), out / "curves.png")  # names alone
         if checkpoints.keeps_best(args):
             from nanoalign.checkpoints.best import up_to_best
 
@@ -86,27 +90,25 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
 
     known = {key for line in lines for key in line}
     panels = [panel for panel in PANELS if known.intersection(panel[1])]
-    figure, axes = plt.subplots(2, 4, figsize=(16, 7))
-    figure.subplots_adjust(0.04, 0.07, 0.99, 0.88, wspace=0.2, hspace=0.3)
-    figure.suptitle(title, x=0.04, ha="left", fontsize="x-large")
+    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
+    figure.suptitle(textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large")
     for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
         for metric, colour in metrics.items():
-            for kind, (what, style) in KINDS.items():
-                key = kind + metric
-                points = [(line["step"], line[key]) for line in lines if key in line]
-                if points:
-                    label = f"{metric.split('/')[-1]}, {what}"
-                    axis.plot(*zip(*points, strict=True), color=colour, label=label, **style)
-        axis.set_title(name)
-        axis.set_xlabel("step")
+            start = 0.0
+            for kind, (_, style) in KINDS.items():
+                points = [
+                    (line["step"], line[kind + metric]) for line in lines if kind + metric in line
+                ]
+                if points and "change" in name:
+                    start = start or points[0][1]
+                axis.plot([s for s, _ in points], [v - start for _, v in points], c=colour, **style)
+        axis.set(title=name, xlabel="step")
         axis.grid(alpha=0.3)
-        names = {metric.split("/")[-1]: metrics[metric] for metric in metrics if metric in known}
-        if len(names) > 1:
-            axis.legend([plt.Line2D([], [], color=c, lw=3) for c in names.values()], names)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     drawn = [KINDS[kind] for kind in KINDS if any(k.startswith(kind or "loss") for k in known)]
-    handles = [plt.Line2D([], [], color="black", label=what, **style) for what, style in drawn]
-    figure.legend(handles=handles, loc="upper right", ncols=len(handles))
+    drawn += [("chosen", {"c": CHOSEN, "lw": 4}), ("rejected", {"c": REJECTED, "lw": 4})]
+    handles = [plt.Line2D([], [], label=label, **{"c": ALL} | style) for label, style in drawn]
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
     figure.savefig(path, dpi=100)
     plt.close(figure)

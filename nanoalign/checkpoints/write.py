@@ -18,7 +18,7 @@ from nanoalign.checkpoints.guards import OWN_TEMPLATE, load_tokenizer
 from nanoalign.checkpoints.slices import places_of, tensors_of
 from nanoalign.distributed import World
 from nanoalign.errors import RunError
-from nanoalign.model import RewardModel, Scorer
+from nanoalign.model import Policy, Scorer
 
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
@@ -49,7 +49,7 @@ def write_model(
     if tensors is None:
         named = tensors_of(places_of(scorer.model))
         tensors = {names[0]: lambda tensor=tensor: tensor for names, tensor in named.items()}
-    if isinstance(scorer, RewardModel):
+    if not isinstance(scorer, Policy):
         from nanoalign.checkpoints.portable import set_pad_token_of_files
         from nanoalign.rewards.rule import set_pad_token
 
@@ -60,7 +60,7 @@ def write_model(
             temporary.mkdir(parents=True)
             write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
             write_tokenizer(tokenizer, temporary, template)
-            if isinstance(scorer, RewardModel):
+            if not isinstance(scorer, Policy):
                 set_pad_token_of_files(tokenizer, temporary)
         files = FileWriter(temporary)
         if dtype == "bf16":

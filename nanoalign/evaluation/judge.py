@@ -25,7 +25,7 @@ from nanoalign.evaluation.scoring import (
     score_encoded,
 )
 from nanoalign.loop import Batches
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed, preferences_of
 

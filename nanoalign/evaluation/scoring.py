@@ -25,7 +25,7 @@ from nanoalign.formats.prompts import prompt_key
 from nanoalign.formats.templates import encode_records
 from nanoalign.hosts.progress import progress_bar
 from nanoalign.loop import Batches
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.condition import conditioned
 from nanoalign.rewards.prompts import AS_DIALOGUE, as_trained
 from nanoalign.rewards.rule import check_pad_token, rule_of

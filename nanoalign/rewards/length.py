@@ -20,7 +20,7 @@ from nanoalign.batch import Batch, Row
 from nanoalign.distributed import full, print0
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 
 # The coefficient must be near its final value before the model learns length by itself.
 LR_SCALE = 400.0

@@ -13,7 +13,7 @@ import transformers
 
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.errors import RunError
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 
 EOS_RULE = "appended, unless the response was cut"  # rewards are read at the EOS
 

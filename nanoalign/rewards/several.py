@@ -16,7 +16,7 @@ from nanoalign.errors import RunError
 from nanoalign.formats.records import PKU, complete, from_messages
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.rule import rule_of
 
 

@@ -13,7 +13,8 @@ from huggingface_hub import constants
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.hub import public_name
 from nanoalign.errors import RunError
-from nanoalign.model import Policy, RewardModel
+from nanoalign.model import Policy
+from nanoalign.reward_model import RewardModel
 
 
 @pytest.fixture

@@ -30,8 +30,9 @@ from nanoalign.checkpoints.write import write_model
 from nanoalign.distributed import full, setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.model import Policy, RewardModel
+from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
+from nanoalign.reward_model import RewardModel
 
 load = partial(Policy.load, read=read_slices)
 

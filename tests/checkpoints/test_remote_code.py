@@ -15,7 +15,8 @@ from nanoalign.checkpoints.guards import load_tokenizer, read_config
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.errors import RunError
-from nanoalign.model import Policy, RewardModel
+from nanoalign.model import Policy
+from nanoalign.reward_model import RewardModel
 
 AUTO_MAP = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model",
             "AutoModelForSequenceClassification": "own.Model"}  # fmt: skip

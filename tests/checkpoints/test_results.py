@@ -23,7 +23,8 @@ from nanoalign.checkpoints.rounding import RoundingWriter
 from nanoalign.checkpoints.write import write_model
 from nanoalign.encode import Record
 from nanoalign.formats.templates import encode_records
-from nanoalign.model import Policy, RewardModel
+from nanoalign.model import Policy
+from nanoalign.reward_model import RewardModel
 
 
 def json_of(path: Path) -> dict:

@@ -20,7 +20,6 @@ from nanoalign.loop import (
     Batches,
     Objective,
     evaluate,
-    evaluation_steps,
     get_lr,
     step_indices,
     total_steps,
@@ -230,7 +229,9 @@ def test_a_rank_of_two_doubles_its_share(world):
     ("flags", "expected"),
     [  # 8 rows, 4 a step: 2 steps an epoch, 2 epochs; or 5 steps
         ({}, [0, 1, 2, 3, 4]),
-        ({"held_out": 5}, [0, 2, 4]),
+        ({"held_out": 8}, [0, 2, 4]),  # as many rows as two steps
+        ({"steps": 40, "epochs": 99, "rows": 80}, [0, *range(4, 41, 4)]),  # ten, and two epochs
+        ({"steps": 40, "epochs": 99, "rows": 80, "held_out": 50}, [0, 12, 20, 24, 36, 40]),
         ({"eval_every": 3}, [0, 2, 3, 4]),
         ({"steps": 5, "eval_every": 9}, [0, 2, 4, 5]),
         ({"steps": 5, "start": 3}, [4, 5]),
@@ -238,25 +239,8 @@ def test_a_rank_of_two_doubles_its_share(world):
     ],
 )
 def test_evaluations_are_at_the_start_each_epoch_and_when_asked_for(world, flags, expected):
-    rows = 8 + flags.get("held_out", 1)
+    rows = flags.pop("rows", 8) + flags.get("held_out", 1)
     assert Two(lambda a, b: a + b, world, rows, **flags).steps("eval/loss") == expected
-
-
-@pytest.mark.parametrize(
-    ("total", "rows", "held_out", "eval_every", "expected"),
-    [  # of 64 rows a step
-        (100, 6400, 320, None, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]),
-        (100, 6400, 700, None, [25, 50, 75, 100]),  # 4 * 700 rows are less than half of 6,400
-        (100, 6400, 6400, None, [100]),
-        (105, 2240, 100, None, [12, 23, 35, 47, 58, 70, 82, 93, 105]),  # thirds of three epochs
-        (100, 320, 10, None, [*range(5, 101, 5)]),  # twenty epochs
-        (4, 6400, 1, None, [1, 2, 3, 4]),
-        (105, 2240, 2240, 30, [30, 35, 60, 70, 90, 105]),
-    ],
-)
-def test_a_run_has_about_ten_evaluations(total, rows, held_out, eval_every, expected):
-    args = Namespace(batch_size=64, eval_every=eval_every)
-    assert sorted(evaluation_steps(total, rows, held_out, args) - {0}) == expected
 
 
 def test_a_gradient_that_is_not_finite_is_an_error_though_the_loss_is(world):

@@ -19,9 +19,9 @@ from nanoalign.batch import collate
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import setup
 from nanoalign.encode import Record, encode_all
-from nanoalign.model import RewardModel
 from nanoalign.packing.attention import use_tree_attention
 from nanoalign.packing.batches import collate as pack
+from nanoalign.reward_model import RewardModel
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import evaluate
 from nanoalign.checkpoints.write import write_model
 from nanoalign.distributed import run
 from nanoalign.hosts.report import report
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.rule import EOS_RULE
 
 RULE = {"template": "raw", "max_length": 256, "eos": EOS_RULE}

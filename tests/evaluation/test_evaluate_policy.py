@@ -34,8 +34,9 @@ from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
 from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, kl_is_known
 from nanoalign.evaluation.generation import Answer
-from nanoalign.model import Policy, RewardModel
+from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
+from nanoalign.reward_model import RewardModel
 
 
 @pytest.fixture(scope="module")

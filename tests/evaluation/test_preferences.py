@@ -19,7 +19,7 @@ from nanoalign.checkpoints.write import write_model
 from nanoalign.encode import encode_all
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import open_source
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.condition import conditioned
 from nanoalign.rewards.several import SeveralRewards
 

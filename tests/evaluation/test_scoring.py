@@ -18,8 +18,8 @@ from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, Record, encode_all
 from nanoalign.errors import RunError
 from nanoalign.evaluation.scoring import encode_for, lengths_of, score_rows
 from nanoalign.loop import Batches
-from nanoalign.model import RewardModel
 from nanoalign.packing.batches import Packed
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.prompts import AS_DIALOGUE
 
 

@@ -9,7 +9,7 @@ from evaluations import write_jsonl
 
 import train_rm
 from nanoalign.encode import Record, encode_all
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.prompts import kinds_of
 from nanoalign.rewards.rule import rule_of, set_rule
 

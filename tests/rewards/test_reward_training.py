@@ -18,7 +18,7 @@ import train_rm
 from nanoalign.batch import collate
 from nanoalign.checkpoints import curves
 from nanoalign.encode import encode_all
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.rule import EOS_RULE, rule_of
 
 matplotlib.use("Agg")

@@ -26,7 +26,7 @@ from nanoalign.encode import Record, encode_all
 from nanoalign.errors import RunError
 from nanoalign.formats.templates import encode_records
 from nanoalign.hosts.report import report
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards import length, several
 from nanoalign.rewards.condition import by_preference, conditioned
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of

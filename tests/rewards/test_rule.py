@@ -22,7 +22,7 @@ from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.loop import Batches
-from nanoalign.model import RewardModel
+from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.rule import EOS_RULE, check_pad_token, rule_of, scoring_rule, set_rule
 
 
