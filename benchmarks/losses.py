@@ -89,9 +89,9 @@ PER_TOKEN = [name for name in LOSSES if KIND[name] == losses.MEANS]
 PANELS = 6  # side by side
 # Colour of a curve, and what one nat on its x-axis adds to chosen and to rejected.
 CURVES = {
-    "margin": ("tab:blue", 0.5, -0.5),
-    "chosen": ("tab:green", 1.0, 0.0),
-    "rejected": ("tab:red", 0.0, 1.0),
+    "margin": ("black", 0.5, -0.5),
+    "chosen": ("tab:blue", 1.0, 0.0),
+    "rejected": ("tab:orange", 0.0, 1.0),
 }
 
 
@@ -125,8 +125,7 @@ def draw(path: Path) -> None:
 
     names = sorted(LOSSES, key=lambda name: (name in WITHOUT_REFERENCE, name not in OF_MARGIN))
     rows = math.ceil(len(names) / PANELS)
-    figure, axes = plt.subplots(rows, PANELS, figsize=(22, 3.3 * rows))
-    figure.subplots_adjust(0.035, 0.045, 0.965, 0.92, wspace=0.32, hspace=0.36)
+    figure, axes = plt.subplots(rows, PANELS, figsize=(22, 3.3 * rows), layout="constrained")
     for axis in axes.flat[len(names) :]:
         axis.set_visible(False)
     for axis, name in zip(axes.flat, names, strict=False):
@@ -135,6 +134,8 @@ def draw(path: Path) -> None:
         "loss (solid, left axis) and its gradient (dashed, right axis): against the margin, or "
         "against one response with the other fixed", fontsize="x-large",
     )  # fmt: skip
+    handles = [plt.Line2D([], [], c=c, lw=4, label=curve) for curve, (c, *_) in CURVES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(CURVES))
     figure.savefig(path, dpi=75)
 
 
@@ -157,7 +158,7 @@ def draw_loss(axis, name: str) -> None:
         shift = torch.zeros_like(x, requires_grad=True)
         values = value(name, chosen + of_chosen * shift, rejected + of_rejected * shift)
         (gradient,) = torch.autograd.grad(values.sum(), shift)
-        axis.plot(centre + x, values.detach(), color=colour, lw=2, label=curve)
+        axis.plot(centre + x, values.detach(), color=colour, lw=2)
         twin.plot(centre + x, gradient, color=colour, lw=1, ls="--")
     axis.axvline(centre, color="black", lw=0.5)
     twin.axhline(0, color="black", lw=0.5, ls=":")
@@ -167,8 +168,8 @@ def draw_loss(axis, name: str) -> None:
     per_token = name in WITHOUT_REFERENCE or name in PER_TOKEN
     axis.set_xlabel(f"{quantity}, nats" + " per token" * per_token)
     axis.grid(alpha=0.3)
-    if name not in OF_MARGIN:
-        axis.legend(fontsize="small")
+    for each in (axis, twin):
+        each.ticklabel_format(axis="y", scilimits=(-3, 4))
 
 
 def main() -> None:

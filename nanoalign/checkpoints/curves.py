@@ -91,7 +91,9 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
     known = {key for line in lines for key in line}
     panels = [panel for panel in PANELS if known.intersection(panel[1])]
     figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
-    figure.suptitle(textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large")
+    figure.suptitle(
+        textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large"
+    )
     for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
         for metric, colour in metrics.items():
             start = 0.0

@@ -70,7 +70,8 @@ def picture(path: Path, lines: Sequence[dict[str, float]]) -> None:
         if name in lines[0]:
             axis.plot(kl, [line[name] for line in lines], "o-", color=colour, label=label)
     top = axis.secondary_xaxis("top")
-    top.set_xticks(kl, [str(line["n"]) for line in lines])
+    powers = [n for n in range(len(lines)) if (n + 1) & n == 0]  # of two, which stand apart
+    top.set_xticks([kl[n] for n in powers], [str(n + 1) for n in powers])
     top.set_xlabel("n")
     axis.set_xlabel("KL of the best of n from the policy, nats an answer")
     axis.set_ylabel("mean reward of the best of n")

@@ -15,8 +15,15 @@ from matplotlib import pyplot as plt  # noqa: E402
 from nanoalign.evaluation.answers import ROLES  # noqa: E402
 from nanoalign.evaluation.comparison import Compared  # noqa: E402
 from nanoalign.evaluation.ranking import Figures  # noqa: E402
-from nanoalign.evaluation.reward_pictures import BETTER, WORSE, alpha_of  # noqa: E402
+from nanoalign.evaluation.reward_pictures import (  # noqa: E402
+    BETTER,
+    WORSE,
+    alpha_of,
+    bins_of,
+    legend_below,
+)
 
+MARKERS = "osDv^<>P"  # of policies
 WHOLE, CUT = {"marker": ".", "s": 36}, {"marker": "x", "s": 18, "lw": 0.8}  # cut: read in part
 
 
@@ -31,9 +38,8 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
     )  # (N,) each
     cut = np.array([any(x.cut for r in ROLES for x in getattr(each, r)) for each in compared])
     figure, axes = plt.subplot_mosaic(
-        [["order", "order"], ["difference", "length"]], figsize=(14, 9)
+        [["order", "order"], ["difference", "length"]], figsize=(14, 10), layout="constrained"
     )
-    figure.subplots_adjust(0.05, 0.06, 0.985, 0.87, wspace=0.15, hspace=0.3)
     title = f"the policy wins {_rate(figures)}, by the reward model"
     whole = figures.get("without_cut", {})
     if whole:
@@ -45,8 +51,7 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
     _length(axes["length"], compared, figures)
     for name, axis in axes.items():
         axis.grid(alpha=0.3)
-        for handle in axis.legend().legend_handles:
-            handle.set_alpha(handle.get_alpha() if name == "difference" else 1)
+        legend_below(axis, 5 if name == "order" else 2)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -91,7 +96,7 @@ def _difference(axis: plt.Axes, compared: Sequence[Compared], figures: Figures) 
         for b in each.baseline
     ]
     margins, weights, whole = map(np.array, zip(*pairs, strict=True))  # (P,) each
-    edges = np.histogram_bin_edges(margins, 60)
+    edges = bins_of(margins)
     axis.hist(margins, edges, weights=weights, color=BETTER, alpha=0.6, label="all")
     if not whole.all():
         axis.hist(margins[whole], edges, weights=weights[whole], color=BETTER,
@@ -141,10 +146,9 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
     judges = {"": ("reward model", BETTER)}
     if all("policy_true_mean" in each for each in figures):
         judges["true_"] = ("true rule of the embedded world", "tab:green")
-    figure, (gain, wins, length) = plt.subplots(1, 3, figsize=(16, 5))
-    figure.subplots_adjust(0.045, 0.12, 0.985, 0.9, wspace=0.2)
+    figure, (gain, wins, length) = plt.subplots(1, 3, figsize=(16, 5.5), layout="constrained")
     for key, (judge, colour) in judges.items():
-        style = {"color": colour, "marker": "o", "lw": 1, "label": judge}
+        style = {"color": colour, "marker": "o", "ls": "", "label": judge}
         means = [each[f"policy_{key}mean"] - each[f"baseline_{key}mean"] for each in figures]
         gain.plot([0, *kl], [0, *means], **style)
         rate, low, high = (
@@ -153,11 +157,11 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
         )
         wins.errorbar(kl, rate, [rate - low, high - rate], capsize=3, **style)
     wins.axhline(0.5, color="black", lw=1)
-    length.plot(
-        kl, [each["policy_tokens_mean"] for each in figures], "o-", color=BETTER, label="policy"
-    )
+    for n, (name, each) in enumerate(zip(names, figures, strict=True)):
+        label = Path(name).name.removesuffix("_eval")
+        length.plot(kl[n], each["policy_tokens_mean"], MARKERS[n % len(MARKERS)], label=label)
     length.axhline(
-        np.mean([each["baseline_tokens_mean"] for each in figures]), color=WORSE, label="baseline"
+        np.mean([each["baseline_tokens_mean"] for each in figures]), color="black", label="baseline"
     )
     for axis, title, what in (
         (gain, "gain in mean reward over the baseline", "policy's mean minus the baseline's"),
@@ -166,16 +170,12 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
     ):
         axis.set_title(title)
         axis.set_xscale("function", functions=(np.sqrt, np.square))  # as in Gao et al.
-        axis.xaxis.set_major_locator(plt.MaxNLocator(6))
+        axis.xaxis.set_major_locator(plt.MaxNLocator(4))
         axis.set_xlim(0, max(1.2 * kl.max(), 0.01))
         axis.set_xlabel("KL(policy || baseline), nats an answer; square-root scale")
         axis.set_ylabel(what)
         axis.grid(alpha=0.3)
-        axis.legend()
-    for n, (name, each) in enumerate(zip(names, figures, strict=True)):
-        label = Path(name).name.removesuffix("_eval")
-        point = kl[n], each["policy_tokens_mean"]
-        beside = (5, (5, -12)[n % 2])  # alternately above and below the points
-        length.annotate(label, point, beside, textcoords="offset points", fontsize="small")
+    figure.legend(*gain.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+    figure.legend(*length.get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=90)
     plt.close(figure)

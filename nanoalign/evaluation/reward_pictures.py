@@ -35,14 +35,27 @@ def alpha_of(points: int) -> float:
     return min(0.9, max(0.1, 300 / points))
 
 
+def bins_of(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Edges of the bins of a histogram: 2 n^(1/3) of n values (Rice's rule), 40 at most."""
+    return np.histogram_bin_edges(values, min(40, round(2 * len(values) ** (1 / 3))))
+
+
+def legend_below(axis, columns: int = 2) -> None:
+    """A legend that hides nothing; its points are opaque."""
+    box = axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=columns, frameon=False)
+    for handle in box.legend_handles:
+        handle.set_alpha(max(0.6, handle.get_alpha() or 1))
+
+
 def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: Figures) -> None:
     """The rewards of one subset in five panels: order, pairs, spread, calibration, length."""
     pairs = pairs_of(scored)
     better, worse = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))  # (P,)
     figure, axes = plt.subplot_mosaic(
-        [["order", "order", "pairs"], ["spread", "calibration", "length"]], figsize=(16, 9)
+        [["order", "order", "pairs"], ["spread", "calibration", "length"]],
+        figsize=(16, 10),
+        layout="constrained",
     )
-    figure.subplots_adjust(0.05, 0.06, 0.985, 0.89, wspace=0.2, hspace=0.3)
     title = (
         f"{subset}: accuracy {share_with_interval(figures)} on {len(pairs):,} pairs, "
         f"{figures['ties']:,} ties; always the longer answer: {figures['longer_accuracy']:.3f}"
@@ -53,8 +66,9 @@ def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: F
     _spread_panel(axes["spread"], scored, figures)
     _calibration_panel(axes["calibration"], pairs, better - worse)
     _length_panel(axes["length"], scored, figures)
-    for axis in axes.values():
+    for name, axis in axes.items():
         axis.grid(alpha=0.3)
+        legend_below(axis, 3 if name == "order" else 2)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -81,9 +95,6 @@ def _order_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
     )
     axis.set_xlabel("pair")
     axis.set_ylabel("reward")
-    low, high = axis.get_ylim()
-    axis.set_ylim(low, high + 0.12 * (high - low))  # room for the legend
-    axis.legend(loc="upper left", ncols=3)
 
 
 def _pairs_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
@@ -101,11 +112,10 @@ def _pairs_panel(axis, better: np.ndarray, worse: np.ndarray) -> None:
     )
     axis.set_xlabel("worse answer's reward")
     axis.set_ylabel("better answer's reward")
-    axis.legend()
 
 
 def _spread_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
-    bins = np.histogram_bin_edges([line.score for line in scored], bins=40)
+    bins = bins_of([line.score for line in scored])
     for side, colour, name in (("chosen", BETTER, "better"), ("rejected", WORSE, "worse")):
         rewards = [line.score for line in scored if line.side == side]
         mean = figures[f"{name}_data_mean"]
@@ -116,7 +126,6 @@ def _spread_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
     axis.set_title(f"{len(scored):,} answers: mean reward {mean:+.2f}, deviation {deviation:.2f}")
     axis.set_xlabel("reward")
     axis.set_ylabel("answers")
-    axis.legend()
 
 
 def _calibration_panel(axis, pairs: Pairs, margins: np.ndarray) -> None:
@@ -131,14 +140,14 @@ def _calibration_panel(axis, pairs: Pairs, margins: np.ndarray) -> None:
     axis.errorbar(
         confidence[held], hit_rate[held], spread, fmt="o", color=BETTER, capsize=3, label="95 %"
     )
-    for x, y, count in zip(confidence[held], hit_rate[held], counts[held], strict=True):
-        axis.annotate(f"{count:,}", (x, y), (-6, -14), textcoords="offset points", fontsize="small")
-    axis.set_title(f"calibration: error {error:.3f} over {len(margins):,} pairs")
+    for x, count in zip(confidence[held], counts[held], strict=True):
+        axis.text(x, -0.09, f"{count:,}", ha="center", fontsize="small")  # where no point can be
+    axis.set_title(f"calibration: error {error:.3f} over {len(margins):,} pairs, counted below")
     axis.set_xlabel("sigmoid(margin) of the winner")
     axis.set_ylabel("share of labels that agree")
-    axis.set_xlim(0.49, 1.01)
-    axis.set_ylim(-0.02, 1.02)
-    axis.legend(loc="lower right")
+    axis.set_xlim(0.48, 1.02)
+    axis.set_ylim(-0.12, 1.02)
+    axis.set_yticks(np.linspace(0, 1, 6))
 
 
 def _length_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
@@ -155,4 +164,3 @@ def _length_panel(axis, scored: Sequence[Scored], figures: Figures) -> None:
     axis.set_title(f"{len(scored):,} answers: rank correlation with length {shown}")
     axis.set_xlabel("tokens of the answer")
     axis.set_ylabel("reward")
-    axis.legend()
