@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # data
     tokenizer = load_tokenizer(folder)
+    rewards.announce_head(folder)
     data = load_rows(args, tokenizer, folder, world)
     if args.audit:
         from nanoalign.formats.audit import audit

@@ -77,10 +77,18 @@ def build(
     """A model of this config without weights; `path` names it in errors."""
     # transformers' defaults: what a folder wants may be code that is fetched from the Hub.
     config._attn_implementation = config._experts_implementation = None
+    if auto is transformers.AutoModelForSequenceClassification:
+        from nanoalign.rewards.own_head import class_of
+
+        auto = class_of(type(config)) or auto
     try:
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except FOREIGN_ERRORS as error:  # no such model of this architecture, inconsistent settings
         raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
+    if model.base_model is model:  # Llama 4 gives its body another name than its files have
+        parts = dict(model.named_children())
+        bodies = [n for n, part in parts.items() if isinstance(part, transformers.PreTrainedModel)]
+        model.base_model_prefix = bodies[0] if len(bodies) == 1 else ""
     if model.base_model is model:
         raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
     return model

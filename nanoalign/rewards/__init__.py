@@ -4,6 +4,7 @@ rule.py         what is written into a reward model: how text becomes tokens, an
 several.py      an output for each preference, trained on its own labels
 condition.py    one output for several preferences, one of which the prompt names
 length.py       a coefficient of length beside the reward, so that the reward does not learn length
+own_head.py     reward models of architectures for which transformers has none
 variants.py     the variant that the flags select
 """
 
@@ -23,6 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def is_used(args: Namespace) -> bool:
     """Whether a run needs another model or loss than train_rm.py itself has."""
     return args.length_debias or (len(args.preference) > 1 and not args.condition)
+
+
+def announce_head(folder) -> None:
+    """Prints that a reward model from a folder gets a head of ours, if it does."""
+    from nanoalign.rewards.own_head import announce
+
+    announce(folder)
 
 
 def refusal(args: Namespace) -> str | None:

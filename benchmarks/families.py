@@ -1,0 +1,169 @@
+"""Which families of causal language models train: a tiny random model of each in transformers.
+
+    python benchmarks/families.py                   all, about 20 minutes; then the table
+    python benchmarks/families.py llama mamba       some of them
+
+A step of DPO with packed rows, one with --no-share_prefix, and one of a reward model, with the
+checks that precede each; and the logits of a policy that was saved, with tied and untied heads.
+Each family runs in a process of its own, for --seconds at most.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from transformers.models.auto.modeling_auto import (  # noqa: E402
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+)
+
+import train_dpo  # noqa: E402
+import train_rm  # noqa: E402
+from nanoalign import TINY  # noqa: E402
+from nanoalign.checkpoints.slices import read_slices  # noqa: E402
+from nanoalign.checkpoints.write import write_model  # noqa: E402
+from nanoalign.errors import RunError, in_a_line  # noqa: E402
+from nanoalign.model import Policy  # noqa: E402
+
+WAYS = ("packed", "separate", "reward model", "saved")
+# Sizes by the names that configs give them; a name that a config does not have is left out.
+SIZES = {
+    "hidden_size": 64, "n_embd": 64, "d_model": 64, "dim": 64, "n_inner": 128,
+    "intermediate_size": 128, "ffn_dim": 128, "ffn_hidden_size": 128, "d_ff": 128,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "decoder_layers": 2,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4,
+    "decoder_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rotary_dim": 8,
+    "max_position_embeddings": 512, "n_positions": 512,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
+    "n_group": 1, "topk_group": 1, "state_size": 8, "mamba_d_state": 8, "mamba_n_heads": 8,
+    "mamba_d_head": 16, "mamba_d_ssm": 128, "q_lora_rank": 16, "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16, "decoder_ffn_dim": 128,
+}  # fmt: skip
+
+
+def write_model_of(family: str, folder: Path, tied: bool) -> Path:
+    """A small model of a family, with random weights and the embedded tokenizer."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+    kind = transformers.CONFIG_MAPPING[family]
+    has = kind().to_dict()
+    sizes = {name: size for name, size in SIZES.items() if name in has}
+    layers = (has.get("layer_types") or [])[: SIZES["num_hidden_layers"]]
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
+    config = kind(
+        **sizes, **tokens, **({"layer_types": layers} if layers else {}), pad_token_id=None,
+        vocab_size=len(tokenizer), tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def check(family: str, folder: Path) -> dict[str, str]:
+    """Way -> "ok", or the line that it ends with."""
+    untied, tied = (write_model_of(family, folder / str(tie), tie) for tie in (False, True))
+    flags = ["--model", str(untied), "--steps", "1", "--batch_size", "4", "--data", "tiny:test",
+             "--eval_share", "0", "--template", "pku", "--out"]  # fmt: skip
+    plain = ["--no-share_prefix"]
+    packed = attempt(train_dpo.main, [*flags, str(folder / "packed")])
+    separate = attempt(train_dpo.main, [*flags, str(folder / "separate"), *plain])
+    layout = [] if packed == "ok" else plain
+    reward = attempt(train_rm.main, [*flags, str(folder / "reward"), *layout])
+    saved = [attempt(same_logits, model, folder / "saved") for model in (untied, tied)]
+    return dict(zip(WAYS, (packed, separate, reward, max(saved, key="ok".__ne__)), strict=True))
+
+
+def same_logits(model: Path, folder: Path) -> None:
+    """Raises RunError unless a model that we read and wrote has the logits that it had."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(TINY)
+    ids = torch.arange(20, 40)[None]
+    policy = Policy.load(model, read=read_slices)
+    write_model(policy, tokenizer, folder)
+    before, after = (
+        transformers.AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval()
+        for each in (model, folder)
+    )
+    with torch.no_grad():
+        logits = [each(input_ids=ids).logits for each in (before, policy.model, after)]
+    off = max((logits[0] - each).abs().max().item() for each in logits[1:])
+    if not off <= 1e-5:
+        raise RunError(f"logits differ by {off:.2g}")
+
+
+def attempt(run: Callable[..., None], *args: object) -> str:
+    """ "ok", or the error of a run in one line."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(*args)
+    except RunError as error:
+        return re.sub(r"(--)?model '?/\S+?'?:? ", "", str(error))
+    except Exception as error:  # the user would see a traceback
+        return f"TRACEBACK {in_a_line(error)}"
+    return "ok"
+
+
+def child(family: str, results) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            results.send(check(family, Path(folder)))
+        except Exception as error:  # no such small model
+            results.send(dict.fromkeys(WAYS, f"no small model: {in_a_line(error)}"))
+
+
+def run(family: str, seconds: float) -> dict[str, str]:
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.Process(target=child, args=(family, theirs))
+    process.start()
+    try:
+        ready = ours.poll(seconds)
+        return ours.recv() if ready else dict.fromkeys(WAYS, f"longer than {seconds:g} s")
+    except EOFError:
+        return dict.fromkeys(WAYS, "the process died")
+    finally:
+        process.kill()
+        process.join()
+
+
+def table(found: dict[str, dict[str, str]]) -> str:
+    """Markdown: the families for which all is ok, and a line for each of the others."""
+    good = [name for name, ways in found.items() if {*ways.values()} == {"ok"}]
+    lines = [f"{len(good)} of {len(found)} are ok in every way: {', '.join(good)}.", ""]
+    lines += [f"| | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 1) + "|"]
+    for name in [name for name in found if name not in good]:
+        lines.append(f"| {name} | {' | '.join(found[name][way] for way in WAYS)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("families", nargs="*", help="as transformers names them; default: all")
+    parser.add_argument("--seconds", type=float, default=60, help="for each family")
+    args = parser.parse_args()
+    found = {}
+    for name in args.families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
+        found[name] = run(name, args.seconds)
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

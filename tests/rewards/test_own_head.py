@@ -1,0 +1,93 @@
+"""python -m pytest tests/rewards/test_own_head.py"""
+
+import json
+import re
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_pairs
+from transformers import AutoConfig, AutoTokenizer
+
+import train_rm
+from nanoalign import TINY
+from nanoalign.batch import collate
+from nanoalign.checkpoints.slices import read_slices
+from nanoalign.checkpoints.write import write_model
+from nanoalign.encode import encode
+from nanoalign.errors import RunError
+from nanoalign.reward_model import RewardModel
+from nanoalign.rewards.own_head import announce, class_of
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import families
+
+# Of these transformers has no ...ForSequenceClassification.
+NAMES = ("cohere2", "ernie4_5", "falcon_h1", "glm4_moe", "granite", "lfm2", "llama4_text", "mamba",
+         "olmoe", "codegen", "rwkv", "granitemoe")  # fmt: skip
+ROWS = [("What is 2 plus 3?", ("It is 5.", "No.")), ("Say hello.", ("Hello there!", "Why?"))]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TINY)
+
+
+def rewards_by_snippet(folder: Path, text: str) -> float:
+    """What the lines of docs/models.md compute, which use transformers and safetensors alone."""
+    page = (ROOT / "docs" / "models.md").read_text()
+    (snippet,) = re.findall(r"```python\n(from safetensors.*?)```", page, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(snippet.replace("runs/rm", str(folder)).replace("TEXT", repr(text)), names)
+    return names["reward"].item()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reward_model_of_any_family(name, tokenizer, tmp_path):
+    """Its rewards are those of its own forward, of the saved one, and of other programs."""
+    folder = families.write_model_of(name, tmp_path / "base", tied=False)
+    assert class_of(type(AutoConfig.from_pretrained(folder))) is not None
+    model = RewardModel.load(folder, read=read_slices, head_seed=0)
+    batch = collate([encode(*row, tokenizer) for row in ROWS])
+    alone = torch.cat([model.textbook(collate([encode(p, (r,), tokenizer)])) for p, rs in ROWS
+                       for r in rs])  # fmt: skip
+    rewards = model(batch).detach()
+    assert torch.allclose(rewards, alone, atol=1e-4) and rewards.std() > 1e-3
+    write_model(model, tokenizer, tmp_path / "rm")
+    assert json.loads((tmp_path / "rm" / "config.json").read_text())["architectures"] == [
+        class_of(type(model.model.config)).__name__
+    ]
+    again = RewardModel.load(tmp_path / "rm", read=read_slices)
+    assert torch.equal(again(batch), model(batch))
+    tokens = [*encode(*ROWS[0], tokenizer).prompt, *encode(*ROWS[0], tokenizer).responses[0]]
+    by_others = rewards_by_snippet(tmp_path / "rm", tokenizer.decode(tokens))
+    assert by_others == pytest.approx(rewards[0].item(), abs=1e-4)
+
+
+def test_training_says_so_before_it_reads_data(tmp_path, capsys):
+    folder = families.write_model_of("granite", tmp_path / "base", tied=True)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 12)
+    train = partial(train_rm.main, ["--model", str(folder), "--data", str(pairs), "--out",
+                                    str(tmp_path / "rm"), "--steps", "2", "--batch_size", "4",
+                                    "--template", "raw"])  # fmt: skip
+    train()
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(
+        "head        ours: transformers has no GraniteForSequenceClassification"
+    )
+    lines = [json.loads(x) for x in (tmp_path / "rm" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["train_eval/loss"] < lines[0]["train_eval/loss"]
+
+
+def test_a_family_of_transformers_has_no_head_of_ours(llama_folder, capsys):
+    announce(llama_folder)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_architecture_without_a_language_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(RunError, match="'clip' is no architecture of causal language models"):
+        announce(tmp_path)
