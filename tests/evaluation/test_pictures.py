@@ -4,9 +4,8 @@ Nothing that is written in a picture is cut, or lies over something else.
 """
 
 import itertools
-import sys
-from pathlib import Path
 
+import losses
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
@@ -16,9 +15,6 @@ from matplotlib.text import Text
 from nanoalign.checkpoints import curves
 from nanoalign.evaluation import best_of_n, pictures, reward_pictures
 from nanoalign.evaluation.ranking import Scored, reward_metrics
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import losses
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.own_head import announce, class_of
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
 import families
 
 # Of these transformers has no ...ForSequenceClassification.
@@ -32,7 +30,7 @@ ROWS = [("What is 2 plus 3?", ("It is 5.", "No.")), ("Say hello.", ("Hello there
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tiny_tokenizer():
     return AutoTokenizer.from_pretrained(TINY)
 
 
@@ -46,8 +44,9 @@ def rewards_by_snippet(folder: Path, text: str) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reward_model_of_any_family(name, tokenizer, tmp_path):
+def test_a_reward_model_of_any_family(name, tiny_tokenizer, tmp_path):
     """Its rewards are those of its own forward, of the saved one, and of other programs."""
+    tokenizer = tiny_tokenizer
     folder = families.write_model_of(name, tmp_path / "base", tied=False)
     assert class_of(type(AutoConfig.from_pretrained(folder))) is not None
     model = RewardModel.load(folder, read=read_slices, head_seed=0)
@@ -75,9 +74,7 @@ def test_training_says_so_before_it_reads_data(tmp_path, capsys):
                                     "--template", "raw"])  # fmt: skip
     train()
     first = capsys.readouterr().out.splitlines()[0]
-    assert first.startswith(
-        "head        ours: transformers has no GraniteForSequenceClassification"
-    )
+    assert first.startswith("head        ours: transformers has no GraniteForSequenceClass")
     lines = [json.loads(x) for x in (tmp_path / "rm" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["train_eval/loss"] < lines[0]["train_eval/loss"]
 
