@@ -5,6 +5,7 @@ import re
 from functools import partial
 from pathlib import Path
 
+import families
 import pytest
 import torch
 from conftest import write_pairs
@@ -21,7 +22,6 @@ from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.own_head import announce, class_of
 
 ROOT = Path(__file__).parents[2]
-import families
 
 # Of these transformers has no ...ForSequenceClassification.
 NAMES = ("cohere2", "ernie4_5", "falcon_h1", "glm4_moe", "granite", "lfm2", "llama4_text", "mamba",

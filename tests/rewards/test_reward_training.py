@@ -94,7 +94,7 @@ def test_training_learns_and_logs(one_rank):
 
 
 def test_evaluations_are_of_held_out_and_training_pairs(one_rank):
-    """At the start, and after each tenth of 20 steps. Overfitting shows as a gap between the two."""
+    """At the start, and after each tenth of 20 steps. Overfitting is a gap between the two."""
     evaluations = [line for line in one_rank[0] if "eval/loss" in line]
     assert [line["step"] for line in evaluations] == [*range(0, 21, 2)]
     named = {key.split("/", 1)[1] for key in evaluations[0] if key.startswith("eval/")}
