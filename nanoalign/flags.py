@@ -19,22 +19,22 @@ MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
-    Subpackages append functions. lazy: adds the flags that a command line may have. derived: maps
-    flags to defaults of others. refusals: maps flags to what is wrong with them, or None.
+    Subpackages append functions. lazy: adds the flags that a command line may have, or returns
+    another one. derived: flags -> defaults of others. refusals: flags -> what is wrong, or None.
     """
 
     def __init__(self, doc: str, **options):
         first, _, rest = doc.partition("\n")
         options |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
         super().__init__(description=first, epilog=rest, **options)
-        self.lazy: list[Callable[[list[str]], None]] = []
+        self.lazy: list[Callable[[list[str]], list[str] | None]] = []
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
 
     def parse_args(self, argv: list[str] | None = None) -> Namespace:
         argv = sys.argv[1:] if argv is None else argv
         for add in self.lazy:
-            add(argv)
+            argv = add(argv) or argv
         args = super().parse_args(argv)
         for derive in self.derived:
             self.set_defaults(**derive(args))

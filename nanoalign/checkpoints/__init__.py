@@ -12,6 +12,7 @@ digest.py       a hash of the files of a model
 shards.py       which rows of a parameter a rank has
 convert.py      the same where transformers must convert the tensors (mixture-of-experts)
 write.py        sharded parameters -> safetensors files in Hugging Face format
+repeat.py       --args: the flags of another run
 resume.py       checkpoints of a run: writes them, and continues from one
 unpickle.py     files of checkpoints -> values, without running what they name
 rounding.py     what is left of a training in bfloat16
@@ -48,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=count, metavar="COUNT",
         help="end the run after so many evaluations without a lower held-out loss, and keep the "
         "best weights; default: it goes on")  # fmt: skip
+    add("--args", metavar="FILE",
+        help="repeat the run of this args.json; flags beside it count more; default: "
+        "none")  # fmt: skip
+    parser.lazy.append(partial(repeated, parser))
     add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
         help="of the weights in --out; bf16 rounds small changes away, and prints how "
         "many")  # fmt: skip
@@ -63,6 +68,15 @@ def refusal(args: Namespace) -> str | None:
     from nanoalign.checkpoints import resume
 
     return resume.refusal(args)
+
+
+def repeated(parser: argparse.ArgumentParser, argv: list[str]) -> list[str] | None:
+    """A command line with the flags of its --args, if it has that."""
+    if "--args" not in [word.partition("=")[0] for word in argv]:
+        return None
+    from nanoalign.checkpoints.repeat import expand
+
+    return expand(parser, argv)
 
 
 def keeps_best(args: Namespace) -> bool:

@@ -45,10 +45,10 @@ STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
 DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
 # Flags that may differ: they do not alter the steps of a run, or only how many there are.
-FREE = DATA | {"epochs", "steps", "micro_batch_tokens", "share_prefix", "eval_data", "eval_every",
-               "activation_checkpointing", "save_every", "keep", "stop_after", "resume",
-               "overwrite", "out", "audit", "cache", "precompute_reference", "shard_size",
-               "gradient_sync", "timeout"}  # fmt: skip
+FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "eval_data",
+               "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
+               "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
+               "steps", "stop_after", "timeout"}  # fmt: skip
 
 
 class Checkpoints:
