@@ -146,10 +146,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # checks, training
     save, start = checkpoints.of_run(policy, optimizer, objective, data.rows, args, world, folders)
-    if start == 0 and folder == reference_folder and reference is not None:
-        check(objective, data.rows[: args.batch_size], batches)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
+    if start == 0 and folder == reference_folder and reference is not None:
+        check(objective, data.rows[: args.batch_size], batches)
     held_out = {"eval": data.held_out}
     with open_run(args, world, data, folder, start) as log:
         complete = loop.train(

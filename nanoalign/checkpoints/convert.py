@@ -34,6 +34,11 @@ def load_by_transformers(
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             loaded = from_pretrained(model, folder)
+            if lost := [names[0] for names in tensors if loaded.keys().isdisjoint(names)]:
+                raise RunError(
+                    f"model folder '{folder}' has no weights for {', '.join(sorted(lost)[:3])} of "
+                    f"{type(model).__name__}"
+                )
             check_tied(tensors, {name: partial(loaded.get, name) for name in loaded}, folder)
         except RunError as error:
             message = [str(error)]
@@ -44,8 +49,8 @@ def load_by_transformers(
         raise RunError(message[0])
     for names, tensor in tensors.items():
         full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        if names[0] in loaded:
-            full.copy_(loaded[names[0]])
+        if found := [name for name in names if name in loaded]:  # on rank 0
+            full.copy_(loaded[found[0]])
         if several:
             dist.broadcast(full, src=0)
         if isinstance(tensor, DTensor):

@@ -15,7 +15,7 @@ def add_older_names(settings: dict) -> None:
     It knows no rope_parameters, and takes a base of 10000 and no scaling where these names are not.
     """
     if isinstance(rope := settings.get("rope_parameters"), dict):
-        everywhere = rope.get("full_attention", rope)
+        everywhere = rope.get("full_attention", rope) or {}
         settings |= {name: everywhere[name] for name in APART if name in everywhere}
         if "sliding_attention" in rope:  # Gemma 3
             settings["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]

@@ -1,6 +1,7 @@
 """Self-checks before the first step: of the layout, and of policy and reference at the start."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,18 @@ REWARDS = ("rewards/chosen", "rewards/rejected")
 START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same numbers
 
 
+@contextmanager
+def one_line_errors(name: str, advice: str) -> Iterator[None]:
+    """Errors of a model's first forward become one line: what an architecture does is not known."""
+    try:
+        yield
+    except (RunError, DistError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException):
+        raise  # not of the architecture
+    except (LookupError, NameError, AttributeError, TypeError, ValueError, ArithmeticError,
+            RuntimeError) as error:  # fmt: skip
+        raise RunError(f"self-check: {name}: {in_a_line(error)}; {advice}") from error
+
+
 @torch.no_grad()
 def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str) -> None:
     """Compares scores of a batch with those of the model's own forward on separate sequences.
@@ -34,19 +47,16 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     split = [
         replace(row, responses=(r,), pairs=(), extra={}) for row in picked for r in row.responses
     ]
-    plain = torch.cat([model.textbook(collate([row]).to(device)) for row in split])  # (S,)
+    with one_line_errors(name, f"{type(model.model).__name__} is not supported"):
+        plain = torch.cat([model.textbook(collate([row]).to(device)) for row in split])  # (S,)
     if not plain.isfinite().all():
         raise RunError(
             f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on "
             f"{', '.join(row.name for row in picked)}; are its weights complete?"
         )
     batch = batches.collate(picked).to(device)
-    try:
+    with one_line_errors(name, batches.advice):
         scores = model(batch)
-    except (RunError, DistError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException):
-        raise  # not of the layout
-    except (ValueError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise RunError(f"self-check: {name}: {in_a_line(error)}; {batches.advice}") from error
     # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors
     # of rewards are proportional to their size.
     unit = batch.lengths + 5 if isinstance(model, Policy) else 1 + plain.abs().max()
