@@ -13,6 +13,7 @@
 `python evaluate.py rm --help` lists the flags of a command.
 """
 
+import nanoalign.checks  # noqa: F401  # isort: skip  # says which packages are missing
 import json
 import sys
 from argparse import Namespace

@@ -12,6 +12,7 @@ RMSprop, we use AdamW; and the prompt of a pair is computed once for both respon
         --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
 """
 
+import nanoalign.checks  # noqa: F401  # isort: skip  # says which packages are missing
 from argparse import Namespace
 from functools import partial
 from pathlib import Path

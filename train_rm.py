@@ -11,6 +11,7 @@ here they also share one row, so that the prompt is computed once (nanoalign/pac
         --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
 """
 
+import nanoalign.checks  # noqa: F401  # isort: skip  # says which packages are missing
 from argparse import Namespace
 from functools import partial
 from pathlib import Path

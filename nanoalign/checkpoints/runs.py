@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -35,10 +36,15 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
     """
     if args.audit:
         return
-    if Path(args.out).exists():
+    out = Path(args.out)
+    if out.exists():
         from nanoalign.checkpoints.occupied import check
 
-        check(Path(args.out), args, models)
+        check(out, args, models)
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        problem = "no permission to write to" if above.is_dir() else "a file is at"
+        raise RunError(f"--out {out}: {problem} {above}; give another --out")
 
 
 @contextlib.contextmanager

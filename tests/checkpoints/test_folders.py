@@ -3,7 +3,9 @@
 Names of models: paths are never asked of the Hub, and what is asked is said.
 """
 
+import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import huggingface_hub
@@ -12,6 +14,7 @@ from huggingface_hub import constants
 
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.hub import public_name
+from nanoalign.checkpoints.runs import check_folder
 from nanoalign.errors import RunError
 from nanoalign.model import Policy
 from nanoalign.reward_model import RewardModel
@@ -115,3 +118,15 @@ def test_the_public_name_of_a_model_has_no_revision(tmp_path):
     assert public_name("owner/name@v2") == public_name("owner/name") == "owner/name"
     assert public_name(str(cached)) == "owner/name"
     assert public_name("runs/dpo") is None and public_name("./owner/name") is None
+
+
+def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_path, monkeypatch):
+    args = Namespace(out=str(tmp_path / "a" / "b"), audit=None, resume=False, overwrite=False)
+    check_folder(args, [])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match=f"b: no permission to write to {tmp_path}; give another"):
+        check_folder(args, [])
+    monkeypatch.undo()
+    (tmp_path / "a").write_text("")
+    with pytest.raises(RunError, match=f"a/b: a file is at {tmp_path / 'a'}; give another --out"):
+        check_folder(args, [])
