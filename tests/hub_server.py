@@ -45,8 +45,9 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
                 files = repositories.get(found[1])
                 names = [{"rfilename": name} for name in files or ()]
                 body = {"id": found[1].partition("/")[2], "sha": COMMIT, "siblings": names}
-                return self.answer(json.dumps(body).encode(), 404 if files is None else 200,
-                                   Content_Type="application/json")  # fmt: skip
+                if files is None:
+                    return self.answer(b"", 404, X_Error_Code="RepoNotFound")
+                return self.answer(json.dumps(body).encode(), Content_Type="application/json")
             if found := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)/tree/(.*)", path):
                 if found[1] not in repositories:
                     return self.answer(b"", 404, X_Error_Code="RepoNotFound")

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
@@ -37,12 +37,18 @@ def fetch(name: str) -> Path:
         names = WEIGHTS
         if (folder / INDEX).is_file():
             names = {*json.loads((folder / INDEX).read_text())["weight_map"].values()}
+        options["revision"] = folder.name  # the commit: a branch may move in between
         return Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*names], **options))
     except GatedRepoError as error:
         raise RunError(
             f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
         ) from error
-    except (OSError, ValueError) as error:  # not found, no network
+    except RepositoryNotFoundError as error:
+        raise RunError(
+            f"model '{name}' is neither a folder here nor a public model of the Hub; for a private "
+            "one set HF_TOKEN"
+        ) from error
+    except (OSError, ValueError) as error:  # no such revision, no network
         raise RunError(
             f"model '{name}' is neither a folder here nor a model of the Hub: {in_a_line(error)}"
         ) from error

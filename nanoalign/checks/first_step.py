@@ -15,6 +15,7 @@ from nanoalign.loop import Batches, Objective
 from nanoalign.model import Policy, Scorer
 
 CHECKED_ROWS = 4  # from the shortest to the longest
+CHECKED_TOKENS = 2048  # of the longest, if there are shorter rows: all its logits are made
 # Allowed difference of two ways to compute a score: see `unit`; bfloat16 has 8 bits.
 LAYOUT_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 REWARDS = ("rewards/chosen", "rewards/rejected")
@@ -40,8 +41,9 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     So a model that mixes the responses of a row, or computes its scores in an unknown way, is found
     before it is trained. All ranks check the same rows. name: of the model, for errors.
     """
-    order = np.argsort(lengths_of(rows), kind="stable")
-    places = [n * (len(rows) - 1) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)]
+    lengths = lengths_of(rows)
+    order, last = np.argsort(lengths, kind="stable"), int((lengths <= CHECKED_TOKENS).sum()) - 1
+    places = [n * max(0, last) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)]
     picked = [rows[order[n]] for n in places]
     device = batches.world.device
     split = [

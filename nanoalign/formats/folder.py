@@ -1,6 +1,7 @@
 """A source of data that is a folder of files, or a mistake."""
 
 import json
+import re
 from pathlib import Path
 
 from nanoalign.errors import RunError
@@ -13,6 +14,9 @@ def files_of(place: str) -> list[Path]:
     Of a folder that Dataset.save_to_disk made, they are those that its state.json names.
     """
     path = Path(place)
+    above, _, split = place.rpartition(":")
+    if not path.exists() and above and Path(above).is_dir():
+        return files_of_split(Path(above), split)
     if not path.exists():
         raise RunError(
             f"data file '{place}' does not exist; give a path, hf://datasets/... or one of the "
@@ -25,8 +29,8 @@ def files_of(place: str) -> list[Path]:
     if (path / "dataset_dict.json").is_file():
         splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
         raise RunError(
-            f"data source '{place}' has the splits {', '.join(splits)}; give one of their folders, "
-            f"{place.rstrip('/')}/{splits[0]}"
+            f"data source '{place}' has the splits {', '.join(splits)}; give one: "
+            f"{place.rstrip('/')}:{splits[0]}"
         )
     if (path / "state.json").is_file():
         saved = json.loads((path / "state.json").read_text())["_data_files"]
@@ -34,4 +38,16 @@ def files_of(place: str) -> list[Path]:
     paths = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES))
     if not paths:
         raise RunError(f"data source '{place}': the folder has no {', '.join(SUFFIXES)} files")
+    return paths
+
+
+def files_of_split(folder: Path, split: str) -> list[Path]:
+    """The files in the folder of a split, or those that have it in their names."""
+    if (folder / split).is_dir():
+        return files_of(str(folder / split))
+    named = re.compile(rf"(.*[._-])?{re.escape(split)}[._-].*")
+    paths = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)]
+    paths = [path for path in paths if path.name.endswith(SUFFIXES)]
+    if not paths:
+        raise RunError(f"data source '{folder}:{split}': the folder has no files of '{split}'")
     return paths

@@ -4,6 +4,7 @@ A function takes a copy of a record, removes the keys that it reads, and returns
 What is left is named with the ignored columns. docs/data.md has an example of each.
 """
 
+import json
 from dataclasses import replace
 from statistics import fmean
 
@@ -16,6 +17,7 @@ from nanoalign.pairs import Format, check_text
 KEPT = ("system", "tools", "margin")  # of a record of any format
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
          "system": "system", "function_call": "assistant", "observation": "tool"}  # fmt: skip
+HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
 
 
 def read_as(name: str, own: dict[tuple[str, ...], Format], record: dict) -> Record:
@@ -61,7 +63,24 @@ def turn(value: object, name: str) -> dict:
         return value
     if (role := ROLES.get(str(value["from"]))) is None:
         raise ValueError(f"{name} has a message from {value['from']!r}; expected one of {[*ROLES]}")
+    if value["from"] == "function_call":
+        return {"role": role, "content": "", "tool_calls": calls(value.get("value"), name)}
     return {"role": role, "content": value.get("value")}
+
+
+def calls(text: object, name: str) -> list[dict]:
+    """The tool calls of a function_call, which is JSON: one {name, arguments}, or a list."""
+    try:
+        found = json.loads(text)
+        return [
+            {"type": "function", "function": {key: each[key] for key in ("name", "arguments")}}
+            for each in (found if isinstance(found, list) else [found])
+        ]
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(
+            f"{name} has a function_call of {str(text)[:60]!r}; expected JSON with name and "
+            "arguments"
+        ) from error
 
 
 def instruction(rest: dict) -> list[dict] | str:
@@ -171,7 +190,21 @@ def rating(answer: dict) -> float:
 def helpsteer2(rest: dict) -> dict:
     """HelpSteer2's preferences: from -3, the first answer is much better, to 3, the second is."""
     answers, strength = [rest.pop(f"response_{n}") for n in (1, 2)], rest.pop("preference_strength")
-    return two_ranked(rest.pop("prompt"), answers, strength, "preference_strength")
+    prompt = turns_of_helpsteer(rest.pop("prompt"))
+    return two_ranked(prompt, answers, strength, "preference_strength")
+
+
+def turns_of_helpsteer(prompt: object) -> object:
+    """A prompt of several turns, which has "<extra_id_1>Assistant" and "<extra_id_1>User" lines."""
+    if not isinstance(prompt, str) or HEADER not in prompt:
+        return prompt
+    messages = []
+    for part in f"User\n{prompt}".split(HEADER):
+        who, _, text = part.partition("\n")
+        if who not in ("User", "Assistant"):
+            raise ValueError(f"the prompt has a turn of {who[:60]!r}; expected User or Assistant")
+        messages.append({"role": who.lower(), "content": text.removesuffix("\n")})
+    return messages
 
 
 def helpsteer3(rest: dict) -> dict:

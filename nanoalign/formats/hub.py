@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.sources import SUFFIXES, Source
@@ -58,8 +58,10 @@ def fetch(
         if split or not path:
             folder = f"{re.escape(path)}/" if path else ""
             below = re.compile(rf"{folder}(.*[/._-])?{re.escape(split or 'train')}[/._-].*")
-            found = huggingface_hub.HfApi().list_repo_files(repo, **options)
-            found = [name for name in sorted(found) if name.endswith(SUFFIXES)]
+            info = huggingface_hub.HfApi().dataset_info(repo, revision=revision)
+            options["revision"] = info.sha  # all files of one commit: a branch may move
+            found = sorted(each.rfilename for each in info.siblings)
+            found = [name for name in found if name.endswith(SUFFIXES)]
             names = [name for name in found if below.fullmatch(name)]
             if several := sorted({m[1] for m in map(NAMED_TRAIN.search, names) if m and not split}):
                 raise RunError(
@@ -74,6 +76,11 @@ def fetch(
     except GatedRepoError as error:
         raise RunError(
             f"data source '{place}' is gated: accept its terms on the page of {repo}, and set "
+            "HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise RunError(
+            f"data source '{place}': the Hub has no public data set {repo}; for a private one set "
             "HF_TOKEN"
         ) from error
     except (OSError, ValueError) as error:  # no network, no such file, not a valid name

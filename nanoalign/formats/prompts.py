@@ -55,7 +55,7 @@ def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Recor
 def prompt_of(record: object, where: str) -> Record:
     """The prompt of one record, which was read at `where`, with its tools; without responses."""
     keys = record.keys() if isinstance(record, dict) else set()
-    if "prompt" in keys and "chosen" not in keys:
+    if "prompt" in keys and not {"chosen", "preference_strength"} & keys:  # HelpSteer2 has turns
         try:
             found = read_messages(lambda own: Record(own["prompt"], (), ()), record)
             if not isinstance(found.prompt, list):

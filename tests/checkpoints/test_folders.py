@@ -74,7 +74,8 @@ def test_owner_and_name_are_asked_of_the_hub_once_and_that_is_said(
 ):
     """Its place is that of HF_ENDPOINT."""
     assert local_folder(name) == local_folder(name) == llama_folder
-    assert asked == [(name, None)] * 2  # the index, and what it names
+    # The index, and what it names of the same commit, after which the folder is called.
+    assert asked == [(name, None), (name, llama_folder.name)]
     assert capsys.readouterr().out == f"model       {name}: asked of hub.example.org\n"
 
 

@@ -28,6 +28,10 @@ def assistant(text):
 
 DOCS = Path(__file__).parents[2] / "docs/data.md"
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+CALL = {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 3, "b": 4}}'}
+CALLED = assistant("") | {
+    "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 3, "b": 4}}}]
+}
 RATINGS = {"helpfulness": {"Rating": "1"}, "truth": {"Rating": 4}, "honesty": {"Rating": "N/A"}}
 RATED = {"response": "low", "annotations": RATINGS}
 PAIR, FIRST = ((0, 1),), [1.0]
@@ -85,6 +89,16 @@ CASES = {
     "helpsteer2": (
         {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": -2},
         ("q", ("a", "b"), PAIR, [2.0]),
+    ),
+    "helpsteer2, several turns": (
+        {"prompt": "q\n<extra_id_1>Assistant\na\n<extra_id_1>User\nmore", "response_1": "a",
+         "response_2": "b", "preference_strength": 1},
+        ([user("q"), assistant("a"), user("more")], ("b", "a"), PAIR, FIRST),
+    ),
+    "sharegpt with a tool": (
+        {"conversations": [HUMAN, CALL, {"from": "observation", "value": "7"}],
+         "chosen": {"from": "gpt", "value": "c"}, "rejected": {"from": "gpt", "value": "r"}},
+        ([user("q"), CALLED, {"role": "tool", "content": "7"}], ("c", "r"), PAIR, FIRST),
     ),
     "helpsteer3": (
         {"context": [user("q")], "response1": "a", "response2": "b", "overall_preference": 3},
@@ -173,6 +187,18 @@ def test_keys_that_are_no_names(key):
 
 
 BAD = {
+    "a call that is no JSON": (
+        CASES["sharegpt"][0] | {"conversations": [HUMAN, CALL | {"value": "add(3, 4)"}]},
+        "conversations has a function_call of 'add\\(3, 4\\)'; expected JSON with name and arg",
+    ),
+    "a call without arguments": (
+        CASES["sharegpt"][0] | {"conversations": [HUMAN, CALL | {"value": '{"name": "add"}'}]},
+        "has a function_call of .*; expected JSON with name and arguments",
+    ),
+    "a turn of somebody else": (
+        CASES["helpsteer2"][0] | {"prompt": "q\n<extra_id_1>System\na"},
+        "the prompt has a turn of 'System'; expected User or Assistant",
+    ),
     "an answer in the prompt": (
         CASES["sharegpt"][0] | {"conversations": [HUMAN, GPT]},
         "ends with a message of 'assist",

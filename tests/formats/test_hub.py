@@ -77,9 +77,20 @@ def test_several_training_splits_are_not_mixed(tmp_path):
 
 def test_what_is_not_there_is_one_error(tmp_path):
     with serving(DATA, tmp_path):
-        for place in ("plain/third.jsonl", "none", "plain:train"):
+        for place in ("plain/third.jsonl", "plain:train"):
             with pytest.raises(RunError, match=f"data source 'hf://datasets/o/{place}'"):
                 prompts(f"hf://datasets/o/{place}")
+        private = "the Hub has no public data set o/none; for a private one set HF_TOKEN"
+        with pytest.raises(RunError, match=private):
+            prompts("hf://datasets/o/none")
+        with pytest.raises(RunError, match="nor a public model of the Hub; .* set HF_TOKEN"):
+            local_folder("o/none")
+
+
+def test_all_files_are_of_one_commit(tmp_path):
+    with serving(DATA, tmp_path) as fetched:
+        prompts("hf://datasets/o/splits")
+    assert {name.split("@")[1].split("/")[0] for name in fetched} == {COMMIT}
 
 
 @pytest.fixture

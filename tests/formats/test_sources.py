@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -245,7 +246,9 @@ def hub(tmp_path, monkeypatch) -> list[tuple]:
         return write(path, PAIR | {"prompt": name})
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    siblings = [SimpleNamespace(rfilename=name) for name in files]
+    info = SimpleNamespace(sha="commit", siblings=siblings)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
     return asked
 
 
@@ -261,7 +264,7 @@ def test_a_split_is_the_files_that_have_it_in_their_names(hub):
     assert [r.prompt for r in read("x=hf://datasets/o/n/data:train")] == [
         "data/train-0.jsonl", "data/train-1.jsonl"]  # fmt: skip
     assert [r.prompt for r in read("hf://datasets/o/n/all:train")] == ["all/default/train/0.jsonl"]
-    assert {revision for *_, revision in hub} == {None}
+    assert {revision for *_, revision in hub} == {"commit"}
     for split in ("validation", "rain", "tra"):
         with pytest.raises(RunError, match=f"data has no files of '{split}'"):
             read(f"hf://datasets/o/n/data:{split}")
@@ -293,9 +296,18 @@ def test_a_folder_that_datasets_saved(tmp_path):
     saved.save_to_disk(tmp_path / "one", num_shards=2)
     assert [record.prompt for record in read(str(tmp_path / "one"))] == ["p", "2"]
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "many")
-    with pytest.raises(RunError, match="many' has the splits train, test; give one .*many/train"):
+    with pytest.raises(RunError, match="many' has the splits train, test; give one: .*many:train$"):
         read(str(tmp_path / "many"))
-    assert len(read(str(tmp_path / "many/test"))) == 2
+    assert len(read(str(tmp_path / "many/test"))) == len(read(f"{tmp_path}/many:test")) == 2
+
+
+def test_a_split_of_a_folder(tmp_path):
+    for name in ("train-0.jsonl", "train-1.jsonl", "my_test.jsonl", "latest.jsonl"):
+        write(tmp_path / name, PAIR | {"prompt": name})
+    assert [r.prompt for r in read(f"{tmp_path}:train")] == ["train-0.jsonl", "train-1.jsonl"]
+    assert [r.prompt for r in read(f"x={tmp_path}:test")] == ["my_test.jsonl"]
+    with pytest.raises(RunError, match=f"'{tmp_path}:dev': the folder has no files of 'dev'"):
+        read(f"{tmp_path}:dev")
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
