@@ -2,7 +2,7 @@
 
 import contextlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import torch
@@ -28,6 +28,12 @@ def _more_warps(*args: object) -> dict[str, object]:
     return kernel_options(*args) | {"fwd_num_warps": 8}
 
 
+@contextlib.contextmanager
+def _compiled_with_more_warps() -> Iterator[None]:
+    with compiled.everything(), patch.object(flex, "kernel_options", _more_warps):
+        yield
+
+
 FEWER_LOGITS = {kind: count // 8 for kind, count in model.CHUNK_LOGITS.items()}
 block_mask, kernel_options = flex.block_mask, flex.kernel_options
 # By name: flags of the changed run, and what is patched in it.
@@ -37,10 +43,10 @@ CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContex
     "separate_rows": (("--no-share_prefix",), contextlib.nullcontext),
     "device_masks": ((), lambda: patch.object(flex, "block_mask", _device_mask)),
     "flex_warps": ((), lambda: patch.object(flex, "kernel_options", _more_warps)),
-    "compiled_parts": ((), compiled.parts_of_qwen),
     "compiled_head": ((), compiled.head),
     "compiled_blocks": ((), compiled.blocks),
     "compiled": ((), compiled.everything),
+    "compiled_warps": ((), _compiled_with_more_warps),
 }
 
 

@@ -18,35 +18,6 @@ compiled = partial(torch.compile, dynamic=True, fullgraph=True)
 
 
 @contextlib.contextmanager
-def parts_of_qwen() -> Iterator[None]:
-    """Norms, rotations and gates of the blocks of Qwen2: what is not a product of matrices."""
-    from transformers.models.qwen2 import modeling_qwen2 as qwen2
-
-    @compiled
-    def norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
-        return weight * (wide * scale).to(x.dtype)
-
-    @compiled
-    def gate(x: Tensor, up: Tensor) -> Tensor:
-        return F.silu(x) * up
-
-    def run_gated(self: nn.Module, x: Tensor) -> Tensor:
-        return self.down_proj(gate(self.gate_proj(x), self.up_proj(x)))
-
-    def run_norm(self: nn.Module, x: Tensor) -> Tensor:
-        return norm(x, self.weight, self.variance_epsilon)
-
-    with (
-        patch.object(qwen2.Qwen2RMSNorm, "forward", run_norm),
-        patch.object(qwen2.Qwen2MLP, "forward", run_gated),
-        patch.object(qwen2, "apply_rotary_pos_emb", compiled(qwen2.apply_rotary_pos_emb)),
-    ):
-        yield
-
-
-@contextlib.contextmanager
 def blocks() -> Iterator[None]:
     """Whole blocks, attention included. Their block masks are made before, outside of the graph."""
     place = Scorer.place

@@ -86,7 +86,7 @@ SPEED[3:3] = [
 ]
 CHANGES = [
     Step(name, "changes", 200, "changes.pair", (name,), on_cpu=name == "checkpointed_blocks")
-    for name in ("compiled", "compiled_head", "compiled_blocks", "compiled_parts", "flex_warps",
+    for name in ("compiled", "compiled_head", "compiled_blocks", "compiled_warps", "flex_warps",
                  "fewer_logits", "device_masks", "checkpointed_blocks", "separate_rows")
 ]  # fmt: skip
 STEPS = [*CORRECTNESS, *SPEED, *CHANGES]
