@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packing, store
+from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packing, store, tracking
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
         help="the share of labels that is assumed to be wrong (conservative DPO)")  # fmt: skip
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    for subpackage in (formats, packing, checkpoints, hosts, adapters, family):
+    for subpackage in (formats, packing, checkpoints, tracking, hosts, adapters, family):
         subpackage.add_arguments(parser)
     store.add_arguments(parser, reference=True)
     return parser.parse_args(argv)

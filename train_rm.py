@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, store
+from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, store, tracking
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
     formats.add_arguments(parser, several=True)
-    for subpackage in (packing, checkpoints, hosts, store, rewards):
+    for subpackage in (packing, checkpoints, tracking, hosts, store, rewards):
         subpackage.add_arguments(parser)
     return parser.parse_args(argv)
 

@@ -48,7 +48,7 @@ DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
 FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "eval_data",
                "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
                "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
-               "steps", "stop_after", "timeout"}  # fmt: skip
+               "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
 
 
 class Checkpoints:

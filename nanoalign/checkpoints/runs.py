@@ -88,11 +88,14 @@ def open_run(
             f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be "
             "on a disk that all hosts share"
         )
-    total = total_steps(len(data.rows), args)
-    with progress_bar(
-        total, "record", world.is_main, initial=start, unit_scale=args.batch_size
-    ) as bar:
-        yield log
+    total, tracking = total_steps(len(data.rows), args), contextlib.nullcontext(log)
+    if args.track and world.is_main:
+        from nanoalign.tracking.live import tracked
+
+        tracking = tracked(log, args)
+    shown = {"initial": start, "unit_scale": args.batch_size}
+    with progress_bar(total, "record", world.is_main, **shown) as bar, tracking as log_and_track:
+        yield log_and_track
 
 
 def record_arrays(args: Namespace, data: Data, folder: Path) -> dict[str, np.ndarray]:

@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nanoalign import hosts, tracking
+from nanoalign import hosts
 from nanoalign.checkpoints.runs import ARGS, METRICS
 from nanoalign.distributed import run
 from nanoalign.errors import RunError
+from nanoalign.tracking import TRACKERS
 from nanoalign.tracking.trackers import KINDS
 
 SECONDS = 2.0  # between two looks at a run that is followed
@@ -18,7 +19,12 @@ WRITTEN_LAST = "curves.png"  # of a run
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m nanoalign.tracking", allow_abbrev=False)
-    tracking.add_arguments(parser)
+    add = parser.add_argument
+    add("run", metavar="RUN", help="folder of a run: runs/dpo")
+    add("--track", choices=TRACKERS, required=True, help="the program, which must be installed")
+    add("--project", default="nanoalign", help="of wandb and trackio")
+    add("--name", help="of the run; default: its folder")
+    add("--follow", action="store_true", help="go on until the run has ended")
     args = parser.parse_args(argv)
     folder = Path(args.run)
     if not (folder / ARGS).is_file():

@@ -14,7 +14,8 @@ from nanoalign.hosts import progress
 
 def show(world, start: int = 0, steps: int = 3) -> None:
     """Some steps of a run of 3 on 24 records, 8 a step."""
-    args = Namespace(out="run", steps=3, batch_size=8, resume=False, data=["d"], eval_data=None)
+    args = Namespace(out="run", steps=3, batch_size=8, resume=False, data=["d"], eval_data=None,
+                     track=None)  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "record_arrays", lambda *args: {})
         with runs.open_run(args, world, Data(range(24), [], {}, "raw", None), "", start) as log:

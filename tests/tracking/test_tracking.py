@@ -4,11 +4,16 @@ import json
 import sys
 import threading
 import time
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import write_pairs
+from runs import losses, metrics_of, train
 
+import train_dpo
 from nanoalign.errors import RunError
 from nanoalign.tracking import __main__ as tracking
 
@@ -100,3 +105,49 @@ def test_what_is_missing_is_one_error(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(RunError, match="--track needs trackio: pip install trackio"):
         tracking.main([str(run), "--track", "trackio"])
+
+
+# --- while it trains
+
+
+def test_a_run_is_in_tensorboard_while_it_trains(llama_folder, tmp_path):
+    """Also what a run has from before it was stopped: every line of metrics.jsonl, once."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pairs, out = write_pairs(tmp_path / "pairs.jsonl", 25), tmp_path / "run"
+    flags = ["--track", "tensorboard", "--eval_share", 0.3]
+    train(llama_folder, pairs, out, *flags, "--stop_after", 2, steps=4)
+    train(llama_folder, pairs, out, *flags, "--resume", steps=4)
+    found = EventAccumulator(str(out / "tensorboard")).Reload()
+    for key in ("loss", "eval/loss", "grad_norm"):
+        expected = [(x["step"], pytest.approx(x[key])) for x in metrics_of(out) if key in x]
+        assert [(each.step, each.value) for each in found.Scalars(key)] == expected
+    assert len(expected) == 4
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(llama_folder, tmp_path, monkeypatch, capsys):
+    def log(metrics, step):
+        if step == 1:
+            raise ConnectionError("no network")
+
+    fake = SimpleNamespace(init=lambda **options: None, log=log, finish=lambda: None)
+    fake.__spec__ = ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 25)
+    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--steps", 4,
+            "--batch_size", 7, "--template", "raw", "--track", "wandb"]  # fmt: skip
+    train_dpo.main([str(word) for word in argv])
+    printed = capsys.readouterr().out
+    assert (
+        printed.count("wandb failed: ConnectionError: no network; the run goes on") == 1
+    )
+    assert losses(metrics_of(tmp_path / "run"))[3] > 0
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_refused_at_once():
+    if find_spec("trackio") is not None:
+        pytest.skip("trackio is installed")
+    with pytest.raises(RunError, match="--track trackio needs a package: pip install trackio"):
+        train_dpo.parse_args(["--track", "trackio"])
