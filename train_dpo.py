@@ -25,7 +25,7 @@ from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import check_fits, load_tokenizer
-from nanoalign.checkpoints.runs import check_folder, open_run
+from nanoalign.checkpoints.runs import check_folder, describe, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks.first_step import check_layout, check_start
@@ -37,7 +37,6 @@ from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
-from nanoalign.packing.summary import describe
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

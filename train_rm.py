@@ -24,7 +24,7 @@ from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
 from nanoalign.checkpoints.folders import local_folder
 from nanoalign.checkpoints.guards import check_fits, load_tokenizer
-from nanoalign.checkpoints.runs import check_folder, open_run
+from nanoalign.checkpoints.runs import check_folder, describe, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks.first_step import check_layout
@@ -35,7 +35,6 @@ from nanoalign.hosts.collectives import on_main
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
 from nanoalign.packing.batches import Packed
-from nanoalign.packing.summary import describe
 from nanoalign.reward_model import RewardModel
 from nanoalign.rewards.prompts import kinds_of
 from nanoalign.rewards.rule import set_rule

@@ -90,15 +90,14 @@ def print0(*args, **kwargs) -> None:
         print(*args, **kwargs, flush=True)
 
 
-def run(main: Callable[[], None], report: Callable[[BaseException], bool]) -> None:
-    """Runs the main of a script. An error that `report` prints (True) ends it with exit code 1."""
+def run(main: Callable[[], None], report: Callable[[BaseException], int]) -> None:
+    """Runs the main of a script. report: prints an error, and returns an exit code; 0: it can't."""
     code = 0
     try:
         main()
-    except Exception as error:
-        if not report(error):
-            raise
-        code = 1  # without waiting for collectives that a stopped rank never joins
+    except (Exception, KeyboardInterrupt) as error:
+        if not (code := report(error)):
+            raise  # below: without waiting for collectives that a stopped rank never joins
     if code == 0 and dist.is_initialized():
         dist.destroy_process_group()
     if code or place()[1] > 1:

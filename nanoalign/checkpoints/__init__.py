@@ -5,6 +5,7 @@ runs.py         the folder of a run: settings, versions, metrics
 vocabulary.py   refuses a reference of other tokens
 unfinished.py   what to do about a run that was killed
 refusals.py     the errors of guards.py
+body.py         bodies that transformers does not name
 heads.py        reward models from the files of a language model
 guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices
@@ -88,6 +89,7 @@ def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: d
 
     folders: of the models that are read, by the flag that names each.
     """
+    from nanoalign.hosts.signals import stopping
     from nanoalign.loop import total_steps
 
     save, start, best = (lambda step, last, metrics: None), 0, None
@@ -95,15 +97,24 @@ def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: d
         from nanoalign.checkpoints.best import Best
 
         best = Best(model, objective, args.patience)  # first, as it is part of a checkpoint
-    if args.save_every or args.stop_after or args.resume:
+
+    def checkpoints():
         from nanoalign.checkpoints.resume import Checkpoints
 
-        save = Checkpoints(model, optimizer, objective, rows, args, world, folders)
+        return Checkpoints(model, optimizer, objective, rows, args, world, folders)
+
+    def stop(step: int, number: int) -> Exception:
+        from nanoalign.hosts import stopped
+
+        return stopped.stop(checkpoints(), step, number)
+
+    if args.save_every or args.stop_after or args.resume:
+        save = checkpoints()
         start = save.resume() if args.resume else 0
     if best:
         start = best.resume(start, total_steps(len(rows), args))
         save = partial(best, save=save)
-    return save, start
+    return stopping(save, stop, world), start
 
 
 def report_rounding(model, objective, held_out: dict, batches, args: Namespace) -> None:

@@ -1,5 +1,6 @@
 """What is in the folder of --out before a run: another run, a model, files of someone else."""
 
+import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -14,11 +15,15 @@ WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial
            "tensorboard", *TOKENIZER_FILES)  # fmt: skip
 
 
-def check(out: Path, args: Namespace, models: list[Path]) -> None:
-    """As runs.check_folder, for an --out that exists."""
+def check(out: Path, above: Path, args: Namespace, models: list[Path]) -> None:
+    """As runs.check_folder. above: the folder that exists, out or one that has it."""
+    if not above.is_dir():
+        raise RunError(f"--out {out}: {above} is a file; give a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"--out {out}: no permission to write to {above}; give another --out")
+    if not out.exists():
+        return
     is_run = (out / ARGS).is_file()
-    if not out.is_dir():
-        raise RunError(f"--out {out} is a file; give a folder")
     if any(out.resolve() == model for model in models):
         raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
     if is_run and not (args.resume or args.overwrite):

@@ -2,13 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,16 @@ import torch
 import transformers
 
 import nanoalign
-from nanoalign.distributed import World
+from nanoalign.batch import Row
+from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import Data
 from nanoalign.formats.sources import parse_source
 from nanoalign.hosts.collectives import on_main
 from nanoalign.hosts.progress import progress_bar
-from nanoalign.loop import total_steps
+from nanoalign.hosts.signals import received
+from nanoalign.loop import Batches, step_indices, total_steps
+from nanoalign.model import Scorer
 
 ARGS, METRICS = "args.json", "metrics.jsonl"
 RECORDS, RECORDS_FORMAT = "records.npz", 1  # formats/remembered.py reads it
@@ -37,14 +41,11 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
     if args.audit:
         return
     out = Path(args.out)
-    if out.exists():
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if above == out or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         from nanoalign.checkpoints.occupied import check
 
-        check(out, args, models)
-    above = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        problem = "no permission to write to" if above.is_dir() else "a file is at"
-        raise RunError(f"--out {out}: {problem} {above}; give another --out")
+        check(out, above, args, models)
 
 
 @contextlib.contextmanager
@@ -94,8 +95,32 @@ def open_run(
 
         tracking = tracked(log, args)
     shown = {"initial": start, "unit_scale": args.batch_size}
-    with progress_bar(total, "record", world.is_main, **shown) as bar, tracking as log_and_track:
+    bars = progress_bar(total, "record", world.is_main, **shown)
+    with received, bars as bar, tracking as log_and_track:
         yield log_and_track
+
+
+def describe(model: Scorer, rows: Sequence[Row], batches: Batches, args: Namespace) -> None:
+    """Prints the size of the model, the number of steps, and the tokens of the first step."""
+    total, epoch = total_steps(len(rows), args), math.ceil(len(rows) / args.batch_size)
+    first = [rows[i] for i in step_indices(0, len(rows), args.batch_size, args.seed)]
+    plan = batches.plan(first)
+    groups = [[first[i] for i in group] for groups in plan for group in groups if group]
+    tokens = sum(batches.collate(group).inputs["input_ids"].numel() for group in groups)
+    alone = sum(len(row.prompt) + len(response) for row in first for response in row.responses)
+    world, trained = batches.world, model.count_parameters(trainable=True)
+    settings = {name: vars(args).get(name) for name in ("beta", "margin", "label_smoothing")}
+    loss = "".join(f", {name} {value:g}" for name, value in settings.items() if value)
+    copies = f" in {world.mesh.shape[0]} groups" if world.mesh.ndim > 1 else ""
+    print0(
+        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {trained:,} "
+        f"trained, {model.dtype}\n"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}{loss}\n"
+        f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} "
+        f"records, on {world.size} rank{'s' * (world.size > 1)}{copies}\n"
+        f"{'first step':<11} {len(plan)} micro-batches a rank, {tokens:,} tokens; as separate "
+        f"sequences they would be {alone:,}"
+    )
 
 
 def record_arrays(args: Namespace, data: Data, folder: Path) -> dict[str, np.ndarray]:

@@ -85,12 +85,10 @@ def build(
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except FOREIGN_ERRORS as error:  # no such model of this architecture, inconsistent settings
         raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
-    if model.base_model is model:  # Llama 4 gives its body another name than its files have
-        parts = dict(model.named_children())
-        bodies = [n for n, part in parts.items() if isinstance(part, transformers.PreTrainedModel)]
-        model.base_model_prefix = bodies[0] if len(bodies) == 1 else ""
     if model.base_model is model:
-        raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
+        from nanoalign.checkpoints.body import name_body
+
+        name_body(model, path)
     return model
 
 

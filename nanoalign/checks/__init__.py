@@ -1,6 +1,7 @@
 """Checks before a run. Importing this ends a script whose Python or packages are not enough.
 
 first_step.py   scores of a batch are those of the model's own forward; losses at the start are ln 2
+refusals.py     their errors
 """
 
 import sys

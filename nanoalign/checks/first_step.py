@@ -52,10 +52,7 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     with one_line_errors(name, f"{type(model.model).__name__} is not supported"):
         plain = torch.cat([model.textbook(collate([row]).to(device)) for row in split])  # (S,)
     if not plain.isfinite().all():
-        raise RunError(
-            f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on "
-            f"{', '.join(row.name for row in picked)}; are its weights complete?"
-        )
+        raise refused("not_finite", name, model.SCORES, plain.tolist(), picked)
     batch = batches.collate(picked).to(device)
     with one_line_errors(name, batches.advice):
         scores = model(batch)
@@ -63,12 +60,8 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     # of rewards are proportional to their size.
     unit = batch.lengths + 5 if isinstance(model, Policy) else 1 + plain.abs().max()
     off = ((scores - plain).abs() / unit).max().item()
-    if not off <= LAYOUT_TOLERANCE[model.dtype]:
-        raise RunError(
-            f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} "
-            f"from those of its own forward on separate sequences, on {picked[-1].name} and others "
-            f"(at most {LAYOUT_TOLERANCE[model.dtype]:g} allowed); {batches.advice}"
-        )
+    if not off <= (allowed := LAYOUT_TOLERANCE[model.dtype]):
+        raise refused("layout", name, model.SCORES, off, allowed, picked, batches.advice)
 
 
 @torch.no_grad()
@@ -88,8 +81,10 @@ def check_start(
     off = [loss_off, torch.stack(rewards).abs().max()]
     loss_off, reward_off = sum_over_ranks(torch.stack(off).double(), ReduceOp.MAX).tolist()
     if not (loss_off <= tolerances[0] and reward_off <= tolerances[1]):
-        raise RunError(
-            f"self-check: with policy == reference, losses are up to {loss_off:.3g} from the loss "
-            f"of log-ratios of 0, and rewards up to {reward_off:.3g} from 0, on the first "
-            f"{len(rows)} pairs; at most {tolerances[0]:g} and {tolerances[1]:g} are allowed"
-        )
+        raise refused("start", loss_off, reward_off, len(rows), tolerances)
+
+
+def refused(name: str, *found: object) -> RunError:
+    from nanoalign.checks import refusals
+
+    return getattr(refusals, name)(*found)

@@ -1,6 +1,7 @@
 """Pairs: a prompt and two responses; HH-RLHF dialogues, and other texts that begin alike."""
 
 import os
+import re
 
 from nanoalign.encode import Record
 from nanoalign.formats.records import from_messages, with_margin
@@ -67,3 +68,12 @@ def split_texts(chosen: str, rejected: str, shared: str) -> Record:
             f"{chosen[:40]!r} and {rejected[:40]!r}"
         )
     return Record(shared[:end], (chosen[end:], rejected[end:]), notes=(SHARED,))
+
+
+def turns_of(dialogue: str) -> list[dict]:
+    """The turns of an HH-RLHF dialogue as messages, without the last one, which is empty."""
+    # "", who, text, who, text, ..., "Assistant", ""
+    turns = re.split(r"\n\n(Human|Assistant):", dialogue)[1:-2]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]

@@ -6,7 +6,6 @@ raw     the text of the record, unchanged
 auto    chat if the tokenizer has a template, raw for HH-RLHF dialogues, else pku
 """
 
-import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -74,8 +73,6 @@ def messages_of(prompt: str | list[dict]) -> list[dict]:
         return prompt
     if not is_dialogue(prompt):
         return [{"role": "user", "content": prompt}]
-    # "", who, text, who, text, ..., "Assistant", "": without the last turn, which is empty
-    turns = re.split(r"\n\n(Human|Assistant):", prompt)[1:-2]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    pairs = zip(turns[::2], turns[1::2], strict=True)
-    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]
+    from nanoalign.formats.dialogues import turns_of
+
+    return turns_of(prompt)

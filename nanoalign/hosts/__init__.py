@@ -3,6 +3,8 @@
 collectives.py  objects and errors of all ranks
 report.py       prints an error once, and one line per host when a rank is lost
 progress.py     progress bars
+signals.py      signals end a run after its step
+stopped.py      its checkpoint, and the line that says how to go on
 debug.py        a debugger on rank 0
 groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
 """
@@ -52,7 +54,7 @@ def setup(args: Namespace):
     return world
 
 
-def report_error(error: BaseException) -> bool:
+def report_error(error: BaseException) -> int:
     """The `report` of distributed.run; imported in the branch of an error."""
     from nanoalign.hosts.report import report
 

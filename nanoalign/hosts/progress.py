@@ -12,10 +12,7 @@ class Lines:
 
     def write(self, text: str) -> None:
         if text := text.strip():
-            sys.stderr.write(f"{text}\n")
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+            print(text, file=sys.stderr, flush=True)
 
 
 def progress_bar(total: int | None, unit: str, shown: bool = True, **options: object) -> tqdm:

@@ -1,6 +1,7 @@
 """Prints an error of many ranks once, and one line per host when a rank is lost."""
 
 import re
+import signal
 import sys
 import threading
 import time
@@ -24,8 +25,10 @@ LOST_CONNECTION = re.compile(
 )
 
 
-def report(error: BaseException) -> bool:
-    """Prints an expected error as one line. Returns False for a defect, which needs its traceback.
+def report(error: BaseException) -> int:
+    """Prints an expected error as one line. Returns the exit code; 0 for a defect.
+
+    A defect needs its traceback.
 
     Most errors are raised by all ranks together. Rank 0 prints for them, and the others wait until
     it has: when one rank exits, torchrun ends the rest at once. An error of one rank alone is
@@ -43,17 +46,23 @@ def report(error: BaseException) -> bool:
         # Deletes a progress bar of the loop, which ends its line on standard error.
         traceback.clear_frames(error.__traceback__)
         if rank == 0 or not _was_reported(RANK_0_SECONDS, if_store_ended=True):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            kind = "" if hasattr(error, "code") else "error: "  # of a signal
+            print(f"{kind}{error}", file=sys.stderr, flush=True)
             if size > 1:
                 _store().set(REPORTED, "yes")
-        return True
+        return getattr(error, "code", 1)
+    if isinstance(error, KeyboardInterrupt):  # outside of training
+        traceback.clear_frames(error.__traceback__)
+        if rank == 0:
+            print("\ninterrupted", file=sys.stderr, flush=True)
+        return 128 + signal.SIGINT
     if not isinstance(error, RuntimeError) or size == 1:
-        return False
+        return 0
     # Another rank may have reported why it ended; then nothing is left to report.
     if _was_reported(STORE_SECONDS, if_store_ended=False):
-        return True
+        return 1
     if not _is_lost_connection(error):
-        return False
+        return 0
     traceback.clear_frames(error.__traceback__)
     time.sleep(local_rank * STAGGER_SECONDS)  # torchrun ends the others when the first one exits
     print(
@@ -63,7 +72,7 @@ def report(error: BaseException) -> bool:
         file=sys.stderr,
         flush=True,
     )
-    return True
+    return 1
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -48,5 +48,7 @@ def tracked(log: Log, args: Namespace) -> Iterator[Log]:
         raise RunError(f"--track {args.track}: {in_a_line(error)}") from error
     for line in lines_of(folder, follow=False):
         attempt(tracker.log, line["step"], {key: line[key] for key in line if key != "step"})
-    yield log_both
-    attempt(tracker.finish)
+    try:
+        yield log_both
+    finally:
+        attempt(tracker.finish)

@@ -129,5 +129,5 @@ def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_pat
         check_folder(args, [])
     monkeypatch.undo()
     (tmp_path / "a").write_text("")
-    with pytest.raises(RunError, match=f"a/b: a file is at {tmp_path / 'a'}; give another --out"):
+    with pytest.raises(RunError, match=f"a/b: {tmp_path / 'a'} is a file; give a folder"):
         check_folder(args, [])

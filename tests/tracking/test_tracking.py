@@ -139,9 +139,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(llama_folder, tmp_path, monke
             "--batch_size", 7, "--template", "raw", "--track", "wandb"]  # fmt: skip
     train_dpo.main([str(word) for word in argv])
     printed = capsys.readouterr().out
-    assert (
-        printed.count("wandb failed: ConnectionError: no network; the run goes on") == 1
-    )
+    assert printed.count("wandb failed: ConnectionError: no network; the run goes on") == 1
     assert losses(metrics_of(tmp_path / "run"))[3] > 0
     assert (tmp_path / "run" / "model.safetensors").exists()
 
