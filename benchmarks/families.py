@@ -54,6 +54,9 @@ SIZES = {
     "qk_nope_head_dim": 8, "v_head_dim": 16,
 }  # fmt: skip
 
+# Kinds of layers that the default config of a family does not name.
+MIXES = {"lfm2": ["conv", "full_attention"], "lfm2_moe": ["conv", "full_attention"]}
+
 
 def write_model_of(family: str, folder: Path, tied: bool) -> Path:
     """A small model of a family, with random weights and the embedded tokenizer."""
@@ -63,7 +66,10 @@ def write_model_of(family: str, folder: Path, tied: bool) -> Path:
     sizes = {name: size for name, size in SIZES.items() if name in has}
     if "qk_rope_head_dim" in sizes:
         sizes["head_dim"] = sizes["qk_rope_head_dim"]  # there the width of what is rotated
-    layers = (has.get("layer_types") or [])[: SIZES["num_hidden_layers"]]
+    layers = MIXES.get(family) or list(dict.fromkeys(has.get("layer_types") or []))
+    if layers:  # one of each kind, and two at least
+        layers = layers * (1 + (len(layers) == 1))
+        sizes["num_hidden_layers"] = len(layers)
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
     config = kind(
         **sizes, **tokens, **({"layer_types": layers} if layers else {}), pad_token_id=None,
