@@ -22,9 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from nanoalign import evaluation, hosts, loop, pairs
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import load_tokenizer
-from nanoalign.distributed import World, compute_dtype, print0, run, setup
+from nanoalign.checkpoints.folders import load_tokenizer, local_folder
+from nanoalign.distributed import World, compute_dtype, print0, run
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation import (
@@ -273,7 +272,7 @@ def layout(args: Namespace) -> type[loop.Batches]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    world = setup()
+    world = hosts.setup(args)
     if args.command == "frontier":
         on_main(world, partial(evaluate_frontier, args))
     if args.command == "score":

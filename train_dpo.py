@@ -23,15 +23,14 @@ from torch import Tensor
 from nanoalign import adapters, checkpoints, family, formats, hosts, loop, packing, store, tracking
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, load_tokenizer
+from nanoalign.checkpoints.folders import check_fits, load_tokenizer, local_folder
 from nanoalign.checkpoints.runs import check_folder, describe, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks.first_step import check_layout, check_start
 from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number, positive
-from nanoalign.formats.load import load_rows
+from nanoalign.formats.rows import load_rows
 from nanoalign.hosts.collectives import on_main
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, hits
@@ -145,7 +144,8 @@ def main(argv: list[str] | None = None) -> None:
     describe(policy, data.rows, batches, args)
 
     # checks, training
-    save, start = checkpoints.of_run(policy, optimizer, objective, data.rows, args, world, folders)
+    state = policy, optimizer, objective, data.rows
+    save, start, writing = checkpoints.of_run(*state, args, world, folders)
     for name, model in models.items():
         check_layout(model, data.rows, batches, name)
     if start == 0 and folder == reference_folder and reference is not None:
@@ -157,7 +157,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     if not complete:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
-    write(policy, tokenizer, Path(args.out), world, template=data.template, dtype=args.save_dtype)
+    with writing:
+        options = {"template": data.template, "dtype": args.save_dtype}
+        write(policy, tokenizer, Path(args.out), world, **options)
     checkpoints.report_rounding(policy, objective, held_out, batches, args)
     judge = "runs/rm" if args.model == "tiny" and formats.is_embedded(args) else "REWARD_MODEL"
     finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),

@@ -22,15 +22,14 @@ from torch import Tensor
 from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, store, tracking
 from nanoalign.batch import Batch
 from nanoalign.checkpoints.curves import finish
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import check_fits, load_tokenizer
+from nanoalign.checkpoints.folders import check_fits, load_tokenizer, local_folder
 from nanoalign.checkpoints.runs import check_folder, describe, open_run
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number
-from nanoalign.formats.load import load_rows
+from nanoalign.formats.rows import load_rows
 from nanoalign.hosts.collectives import on_main
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, hits
@@ -125,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     describe(reward_model, data.rows, batches, args)
 
     # checks, training
-    save, start = checkpoints.of_run(
+    save, start, writing = checkpoints.of_run(
         reward_model, optimizer, objective, data.rows, args, world, {"--model": folder}
     )
     check_layout(reward_model, data.rows, batches, name)
@@ -139,8 +138,9 @@ def main(argv: list[str] | None = None) -> None:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
     if args.length_debias:
         reward_model.print_length()
-    write_model(reward_model, tokenizer, Path(args.out), world,
-        template=data.template, dtype=args.save_dtype)  # fmt: skip
+    with writing:
+        options = {"template": data.template, "dtype": args.save_dtype}
+        write_model(reward_model, tokenizer, Path(args.out), world, **options)
     checkpoints.report_rounding(reward_model, objective, held_out, batches, args)
     finish(args, world, f"Reward model on {args.model}", len(data.held_out),
         ["rm", "--model", args.out])  # fmt: skip

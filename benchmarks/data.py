@@ -53,11 +53,10 @@ def repeat(source: str, pairs: int, path: Path) -> None:
 
 def work(job: dict) -> None:
     """One rank: loads the rows of a run from a store, and plans its first step."""
-    from nanoalign.checkpoints.folders import local_folder
-    from nanoalign.checkpoints.guards import load_tokenizer
+    from nanoalign.checkpoints.folders import load_tokenizer, local_folder
     from nanoalign.checkpoints.resume import fingerprint
     from nanoalign.distributed import setup
-    from nanoalign.formats.load import load_rows
+    from nanoalign.formats.rows import load_rows
     from nanoalign.hosts.collectives import gather
     from nanoalign.loop import step_indices
     from nanoalign.packing.batches import Packed

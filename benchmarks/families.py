@@ -35,6 +35,7 @@ import train_rm  # noqa: E402
 from nanoalign import TINY  # noqa: E402
 from nanoalign.checkpoints.slices import read_slices  # noqa: E402
 from nanoalign.checkpoints.write import write_model  # noqa: E402
+from nanoalign.checks.first_step import one_line_errors  # noqa: E402
 from nanoalign.errors import RunError, in_a_line  # noqa: E402
 from nanoalign.model import Policy  # noqa: E402
 
@@ -106,7 +107,7 @@ def same_logits(model: Path, folder: Path) -> None:
         transformers.AutoModelForCausalLM.from_pretrained(each, dtype=torch.float32).eval()
         for each in (model, folder)
     )
-    with torch.no_grad():
+    with torch.no_grad(), one_line_errors("the model", "not compared"):
         logits = [
             each(input_ids=ids, use_cache=False).logits for each in (before, policy.model, after)
         ]
@@ -121,7 +122,7 @@ def attempt(run: Callable[..., None], *args: object) -> str:
         with contextlib.redirect_stdout(io.StringIO()):
             run(*args)
     except RunError as error:
-        return re.sub(r"(--)?model '?/\S+?'?:? ", "", str(error))
+        return re.sub(r"(--)?model (folder )?'?/\S+?'?:? ", "", str(error))
     except Exception as error:  # the user would see a traceback
         return f"TRACEBACK {in_a_line(error)}"
     return "ok"

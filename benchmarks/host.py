@@ -46,7 +46,7 @@ def write_model(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, Qwen2Config
 
     from nanoalign import tiny
-    from nanoalign.checkpoints.guards import load_tokenizer
+    from nanoalign.checkpoints.folders import load_tokenizer
 
     tokenizer = load_tokenizer(tiny.MODEL)
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def plain(job: dict) -> dict[str, float]:
     import torch
 
     from nanoalign.batch import collate
-    from nanoalign.checkpoints.guards import load_tokenizer
+    from nanoalign.checkpoints.folders import load_tokenizer
     from nanoalign.encode import Record, encode_all
     from nanoalign.model import Policy
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nanoalign import tiny  # noqa: E402
-from nanoalign.checkpoints.guards import load_tokenizer  # noqa: E402
+from nanoalign.checkpoints.folders import load_tokenizer  # noqa: E402
 
 SHAPES = {
     "llama-12m": LlamaConfig(

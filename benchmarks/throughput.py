@@ -66,8 +66,7 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(job: dict) -> dict:
     """Writes the records, and the reward model at the start; counts tokens and operations."""
-    from nanoalign.checkpoints.folders import local_folder
-    from nanoalign.checkpoints.guards import load_tokenizer
+    from nanoalign.checkpoints.folders import load_tokenizer, local_folder
     from nanoalign.checkpoints.write import write_model
     from nanoalign.encode import encode_all
     from nanoalign.formats.records import formats

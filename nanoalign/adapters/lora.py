@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 
 from nanoalign.batch import Batch
 from nanoalign.checkpoints import write
-from nanoalign.checkpoints.guards import read_config
+from nanoalign.checkpoints.folders import read_config
 from nanoalign.checkpoints.hub import public_name
 from nanoalign.checkpoints.slices import local_rows, places_of, tensors_of
 from nanoalign.distributed import World, full, print0

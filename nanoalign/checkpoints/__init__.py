@@ -1,13 +1,12 @@
 """Model folders that a run reads and writes, its checkpoints, and its curves.
 
-folders.py      names of models -> local folders
+folders.py      names of models -> local folders; their configs and tokenizers
 runs.py         the folder of a run: settings, versions, metrics
 vocabulary.py   refuses a reference of other tokens
 unfinished.py   what to do about a run that was killed
-refusals.py     the errors of guards.py
+refusals.py     the errors of folders.py
 body.py         bodies that transformers does not name
 heads.py        reward models from the files of a language model
-guards.py       refuses unusable models and data before training
 slices.py       safetensors files -> sharded parameters: each rank reads its own slices
 digest.py       a hash of the files of a model
 shards.py       which rows of a parameter a rank has
@@ -15,6 +14,9 @@ convert.py      the same where transformers must convert the tensors (mixture-of
 write.py        sharded parameters -> safetensors files in Hugging Face format
 repeat.py       --args: the flags of another run
 resume.py       checkpoints of a run: writes them, and continues from one
+checksums.py    a changed bit in a file is an error
+room.py         the errors of a full disk, and what is kept then
+damaged.py      the error of a damaged checkpoint, and how to go on
 unpickle.py     files of checkpoints -> values, without running what they name
 rounding.py     what is left of a training in bfloat16
 occupied.py     what is in --out before a run
@@ -23,11 +25,13 @@ curves.py       draws and prints the result of a run
 card.py         the model card, README.md of a result, by card.jinja
 portable.py     what older programs read of a model, and know by other names
 index.py        the index of several safetensors files
-intervals.py    confidence intervals of proportions
 """
 
 import argparse
+import shutil
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 
@@ -85,11 +89,15 @@ def keeps_best(args: Namespace) -> bool:
 
 
 def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: dict) -> tuple:
-    """(the `save` of loop.train, the number of steps that were done before). A collective.
+    """(the `save` of loop.train, the number of steps that were done before, what writes the model).
 
-    folders: of the models that are read, by the flag that names each.
+    A collective. folders: of the models that are read, by the flag that names each. What writes the
+    model is a context: if that fails, a checkpoint keeps what was trained.
+    Raises RunError if the disk has less room than the model needs.
     """
-    from nanoalign.hosts.signals import stopping
+    from nanoalign.errors import RunError
+    from nanoalign.hosts.collectives import on_main
+    from nanoalign.hosts.signals import received, stopping
     from nanoalign.loop import total_steps
 
     save, start, best = (lambda step, last, metrics: None), 0, None
@@ -108,13 +116,33 @@ def of_run(model, optimizer, objective, rows, args: Namespace, world, folders: d
 
         return stopped.stop(checkpoints(), step, number)
 
+    def check_room() -> None:
+        size = model.count_parameters() * (2 if args.save_dtype == "bf16" else 4)
+        if args.save_every or args.stop_after:  # a parameter and the two moments of AdamW
+            size += 12 * model.count_parameters(trainable=True)
+        if shutil.disk_usage(args.out).free < size:
+            from nanoalign.checkpoints.room import too_little
+
+            raise too_little(args.out, size)
+
+    @contextmanager
+    def writing() -> Iterator[None]:
+        try:
+            with received:  # a signal waits until the model is written
+                yield
+        except (OSError, RunError) as error:
+            from nanoalign.checkpoints.room import kept
+
+            raise kept(checkpoints(), total_steps(len(rows), args), error) from error
+
+    on_main(world, check_room)
     if args.save_every or args.stop_after or args.resume:
         save = checkpoints()
         start = save.resume() if args.resume else 0
     if best:
         start = best.resume(start, total_steps(len(rows), args))
         save = partial(best, save=save)
-    return stopping(save, stop, world), start
+    return stopping(save, stop), start, writing()
 
 
 def report_rounding(model, objective, held_out: dict, batches, args: Namespace) -> None:

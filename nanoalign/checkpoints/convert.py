@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from nanoalign.checkpoints.guards import FOREIGN_ERRORS
+from nanoalign.checkpoints.folders import FOREIGN_ERRORS
 from nanoalign.checkpoints.slices import local_rows
 from nanoalign.checkpoints.tied import check_tied
 from nanoalign.errors import RunError, in_a_line

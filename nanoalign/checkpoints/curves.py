@@ -1,6 +1,7 @@
 """The result of a run: curves.png, and the lines that are printed at its end."""
 
 import json
+import math
 import re
 import shlex
 import textwrap
@@ -8,7 +9,6 @@ from argparse import Namespace
 from pathlib import Path
 
 from nanoalign import checkpoints
-from nanoalign.checkpoints.intervals import wilson_interval
 from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
 from nanoalign.formats import TEST_OF
@@ -79,6 +79,16 @@ def summary(lines: list[dict[str, float]], records: int) -> str:
                 low, high = wilson_interval(last[f"eval/{key}"], records)
                 parts[-1] += f" [{low:.3f}, {high:.3f}]"
     return f"{', '.join(parts)} on {records:,} records"
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval (low, high) of a probability, from the share of `count` trials (Wilson 1927).
+
+    Unlike share +- 1.96 standard errors it is within [0, 1], and not empty at 0 and 1.
+    """
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)  # at 0 and 1 up to rounding
 
 
 def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:

@@ -1,10 +1,25 @@
-"""Names of models -> local folders."""
+"""Folders of models, by their names: configs, tokenizers, and rows that a model can't read."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+
 from nanoalign import tiny
-from nanoalign.checkpoints.guards import read_config
-from nanoalign.errors import RunError
+from nanoalign.batch import Row
+from nanoalign.distributed import print0
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.model import Scorer
+
+# The exceptions by which transformers reports a folder that it cannot read.
+FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
+                  AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
+
+# How the chat template begins that the template pku gives to a model, for other programs. Without
+# it, --template auto is what it was in the training of the model.
+OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
 
 
 def local_folder(name: str | Path) -> Path:
@@ -21,3 +36,43 @@ def local_folder(name: str | Path) -> Path:
         raise RunError(f"model '{name}' is a file; give the folder that holds it")
     read_config(folder)  # raises RunError if this is not a model
     return folder.resolve()
+
+
+def read_config(folder: Path) -> "transformers.PretrainedConfig":
+    """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except FOREIGN_ERRORS as error:
+        from nanoalign.checkpoints.refusals import unreadable
+
+        raise unreadable(folder, error) from error
+    if getattr(config, "auto_map", None):
+        print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
+    if getattr(config, "quantization_config", None) is not None:
+        raise RunError(f"model folder '{folder}' is quantized; training needs its full weights")
+    return config
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer of a model folder, without OWN_TEMPLATE. Raises RunError if there is none."""
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except FOREIGN_ERRORS as error:
+        raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
+    if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
+        tokenizer.chat_template = None
+    return tokenizer
+
+
+def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
+    """Raises RunError for rows with token ids or positions that the model `name` does not have."""
+    config = model.model.config.get_text_config()
+    ids = model.model.get_input_embeddings().num_embeddings
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
+    for row in rows if largest >= ids or longest > positions else ():
+        largest = max(int(part.max()) for part in (row.prompt, *row.responses))
+        if largest >= ids or row.longest > positions:
+            from nanoalign.checkpoints.refusals import unfit
+
+            raise unfit(row, name, largest, ids, positions)

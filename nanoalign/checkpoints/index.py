@@ -22,14 +22,22 @@ def write_index(folder: Path, names: list[list[str]], total: int) -> None:
 
 
 def files_of(index: Path) -> list[str]:
-    """The names of the files of an index. Raises RunError if it is damaged, or not there."""
+    """The names of the files of an index. Raises RunError if it or one of them is
+    damaged or not there."""
     if not index.is_file():
+        from nanoalign.checkpoints.unfinished import advice
+
         raise RunError(
-            f"model folder '{index.parent}' has no weights: neither model.safetensors nor "
+            advice(index.parent)
+            or f"model folder '{index.parent}' has no weights: neither model.safetensors nor "
             f"{index.name} (other formats are not read; convert them with transformers' "
             "save_pretrained)"
         )
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (index.parent / name).is_file()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
+    if missing:
+        raise RunError(f"{index}: names the file {missing[0]}, which is missing")
+    return names

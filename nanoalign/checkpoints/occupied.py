@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nanoalign.checkpoints.runs import ARGS, METRICS, RECORDS
 from nanoalign.checkpoints.write import TOKENIZER_FILES
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 
 # All that a run writes but the model card, which has a mark, and so all that --overwrite removes.
 WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
@@ -15,26 +15,33 @@ WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial
            "tensorboard", *TOKENIZER_FILES)  # fmt: skip
 
 
-def check(out: Path, above: Path, args: Namespace, models: list[Path]) -> None:
-    """As runs.check_folder. above: the folder that exists, out or one that has it."""
-    if not above.is_dir():
-        raise RunError(f"--out {out}: {above} is a file; give a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"--out {out}: no permission to write to {above}; give another --out")
-    if not out.exists():
-        return
-    is_run = (out / ARGS).is_file()
+def unwritable(out: Path, error: OSError) -> RunError:
+    """Why --out can't be made or locked."""
+    path = Path(error.filename or out)
+    if isinstance(error, PermissionError):
+        return RunError(f"--out {out}: no permission to write {path}; give another --out")
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        while not os.path.lexists(path):  # a/b, where a is a file
+            path = path.parent
+        what = "a file" if path.exists() else "a symbolic link that leads nowhere"
+        return RunError(f"--out {out}: {path} is {what}; give a folder")
+    return RunError(f"--out {out} can't be written: {in_a_line(error)}; give another --out")
+
+
+def check(out: Path, args: Namespace, models: list[Path]) -> None:
+    """As runs.check_folder, for an --out with files in it."""
+    problem, is_run = None, (out / ARGS).is_file()
     if any(out.resolve() == model for model in models):
-        raise RunError(f"--out {out} is the folder of a model that this run reads; give another")
-    if is_run and not (args.resume or args.overwrite):
-        raise RunError(
-            f"--out {out} contains another run; continue it with --resume, replace it with "
-            "--overwrite, or give another --out"
+        problem = "is the folder of a model that this run reads; give another"
+    elif not is_run:
+        problem = "contains files that are not those of a run; give another --out"
+    elif not (args.resume or args.overwrite):
+        problem = (
+            "contains another run; continue it with --resume, replace it with --overwrite, or give "
+            "another --out"
         )
-    if not is_run and any(path.name != "README.md" for path in out.iterdir()):
-        raise RunError(
-            f"--out {out} contains files that are not those of a run; give another --out"
-        )
+    if problem:
+        raise RunError(f"--out {out} {problem}")
 
 
 def remove_run(out: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import transformers
 
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")  # of transformers 4
 APART = ("rope_theta", "partial_rotary_factor")  # keys beside rope_scaling in transformers 4
 
 
@@ -16,6 +17,8 @@ def add_older_names(settings: dict) -> None:
     """
     if isinstance(rope := settings.get("rope_parameters"), dict):
         everywhere = rope.get("full_attention", rope) or {}
+        if everywhere.get("rope_type", "default") not in ROPE_TYPES:
+            return
         settings |= {name: everywhere[name] for name in APART if name in everywhere}
         if "sliding_attention" in rope:  # Gemma 3
             settings["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]

@@ -3,6 +3,7 @@
     checkpoints/step_000100/run.json        format version, step, flags, fingerprint of the data,
                                             digests of the models
     checkpoints/step_000100/*.distcp        shards of parameters and optimizer state
+    checkpoints/step_000100/checksums.json  of all of these: see checksums.py
 
 A checkpoint is written to a hidden folder, which is renamed when it is complete.
 """
@@ -31,15 +32,16 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Row
+from nanoalign.checkpoints import checksums
 from nanoalign.checkpoints.digest import digest_of_weights
 from nanoalign.checkpoints.runs import METRICS
 from nanoalign.checkpoints.unpickle import Planner, Reader
 from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.hosts.collectives import gather, on_main
+from nanoalign.hosts.collectives import gather, on_every, on_main
 from nanoalign.loop import Objective, check_parameters
 
-FORMAT = 2  # version of a checkpoint; another one is refused
+FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
@@ -84,13 +86,16 @@ class Checkpoints:
         def prepare() -> None:
             for path in folder.glob(".*.partial"):  # of a run that was killed
                 shutil.rmtree(path)
-            temporary.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # not --out, which someone may have removed
+            temporary.mkdir()
 
         def complete() -> None:
             about = {"format": FORMAT, "step": step, "state": self.objective.state,
                      "rows": self.fingerprint, "models": self.models,
                      "args": vars(self.args)}  # fmt: skip
             (temporary / ABOUT).write_text(json.dumps(about, indent=2))
+            own = checksums.checksums([temporary / ABOUT, temporary / ".metadata"])
+            checksums.write(temporary, {k: v for each in (*written, own) for k, v in each.items()})
             if final.exists():
                 remove(final)
             os.rename(temporary, final)
@@ -102,6 +107,9 @@ class Checkpoints:
             dcp.save(self.state(), checkpoint_id=temporary)
         except dcp.api.CheckpointException as error:  # a failure of any rank, raised on all
             raise RunError(f"{final}: the checkpoint can't be written: {causes(error)}") from error
+        shards = partial(temporary.glob, f"__{self.world.rank}_*")  # of this rank
+        found = on_every(self.world, lambda: checksums.checksums(shards()))
+        written = gather(found, self.world)
         on_main(self.world, complete)
 
     def resume(self) -> int:
@@ -111,6 +119,8 @@ class Checkpoints:
         from, are not those of the checkpoint.
         """
         path = newest(self.out)
+        share = (self.world.rank, self.world.size)
+        on_every(self.world, partial(check_whole, path, share=share))
         about = read_about(path)
         if about["rows"] != self.fingerprint:
             raise RunError(
@@ -133,9 +143,9 @@ class Checkpoints:
             dcp.load(modules, storage_reader=reader, planner=Planner())
             dcp.load({"optimizer": state["optimizer"]}, storage_reader=reader, planner=planner)
         except dcp.api.CheckpointException as error:
-            raise RunError(unreadable(path, causes(error))) from error
+            raise damaged(path, causes(error)) from error
         except (OSError, EOFError, UnpicklingError) as error:
-            raise RunError(unreadable(path, in_a_line(error))) from error
+            raise damaged(path, in_a_line(error)) from error
         set_state_dict(
             self.model,
             self.optimizer,
@@ -203,11 +213,13 @@ def newest(out: Path) -> Path:
 
 def read_about(path: Path) -> dict:
     """The run.json of a checkpoint. Raises RunError if it is damaged or of another version."""
+    if (path / checksums.NAME).exists():  # as from version 3 on
+        check_whole(path, [ABOUT])
     try:
         about = json.loads((path / ABOUT).read_text())
         version = about.get("format", 0)
     except (OSError, ValueError, AttributeError) as error:
-        raise RunError(unreadable(path, in_a_line(error))) from error
+        raise damaged(path, in_a_line(error)) from error
     if version != FORMAT:
         raise RunError(
             f"{path} has format version {version}, this version of nanoalign reads {FORMAT}; "
@@ -223,10 +235,20 @@ def remove(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def unreadable(path: Path, problem: str) -> str:
-    return (
-        f"the checkpoint {path} can't be read: {problem}; remove it to continue from the one before"
-    )
+def check_whole(
+    path: Path, names: list[str] | None = None, share: tuple[int, int] = (0, 1)
+) -> None:
+    """Raises RunError, which tells how to go on, where checksums.verify does."""
+    try:
+        checksums.verify(path, names, share)
+    except RunError as error:
+        raise damaged(path, str(error)) from error
+
+
+def damaged(path: Path, problem: str) -> RunError:
+    from nanoalign.checkpoints.damaged import damaged
+
+    return damaged(path, problem)
 
 
 def causes(error: dcp.api.CheckpointException) -> str:
@@ -238,7 +260,12 @@ def drop_metrics_after(step: int, path: Path) -> None:
     text = path.read_text() if path.exists() else ""
     lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
     temporary = path.with_name(".metrics.partial")
-    temporary.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    try:
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"{in_a_line(error)}; remove the line that is no JSON object with a step"
+        raise RunError(f"--resume: {path} is damaged: {problem}") from error
+    temporary.write_text("".join(kept))
     os.replace(temporary, path)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ from nanoalign.distributed import World, print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import Data
 from nanoalign.formats.sources import parse_source
+from nanoalign.hosts import lock
 from nanoalign.hosts.collectives import on_main
 from nanoalign.hosts.progress import progress_bar
 from nanoalign.hosts.signals import received
@@ -34,18 +34,24 @@ SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside 
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
-    """Raises RunError if a run must not write to --out; changes nothing. --audit writes nothing.
+    """Raises RunError if a run must not write to --out; makes and locks it. --audit does neither.
 
     models: folders that the run reads, which --out must not be.
     """
     if args.audit:
         return
     out = Path(args.out)
-    above = next(path for path in (out, *out.absolute().parents) if path.exists())
-    if above == out or not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        from nanoalign.checkpoints.occupied import check
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(path.name not in (lock.NAME, "README.md") for path in out.iterdir()):
+            from nanoalign.checkpoints.occupied import check
 
-        check(out, above, args, models)
+            check(out, args, models)
+        lock.hold(out / lock.NAME, f"--out {out}")
+    except OSError as error:
+        from nanoalign.checkpoints.occupied import unwritable
+
+        raise unwritable(out, error) from error
 
 
 @contextlib.contextmanager
@@ -85,17 +91,13 @@ def open_run(
 
     on_main(world, prepare)
     if not (path := out / ARGS).exists():
-        raise RunError(
-            f"{path} was written by rank 0, and rank {world.rank} does not see it; --out must be "
-            "on a disk that all hosts share"
-        )
+        raise RunError(f"rank {world.rank} does not see {path}; --out must be on a shared disk")
     total, tracking = total_steps(len(data.rows), args), contextlib.nullcontext(log)
     if args.track and world.is_main:
         from nanoalign.tracking.live import tracked
 
         tracking = tracked(log, args)
-    shown = {"initial": start, "unit_scale": args.batch_size}
-    bars = progress_bar(total, "record", world.is_main, **shown)
+    bars = progress_bar(total, "record", world.is_main, initial=start, unit_scale=args.batch_size)
     with received, bars as bar, tracking as log_and_track:
         yield log_and_track
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from nanoalign.checkpoints.guards import FOREIGN_ERRORS
+from nanoalign.checkpoints.folders import FOREIGN_ERRORS
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import Fill
 
@@ -166,10 +166,7 @@ def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
         names = files_of(index)
     stored = {}
     for name in names:
-        path = folder / name
-        if not path.is_file():
-            raise RunError(f"{index}: names the file {name}, which is missing")
-        with open_safetensors(path) as file:
+        with open_safetensors(path := folder / name) as file:
             stored |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
     return stored
 

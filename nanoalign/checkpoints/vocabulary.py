@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer
 from nanoalign.errors import RunError
 
 

@@ -14,15 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from nanoalign.checkpoints.guards import OWN_TEMPLATE, load_tokenizer
+from nanoalign.checkpoints.folders import OWN_TEMPLATE, load_tokenizer
 from nanoalign.checkpoints.slices import places_of, tensors_of
 from nanoalign.distributed import World
 from nanoalign.errors import RunError
+from nanoalign.hosts.collectives import on_every
 from nanoalign.model import Policy, Scorer
 
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*",
                    "chat_template.jinja", "merges.txt", "*.model")  # fmt: skip
+INDEX = "model.safetensors.index.json"
 # What a program may have changed of a tokenizer, but for the pad token, which portable.py writes.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
@@ -40,10 +42,9 @@ def write_model(
     template: by which the data became text; pku is written as a chat template, if there is none.
     dtype: of floating-point tensors; with bf16, prints how many changes survive it.
     The files are written to a hidden folder in `folder` and moved when all are complete, so that a
-    failure leaves the files that were there. Raises RunError if the disk is full.
+    failure leaves the files that were there. Raises RunError, on all ranks, if the disk is full.
     """
-    is_main = world is None or world.is_main
-    temporary = folder / ".model.partial"
+    is_main, temporary = world is None or world.is_main, folder / ".model.partial"
     if world is not None and world.size > 1:
         scorer.reshard()  # a forward without a backward pass leaves parameters gathered
     if tensors is None:
@@ -54,27 +55,37 @@ def write_model(
         from nanoalign.rewards.rule import set_pad_token
 
         set_pad_token(scorer.model, tokenizer)
-    try:
-        if is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
-            write_tokenizer(tokenizer, temporary, template)
-            if not isinstance(scorer, Policy):
-                set_pad_token_of_files(tokenizer, temporary)
+    gathered = converted_for_files(scorer.model, tensors, is_main)
+
+    def write() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
+        write_tokenizer(tokenizer, temporary, template)
+        if not isinstance(scorer, Policy):
+            set_pad_token_of_files(tokenizer, temporary)
         files = FileWriter(temporary)
         if dtype == "bf16":
             from nanoalign.checkpoints.rounding import RoundingWriter
 
             files = RoundingWriter(temporary, Path(scorer.model.config._name_or_path))
-        for name, tensor in converted_for_files(scorer.model, tensors, is_main):
+        for name, tensor in gathered:
+            files.add(name, tensor)
+        files.close()
+        move_into_place(temporary, folder)
+
+    def write_on_main() -> None:
+        try:
             if is_main:
-                files.add(name, tensor)
-        if is_main:
-            files.close()
-            move_into_place(temporary, folder)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise RunError(f"the model could not be written to '{folder}': {error}") from error
+                write()
+        except (OSError, SafetensorError) as error:  # the latter is how safetensors reports it
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(f"the model could not be written to '{folder}': {error}") from error
+        finally:  # other ranks, and a rank 0 that failed, gather the tensors that are left
+            for _ in gathered:
+                pass
+
+    on_every(world, write_on_main) if world else write_on_main()
 
 
 def write_settings(
@@ -157,13 +168,16 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 
 
 def move_into_place(temporary: Path, folder: Path) -> None:
-    """Moves all files to `folder`, and removes the files of tensors of an older model there."""
+    """Moves all files to `folder`, and removes the files of tensors of an older model there.
+
+    The index of several files goes first and comes last, so that it never names two models' files.
+    """
     names = {path.name for path in temporary.iterdir()}
-    for pattern in ("model*.safetensors", "model.safetensors.index.json"):
-        for old in folder.glob(pattern):  # of a model with another number of files
-            if old.name not in names:
-                old.unlink()
-    for name in sorted(names):
+    (folder / INDEX).unlink(missing_ok=True)
+    for old in folder.glob("model*.safetensors"):  # of a model with another number of files
+        if old.name not in names:
+            old.unlink()
+    for name in sorted(names, key=lambda name: (name == INDEX, name)):
         os.replace(temporary / name, folder / name)
     temporary.rmdir()
 

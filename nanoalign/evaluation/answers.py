@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer, local_folder
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import World, compute_dtype, print0

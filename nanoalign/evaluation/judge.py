@@ -10,8 +10,7 @@ from itertools import chain
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer, local_folder
 from nanoalign.distributed import compute_dtype, print0
 from nanoalign.encode import Record
 from nanoalign.errors import RunError

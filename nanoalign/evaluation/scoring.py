@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
-from nanoalign.checkpoints.guards import check_fits
+from nanoalign.checkpoints.folders import check_fits
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import World, sum_over_ranks

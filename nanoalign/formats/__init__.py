@@ -5,7 +5,6 @@ hub.py          files on the Hugging Face Hub
 folder.py       folders of files
 generated.py    embedded records that are in no file
 held_out.py     what a run held out
-files.py        lines of JSON, also compressed
 arrays.py       JSON arrays
 tables.py       parquet, arrow, csv
 share.py        a share of the records of a source
@@ -21,9 +20,8 @@ foreign.py      formats of other programs and data sets
 keys.py         --keys: other names of keys
 unpaired.py     single responses (--loss kto, sft)
 prompts.py      prompts alone, and answers that were made elsewhere
-load.py         --data -> the rows of a run: in memory, or from a store on disk
 selected.py     records by their numbers, for a store
-rows.py         records -> rows in memory, without pairs of equal responses
+rows.py         --data -> the rows of a run: in memory, or from a store on disk
 remembered.py   which records a run was trained on, and which it held out
 overlap.py      training records whose prompts are held out
 audit.py        --audit: examples token by token

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanoalign.errors import RunError
-from nanoalign.formats.files import Numbered
+from nanoalign.formats.sources import Numbered
 
 
 def array_of(text: str, path: Path) -> Iterator[Numbered]:

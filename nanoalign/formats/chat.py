@@ -40,11 +40,16 @@ def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record
     return found
 
 
-def chat(record: Record, messages: list[dict], responses: list[str], tokenizer) -> Text:
-    """The text of a record whose prompt is these messages.
+def chat(
+    record: Record, messages: list[dict], responses: list[str], tokenizer, name: str, given: str
+) -> Text:
+    """The text of a record whose prompt is these messages. name: of the template; given: --template
 
-    Raises RunError if the template fails, or writes the prompt in another way before a response.
+    Raises RunError if there is no chat template, if it fails, or if it writes the prompt in another
+    way before a response.
     """
+    if name != "chat" or not tokenizer.chat_template:
+        refuse(record, given, name)
     apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
     answers = record.answers or [{"role": "assistant", "content": each} for each in responses]
     try:

@@ -11,9 +11,8 @@ from nanoalign.checkpoints.runs import ARGS, RECORDS
 from nanoalign.errors import RunError
 from nanoalign.formats import single
 from nanoalign.formats.keys import decoded, names_of
-from nanoalign.formats.load import known_formats
 from nanoalign.formats.remembered import recall
-from nanoalign.formats.rows import hashes
+from nanoalign.formats.rows import hashes, known_formats
 from nanoalign.formats.sources import HELD_OUT, Located, Source, source_at
 from nanoalign.pairs import parse
 

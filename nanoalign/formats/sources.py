@@ -2,8 +2,7 @@
 
     [NAME=]SOURCE       NAME begins the names of the records; default: the file's name
     SOURCE is one of
-        PATH            .jsonl, .json, both also .gz, .parquet, .csv; or a folder of such files, or
-                        of `Dataset.save_to_disk`
+        PATH            .jsonl, .json, both also .gz, .parquet, .csv; or a folder of such files
         tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
                         tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
         held_out:RUN    what the run in the folder RUN has held out
@@ -15,7 +14,9 @@
 A record's name is that of its source and its line, so names of sources must differ.
 """
 
+import gzip
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,12 @@ from pathlib import Path
 from nanoalign import tiny
 from nanoalign.errors import RunError
 from nanoalign.formats import TEST_OF
-from nanoalign.formats.files import records_of
 
 EMBEDDED = (*TEST_OF, *TEST_OF.values())
 FILES = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}  # of the embedded data; others are generated
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")
 HELD_OUT, HUB = "held_out:", "hf://"  # what such places begin with
+Numbered = tuple[int | str, str, str | dict]  # line or row, path and line, record
 Located = tuple[str, str, str, str | dict]  # where, name and line, name, record (JSON, or decoded)
 
 
@@ -111,3 +112,30 @@ def check_sources(specs: Sequence[str]) -> list[Path]:
         if names.count(name) > 1:
             raise RunError(f"two data sources are named '{name}'; write A=SOURCE B=SOURCE")
     return [path for source in sources for path in source.files()]
+
+
+def records_of(path: Path) -> Iterator[Numbered]:
+    """The records of a file. All but a list of JSON are read piece by piece."""
+    if path.suffix in (".parquet", ".arrow", ".csv"):
+        from nanoalign.formats.tables import table_of
+
+        yield from table_of(path)
+        return
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig") as file:
+            before = ""  # blank lines at the head of the file
+            for n, line in enumerate(file, start=1):  # a line ends with \n, not with U+2028
+                if before is not None and line.lstrip().startswith("["):
+                    from nanoalign.formats.arrays import array_of
+
+                    # An array may be on one line, so it is read as a whole.
+                    yield from array_of(before + line + file.read(), path)
+                    return
+                if line.strip():
+                    before = None
+                    yield n, f"{path}:{n}", line.removesuffix("\n")
+                elif before is not None:
+                    before += line
+    except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.formats.files import Numbered
 from nanoalign.formats.records import TEXTS
+from nanoalign.formats.sources import Numbered
 
 
 def table_of(path: Path) -> Iterator[Numbered]:

@@ -47,13 +47,9 @@ def render(record: Record, tokenizer, template: str) -> Text:
         turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
         text = f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:"
         return Text(text, responses, plain=True)
-    if template == "chat" and tokenizer.chat_template:
-        from nanoalign.formats.chat import chat
+    from nanoalign.formats.chat import chat
 
-        return chat(record, messages, responses, tokenizer)
-    from nanoalign.formats.chat import refuse
-
-    refuse(record, named, template)
+    return chat(record, messages, responses, tokenizer, template, named)
 
 
 def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:

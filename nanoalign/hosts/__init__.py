@@ -5,6 +5,9 @@ report.py       prints an error once, and one line per host when a rank is lost
 progress.py     progress bars
 signals.py      signals end a run after its step
 stopped.py      its checkpoint, and the line that says how to go on
+lock.py         one writer of a folder at a time
+locked.py       what a run does that did not get its lock
+parent.py       ranks end when torchrun does
 debug.py        a debugger on rank 0
 groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
 """
@@ -43,9 +46,15 @@ def refusal(args: Namespace) -> str | None:
 
 
 def setup(args: Namespace):
-    """The World of a run, in which --shard_size ranks share a copy of the parameters."""
+    """The World of a script. With --shard_size, so many ranks share a copy of the parameters."""
     from nanoalign import distributed
 
+    if distributed.place()[1] > 1:
+        from nanoalign.hosts.parent import end_with_parent
+
+        end_with_parent()
+    if not hasattr(args, "shard_size"):  # of evaluate.py
+        return distributed.setup()
     world = distributed.setup(args.timeout)
     if args.shard_size:
         from nanoalign.hosts.groups import divide

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from nanoalign.distributed import place
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.hosts.locked import leave_nothing
 
 RANK_0_SECONDS = 10.0  # that the other ranks wait for rank 0 to report an error
 STORE_SECONDS = 2.0  # that a rank waits for the store to tell whether an error was reported
@@ -48,6 +49,7 @@ def report(error: BaseException) -> int:
         if rank == 0 or not _was_reported(RANK_0_SECONDS, if_store_ended=True):
             kind = "" if hasattr(error, "code") else "error: "  # of a signal
             print(f"{kind}{error}", file=sys.stderr, flush=True)
+            leave_nothing()
             if size > 1:
                 _store().set(REPORTED, "yes")
         return getattr(error, "code", 1)

@@ -3,19 +3,21 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import torch
 from torch.distributed import ReduceOp
 
-from nanoalign.distributed import World, sum_over_ranks
+from nanoalign.distributed import sum_over_ranks
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+ONE_EVENT = 1.0  # seconds in which signals are of one event: that torchrun dies, for example
 Save = Callable[[int, bool, dict[str, float]], bool | None]
 
 
 class Received:
-    """The signal that has arrived inside of `with`, or 0. The same one again ends the process."""
+    """The signal that has arrived inside of `with`, or 0. If it comes again, the process ends."""
 
     def __enter__(self) -> None:
         self.number, self.before = 0, {}
@@ -27,26 +29,25 @@ class Received:
             signal.signal(number, handler)
 
     def handle(self, number: int, frame: object) -> None:
-        if number == self.number:
+        if number == self.number and time.monotonic() > self.since + ONE_EVENT:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.number = self.number or number  # torchrun sends SIGTERM after Ctrl-C
+        if not self.number:  # torchrun sends SIGTERM after Ctrl-C
+            self.number, self.since = number, time.monotonic()
 
-    def of_any_rank(self, world: World) -> int:
+    def of_any_rank(self) -> int:
         """The signal of this or another rank. A collective."""
-        if world.size == 1:
-            return self.number
         return int(sum_over_ranks(torch.tensor(self.number), ReduceOp.MAX))
 
 
 received = Received()
 
 
-def stopping(save: Save, stop: Callable[[int, int], Exception], world: World) -> Save:
+def stopping(save: Save, stop: Callable[[int, int], Exception]) -> Save:
     """The `save` of loop.train that also raises what `stop` returns for a step and a signal."""
 
     def save_or_stop(step: int, last: bool, metrics: dict[str, float]) -> bool | None:
-        complete, number = save(step, last, metrics), received.of_any_rank(world)
+        complete, number = save(step, last, metrics), received.of_any_rank()
         if number and not last and complete is None:
             raise stop(step, number)
         return complete

@@ -7,7 +7,7 @@ import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from nanoalign.checkpoints.card import CARD, CARD_MARK
-from nanoalign.checkpoints.guards import read_config
+from nanoalign.checkpoints.folders import read_config
 from nanoalign.checkpoints.runs import ARGS, METRICS
 from nanoalign.checkpoints.slices import stored_tensors
 from nanoalign.checkpoints.write import TOKENIZER_FILES

@@ -5,6 +5,7 @@ flex.py         the same on CUDA, in blocks; its masks are made on the host
 by_hand.py      attention with capped scores, or with sinks
 plan.py         how rows are divided into micro-batches and dealt to ranks
 batches.py      rows -> Batches
+refusals.py     errors of models that can't share
 """
 
 import argparse

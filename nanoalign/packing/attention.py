@@ -23,8 +23,6 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from nanoalign.errors import RunError
-
 PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
 # Queries times keys of a mask, at most: else blocks.py. By hand (True) each head has scores too.
 PLACES = {False: 2**22, True: 2**20}
@@ -67,16 +65,11 @@ def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
     if own.startswith(PREFIX):
         return
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if others := sorted(kinds - {"full_attention", "sliding_attention"}):
-        raise RunError(
-            f"layers of the type '{others[0]}' can't keep the responses of a prompt apart; use "
-            "--no-share_prefix"
-        )
-    if not model._supports_attention_backend:
-        raise RunError(
-            f"{type(model).__name__} has an attention of its own, which can't keep the responses "
-            "of a prompt apart; use --no-share_prefix"
-        )
+    others = sorted(kinds - {"full_attention", "sliding_attention"})
+    if others or not model._supports_attention_backend:
+        from nanoalign.packing.refusals import unpackable
+
+        raise unpackable(model, others)
     mask = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[own]
     transformers.AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
     transformers.AttentionMaskInterface.register(PREFIX + own, mask)

@@ -64,7 +64,7 @@ class Packed(Batches):
         use_tree_attention(model.model)
         # Multiply-adds of a forward pass, as if there were no sliding windows, and all experts ran.
         config, blocks = model.model.config.get_text_config(), model.blocks()
-        head, per_head = model.model.get_output_embeddings(), getattr(config, "head_dim", None)
+        head, per_head = model.model.get_output_embeddings(), config.to_dict().get("head_dim")
         width = per_head * config.num_attention_heads if per_head else config.hidden_size
         elements = sum(p.numel() for block in blocks for p in block.parameters())
         self.costs = (elements, head.weight.numel() if head else 0, 2 * width * len(blocks))

@@ -46,11 +46,12 @@ def class_of(kind: type) -> type | None:
     if kind in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
-    if causal is None:
-        raise RunError(f"'{kind.model_type}' is no architecture of causal language models")
+    body = transformers.MODEL_MAPPING.get(kind, None)
+    if causal is None or body is None:
+        what = "of causal language models" if causal is None else "with a body apart from its head"
+        raise RunError(f"'{kind.model_type}' is no architecture {what}")
     base = next(each for each in causal.__mro__ if each.__name__.endswith("PreTrainedModel"))
     name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    body = transformers.MODEL_MAPPING[kind]
     fields = {"__module__": causal.__module__, "base_model_prefix": body.base_model_prefix}
     return type(f"{name}ForSequenceClassification", (OwnHead, base), fields)
 

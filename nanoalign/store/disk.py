@@ -40,8 +40,8 @@ from nanoalign.checkpoints.resume import digest
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.rows import EQUAL_RESPONSES, EQUAL_SCORES, drop_equal
 
-FORMAT = 2  # version of these files; a store of another one is refused
-ABOUT = "about.json"  # of a folder: format, number of chunks
+FORMAT = 3  # version of these files; a store of another one is refused
+ABOUT = "about.json"  # of a folder: format, number of chunks; checksums.json has those of all files
 EXTRA = "extra/"
 
 

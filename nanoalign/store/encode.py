@@ -25,6 +25,7 @@ import transformers
 from tqdm import tqdm
 
 import nanoalign
+from nanoalign.checkpoints import checksums
 from nanoalign.distributed import World, print0
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
@@ -140,6 +141,10 @@ def find_or_open(
     key, total = encoding.key(sources)
     final, unfinished = cache / key, cache / f".{key}.{uuid.uuid4().hex}.partial"
     if final.exists():
+        try:
+            checksums.verify(final)
+        except RunError as error:
+            raise RunError(f"{final}: of the encoded data {error}; remove that folder") from error
         return final, None, total
     with writing(cache):
         make_private(cache)
@@ -175,6 +180,7 @@ def finish(unfinished: Path, final: Path) -> None:
     with writing(final.parent):
         about = {"format": FORMAT, "chunks": len(list(unfinished.glob("*.safetensors")))}
         (unfinished / ABOUT).write_text(json.dumps(about) + "\n")
+        checksums.write(unfinished, checksums.checksums(unfinished.iterdir()))
         try:
             unfinished.rename(final)
         except OSError:

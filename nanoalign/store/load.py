@@ -1,13 +1,29 @@
 """--data -> the rows of a run, from stores on disk that are made if they are not there."""
 
 from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from nanoalign.distributed import World
+from nanoalign.encode import Record
 from nanoalign.formats.rows import Data, describe, hold_out
+from nanoalign.formats.selected import read_records
+from nanoalign.pairs import Format
 from nanoalign.store.encode import Encoding, encoded
 from nanoalign.store.folder import cache_folder
+
+
+def load_rows(
+    args: Namespace, tokenizer, folder: Path, known: dict[tuple[str, ...], Format],
+    change: Callable[[Record], list[Record]], settings: tuple, world: World,
+) -> Data:  # fmt: skip
+    """As formats.rows.load_rows. known, change: formats, and what changes a record, by settings."""
+    read = partial(read_records, known)
+    how = (args.max_length, args.template, read, change, settings)
+    return load(args, Encoding(tokenizer, folder, *how), world)
 
 
 def load(args: Namespace, encoding: Encoding, world: World) -> Data:

@@ -11,6 +11,7 @@ Shapes: N rows, S responses of all rows.
 import gc
 import hashlib
 import math
+import shutil
 import tempfile
 import time
 import uuid
@@ -27,8 +28,9 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
+from nanoalign.checkpoints import checksums
 from nanoalign.checkpoints.digest import digest_of_weights
-from nanoalign.checkpoints.guards import check_fits
+from nanoalign.checkpoints.folders import check_fits
 from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.checks.first_step import LAYOUT_TOLERANCE, check_layout
 from nanoalign.distributed import World, print0, sum_over_ranks
@@ -40,7 +42,8 @@ from nanoalign.loop import Batches
 from nanoalign.model import Policy
 from nanoalign.store.folder import cache_folder, make_private, writing
 
-FORMAT = 2  # version of the files; part of their key
+FORMAT = 3  # version of the files; part of their key
+LOGPS = "logps.safetensors"  # in a folder, with checksums.json
 KEY = "reference_logps"  # in Row.extra and Batch.extra
 CHECKED_ROWS = 8  # whose kept log-probabilities are compared with those of the reference
 
@@ -100,7 +103,7 @@ def precompute(
             continue
         start = time.perf_counter()
         key = "\n".join([str(FORMAT), str(weights), fingerprint(rows), str(reference.dtype)])
-        path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        path = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
         sets[of], found = referenced(rows, reference, path, batches, name)
         seconds = time.perf_counter() - start
         how = "read from" if found else f"computed in {seconds:.1f} s, kept in"
@@ -163,7 +166,7 @@ def check_live(
     if not off <= tolerance:
         raise RunError(
             f"{path}: its log-probabilities differ by up to {off:.2g} nats a token from those that "
-            f"{name} computes now (at most {tolerance:g} allowed); remove the file"
+            f"{name} computes now (at most {tolerance:g} allowed); remove that folder"
         )
 
 
@@ -182,14 +185,15 @@ def read_file(path: Path, count: int) -> Tensor | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        checksums.verify(path)
+        with safe_open(path / LOGPS, framework="pt") as file:
             logps = file.get_tensor(
                 "logps"
             ).clone()  # a sum over ranks fills it, which a mapped file must not be
-    except SafetensorError as error:
-        raise RunError(f"{path} can't be read ({in_a_line(error)}); remove the file") from error
+    except (RunError, SafetensorError) as error:
+        raise RunError(f"{path} can't be read: {in_a_line(error)}; remove that folder") from error
     if logps.shape != (count,):
-        raise RunError(f"{path} has {logps.numel()} values, not {count}; remove the file")
+        raise RunError(f"{path} has {logps.numel()} values, not {count}; remove that folder")
     return logps
 
 
@@ -201,11 +205,16 @@ def check_writable(folder: Path) -> None:
 
 
 def write(logps: np.ndarray, path: Path) -> None:
-    """Writes a file that gets its name when it is whole."""
-    unfinished = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")
+    """Writes a folder that gets its name when it is whole."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     with writing(path.parent):
         try:
-            unfinished.write_bytes(save({"logps": logps}))
-            unfinished.replace(path)
+            unfinished.mkdir()
+            (unfinished / LOGPS).write_bytes(save({"logps": logps}))
+            checksums.write(unfinished, checksums.checksums([unfinished / LOGPS]))
+            unfinished.rename(path)
+        except OSError:
+            if not path.exists():  # else another run has computed the same meanwhile
+                raise
         finally:
-            unfinished.unlink(missing_ok=True)
+            shutil.rmtree(unfinished, ignore_errors=True)

@@ -9,8 +9,7 @@ prompts, with 95 % bootstrap intervals over prompts, and the share of answers th
 import numpy as np
 
 from nanoalign import hosts
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer, local_folder
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import World, print0, run, setup
 from nanoalign.encode import Record

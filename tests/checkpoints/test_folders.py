@@ -3,6 +3,7 @@
 Names of models: paths are never asked of the Hub, and what is asked is said.
 """
 
+import errno
 import os
 import shutil
 from argparse import Namespace
@@ -122,12 +123,23 @@ def test_the_public_name_of_a_model_has_no_revision(tmp_path):
 
 
 def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_path, monkeypatch):
-    args = Namespace(out=str(tmp_path / "a" / "b"), audit=None, resume=False, overwrite=False)
-    check_folder(args, [])
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(RunError, match=f"b: no permission to write to {tmp_path}; give another"):
-        check_folder(args, [])
-    monkeypatch.undo()
-    (tmp_path / "a").write_text("")
-    with pytest.raises(RunError, match=f"a/b: {tmp_path / 'a'} is a file; give a folder"):
-        check_folder(args, [])
+    def check(name: str) -> None:
+        out = str(tmp_path / name)
+        check_folder(Namespace(out=out, audit=None, resume=False, overwrite=False), [])
+
+    def refused(path: object, *rest: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    check("a/b")  # which makes it
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        with pytest.raises(RunError, match=r"--out .*/c: no permission to write .*/c/\.lock; give"):
+            check("c")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(RunError, match=f"file/b/c: {tmp_path / 'file'} is a file; give a folder"):
+        check("file/b/c")
+    for name in ("loop", "gone"):
+        with pytest.raises(RunError, match=f"/{name} is a symbolic link that leads nowhere; give"):
+            check(name)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanoalign.checkpoints.guards import load_tokenizer, read_config
+from nanoalign.checkpoints.folders import load_tokenizer, read_config
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.checkpoints.write import write_model
 from nanoalign.errors import RunError

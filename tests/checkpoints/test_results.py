@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Gemma3TextConfig, GenerationConfig, Llam
 
 import train_rm
 from nanoalign.checkpoints.card import CARD_MARK, write_card
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer
 from nanoalign.checkpoints.hub import public_name
 from nanoalign.checkpoints.portable import add_older_names
 from nanoalign.checkpoints.rounding import RoundingWriter

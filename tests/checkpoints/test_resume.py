@@ -3,7 +3,10 @@
 Whole runs of train_dpo.py that stop and continue: the curve of a run that was not interrupted.
 """
 
+import filecmp
 import json
+import re
+import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -13,7 +16,7 @@ import runs
 import torch
 from conftest import write_pairs
 from ranks import run_ranks
-from runs import losses, metrics_of, script
+from runs import losses, metrics_of, script, without_picture
 from torch.distributed import checkpoint as dcp
 from transformers import AutoModelForCausalLM
 
@@ -198,7 +201,7 @@ def test_a_checkpoint_has_the_moments_of_adamw_in_float32(stopped):
     assert len(parameters) == 2 * 9 + 3 and len(moments) == 2 * (2 * 9 + 2)
     assert {kept[name].properties.dtype for name in parameters | moments} == {torch.float32}
     about = json.loads((path / "run.json").read_text())
-    assert about["format"] == 2 and about["step"] == 5 and about["args"]["lr"] == LR
+    assert about["format"] == 3 and about["step"] == 5 and about["args"]["lr"] == LR
 
 
 # --- what is refused
@@ -219,7 +222,8 @@ def one_error(outcome) -> str:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(path): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize(
@@ -248,7 +252,7 @@ def test_another_file_of_pairs_is_refused_by_all_ranks(llama_folder, stopped, tm
     assert error.startswith(f"error: --resume: the training pairs are not those of {path}; give")
 
 
-@pytest.mark.parametrize("version", [None, 1, 3])
+@pytest.mark.parametrize("version", [None, 2, 4])
 def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path, version):
     """None: a checkpoint that was written before checkpoints had a format version."""
     out = shutil.copytree(stopped, tmp_path / "run")
@@ -258,29 +262,38 @@ def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_pat
     (path / "run.json").write_text(
         json.dumps(about if version is None else about | {"format": version})
     )
+    (path / "checksums.json").unlink()  # older versions wrote none
     assert one_error(resume_with(llama_folder, pairs, out, ranks=2)) == (
-        f"error: {path} has format version {version or 0}, this version of nanoalign reads 2; "
+        f"error: {path} has format version {version or 0}, this version of nanoalign reads 3; "
         "continue with the version that wrote it, or start a new run with another --out"
     )
 
 
 DAMAGES = {
-    "no run.json": ("FileNotFoundError: ", lambda path: path.unlink()),
-    "torn run.json": ("JSONDecodeError: ", lambda path: cut(path)),
-    "empty run.json": ("JSONDecodeError: ", lambda path: path.write_text("")),
-    "run.json of a list": ("AttributeError: ", lambda path: path.write_text("[]")),
-    "no shard": ("FileNotFoundError: ", lambda path: path.unlink()),
-    "torn shard": ("", lambda path: cut(path)),
-    "no metadata": ("FileNotFoundError: ", lambda path: path.unlink()),
-    "torn metadata": ("UnpicklingError: ", lambda path: cut(path)),
-    "empty metadata": ("EOFError: ", lambda path: path.write_text("")),
+    "no run.json": ("run.json is missing", lambda path: path.unlink()),
+    "torn run.json": ("run.json is not as it was written", lambda path: cut(path)),
+    "no shard": ("__1_0.distcp is missing", lambda path: path.unlink()),
+    "a changed bit in a shard": ("__1_0.distcp is not as it was written", lambda path: flip(path)),
+    "no metadata": (".metadata is missing", lambda path: path.unlink()),
+    "a changed bit in metadata": (".metadata is not as it was written", lambda path: flip(path)),
+    "no checksums": ("checksums.json is missing", lambda path: path.unlink()),
+    "torn checksums": ("checksums.json is damaged", lambda path: cut(path)),
+    "checksums of a list": ("checksums.json is damaged", lambda path: path.write_text("[]")),
+    "checksums of less": ("checksums.json is damaged", lambda path: path.write_text("{}")),
 }
-FILES = {"run.json": "run.json", "shard": "__1_0.distcp", "metadata": ".metadata"}
+FILES = {"run.json": "run.json", "shard": "__1_0.distcp", "metadata": ".metadata",
+         "checksums": "checksums.json"}  # fmt: skip
 
 
 def cut(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -292,7 +305,34 @@ def test_a_damaged_checkpoint_is_one_error(llama_folder, pairs, stopped, tmp_pat
     spoil(path / next(file for name, file in FILES.items() if name in damage))
     error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
     assert error.startswith(f"error: the checkpoint {path} can't be read: {problem}"), error
-    assert error.endswith("; remove it to continue from the one before")
+    assert error.endswith("; no older one is whole; train again, with --overwrite")
+
+
+def test_a_damaged_checkpoint_names_the_newest_whole_one(llama_folder, pairs, train, tmp_path):
+    """The command of the error continues from it, to the end that the run would have had."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    curve = train(whole)
+    train(out, "--save_every", 2, "--stop_after", 8, "--keep", 4)
+    for step in (6, 8):
+        flip(out / "checkpoints" / f"step_{step:06d}" / "__0_0.distcp")
+    error = one_error(resume_with(llama_folder, pairs, out, "--save_every", 2, "--keep", 4))
+    found = re.search(r"; step_000004 is whole; continue from it: rm -r (.*) && (.*)", error)
+    removed, command = (shlex.split(text) for text in found.groups())
+    assert removed == [str(out / "checkpoints" / f"step_{step:06d}") for step in (6, 8)]
+    for path in removed:
+        shutil.rmtree(path)
+    assert command[:2] == ["python", "train_dpo.py"]
+    assert run_ranks(1, without_picture, command[2:]).codes == [0]
+    assert metrics_of(out) == curve
+    assert filecmp.cmp(out / "model.safetensors", whole / "model.safetensors", shallow=False)
+
+
+def test_a_damaged_line_of_the_metrics_is_one_error(llama_folder, pairs, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    (out / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2][1:], *lines[3:], ""]))
+    error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
+    assert error.startswith(f"error: --resume: {out / 'metrics.jsonl'} is damaged: ")
 
 
 def test_a_run_without_a_checkpoint_is_not_resumed(llama_folder, pairs, two_ranks, tmp_path):

@@ -21,6 +21,7 @@ from ranks import run_ranks
 from runs import script, train
 from torch.distributed import checkpoint as dcp
 
+from nanoalign.checkpoints import checksums
 from nanoalign.checkpoints.unpickle import Planner, Reader
 
 
@@ -81,6 +82,12 @@ def stopped(llama_folder, pairs, tmp_path_factory) -> Path:
     return out
 
 
+def with_checksums(path: Path) -> None:
+    """Those of the files as they are now: checksums are no protection from people."""
+    files = [each for each in path.iterdir() if each.name != checksums.NAME]
+    checksums.write(path, checksums.checksums(files))
+
+
 def refused(model: Path, pairs: Path, out: Path) -> str:
     """The one line of the error of a run that resumes."""
     argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
@@ -96,12 +103,13 @@ def test_the_metadata_of_a_run_from_elsewhere_runs_no_code(llama_folder, pairs, 
     out, ran = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "ran"
     path = out / "checkpoints" / "step_000001"
     (path / ".metadata").write_bytes(calls(ran)["posix.system"])
+    with_checksums(path)
     error = refused(llama_folder, pairs, out)
     assert not ran.exists()
     assert error == (
         f"error: the checkpoint {path} can't be read: UnpicklingError: its .metadata names "
-        "posix.system, which is not part of a checkpoint and was not run; remove it to continue "
-        "from the one before"
+        "posix.system, which is not part of a checkpoint and was not run; no older one is "
+        "whole; train again, with --overwrite"
     )
 
 
@@ -116,12 +124,13 @@ def test_the_objects_of_a_run_from_elsewhere_run_no_code(llama_folder, pairs, st
     stored.relative_path, stored.offset = "own.distcp", 0
     stored.length = (path / "own.distcp").stat().st_size
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    with_checksums(path)
     error = refused(llama_folder, pairs, out)
     assert not ran.exists()
     assert error == (
         f"error: the checkpoint {path} can't be read: UnpicklingError: one of its .distcp files "
-        "names posix.mkdir, which is not part of a checkpoint and was not run; remove it to "
-        "continue from the one before"
+        "names posix.mkdir, which is not part of a checkpoint and was not run; no older one "
+        "is whole; train again, with --overwrite"
     )
 
 

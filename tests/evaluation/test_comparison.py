@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.checkpoints.curves import wilson_interval
 from nanoalign.evaluation.comparison import (
     Compared,
     Judged,

@@ -6,7 +6,7 @@ The figures of scored pairs: their intervals are over prompts, and answers that 
 import numpy as np
 import pytest
 
-from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.checkpoints.curves import wilson_interval
 from nanoalign.evaluation.ranking import PRINTED, Scored, printed, reward_metrics, table
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nanoalign.checkpoints.intervals import wilson_interval
+from nanoalign.checkpoints.curves import wilson_interval
 from nanoalign.evaluation.statistics import (
     calibration,
     length_controlled_win_rate,

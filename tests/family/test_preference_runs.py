@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import train_dpo
 from nanoalign import loop, pairs, tiny
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer
 from nanoalign.distributed import setup
 from nanoalign.encode import Record
 from nanoalign.family import objectives

@@ -9,7 +9,7 @@ from conftest import byte_tokenizer
 
 from nanoalign import tiny
 from nanoalign.encode import Record
-from nanoalign.formats.load import load_rows
+from nanoalign.formats.rows import load_rows
 from nanoalign.formats.templates import encode_records
 from nanoalign.rewards import several
 

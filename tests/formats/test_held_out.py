@@ -15,14 +15,13 @@ import pytest
 import train_dpo
 import train_rm
 from nanoalign import pairs
-from nanoalign.checkpoints.guards import load_tokenizer
+from nanoalign.checkpoints.folders import load_tokenizer
 from nanoalign.checkpoints.runs import RECORDS, open_run
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.load import known_formats, load_rows
 from nanoalign.formats.prompts import read_prompts
 from nanoalign.formats.remembered import recall
-from nanoalign.formats.rows import hold_out, record_digests
+from nanoalign.formats.rows import hold_out, known_formats, load_rows, record_digests
 from nanoalign.formats.sources import check_sources, open_source
 
 SHARE = 0.4

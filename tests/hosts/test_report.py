@@ -132,6 +132,5 @@ def test_out_must_be_shared_by_all_hosts(llama_folder, tmp_path):
     outcome = run_ranks(2, _train_from_another_folder, argv, str(tmp_path))
     assert outcome.codes == [1, 1]
     assert outcome.stderr.splitlines()[-1] == (
-        "error: run/args.json was written by rank 0, and rank 1 does not see it; --out must be on "
-        "a disk that all hosts share"
+        "error: rank 1 does not see run/args.json; --out must be on a shared disk"
     )

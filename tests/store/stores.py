@@ -9,8 +9,8 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from nanoalign.batch import Row
-from nanoalign.formats.load import unchanged
 from nanoalign.formats.records import formats
+from nanoalign.formats.rows import unchanged
 from nanoalign.formats.selected import read_records
 from nanoalign.store.disk import Store, StoredRows
 from nanoalign.store.encode import Encoding

@@ -11,14 +11,13 @@ from stores import PAIR, arguments, assert_same_rows, encoding, everything, writ
 from transformers import AutoTokenizer
 
 from nanoalign.batch import lengths_of
-from nanoalign.checkpoints.guards import check_fits
+from nanoalign.checkpoints.folders import check_fits
 from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
-from nanoalign.formats import load as formats_load
-from nanoalign.formats.load import unchanged
+from nanoalign.formats import rows as formats_rows
 from nanoalign.formats.records import formats
-from nanoalign.formats.rows import Data, in_memory
+from nanoalign.formats.rows import Data, in_memory, unchanged
 from nanoalign.formats.selected import read_records
 from nanoalign.model import Policy
 from nanoalign.rewards import condition, several
@@ -177,7 +176,7 @@ def test_small_data_stay_in_memory_and_large_ones_do_not(tmp_path, model, monkey
         ({"cache": tmp_path / "cache"}, size + 1, StoredRows),
         ({"eval_data": [write(tmp_path / "b.jsonl", [PAIR])]}, size + 1, StoredRows),
     ):
-        monkeypatch.setattr(formats_load, "LARGE", large)
+        monkeypatch.setattr(formats_rows, "LARGE", large)
         args = arguments(path, preference="better", condition=False, keys=[], **changes)
-        data = formats_load.load_rows(args, tokenizer, model, setup())
+        data = formats_rows.load_rows(args, tokenizer, model, setup())
         assert type(data.rows) is kind and len(data.rows) == 9

@@ -19,12 +19,12 @@ from transformers import AutoTokenizer
 
 import train_dpo
 import train_rm
+from nanoalign.checkpoints import checksums
 from nanoalign.checkpoints.resume import fingerprint
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
-from nanoalign.formats.load import unchanged
 from nanoalign.formats.records import formats
-from nanoalign.formats.rows import in_memory
+from nanoalign.formats.rows import in_memory, unchanged
 from nanoalign.formats.selected import read_records
 from nanoalign.logps import sequence_logps
 from nanoalign.loop import Batches
@@ -32,7 +32,7 @@ from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
 from nanoalign.store.encode import Encoding
 from nanoalign.store.load import load
-from nanoalign.store.reference import KEY, Precomputed, ReferencedRows, precompute
+from nanoalign.store.reference import KEY, LOGPS, Precomputed, ReferencedRows, precompute
 
 SHARE = ("--eval_share", 0.2)
 
@@ -255,30 +255,33 @@ def test_values_are_compared_with_those_that_the_reference_computes(computed, tm
     """A file with other values of some responses stops the run, with its name."""
     files, argv = computed
     for path in files:
-        logps = load_file(path)["logps"]
-        save_file({"logps": logps + np.float32(0.5)}, path)
-    with pytest.raises(RunError, match=r"\.safetensors: its log-probabilities differ .* remove"):
+        logps = load_file(path / LOGPS)["logps"]
+        save_file({"logps": logps + np.float32(0.5)}, path / LOGPS)
+        checksums.write(path, checksums.checksums([path / LOGPS]))
+    with pytest.raises(RunError, match=r": its log-probabilities differ .* remove that folder"):
         train_dpo.main(argv)
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "can't be read (SafetensorError"),
-        (lambda path: path.write_bytes(b""), "can't be read (SafetensorError"),
-        (lambda path: save_file({"other": np.zeros(4, np.float32)}, path), "can't be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "not as it was written"),
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: save_file({"other": np.zeros(4, np.float32)}, path), "SafetensorError"),
         (lambda path: save_file({"logps": np.zeros(4, np.float32)}, path), "has 4 values, not "),
     ],
 )
 def test_a_damaged_file_is_one_line(computed, damage, message):
     files, argv = computed
     for path in files:
-        damage(path)
+        damage(path / LOGPS)
+        if "written" not in message and "missing" not in message:
+            checksums.write(path, checksums.checksums([path / LOGPS]))
     outcome = run_ranks(2, script, argv)
     assert outcome.codes == [1, 1]
     errors = [line for line in outcome.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 1 and message in errors[0] and "remove the file" in errors[0]
+    assert len(errors) == 1 and message in errors[0] and "remove that folder" in errors[0]
     assert "Traceback" not in outcome.stderr
 
 
@@ -333,7 +336,7 @@ def test_rewards_at_the_start_are_checked_with_a_precomputed_reference(
     for more in ((), ("--loss", "ipo_sum")):
         with pytest.raises(RunError, match="self-check: with policy == reference, .* rewards up"):
             run("wrong", 0.1, *more)
-    assert not (tmp_path / "wrong").exists()
+    assert [path.name for path in (tmp_path / "wrong").iterdir()] == [".lock"]
 
 
 def test_tolerances_at_the_start_by_hand(llama_folder, pairs, tmp_path):

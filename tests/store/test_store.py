@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from ranks import run_ranks
 from stores import PAIR, arguments, assert_same_rows, encoding, everything, write
 from tqdm import tqdm
 
+from nanoalign.checkpoints import checksums
 from nanoalign.distributed import run, setup
 from nanoalign.errors import RunError
 from nanoalign.formats.rows import in_memory
@@ -47,7 +50,7 @@ def test_the_rows_are_the_same_by_any_number_of_ranks_and_chunks(tmp_path, model
         (store,) = folder.iterdir()  # and nothing unfinished
         found.append((store.name, {p.name: p.read_bytes() for p in store.iterdir()}, Store(store)))
     assert len({name for name, *_ in found}) == 1
-    assert found[1][1] == found[2][1] == found[3][1] and len(found[1][1]) == 14 + 1
+    assert found[1][1] == found[2][1] == found[3][1] and len(found[1][1]) == 14 + 2
     assert_same_rows(everything(found[0][2]), everything(found[1][2]))
     assert len(everything(found[0][2])) == 40
 
@@ -206,36 +209,63 @@ def test_a_cache_that_can_not_be_written_is_an_error(tmp_path, model):
         encoded(encoding(model), sources, tmp_path / "file", setup())
 
 
+def stored(tmp_path, model, monkeypatch) -> tuple[Path, Callable[[], Store]]:
+    """A store of three chunks, and what reads it."""
+    monkeypatch.setattr(encode, "CHUNK", 4)
+    sources = [write(tmp_path / "a.jsonl", [PAIR] * 9)]
+    read = partial(encoded, encoding(model), sources, tmp_path / "cache", setup())
+    read()
+    (folder,) = (tmp_path / "cache").iterdir()
+    return folder, read
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
-         "the encoded data can't be read: SafetensorError"),
-        (lambda folder, name: (folder / name).write_bytes(b"\0" * 4096),
-         "the encoded data can't be read: SafetensorError"),
+         "of the encoded data 000000001.safetensors is not as it was written"),
         (lambda folder, name: (folder / name).unlink(),
-         "the encoded data can't be read: FileNotFoundError"),
+         "of the encoded data 000000001.safetensors is missing"),
         (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
-         "the encoded data can't be read: JSONDecodeError"),
+         "of the encoded data about.json is not as it was written"),
         (lambda folder, name: (folder / ABOUT).unlink(),
-         "the encoded data can't be read: FileNotFoundError"),
-        (lambda folder, name: (folder / ABOUT).write_text('{"format": 1, "chunks": 3}'),
-         "the encoded data have the format 1 of another version of nanoalign, not 2"),
-        # The file of the versions before this format.
-        (lambda folder, name: (folder / ABOUT).write_text('{"largest": 258, "longest": 64}'),
-         "the encoded data have the format 0 of another version of nanoalign, not 2"),
+         "of the encoded data about.json is missing"),
+        (lambda folder, name: (folder / "checksums.json").unlink(),
+         "of the encoded data checksums.json is missing"),
     ],
 )  # fmt: skip
 def test_a_damaged_store_is_an_error_of_one_line_that_names_it(
     tmp_path, model, monkeypatch, damage, message
 ):
-    monkeypatch.setattr(encode, "CHUNK", 4)
-    sources = [write(tmp_path / "a.jsonl", [PAIR] * 9)]
-    encoded(encoding(model), sources, tmp_path / "cache", setup())
-    (folder,) = (tmp_path / "cache").iterdir()
+    folder, read = stored(tmp_path, model, monkeypatch)
     damage(folder, "000000001.safetensors")
     with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
-        encoded(encoding(model), sources, tmp_path / "cache", setup())
+        read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
+         "the encoded data can't be read: SafetensorError"),
+        (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
+         "the encoded data can't be read: JSONDecodeError"),
+        (lambda folder, name: (folder / ABOUT).write_text('{"format": 1, "chunks": 3}'),
+         "the encoded data have the format 1 of another version of nanoalign, not 3"),
+        # The file of the versions before this format.
+        (lambda folder, name: (folder / ABOUT).write_text('{"largest": 258, "longest": 64}'),
+         "the encoded data have the format 0 of another version of nanoalign, not 3"),
+    ],
+)  # fmt: skip
+def test_a_store_of_others_is_an_error_too(tmp_path, model, monkeypatch, damage, message):
+    """Whose checksums are those of its files."""
+    folder, read = stored(tmp_path, model, monkeypatch)
+    damage(folder, "000000001.safetensors")
+    (folder / "checksums.json").unlink()
+    checksums.write(folder, checksums.checksums(folder.iterdir()))
+    with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
+        read()
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""python -m pytest tests/checkpoints/test_guards.py"""
+"""python -m pytest tests/checkpoints/test_readable.py"""
 
 import json
 import re
