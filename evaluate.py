@@ -32,6 +32,7 @@ from nanoalign.evaluation import (
     candidates,
     comparison,
     diagnosis,
+    kept,
     ranking,
     results,
     scoring,
@@ -167,8 +168,12 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     # answers, rewards, KL
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed,
                         args.batch_size)  # fmt: skip
+    total = len(prompts) * args.samples * len(names)
+    on_main(world, partial(kept.check_room, args.out, total, args.max_new_tokens))
     sampled = {name: answers.sample(each, sampling, world) for name, each in samplers.items()}
     found |= {role: sampled[name] for role, name in names.items()}
+    for role in names:
+        on_main(world, partial(kept.keep, args.out, role, prompts, found[role]))
     as_sampled = len(both) == 2 and answers.share_vocabulary(both)
     compared = compare(judge, prompts, found, as_sampled, batches)
     kl = answers.kl_estimate(*both, found["policy"], batches) if kl_is_known else {}

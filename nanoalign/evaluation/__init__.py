@@ -8,6 +8,7 @@ candidates.py   responses that are scored to be filtered
 cases.py        the pairs worth reading, as Markdown
 generation.py   sampling from a policy
 answers.py      the answers of a policy, or of a file; the KL of two policies
+kept.py         sampled answers, until the results are written
 judge.py        the rewards of the answers, by a reward model
 comparison.py   who wins, by how much; new preference pairs
 seen.py         how much of the data the models were trained on

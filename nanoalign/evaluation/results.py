@@ -11,12 +11,13 @@ from pathlib import Path
 
 from nanoalign.checkpoints.runs import ARGS
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.evaluation import POLICY, REWARD_MODEL
+from nanoalign.evaluation import POLICY, REWARD_MODEL, kept
 from nanoalign.evaluation.cases import cases
 from nanoalign.evaluation.comparison import Compared, answer_lines, new_pairs
 from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
 from nanoalign.evaluation.ranking import Figures, Scored
+from nanoalign.hosts import lock
 
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
@@ -37,13 +38,20 @@ def check_models(names: Iterable[str | None]) -> None:
 
 
 def check_out(name: str) -> None:
-    """Raises RunError if --out can't be written, or has other files than those of an evaluation."""
-    out = Path(name).resolve()
+    """Raises RunError if --out can't be written, or has other files than those of an evaluation.
+
+    Locks the folder, until its results are written, and names what a killed evaluation has left.
+    """
+    out = Path(os.path.realpath(name))
     if not out.name:
         raise RunError(f"--out {name} can't be replaced by a folder of results; give another")
+    if out.is_symlink():  # a loop
+        raise RunError(f"--out {name} is a symbolic link that leads nowhere; give a folder")
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {name} is a file; give a folder")
     partial, old = _beside(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock.hold(_lock_of(out), f"--out {name}")
     if old.exists() and not out.exists():  # a replacement was interrupted
         os.rename(old, out)
     if out.is_dir():
@@ -56,6 +64,8 @@ def check_out(name: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of an evaluation that was killed
     partial.mkdir(parents=True)  # raises OSError here, not after hours of scoring
     partial.rmdir()
+    if advice := kept.advice(name):  # of an evaluation that did not end
+        print(f"{'answers':<11} {advice}")
 
 
 def check_pairs_out(name: str, out: str) -> None:
@@ -80,6 +90,10 @@ def check_new_file(flag: str, name: str) -> None:
         path.unlink()
     except OSError as error:
         raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
+
+
+def _lock_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.lock")
 
 
 def _beside(out: Path) -> tuple[Path, Path]:
@@ -107,7 +121,7 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
     settings: for args.json. If writing fails, --out keeps what it had; if the process is killed
     while it replaces --out, `check_out` restores the older results. Rank 0 alone.
     """
-    out = Path(name).resolve()
+    out = Path(os.path.realpath(name))
     partial, old = _beside(out)
     try:
         partial.mkdir(parents=True)
@@ -123,8 +137,12 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
             os.rename(old, out)
             raise
         shutil.rmtree(old, ignore_errors=True)
+        kept.remove(name)
+        _lock_of(out).unlink(missing_ok=True)
     except OSError as error:
-        raise RunError(f"results can't be written to '{name}': {in_a_line(error)}") from error
+        problem = f"results can't be written to '{name}': {in_a_line(error)}"
+        advice = f"; {kept.advice(name)}" if kept.advice(name) else ""
+        raise RunError(problem + advice) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

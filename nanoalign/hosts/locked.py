@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError
-from nanoalign.hosts.lock import held
+from nanoalign.hosts.lock import NAME, held
 
 # How file systems say that they have no locks.
 WITHOUT = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF}
@@ -30,8 +30,10 @@ def not_locked(file: int, path: Path, what: str, error: OSError) -> None:
 
 
 def leave_nothing() -> None:
-    """Removes the folder of the lock of this process, if it has nothing else in it."""
-    for path in held:
-        if path.exists() and [path] == list(path.parent.iterdir()):
+    """Removes a lock beside a folder, and a folder that has nothing else in it than its lock."""
+    for path in filter(Path.exists, held):
+        if path.name != NAME:
+            path.unlink()
+        elif [path] == list(path.parent.iterdir()):
             path.unlink()
             path.parent.rmdir()

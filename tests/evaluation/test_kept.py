@@ -1,0 +1,85 @@
+"""python -m pytest tests/evaluation/test_kept.py
+
+What an evaluation keeps that can't write its results, and two evaluations into one folder.
+"""
+
+import errno
+import os
+import shlex
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from evaluations import answers_of, evaluated, policy_argv, script, write_policies
+from ranks import run_ranks
+
+from nanoalign.evaluation import results
+from nanoalign.hosts import lock
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
+    return write_policies(tmp_path_factory.mktemp("policies"), llama_folder, tokenizer)
+
+
+def full_at_the_end(argv: list[str]) -> None:
+    def write(*results: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    results.write_comparison = write
+    script(argv)
+
+
+def hidden(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob(".*"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sampled_answers_are_kept_until_results_are_written(world, ranks):
+    """The flags of the error take them, so that nothing is sampled again."""
+    argv = policy_argv(world, f"kept {ranks}", "--samples", 2)
+    undisturbed, _, _ = evaluated(argv, ranks)
+    outcome = run_ranks(ranks, full_at_the_end, list(map(str, argv)))
+    (line,) = [line for line in outcome.stderr.splitlines() if line]
+    assert line.startswith("error: results can't be written to ") and "No space left" in line
+    out = Path(argv[argv.index("--out") + 1])
+    assert (out / "report.html").exists()  # of the evaluation before
+    kept = [f".{out.name}.{role}.jsonl" for role in ("baseline", "policy")]
+    assert hidden(world) == kept
+    command = shlex.split(line.partition("; sampled answers are kept; without sampling again: ")[2])
+    start = ["torchrun", "--nproc_per_node", "2"] if ranks == 2 else ["python"]
+    assert command[: len(start) + 2] == [*start, "evaluate.py", "policy"]
+    lines, _, printed = evaluated(command[len(start) + 1 :], ranks)
+    assert "sampled     " not in printed and "answers     sampled answers are kept; " in printed
+    for role in ("policy", "baseline"):
+        assert answers_of(lines, role) == answers_of(undisturbed, role)
+    assert hidden(world) == []
+
+
+def with_little_room(argv: list[str]) -> None:
+    shutil.disk_usage = lambda path: SimpleNamespace(free=1000)
+    script(argv)
+
+
+def test_too_little_room_is_an_error_before_anything_is_sampled(world):
+    argv = policy_argv(world, "full", "--samples", 2)
+    outcome = run_ranks(1, with_little_room, list(map(str, argv)))
+    assert outcome.codes == [1] and "sampled" not in outcome.stdout
+    assert "the answers may need " in outcome.stderr and "0.001 MB left" in outcome.stderr
+    assert hidden(world) == []
+
+
+def test_an_evaluation_waits_for_no_other_one(world):
+    """The second one into a folder is one error, and does not touch what the first one writes."""
+    argv = list(map(str, policy_argv(world, "locked")))
+    path = world / ".locked.lock"
+    lock.hold(path, "--out")
+    (world / ".locked.partial").mkdir()
+    outcome = run_ranks(1, script, argv)
+    assert outcome.codes == [1]
+    assert f" is being written by process {os.getpid()} on " in outcome.stderr
+    assert (world / ".locked.partial").exists()
+    os.close(lock.held.pop(path))
+    evaluated(argv)
+    assert hidden(world) == []
