@@ -45,6 +45,7 @@ from nanoalign.formats.records import formats
 from nanoalign.formats.rows import EQUAL_SCORES
 from nanoalign.formats.sources import check_sources, open_source
 from nanoalign.hosts.collectives import on_main
+from nanoalign.hosts.terminal import visible
 from nanoalign.packing.batches import Packed
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
@@ -247,7 +248,7 @@ def evaluate_score(args: Namespace, world: World) -> None:
     lines = candidates.scored_lines(found, rewards)
     chosen, pairs_made = candidates.kept(lines, keep), candidates.pairs_of(lines)
     for line in chosen if args.prompt is not None else ():
-        print(f"{line['reward']:9.4f}  {line['completion']}")
+        print(f"{line['reward']:9.4f}  {visible(line['completion'])}")
     if args.data:
         counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items())
         print(f"{'data':<11} {' '.join(args.data)}: {len(found):,} prompts{counts}")

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -179,7 +180,9 @@ def table(found: dict[str, dict[str, str]]) -> str:
         cells = ["the same" if n and cell == cells[n - 1] != "ok" else cell
                  for n, cell in enumerate(cells)]  # fmt: skip
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n\n".join(lines) + "\n" + "\n".join(rows)
+    *paragraphs, head = lines
+    wrapped = [textwrap.fill(each, 120, break_on_hyphens=False) for each in paragraphs]
+    return "\n\n".join([*wrapped, head]) + "\n" + "\n".join(rows)
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
     """Raises RunError for rows with token ids or positions that the model `name` does not have."""
     config = model.model.config.get_text_config()
     ids = model.model.get_input_embeddings().num_embeddings
-    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    positions = max(0, getattr(config, "max_position_embeddings", 0) or 0) or math.inf  # XLNet: -1
     largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
     for row in rows if largest >= ids or longest > positions else ():
         largest = max(int(part.max()) for part in (row.prompt, *row.responses))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from nanoalign.evaluation.ranking import Scored, pairs_of
 from nanoalign.formats.prompts import shown
+from nanoalign.hosts.terminal import visible
 
 HEAD = (
     "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves; the winner's "
@@ -23,7 +24,7 @@ def cases(scored: Sequence[Scored], count: int) -> str:
         close = sorted(pairs, key=lambda pair: abs(pair[0].score - pair[1].score))
         kinds = {"surest right": right, "surest wrong": wrong, "closest": close}
         for title, chosen in kinds.items():
-            text += f"\n## {subset}: {title}\n"
+            text += f"\n## {visible(subset)}: {title}\n"
             if not chosen:
                 text += "\nNone.\n"
             for place, pair in enumerate(chosen[:count], start=1):
@@ -37,7 +38,8 @@ def _case(place: int, better: Scored, worse: Scored) -> str:
     result = "a tie" if better.score == worse.score else result
     prompt = shown(better.prompt, "\n\n")
     probability = 1 / (1 + math.exp(low.score - high.score))
-    title = f"{place}. {better.pair_id}: {result}, the winner's probability {probability:.3f}"
+    name = visible(better.pair_id)
+    title = f"{place}. {name}: {result}, the winner's probability {probability:.3f}"
     text = f"\n### {title}\n\nPrompt\n\n{_fenced(prompt)}"
     for name, line in (("Higher", high), ("Lower", low)):
         cut = ", cut: the model read only its beginning" * line.cut
@@ -51,4 +53,4 @@ def _fenced(text: str) -> str:
     fence = "```"
     while fence in text:
         fence += "`"
-    return f"{fence}text\n{text}\n{fence}\n"
+    return f"{fence}text\n{visible(text)}\n{fence}\n"

@@ -1,12 +1,14 @@
 """report.html: one HTML file with its pictures inside, which loads nothing from elsewhere.
 
-All text of models and data is escaped, so that it is shown as text.
+All text of models and data is escaped, so that it is shown as text, with controls as visible
+marks. Beyond that, a browser that follows the page's policy runs its own script alone.
 """
 
 import base64
 from collections.abc import Sequence
 from functools import partial
-from html import escape
+from hashlib import sha256
+from html import escape as escape_html
 from pathlib import Path
 
 from nanoalign.evaluation.answers import ROLES
@@ -15,6 +17,7 @@ from nanoalign.evaluation.diagnosis import caution, conclusion, figure_rows
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.statistics import win_shares
 from nanoalign.formats.prompts import shown
+from nanoalign.hosts.terminal import visible
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem;
@@ -83,6 +86,22 @@ filter();
 """
 
 
+def _hash(text: str) -> str:
+    """The source expression of an inline script or style: Content Security Policy Level 3."""
+    return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+
+
+# Nothing from elsewhere, nothing inline but these two, no forms, no other base of addresses.
+POLICY = (
+    f"default-src 'none'; img-src data:; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
+    "base-uri 'none'; form-action 'none'"
+)
+
+
+def escape(text: str) -> str:
+    return escape_html(visible(text))
+
+
 def comparison_page(
     title: str,
     compared: Sequence[Compared],
@@ -116,6 +135,7 @@ def comparison_page(
     rests_on = f'<p class="caution">{escape(note)}</p>' if note else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width"><title>{escape(title)}</title>
 <style>{STYLE}</style></head><body>
 <h1>{escape(title)}</h1>

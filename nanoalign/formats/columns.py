@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from nanoalign.formats.records import PKU, RANKED, UNPAIRED
 from nanoalign.formats.rows import IGNORED
+from nanoalign.hosts.terminal import visible
 
 READ = {"system", "tools"}  # of records of any format
 PKU_COLUMNS = r"prompt_source|(better|safer)_response_id|(is_)?response_[01]_\w+"  # known to all
@@ -18,4 +19,4 @@ def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
     left = set(names) - READ - ({"margin"} if keys not in (UNPAIRED, RANKED) else set())
     if keys == PKU:
         left = {name for name in left if not re.fullmatch(PKU_COLUMNS, name)}
-    return (IGNORED + ", ".join(sorted(left)),) if left else ()
+    return (IGNORED + ", ".join(sorted(name[:40] for name in map(visible, left))),) if left else ()

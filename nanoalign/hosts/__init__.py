@@ -2,6 +2,7 @@
 
 collectives.py  objects and errors of all ranks
 report.py       prints an error once, and one line per host when a rank is lost
+terminal.py     text of data and models, as a terminal or a page may show it
 progress.py     progress bars
 signals.py      signals end a run after its step
 stopped.py      its checkpoint, and the line that says how to go on

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from nanoalign.distributed import place
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.hosts.locked import leave_nothing
+from nanoalign.hosts.terminal import in_short
 
 RANK_0_SECONDS = 10.0  # that the other ranks wait for rank 0 to report an error
 STORE_SECONDS = 2.0  # that a rank waits for the store to tell whether an error was reported
@@ -48,7 +49,7 @@ def report(error: BaseException) -> int:
         traceback.clear_frames(error.__traceback__)
         if rank == 0 or not _was_reported(RANK_0_SECONDS, if_store_ended=True):
             kind = "" if hasattr(error, "code") else "error: "  # of a signal
-            print(f"{kind}{error}", file=sys.stderr, flush=True)
+            print(f"{kind}{in_short(str(error))}", file=sys.stderr, flush=True)
             leave_nothing()
             if size > 1:
                 _store().set(REPORTED, "yes")
@@ -67,10 +68,11 @@ def report(error: BaseException) -> int:
         return 0
     traceback.clear_frames(error.__traceback__)
     time.sleep(local_rank * STAGGER_SECONDS)  # torchrun ends the others when the first one exits
+    problem = in_short(in_a_line(error))
     print(
         f"error: rank {rank} has lost contact with another rank, or got no answer in time; see "
         "the last output of that rank, if its host still answers. A training run continues from "
-        f"its newest checkpoint with --resume, on any number of ranks ({in_a_line(error)})",
+        f"its newest checkpoint with --resume, on any number of ranks ({problem})",
         file=sys.stderr,
         flush=True,
     )
