@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -90,9 +91,11 @@ class Checkpoints:
             temporary.mkdir()
 
         def complete() -> None:
+            path = self.out / METRICS
+            lines = path.read_bytes() if path.exists() else b""
             about = {"format": FORMAT, "step": step, "state": self.objective.state,
-                     "rows": self.fingerprint, "models": self.models,
-                     "args": vars(self.args)}  # fmt: skip
+                     "rows": self.fingerprint, "models": self.models, "args": vars(self.args),
+                     "metrics": [len(lines), zlib.crc32(lines)]}  # fmt: skip
             (temporary / ABOUT).write_text(json.dumps(about, indent=2))
             own = checksums.checksums([temporary / ABOUT, temporary / ".metadata"])
             checksums.write(temporary, {k: v for each in (*written, own) for k, v in each.items()})
@@ -155,7 +158,7 @@ class Checkpoints:
         for name, module in self.objective.modules.items():
             set_model_state_dict(module, state[name])
         self.objective.state = about["state"]
-        on_main(self.world, partial(drop_metrics_after, about["step"], self.out / METRICS))
+        on_main(self.world, partial(restore_metrics, about["metrics"], self.out / METRICS))
         return about["step"]
 
     def state(self) -> dict[str, object]:
@@ -255,17 +258,22 @@ def causes(error: dcp.api.CheckpointException) -> str:
     return "; ".join(sorted({in_a_line(cause[0]) for cause in error.failures.values()}))
 
 
-def drop_metrics_after(step: int, path: Path) -> None:
-    """Removes the lines of later steps, and an incomplete last line of a run that was killed."""
-    text = path.read_text() if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+def restore_metrics(about: list, path: Path) -> None:
+    """Removes the lines of later steps. about: (bytes of the lines until the checkpoint, CRC-32).
+
+    Raises RunError if these lines are not as they were written.
+    """
+    size, checksum = about
+    if not path.exists():
+        return
+    kept = path.read_bytes()[:size]
+    if [len(kept), zlib.crc32(kept)] != [size, checksum]:
+        raise RunError(
+            f"--resume: {path} is not as it was written (its checksum differs); restore it, or "
+            "remove it to continue without the lines until now"
+        )
     temporary = path.with_name(".metrics.partial")
-    try:
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-    except (ValueError, TypeError, KeyError) as error:
-        problem = f"{in_a_line(error)}; remove the line that is no JSON object with a step"
-        raise RunError(f"--resume: {path} is damaged: {problem}") from error
-    temporary.write_text("".join(kept))
+    temporary.write_bytes(kept)
     os.replace(temporary, path)
 
 

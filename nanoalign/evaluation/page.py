@@ -86,15 +86,15 @@ filter();
 """
 
 
-def _hash(text: str) -> str:
+def source_of(text: str) -> str:
     """The source expression of an inline script or style: Content Security Policy Level 3."""
     return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 # Nothing from elsewhere, nothing inline but these two, no forms, no other base of addresses.
 POLICY = (
-    f"default-src 'none'; img-src data:; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}; "
-    "base-uri 'none'; form-action 'none'"
+    f"default-src 'none'; img-src data:; style-src {source_of(STYLE)}; "
+    f"script-src {source_of(SCRIPT)}; base-uri 'none'; form-action 'none'"
 )
 
 

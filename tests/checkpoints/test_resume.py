@@ -329,10 +329,15 @@ def test_a_damaged_checkpoint_names_the_newest_whole_one(llama_folder, pairs, tr
 
 def test_a_damaged_line_of_the_metrics_is_one_error(llama_folder, pairs, stopped, tmp_path):
     out = shutil.copytree(stopped, tmp_path / "run")
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    (out / "metrics.jsonl").write_text("\n".join([*lines[:2], lines[2][1:], *lines[3:], ""]))
+    lines = (out / "metrics.jsonl").read_text()
+    flip(out / "metrics.jsonl")
     error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
-    assert error.startswith(f"error: --resume: {out / 'metrics.jsonl'} is damaged: ")
+    assert error.startswith(f"error: --resume: {out / 'metrics.jsonl'} is not as it was written (")
+    (out / "metrics.jsonl").unlink()
+    outcome = resume_with(llama_folder, pairs, out, ranks=2)
+    assert outcome.codes == [0, 0], outcome.stderr
+    last = json.loads(lines.splitlines()[-1])["step"]
+    assert min(line["step"] for line in metrics_of(out)) == last + 1
 
 
 def test_a_run_without_a_checkpoint_is_not_resumed(llama_folder, pairs, two_ranks, tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from nanoalign.evaluation.comparison import Compared, Judged, comparison_metrics
-from nanoalign.evaluation.page import comparison_page
+from nanoalign.evaluation.page import comparison_page, source_of
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -25,7 +25,6 @@ pytestmark = pytest.mark.skipif(
 
 # Uses the page as a reader would, and writes what is shown and the time that each change took.
 DRIVER = """
-<script>
 const seen = {opened: performance.now(), steps: []};
 function look(what) {
   const start = performance.now();
@@ -51,7 +50,6 @@ const result = document.createElement('pre');
 result.id = 'seen';
 result.textContent = JSON.stringify(seen);
 document.body.append(result);
-</script>
 """
 
 
@@ -62,18 +60,27 @@ def case(
     return Compared(f"p:{n}", f"Question {n}?", *((x,) for x in both))
 
 
-def drive(folder: Path, compared: list[Compared], steps: list[str]) -> dict:
+def drive(
+    folder: Path, compared: list[Compared], steps: list[str], allowed: bool = True
+) -> dict | None:
+    """What the driver saw. allowed: whether the policy of the page names it, too."""
     (folder / "p.png").write_bytes(b"\x89PNG")
     figures = comparison_metrics(compared, 320)
     page = comparison_page("A report", compared, figures, ["a note"], folder / "p.png")
     looks = "\n".join(f"look(() => {step});" for step in steps)
-    page = page.replace("</body>", DRIVER.replace("STEPS", looks) + "</body>")
+    driver = DRIVER.replace("STEPS", looks)
+    page = page.replace("</body>", f"<script>{driver}</script></body>")
+    if allowed:
+        page = page.replace("script-src ", f"script-src {source_of(driver)} ")
     (folder / "report.html").write_text(page, encoding="utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
                "--disable-background-networking", f"--user-data-dir={folder / 'profile'}",
                "--dump-dom", (folder / "report.html").as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    if not allowed and not found:
+        assert "5 of 5 shown" in done.stdout  # by the page's own script
+        return None
     assert found, done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))
 
@@ -110,6 +117,12 @@ def test_search_filter_and_order(tmp_path):
     for step, expected, found in zip(steps, steps.values(), seen[1:], strict=True):
         assert found["places"] == expected, step
         assert found["count"] == f"{len(expected)} of 5 shown", step
+
+
+def test_no_other_script_runs_in_the_page(tmp_path):
+    """Also if one came past the escaping."""
+    compared = [case(n, 0.0, 1.0) for n in range(5)]
+    assert drive(tmp_path, compared, ["kind('all')"], allowed=False) is None
 
 
 def check_speed(folder: Path, compared: list[Compared]) -> None:
