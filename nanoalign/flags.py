@@ -71,7 +71,7 @@ def number(
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (at_least <= value < below and value > above):
+        if not (at_least <= value < min(below, 2**53) and value > above):
             raise argparse.ArgumentTypeError(f"{expected}, got '{text}'")
         return value
 

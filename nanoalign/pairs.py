@@ -78,8 +78,9 @@ def decode(raw: str | dict, where: str) -> object:
     """A record as an object; one that is not text was decoded by what read it."""
     try:
         return json.loads(raw) if isinstance(raw, str) else raw
-    except json.JSONDecodeError as error:
-        raise RunError(f"{where}: not valid JSON: {error.msg} (column {error.colno})") from error
+    except (ValueError, RecursionError) as error:  # 5,000 digits; nested 1,000 deep
+        what = f"{error.msg} (column {error.colno})" if hasattr(error, "colno") else error
+        raise RunError(f"{where}: not valid JSON: {what}") from error
 
 
 def expected(formats: dict) -> str:

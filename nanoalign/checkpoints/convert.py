@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from nanoalign.checkpoints.folders import FOREIGN_ERRORS
 from nanoalign.checkpoints.slices import local_rows
 from nanoalign.checkpoints.tied import check_tied
 from nanoalign.errors import RunError, in_a_line
@@ -72,7 +71,7 @@ def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
         loaded, info = type(model).from_pretrained(
             folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
         )
-    except FOREIGN_ERRORS as error:
+    except Exception as error:
         raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)

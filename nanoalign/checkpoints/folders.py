@@ -5,17 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 
 from nanoalign import tiny
 from nanoalign.batch import Row
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import Scorer
-
-# The exceptions by which transformers reports a folder that it cannot read.
-FOREIGN_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError,
-                  AssertionError, RuntimeError, StrictDataclassError)  # fmt: skip
 
 # How the chat template begins that the template pku gives to a model, for other programs. Without
 # it, --template auto is what it was in the training of the model.
@@ -42,7 +37,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except FOREIGN_ERRORS as error:
+    except Exception as error:  # of transformers, of any kind
         from nanoalign.checkpoints.refusals import unreadable
 
         raise unreadable(folder, error) from error
@@ -57,7 +52,7 @@ def load_tokenizer(folder: Path):
     """The tokenizer of a model folder, without OWN_TEMPLATE. Raises RunError if there is none."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except FOREIGN_ERRORS as error:
+    except Exception as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
     if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
         tokenizer.chat_template = None

@@ -16,7 +16,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from nanoalign.checkpoints.folders import FOREIGN_ERRORS
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import Fill
 
@@ -83,7 +82,7 @@ def build(
         auto = class_of(type(config)) or auto
     try:
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
-    except FOREIGN_ERRORS as error:  # no such model of this architecture, inconsistent settings
+    except Exception as error:  # no such model of this architecture, inconsistent settings
         raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
     if model.base_model is model:
         from nanoalign.checkpoints.body import name_body

@@ -13,6 +13,7 @@ ranked.py       several responses with scores
 messages.py     messages, tools and system prompts of records
 templates.py    records as text, by the template of a name
 chat.py         records as a chat template renders them
+rendering.py    chat templates as functions that end
 columns.py      columns that nothing reads
 ignored.py      their names in one line
 dialogues.py    pairs: with a prompt, HH-RLHF dialogues

@@ -27,6 +27,8 @@ def array_of(text: str, path: Path) -> Iterator[Numbered]:
             raise RunError(
                 f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
             ) from error
+        except (ValueError, RecursionError) as error:  # 5,000 digits; nested 1,000 deep
+            raise RunError(f"{path}:{line}: not valid JSON: {error}") from error
         number, before = number + 1 if line == before else 1, line
         yield line if number == 1 else f"{line}.{number}", f"{path}:{line}", record
         place = blank.match(text, place).end()

@@ -6,7 +6,6 @@ turn that the data may have, too.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import NoReturn
 
 from jinja2 import TemplateError
@@ -14,6 +13,7 @@ from jinja2 import TemplateError
 from nanoalign.encode import Record, Text, without_end
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.formats.messages import BARE, FURTHER, REASONING
+from nanoalign.formats.rendering import renderer
 from nanoalign.formats.rows import IGNORED
 from nanoalign.formats.templates import PKU_HEADERS, messages_of, render, resolve_template
 
@@ -27,7 +27,7 @@ def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record
     Their notes name further keys of messages that are not in the text.
     Raises RunError for tools, tool calls or reasoning that are not in the text of a record.
     """
-    apply = partial(tokenizer.apply_chat_template, tokenize=False)
+    apply = renderer(tokenizer)
     added, found, roles = tuple(tokenizer.get_added_vocab()), [], set()
     for record in records:
         name = resolve_template(template, record.prompt, tokenizer)
@@ -50,12 +50,12 @@ def chat(
     """
     if name != "chat" or not tokenizer.chat_template:
         refuse(record, given, name)
-    apply = partial(tokenizer.apply_chat_template, tokenize=False, tools=record.tools)
+    apply = renderer(tokenizer, tools=record.tools)
     answers = record.answers or [{"role": "assistant", "content": each} for each in responses]
     try:
         text = apply(messages, add_generation_prompt=True)
         texts = [apply([*messages, answer]) for answer in answers]
-    except (TemplateError, TypeError) as error:
+    except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     for whole in texts:
         if not whole.startswith(text):
@@ -193,7 +193,7 @@ def differs(
     """Whether a chat template renders two dialogues as two texts."""
     try:
         return apply(messages, tools=tools) != apply(others, tools=other_tools)
-    except (TemplateError, TypeError):  # it refuses one of them; `chat` reports the first
+    except TemplateError:  # it refuses one of them; `chat` reports the first
         return True
 
 

@@ -18,7 +18,7 @@ from argparse import Namespace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from nanoalign.flags import number, positive
+    from nanoalign.flags import number
 
     add = parser.add_argument_group("many ranks").add_argument
     add("--shard_size", type=number(int, 1), metavar="RANKS",
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch",
         help="when gradients are summed over ranks and sharded; step: once a step, for which each "
         "rank needs memory for all gradients in float32")  # fmt: skip
-    add("--timeout", type=positive, default=600.0, metavar="SECONDS",
+    add("--timeout", type=number(float, above=0, below=1e9), default=600.0, metavar="SECONDS",
         help="the run ends if a rank waits this long for another one; it must be more than rank 0 "
         "takes to read or write a model")  # fmt: skip
     parser.refusals.append(refusal)
