@@ -41,6 +41,7 @@ from nanoalign.evaluation import (
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.flags import Parser
+from nanoalign.formats import named
 from nanoalign.formats.records import formats
 from nanoalign.formats.rows import EQUAL_SCORES
 from nanoalign.formats.sources import check_sources, open_source
@@ -94,7 +95,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         responses = sum(len(record.responses) for record in compared)
         prompts = len(set(scoring.prompt_keys(compared)))
         print0(
-            f"{'data':<11} {' '.join(args.data)}: {responses:,} responses to {prompts:,} "
+            f"{'data':<11} {named(args.data)}: {responses:,} responses to {prompts:,} "
             f"prompts, labels {view.preference}{notes}"
         )
         scoring.check_encoded(score, encoded, batches, name)
@@ -121,8 +122,10 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     settings = vars(args) | {"template": template, "max_length": max_length}
     with results.results_folder(args.out, settings) as out:
         results.write_ranking(out, scored, figures, args.cases)
-    print(f"\n{ranking.table(ranking.printed(figures['subsets'] | {'all': figures['all']}))}\n")
+    table = ranking.table(ranking.printed(figures["subsets"] | {"all": figures["all"]}))
+    print(f"\n{visible(table)}\n")
     for subset, own in figures["subsets"].items():
+        subset = visible(subset)
         shown = [f"{key} = {own[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")]
         print(f"{subset:<11} Evaluation: {', '.join(shown)}")
         if rests_on := ranking.about_cut(own):
@@ -251,7 +254,7 @@ def evaluate_score(args: Namespace, world: World) -> None:
         print(f"{line['reward']:9.4f}  {visible(line['completion'])}")
     if args.data:
         counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items())
-        print(f"{'data':<11} {' '.join(args.data)}: {len(found):,} prompts{counts}")
+        print(f"{'data':<11} {named(args.data)}: {len(found):,} prompts{counts}")
         print(candidates.table(lines, chosen))
     for path, written in ((args.out, chosen), (args.pairs_out, pairs_made)):
         if path is not None:

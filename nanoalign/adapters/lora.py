@@ -73,6 +73,14 @@ class Adapters:
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import Linear, LoraLayer
 
+        embedding = model.get_input_embeddings().weight
+        matrices = [p for p in model.base_model.parameters() if p.ndim == 2 and p is not embedding]
+        widest = max(max(matrix.shape) for matrix in matrices)
+        if self.rank > widest:
+            raise RunError(
+                f"--lora_rank {self.rank} is more than any layer has inputs or outputs; give "
+                f"{widest} or less"
+            )
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,

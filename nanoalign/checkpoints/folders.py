@@ -37,6 +37,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        "".join(config.architectures or ())  # they must be names
     except Exception as error:  # of transformers, of any kind
         from nanoalign.checkpoints.refusals import unreadable
 

@@ -36,8 +36,11 @@ def read_slices(
             from nanoalign.checkpoints.heads import reader_of
 
             reader = reader_of(model, config, dtype, folder)
-    if model.can_generate() and (folder / "generation_config.json").is_file():  # further EOS ids
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    if model.can_generate() and (path := folder / "generation_config.json").is_file():  # EOS ids
+        try:
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+        except Exception as error:
+            raise RunError(f"{path}: {in_a_line(error)}") from error
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
     places = places_of(reader)
 

@@ -139,7 +139,7 @@ def write_tokenizer(tokenizer, folder: Path, template: str) -> None:
         change_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"})
     if template == "pku" and not tokenizer.chat_template:
         text = (Path(__file__).parents[1] / "formats" / "pku.jinja").read_text()
-        if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # as encode.py writes it
+        if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:  # as encode.py writes it
             text = text.replace(OWN_TEMPLATE, OWN_TEMPLATE + "{{- bos_token -}}")
         (folder / "chat_template.jinja").write_text(text)
 

@@ -17,6 +17,7 @@ from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import Answer, Sampling, eos_ids, generate
 from nanoalign.evaluation.rows import decode_continuation
 from nanoalign.evaluation.scoring import score_rows
+from nanoalign.formats import named
 from nanoalign.formats.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.formats.templates import encode_records, resolve_template
 from nanoalign.loop import Batches
@@ -72,7 +73,7 @@ def read_given(
         records, given[role] = read_answers(source)
         prompts[source] = by_key(records)
         total = sum(map(len, given[role].values()))
-        print0(f"{'answers':<11} {source}: {total:,} answers to {len(records):,} prompts")
+        print0(f"{'answers':<11} {named([source])}: {total:,} answers to {len(records):,} prompts")
     first, *others = prompts.values()
     common = {key: record for key, record in first.items() if all(key in own for own in others)}
     answers_of = {source: given[role] for role, source in sources.items()}

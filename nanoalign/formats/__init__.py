@@ -30,6 +30,7 @@ audit.py        --audit: examples token by token
 
 import argparse
 from argparse import Namespace
+from collections.abc import Sequence
 
 PREFERENCES = ("better", "safer")
 TEMPLATES = ("auto", "chat", "raw", "pku")
@@ -90,3 +91,8 @@ def is_embedded(args: Namespace) -> bool:
 def single(loss: str) -> str:
     """The loss, if it learns from single responses; else ""."""
     return loss if loss in ("kto", "sft") else ""
+
+
+def named(sources: Sequence[str]) -> str:
+    """Sources as a line names them: a file's name may have escape sequences of terminals."""
+    return " ".join(each if each.isprintable() else repr(each) for each in sources)

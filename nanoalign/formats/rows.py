@@ -17,6 +17,7 @@ from nanoalign.batch import Row
 from nanoalign.distributed import World, print0
 from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.formats import named
 from nanoalign.formats.records import formats
 from nanoalign.formats.sources import check_sources, open_source
 from nanoalign.formats.templates import encode_records, resolve_template
@@ -89,7 +90,7 @@ def in_memory(
     if args.eval_data:
         from nanoalign.formats.overlap import training_mask
 
-        held_out, source = list(read(args.eval_data)), " ".join(args.eval_data)
+        held_out, source = list(read(args.eval_data)), named(args.eval_data)
         held_digests = record_digests(held_out)
         chosen = training_mask(digests, held_digests, args.eval_data)
     else:
@@ -99,7 +100,7 @@ def in_memory(
     records = [record for record, each in zip(records, chosen, strict=True) if each]
     digests = digests[chosen]
     parts = []
-    for name, part, of in (("data", records, " ".join(args.data)), ("held out", held_out, source)):
+    for name, part, of in (("data", records, named(args.data)), ("held out", held_out, source)):
         part = [changed for record in part for changed in change(record)]
         rows, counts = drop_equal(encode_records(part, tokenizer, args.max_length, args.template))
         describe(name, of, len(part), sum(len(record.pairs) for record in part), counts)

@@ -9,6 +9,7 @@ import numpy as np
 
 from nanoalign.distributed import World
 from nanoalign.encode import Record
+from nanoalign.formats import named
 from nanoalign.formats.rows import Data, describe, hold_out
 from nanoalign.formats.selected import read_records
 from nanoalign.pairs import Format
@@ -33,7 +34,7 @@ def load(args: Namespace, encoding: Encoding, world: World) -> Data:
     if args.eval_data:
         from nanoalign.formats.overlap import training_mask
 
-        other, source = encoded(encoding, args.eval_data, cache, world), " ".join(args.eval_data)
+        other, source = encoded(encoding, args.eval_data, cache, world), named(args.eval_data)
         held = np.ones(len(other.records), dtype=bool)
         chosen = training_mask(training.records, other.records, args.eval_data)
     else:
@@ -43,7 +44,7 @@ def load(args: Namespace, encoding: Encoding, world: World) -> Data:
     digests = training.records[chosen & training.with_rows()], other.records[held]
     chosen, held = training.encoded(chosen), other.encoded(held)
     records, pairs, counts = training.counts(chosen)
-    describe("data", " ".join(args.data), records, pairs, counts)
+    describe("data", named(args.data), records, pairs, counts)
     describe("held out", source, *other.counts(held))
     templates = training.templates | other.templates
     template = templates.pop() if len(templates) == 1 else args.template

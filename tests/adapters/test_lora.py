@@ -337,6 +337,12 @@ def test_flags_that_do_not_go_together(flags, said):
         train_dpo.parse_args(flags.split())
 
 
+def test_a_rank_beyond_all_layers_is_refused_before_memory_is(tmp_path):
+    argv = ["--data", "tiny:test", "--steps", "1", "--out", str(tmp_path / "run")]
+    with pytest.raises(RunError, match="--lora_rank 100000 is more than any layer has inputs or"):
+        train_dpo.main([*argv, "--lora_rank", "100000"])
+
+
 def test_without_peft_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(RunError, match="pip install peft"):
