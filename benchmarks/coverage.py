@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanoalign.checkpoints.intervals import wilson_interval  # noqa: E402
+from nanoalign.checkpoints.curves import wilson_interval  # noqa: E402
 from nanoalign.evaluation.statistics import prompt_interval  # noqa: E402
 
 LARGEST = 8  # answers to a prompt

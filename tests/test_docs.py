@@ -23,7 +23,7 @@ TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
 OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port", "rdzv_backend",
           "rdzv_id", "rdzv_endpoint", "kill", "job", "nodes", "ntasks", "gpus", "cpus", "time",
           "requeue", "open", "signal", "signals", "shutdown", "include_path", "model_args",
-          "tasks"}  # fmt: skip
+          "tasks", "times", "seed"}  # fmt: skip
 COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
             (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
             (evaluate, ["frontier"]), (hub, []), (tracking, []))  # fmt: skip
