@@ -76,14 +76,17 @@ def parameters_on_meta() -> Iterator[None]:
 def build(
     auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, path: Path
 ) -> "transformers.PreTrainedModel":
-    """A model of this config without weights; `path` names it in errors."""
+    """A model of this config without weights. path: its folder, which has a tensor of each layer."""
     # transformers' defaults: what a folder wants may be code that is fetched from the Hub.
     config._attn_implementation = config._experts_implementation = None
     if auto is transformers.AutoModelForSequenceClassification:
         from nanoalign.rewards.own_head import class_of
 
         auto = class_of(type(config)) or auto
+    tensors = len(stored_tensors(path))
     try:
+        if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > tensors:
+            raise ValueError(f"{layers} layers, but {tensors} tensors")  # it would take hours
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # no such model of this architecture, inconsistent settings
         raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error

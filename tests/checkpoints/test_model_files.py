@@ -4,6 +4,7 @@ Model folders -> sharded parameters -> model folders. The oracle is transformers
 """
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -248,6 +249,63 @@ def test_saving_over_a_sharded_model_leaves_none_of_it(
     write_model(load(llama_folder), tokenizer, tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
     assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, True), (True, False), (False, True)])
+def test_a_result_that_was_moved_in_part_is_never_two_models(
+    old, new, batch, tmp_path, tokenizer, monkeypatch
+):
+    """Killed before any of the operations that move it: the old model, the new one, or an error."""
+
+    def written(seed: int, sharded: bool, folder: Path) -> None:
+        with monkeypatch.context() as patch:
+            if sharded:
+                patch.setattr(write, "MAX_FILE_BYTES", 20_000)
+            write_model(Policy(tiny_llama(seed=seed)), tokenizer, folder)
+
+    class Killed(BaseException):
+        pass
+
+    scores, found = [], []
+    for seed, sharded in ((1, old), (2, new)):
+        written(seed, sharded, tmp_path / f"whole{seed}")
+        scores.append(score(tmp_path / f"whole{seed}", batch).tolist())
+    for at in range(1, 100):
+        folder, left = tmp_path / f"{at}", at
+
+        def counted(operation, *args, **more):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Killed
+            return operation(*args, **more)
+
+        written(1, old, folder)
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
+                own = getattr(module, name)
+                patch.setattr(
+                    module, name, lambda *args, own=own, **more: counted(own, *args, **more)
+                )
+            try:
+                written(2, new, folder)
+                break
+            except Killed:
+                pass
+        try:
+            found.append(scores.index(score(folder, batch).tolist()))
+        except OSError:  # of transformers, which finds no weights
+            found.append(None)
+    assert at > 5 and set(found) == {0, 1, None} and left > 0
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(llama_folder, tmp_path):
+    """Three million layers would take hours."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
+    with pytest.raises(RunError, match="can't be built: ValueError: 3000000 layers, but 20 ten"):
+        load(folder)
 
 
 def test_writes_shards_with_an_index(llama_folder, batch, tmp_path, tokenizer, monkeypatch):
