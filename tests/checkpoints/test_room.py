@@ -19,7 +19,9 @@ from conftest import write_pairs
 from ranks import run_ranks
 from runs import metrics_of, script, without_picture
 
+from nanoalign import loop
 from nanoalign.checkpoints import write
+from nanoalign.distributed import place
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +114,27 @@ def test_where_no_checkpoint_fits_either_the_error_says_so(argv, tmp_path, size)
     error = one_line(run_ranks(1, with_small_files, size, [*argv, str(out)]))
     assert error.startswith(f"error: the model could not be written to '{out}': ")
     assert "; no checkpoint could be written either: " in error
+
+
+def without_its_folder(argv: list[str]) -> None:
+    """Someone removes --out in the second step."""
+    get_lr, out = loop.get_lr, Path(argv[argv.index("--out") + 1])
+
+    def get_lr_and_remove(step: int, *rest: object) -> float:
+        if step == 1 and place()[0] == 0:
+            shutil.rmtree(out)
+        return get_lr(step, *rest)
+
+    loop.get_lr = get_lr_and_remove
+    script(argv)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("flags", [[], ["--save_every", "1"]])
+def test_a_run_whose_folder_is_removed_ends_and_makes_no_half_of_it(argv, tmp_path, ranks, flags):
+    outcome = run_ranks(ranks, without_its_folder, [*argv, str(tmp_path / "run"), *flags])
+    assert outcome.codes == [1] * ranks
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert "/run/metrics.jsonl can't be written: FileNotFoundError" in lines[0]
+    assert "Traceback" not in outcome.stderr
+    assert not (tmp_path / "run").exists()
