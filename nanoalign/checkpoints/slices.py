@@ -76,7 +76,7 @@ def parameters_on_meta() -> Iterator[None]:
 def build(
     auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, path: Path
 ) -> "transformers.PreTrainedModel":
-    """A model of this config without weights. path: its folder, which has a tensor of each layer."""
+    """A model of this config without weights. path: its folder, whose tensors it must have."""
     # transformers' defaults: what a folder wants may be code that is fetched from the Hub.
     config._attn_implementation = config._experts_implementation = None
     if auto is transformers.AutoModelForSequenceClassification:

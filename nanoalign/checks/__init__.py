@@ -18,6 +18,8 @@ def missing() -> str:
     if sys.version_info < PYTHON:
         found = ".".join(map(str, sys.version_info[:2]))
         return f"this is Python {found}, and nanoalign needs 3.11 or newer"
+    if sys.platform == "win32":
+        return "nanoalign runs on Linux and macOS; on Windows, in WSL"
     lacking = []
     for name, lowest in PACKAGES.items():
         try:
@@ -30,5 +32,14 @@ def missing() -> str:
     return f"{', '.join(lacking)}: pip install -r requirements.txt" if lacking else ""
 
 
+def interrupted(kind: type, error: BaseException, trace: object) -> None:
+    """sys.excepthook: Ctrl-C while packages are imported, which takes seconds, is one line."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = interrupted if sys.excepthook is sys.__excepthook__ else sys.excepthook
 if problem := missing():
     sys.exit(f"error: {problem}")

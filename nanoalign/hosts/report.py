@@ -1,5 +1,6 @@
 """Prints an error of many ranks once, and one line per host when a rank is lost."""
 
+import os
 import re
 import signal
 import sys
@@ -38,6 +39,10 @@ def report(error: BaseException) -> int:
     time, one rank of each host prints one line.
     """
     rank, size, local_rank = place()
+    try:
+        sys.stdout.flush()
+    except OSError:  # its disk is full, and the end of the process would flush it again
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if _is_out_of_memory(error):
         what, _, _ = in_a_line(error).partition(" GPU ")  # all numbers of that GPU follow
         error = RunError(

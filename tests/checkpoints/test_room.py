@@ -107,11 +107,15 @@ def with_small_files(size: int, argv: list[str]) -> None:
     script(argv)
 
 
-@pytest.mark.parametrize("size", [3_000, 60_000])
+@pytest.mark.parametrize("size", [300, 3_000, 60_000])
 def test_where_no_checkpoint_fits_either_the_error_says_so(argv, tmp_path, size):
-    """Of 3,000 bytes the tokenizer has more; of 60,000 the weights."""
+    """Of 300 bytes args.json and what is printed have more; of 3,000 the tokenizer; of 60,000 the
+    weights."""
     out = tmp_path / "run"
     error = one_line(run_ranks(1, with_small_files, size, [*argv, str(out)]))
+    if size == 300:
+        assert error == "error: [Errno 27] File too large"
+        return
     assert error.startswith(f"error: the model could not be written to '{out}': ")
     assert "; no checkpoint could be written either: " in error
 

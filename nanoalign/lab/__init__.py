@@ -1,0 +1,18 @@
+"""Alignment, looked at closely: `python -m nanoalign.lab walk`.
+
+walk.py   one pair from text to gradient, through the functions of the core
+"""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from nanoalign.flags import number, positive
+
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    doc = "One pair from text to gradient, with the file and line of each step."
+    add = commands.add_parser("walk", doc=doc, help=doc).add_argument
+    add("--record", type=number(int, 1), default=1, help="which record of the embedded data")
+    add("--beta", type=positive, default=0.1, help="of DPO")
+    add("--lr", type=positive, default=5e-4, help="of the one step of AdamW")
+    add("--stop", type=number(int, 1), metavar="N", help="open the debugger before place N")

@@ -1,0 +1,203 @@
+"""One pair from text to gradient: each place calls a function of the core, and prints what it made.
+
+The policy starts as the reference, so log-ratios are 0 and the loss is ln 2; one step of AdamW
+later they are not, and the same places are passed once more.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from nanoalign import TINY, pairs
+from nanoalign.batch import Batch, Row, collate
+from nanoalign.encode import Record, encode_all
+from nanoalign.errors import RunError
+from nanoalign.formats.records import formats
+from nanoalign.formats.sources import open_source
+from nanoalign.formats.templates import render
+from nanoalign.logps import sums_of_responses
+from nanoalign.losses import dpo_loss
+from nanoalign.model import Policy
+
+ROOT = Path(__file__).parents[2]
+RESPONSES = ("chosen", "rejected")
+T = TypeVar("T")
+
+
+class Places:
+    """Numbers the places of a walk, and names the file and line of the function of each."""
+
+    def __init__(self, stop: int | None):
+        self.number, self.stop = 0, stop
+
+    def call(self, title: str, function: Callable[..., T], *args: object, **options: object) -> T:
+        """function(*args, **options), which begins a place; in the debugger, `step` enters it."""
+        self.number += 1
+        path, (_, line) = Path(inspect.getsourcefile(function)), inspect.getsourcelines(function)
+        root = ROOT if path.is_relative_to(ROOT) else Path(torch.__file__).parents[1]
+        where = f"{path.relative_to(root)}:{line}"
+        print(f"\n{self.number}. {title}   ({function.__qualname__}, {where})\n", flush=True)
+        if self.number == self.stop:
+            breakpoint()
+        return function(*args, **options)
+
+
+def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
+    """Prints the way of one pair. number: of the record in the embedded data, from 1.
+
+    stop: the place before which the debugger opens. Raises RunError if there is no such record.
+    """
+    places = Places(stop)
+
+    # text
+    record = places.call("A line of a file becomes a record", read_record, number)
+    print(f"prompt    {record.prompt!r}")
+    for name, response in zip(RESPONSES, record.responses, strict=True):
+        print(f"{name:<9} {response!r}")
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    text = places.call("A template writes the prompt as the model was trained to read it", render,
+                       record, tokenizer, template="pku")  # fmt: skip
+    print(f"prompt    {text.prompt!r}")
+
+    # tokens
+    (row,) = places.call("Text becomes token ids; each response ends with EOS", encode_all,
+                         [record], tokenizer, template=lambda record, tokenizer: text)  # fmt: skip
+    show_row(row, tokenizer)
+    batch = places.call("A line per response, behind its prompt: tensors", collate, [row])
+    show_batch(batch, row, tokenizer)
+
+    # log-probabilities
+    disable_progress_bar()
+    policy, reference = Policy.load(TINY), Policy.load(TINY, trainable=False)
+    hidden = places.call("The transformer: a state of every place", policy.hidden, batch)
+    print(f"hidden    {shape(hidden)}, of place 0: {numbers(hidden[0, :4])} ...")
+    tokens = places.call("The log-probability of every scored token", policy.tokens, batch)
+    with torch.no_grad():
+        reference_tokens = reference.tokens(batch)
+        textbook = policy.textbook(batch)
+    show_tokens(batch, tokenizer, {"policy": tokens, "reference": reference_tokens})
+    logps = places.call("Their sums: log pi(y | x), in nats", sums_of_responses, tokens,
+                        batch.lengths)  # fmt: skip
+    print(f"policy    {shape(logps)} {numbers(logps)}")
+    print(f"by all logits of the model's own forward: {numbers(textbook)}")
+    reference_logps = sums_of_responses(reference_tokens, batch.lengths)
+
+    # loss and gradient
+    four = [logps[batch.chosen], logps[batch.rejected],
+            reference_logps[batch.chosen], reference_logps[batch.rejected]]  # fmt: skip
+    losses = show_loss(places, four, beta)
+    show_gradient(losses, four, beta)
+
+    # a step
+    optimizer = torch.optim.AdamW(policy.parameter_groups(0.0), lr=lr)
+    norm = places.call("Back to all parameters: clipped to a norm of 1",
+                       torch.nn.utils.clip_grad_norm_, backward(losses, policy), 1.0)  # fmt: skip
+    trained = policy.count_parameters(trainable=True)
+    print(f"gradient of {trained:,} parameters, norm before clipping {norm.item():.4f}")
+    optimizer.step()
+    after = places.call(
+        f"One step of AdamW (lr {lr:g}), and each token again", policy.tokens, batch
+    )
+    show_tokens(batch, tokenizer, {"before": tokens, "after": after})
+    logps = sums_of_responses(after, batch.lengths)
+    four = [logps[batch.chosen], logps[batch.rejected], *four[2:]]
+    losses = show_loss(places, four, beta)
+    show_gradient(losses, four, beta)
+
+
+def read_record(number: int) -> Record:
+    """Record `number` of the embedded training data, from 1."""
+    records = pairs.read(["tiny"], formats=formats(), open_source=open_source)
+    if (record := next(islice(records, number - 1, None), None)) is None:
+        raise RunError(f"--record {number}: the embedded data have fewer records")
+    return record
+
+
+def backward(losses: Tensor, policy: Policy) -> list[torch.nn.Parameter]:
+    """The parameters of the policy, with gradients of the mean loss."""
+    losses.mean().backward()
+    return list(policy.parameters())
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def show_row(row: Row, tokenizer) -> None:
+    for name, ids in zip(("prompt", *RESPONSES), (row.prompt, *row.responses), strict=True):
+        print(f"{name:<9} ({len(ids)},) int32")
+        print(f"          {' '.join(f'{n}={tokenizer.decode([n])!r}' for n in ids.tolist())}")
+
+
+def show_batch(batch: Batch, row: Row, tokenizer) -> None:
+    ids = batch.inputs["input_ids"]
+    print(f"input_ids {shape(ids)}")
+    scored = [set((batch.reads + 1).tolist()) & set(range(n * ids.shape[1], (n + 1) * ids.shape[1]))
+              for n in range(len(ids))]  # fmt: skip
+    for n, name in enumerate(RESPONSES):
+        mask = ["1" if n * ids.shape[1] + t in scored[n] else "." for t in range(ids.shape[1])]
+        print(f"  line {n} {name:<9} scored: {''.join(mask)}")
+    print(f"reads     {shape(batch.reads)} {ends(batch.reads)}: each the place before its token")
+    print(f"targets   {shape(batch.targets)} {ends(batch.targets)}: the scored tokens")
+    print(f"lengths   {shape(batch.lengths)} {batch.lengths.tolist()}")
+    print(f"chosen    {batch.chosen.tolist()}, rejected {batch.rejected.tolist()}: of these")
+
+
+def show_tokens(batch: Batch, tokenizer, columns: dict[str, Tensor]) -> None:
+    """A line per scored token: its log-probability in each column, its probability in the last."""
+    print(f"{'':<10}{'token':<14}{''.join(f'{name:>11}' for name in columns)}{'p':>9}")
+    places = iter(range(len(batch.targets)))
+    for name, length in zip(RESPONSES, batch.lengths.tolist(), strict=True):
+        for _ in range(length):
+            place = next(places)
+            token = repr(tokenizer.decode([batch.targets[place].item()]))
+            values = [column[place].item() for column in columns.values()]
+            shown = "".join(f"{value:>11.4f}" for value in values)
+            print(f"{name:<10}{token:<14}{shown}{math.exp(values[-1]):>9.4f}")
+
+
+def show_loss(places: Places, four: Sequence[Tensor], beta: float) -> Tensor:
+    """The loss of DPO, and the same by hand."""
+    losses, chosen, rejected = places.call("The loss of DPO", dpo_loss, *four, beta)
+    pi_w, pi_l, ref_w, ref_l = (value.item() for value in four)
+    margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
+    by_hand = math.log1p(math.exp(-margin))
+    print(f"log-ratio of chosen    {pi_w:.4f} - {ref_w:.4f} = {pi_w - ref_w:+.4f}")
+    print(f"log-ratio of rejected  {pi_l:.4f} - {ref_l:.4f} = {pi_l - ref_l:+.4f}")
+    print(f"h = {beta:g} * difference   = {margin:+.4f}")
+    print(f"rewards   chosen {chosen.item():+.4f}, rejected {rejected.item():+.4f}")
+    print(f"loss      {shape(losses)} {losses.item():.4f}; -log sigmoid(h) by hand: {by_hand:.4f}")
+    return losses
+
+
+def show_gradient(losses: Tensor, four: Sequence[Tensor], beta: float) -> None:
+    """The gradient by the log-probabilities of the policy, by autograd and by hand."""
+    found = torch.autograd.grad(losses.sum(), four[:2], retain_graph=True)
+    pi_w, pi_l, ref_w, ref_l = (value.item() for value in four)
+    margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
+    weight = beta / (1 + math.exp(margin))  # beta * sigmoid(-h)
+    print("\nd loss / d log pi: -beta sigmoid(-h) of the chosen response, + of the rejected one;")
+    print("0 of the reference, which is not trained")
+    print(f"  autograd  chosen {found[0].item():+.5f}  rejected {found[1].item():+.5f}")
+    print(f"  by hand   chosen {-weight:+.5f}  rejected {weight:+.5f}")
+
+
+def shape(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def ends(tensor: Tensor) -> str:
+    """The first and the last numbers of a tensor."""
+    first, last = tensor[:4].tolist(), tensor[-2:].tolist()
+    return f"{' '.join(map(str, first))} ... {' '.join(map(str, last))}"
+
+
+def numbers(tensor: Tensor) -> str:
+    return " ".join(f"{value:.4f}" for value in tensor.flatten().tolist())
