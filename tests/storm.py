@@ -103,7 +103,8 @@ def train(argv: list[str], ranks: int = 1, *before: tuple) -> Outcome:
 
 def bad_ending(outcome: Outcome, allowed: tuple[int, ...] = (0, 1)) -> str | None:
     """What is wrong with the end of a script whose input may be bad; None if nothing is."""
-    codes = set(outcome.codes)  # negative: by a signal
+    # Negative: by a signal. 255: multiprocessing's server of forks has lost the code.
+    codes = {1 if code == 255 else code for code in outcome.codes}
     text = outcome.stderr + outcome.stdout
     if "Traceback" in text:
         return f"traceback: {outcome.stderr.strip().splitlines()[-1][:200]}"

@@ -27,7 +27,8 @@ OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port",
           "tasks", "times", "seed"}  # fmt: skip
 COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
             (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
-            (evaluate, ["frontier"]), (hub, []), (tracking, []), (lab, ["walk"]))  # fmt: skip
+            (evaluate, ["frontier"]), (hub, []), (tracking, []), (lab, ["walk"]),
+            (lab, ["golden"]))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""Alignment, looked at closely: `python -m nanoalign.lab walk`.
+"""Alignment, looked at closely: `python -m nanoalign.lab`.
 
-walk.py   one pair from text to gradient, through the functions of the core
+walk.py     one pair from text to gradient, through the functions of the core
+golden.py   inputs, losses and gradients of every loss, for the tests of other frameworks
 """
 
 import argparse
@@ -16,3 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--beta", type=positive, default=0.1, help="of DPO")
     add("--lr", type=positive, default=5e-4, help="of the one step of AdamW")
     add("--stop", type=number(int, 1), metavar="N", help="open the debugger before place N")
+
+    doc = "Inputs, losses and gradients of every loss as JSON, for the tests of other frameworks."
+    add = commands.add_parser("golden", doc=doc, help=doc).add_argument
+    add("--out", default="runs/golden.json", metavar="FILE", help="a .json file, which is replaced")

@@ -13,6 +13,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     lab.add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.command == "golden":
+        from nanoalign.lab.golden import write
+
+        return write(args.out)
     from nanoalign.lab.walk import walk
 
     walk(args.record, args.beta, args.lr, args.stop)
