@@ -2,6 +2,7 @@
 
 walk.py     one pair from text to gradient, through the functions of the core
 golden.py   inputs, losses and gradients of every loss, for the tests of other frameworks
+exercises.py    what the exercises of docs/exercises.md expect
 """
 
 import argparse
@@ -21,3 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     doc = "Inputs, losses and gradients of every loss as JSON, for the tests of other frameworks."
     add = commands.add_parser("golden", doc=doc, help=doc).add_argument
     add("--out", default="runs/golden.json", metavar="FILE", help="a .json file, which is replaced")
+
+    doc = "Whether a solution of an exercise of docs/exercises.md is right."
+    add = commands.add_parser("check", doc=doc, help=doc).add_argument
+    add("number", type=number(int, 1, 11), help="of the exercise")
+    add("file", help="the Python file with the function")

@@ -2,7 +2,11 @@
 
 python -m nanoalign.lab walk                one pair from text to gradient
 python -m nanoalign.lab walk --stop 6       the debugger opens before place 6
+python -m nanoalign.lab golden              losses and gradients, for other frameworks
+python -m nanoalign.lab check 3 mine.py     whether the solution of an exercise is right
 """
+
+from pathlib import Path
 
 from nanoalign import hosts, lab
 from nanoalign.distributed import run
@@ -17,6 +21,11 @@ def main(argv: list[str] | None = None) -> None:
         from nanoalign.lab.golden import write
 
         return write(args.out)
+    if args.command == "check":
+        from nanoalign.lab.exercises import EXERCISES, check
+
+        done = check(args.number, Path(args.file))
+        return print(f"right: {EXERCISES[args.number].name} of {args.file}, on {done} cases")
     from nanoalign.lab.walk import walk
 
     walk(args.record, args.beta, args.lr, args.stop)

@@ -1,0 +1,8 @@
+"""Exercise 8: the KL of KTO."""
+
+from torch import Tensor
+
+
+def kl(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
+    """The estimate of KL(pi || pi_ref), of responses to the prompts of others: (N,), (N,) -> ()."""
+    raise NotImplementedError

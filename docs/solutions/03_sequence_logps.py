@@ -1,0 +1,13 @@
+"""Exercise 3: two mistakes in the log-probability of a sequence."""
+
+import torch
+from torch import Tensor
+
+
+def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the log-probabilities of scored tokens: (N, T, V), (N, T) -> (N,)."""
+    logits, labels = logits[:, :-1], labels[:, 1:]  # the logits at t score the token at t + 1
+    scored = labels != -100
+    logps = torch.log_softmax(logits, dim=-1)
+    token_logps = logps.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+    return (token_logps * scored).sum(1)

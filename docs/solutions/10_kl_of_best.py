@@ -1,0 +1,8 @@
+"""Exercise 10: how far the best of n answers is from the policy that wrote them."""
+
+import math
+
+
+def kl_of_best(n: int) -> float:
+    """KL(best of n || policy), in nats."""
+    return math.log(n) - (n - 1) / n
