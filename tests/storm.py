@@ -368,7 +368,8 @@ def hostile_file(chance: random.Random, folder: Path) -> Path:
         lines.insert(chance.randrange(len(lines) + 1), hostile_record(chance))
     data = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n"
     kind = chance.randrange(10)
-    name = chance.choice(["data", "d\x1b[31mta", "d ta", "data\u202e", "d=ta", "-data", "data\n2"])
+    names = ["data", "d\x1b[31mta", "d ta", "data\u202e", "d\udcff", "d=ta", "-data", "data\n2"]
+    name = chance.choice(names)
     if kind < 6:
         path = folder / f"{name}.jsonl"
     elif kind == 6:

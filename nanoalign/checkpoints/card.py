@@ -9,6 +9,7 @@ import jinja2  # a package that torch needs, too
 
 from nanoalign.checkpoints.hub import public_name
 from nanoalign.checkpoints.runs import ARGS
+from nanoalign.hosts.terminal import visible
 
 CARD = "README.md"
 CARD_MARK = "<!-- Written by nanoalign."
@@ -34,4 +35,4 @@ def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool
         datasets=sorted({match[1] for match in found if match}), command=command,
         has_chat_template=len(tokenizer) > 1 or '"chat_template"' in tokenizer[0],
     )  # fmt: skip
-    path.write_text(text)
+    path.write_text(visible(text))

@@ -11,7 +11,7 @@ from pathlib import Path
 from nanoalign import checkpoints
 from nanoalign.checkpoints.runs import METRICS
 from nanoalign.distributed import World
-from nanoalign.formats import TEST_OF
+from nanoalign.formats import TEST_OF, named
 
 CHOSEN, REJECTED, ALL = "tab:blue", "tab:orange", "black"
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
@@ -42,7 +42,7 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
     if world.is_main:
         out = Path(args.out)
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
-        title = f"{title}, data {' '.join(args.data)}, lr {args.lr:g}"
+        title = f"{title}, data {named(args.data)}, lr {args.lr:g}"
         draw(lines, re.sub(r"(?<![^ =])[./]\S*/", "", title), out / "curves.png")  # names alone
         if checkpoints.keeps_best(args):
             from nanoalign.checkpoints.best import up_to_best

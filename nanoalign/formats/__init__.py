@@ -29,6 +29,7 @@ audit.py        --audit: examples token by token
 """
 
 import argparse
+import os
 from argparse import Namespace
 from collections.abc import Sequence
 
@@ -96,3 +97,9 @@ def single(loss: str) -> str:
 def named(sources: Sequence[str]) -> str:
     """Sources as a line names them: a file's name may have escape sequences of terminals."""
     return " ".join(each if each.isprintable() else repr(each) for each in sources)
+
+
+def readable(path: str | os.PathLike[str], base: str = "") -> str:
+    """A path below `base` as text that files can hold: its name on the disk may be no UTF-8."""
+    name = os.path.relpath(path, base) if base else os.fspath(path)
+    return name.encode(errors="replace").decode()

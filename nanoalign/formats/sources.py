@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nanoalign import tiny
 from nanoalign.errors import RunError
-from nanoalign.formats import TEST_OF
+from nanoalign.formats import TEST_OF, readable
 
 EMBEDDED = (*TEST_OF, *TEST_OF.values())
 FILES = {"tiny": tiny.TRAIN, "tiny:test": tiny.TEST}  # of the embedded data; others are generated
@@ -68,7 +68,7 @@ class Source:
         files = self.files()
         base = os.path.commonpath([path.parent for path in files])  # names must differ
         for path in files:
-            label = self.name if len(files) == 1 else f"{self.name}/{path.relative_to(base)}"
+            label = self.name if len(files) == 1 else f"{self.name}/{readable(path, base)}"
             for n, where, raw in records_of(path):
                 yield where, f"{label}:{n}", self.name, raw
 
@@ -95,7 +95,7 @@ def source_at(place: str, name: str) -> Source:
         from nanoalign.formats.generated import Generated as kind
     else:
         kind = Source
-        name = name or Path(place).name.split(".")[0] or place
+        name = name or readable(Path(place).name.split(".")[0]) or place
     return kind(name, place)
 
 

@@ -14,6 +14,7 @@ groups.py       groups of ranks that each have a copy of the parameters (HSDP), 
 """
 
 import argparse
+import logging
 from argparse import Namespace
 
 
@@ -50,6 +51,8 @@ def setup(args: Namespace):
     """The World of a script. With --shard_size, so many ranks share a copy of the parameters."""
     from nanoalign import distributed
 
+    for handler in logging.getLogger("transformers").handlers:
+        handler.addFilter(printable)  # what it prints of a config may have escape sequences
     if distributed.place()[1] > 1:
         from nanoalign.hosts.parent import end_with_parent
 
@@ -69,3 +72,10 @@ def report_error(error: BaseException) -> int:
     from nanoalign.hosts.report import report
 
     return report(error)
+
+
+def printable(record: logging.LogRecord) -> bool:
+    """A filter that keeps each line of a log, with controls as escapes."""
+    letters = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in record.getMessage())
+    record.msg, record.args = "".join(letters), ()
+    return True

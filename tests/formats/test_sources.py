@@ -183,6 +183,17 @@ def test_a_path_may_have_an_equals_sign(tmp_path):
     assert [record.name for record in read(path)] == ["a=b:1"]
 
 
+def test_names_that_are_no_text_become_text(tmp_path):
+    """Names of files are bytes: records are named so that files in UTF-8 can hold it."""
+    (tmp_path / "d\udcff.jsonl").write_text(json.dumps(PAIR) + "\n")
+    (tmp_path / "e.jsonl").write_text(json.dumps(PAIR) + "\n")
+    (record,) = pairs.read([str(tmp_path / "d\udcff.jsonl")], known_formats(), open_source)
+    assert record.name == "d?:1" and record.subset == "d?"
+    both = pairs.read([f"all={tmp_path}"], known_formats(), open_source)
+    assert sorted(record.name for record in both) == ["all/d?.jsonl:1", "all/e.jsonl:1"]
+    assert formats.named(["a.jsonl", "d\udcff.jsonl"]) == r"a.jsonl 'd\udcff.jsonl'"
+
+
 def test_names_keep_sources_apart(tmp_path):
     path = write(tmp_path / "a.jsonl", PAIR)
     named = [f"x={path}", f"y={path}"]

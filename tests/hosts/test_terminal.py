@@ -1,12 +1,15 @@
 """python -m pytest tests/hosts/test_terminal.py"""
 
+import logging
 import sys
 import unicodedata
 
 from ranks import run_ranks
 
+import train_dpo
 from nanoalign.distributed import run
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.hosts import setup
 from nanoalign.hosts.report import report
 from nanoalign.hosts.terminal import LENGTH, in_short, visible
 
@@ -30,6 +33,18 @@ def test_an_error_is_one_line_of_bounded_length():
     assert len(text) < LENGTH + 10
     assert text.startswith("file.jsonl:3: ") and text.endswith(" remove the record")
     assert len(in_a_line(ValueError("x" * 10_000))) < 400
+
+
+def _logs() -> None:
+    sys.argv = ["train_dpo.py"]
+    setup(train_dpo.parse_args([]))
+    logging.getLogger("transformers.models").warning("rope_type=%s", "\x1b[31m\u202e")
+
+
+def test_what_transformers_logs_has_no_escape_sequences():
+    outcome = run_ranks(1, _logs)
+    assert outcome.codes == [0]
+    assert r"rope_type=\x1b[31m\u202e" in outcome.stderr and "\x1b" not in outcome.stderr
 
 
 def _fails() -> None:
