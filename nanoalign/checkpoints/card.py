@@ -9,6 +9,7 @@ import jinja2  # a package that torch needs, too
 
 from nanoalign.checkpoints.hub import public_name
 from nanoalign.checkpoints.runs import ARGS
+from nanoalign.hosts import launcher
 from nanoalign.hosts.terminal import visible
 
 CARD = "README.md"
@@ -23,8 +24,7 @@ def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool
     run = json.loads((out / ARGS).read_text())
     lines = [line for line in lines if "eval/loss" in line]
     found = (re.match(r"(?:[^/=]+=)?hf://datasets/([^/]+/[^/@:]+)", name) for name in run["data"])
-    ranks = ["torchrun", "--nproc_per_node", str(run["ranks"])] if run["ranks"] > 1 else ["python"]
-    command = shlex.join([*ranks, Path(run["argv"][0]).name, *run["argv"][1:]])
+    command = shlex.join([*launcher(run["ranks"]), Path(run["argv"][0]).name, *run["argv"][1:]])
     tokenizer = [path.read_text() for path in out.glob("chat_template.jinja")]
     tokenizer += [path.read_text() for path in out.glob("tokenizer_config.json")]
     template = Path(__file__).with_name("card.jinja").read_text()

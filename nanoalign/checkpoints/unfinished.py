@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nanoalign.checkpoints.resume import complete_checkpoints
 from nanoalign.checkpoints.runs import ARGS
+from nanoalign.hosts import launcher
 
 
 def advice(folder: Path) -> str | None:
@@ -28,8 +29,7 @@ def advice(folder: Path) -> str | None:
 
 def resuming(argv: list[str], ranks: int) -> str:
     """The command of a run as one that continues it to its end, on as many ranks."""
-    words = iter(argv)
-    kept = ["torchrun", "--nproc_per_node", str(ranks)] if ranks > 1 else ["python"]
+    words, kept = iter(argv), launcher(ranks)
     for word in words:
         if word == "--stop_after":
             next(words, None)

@@ -11,6 +11,7 @@ from nanoalign.distributed import place
 from nanoalign.encode import Record
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.evaluation.answers import ROLES, Answers
+from nanoalign.hosts import launcher
 
 ROOM = 32  # bytes of a token in the results: in answers.jsonl, in report.html, in tables of these
 
@@ -62,8 +63,6 @@ def advice(out: str) -> str | None:
             next(words, None)
         elif word != "policy" and word.partition("=")[0] not in left_out:
             rest.append(word)
-    ranks = place()[1]
-    start = ["torchrun", "--nproc_per_node", str(ranks)] if ranks > 1 else ["python"]
     flags = [word for role, path in kept.items() for word in (f"--{role}_answers", path)]
-    command = shlex.join([*start, sys.argv[0], "policy", *rest, *flags])
+    command = shlex.join([*launcher(place()[1]), sys.argv[0], "policy", *rest, *flags])
     return f"sampled answers are kept; without sampling again: {command}"

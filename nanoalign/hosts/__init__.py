@@ -79,3 +79,8 @@ def printable(record: logging.LogRecord) -> bool:
     letters = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in record.getMessage())
     record.msg, record.args = "".join(letters), ()
     return True
+
+
+def launcher(ranks: int) -> list[str]:
+    """The words before a script that start it on so many ranks of a host."""
+    return ["torchrun", "--nproc_per_node", str(ranks)] if ranks > 1 else ["python"]
