@@ -28,7 +28,7 @@ OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port",
 COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
             (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
             (evaluate, ["frontier"]), (hub, []), (tracking, []), (lab, ["walk"]),
-            (lab, ["golden"]), (lab, ["check"]))  # fmt: skip
+            (lab, ["golden"]), (lab, ["check"]), (lab, ["pipeline"]))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 walk.py     one pair from text to gradient, through the functions of the core
 golden.py   inputs, losses and gradients of every loss, for the tests of other frameworks
+pipeline.py     from the pretrained base to a policy: demonstrations, pairs, own answers
 exercises.py    what the exercises of docs/exercises.md expect
 """
 
@@ -27,3 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = commands.add_parser("check", doc=doc, help=doc).add_argument
     add("number", type=number(int, 1, 11), help="of the exercise")
     add("file", help="the Python file with the function")
+
+    doc = "From the pretrained base to a policy: demonstrations, pairs, own answers."
+    add = commands.add_parser("pipeline", doc=doc, help=doc).add_argument
+    add("--out", default="runs/lab/pipeline", metavar="FOLDER", help="which must be new")
+    add("--quick", action="store_true", help="8 steps of each training, 100 prompts: some minutes")
+    add("--seed", type=number(int, 0), default=0, help="of the answers that are graded")

@@ -2,6 +2,7 @@
 
 python -m nanoalign.lab walk                one pair from text to gradient
 python -m nanoalign.lab walk --stop 6       the debugger opens before place 6
+python -m nanoalign.lab pipeline            demonstrations, pairs, own answers: what each gains
 python -m nanoalign.lab golden              losses and gradients, for other frameworks
 python -m nanoalign.lab check 3 mine.py     whether the solution of an exercise is right
 """
@@ -26,6 +27,11 @@ def main(argv: list[str] | None = None) -> None:
 
         done = check(args.number, Path(args.file))
         return print(f"right: {EXERCISES[args.number].name} of {args.file}, on {done} cases")
+    if args.command == "pipeline":
+        from nanoalign.lab.pipeline import pipeline
+
+        steps, prompts = (8, 100) if args.quick else (None, 600)
+        return pipeline(Path(args.out), steps, prompts, args.seed)
     from nanoalign.lab.walk import walk
 
     walk(args.record, args.beta, args.lr, args.stop)
