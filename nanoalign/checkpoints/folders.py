@@ -12,8 +12,7 @@ from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import Scorer
 
-# How the chat template begins that the template pku gives to a model, for other programs. Without
-# it, --template auto is what it was in the training of the model.
+# The head of the chat template that `pku` gives to a model. --template auto does not regard that.
 OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
 
 
@@ -53,6 +52,7 @@ def load_tokenizer(folder: Path):
     """The tokenizer of a model folder, without OWN_TEMPLATE. Raises RunError if there is none."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer("x")  # settings that can't be used are errors here
     except Exception as error:
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
     if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):

@@ -2,11 +2,12 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
-from nanoalign.checkpoints.folders import local_folder
+from nanoalign.checkpoints.folders import load_tokenizer, local_folder
 from nanoalign.errors import RunError
 
 
@@ -55,3 +56,16 @@ def test_another_folder_may_be_no_model_at_all(tmp_path, settings):
         RunError, match=re.escape("has no config.json; is it a Hugging Face model?")
     ):
         local_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("file", "settings"), [
+    ("tokenizer_config.json", {"model_max_length": [1]}),
+    ("config.json", {"architectures": [3]}),
+    ("config.json", {"num_attention_heads": "x"}),
+])  # fmt: skip
+def test_settings_of_other_types_are_errors_of_one_line(llama_folder, tmp_path, file, settings):
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | settings))
+    with pytest.raises(RunError, match="has no readable tokenizer|config.json: "):
+        load_tokenizer(local_folder(folder))
