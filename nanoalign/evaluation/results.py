@@ -18,6 +18,7 @@ from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
 from nanoalign.evaluation.ranking import Figures, Scored
 from nanoalign.hosts import lock
+from nanoalign.hosts.locked import let_go
 
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
@@ -138,7 +139,7 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
         kept.remove(name)
-        _lock_of(out).unlink(missing_ok=True)
+        let_go(_lock_of(out))
     except OSError as error:
         problem = f"results can't be written to '{name}': {in_a_line(error)}"
         advice = f"; {kept.advice(name)}" if kept.advice(name) else ""

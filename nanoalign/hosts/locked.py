@@ -29,6 +29,13 @@ def not_locked(file: int, path: Path, what: str, error: OSError) -> None:
     print0(f"{'lock':<11} none: {path.parent} has no file locks; let one run at a time write there")
 
 
+def let_go(path: Path) -> None:
+    """Removes a lock of this process, if it has it: another one may make the file anew."""
+    if path in held:
+        path.unlink(missing_ok=True)
+        os.close(held.pop(path))
+
+
 def leave_nothing() -> None:
     """Removes a lock beside a folder, and a folder that has nothing else in it than its lock."""
     for path in filter(Path.exists, held):

@@ -28,6 +28,14 @@ LOST_CONNECTION = re.compile(
 )
 
 
+class Stopped(RunError):
+    """A signal has ended a run. code: the exit code of its process, as shells give it."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.code = 128 + number
+
+
 def report(error: BaseException) -> int:
     """Prints an expected error as one line. Returns the exit code; 0 for a defect.
 
@@ -53,12 +61,12 @@ def report(error: BaseException) -> int:
         # Deletes a progress bar of the loop, which ends its line on standard error.
         traceback.clear_frames(error.__traceback__)
         if rank == 0 or not _was_reported(RANK_0_SECONDS, if_store_ended=True):
-            kind = "" if hasattr(error, "code") else "error: "  # of a signal
+            kind = "" if isinstance(error, Stopped) else "error: "
             print(f"{kind}{in_short(str(error))}", file=sys.stderr, flush=True)
             leave_nothing()
             if size > 1:
                 _store().set(REPORTED, "yes")
-        return getattr(error, "code", 1)
+        return error.code if isinstance(error, Stopped) else 1
     if isinstance(error, KeyboardInterrupt):  # outside of training
         traceback.clear_frames(error.__traceback__)
         if rank == 0:

@@ -5,15 +5,7 @@ import sys
 
 from nanoalign.checkpoints.resume import Checkpoints, complete_checkpoints
 from nanoalign.checkpoints.unfinished import resuming
-from nanoalign.errors import RunError
-
-
-class Stopped(RunError):
-    """A signal has ended a run. code: the exit code of its process, as shells give it."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.code = 128 + number
+from nanoalign.hosts.report import Stopped
 
 
 def stop(checkpoints: Checkpoints, step: int, number: int) -> Stopped:

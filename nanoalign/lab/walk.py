@@ -72,7 +72,7 @@ def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
                          [record], tokenizer, template=lambda record, tokenizer: text)  # fmt: skip
     show_row(row, tokenizer)
     batch = places.call("A line per response, behind its prompt: tensors", collate, [row])
-    show_batch(batch, row, tokenizer)
+    show_batch(batch)
 
     # log-probabilities
     disable_progress_bar()
@@ -136,7 +136,7 @@ def show_row(row: Row, tokenizer) -> None:
         print(f"          {' '.join(f'{n}={tokenizer.decode([n])!r}' for n in ids.tolist())}")
 
 
-def show_batch(batch: Batch, row: Row, tokenizer) -> None:
+def show_batch(batch: Batch) -> None:
     ids = batch.inputs["input_ids"]
     print(f"input_ids {shape(ids)}")
     scored = [set((batch.reads + 1).tolist()) & set(range(n * ids.shape[1], (n + 1) * ids.shape[1]))

@@ -5,16 +5,17 @@ Errors on two ranks: which rank prints them, and what is printed when a rank is 
 
 import os
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import torch
 from conftest import write_pairs
 from ranks import run_ranks
-from runs import script
 
 from nanoalign.distributed import run, setup, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.hosts import report
+from runs import script
 
 
 def _all_ranks_fail() -> None:
@@ -134,3 +135,16 @@ def test_out_must_be_shared_by_all_hosts(llama_folder, tmp_path):
     assert outcome.stderr.splitlines()[-1] == (
         "error: rank 1 does not see run/args.json; --out must be on a shared disk"
     )
+
+
+def _http_error() -> None:
+    def main() -> None:
+        raise HTTPError("http://host/file", 404, "not found", None, None)
+
+    run(main, report.report)
+
+
+def test_an_error_that_has_a_code_of_its_own_ends_with_1():
+    """An OSError of urllib: only a signal gives a run another code."""
+    outcome = run_ranks(1, _http_error)
+    assert outcome.codes == [1] and outcome.stderr == "error: HTTP Error 404: not found\n"

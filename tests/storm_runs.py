@@ -1,0 +1,151 @@
+"""Shared by storm.py and hostile.py: scripts that something happens to, and their end."""
+
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+import time
+import unicodedata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from conftest import byte_tokenizer, tiny_llama, write_pairs  # noqa: E402
+from ranks import Outcome, run_ranks  # noqa: E402
+
+import evaluate  # noqa: E402
+import train_dpo  # noqa: E402
+import train_rm  # noqa: E402
+from nanoalign.distributed import place, run  # noqa: E402
+from nanoalign.hosts.report import report  # noqa: E402
+
+SECONDS = 60
+FILES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")  # audit events
+SCRIPTS = {"train_dpo.py": train_dpo, "train_rm.py": train_rm, "evaluate.py": evaluate}
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def script(name: str, argv: list[str], *before: tuple) -> None:
+    """A script as a user starts it, without pictures. before: (function, *arguments) to call."""
+    sys.argv = [name, *argv]
+    module = SCRIPTS[name]
+    if name != "evaluate.py":
+        module.finish = lambda *args: None
+    for function, *arguments in before:
+        function(*arguments)
+    run(module.main, report)
+    sys.stdout.flush()
+    os._exit(0)  # as a process that ends: what follows here is of the tests
+
+
+def kill_at(count: int, folder: str, rank: int) -> None:
+    """kill -9 before the `count`-th operation on a file of a folder, on one rank."""
+    seen = 0
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal seen
+        if event in FILES and isinstance(args[0], str | os.PathLike):
+            seen += str(args[0]).startswith(folder)
+            if seen == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if place()[0] == rank:
+        sys.addaudithook(hook)
+
+
+def signal_after(seconds: float, number: int, rank: int) -> None:
+    def send() -> None:
+        time.sleep(seconds)
+        os.kill(os.getpid(), number)
+
+    if place()[0] == rank:
+        threading.Thread(target=send, daemon=True).start()
+
+
+def limit_files(size: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def train(argv: list[str], ranks: int = 1, *before: tuple) -> Outcome:
+    return run_ranks(ranks, script, "train_dpo.py", argv, *before, timeout=SECONDS)
+
+
+def bad_ending(outcome: Outcome, allowed: tuple[int, ...] = (0, 1)) -> str | None:
+    """What is wrong with the end of a script whose input may be bad; None if nothing is."""
+    # Negative: by a signal. 255: multiprocessing's server of forks has lost the code.
+    codes = {1 if code == 255 else code for code in outcome.codes}
+    text = outcome.stderr + outcome.stdout
+    if "Traceback" in text:
+        return f"traceback: {outcome.stderr.strip().splitlines()[-1][:200]}"
+    if not codes <= set(allowed):
+        return f"exit codes {outcome.codes}: {outcome.stderr[-200:]}"
+    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    if 1 in codes and len(errors) != 1:
+        return f"{len(errors)} errors: {outcome.stderr[-200:]!r}"
+    if errors and len(errors[0]) > 3100:
+        return f"an error of {len(errors[0])} characters"
+    controls = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t\r"}
+    return f"controls {controls} on the terminal" if controls else None
+
+
+# --- the world of a storm -------------------------------------------------------------------------
+
+
+class World:
+    """A model, pairs, and undisturbed runs on one and two ranks."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.model, self.pairs = folder, folder / "model", folder / "pairs.jsonl"
+        tiny_llama().save_pretrained(self.model)
+        byte_tokenizer().save_pretrained(self.model)
+        write_pairs(self.pairs, 25)
+        self.whole = {}
+        for ranks in (1, 2):
+            out = folder / f"whole{ranks}"
+            outcome = train(self.argv(out), ranks)
+            assert outcome.codes == [0] * ranks, outcome.stderr
+            self.whole[ranks] = self.files(out)
+        self.written = {"run": folder / "stopped", "cache": folder / "cache"}
+        cached = ["--cache", self.written["cache"], "--precompute_reference"]
+        for name, flags in (("stopped", ["--stop_after", 4]), ("cached", cached)):
+            outcome = train(self.argv(folder / name, *flags))
+            assert outcome.codes == [0], outcome.stderr
+        self.rm = folder / "rm"
+        argv = [*self.argv(self.rm)]
+        outcome = run_ranks(1, script, "train_rm.py", argv, timeout=SECONDS)
+        assert outcome.codes == [0], outcome.stderr
+
+    def argv(self, out: Path, *flags: object) -> list[str]:
+        words = ["--model", self.model, "--data", self.pairs, "--out", out, "--batch_size", 7,
+                 "--lr", 1e-2, "--template", "raw", "--steps", 6, "--save_every", 2, "--keep", 2,
+                 *flags]  # fmt: skip
+        return [str(word) for word in words]
+
+    def files(self, out: Path) -> tuple[bytes, bytes]:
+        return (out / "metrics.jsonl").read_bytes(), (out / "model.safetensors").read_bytes()
+
+    def wrong(self, out: Path, ranks: int) -> str | None:
+        """How a finished run differs from the undisturbed one."""
+        lines, weights = self.files(out)
+        if lines != self.whole[ranks][0]:
+            return "other metrics than those of the undisturbed run"
+        return None if weights == self.whole[ranks][1] else "other weights"
+
+    def finish(self, out: Path, ranks: int) -> str | None:
+        """Continues a run that was interrupted, or starts it again; how it differs then."""
+        steps = list((out / "checkpoints").glob("step_*"))
+        flags = ["--resume"] if steps else ["--overwrite"] if (out / "args.json").exists() else []
+        outcome = train(self.argv(out, *flags), ranks)
+        if outcome.codes != [0] * ranks:
+            return f"{flags} ended with {outcome.codes}: {outcome.stderr[-300:]}"
+        return self.wrong(out, ranks)
+
+
+def ranks_of(chance: random.Random) -> int:
+    return 2 if chance.random() < 0.25 else 1
