@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import write_pairs
 from ranks import run_ranks
+from runs import script
 
 from nanoalign.distributed import run, setup, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.hosts import report
-from runs import script
 
 
 def _all_ranks_fail() -> None:
