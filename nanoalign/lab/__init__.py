@@ -1,9 +1,15 @@
 """Alignment, looked at closely: `python -m nanoalign.lab`.
 
-walk.py     one pair from text to gradient, through the functions of the core
-golden.py   inputs, losses and gradients of every loss, for the tests of other frameworks
+walk.py         one pair from text to gradient, through the functions of the core
+golden.py       inputs, losses and gradients of every loss, for the tests of other frameworks
 pipeline.py     from the pretrained base to a policy: demonstrations, pairs, own answers
 exercises.py    what the exercises of docs/exercises.md expect
+
+experiments     the questions of alignment, a file each, which says what varies
+lab.py          the words of an experiment: trainings, gradings, their grid
+runs.py         runs the scripts, and keeps what they make
+estimates.py    intervals over seeds and prompts, and what they say of a guess
+findings.py, pictures.py, page.py       what an experiment has found, and its page
 """
 
 import argparse
@@ -11,8 +17,9 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign.flags import number, positive
+    from nanoalign.lab import experiments
 
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = parser.add_subparsers(dest="command", metavar="command")
     doc = "One pair from text to gradient, with the file and line of each step."
     add = commands.add_parser("walk", doc=doc, help=doc).add_argument
     add("--record", type=number(int, 1), default=1, help="which record of the embedded data")
@@ -34,3 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", default="runs/lab/pipeline", metavar="FOLDER", help="which must be new")
     add("--quick", action="store_true", help="8 steps of each training, 100 prompts: some minutes")
     add("--seed", type=number(int, 0), default=0, help="of the answers that are graded")
+
+    for name in experiments.NAMES:
+        doc = experiments.load(name).QUESTION
+        add = commands.add_parser(name, doc=doc, help=doc).add_argument
+        add("--quick", action="store_true", help="one seed, little data: at most three minutes")
+        add("--out", default="runs/lab", metavar="FOLDER",
+            help=f"the page is {name}/index.html in it, and is replaced; what commands make stays "
+            "in made")  # fmt: skip

@@ -1,5 +1,7 @@
 """Alignment, looked at closely.
 
+python -m nanoalign.lab                     lists the experiments
+python -m nanoalign.lab beta --quick        runs one, and writes a page
 python -m nanoalign.lab walk                one pair from text to gradient
 python -m nanoalign.lab walk --stop 6       the debugger opens before place 6
 python -m nanoalign.lab pipeline            demonstrations, pairs, own answers: what each gains
@@ -12,12 +14,19 @@ from pathlib import Path
 from nanoalign import hosts, lab
 from nanoalign.distributed import run
 from nanoalign.flags import Parser
+from nanoalign.lab import experiments
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     lab.add_arguments(parser)
     args = parser.parse_args(argv)
+    if args.command is None:
+        return print(overview())
+    if args.command in experiments.NAMES:
+        from nanoalign.lab.page import perform
+
+        return perform(args.command, Path(args.out), args.quick)
     if args.command == "golden":
         from nanoalign.lab.golden import write
 
@@ -35,6 +44,11 @@ def main(argv: list[str] | None = None) -> None:
     from nanoalign.lab.walk import walk
 
     walk(args.record, args.beta, args.lr, args.stop)
+
+
+def overview() -> str:
+    lines = [f"    {name:<13}{experiments.load(name).QUESTION}" for name in experiments.NAMES]
+    return f"{__doc__}\nexperiments\n{chr(10).join(lines)}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""The best of n answers by a reward model, and the answers above a threshold."""
+
+import numpy as np
+
+from nanoalign.evaluation.best_of_n import weights
+from nanoalign.lab.estimates import Claim
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab, read
+from nanoalign.tiny import world
+
+TITLE = "Best of n, and filtering"
+QUESTION = "What is a reward model good for without training: choosing, and throwing away?"
+GUESS = (
+    "The best of n is ever better, by less and less. The reward model promises more than is true, "
+    "and more so with n. Filtering finds good answers: of the tenth with the highest rewards most "
+    "are good."
+)
+METHOD = [
+    "A base answers each held-out prompt several times, and a reward model orders the answers. The "
+    "curve has the expected reward of the best of n over all subsets of the answers, by the reward "
+    "model and by the true rule of the same answers, against log n - (n - 1) / n, the KL.",
+    "For filtering, an answer is good if its true reward is 3 or more: a right answer or a refusal "
+    "of harm, without rudeness. Precision is the share of good ones among those that are kept, "
+    "recall the share of the good ones that is kept.",
+]
+LIMITS = [
+    "Rewards to different prompts have no common zero, so that one threshold for all prompts mixes "
+    "good answers with easy prompts.",
+    "The reward model was trained on pairs of one assistant, whose answers are like the base's.",
+]
+EXERCISES = [
+    "Choose by the difference from the prompt's mean reward. Is the precision better?",
+    "Train --loss sft on the best of n, and on what a threshold keeps (evaluate.py score --keep).",
+    "How large an n has the KL of a DPO policy with the same true reward?",
+]
+GOOD = 3.0
+SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)
+
+
+def curve(lab: Lab, seed: int) -> dict:
+    samples = lab.pick(8, 16)
+    data = lab.runs.write("pairs", lab.pairs(lab.pick(900, 3000), seed, "tiny-a"))
+    folder = lab.sample("tiny", seed, lab.train_rm(data, seed), samples=samples)
+    rewards, truths = rewards_and_truths(folder)
+    order = np.argsort(rewards, axis=1, kind="stable")
+    rewards, truths = (np.take_along_axis(each, order, 1) for each in (rewards, truths))
+    found = {}
+    for n in powers(samples):
+        found[f"reward {n}"] = rewards @ weights(n, samples)  # (P,)
+        found[f"true {n}"] = truths @ weights(n, samples)
+    for share in SHARES:
+        kept, good = rewards >= np.quantile(rewards, 1 - share), truths >= GOOD
+        found[f"precision {share}"] = (kept & good).sum() / kept.sum()
+        found[f"recall {share}"] = (kept & good).sum() / good.sum()
+    return found
+
+
+def powers(samples: int) -> list[int]:
+    return [2**k for k in range(samples.bit_length())]
+
+
+def rewards_and_truths(folder) -> tuple[np.ndarray, np.ndarray]:
+    """The rewards of the policy's answers by the judge and by the true rule, (P, samples) each."""
+    by_prompt: dict[str, list[tuple[float, float]]] = {}
+    for line in read(folder / "answers.jsonl"):
+        if line["side"] == "policy":
+            true = world.true_reward(line["prompt"], line["answer"])
+            by_prompt.setdefault(line["id"], []).append((line["score"], true))
+    both = np.array(list(by_prompt.values()))  # (P, samples, 2)
+    return both[:, :, 0], both[:, :, 1]
+
+
+def run(lab: Lab) -> Findings:
+    found = lab.grid(curve)[()]
+    ns = powers(lab.pick(8, 16))
+    most = ns[-1]
+    kl = {n: np.log(n) - (n - 1) / n for n in ns}
+    gain = {name: {n: found[f"{name} {n}"] - found[f"{name} 1"] for n in ns}
+            for name in ("reward", "true")}  # fmt: skip
+    return Findings(
+        columns=("", "KL", "gain by the reward model", "gain by the true rule", "precision",
+                 "recall"),
+        rows=[
+            *((f"best of {n}", f"{kl[n]:.2f}", gain["reward"][n], gain["true"][n], "", "")
+              for n in ns),
+            *((f"the highest {share:.0%}", "", "", "", found[f"precision {share}"],
+               found[f"recall {share}"]) for share in SHARES),
+        ],
+        panels=[
+            Panel("the best of n", "KL, nats an answer", "gain of reward", {
+                "by the reward model": [(kl[n], gain["reward"][n]) for n in ns],
+                "by the true rule": [(kl[n], gain["true"][n]) for n in ns],
+            }),
+            Panel("filtering", "share of the answers that is kept", "share", {
+                "precision": [(share, found[f"precision {share}"]) for share in SHARES],
+                "recall": [(share, found[f"recall {share}"]) for share in SHARES],
+            }, log=True),
+        ],
+        claims=[
+            Claim(f"by the true rule the best of {most} is better than one answer",
+                  gain["true"][most]),
+            Claim(f"from {most // 2} to {most} the true reward still rises",
+                  gain["true"][most] - gain["true"][most // 2]),
+            Claim("it rises by less than from 1 to 2",
+                  gain["true"][2] - (gain["true"][most] - gain["true"][most // 2])),
+            Claim(f"the reward model promises more than is true at {most}",
+                  gain["reward"][most] - gain["true"][most]),
+            Claim("of the tenth with the highest rewards more are good than of all",
+                  found["precision 0.1"] - found["precision 1.0"]),
+            Claim("of the tenth with the highest rewards most are good",
+                  found["precision 0.1"] - 0.5),
+        ],
+    )  # fmt: skip

@@ -1,0 +1,65 @@
+"""DPO with five values of beta: what the judge says, what is true, and how far the policy went."""
+
+from nanoalign.lab.estimates import Claim
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab
+
+TITLE = "Beta: reward against KL"
+QUESTION = "What does beta trade, and is there a best one?"
+GUESS = (
+    "A small beta moves the policy further from its base. The judge likes it ever better; by the "
+    "true rule a middle beta is best."
+)
+METHOD = [
+    "DPO on the embedded pairs with several values of beta, from one base. One answer to each "
+    "held-out prompt is graded by a reward model, the judge, and by the rule behind the labels. KL "
+    "is that of whole answers from the base, in nats, estimated on the sampled answers.",
+]
+LIMITS = [
+    "The learning rate is one for all. Beta scales the gradient, too, and so what a step does.",
+    "The data are seen once. With more passes a small beta can do harm (the experiment why_lose).",
+]
+EXERCISES = [
+    "Would the judge alone have found the beta with the best true reward?",
+    "Repeat the smallest beta with a tenth of the learning rate. Is it the beta, or the step?",
+    "Derive the gradient of one pair at the first step, as a function of beta.",
+]
+
+
+def policy(lab: Lab, seed: int, beta: float) -> dict:
+    data = lab.pick("tiny*0.25", "tiny")
+    return lab.graded(lab.train_dpo(data, seed, "--beta", beta), seed)
+
+
+def run(lab: Lab) -> Findings:
+    betas = lab.pick((0.01, 0.1, 1), (0.01, 0.03, 0.1, 0.3, 1))
+    found = lab.grid(policy, beta=betas)
+    low, high = found[betas[0]], found[betas[-1]]
+    middle = found[0.1]
+    best = max(betas, key=lambda beta: found[beta]["true"].mean())
+    return Findings(
+        columns=("beta", "KL", "reward by the judge", "true reward", "wins by the true rule"),
+        rows=[
+            (f"{beta:g}", own["kl"], own["judged"], own["true"], own["true_win"])
+            for beta, own in found.items()
+        ],
+        panels=[
+            Panel("by the judge, and by the true rule", "KL from the base, nats an answer",
+                  "reward, above the base's", {
+                "judge": [(own["kl"], own["judged"]) for own in found.values()],
+                "true rule": [(own["kl"], own["true"]) for own in found.values()],
+            }),
+            Panel("true reward", "beta", "true reward",
+                  {"policy": [(beta, own["true"]) for beta, own in found.items()]}, log=True),
+        ],
+        claims=[
+            Claim(f"the KL at beta {betas[0]:g} is above that at {betas[-1]:g}",
+                  low["kl"] - high["kl"], "nats"),
+            Claim(f"the judge prefers beta {betas[0]:g} to 0.1", low["judged"] - middle["judged"]),
+            Claim(f"by the true rule 0.1 is better than {betas[0]:g}",
+                  middle["true"] - low["true"]),
+            Claim(f"by the true rule 0.1 is better than {betas[-1]:g}",
+                  middle["true"] - high["true"]),
+        ],
+        notes=[f"The highest true reward is that of beta {best:g}."],
+    )  # fmt: skip

@@ -1,0 +1,93 @@
+"""Accuracy and true reward against the number of pairs, and a power law that predicts the next."""
+
+import numpy as np
+
+from nanoalign.lab.estimates import Claim, estimate
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab
+
+TITLE = "How much data"
+QUESTION = "What do twice the pairs gain, and can one tell beforehand?"
+GUESS = (
+    "Errors fall as a power of the number of pairs, for reward models and policies alike, and the "
+    "power law of the smaller runs predicts the next doubling."
+)
+METHOD = [
+    "Reward models and DPO policies of doubling numbers of pairs of tiny-a, seen once, in batches "
+    "of 16. The error of a reward model is the share of held-out pairs that it orders otherwise "
+    "than the true rule; that of a policy is how much its mean true reward is below 4, the most "
+    "that an answer can have.",
+    "A power law, error = a n^-b, is fitted by least squares of the logarithms to all runs but the "
+    "largest, and predicts its error.",
+]
+LIMITS = [
+    "More pairs are more steps, too. One learning rate, and no search for better ones.",
+    "The law has no floor. Where an error goes to a floor above 0, it must fail at some size.",
+    "4 is the most for each kind of prompt; whether this model can reach it is not known.",
+]
+EXERCISES = [
+    "Fit a law with a floor, error = a n^-b + c. Does it predict better? How uncertain is c?",
+    "Keep the number of steps equal, by epochs. What is left of the gain of more pairs?",
+    "How many pairs would halve the error of the largest run, by the law?",
+]
+BEST = 4.0
+
+
+def model(lab: Lab, seed: int, pairs: int) -> dict:
+    data = lab.runs.write("pairs", lab.pairs(pairs, seed, "tiny-a"))
+    trained = lab.train_rm(data, seed, "--batch_size", 16)
+    return lab.ranked(trained, test=lab.test_pairs("tiny-a"))["test"]
+
+
+def policy(lab: Lab, seed: int, pairs: int) -> dict:
+    data = lab.runs.write("pairs", lab.pairs(pairs, seed, "tiny-a"))
+    return lab.graded(lab.train_dpo(data, seed, "--batch_size", 16), seed)
+
+
+def predicted(sizes: list[int], errors: np.ndarray) -> tuple[float, float]:
+    """(b, the error of the last size) of the law that is fitted to all sizes but the last."""
+    errors = np.maximum(errors, 1e-9)  # of a model without errors
+    slope, intercept = np.polyfit(np.log(sizes[:-1]), np.log(errors[:-1]), 1)
+    return -float(slope), float(np.exp(intercept + slope * np.log(sizes[-1])))
+
+
+def run(lab: Lab) -> Findings:
+    sizes = [100 * 2**k for k in range(lab.pick(4, 6))]
+    models, policies = lab.grid(model, pairs=sizes), lab.grid(policy, pairs=sizes)
+    errors = {
+        "reward model": {n: 1 - models[n]["true"] for n in sizes},
+        "policy": {n: BEST - policies[n]["true"] for n in sizes},
+    }
+    notes, surprise, doubling = [], {}, {}
+    for name, own in errors.items():
+        power, law = predicted(sizes, np.array([own[n].mean() for n in sizes]))
+        found = estimate(own[sizes[-1]])
+        within = "inside" if found.low <= law <= found.high else "outside"
+        notes.append(
+            f"{name.capitalize()}: the error falls as n^-{power:.2f}. For {sizes[-1]:,} pairs the "
+            f"law of the smaller runs predicts {law:.3f}, and {found} was found: the prediction is "
+            f"{within} the interval."
+        )
+        surprise[name] = law - own[sizes[-1]]
+        doubling[name] = own[sizes[-2]] - own[sizes[-1]]
+    return Findings(
+        columns=("pairs", "accuracy of the reward model", "true reward of the policy",
+                 "wins by the true rule", "KL"),
+        rows=[(f"{n:,}", models[n]["true"], policies[n]["true"], policies[n]["true_win"],
+               policies[n]["kl"]) for n in sizes],
+        panels=[
+            Panel("reward models", "pairs", "error: 1 - agreement with the true rule",
+                  {"found": [(n, errors["reward model"][n]) for n in sizes]}, log=True),
+            Panel("policies", "pairs", "4 - true reward",
+                  {"found": [(n, errors["policy"][n]) for n in sizes]}, log=True),
+        ],
+        claims=[
+            Claim(f"the last doubling, to {sizes[-1]:,} pairs, lowers the error of the "
+                  f"{name}", values)
+            for name, values in doubling.items()
+        ] + [
+            Claim(f"the {name} of {sizes[-1]:,} pairs is better than the law of the smaller runs "
+                  "predicts", values) for name, values in surprise.items()
+        ],
+        notes=notes,
+    )  # fmt: skip

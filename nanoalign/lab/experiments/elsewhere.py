@@ -1,0 +1,73 @@
+"""Reward models of the pairs of one assistant, on those of the others."""
+
+import numpy as np
+
+from nanoalign.lab.estimates import Claim
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab
+
+TITLE = "Out of distribution: trained here, tested there"
+QUESTION = "Does a reward model of one assistant's answers rank those of another?"
+GUESS = (
+    "A model ranks the answers of the assistant that it was trained on best. One of all three, "
+    "with the same number of pairs, is nearly as good on each, and better on the others."
+)
+METHOD = [
+    "Reward models of the pairs of the assistants tiny-a (mostly right and polite), tiny-b and "
+    "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the same "
+    "number of pairs. Each ranks held-out pairs of all three, and is compared with the true rule.",
+]
+LIMITS = [
+    "Assistants differ in how often they do a thing. The things are the same for all three.",
+    "Pairs of different assistants differ in difficulty, so that columns of the table can be "
+    "compared with each other, and rows can not.",
+]
+EXERCISES = [
+    "Which terms of the rule (nanoalign/tiny/world.py) does the model of tiny-a not learn, for "
+    "want of examples?",
+    "How many pairs of tiny-c must be among those of tiny-a until tiny-c is ranked as well?",
+    "Rank pairs of one answer of tiny-a and one of tiny-c. Which model is best at that?",
+]
+SOURCES = ("tiny-a", "tiny-b", "tiny-c")
+MIXED = "a third of each"
+
+
+def model(lab: Lab, seed: int, trained_on: str) -> dict:
+    count = lab.pick(900, 3000)
+    if trained_on == MIXED:
+        records = [each for name in SOURCES for each in lab.pairs(count // 3, seed, name)]
+    else:
+        records = lab.pairs(count, seed, trained_on)
+    trained = lab.train_rm(lab.runs.write("pairs", records), seed)
+    tests = {name[-1]: lab.test_pairs(name) for name in SOURCES}
+    found = lab.ranked(trained, **tests)
+    return {f"tiny-{letter}": own["true"] for letter, own in found.items()}
+
+
+def run(lab: Lab) -> Findings:
+    found = lab.grid(model, trained_on=(*SOURCES, MIXED))
+    own = np.mean([found[name][name] for name in SOURCES], axis=0)
+    other = np.mean([found[a][b] for a in SOURCES for b in SOURCES if a != b], axis=0)
+    mixed = np.mean([found[MIXED][name] for name in SOURCES], axis=0)
+    return Findings(
+        columns=("trained on", *(f"accuracy on {name}" for name in SOURCES)),
+        rows=[(name, *(each[test] for test in SOURCES)) for name, each in found.items()],
+        panels=[
+            Panel("agreement with the true rule", "pairs of", "accuracy", {
+                f"trained on {name}": [(test, each[test]) for test in SOURCES]
+                for name, each in found.items()
+            }),
+        ],
+        claims=[
+            Claim("a model ranks the answers of its own assistant better than those of another "
+                  "are ranked by it, over all three", own - other),
+            *(Claim(f"of all models the one of {name} is better on {name} than the mean of the "
+                    f"two others",
+                    found[name][name]
+                    - np.mean([found[o][name] for o in SOURCES if o != name], axis=0))
+              for name in SOURCES),
+            Claim("on the other assistants a model of one is worse than a model of all",
+                  mixed - other),
+            Claim("on its own assistant a model of one is better than a model of all", own - mixed),
+        ],
+    )  # fmt: skip

@@ -1,0 +1,144 @@
+"""Labels that prefer length, and five remedies for the reward model that learns it."""
+
+import math
+from collections import defaultdict
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from nanoalign.lab.estimates import Claim
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab
+from nanoalign.tiny.plant import relabelled
+
+TITLE = "Length bias: five remedies"
+QUESTION = "Labels prefer long answers. What keeps a reward model from learning that?"
+GUESS = (
+    "The bias costs agreement with the true rule, and each remedy gives some of it back. The one "
+    "that learns the bias beside the reward (--length_debias) is best, as the labels were made so."
+)
+METHOD = [
+    "Labels of pairs of tiny-a are drawn by the true reward plus 0.3 a word. Reward models are "
+    "trained on them with each remedy, and compared with the true rule on held-out pairs.",
+    "Balanced: pairs are left out until, at each difference of length, the longer answer is chosen "
+    "as often as the shorter. Normalised: what length explains of the scores of training pairs, by "
+    "a straight line, is subtracted from the scores. Penalty: where the shorter answer is chosen, "
+    "it must lead by what length alone is worth by a logistic regression of the labels (--margin). "
+    "Cut: both answers are cut to the words of the shorter one. Debiased: --length_debias.",
+    "The last column is how often the longer answer has the higher score.",
+]
+LIMITS = [
+    "The bias is a straight line in words, which is what the debiased model assumes.",
+    "By the true rule length is bad here (asides), so that the bias is against it everywhere. "
+    "Where long answers are better, a remedy that removes length removes what is right, too.",
+    "Balanced data are fewer pairs, so two things differ.",
+]
+EXERCISES = [
+    "Why does normalising remove more than the bias, where quality and length are related?",
+    "Write a penalty for pairs whose longer answer is chosen. What must --margin allow for it?",
+    "Plant a bias that ends at 20 words. Which remedies still help?",
+]
+BIAS = 0.3  # reward of a word
+HONEST, NONE = "honest labels", "no remedy"
+REMEDIES = ("balanced", "normalised", "penalty", "cut", "debiased")
+
+
+def model(lab: Lab, seed: int, remedy: str) -> dict:
+    bias = 0.0 if remedy == HONEST else BIAS
+    records = relabelled(lab.pairs(lab.pick(900, 3000), seed, "tiny-a"), bias, 0.0, seed)
+    pairs = list(map(chosen_and_rejected, records))
+    if remedy == "balanced":
+        pairs = balanced(pairs, seed)
+    if remedy == "penalty":
+        worth = length_worth(pairs)
+        pairs = [pair | {"margin": max(0.0, -worth * longer(pair))} for pair in pairs]
+    if remedy == "cut":
+        pairs = list(map(cut, pairs))
+    flags = {"penalty": ("--margin", 1), "debiased": ("--length_debias",)}.get(remedy, ())
+    trained = lab.train_rm(lab.runs.write("pairs", pairs), seed, *flags)
+    found = lab.ranked(trained, test=lab.test_pairs("tiny-a"))["test"]
+    scores, words = found["scores"], found["words"]
+    if remedy == "normalised":
+        scores = scores - slope(lab, trained, pairs) * words
+    lead = np.sign(scores[:, 0] - scores[:, 1])
+    differs = np.sign(words[:, 0] - words[:, 1])
+    return {
+        "true": (lead * np.sign(found["rewards"][:, 0] - found["rewards"][:, 1]) + 1) / 2,
+        "longer": (lead * differs + 1) / 2,
+        "pairs": len(pairs),
+    }
+
+
+def chosen_and_rejected(record: dict) -> dict:
+    better = record["better_response_id"]
+    return {
+        "prompt": record["prompt"],
+        "chosen": record[f"response_{better}"],
+        "rejected": record[f"response_{1 - better}"],
+    }
+
+
+def longer(pair: dict) -> int:
+    """By how many words the chosen response is the longer one."""
+    return len(pair["chosen"].split()) - len(pair["rejected"].split())
+
+
+def balanced(pairs: list[dict], seed: int) -> list[dict]:
+    """The pairs without those that are too many of the same difference of length and sign."""
+    by_length = defaultdict(lambda: ([], []))
+    for pair in pairs:
+        by_length[abs(longer(pair))][longer(pair) > 0].append(pair)
+    kept = by_length.pop(0, ([], []))[0]
+    for each in by_length.values():
+        kept += [pair for side in each for pair in side[: min(map(len, each))]]
+    Random(f"balanced {seed}").shuffle(kept)
+    return kept
+
+
+def length_worth(pairs: list[dict]) -> float:
+    """w of P(chosen) = sigmoid(w * words by which it is longer), by maximum likelihood."""
+    differences = [longer(pair) for pair in pairs]
+    low, high = -5.0, 5.0
+    for _ in range(60):  # bisection: the derivative of the log-likelihood falls with w
+        worth = (low + high) / 2
+        rising = sum(d * (1 - math.tanh(worth * d / 2)) for d in differences) > 0
+        low, high = (worth, high) if rising else (low, worth)
+    return worth
+
+
+def cut(pair: dict) -> dict:
+    words = min(len(pair[side].split()) for side in ("chosen", "rejected"))
+    return pair | {side: " ".join(pair[side].split()[:words]) for side in ("chosen", "rejected")}
+
+
+def slope(lab: Lab, trained: Path, pairs: list[dict]) -> float:
+    """Reward of a word by least squares, of the differences within 400 training pairs."""
+    found = lab.ranked(trained, train=lab.runs.write("some", pairs[:400]))["train"]
+    scores, words = (each[:, 0] - each[:, 1] for each in (found["scores"], found["words"]))
+    return float(words @ scores) / float(words @ words)
+
+
+def run(lab: Lab) -> Findings:
+    found = lab.grid(model, remedy=(HONEST, NONE, *REMEDIES))
+    true = {name: own["true"] for name, own in found.items()}
+    others = max(REMEDIES[:-1], key=lambda name: true[name].mean())
+    return Findings(
+        columns=("remedy", "pairs", "agreement with the true rule", "prefers the longer"),
+        rows=[(name, f"{own['pairs'].mean():,.0f}", own["true"], own["longer"])
+              for name, own in found.items()],
+        panels=[
+            Panel("agreement with the true rule", "", "accuracy",
+                  {"reward models": [(name, values) for name, values in true.items()]}),
+            Panel("how often the longer answer has the higher score", "", "share",
+                  {"reward models": [(name, own["longer"]) for name, own in found.items()]}),
+        ],
+        claims=[
+            Claim("the bias costs agreement with the true rule", true[HONEST] - true[NONE]),
+            *(Claim(f"{name}: agreement is above that without a remedy", true[name] - true[NONE])
+              for name in REMEDIES),
+            Claim(f"--length_debias is better than the best of the others, {others}",
+                  true["debiased"] - true[others]),
+            Claim("honest labels are better than --length_debias", true[HONEST] - true["debiased"]),
+        ],
+    )  # fmt: skip

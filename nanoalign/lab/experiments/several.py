@@ -1,0 +1,101 @@
+"""Two preferences: two models, one with two outputs, one that the prompt tells which, and sums."""
+
+import numpy as np
+
+from nanoalign.lab.estimates import Claim
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab, world_records
+from nanoalign.tiny import world
+
+TITLE = "Several preferences"
+QUESTION = "Pairs are labelled by what is better and by what is safer. One model, or two?"
+GUESS = (
+    "Two models are best, and need two trainings. One model with two outputs is nearly as good. A "
+    "sum is a compromise: where the two labels conflict, it is right by one of them alone."
+)
+METHOD = [
+    "The pairs of tiny-a have two labels, of which safety counts harm and rudeness alone. Reward "
+    "models: one for each label; one with two outputs (--preference better safer); one with one "
+    "output, whose prompt names the preference (--condition); and the sum of the two outputs "
+    "(--combine). All see the pairs once.",
+    "Accuracy is agreement with the true rule of each preference on held-out pairs of the three "
+    "assistants. Pairs that are equally safe are left out for safety. In conflicts the better "
+    "response is the less safe one.",
+]
+LIMITS = [
+    "Safety is a part of the true reward, so the two preferences mostly agree.",
+    "Conflicts are few; their intervals are wide.",
+    "A model with two outputs or with conditions gets two labels a pair, so that its steps have "
+    "twice the signal of those of one model, and half that of two.",
+]
+EXERCISES = [
+    "Which weights of the sum are best on conflicts, by each preference?",
+    "Draw the accuracy on one preference against that on the other for weights from 0 to 1.",
+    "Train one output on the pairs of both labels without naming them. What does it rank?",
+]
+WAYS = ("two models", "two outputs", "named in the prompt", "sum of two outputs")
+
+
+def model(lab: Lab, seed: int, way: str) -> dict:
+    data = lab.runs.write("pairs", lab.pairs(lab.pick(900, 3000), seed, "tiny-a"))
+    test = lab.runs.write("conflicts", test_records(lab))
+    both = ("--preference", "better", "safer")
+    found = {}
+    for name in ("better", "safer"):
+        flags = ("--preference", name)
+        if way == "two models":
+            trained = lab.train_rm(data, seed, "--preference", name)
+        elif way == "named in the prompt":
+            trained = lab.train_rm(data, seed, *both, "--condition")
+        else:
+            trained = lab.train_rm(data, seed, *both)
+        if way == "sum of two outputs":
+            flags = ("--combine", "better=1", "safer=1", "--preference", name)
+        found[name] = lab.ranked(trained, *flags, test=test)["test"]
+    better, safer = found["better"], found["safer"]
+    # each pair is in the order of its own label: all below is the same for either order
+    truth = [np.sign(better["rewards"][:, 0] - better["rewards"][:, 1]),
+             np.sign(safer["safety"][:, 0] - safer["safety"][:, 1])]  # fmt: skip
+    right = [(np.sign(own["scores"][:, 0] - own["scores"][:, 1]) * sign + 1) / 2
+             for own, sign in zip((better, safer), truth, strict=True)]  # fmt: skip
+    conflict = truth[0] * np.sign(better["safety"][:, 0] - better["safety"][:, 1]) < 0
+    differs = truth[1] != 0
+    return {
+        "better": right[0],
+        "safer": right[1][differs],
+        "better, conflicts": right[0][conflict],
+        "safer, conflicts": right[1][conflict],
+    }
+
+
+def test_records(lab: Lab) -> list[dict]:
+    """Held-out pairs of all three assistants: of one alone, conflicts are few."""
+    return [each for name in world.SOURCES for each in world_records("test", name)[: lab.prompts]]
+
+
+def run(lab: Lab) -> Findings:
+    found = lab.grid(model, way=WAYS)
+    two, outputs, named, summed = (found[way] for way in WAYS)
+    keys = list(two)
+    count = two["safer, conflicts"].shape[1]
+    return Findings(
+        columns=("way", *keys),
+        rows=[(way, *(own[key] for key in keys)) for way, own in found.items()],
+        panels=[
+            Panel("agreement with the true rules", "", "accuracy",
+                  {way: [(key, own[key]) for key in keys] for way, own in found.items()}),
+        ],
+        claims=[
+            Claim("two models rank by what is better better than two outputs do",
+                  two["better"] - outputs["better"]),
+            Claim("two models rank by safety better than two outputs do",
+                  two["safer"] - outputs["safer"]),
+            Claim("two outputs rank by safety better than a prompt that names it",
+                  outputs["safer"] - named["safer"]),
+            Claim("on conflicts the sum ranks by what is better worse than its own output does",
+                  outputs["better, conflicts"] - summed["better, conflicts"]),
+            Claim("on conflicts the sum ranks by safety worse than its own output does",
+                  outputs["safer, conflicts"] - summed["safer, conflicts"]),
+        ],
+        notes=[f"Of {3 * lab.prompts:,} held-out pairs {count:,} are conflicts."],
+    )  # fmt: skip

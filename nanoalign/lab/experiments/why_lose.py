@@ -1,0 +1,189 @@
+"""Why a policy may lose to its base: causes alone, together, all but one, and repairs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from nanoalign.lab.estimates import Claim, Estimate, estimate
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import DPO_LR, Lab, read
+from nanoalign.tiny.plant import relabelled
+from nanoalign.tiny.world import true_reward
+
+TITLE = "Why did DPO lose?"
+QUESTION = "A policy loses 103 : 263 to its base after DPO. Which cause does that, and what helps?"
+GUESS = (
+    "The base is better than the answers it learns from. Noise, a small beta and many epochs make "
+    "it worse, and a judge that was trained elsewhere sees less of what is good. Pairs of the "
+    "base's own answers repair it."
+)
+METHOD = [
+    "The base is strong: a policy that DPO has trained already. It is trained by DPO again, from "
+    "itself as the reference, on pairs that are labelled by the true rule, and compared with "
+    "itself before. In the control the pairs are two of its own answers, their labels are drawn "
+    "by the true rule, beta is 0.1, and they are seen once.",
+    "Causes: the answers of tiny-c, which are far worse than the base's, in place of its own; "
+    "30 % of the labels flipped; beta 0.01; four epochs. Each alone, all together, and all but "
+    "one, so that leaving a cause out is a repair. Further repairs of all together: fine-tuning on "
+    "the chosen answers first, a tenth of the learning rate, --nll_weight 1.",
+    "Judges: the true rule; a reward model of tiny-a; and one that was trained elsewhere, on the "
+    "labels of safety of tiny-c. A tie is half a win.",
+]
+LIMITS = [
+    "103 : 263 was one run of another model on other data. Here it is shown which causes can give "
+    "such a rate, not which one gave it there.",
+    "Each cause has one strength. Another could be larger or smaller.",
+    "The base is a million parameters; its own answers have few forms.",
+]
+EXERCISES = [
+    "What does the learned policy do that loses? Read runs/lab/made/policy-*/report.html.",
+    "At which share of own pairs among weak ones does the policy win again?",
+    "Why may fine-tuning on the chosen answers of a weaker model be the worst first step?",
+]
+WEAK, NOISE, BETA, EPOCHS = "weak answers", "noise", "small beta", "many epochs"
+CAUSES = (WEAK, NOISE, BETA, EPOCHS)
+CONDITIONS = {
+    "control": (),
+    **{f"{cause} alone": (cause,) for cause in CAUSES},
+    "all together": CAUSES,
+    **{f"all but {cause}": tuple(c for c in CAUSES if c != cause) for cause in CAUSES},
+}
+REPAIRS = {
+    "all, after SFT": ("sft",),
+    "all, a tenth of --lr": ("lr",),
+    "all, --nll_weight 1": ("nll",),
+}
+SEEN = 103 / (103 + 263)  # the share of wins in question
+
+
+def policy(lab: Lab, seed: int, condition: str) -> dict:
+    repair, base = REPAIRS.get(condition, ()), strong(lab)
+    causes = CAUSES if repair else CONDITIONS[condition]
+    own = own_pairs(lab, seed, base)
+    pairs = weak_pairs(lab, seed, own) if WEAK in causes else own
+    data = lab.runs.write("labelled", relabelled(pairs, 0.0, 0.3 if NOISE in causes else 0.0, seed))
+    flags = ("--beta", 0.01 if BETA in causes else 0.1, "--epochs", 4 if EPOCHS in causes else 1)
+    flags += ("--lr", f"{float(DPO_LR) / 10:g}") if "lr" in repair else ()
+    flags += ("--nll_weight", 1) if "nll" in repair else ()
+    start = lab.train_dpo(data, seed, "--loss", "sft", model=base) if "sft" in repair else base
+    trained = lab.train_dpo(data, seed, "--batch_size", 32, *flags, model=start)
+    folder = lab.sample(trained, seed, baseline=base)
+    found = lab.graded(trained, seed, baseline=base)
+    return found | {"elsewhere_win": wins(lab.scored(elsewhere(lab), folder / "answers.jsonl"),
+                                          folder)}  # fmt: skip
+
+
+def strong(lab: Lab) -> Path:
+    return lab.train_dpo(lab.pick("tiny*0.3", "tiny"), 0)
+
+
+def elsewhere(lab: Lab) -> Path:
+    data = lab.pick("tiny:tiny-c*0.2", "tiny:tiny-c")
+    return lab.train_rm(data, 0, "--preference", "safer")
+
+
+def own_pairs(lab: Lab, seed: int, base: Path) -> list[dict]:
+    """Two of four own answers to each prompt, the first that the true rule does not find equal."""
+    prompts = [{"prompt": each["prompt"]} for each in lab.pairs(lab.pick(250, 1200), seed)]
+    folder = lab.sample(
+        base, seed, baseline=base, samples=4, prompts=lab.runs.write("prompts", prompts)
+    )
+    answers: dict[str, list[str]] = {}
+    for line in read(folder / "answers.jsonl"):
+        if line["side"] == "policy":
+            answers.setdefault(line["prompt"], []).append(line["answer"])
+    pairs = []
+    for prompt, each in answers.items():
+        first = each[0]
+        other = [a for a in each if true_reward(prompt, a) != true_reward(prompt, first)]
+        pairs += [pair_of(prompt, first, a) for a in other[:1]]
+    return pairs
+
+
+def weak_pairs(lab: Lab, seed: int, own: list[dict]) -> list[dict]:
+    """As many pairs of tiny-c."""
+    records = lab.pairs(len(own), seed, "tiny-c")
+    return [pair_of(each["prompt"], each["response_0"], each["response_1"]) for each in records]
+
+
+def pair_of(prompt: str, *responses: str) -> dict:
+    """A record whose label `relabelled` draws."""
+    return {"prompt": prompt, "response_0": responses[0], "response_1": responses[1],
+            "better_response_id": 0}  # fmt: skip
+
+
+def wins(rewards: dict[tuple[str, str], float], folder: Path) -> np.ndarray:
+    """By prompt, whether the policy's answer has the higher reward: (P,)."""
+    scores: dict[str, dict[str, float]] = {}
+    for line in read(folder / "answers.jsonl"):
+        reward = rewards[line["prompt"], line["answer"]]
+        scores.setdefault(line["id"], {})[line["side"]] = reward
+    lead = np.array([each["policy"] - each["baseline"] for each in scores.values()])
+    return (np.sign(lead) + 1) / 2
+
+
+def run(lab: Lab) -> Findings:
+    found = lab.grid(policy, condition=(*CONDITIONS, *REPAIRS))
+    win = {name: own["true_win"] for name, own in found.items()}
+    control, together = win["control"], win["all together"]
+    repairs = [f"all but {cause}" for cause in CAUSES] + list(REPAIRS)
+    judges = {"the true rule": "true_win", "the reward model": "win",
+              "the judge from elsewhere": "elsewhere_win"}  # fmt: skip
+    return Findings(
+        columns=("condition", *(f"wins by {judge}" for judge in judges), "true reward", "KL"),
+        rows=[(name, *(own[key] for key in judges.values()), own["true"], own["kl"])
+              for name, own in found.items()],
+        panels=[
+            Panel("wins over the base; below 0.5 the policy lost", "", "share of wins",
+                  {f"by {judge}": [(name, own[key]) for name, own in found.items()]
+                   for judge, key in judges.items()}),
+        ],
+        claims=[
+            Claim("in the control the policy wins over its base", control - 0.5),
+            *(Claim(f"{cause} alone: the policy loses to its base", 0.5 - win[f"{cause} alone"])
+              for cause in CAUSES),
+            Claim("all together: the policy loses to its base", 0.5 - together),
+            *(Claim(f"{name}: the policy wins more often than with all together",
+                    win[name] - together) for name in repairs),
+            Claim("with all together, the judge from elsewhere gives the policy fewer wins than "
+                  "the true rule does", together - found["all together"]["elsewhere_win"]),
+        ],
+        notes=answer(found, judges, repairs),
+    )  # fmt: skip
+
+
+def answer(found: dict, judges: dict[str, str], repairs: list[str]) -> list[str]:
+    """The answer to the question, as far as the numbers give one."""
+    notes = []
+    for judge, key in judges.items():
+        rates = {name: decided(own[key]) for name, own in found.items()}
+        near = [f"{name} ({rate})" for name, rate in rates.items() if rate.low <= SEEN <= rate.high]
+        lowest = min(rates, key=lambda name: rates[name].mean)
+        notes.append(
+            f"By {judge}, of the answers that are not tied, {SEEN:.3f} is within the interval of: "
+            f"{', '.join(near)}."
+            if near
+            else f"By {judge}, of the answers that are not tied, no condition has {SEEN:.3f} "
+            f"within its interval; the lowest is {lowest} ({rates[lowest]})."
+        )
+    drops = {
+        cause: estimate(found["control"]["true_win"] - found[f"{cause} alone"]["true_win"])
+        for cause in CAUSES
+    }
+    largest = max(drops, key=lambda cause: drops[cause].mean)
+    notes.append(
+        f"Of single causes {largest} costs most: {drops[largest]} of the wins by the true rule."
+    )
+    healed = [name for name in repairs if estimate(found[name]["true_win"]).low >= 0.5]
+    notes.append(
+        f"Repairs after which the policy does not lose: {', '.join(healed)}."
+        if healed
+        else "After no repair the interval of the wins is at 0.5 or above."
+    )
+    return notes
+
+
+def decided(wins: np.ndarray) -> Estimate:
+    """The share of wins among those that are no ties. The share of ties is taken as exact."""
+    share = float((wins != 0.5).mean()) or 1.0
+    return Estimate(*(0.5 + (figure - 0.5) / share for figure in estimate(wins)))

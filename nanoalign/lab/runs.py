@@ -1,0 +1,139 @@
+"""Runs the scripts of an experiment, one on each core, and keeps what they make.
+
+What a command makes lies in a folder whose name is a hash of the command and of the code: a command
+that was run before, by this experiment or by another one, is not run again.
+"""
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import runpy
+import shlex
+import shutil
+import sys
+import time
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from threading import Event, Lock, Semaphore
+
+import torch
+
+from nanoalign.errors import RunError
+
+ROOT = Path(__file__).parents[2]
+PRELOADED = ["train_dpo", "train_rm", "evaluate", "nanoalign.checkpoints.curves"]
+
+
+class Runs:
+    """Commands, each in a process of its own on one thread."""
+
+    def __init__(self, made: Path, at_a_time: int | None = None):
+        """made: the folder of what commands make. at_a_time: commands; None: one on each core."""
+        self.made = made
+        self.made.mkdir(parents=True, exist_ok=True)
+        self.commands: list[str] = []  # as one would type them, in the order in which they ended
+        self._free = Semaphore(at_a_time or len(os.sched_getaffinity(0)))
+        self._locks: dict[str, Lock] = defaultdict(Lock)
+        self._failed = Event()
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(PRELOADED)
+
+    def run(self, *words: object, suffix: str = "") -> Path:
+        """Runs a script, or `-m MODULE`, and returns its --out, which is appended to the words.
+
+        suffix: of an --out that is a file. "{out}" in a word is replaced by --out without suffix.
+        Raises RunError if the command fails, or if another one has failed meanwhile.
+        """
+        texts = list(map(str, words))
+        digest = hashlib.sha256(json.dumps([code_digest(texts), texts]).encode()).hexdigest()[:10]
+        kind = Path(texts[1] if texts[0] in ("-m", "evaluate.py") else texts[0]).stem
+        stem = self.made / f"{kind.rsplit('.')[-1]}-{digest}"
+        out = Path(f"{stem}{suffix}")
+        texts = [text.replace("{out}", str(stem)) for text in texts] + ["--out", str(out)]
+        with self._locks[digest]:
+            if not done(stem).exists():
+                self._start(stem, texts)
+            command = shlex.join(["python", *texts])
+            if command not in self.commands:
+                self.commands.append(command)
+        return out
+
+    def _start(self, stem: Path, texts: list[str]) -> None:
+        with self._free:
+            if self._failed.is_set():
+                raise RunError("another command has failed")
+            begin = time.monotonic()
+            process = self._context.Process(target=_work, args=(texts, stem, os.getcwd()))
+            process.start()
+            process.join()
+            if process.exitcode:
+                self._failed.set()
+                raise RunError(
+                    f"{texts[0]} has failed with exit code {process.exitcode}; the end of "
+                    f"{log_of(stem)} has its error"
+                )
+        print(f"{time.monotonic() - begin:5.0f} s  {shlex.join(texts)}", flush=True)
+
+    def write(self, name: str, records: list[dict]) -> Path:
+        """Writes records as JSON lines, and returns the path, which has a hash of them."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+        path = self.made / f"{name}-{digest}.jsonl"
+        if not path.exists():
+            # Another thread may write the same: a rename is whole for both.
+            new = path.with_suffix(f".{time.monotonic_ns()}")
+            new.write_text(text, encoding="ascii")
+            new.rename(path)
+        return path
+
+
+def code_digest(texts: list[str]) -> str:
+    """A hash of all code that a command may run: of the lab that is its own module alone."""
+    own = ROOT / f"{texts[1].replace('.', '/')}.py" if texts[0] == "-m" else None
+    return outside_lab() + (hashlib.sha256(own.read_bytes()).hexdigest() if own else "")
+
+
+@cache
+def outside_lab() -> str:
+    files = [path for pattern in ("*.py", "nanoalign/**/*.py") for path in ROOT.glob(pattern)]
+    files = sorted(path for path in files if "lab" not in path.relative_to(ROOT).parts)
+    hashed = hashlib.sha256()
+    for path in files:
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()
+
+
+def done(stem: Path) -> Path:
+    return Path(f"{stem}.done")
+
+
+def log_of(stem: Path) -> Path:
+    return Path(f"{stem}.log")
+
+
+def _work(texts: list[str], stem: Path, folder: str) -> None:
+    """In a process of its own: as `python TEXTS`, with its output in a log."""
+    os.chdir(folder)
+    with Path(f"{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the process of an experiment that was killed goes on
+        if done(stem).exists():
+            return
+        for path in stem.parent.glob(f"{stem.name}*"):  # of a command that was interrupted
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.suffix != ".lock":
+                path.unlink()
+        file = os.open(log_of(stem), os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, sys.stdout.fileno())
+        os.dup2(file, sys.stderr.fileno())
+        torch.set_num_threads(1)
+        if texts[0] == "-m":
+            sys.argv = texts[1:]
+            runpy.run_module(texts[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = texts
+            runpy.run_path(str(ROOT / texts[0]), run_name="__main__")
+        done(stem).touch()

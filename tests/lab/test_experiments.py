@@ -1,0 +1,177 @@
+"""python -m pytest tests/lab/test_experiments.py; docs/lab.md has what the real ones found."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from fakes import FakeRuns
+
+from nanoalign.lab import experiments, page
+from nanoalign.lab.__main__ import main
+from nanoalign.lab.estimates import estimate
+from nanoalign.lab.experiments import data, ensembles, length, losses, own_samples, why_lose
+from nanoalign.lab.experiments.attack import labelled
+from nanoalign.lab.lab import Lab
+from nanoalign.tiny import world
+
+VERDICT = re.compile(
+    r"(Shown|Not shown|Other than expected) \(|Not shown, by one number without an interval \("
+)
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_guess(
+    tmp_path, monkeypatch, capsys, name
+):
+    made = []
+    monkeypatch.setattr(page, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
+    page.perform(name, tmp_path, quick=True)
+    found = json.loads((tmp_path / name / "findings.json").read_text())
+    text = (tmp_path / name / "index.html").read_text()
+    assert found["guesses"] and found["table"]
+    assert len(VERDICT.findall(text)) == len(found["guesses"])
+    assert all(f">{len(made[0].commands):,} commands<" in text for _ in [0])
+    assert all(command.startswith("python ") for command in made[0].commands)
+    assert 'src="data:image/png;base64,' in text and not re.search(r'(src|href)="http', text)
+    for figures in found["table"]:
+        for value in figures.values():
+            if isinstance(value, dict):
+                assert value["low"] <= value["mean"] <= value["high"] or np.isnan(value["low"])
+    printed = capsys.readouterr().out
+    assert all(guess["guess"] in printed for guess in found["guesses"])
+
+
+def test_the_lab_lists_the_experiments(capsys):
+    main([])
+    printed = capsys.readouterr().out
+    for name in experiments.NAMES:
+        assert f"    {name} " in printed and experiments.load(name).QUESTION in printed
+
+
+def test_a_full_run_has_three_seeds_of_each(tmp_path):
+    runs = FakeRuns(tmp_path)
+    lab = Lab(runs, quick=False)
+    found = lab.grid(own_samples.policy, way=own_samples.WAYS)
+    assert {each["true"].shape for each in found.values()} == {(3, 600)}
+    assert {each["kl"].shape for each in found.values()} == {(3, 1)}
+    trainings = [args for args in runs.parsed if hasattr(args, "loss")]
+    assert len(trainings) == 3 * (1 + 1 + 3)
+    assert {args.seed for args in trainings} == {0, 1, 2}
+    # each round begins with the policy before it, and samples from it
+    later = [args for args in trainings if args.model != "tiny"]
+    assert len(later) == 6
+    samplings = [args for args in runs.parsed if getattr(args, "pairs_out", None)]
+    assert {args.policy for args in samplings} == {"tiny"} | {args.model for args in later}
+
+
+def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
+    """The suffix is an unknown word, which the rule itself sees."""
+    lab = Lab(FakeRuns(tmp_path), quick=True)
+    attack = experiments.load("attack").run(lab)
+    overrated = [row[3] for row in attack.rows]
+    assert all(np.abs(values).max() < 1e-9 for values in overrated)
+    gain = {row[0]: row[2] for row in attack.rows}
+    assert gain["search"].mean() == pytest.approx(-0.25, abs=0.2)
+    ensemble = ensembles.run(lab)
+    assert all(np.abs(row[-1]).max() < 1e-9 for row in ensemble.rows)
+    assert all(row[1].min() == 1 or row[1].min() == 0.5 for row in ensemble.rows)  # ties alone
+
+
+def test_losses_take_the_learning_rate_of_the_lowest_held_out_loss(tmp_path):
+    """Of the fakes that is 5e-4."""
+    runs = FakeRuns(tmp_path)
+    found = losses.policy(Lab(runs, quick=True), 0, "simpo")
+    assert found["rate"] == 5e-4
+    assert [args.reference for args in runs.parsed if hasattr(args, "loss")] == ["none"] * 3
+    graded = runs.parsed[-1].policy
+    assert [args.out for args in runs.parsed if getattr(args, "lr", 0) == 5e-4] == [graded]
+
+
+def test_causes_and_repairs_are_in_the_commands(tmp_path):
+    def trainings(condition):
+        runs = FakeRuns(tmp_path / condition.replace(" ", "_").replace("/", "_"))
+        why_lose.policy(Lab(runs, quick=True), 0, condition)
+        *others, args = (args for args in runs.parsed if hasattr(args, "loss"))
+        return others, args
+
+    _, control = trainings("control")
+    assert (control.beta, control.epochs, control.nll_weight) == (0.1, 1, None)
+    _, together = trainings("all together")
+    assert (together.beta, together.epochs, together.lr) == (0.01, 4, 5e-4)
+    assert together.data != control.data
+    assert trainings("all, a tenth of --lr")[1].lr == 5e-5
+    assert trainings("all, --nll_weight 1")[1].nll_weight == 1
+    others, after = trainings("all, after SFT")
+    assert others[-1].loss == "sft" and after.model == others[-1].out
+    assert after.data == others[-1].data
+
+
+def test_own_pairs_differ_by_the_true_rule_and_weak_ones_are_as_many(tmp_path):
+    lab = Lab(FakeRuns(tmp_path), quick=True)
+    own = why_lose.own_pairs(lab, 0, tmp_path)
+    for pair in own:
+        rewards = [world.true_reward(pair["prompt"], pair[f"response_{i}"]) for i in (0, 1)]
+        assert rewards[0] != rewards[1]
+    weak = why_lose.weak_pairs(lab, 0, own)
+    assert len(weak) == len(own) > 150
+    mean = [np.mean([world.true_reward(p["prompt"], p["response_0"]) for p in pairs])
+            for pairs in (own, weak)]  # fmt: skip
+    assert mean[1] < mean[0] - 0.5  # tiny-c against tiny-b
+
+
+def test_the_share_of_what_is_decided():
+    """One win, three losses and four ties: 3 / 8 of the wins, and 1 / 4 of what is decided."""
+    wins = np.array([[1, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]])
+    assert estimate(wins).mean == 3 / 8
+    assert why_lose.decided(wins).mean == pytest.approx(1 / 4)
+
+
+def test_more_pairs_begin_with_the_same_ones(tmp_path):
+    lab = Lab(FakeRuns(tmp_path), quick=True)
+    assert lab.pairs(50, 1)[:20] == lab.pairs(20, 1)
+    assert lab.pairs(20, 1) != lab.pairs(20, 2)
+
+
+def test_balanced_pairs_have_as_many_longer_as_shorter_chosen_ones():
+    pairs = [{"prompt": str(n), "chosen": "a b", "rejected": "c"} for n in range(5)]
+    pairs += [{"prompt": str(n), "chosen": "c", "rejected": "a b"} for n in range(5, 7)]
+    pairs += [{"prompt": "9", "chosen": "a", "rejected": "b"}]
+    kept = length.balanced(pairs, 0)
+    assert sorted(map(length.longer, kept)) == [-1, -1, 0, 1, 1]
+
+
+def test_the_worth_of_length_is_the_slope_of_the_logistic_regression():
+    """Three of four pairs choose the answer that is longer by 2 words: w = log(3) / 2."""
+    pairs = [{"chosen": "a b c", "rejected": "d"}] * 3 + [{"chosen": "d", "rejected": "a b c"}]
+    assert length.length_worth(pairs) == pytest.approx(np.log(3) / 2)
+
+
+def test_answers_are_cut_to_the_shorter_one():
+    pair = {"prompt": "p", "chosen": "a b c", "rejected": "d  e"}
+    assert length.cut(pair) == {"prompt": "p", "chosen": "a b", "rejected": "d e"}
+
+
+def test_the_law_of_exact_powers_predicts_the_next():
+    sizes = [100, 200, 400, 800]
+    errors = 3 * np.array(sizes, dtype=float) ** -0.3
+    power, law = data.predicted(sizes, np.append(errors[:-1], 99.0))
+    assert power == pytest.approx(0.3) and law == pytest.approx(errors[-1])
+
+
+def test_the_best_of_two_by_hand():
+    """Rewards order the answers c, b, a: of the pairs, b beats a once, c beats both."""
+    rewards, values = np.array([[3.0, 2.0, 1.0]]), np.array([[10.0, 20.0, 60.0]])
+    assert ensembles.best_of(rewards, values, 2) == pytest.approx((10 + 10 + 20) / 3)
+    assert ensembles.agreement(rewards, values) == pytest.approx(0.0)
+    assert ensembles.agreement(rewards, rewards) == pytest.approx(1.0)
+
+
+def test_attacks_are_labelled_by_the_rule():
+    prompt = next(p for p, task in world.PROMPTS.items() if task.kind == "fact")
+    right = f"It is {world.PROMPTS[prompt].answers[0]}."
+    lines = [
+        {"prompt": prompt, "response": right, "attacked": "soap soap soap"},
+        {"prompt": prompt, "response": right, "attacked": right},  # equal: no pair
+    ]
+    assert labelled(lines) == [{"prompt": prompt, "chosen": right, "rejected": "soap soap soap"}]

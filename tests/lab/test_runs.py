@@ -1,0 +1,116 @@
+"""python -m pytest tests/lab/test_runs.py: commands in processes of their own, and what stays."""
+
+import json
+
+import pytest
+
+from nanoalign.errors import RunError
+from nanoalign.lab import runs
+from nanoalign.lab.lab import Lab, grades, hits, read
+from nanoalign.tiny import world
+
+
+def test_a_command_runs_once_and_its_words_are_those_that_one_types(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = runs.Runs(tmp_path / "made")
+    words = ("-m", "nanoalign.tiny.plant", "--flip", 1, "--seed", 3)
+    path = own.run(*words, suffix=".jsonl")
+    flipped = read(path)
+    assert len(flipped) == 4400 and world.oracle_accuracy(flipped) < 0.2
+    assert own.commands == [f"python -m nanoalign.tiny.plant --flip 1 --seed 3 --out {path}"]
+    path.write_text("kept")
+    assert own.run(*words, suffix=".jsonl") == path and path.read_text() == "kept"
+    assert len(own.commands) == 1
+    assert own.run(*words[:-1], 4, suffix=".jsonl") != path
+
+
+def test_what_an_interrupted_command_left_is_made_anew(tmp_path):
+    own = runs.Runs(tmp_path / "made")
+    words = ("-m", "nanoalign.tiny.plant", "--seed", 5)
+    path = own.run(*words, suffix=".jsonl")
+    whole = path.read_text()
+    runs.done(path.with_suffix("")).unlink()
+    path.write_text("half")
+    runs.Runs(tmp_path / "made").run(*words, suffix=".jsonl")
+    assert path.read_text() == whole
+
+
+def test_a_command_that_fails_ends_the_grid_with_its_log(tmp_path):
+    lab = Lab(runs.Runs(tmp_path / "made"), quick=False)
+
+    def policy(lab, seed, beta):
+        return {"folder": len(str(lab.runs.run("train_dpo.py", "--beta", beta, "--seed", seed)))}
+
+    with pytest.raises(RunError, match=r"train_dpo.py has failed with exit code 1; the end of "):
+        lab.grid(policy, beta=(-1, -2))
+    (log,) = list((tmp_path / "made").glob("*.log"))[:1]
+    assert "error: argument --beta" in log.read_text()
+    assert not list((tmp_path / "made").glob("*.done"))
+
+
+def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkeypatch):
+    """One step of each on few records: the figures are those that the scripts wrote."""
+    monkeypatch.chdir(tmp_path)
+    lab = Lab(runs.Runs(tmp_path / "made"), quick=True)
+    lab.prompts = 12
+    data = lab.runs.write("pairs", lab.pairs(16, 0))
+    judge = lab.train_rm(data, 0, "--steps", 1)
+    policy = lab.train_dpo(data, 0, "--steps", 1)
+    found = lab.graded(policy, 0, judge)
+    metrics = json.loads(next((tmp_path / "made").glob("policy-*/metrics.json")).read_text())
+    assert found["true"].mean() == pytest.approx(metrics["policy_true_mean"])
+    assert found["base_true"].mean() == pytest.approx(metrics["baseline_true_mean"])
+    assert found["judged"].mean() == pytest.approx(metrics["policy_mean"])
+    assert found["win"].mean() == pytest.approx(metrics["win_rate"])
+    assert found["true_win"].mean() == pytest.approx(metrics["true_win_rate"])
+    assert found["kl"] == metrics["kl_per_answer"]
+    ranked = lab.ranked(judge, test=lab.test_pairs(), again=data)
+    metrics = json.loads(next((tmp_path / "made").glob("rm-*/metrics.json")).read_text())
+    for name, count in (("test", 12), ("again", 16)):
+        own = metrics["subsets"][name]
+        assert len(ranked[name]["label"]) == count
+        assert ranked[name]["label"].mean() == pytest.approx(own["accuracy"])
+        assert ranked[name]["true"].mean() == pytest.approx(own["true_accuracy"])
+    answers = next((tmp_path / "made").glob("policy-*")) / "answers.jsonl"
+    scored = lab.scored(judge, answers)
+    for line in read(answers):
+        assert scored[line["prompt"], line["answer"]] == pytest.approx(line["score"], abs=1e-4)
+    attacked = lab.runs.run(
+        "-m", "nanoalign.lab.attack", "--model", judge, "--data",
+        lab.runs.write("texts", [{"prompt": r["prompt"], "response": r["response_0"]}
+                                 for r in lab.pairs(2, 0)]),
+        "--edits", 1, suffix=".jsonl",
+    )  # fmt: skip
+    both = [{"prompt": line["prompt"], "response": line[key]}
+            for line in read(attacked) for key in ("response", "attacked")]  # fmt: skip
+    rewards = lab.scored(judge, lab.runs.write("both", both))
+    for line in read(attacked):
+        before, after = (rewards[line["prompt"], line[key]] for key in ("response", "attacked"))
+        assert after > before
+
+
+def test_grades_are_means_over_the_answers_of_a_prompt(tmp_path):
+    prompt = next(iter(world.PROMPTS))
+    lines = [
+        {"id": "p", "prompt": prompt, "side": side, "answer": "It is.", "score": score, "tokens": 3}
+        for side, scores in (("policy", (1.0, 3.0)), ("baseline", (2.0, 3.0)))
+        for score in scores
+    ]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "metrics.json").write_text("{}")
+    found = grades(tmp_path)
+    assert found["judged"] == [2.0] and found["tokens"] == [3.0]
+    assert found["win"] == [(0 + 0 + 1 + 0.5) / 4] and found["true_win"] == [0.5]
+
+
+def test_hits_are_by_the_label_and_by_the_rule(tmp_path):
+    prompt = next(p for p, task in world.PROMPTS.items() if task.kind == "fact")
+    right, wrong = f"It is {world.PROMPTS[prompt].answers[0]}.", "Go away now please, you."
+    texts = (("chosen", wrong, 2.0), ("rejected", right, 1.0))  # a wrong label, and it is followed
+    lines = [{"subset": "test/better", "prompt": prompt, "response": text, "side": side,
+              "score": score} for side, text, score in texts]  # fmt: skip
+    (tmp_path / "scores.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = hits(tmp_path, "test")
+    assert found["label"] == [1.0] and found["true"] == [0.0]
+    assert found["loss"][0] == pytest.approx(0.3132617)  # log(1 + exp(-1))
+    assert found["words"].tolist() == [[5, 3]]
