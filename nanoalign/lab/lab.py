@@ -105,11 +105,8 @@ class Lab:
         self, policy: Path | str, prompts: Path | str, judge: Path, seed: int, samples: int = 4
     ) -> Path:
         """The best and the worst of a policy's answers to each prompt by a judge, as pairs."""
-        out = self.runs.run(
-            "evaluate.py", "policy", "--policy", policy, "--baseline", policy, "--reward", judge,
-            "--data", prompts, "--samples", samples, "--seed", seed, "--batch_size", 256,
-            "--max_new_tokens", 64, "--pairs_out", "{out}.jsonl",
-        )  # fmt: skip
+        flags = ("--pairs_out", "{out}.jsonl")
+        out = self.sample(policy, seed, judge, policy, samples, prompts, flags)
         return out.with_suffix(".jsonl")
 
     # --- figures ----------------------------------------------------------------------------------
@@ -117,12 +114,13 @@ class Lab:
     def sample(
         self, policy: Path | str, seed: int, judge: Path | None = None,
         baseline: Path | str = "tiny", samples: int = 1, prompts: Path | None = None,
+        flags: tuple[str, ...] = (),
     ) -> Path:  # fmt: skip
         """The folder of evaluate.py policy."""
         return self.runs.run(
             "evaluate.py", "policy", "--policy", policy, "--baseline", baseline, "--reward",
             judge or self.judge, "--data", prompts or self.test_prompts, "--samples", samples,
-            "--seed", seed, "--batch_size", 256, "--max_new_tokens", 64,
+            "--seed", seed, "--batch_size", 256, "--max_new_tokens", 64, *flags,
         )  # fmt: skip
 
     def graded(self, *args, **options) -> dict[str, np.ndarray | float]:
@@ -155,7 +153,7 @@ def read(path: Path) -> list[dict]:
 def grades(folder: Path) -> dict[str, np.ndarray | float]:
     """The figures of a folder of evaluate.py policy by prompt, as means over its answers.
 
-    true, judged, tokens: of the policy's answers. base_true: the baseline's. true_win, win: 1 where
+    true, judged, tokens: of the policy's answers. base_...: the baseline's. true_win, win: 1 where
     the policy's is better, 1/2 for a tie. kl: of an answer, nan where it is not known.
     """
     true, judged, tokens, prompts = {}, {}, {}, {}
@@ -179,6 +177,7 @@ def grades(folder: Path) -> dict[str, np.ndarray | float]:
         "true": of(true, "policy"),
         "base_true": of(true, "baseline"),
         "judged": of(judged, "policy"),
+        "base_judged": of(judged, "baseline"),
         "tokens": of(tokens, "policy"),
         "true_win": won(true),
         "win": won(judged),

@@ -87,7 +87,8 @@ def write(
 <p class="question">{escape(experiment.QUESTION)}</p>
 <h2>What one would guess</h2><p class="guess">{escape(experiment.GUESS)}</p>
 <h2>What was done</h2>{paragraphs(experiment.METHOD)}<p>{escape(about)}</p>
-<details><summary>{len(commands):,} commands</summary><pre>{escape_lines(commands)}</pre></details>
+<details><summary>{len(commands):,} commands, each on one thread (OMP_NUM_THREADS=1)</summary>
+<pre>{escape_lines(commands)}</pre></details>
 <h2>What the numbers say</h2>{verdicts}{paragraphs(findings.notes)}
 <p class="small">Each line is a guess that was made before the experiment. Shown: the 95 % interval
 of the difference, in brackets, is on the guess's side of 0; other than expected: on the other side.

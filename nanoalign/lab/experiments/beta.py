@@ -44,10 +44,9 @@ def run(lab: Lab) -> Findings:
             for beta, own in found.items()
         ],
         panels=[
-            Panel("by the judge, and by the true rule", "KL from the base, nats an answer",
-                  "reward, above the base's", {
-                "judge": [(own["kl"], own["judged"]) for own in found.values()],
-                "true rule": [(own["kl"], own["true"]) for own in found.values()],
+            Panel("gain over the base", "KL from the base, nats an answer", "gain of reward", {
+                f"by the {name}": [(o["kl"], o[key] - o[f"base_{key}"]) for o in found.values()]
+                for name, key in (("judge", "judged"), ("true rule", "true"))
             }),
             Panel("true reward", "beta", "true reward",
                   {"policy": [(beta, own["true"]) for beta, own in found.items()]}, log=True),

@@ -60,9 +60,9 @@ def run(lab: Lab) -> Findings:
                own["tokens"]) for way, own in found.items()),
         ],
         panels=[
-            Panel("reward", "", "mean reward of an answer", {
-                "by the judge": [(way, own["judged"]) for way, own in found.items()],
-                "by the true rule": [(way, own["true"]) for way, own in found.items()],
+            Panel("gain over the base", "", "gain of reward", {
+                f"by the {name}": [(w, o[key] - o[f"base_{key}"]) for w, o in found.items()]
+                for name, key in (("judge", "judged"), ("true rule", "true"))
             }),
             Panel("reward against KL", "KL from the base, nats an answer", "true reward",
                   {way: [(own["kl"], own["true"])] for way, own in found.items()}),

@@ -6,7 +6,7 @@ import numpy as np
 
 from nanoalign.lab.estimates import Claim, Estimate, estimate
 from nanoalign.lab.findings import Findings, Panel
-from nanoalign.lab.lab import DPO_LR, Lab, read
+from nanoalign.lab.lab import DPO_LR, Lab, grades, read
 from nanoalign.tiny.plant import relabelled
 from nanoalign.tiny.world import true_reward
 
@@ -68,9 +68,8 @@ def policy(lab: Lab, seed: int, condition: str) -> dict:
     start = lab.train_dpo(data, seed, "--loss", "sft", model=base) if "sft" in repair else base
     trained = lab.train_dpo(data, seed, "--batch_size", 32, *flags, model=start)
     folder = lab.sample(trained, seed, baseline=base)
-    found = lab.graded(trained, seed, baseline=base)
-    return found | {"elsewhere_win": wins(lab.scored(elsewhere(lab), folder / "answers.jsonl"),
-                                          folder)}  # fmt: skip
+    rewards = lab.scored(elsewhere(lab), folder / "answers.jsonl")
+    return grades(folder) | {"elsewhere_win": wins(rewards, folder)}
 
 
 def strong(lab: Lab) -> Path:
