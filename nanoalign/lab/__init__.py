@@ -7,6 +7,7 @@ exercises.py    what the exercises of docs/exercises.md expect
 
 experiments     the questions of alignment, a file each, which says what varies
 lab.py          the words of an experiment: trainings, gradings, their grid
+figures.py      what the scripts wrote, as arrays
 runs.py         runs the scripts, and keeps what they make
 estimates.py    intervals over seeds and prompts, and what they say of a guess
 findings.py, pictures.py, page.py       what an experiment has found, and its page

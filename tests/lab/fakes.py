@@ -12,7 +12,7 @@ import evaluate
 import train_dpo
 import train_rm
 from nanoalign.lab import attack, runs
-from nanoalign.lab.lab import read
+from nanoalign.lab.figures import read
 from nanoalign.tiny import world
 
 SCRIPTS = {"train_dpo.py": train_dpo, "train_rm.py": train_rm, "evaluate.py": evaluate}

@@ -12,6 +12,7 @@ from nanoalign.lab.__main__ import main
 from nanoalign.lab.estimates import estimate
 from nanoalign.lab.experiments import data, ensembles, length, losses, own_samples, why_lose
 from nanoalign.lab.experiments.attack import labelled
+from nanoalign.lab.figures import best_of
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
 
@@ -162,7 +163,7 @@ def test_the_law_of_exact_powers_predicts_the_next():
 def test_the_best_of_two_by_hand():
     """Rewards order the answers c, b, a: of the pairs, b beats a once, c beats both."""
     rewards, values = np.array([[3.0, 2.0, 1.0]]), np.array([[10.0, 20.0, 60.0]])
-    assert ensembles.best_of(rewards, values, 2) == pytest.approx((10 + 10 + 20) / 3)
+    assert best_of(rewards, values, 2) == pytest.approx((10 + 10 + 20) / 3)
     assert ensembles.agreement(rewards, values) == pytest.approx(0.0)
     assert ensembles.agreement(rewards, rewards) == pytest.approx(1.0)
 

@@ -6,7 +6,8 @@ import pytest
 
 from nanoalign.errors import RunError
 from nanoalign.lab import runs
-from nanoalign.lab.lab import Lab, grades, hits, read
+from nanoalign.lab.figures import grades, hits, read
+from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
 
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.lab.estimates import Claim
-from nanoalign.lab.experiments.best_of_n import rewards_and_truths
-from nanoalign.lab.experiments.length import chosen_and_rejected
+from nanoalign.lab.figures import chosen_and_rejected, read, rewards_and_truths
 from nanoalign.lab.findings import Findings, Panel
-from nanoalign.lab.lab import Lab, read
+from nanoalign.lab.lab import Lab
 from nanoalign.tiny.world import true_reward
 
 TITLE = "Adversarial answers, and training on them"

@@ -4,9 +4,9 @@ import numpy as np
 
 from nanoalign.evaluation.best_of_n import weights
 from nanoalign.lab.estimates import Claim
+from nanoalign.lab.figures import powers, rewards_and_truths
 from nanoalign.lab.findings import Findings, Panel
-from nanoalign.lab.lab import Lab, read
-from nanoalign.tiny import world
+from nanoalign.lab.lab import Lab
 
 TITLE = "Best of n, and filtering"
 QUESTION = "What is a reward model good for without training: choosing, and throwing away?"
@@ -53,21 +53,6 @@ def curve(lab: Lab, seed: int) -> dict:
         found[f"precision {share}"] = (kept & good).sum() / kept.sum()
         found[f"recall {share}"] = (kept & good).sum() / good.sum()
     return found
-
-
-def powers(samples: int) -> list[int]:
-    return [2**k for k in range(samples.bit_length())]
-
-
-def rewards_and_truths(folder) -> tuple[np.ndarray, np.ndarray]:
-    """The rewards of the policy's answers by the judge and by the true rule, (P, samples) each."""
-    by_prompt: dict[str, list[tuple[float, float]]] = {}
-    for line in read(folder / "answers.jsonl"):
-        if line["side"] == "policy":
-            true = world.true_reward(line["prompt"], line["answer"])
-            by_prompt.setdefault(line["id"], []).append((line["score"], true))
-    both = np.array(list(by_prompt.values()))  # (P, samples, 2)
-    return both[:, :, 0], both[:, :, 1]
 
 
 def run(lab: Lab) -> Findings:

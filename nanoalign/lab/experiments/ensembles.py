@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from nanoalign.evaluation.best_of_n import weights
 from nanoalign.lab.estimates import Claim
-from nanoalign.lab.experiments.best_of_n import powers
+from nanoalign.lab.figures import best_of, powers, read
 from nanoalign.lab.findings import Findings, Panel
-from nanoalign.lab.lab import Lab, read
+from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
 
 TITLE = "A judge that errs: ensembles against over-optimisation"
@@ -77,12 +76,6 @@ def curves(lab: Lab, seed: int) -> dict:
 
 def prompts(lab: Lab):
     return lab.runs.write("prompts", read(lab.test_prompts)[: lab.pick(100, 300)])
-
-
-def best_of(rewards: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
-    """The expected value of the answer with the highest reward among n of them: (P,)."""
-    order = np.argsort(rewards, axis=1, kind="stable")
-    return np.take_along_axis(values, order, 1) @ weights(n, rewards.shape[1])
 
 
 def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from random import Random
 import numpy as np
 
 from nanoalign.lab.estimates import Claim
+from nanoalign.lab.figures import chosen_and_rejected
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny.plant import relabelled
@@ -67,15 +68,6 @@ def model(lab: Lab, seed: int, remedy: str) -> dict:
         "true": (lead * np.sign(found["rewards"][:, 0] - found["rewards"][:, 1]) + 1) / 2,
         "longer": (lead * differs + 1) / 2,
         "pairs": len(pairs),
-    }
-
-
-def chosen_and_rejected(record: dict) -> dict:
-    better = record["better_response_id"]
-    return {
-        "prompt": record["prompt"],
-        "chosen": record[f"response_{better}"],
-        "rejected": record[f"response_{1 - better}"],
     }
 
 

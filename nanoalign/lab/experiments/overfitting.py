@@ -41,6 +41,12 @@ def model(lab: Lab, seed: int, pairs: int, epochs: int) -> dict:
     }
 
 
+def best(found: dict, pairs: int) -> int:
+    """The epochs with the highest held-out accuracy."""
+    epochs = [e for p, e in found if p == pairs]
+    return max(epochs, key=lambda e: found[pairs, e]["test"].mean())
+
+
 def run(lab: Lab) -> Findings:
     sizes = lab.pick((100, 400), (100, 400, 1600))
     often = 12
@@ -77,5 +83,9 @@ def run(lab: Lab) -> Findings:
             Claim(f"{many // few} times the pairs raise the held-out accuracy more than "
                   f"{often} times the epochs", found[many, 1]["test"] - again["test"]),
         ],
-        notes=[f"The ceiling of the held-out accuracy is {ceiling:.3f}."],
+        notes=[
+            f"The ceiling of the held-out accuracy is {ceiling:.3f}.",
+            *(f"Of {pairs:,} pairs the held-out accuracy is highest after {best(found, pairs)} "
+              "epochs." for pairs in sizes),
+        ],
     )  # fmt: skip

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.lab.estimates import Claim, Estimate, estimate
+from nanoalign.lab.figures import grades, read
 from nanoalign.lab.findings import Findings, Panel
-from nanoalign.lab.lab import DPO_LR, Lab, grades, read
+from nanoalign.lab.lab import DPO_LR, Lab
 from nanoalign.tiny.plant import relabelled
 from nanoalign.tiny.world import true_reward
 
