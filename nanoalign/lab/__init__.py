@@ -15,6 +15,8 @@ findings.py, pictures.py, page.py       what an experiment has found, and its pa
 
 import argparse
 
+PLACES = 13  # of the walk
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from nanoalign.flags import number, positive
@@ -26,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--record", type=number(int, 1), default=1, help="which record of the embedded data")
     add("--beta", type=positive, default=0.1, help="of DPO")
     add("--lr", type=positive, default=5e-4, help="of the one step of AdamW")
-    add("--stop", type=number(int, 1), metavar="N", help="open the debugger before place N")
+    add("--stop", type=number(int, 1, PLACES + 1), metavar="N",
+        help=f"open the debugger before place N, of 1 to {PLACES}")  # fmt: skip
 
     doc = "Inputs, losses and gradients of every loss as JSON, for the tests of other frameworks."
     add = commands.add_parser("golden", doc=doc, help=doc).add_argument

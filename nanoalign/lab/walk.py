@@ -4,6 +4,7 @@ The policy starts as the reference, so log-ratios are 0 and the loss is ln 2; on
 later they are not, and the same places are passed once more.
 """
 
+import bdb
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from nanoalign.formats.templates import render
 from nanoalign.logps import sums_of_responses
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
+from nanoalign.tiny.world import SIZES
 
 ROOT = Path(__file__).parents[2]
 RESPONSES = ("chosen", "rejected")
@@ -41,7 +43,8 @@ class Places:
     def call(self, title: str, function: Callable[..., T], *args: object, **options: object) -> T:
         """function(*args, **options), which begins a place; in the debugger, `step` enters it."""
         self.number += 1
-        path, (_, line) = Path(inspect.getsourcefile(function)), inspect.getsourcelines(function)
+        inner = inspect.unwrap(function)  # without decorators
+        path, (_, line) = Path(inspect.getsourcefile(inner)), inspect.getsourcelines(inner)
         root = ROOT if path.is_relative_to(ROOT) else Path(torch.__file__).parents[1]
         where = f"{path.relative_to(root)}:{line}"
         print(f"\n{self.number}. {title}   ({function.__qualname__}, {where})\n", flush=True)
@@ -56,7 +59,13 @@ def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
     stop: the place before which the debugger opens. Raises RunError if there is no such record.
     """
     places = Places(stop)
+    try:
+        pass_places(places, number, beta, lr)
+    except bdb.BdbQuit:
+        print(f"left the debugger at place {places.number}")
 
+
+def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
     # text
     record = places.call("A line of a file becomes a record", read_record, number)
     print(f"prompt    {record.prompt!r}")
@@ -78,16 +87,17 @@ def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
     disable_progress_bar()
     policy, reference = Policy.load(TINY), Policy.load(TINY, trainable=False)
     hidden = places.call("The transformer: a state of every place", policy.hidden, batch)
-    print(f"hidden    {shape(hidden)}, of place 0: {numbers(hidden[0, :4])} ...")
+    first = batch.reads[0].item()
+    print(f"hidden    {shape(hidden)}, of place {first}: {numbers(hidden[first, :4])} ...")
     tokens = places.call("The log-probability of every scored token", policy.tokens, batch)
     with torch.no_grad():
         reference_tokens = reference.tokens(batch)
         textbook = policy.textbook(batch)
-    show_tokens(batch, tokenizer, {"policy": tokens, "reference": reference_tokens})
+    show_tokens(batch, tokenizer, {"reference": reference_tokens, "policy": tokens})
     logps = places.call("Their sums: log pi(y | x), in nats", sums_of_responses, tokens,
                         batch.lengths)  # fmt: skip
     print(f"policy    {shape(logps)} {numbers(logps)}")
-    print(f"by all logits of the model's own forward: {numbers(textbook)}")
+    print(f"by all logits of the model's own forward (Policy.textbook): {numbers(textbook)}")
     reference_logps = sums_of_responses(reference_tokens, batch.lengths)
 
     # loss and gradient
@@ -98,18 +108,20 @@ def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
 
     # a step
     optimizer = torch.optim.AdamW(policy.parameter_groups(0.0), lr=lr)
-    norm = places.call("Back to all parameters: clipped to a norm of 1",
-                       torch.nn.utils.clip_grad_norm_, backward(losses, policy), 1.0)  # fmt: skip
-    trained = policy.count_parameters(trainable=True)
-    print(f"gradient of {trained:,} parameters, norm before clipping {norm.item():.4f}")
-    optimizer.step()
-    after = places.call(
-        f"One step of AdamW (lr {lr:g}), and each token again", policy.tokens, batch
-    )
+    places.call("Back to all parameters", losses.mean().backward)
+    print(f"gradient of {policy.count_parameters(trainable=True):,} parameters")
+    norm = places.call("Their gradient is clipped to a norm of 1",
+                       torch.nn.utils.clip_grad_norm_, list(policy.parameters()), 1.0)  # fmt: skip
+    print(f"norm      {norm.item():.4f} before")
+    before = torch.cat([p.detach().flatten() for p in policy.parameters()])
+    places.call(f"One step of AdamW, with a learning rate of {lr:g}", optimizer.step)
+    moved = (torch.cat([p.detach().flatten() for p in policy.parameters()]) - before).abs()
+    print(f"a parameter has moved by {moved.mean():.2g} on average, by {moved.max():.2g} at most")
+    after = places.call("The log-probability of every scored token, again", policy.tokens, batch)
     show_tokens(batch, tokenizer, {"before": tokens, "after": after})
     logps = sums_of_responses(after, batch.lengths)
     four = [logps[batch.chosen], logps[batch.rejected], *four[2:]]
-    losses = show_loss(places, four, beta)
+    losses = show_loss(places, four, beta, "The loss of DPO, again")
     show_gradient(losses, four, beta)
 
 
@@ -117,14 +129,8 @@ def read_record(number: int) -> Record:
     """Record `number` of the embedded training data, from 1."""
     records = pairs.read(["tiny"], formats=formats(), open_source=open_source)
     if (record := next(islice(records, number - 1, None), None)) is None:
-        raise RunError(f"--record {number}: the embedded data have fewer records")
+        raise RunError(f"--record {number}: the embedded data have {SIZES['train']:,} records")
     return record
-
-
-def backward(losses: Tensor, policy: Policy) -> list[torch.nn.Parameter]:
-    """The parameters of the policy, with gradients of the mean loss."""
-    losses.mean().backward()
-    return list(policy.parameters())
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -144,15 +150,17 @@ def show_batch(batch: Batch) -> None:
     for n, name in enumerate(RESPONSES):
         mask = ["1" if n * ids.shape[1] + t in scored[n] else "." for t in range(ids.shape[1])]
         print(f"  line {n} {name:<9} scored: {''.join(mask)}")
-    print(f"reads     {shape(batch.reads)} {ends(batch.reads)}: each the place before its token")
+    print(f"reads     {shape(batch.reads)} {ends(batch.reads)}: each the place before its token,")
+    print(f"          counted through both lines: line 1 begins at {ids.shape[1]}")
     print(f"targets   {shape(batch.targets)} {ends(batch.targets)}: the scored tokens")
     print(f"lengths   {shape(batch.lengths)} {batch.lengths.tolist()}")
-    print(f"chosen    {batch.chosen.tolist()}, rejected {batch.rejected.tolist()}: of these")
+    print(f"chosen    {batch.chosen.tolist()}, rejected {batch.rejected.tolist()}: which response")
 
 
 def show_tokens(batch: Batch, tokenizer, columns: dict[str, Tensor]) -> None:
     """A line per scored token: its log-probability in each column, its probability in the last."""
-    print(f"{'':<10}{'token':<14}{''.join(f'{name:>11}' for name in columns)}{'p':>9}")
+    last = f"p {list(columns)[-1]}"
+    print(f"{'':<10}{'token':<14}{''.join(f'{name:>11}' for name in columns)}{last:>12}")
     places = iter(range(len(batch.targets)))
     for name, length in zip(RESPONSES, batch.lengths.tolist(), strict=True):
         for _ in range(length):
@@ -160,15 +168,17 @@ def show_tokens(batch: Batch, tokenizer, columns: dict[str, Tensor]) -> None:
             token = repr(tokenizer.decode([batch.targets[place].item()]))
             values = [column[place].item() for column in columns.values()]
             shown = "".join(f"{value:>11.4f}" for value in values)
-            print(f"{name:<10}{token:<14}{shown}{math.exp(values[-1]):>9.4f}")
+            print(f"{name:<10}{token:<14}{shown}{math.exp(values[-1]):>12.4f}")
 
 
-def show_loss(places: Places, four: Sequence[Tensor], beta: float) -> Tensor:
+def show_loss(
+    places: Places, four: Sequence[Tensor], beta: float, title: str = "The loss of DPO"
+) -> Tensor:
     """The loss of DPO, and the same by hand."""
-    losses, chosen, rejected = places.call("The loss of DPO", dpo_loss, *four, beta)
+    losses, chosen, rejected = places.call(title, dpo_loss, *four, beta)
     pi_w, pi_l, ref_w, ref_l = (value.item() for value in four)
     margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
-    by_hand = math.log1p(math.exp(-margin))
+    by_hand = softplus(-margin)
     print(f"log-ratio of chosen    {pi_w:.4f} - {ref_w:.4f} = {pi_w - ref_w:+.4f}")
     print(f"log-ratio of rejected  {pi_l:.4f} - {ref_l:.4f} = {pi_l - ref_l:+.4f}")
     print(f"h = {beta:g} * difference   = {margin:+.4f}")
@@ -182,11 +192,18 @@ def show_gradient(losses: Tensor, four: Sequence[Tensor], beta: float) -> None:
     found = torch.autograd.grad(losses.sum(), four[:2], retain_graph=True)
     pi_w, pi_l, ref_w, ref_l = (value.item() for value in four)
     margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
-    weight = beta / (1 + math.exp(margin))  # beta * sigmoid(-h)
-    print("\nd loss / d log pi: -beta sigmoid(-h) of the chosen response, + of the rejected one;")
-    print("0 of the reference, which is not trained")
+    weight = beta * math.exp(-softplus(margin))  # beta * sigmoid(-h)
+    print(
+        "\nd loss / d log pi: -beta sigmoid(-h) for the chosen response, +beta sigmoid(-h) for the"
+    )
+    print("rejected one; no gradient goes into the reference, which is not trained")
     print(f"  autograd  chosen {found[0].item():+.5f}  rejected {found[1].item():+.5f}")
     print(f"  by hand   chosen {-weight:+.5f}  rejected {weight:+.5f}")
+
+
+def softplus(x: float) -> float:
+    """log(1 + exp(x)), which is -log sigmoid(-x)."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def shape(tensor: Tensor) -> str:

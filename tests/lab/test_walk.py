@@ -1,5 +1,6 @@
 """python -m pytest tests/lab/test_walk.py"""
 
+import bdb
 import math
 import re
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from nanoalign.errors import RunError
+from nanoalign.lab import PLACES
 from nanoalign.lab import __main__ as lab
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +34,7 @@ def numbers(pattern: str, text: str) -> list[list[float]]:
 
 def test_each_place_names_the_line_of_its_function(printed):
     places = PLACE.findall(printed)
-    assert [int(number) for number, *_ in places] == list(range(1, len(places) + 1))
+    assert [int(number) for number, *_ in places] == list(range(1, PLACES + 1))
     assert {"render", "encode_all", "collate", "tokens", "dpo_loss"} <= {p[1] for p in places}
     roots = (ROOT, Path(torch.__file__).parents[1])
     for _, function, file, line in places:
@@ -44,6 +46,9 @@ def test_each_place_names_the_line_of_its_function(printed):
 def test_figures_are_those_of_hand(printed):
     """Of a policy that is its reference, and after a step: sums of tokens, loss and gradient."""
     first, second = printed.split("One step of AdamW")
+    assert "norm      1.5536 before" in first
+    # AdamW's first step moves each parameter by about the learning rate
+    assert numbers(r"by ([\d.]+) on average, by ([\d.]+) at most", second) == [[0.00042, 0.0005]]
     for text in (first, second):
         ((pi_w, ref_w, w), (pi_l, ref_l, l_ratio)) = numbers(
             r"log-ratio of \w+ +(-[\d.]+) - (-[\d.]+) = ([-+][\d.]+)", text
@@ -70,6 +75,25 @@ def test_stop_opens_the_debugger_before_one_place(monkeypatch, capsys):
     assert len(seen) == 1 and seen[0].strip().splitlines()[-1].startswith("4. A line per response")
 
 
+def test_the_debugger_is_left_without_a_traceback(monkeypatch, capsys):
+    def leave():
+        raise bdb.BdbQuit
+
+    monkeypatch.setattr(sys, "breakpointhook", leave)
+    lab.main(["walk", "--stop", "4"])
+    assert capsys.readouterr().out.endswith("left the debugger at place 4\n")
+
+
+def test_a_place_or_a_beta_that_is_far_off(capsys):
+    with pytest.raises(RunError, match="--stop: expected a whole number of at least 1 and below"):
+        lab.main(["walk", "--stop", str(PLACES + 1)])
+    lab.main(["walk", "--beta", "1000"])  # exp(1000) would overflow
+    (found,) = re.findall(
+        r"again.*h = 1000 \* difference += ([-+\d.]+)", capsys.readouterr().out, re.S
+    )
+    assert float(found) > 1000
+
+
 def test_a_record_that_is_not_there_is_an_error():
-    with pytest.raises(RunError, match="--record 99999: the embedded data have fewer records"):
+    with pytest.raises(RunError, match="--record 99999: the embedded data have 3,000 records"):
         lab.main(["walk", "--record", "99999"])
