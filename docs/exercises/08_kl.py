@@ -4,5 +4,5 @@ from torch import Tensor
 
 
 def kl(policy_logps: Tensor, reference_logps: Tensor) -> Tensor:
-    """The estimate of KL(pi || pi_ref), of responses to the prompts of others: (N,), (N,) -> ()."""
+    """The estimate of KL(pi || pi_ref) of mismatched responses, not below 0: (N,), (N,) -> ()."""
     raise NotImplementedError

@@ -2,5 +2,5 @@
 
 
 def kl_of_best(n: int) -> float:
-    """KL(best of n || policy), in nats."""
+    """KL(best of n || policy), in nats, where no two answers have the same reward."""
     raise NotImplementedError

@@ -9,5 +9,6 @@ def gradient(
 ) -> tuple[float, float]:  # fmt: skip
     """d loss / d log pi(y_w | x) and d loss / d log pi(y_l | x), of one pair."""
     h = beta * ((policy_chosen - ref_chosen) - (policy_rejected - ref_rejected))
-    slope = beta / (1 + math.exp(h))  # beta sigmoid(-h)
+    # beta sigmoid(-h), whose exponential does not overflow
+    slope = beta * (1 / (1 + math.exp(h)) if h < 0 else math.exp(-h) / (1 + math.exp(-h)))
     return -slope, slope

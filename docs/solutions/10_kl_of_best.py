@@ -4,5 +4,5 @@ import math
 
 
 def kl_of_best(n: int) -> float:
-    """KL(best of n || policy), in nats."""
+    """KL(best of n || policy), in nats, where no two answers have the same reward."""
     return math.log(n) - (n - 1) / n

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = commands.add_parser("check", doc=doc, help=doc).add_argument
     add("number", type=number(int, 1, 11), help="of the exercise")
     add("file", help="the Python file with the function")
+    add("--stop", action="store_true", help="open the debugger at the first case that is wrong")
 
     doc = "From the pretrained base to a policy: demonstrations, pairs, own answers."
     add = commands.add_parser("pipeline", doc=doc, help=doc).add_argument

@@ -18,7 +18,7 @@ from nanoalign.lab import experiments
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, prog="python -m nanoalign.lab")
     lab.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.command is None:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "check":
         from nanoalign.lab.exercises import EXERCISES, check
 
-        done = check(args.number, Path(args.file))
+        done = check(args.number, Path(args.file), args.stop)
         return print(f"right: {EXERCISES[args.number].name} of {args.file}, on {done} cases")
     if args.command == "pipeline":
         from nanoalign.lab.pipeline import pipeline

@@ -1,13 +1,14 @@
 """python -m pytest tests/lab/test_exercises.py"""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from nanoalign.errors import RunError
 from nanoalign.lab import __main__ as lab
-from nanoalign.lab.exercises import EXERCISES
+from nanoalign.lab.exercises import EXERCISES, cases, check
 
 DOCS = Path(__file__).parents[2] / "docs"
 NUMBERS = sorted(EXERCISES)
@@ -39,11 +40,24 @@ def test_the_page_has_every_exercise():
     [
         ("def other(): pass", "has no function hinge"),
         ("1 / 0", "can't be imported: ZeroDivisionError"),
-        ("def hinge(w, l, beta): return None", "is None, and should be"),
-        ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().sum()", "0 cases before it"),
+        ("import sys; sys.exit()", "can't be imported: SystemExit"),
+        ("def hinge(w, l, beta): return None", "is None, of type NoneType; a tensor of shape"),
+        ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().tolist()", "of type list; a"),
+        ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().detach().numpy()", "ndarray"),
+        (
+            "def hinge(w, l, beta): return (1 - beta * (w - l)).relu().sum()",
+            r"a tensor of shape \(\); a tensor of shape \(4,\)",
+        ),
         ("def hinge(w, l, beta): return 1 - beta * (w - l)", "and should be"),
-        ("def hinge(w, l, beta): return w.nothing", "raises AttributeError"),
-        ("def hinge(w, l, beta): return (1 - 0.1 * (w - l)).double().relu()", None),
+        ("def hinge(w, l, beta): return (1 - 0.1 * (w - l)).relu()", "right cases before it: 0"),
+        (
+            "def hinge(w, l, beta):\n  return w.nothing",
+            "raises AttributeError.* in line 2 of .*mine.py",
+        ),
+        ("def hinge(w, l, beta): raise SystemExit", "raises SystemExit"),
+        ("def hinge(w, l, beta): raise NotImplementedError", "is not written yet"),
+        ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().detach()", "has no gradient"),
+        ("def hinge(w, l, beta): return (1 - beta * (w - l)).double().relu()", None),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, capsys, code, message):
@@ -58,5 +72,69 @@ def test_what_is_wrong_is_said(tmp_path, capsys, code, message):
 
 def test_a_file_that_is_not_there(tmp_path):
     for name in ("none.py", "text.txt"):
-        with pytest.raises(RunError, match="is no Python file"):
+        with pytest.raises(RunError, match="is not there; give the file with your function"):
             lab.main(["check", "1", str(tmp_path / name)])
+    with pytest.raises(RunError, match="is no Python file"):
+        lab.main(["check", "1", str(tmp_path)])
+
+
+WRONG = {
+    1: ["return (1 - 0.1 * (a - b)).relu()", "return (1 - c * (a - b).clamp(-1, 9)).relu()"],
+    3: [
+        "import torch\n"
+        "    logps = a.roll(1, 1).log_softmax(-1).gather(2, b.clamp(min=0)[:, :, None])[:, :, 0]\n"
+        "    return (logps * (b != -100)).sum(1)",
+    ],
+    4: ["return ((a - b).clamp(-1, 1) / 2 + .5).mean()", "return ((a - b) * 100).sigmoid().mean()"],
+    5: [
+        "import torch\n    d = a - b\n"
+        "    return torch.where(d < -30, -d, -torch.log(torch.sigmoid(d)))",
+        "return (b - a).relu() + (-(a - b).abs()).exp().log1p()",  # the gradient at 0
+        "return -(a - b).sigmoid().log()",
+    ],
+    6: ["import math\n    h = 0.1 * (a - c - b + d)\n    s = 0.1 / (1 + math.exp(h))\n"
+        "    return -s, s"],
+    7: [
+        "import torch.nn.functional as F\n    return -F.logsigmoid(e * (a / c - b / d) - 1)",
+        "import torch.nn.functional as F\n    return -F.logsigmoid(e * (a / c - b / d) - f)",
+        "return -(e * (a / c - b / d - f)).sigmoid().log()",
+    ],
+    8: ["return (a - b).sum().clamp(min=0) / 6", "return (a - b).mean()"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "body"), [(number, body) for number, each in WRONG.items() for body in each]
+)
+def test_answers_that_are_wrong_somewhere_are_not_right(tmp_path, number, body):
+    """Each is right on many inputs: with one beta, of rewards that are far apart, and so on."""
+    count = len(next(cases(EXERCISES[number])))
+    code = f"def {EXERCISES[number].name}({', '.join('abcdef'[:count])}):\n    {body}\n"
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(RunError, match=rf"^{EXERCISES[number].name}\("):
+        check(number, tmp_path / "mine.py")
+
+
+def test_a_function_that_spoils_its_inputs_spoils_no_later_case(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def accuracy(a, b):\n    a -= b\n    return ((a.sign() + 1) / 2).mean()\n"
+    )
+    for _ in range(2):
+        assert check(4, tmp_path / "mine.py") == 22
+
+
+def test_the_place_of_a_difference_in_a_long_list_is_named(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "def labels(p, r, w):\n    return [-100] * len(p) + r + [0] * (w - len(p) - len(r))\n"
+    )
+    with pytest.raises(RunError, match=r"should be \[.*\], first at place \d+;"):
+        check(2, tmp_path / "mine.py")
+
+
+def test_stop_opens_the_debugger_at_the_first_wrong_case(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def kl(a, b): return (a - b).mean()")
+    seen = []
+    monkeypatch.setattr(sys, "breakpointhook", lambda: seen.append(True))
+    with pytest.raises(RunError, match="right cases before it"):
+        lab.main(["check", "8", str(tmp_path / "mine.py"), "--stop"])
+    assert seen == [True]
