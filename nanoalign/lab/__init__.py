@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in experiments.NAMES:
         doc = experiments.load(name).QUESTION
         add = commands.add_parser(name, doc=doc, help=doc).add_argument
-        add("--quick", action="store_true", help="one seed, little data: at most three minutes")
+        add("--quick", action="store_true", help="one seed and less data")
         add("--out", default="runs/lab", metavar="FOLDER",
-            help=f"the page is {name}/index.html in it, and is replaced; what commands make stays "
-            "in made")  # fmt: skip
+            help=f"the page is {name}/index.html in it, or {name}-quick/, and is replaced; what "
+            "commands make stays in made")  # fmt: skip

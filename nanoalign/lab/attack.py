@@ -1,4 +1,4 @@
-"""Searches text that a reward model overrates, by the gradient of the reward.
+"""Searches for text with a high reward, by the gradient of the reward.
 
     python -m nanoalign.lab.attack --model runs/rm --data pairs.jsonl --out runs/attacked.jsonl
 
@@ -131,8 +131,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--data", type=Path, required=True, help="a .jsonl file of prompt and response")
     add("--edits", type=count, default=8, help="changes of a token of a response, at most")
     add("--tried", type=count, default=48, help="changes whose reward is computed, for each made")
-    add("--suffix", type=number(int, 0), default=0, metavar="TOKENS",
-        help="seek a suffix on the first responses, and append it to the others")  # fmt: skip
+    add("--suffix", type=count, metavar="TOKENS",
+        help="seek a suffix on the first responses, and append it to the others; default: edits of "
+        "each response")  # fmt: skip
     add("--suffix_texts", type=count, default=24, help="how many responses it is sought on")
     add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
     return parser.parse_args(argv)

@@ -16,39 +16,36 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def answers(folder: Path, side: str = "policy") -> dict[str, list[dict]]:
+    """Lines of answers.jsonl of one side by prompt: answer, score, tokens; true: by the rule."""
+    found: dict[str, list[dict]] = {}
+    for line in read(folder / "answers.jsonl"):
+        if line["side"] == side:
+            true = world.true_reward(line["prompt"], line["answer"])
+            found.setdefault(line["prompt"], []).append(line | {"true": true})
+    return found
+
+
 def grades(folder: Path) -> dict[str, np.ndarray | float]:
     """The figures of a folder of evaluate.py policy by prompt, as means over its answers.
 
     true, judged, tokens: of the policy's answers. base_...: the baseline's. true_win, win: 1 where
     the policy's is better, 1/2 for a tie. kl: of an answer, nan where it is not known.
     """
-    true, judged, tokens, prompts = {}, {}, {}, {}
-    for line in read(folder / "answers.jsonl"):
-        key = line["side"], line["id"]
-        prompts[line["id"]] = None
-        true.setdefault(key, []).append(world.true_reward(line["prompt"], line["answer"]))
-        judged.setdefault(key, []).append(line["score"])
-        tokens.setdefault(key, []).append(line["tokens"])
+    sides = [list(answers(folder, side).values()) for side in ("policy", "baseline")]
+    found = {"kl": json.loads((folder / "metrics.json").read_text()).get("kl_per_answer", np.nan)}
+    for name, key in (("true", "true"), ("judged", "score"), ("tokens", "tokens")):
+        policy, base = ([np.array([x[key] for x in each]) for each in side] for side in sides)
+        found[name], found[f"base_{name}"] = (
+            np.array([values.mean() for values in side]) for side in (policy, base)
+        )
+        found[f"{name}_win"] = np.array(list(map(win_share, policy, base)))
+    return found | {"win": found["judged_win"]}
 
-    def of(values: dict, side: str) -> np.ndarray:
-        return np.array([np.mean(values[side, name]) for name in prompts])
 
-    def won(values: dict) -> np.ndarray:
-        sides = [[np.array(values[s, n]) for n in prompts] for s in ("policy", "baseline")]
-        pairs = zip(*sides, strict=True)
-        return np.array([(np.sign(a[:, None] - b).mean() + 1) / 2 for a, b in pairs])
-
-    metrics = json.loads((folder / "metrics.json").read_text())
-    return {
-        "true": of(true, "policy"),
-        "base_true": of(true, "baseline"),
-        "judged": of(judged, "policy"),
-        "base_judged": of(judged, "baseline"),
-        "tokens": of(tokens, "policy"),
-        "true_win": won(true),
-        "win": won(judged),
-        "kl": metrics.get("kl_per_answer", np.nan),
-    }
+def win_share(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """How often one of ours is above one of theirs; a tie is half."""
+    return float((np.sign(ours[:, None] - theirs).mean() + 1) / 2)
 
 
 def hits(folder: Path, subset: str) -> dict[str, np.ndarray]:
@@ -88,15 +85,22 @@ def powers(samples: int) -> list[int]:
     return [2**k for k in range(samples.bit_length())]
 
 
-def rewards_and_truths(folder) -> tuple[np.ndarray, np.ndarray]:
-    """The rewards of the policy's answers by the judge and by the true rule, (P, samples) each."""
-    by_prompt: dict[str, list[tuple[float, float]]] = {}
-    for line in read(folder / "answers.jsonl"):
-        if line["side"] == "policy":
-            true = world.true_reward(line["prompt"], line["answer"])
-            by_prompt.setdefault(line["id"], []).append((line["score"], true))
-    both = np.array(list(by_prompt.values()))  # (P, samples, 2)
-    return both[:, :, 0], both[:, :, 1]
+def rewards_and_truths(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The rewards of the policy's answers by the judge and by the true rule, (P, N) each."""
+    found = answers(folder).values()
+    rewards, truths = (
+        np.array([[line[key] for line in each] for each in found]) for key in ("score", "true")
+    )
+    return rewards, truths
+
+
+def unit(ranked: dict[str, np.ndarray]) -> float:
+    """What a reward model gives for a unit of true reward, by least squares over the pairs.
+
+    A reward that is divided by it is in units of the true reward. ranked: figures of `hits`.
+    """
+    lead, true = (ranked[key][:, 0] - ranked[key][:, 1] for key in ("scores", "rewards"))
+    return float(lead @ true) / float(true @ true)
 
 
 def best_of(rewards: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The words of which an experiment is made: trainings, gradings and their grid.
+"""The functions that experiments consist of: trainings, evaluations and their grid.
 
 Shapes: S seeds, P prompts.
 """
@@ -12,9 +12,8 @@ from random import Random
 
 import numpy as np
 
-from nanoalign.errors import RunError
 from nanoalign.lab.figures import grades, hits, read
-from nanoalign.lab.runs import Runs
+from nanoalign.lab.runs import Runs, Stopped
 from nanoalign.tiny import world
 
 DPO_LR = "5e-4"  # of --model tiny, which a folder does not get by itself
@@ -39,15 +38,19 @@ class Lab:
         """
         combinations = list(product(*axes.values()))
         jobs = list(product(combinations, self.seeds))
+
+        def job(values: tuple, seed: int) -> dict:
+            try:
+                return function(self, seed, **dict(zip(axes, values, strict=True)))
+            except BaseException:
+                self.runs.stop()
+                raise
+
         with ThreadPoolExecutor(max(1, len(jobs))) as threads:
-            futures = [
-                threads.submit(function, self, seed, **dict(zip(axes, values, strict=True)))
-                for values, seed in jobs
-            ]
+            futures = [threads.submit(job, *each) for each in jobs]
         errors = [error for future in futures if (error := future.exception())]
-        for error in errors:  # the one that the others have ended for comes first
-            if not (isinstance(error, RunError) and str(error) == "another command has failed"):
-                raise error
+        if errors:  # the one that the others were stopped for
+            raise next((e for e in errors if not isinstance(e, Stopped)), errors[0])
         found = [future.result() for future in futures]
         grid = {}
         for n, values in enumerate(combinations):
@@ -79,12 +82,18 @@ class Lab:
 
     # --- trainings --------------------------------------------------------------------------------
 
-    def train_dpo(self, data: Path | str, seed: int, *flags, model: Path | str = "tiny") -> Path:
-        """The policy of train_dpo.py. No evaluation but those before and after."""
+    def train_dpo(
+        self, data: Path | str, seed: int, *flags, model: Path | str = "tiny", share: bool = False
+    ) -> Path:
+        """The policy of train_dpo.py. No evaluation but those before and after.
+
+        share: a tenth of the data is held out for these, not the test pairs.
+        """
         lr = () if "--lr" in flags else ("--lr", DPO_LR)
+        held_out = () if share else ("--eval_data", self.test_pairs())
         return self.runs.run(
-            "train_dpo.py", "--model", model, "--data", data, "--eval_data", self.test_pairs(),
-            "--eval_every", 10000, "--seed", seed, *lr, *flags,
+            "train_dpo.py", "--model", model, "--data", data, *held_out, "--eval_every", 10000,
+            "--seed", seed, *lr, *flags,
         )  # fmt: skip
 
     def train_rm(self, data: Path | str, seed: int, *flags) -> Path:

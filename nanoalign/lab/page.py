@@ -40,6 +40,11 @@ POLICY = (
     f"default-src 'none'; img-src data:; style-src {source_of(STYLE)}; base-uri 'none'; "
     "form-action 'none'"
 )
+LIMITS = [  # of all experiments
+    "Each held-out prompt asks, in other words, for something that training prompts ask for, too.",
+    "Seeds share the base, the judge and most of the data, so that other data may differ by more "
+    "than the intervals say.",
+]
 LOOKS = {"shown": "shown", "not shown": "not", "other than expected": "other"}
 
 
@@ -51,7 +56,13 @@ def perform(name: str, out: Path, quick: bool) -> None:
     findings = experiment.run(lab)
     minutes = (time.monotonic() - begin) / 60
     seeds = f"{len(lab.seeds)} seed{'s' * (len(lab.seeds) > 1)}"
-    about = f"{seeds}, {lab.prompts} held-out prompts or pairs; {minutes:.1f} minutes."
+    about = (
+        f"{seeds}, {lab.prompts} held-out prompts or pairs; {minutes:.1f} minutes for "
+        f"{runs.fresh} of {len(runs.commands)} commands, the others were done before."
+    )
+    if quick:
+        name = f"{name}-quick"
+        about += " Of one seed the intervals are over prompts alone: another may say otherwise."
     write(out / name, experiment, findings, runs.commands, about)
     print(f"\n{experiment.QUESTION}\n")
     for row in (findings.columns, *findings.table()):
@@ -93,11 +104,11 @@ def write(
 <p class="small">Each line is a guess that was made before the experiment. Shown: the 95 % interval
 of the difference, in brackets, is on the guess's side of 0; other than expected: on the other side.
 Where it has 0 in it, the experiment does not show which is right. With {len(findings.claims)}
-guesses, one in twenty of those that are wrong may look shown by chance.</p>
+guesses, one in forty of those that are wrong may look shown by chance.</p>
 <h2>Picture</h2><img alt="{escape(experiment.TITLE)}" src="data:image/png;base64,{image}">
 <h2>Table</h2>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>
-<h2>What they do not say</h2>{items(experiment.LIMITS)}
+<h2>What they do not say</h2>{items([*experiment.LIMITS, *LIMITS])}
 <h2>Exercises</h2>{items(experiment.EXERCISES)}
 </body></html>
 """)
@@ -114,7 +125,9 @@ guesses, one in twenty of those that are wrong may look shown by chance.</p>
 
 
 def entry(value: object) -> object:
-    return estimate(value)._asdict() if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    return {k: None if np.isnan(v) else v for k, v in estimate(value)._asdict().items()}
 
 
 def paragraphs(texts: Sequence[str]) -> str:

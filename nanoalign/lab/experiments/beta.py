@@ -5,18 +5,20 @@ from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 
 TITLE = "Beta: reward against KL"
-QUESTION = "What does beta trade, and is there a best one?"
+QUESTION = "What does a smaller beta change, and is one value best?"
 GUESS = (
-    "A small beta moves the policy further from its base. The judge likes it ever better; by the "
-    "true rule a middle beta is best."
+    "A small beta moves the policy further from its base. The reward by the judge rises as "
+    "beta falls; by the true rule a middle beta is best."
 )
 METHOD = [
     "DPO on the embedded pairs with several values of beta, from one base. One answer to each "
-    "held-out prompt is graded by a reward model, the judge, and by the rule behind the labels. KL "
-    "is that of whole answers from the base, in nats, estimated on the sampled answers.",
+    "held-out prompt is graded by a reward model, the judge, and by the rule behind the "
+    "labels. KL is that of whole answers from the base, in nats, estimated on the sampled "
+    "answers.",
 ]
 LIMITS = [
-    "The learning rate is one for all. Beta scales the gradient, too, and so what a step does.",
+    "The learning rate is one for all. A step of AdamW hardly depends on the gradient's scale, "
+    "so beta matters by where the loss saturates.",
     "The data are seen once. With more passes a small beta can do harm (the experiment why_lose).",
 ]
 EXERCISES = [
@@ -54,7 +56,8 @@ def run(lab: Lab) -> Findings:
         claims=[
             Claim(f"the KL at beta {betas[0]:g} is above that at {betas[-1]:g}",
                   low["kl"] - high["kl"], "nats"),
-            Claim(f"the judge prefers beta {betas[0]:g} to 0.1", low["judged"] - middle["judged"]),
+            Claim(f"by the judge {betas[0]:g} is better than 0.1",
+                  low["judged"] - middle["judged"]),
             Claim(f"by the true rule 0.1 is better than {betas[0]:g}",
                   middle["true"] - low["true"]),
             Claim(f"by the true rule 0.1 is better than {betas[-1]:g}",

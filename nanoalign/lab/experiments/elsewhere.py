@@ -14,13 +14,14 @@ GUESS = (
 )
 METHOD = [
     "Reward models of the pairs of the assistants tiny-a (mostly right and polite), tiny-b and "
-    "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the same "
-    "number of pairs. Each ranks held-out pairs of all three, and is compared with the true rule.",
+    "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the "
+    "same number of pairs. Each ranks held-out pairs of all three, and is compared with the "
+    "true rule.",
 ]
 LIMITS = [
     "Assistants differ in how often they do a thing. The things are the same for all three.",
-    "Pairs of different assistants differ in difficulty, so that columns of the table can be "
-    "compared with each other, and rows can not.",
+    "Pairs of different assistants differ in difficulty: figures can be compared within a "
+    "column of the table, and not within a row.",
 ]
 EXERCISES = [
     "Which terms of the rule (nanoalign/tiny/world.py) does the model of tiny-a not learn, for "
@@ -35,7 +36,9 @@ MIXED = "a third of each"
 def model(lab: Lab, seed: int, trained_on: str) -> dict:
     count = lab.pick(900, 3000)
     if trained_on == MIXED:
-        records = [each for name in SOURCES for each in lab.pairs(count // 3, seed, name)]
+        # the same prompts, and each of them once
+        own = [lab.pairs(count, seed, name) for name in SOURCES]
+        records = [pair for i, pairs in enumerate(own) for pair in pairs[i::3]]
     else:
         records = lab.pairs(count, seed, trained_on)
     trained = lab.train_rm(lab.runs.write("pairs", records), seed)
@@ -59,10 +62,10 @@ def run(lab: Lab) -> Findings:
             }),
         ],
         claims=[
-            Claim("a model ranks the answers of its own assistant better than those of another "
-                  "are ranked by it, over all three", own - other),
-            *(Claim(f"of all models the one of {name} is better on {name} than the mean of the "
-                    f"two others",
+            Claim("on average over the three, a model ranks pairs of its own assistant better than "
+                  "pairs of the others", own - other),
+            *(Claim(f"the model of {name} ranks pairs of {name} better than the models of the "
+                    "other two do on average",
                     found[name][name]
                     - np.mean([found[o][name] for o in SOURCES if o != name], axis=0))
               for name in SOURCES),

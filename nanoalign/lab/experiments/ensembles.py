@@ -3,31 +3,32 @@
 import numpy as np
 
 from nanoalign.lab.estimates import Claim
-from nanoalign.lab.figures import best_of, powers, read
+from nanoalign.lab.figures import answers, best_of, powers, read
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
-from nanoalign.tiny import world
 
 TITLE = "A judge that errs: ensembles against over-optimisation"
 QUESTION = "Do several reward models together resist over-optimisation better than one?"
 GUESS = (
     "Choosing among many answers finds those that one model overrates. Models that err in "
-    "different places agree on fewer of them: their mean is better, and the least of them safest."
+    "different places agree on fewer of them: the mean of their rewards gives better answers, "
+    "and the least of them overrates least."
 )
 METHOD = [
-    "Reward models of few pairs, which err. Three members differ in the head that was drawn, in "
-    "the order of the pairs, and in the half of the data that they saw. Each orders the same "
-    "answers of a base. Rewards of each are standardised over all answers. The curve has the "
-    "expected true reward of the best of n by one member (the mean over the three), by the mean of "
-    "their rewards, and by the least of them.",
-    "Over-optimisation is the gain that the judge sees, minus the gain that is true, where the "
-    "true reward is standardised likewise.",
+    "Reward models of few pairs, which err. Three members differ in the head that was drawn, "
+    "in the order of the pairs, and in the half of the data that they saw. Each orders the "
+    "same answers of a base. Rewards of each are standardised within prompts. The curve has "
+    "the expected true reward of the best of n by one member (the mean over the three), by the "
+    "mean of their rewards, and by the least of them.",
+    "Over-optimisation is the gain that a judge sees minus the gain that is true. Rewards of a "
+    "judge are first divided by what it gives for a unit of true reward, by least squares "
+    "within prompts, so that the scale of a judge does not count.",
 ]
 LIMITS = [
     "The members share a pretrained base, so they share some errors.",
     "Best of n goes no further from the base than log n - (n - 1) / n nats. A trained policy may.",
-    "Three models cost three times as much as one. Whether one of three times the data would be "
-    "better is not shown here (the experiment data has a figure).",
+    "Three models cost three times as much as one. Whether one of three times the data would "
+    "be better is not shown here (the experiment data has a figure).",
 ]
 EXERCISES = [
     "Is the mean of two members as good as that of three?",
@@ -50,28 +51,33 @@ def curves(lab: Lab, seed: int) -> dict:
         for m in range(MEMBERS)
     ]  # fmt: skip
     folder = lab.sample("tiny", seed, members[0], samples=samples, prompts=prompts(lab))
-    answers = {}
-    for line in read(folder / "answers.jsonl"):
-        if line["side"] == "policy":
-            answers.setdefault(line["prompt"], []).append(line["answer"])
+    lines = answers(folder)
     scored = [lab.scored(member, folder / "answers.jsonl") for member in members]
-    rewards = np.array([[[own[p, a] for a in each] for p, each in answers.items()]
-                        for own in scored])  # (members, P, samples)  # fmt: skip
-    truths = np.array([[world.true_reward(p, a) for a in each] for p, each in answers.items()])
-    rewards -= rewards.mean((1, 2), keepdims=True)
-    rewards /= rewards.std((1, 2), keepdims=True)
+    rewards = np.array(
+        [[[own[p, line["answer"]] for line in each] for p, each in lines.items()] for own in scored]
+    )  # (members, P, N)
+    return curves_of(rewards, np.array([[x["true"] for x in each] for each in lines.values()]))
+
+
+def curves_of(rewards: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
+    """The figures of the judges by prompt. rewards: (members, P, N), truths: (P, N)."""
+    rewards, truths = centred(rewards), centred(truths)
+    rewards = rewards / rewards.std((1, 2), keepdims=True)
+    judges = rewards, centred(rewards.mean(0)[None]), centred(rewards.min(0)[None])
     found = {}
-    for judge, each in (
-        ("one", rewards), ("mean of three", rewards.mean(0)[None]),
-        ("least of three", rewards.min(0)[None]),
-    ):  # fmt: skip
-        for n in powers(samples):
-            chosen = [best_of(own, own, n) for own in each]
-            true = np.mean([best_of(own, truths, n) for own in each], axis=0)
-            found[f"{judge}: true {n}"] = true
-            found[f"{judge}: seen {n}"] = np.mean(chosen, axis=0)
-            found[f"{judge}: accuracy"] = np.mean([agreement(own, truths) for own in each], axis=0)
-    return found | {"unit": truths.std()}
+    for name, each in zip(JUDGES, judges, strict=True):
+        # in units of the true reward
+        each = [own * (truths**2).sum() / (own * truths).sum() for own in each]
+        for n in powers(truths.shape[1]):
+            found[f"{name}: true {n}"] = np.mean([best_of(own, truths, n) for own in each], axis=0)
+            found[f"{name}: seen {n}"] = np.mean([best_of(own, own, n) for own in each], axis=0)
+        found[f"{name}: accuracy"] = np.mean([agreement(own, truths) for own in each], axis=0)
+    return found
+
+
+def centred(values: np.ndarray) -> np.ndarray:
+    """Without the mean of each prompt: (..., P, N)."""
+    return values - values.mean(-1, keepdims=True)
 
 
 def prompts(lab: Lab):
@@ -89,10 +95,10 @@ def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:
 def run(lab: Lab) -> Findings:
     found = lab.grid(curves)[()]
     ns = powers(lab.pick(8, 32))
-    most, unit = ns[-1], found["unit"]
+    most = ns[-1]
     gain = {j: {n: found[f"{j}: true {n}"] - found[f"{j}: true 1"] for n in ns} for j in JUDGES}
     seen = {j: {n: found[f"{j}: seen {n}"] - found[f"{j}: seen 1"] for n in ns} for j in JUDGES}
-    over = {j: {n: seen[j][n] - gain[j][n] / unit for n in ns} for j in JUDGES}
+    over = {j: {n: seen[j][n] - gain[j][n] for n in ns} for j in JUDGES}
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
     return Findings(
         columns=("judge", "agreement on pairs", *(f"true gain, best of {n}" for n in ns[1:]),
@@ -100,18 +106,19 @@ def run(lab: Lab) -> Findings:
         rows=[(j, found[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
               for j in JUDGES],
         panels=[
-            Panel("what is true", "KL of the best of n, nats an answer", "gain of true reward",
+            Panel("what is true", "log n - (n - 1) / n, nats", "gain of true reward",
                   {j: [(kl[n], gain[j][n]) for n in ns] for j in JUDGES}),
-            Panel("over-optimisation", "KL of the best of n, nats an answer",
-                  "gain seen minus true gain, standardised",
+            Panel("over-optimisation", "log n - (n - 1) / n, nats",
+                  "gain seen minus true gain",
                   {j: [(kl[n], over[j][n]) for n in ns] for j in JUDGES}),
         ],
         claims=[
-            Claim(f"the best of {most} by the mean of three is truly better than by one",
+            Claim(f"the best of {most} by the mean of three has a higher true reward than by one",
                   gain["mean of three"][most] - gain["one"][most]),
-            Claim(f"the best of {most} by the least of three is truly better than by one",
+            Claim(f"the best of {most} by the least of three has a higher true reward than by one",
                   gain["least of three"][most] - gain["one"][most]),
-            Claim(f"the best of {most} by the least of three is truly better than by their mean",
+            Claim(f"the best of {most} by the least of three has a higher true reward than by "
+                  "their mean",
                   gain["least of three"][most] - gain["mean of three"][most]),
             Claim(f"one model over-optimises at {most}", over["one"][most]),
             Claim("the mean of three over-optimises less than one",

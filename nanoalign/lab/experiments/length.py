@@ -16,23 +16,27 @@ from nanoalign.tiny.plant import relabelled
 TITLE = "Length bias: five remedies"
 QUESTION = "Labels prefer long answers. What keeps a reward model from learning that?"
 GUESS = (
-    "The bias costs agreement with the true rule, and each remedy gives some of it back. The one "
-    "that learns the bias beside the reward (--length_debias) is best, as the labels were made so."
+    "The bias costs agreement with the true rule, and each remedy gives some of it back. The "
+    "one that learns the bias beside the reward (--length_debias) is best, as the labels were "
+    "made so."
 )
 METHOD = [
     "Labels of pairs of tiny-a are drawn by the true reward plus 0.3 a word. Reward models are "
     "trained on them with each remedy, and compared with the true rule on held-out pairs.",
-    "Balanced: pairs are left out until, at each difference of length, the longer answer is chosen "
-    "as often as the shorter. Normalised: what length explains of the scores of training pairs, by "
-    "a straight line, is subtracted from the scores. Penalty: where the shorter answer is chosen, "
-    "it must lead by what length alone is worth by a logistic regression of the labels (--margin). "
-    "Cut: both answers are cut to the words of the shorter one. Debiased: --length_debias.",
-    "The last column is how often the longer answer has the higher score.",
+    "Balanced: pairs are left out until, at each difference of length, the longer answer is "
+    "chosen as often as the shorter. Normalised: what length explains of the scores of "
+    "training pairs, by a straight line, is subtracted from the scores. Penalty: where the "
+    "shorter answer is chosen, it must lead by what length alone is worth by a logistic "
+    "regression of the labels (--margin). Cut: both answers are cut to the words of the "
+    "shorter one. Debiased: --length_debias.",
+    "The last column is how often the longer answer has the higher score, and in the last row "
+    "how often it has the higher true reward.",
 ]
 LIMITS = [
     "The bias is a straight line in words, which is what the debiased model assumes.",
-    "By the true rule length is bad here (asides), so that the bias is against it everywhere. "
-    "Where long answers are better, a remedy that removes length removes what is right, too.",
+    "By the true rule the longer answer is better as often as the shorter: more often where "
+    "the difference is below 8 words, less often above. So length and quality are related, and "
+    "a remedy that removes length also removes a part of what is right.",
     "Balanced data are fewer pairs, so two things differ.",
 ]
 EXERCISES = [
@@ -62,11 +66,13 @@ def model(lab: Lab, seed: int, remedy: str) -> dict:
     scores, words = found["scores"], found["words"]
     if remedy == "normalised":
         scores = scores - slope(lab, trained, pairs) * words
-    lead = np.sign(scores[:, 0] - scores[:, 1])
-    differs = np.sign(words[:, 0] - words[:, 1])
+    lead, true, longer_by = (
+        np.sign(each[:, 0] - each[:, 1]) for each in (scores, found["rewards"], words)
+    )
     return {
-        "true": (lead * np.sign(found["rewards"][:, 0] - found["rewards"][:, 1]) + 1) / 2,
-        "longer": (lead * differs + 1) / 2,
+        "true": (lead * true + 1) / 2,
+        "longer": (lead * longer_by + 1) / 2,
+        "by the rule": (true * longer_by + 1) / 2,
         "pairs": len(pairs),
     }
 
@@ -114,11 +120,11 @@ def slope(lab: Lab, trained: Path, pairs: list[dict]) -> float:
 def run(lab: Lab) -> Findings:
     found = lab.grid(model, remedy=(HONEST, NONE, *REMEDIES))
     true = {name: own["true"] for name, own in found.items()}
-    others = max(REMEDIES[:-1], key=lambda name: true[name].mean())
     return Findings(
         columns=("remedy", "pairs", "agreement with the true rule", "prefers the longer"),
         rows=[(name, f"{own['pairs'].mean():,.0f}", own["true"], own["longer"])
-              for name, own in found.items()],
+              for name, own in found.items()]
+        + [("the true rule", "", "", found[NONE]["by the rule"])],
         panels=[
             Panel("agreement with the true rule", "", "accuracy",
                   {"reward models": [(name, values) for name, values in true.items()]}),
@@ -129,8 +135,9 @@ def run(lab: Lab) -> Findings:
             Claim("the bias costs agreement with the true rule", true[HONEST] - true[NONE]),
             *(Claim(f"{name}: agreement is above that without a remedy", true[name] - true[NONE])
               for name in REMEDIES),
-            Claim(f"--length_debias is better than the best of the others, {others}",
-                  true["debiased"] - true[others]),
-            Claim("honest labels are better than --length_debias", true[HONEST] - true["debiased"]),
+            *(Claim(f"--length_debias agrees more often than {name}",
+                    true["debiased"] - true[name]) for name in REMEDIES[:-1]),
+            Claim("with honest labels agreement is above that of --length_debias",
+                  true[HONEST] - true["debiased"]),
         ],
     )  # fmt: skip

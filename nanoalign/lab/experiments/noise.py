@@ -8,36 +8,37 @@ from nanoalign.tiny.plant import relabelled
 TITLE = "Label noise: what it costs, and which loss helps"
 QUESTION = "How much do wrong labels cost, and do the losses that were made for them help?"
 GUESS = (
-    "Noise costs reward. Losses that know how many labels are wrong (cDPO, robust DPO), and IPO, "
-    "whose loss does not ask for ever larger margins, lose less than DPO. Label smoothing helps a "
-    "reward model likewise."
+    "Noise costs reward. Losses that know how many labels are wrong (cDPO, robust DPO), and "
+    "IPO, whose loss does not ask for ever larger margins, lose less than DPO. Label smoothing "
+    "helps a reward model likewise."
 )
 METHOD = [
     "A share of the labels is flipped by chance. Policies are trained by DPO (sigmoid), cDPO, "
-    "robust DPO and IPO, reward models with and without label smoothing. cDPO, robust DPO and the "
-    "smoothing are given the true share. Policies are graded by the true rule, reward models by "
-    "their agreement with it.",
+    "robust DPO and IPO (ipo_sum, as in its paper), reward models with and without label "
+    "smoothing. cDPO, robust DPO and the smoothing are given the share of flips; labels that "
+    "the draw by the Bradley-Terry model made wrong come on top. Policies are graded by the "
+    "true rule, reward models by their agreement with it.",
 ]
 LIMITS = [
     "The noise is independent of the pair. That of people is largest where answers are alike.",
     "The share of wrong labels is known here, and is not in practice.",
-    "Labels are noisy already without flips: they are drawn by the Bradley-Terry model.",
+    "One learning rate and one beta for all losses. IPO's beta is a target: 5 nats of log-ratio.",
     "The data are seen once, so no pair is memorized. Losses against noise do more where it is.",
 ]
 EXERCISES = [
     "Give cDPO a wrong share, twice the true one. What does it cost?",
-    "Robust DPO is unbiased. Why may its gradient be larger than that of DPO, and what does the "
-    "clipping of gradients do to it?",
+    "Robust DPO is unbiased. Why may its gradient be larger than that of DPO, and what does "
+    "the clipping of gradients do to it?",
     "Repeat with three epochs: which loss gains most from its robustness?",
 ]
-LOSSES = ("sigmoid", "cdpo", "robust", "ipo")
+LOSSES = ("sigmoid", "cdpo", "robust", "ipo_sum")
 SMOOTHED = ("no smoothing", "smoothing")
 
 
 def policy(lab: Lab, seed: int, flipped: float, loss: str) -> dict:
     knows = loss in ("cdpo", "robust")
     if knows and not flipped:
-        loss, knows = "sigmoid", False  # as which both are defined
+        loss, knows = "sigmoid", False  # with a share of 0 both are the sigmoid loss
     flags = ("--label_smoothing", flipped) if knows else ()
     trained = lab.train_dpo(
         data(lab, seed, flipped), seed, "--loss", loss, "--batch_size", 32, *flags
@@ -85,7 +86,7 @@ def run(lab: Lab) -> Findings:
             *(Claim(f"at {most:.0%} the true reward of {loss} is above that of DPO",
                     policies[most, loss]["true"] - plain) for loss in LOSSES[1:]),
             Claim("without flips the true reward of DPO is above that of IPO",
-                  policies[0.0, "sigmoid"]["true"] - policies[0.0, "ipo"]["true"]),
+                  policies[0.0, "sigmoid"]["true"] - policies[0.0, "ipo_sum"]["true"]),
             Claim(f"{most:.0%} of flipped labels lower the true accuracy of a reward model",
                   models[0.0, SMOOTHED[0]]["true"] - models[most, SMOOTHED[0]]["true"]),
             Claim(f"at {most:.0%} smoothing raises the true accuracy of a reward model",

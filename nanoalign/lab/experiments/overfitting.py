@@ -8,18 +8,20 @@ from nanoalign.tiny import world
 TITLE = "Overfitting: pairs and epochs"
 QUESTION = "When does a reward model memorize its pairs, and what does it cost?"
 GUESS = (
-    "With few pairs and many epochs the accuracy on the training pairs goes to 1, and the held-out "
-    "accuracy falls. More pairs help more than more epochs."
+    "With few pairs and many epochs the accuracy on the training pairs goes to 1, and the "
+    "held-out accuracy falls. More pairs help more than more epochs."
 )
 METHOD = [
-    "Reward models of different numbers of pairs and epochs, in batches of 20. All rank the same "
-    "held-out pairs, and the first of their training pairs. Labels are drawn with noise: the "
-    "ceiling is the accuracy that the rule behind them has on average.",
+    "Reward models of different numbers of pairs and epochs, in batches of 20. All rank the "
+    "same held-out pairs, and the first of their training pairs. Labels are drawn with noise: "
+    "the ceiling is the accuracy that the rule behind them has on average.",
 ]
 LIMITS = [
     "The learning rate is one for all, and its schedule ends with the last epoch.",
     "The data have few forms of wrong answers, which some hundred pairs show already.",
-    "An accuracy counts a pair once, however sure the model is. The loss shows what it is sure of.",
+    "Of 100 pairs one epoch is five steps.",
+    "An accuracy counts a pair once, however sure the model is. The loss also counts how sure "
+    "it is.",
 ]
 EXERCISES = [
     "Why may the held-out loss rise while the held-out accuracy does not fall?",
@@ -85,7 +87,7 @@ def run(lab: Lab) -> Findings:
         ],
         notes=[
             f"The ceiling of the held-out accuracy is {ceiling:.3f}.",
-            *(f"Of {pairs:,} pairs the held-out accuracy is highest after {best(found, pairs)} "
+            *(f"With {pairs:,} pairs the held-out accuracy is highest after {best(found, pairs)} "
               "epochs." for pairs in sizes),
         ],
     )  # fmt: skip

@@ -1,29 +1,34 @@
 """Pairs of other assistants, one round of the policy's own samples, and three rounds."""
 
 from nanoalign.lab.estimates import Claim
+from nanoalign.lab.figures import read, unit
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 
-TITLE = "Own samples: what sampling in the loop is for"
+TITLE = "Own samples: what new samples in each round gain"
 QUESTION = "What does a policy gain from pairs of its own answers, sampled once or anew?"
 GUESS = (
-    "Own answers show a policy what it does itself, so they teach more than the answers of others; "
-    "three rounds, each with answers of the policy as it is by then, teach more than one."
+    "Own answers show a policy what it does itself, so they teach more than the answers of "
+    "others; three rounds, each with answers of the policy as it is by then, teach more than "
+    "one."
 )
 METHOD = [
-    "DPO from one base, with the same number of pairs and prompts. Offline: pairs of the three "
-    "assistants, labelled by the true rule with noise. One round: the best and the worst of four "
-    "own answers by a reward model. Three rounds: a third of the prompts each, where the policy "
+    "DPO from one base, with the same prompts. Offline: pairs of the three assistants, "
+    "labelled by the true rule with noise. One round: the best and the worst of four own "
+    "answers by a reward model. Three rounds: a third of the prompts each, where the policy "
     "after a round samples the next one, and is its reference.",
-    "The reward model that orders own answers was trained on pairs of tiny-a, and is the judge, "
-    "too.",
+    "The reward model that orders own answers was trained on pairs of tiny-a, and is the "
+    "judge, too.",
 ]
 LIMITS = [
-    "The judge grades what it has itself ordered. The true rule does not.",
-    "Offline pairs are labelled by the true rule itself, own pairs by a reward model: own samples "
-    "have the worse labels here.",
+    "The judge that grades also ordered the own pairs, so its figures favour them. The true "
+    "rule ordered none of them. The judge was trained on pairs of the same prompts.",
+    "Prompts whose four answers have one reward give no own pair: the table has the pairs.",
+    "Offline pairs are labelled by the true rule itself, own pairs by a reward model: own "
+    "samples have the worse labels here.",
     "PPO samples at every step. Three rounds are between that and none.",
-    "Each round's reference is the policy before it, so three rounds may go further from the base.",
+    "Each round's reference is the policy before it, so three rounds may go further from the "
+    "base; and each has a warm-up and a decay of its own.",
 ]
 EXERCISES = [
     "Label the own pairs by the true rule. How much of the difference was the labels?",
@@ -37,27 +42,28 @@ def policy(lab: Lab, seed: int, way: str) -> dict:
     count, rounds = lab.pick(450, 2400), WAYS[way]
     if not rounds:
         data = lab.runs.write("pairs", lab.pairs(count, seed))
-        return lab.graded(lab.train_dpo(data, seed), seed)
+        return lab.graded(lab.train_dpo(data, seed), seed) | {"pairs": count}
     prompts = [{"prompt": record["prompt"]} for record in lab.pairs(count, seed)]
-    trained = "tiny"
+    trained, pairs = "tiny", 0
     for n in range(rounds):
         part = lab.runs.write("prompts", prompts[n::rounds])
         data = lab.own_pairs(trained, part, lab.judge, seed)
-        trained = lab.train_dpo(data, seed, model=trained)
-    return lab.graded(trained, seed)
+        trained, pairs = lab.train_dpo(data, seed, model=trained), pairs + len(read(data))
+    return lab.graded(trained, seed) | {"pairs": pairs}
 
 
 def run(lab: Lab) -> Findings:
     found = lab.grid(policy, way=WAYS)
     offline, one, three = found.values()
     base = offline["base_true"]
+    scale = unit(lab.ranked(lab.judge, test=lab.test_pairs())["test"])
     return Findings(
-        columns=("pairs", "reward by the judge", "true reward", "wins by the judge",
+        columns=("trained on", "pairs", "reward by the judge", "true reward", "wins by the judge",
                  "wins by the true rule", "KL", "tokens"),
         rows=[
-            ("the base", "", base, "", "", "", ""),
-            *((way, own["judged"], own["true"], own["win"], own["true_win"], own["kl"],
-               own["tokens"]) for way, own in found.items()),
+            ("the base", "", "", base, "", "", "", ""),
+            *((way, f"{own['pairs'].mean():,.0f}", own["judged"], own["true"], own["win"],
+               own["true_win"], own["kl"], own["tokens"]) for way, own in found.items()),
         ],
         panels=[
             Panel("gain over the base", "", "gain of reward", {
@@ -74,7 +80,8 @@ def run(lab: Lab) -> Findings:
                   one["true"] - offline["true"]),
             Claim("by the judge three rounds are better than one", three["judged"] - one["judged"]),
             Claim("by the true rule three rounds are better than one", three["true"] - one["true"]),
-            Claim("three rounds gain more by the judge than by the true rule, over offline pairs",
-                  three["judged"] - offline["judged"] - (three["true"] - offline["true"])),
+            Claim("over offline pairs, three rounds gain more by the judge, in units of the true "
+                  "reward, than by the true rule",
+                  (three["judged"] - offline["judged"]) / scale - three["true"] + offline["true"]),
         ],
     )  # fmt: skip

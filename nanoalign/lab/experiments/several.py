@@ -10,23 +10,25 @@ from nanoalign.tiny import world
 TITLE = "Several preferences"
 QUESTION = "Pairs are labelled by what is better and by what is safer. One model, or two?"
 GUESS = (
-    "Two models are best, and need two trainings. One model with two outputs is nearly as good. A "
-    "sum is a compromise: where the two labels conflict, it is right by one of them alone."
+    "Two models are best, and need two trainings. One model with two outputs is nearly as "
+    "good. A sum is a compromise: where the two labels conflict, it is right by one of them "
+    "alone."
 )
 METHOD = [
-    "The pairs of tiny-a have two labels, of which safety counts harm and rudeness alone. Reward "
-    "models: one for each label; one with two outputs (--preference better safer); one with one "
-    "output, whose prompt names the preference (--condition); and the sum of the two outputs "
-    "(--combine). All see the pairs once.",
-    "Accuracy is agreement with the true rule of each preference on held-out pairs of the three "
-    "assistants. Pairs that are equally safe are left out for safety. In conflicts the better "
-    "response is the less safe one.",
+    "The pairs of tiny-a have two labels, of which safety counts harm and rudeness alone. "
+    "Reward models: one for each label; one with two outputs (--preference better safer); one "
+    "with one output, whose prompt names the preference (--condition); and the sum of the two "
+    "outputs (--combine). All see the pairs once.",
+    "Accuracy is agreement with the true rule of each preference on held-out pairs of the "
+    "three assistants. Pairs that are equally safe are left out for safety. In conflicts the "
+    "better response is the less safe one.",
 ]
 LIMITS = [
     "Safety is a part of the true reward, so the two preferences mostly agree.",
     "Conflicts are few; their intervals are wide.",
-    "A model with two outputs or with conditions gets two labels a pair, so that its steps have "
-    "twice the signal of those of one model, and half that of two.",
+    "All models take the same number of steps, in which two models see one label a pair each, "
+    "and the others both.",
+    "Three held-out pairs share a prompt, one of each assistant, and are counted as independent.",
 ]
 EXERCISES = [
     "Which weights of the sum are best on conflicts, by each preference?",
@@ -46,7 +48,8 @@ def model(lab: Lab, seed: int, way: str) -> dict:
         if way == "two models":
             trained = lab.train_rm(data, seed, "--preference", name)
         elif way == "named in the prompt":
-            trained = lab.train_rm(data, seed, *both, "--condition")
+            # two records a pair, so that all models take the same number of steps
+            trained = lab.train_rm(data, seed, *both, "--condition", "--batch_size", 128)
         else:
             trained = lab.train_rm(data, seed, *both)
         if way == "sum of two outputs":
@@ -86,15 +89,17 @@ def run(lab: Lab) -> Findings:
                   {way: [(key, own[key]) for key in keys] for way, own in found.items()}),
         ],
         claims=[
-            Claim("two models rank by what is better better than two outputs do",
+            Claim("by the label better, two models agree with the true rule more often than two "
+                  "outputs",
                   two["better"] - outputs["better"]),
-            Claim("two models rank by safety better than two outputs do",
+            Claim("by the label safer, two models agree with it more often than two outputs",
                   two["safer"] - outputs["safer"]),
-            Claim("two outputs rank by safety better than a prompt that names it",
+            Claim("by the label safer, two outputs agree more often than a prompt that names it",
                   outputs["safer"] - named["safer"]),
-            Claim("on conflicts the sum ranks by what is better worse than its own output does",
+            Claim("on conflicts, by the label better, the sum agrees less often than its own "
+                  "output",
                   outputs["better, conflicts"] - summed["better, conflicts"]),
-            Claim("on conflicts the sum ranks by safety worse than its own output does",
+            Claim("on conflicts, by the label safer, the sum agrees less often than its own output",
                   outputs["safer, conflicts"] - summed["safer, conflicts"]),
         ],
         notes=[f"Of {3 * lab.prompts:,} held-out pairs {count:,} are conflicts."],

@@ -5,35 +5,38 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.lab.estimates import Claim, Estimate, estimate
-from nanoalign.lab.figures import grades, read
+from nanoalign.lab.figures import answers, grades
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import DPO_LR, Lab
 from nanoalign.tiny.plant import relabelled
-from nanoalign.tiny.world import true_reward
 
 TITLE = "Why did DPO lose?"
 QUESTION = "A policy loses 103 : 263 to its base after DPO. Which cause does that, and what helps?"
 GUESS = (
-    "The base is better than the answers it learns from. Noise, a small beta and many epochs make "
-    "it worse, and a judge that was trained elsewhere sees less of what is good. Pairs of the "
-    "base's own answers repair it."
+    "The base is better than the answers it learns from. Noise, a small beta and many epochs "
+    "make it worse, and a judge that was trained elsewhere sees less of what is good. Pairs of "
+    "the base's own answers repair it."
 )
 METHOD = [
-    "The base is strong: a policy that DPO has trained already. It is trained by DPO again, from "
-    "itself as the reference, on pairs that are labelled by the true rule, and compared with "
-    "itself before. In the control the pairs are two of its own answers, their labels are drawn "
-    "by the true rule, beta is 0.1, and they are seen once.",
+    "The base is strong: a policy that DPO has trained already. It is trained by DPO again, "
+    "from itself as the reference, on pairs that are labelled by the true rule, and compared "
+    "with itself before. In the control the pairs are two of its own answers, their labels are "
+    "drawn by the true rule, beta is 0.1, and they are seen once.",
     "Causes: the answers of tiny-c, which are far worse than the base's, in place of its own; "
     "30 % of the labels flipped; beta 0.01; four epochs. Each alone, all together, and all but "
-    "one, so that leaving a cause out is a repair. Further repairs of all together: fine-tuning on "
-    "the chosen answers first, a tenth of the learning rate, --nll_weight 1.",
-    "Judges: the true rule; a reward model of tiny-a; and one that was trained elsewhere, on the "
-    "labels of safety of tiny-c. A tie is half a win.",
+    "one, so that leaving a cause out is a repair. Further repairs of all together: "
+    "fine-tuning on the chosen answers first, a tenth of the learning rate, --nll_weight 1.",
+    "Judges: the true rule; a reward model of tiny-a; and one that was trained elsewhere, on "
+    "the labels of safety of tiny-c. A tie is half a win.",
 ]
 LIMITS = [
-    "103 : 263 was one run of another model on other data. Here it is shown which causes can give "
-    "such a rate, not which one gave it there.",
-    "Each cause has one strength. Another could be larger or smaller.",
+    "103 : 263 was one run of another model on other data. Here it is shown which causes can "
+    "give such a rate, not which one gave it there.",
+    "Each cause has one strength. Another could be larger or smaller. Four epochs are four "
+    "times the steps.",
+    "A repair that keeps the policy near its base brings the wins to 0.5, whatever it learns.",
+    "The pairs of tiny-c are on other prompts than the own ones. The base is one for all "
+    "seeds, and was trained on some of these prompts.",
     "The base is a million parameters; its own answers have few forms.",
 ]
 EXERCISES = [
@@ -49,24 +52,21 @@ CONDITIONS = {
     "all together": CAUSES,
     **{f"all but {cause}": tuple(c for c in CAUSES if c != cause) for cause in CAUSES},
 }
-REPAIRS = {
-    "all, after SFT": ("sft",),
-    "all, a tenth of --lr": ("lr",),
-    "all, --nll_weight 1": ("nll",),
-}
+REPAIRS = ("all, after SFT", "all, a tenth of --lr", "all, --nll_weight 1")
 SEEN = 103 / (103 + 263)  # the share of wins in question
 
 
 def policy(lab: Lab, seed: int, condition: str) -> dict:
-    repair, base = REPAIRS.get(condition, ()), strong(lab)
-    causes = CAUSES if repair else CONDITIONS[condition]
+    base, causes = strong(lab), CONDITIONS.get(condition, CAUSES)
     own = own_pairs(lab, seed, base)
     pairs = weak_pairs(lab, seed, own) if WEAK in causes else own
     data = lab.runs.write("labelled", relabelled(pairs, 0.0, 0.3 if NOISE in causes else 0.0, seed))
     flags = ("--beta", 0.01 if BETA in causes else 0.1, "--epochs", 4 if EPOCHS in causes else 1)
-    flags += ("--lr", f"{float(DPO_LR) / 10:g}") if "lr" in repair else ()
-    flags += ("--nll_weight", 1) if "nll" in repair else ()
-    start = lab.train_dpo(data, seed, "--loss", "sft", model=base) if "sft" in repair else base
+    flags += ("--lr", f"{float(DPO_LR) / 10:g}") if condition == "all, a tenth of --lr" else ()
+    flags += ("--nll_weight", 1) if condition == "all, --nll_weight 1" else ()
+    start = base
+    if condition == "all, after SFT":
+        start = lab.train_dpo(data, seed, "--loss", "sft", model=base)
     trained = lab.train_dpo(data, seed, "--batch_size", 32, *flags, model=start)
     folder = lab.sample(trained, seed, baseline=base)
     rewards = lab.scored(elsewhere(lab), folder / "answers.jsonl")
@@ -88,15 +88,10 @@ def own_pairs(lab: Lab, seed: int, base: Path) -> list[dict]:
     folder = lab.sample(
         base, seed, baseline=base, samples=4, prompts=lab.runs.write("prompts", prompts)
     )
-    answers: dict[str, list[str]] = {}
-    for line in read(folder / "answers.jsonl"):
-        if line["side"] == "policy":
-            answers.setdefault(line["prompt"], []).append(line["answer"])
     pairs = []
-    for prompt, each in answers.items():
-        first = each[0]
-        other = [a for a in each if true_reward(prompt, a) != true_reward(prompt, first)]
-        pairs += [pair_of(prompt, first, a) for a in other[:1]]
+    for prompt, (first, *others) in answers(folder).items():
+        other = [line for line in others if line["true"] != first["true"]]
+        pairs += [pair_of(prompt, first["answer"], line["answer"]) for line in other[:1]]
     return pairs
 
 
@@ -114,12 +109,11 @@ def pair_of(prompt: str, *responses: str) -> dict:
 
 def wins(rewards: dict[tuple[str, str], float], folder: Path) -> np.ndarray:
     """By prompt, whether the policy's answer has the higher reward: (P,)."""
-    scores: dict[str, dict[str, float]] = {}
-    for line in read(folder / "answers.jsonl"):
-        reward = rewards[line["prompt"], line["answer"]]
-        scores.setdefault(line["id"], {})[line["side"]] = reward
-    lead = np.array([each["policy"] - each["baseline"] for each in scores.values()])
-    return (np.sign(lead) + 1) / 2
+    ours, theirs = (
+        np.array([rewards[p, line["answer"]] for p, (line,) in answers(folder, side).items()])
+        for side in ("policy", "baseline")
+    )
+    return (np.sign(ours - theirs) + 1) / 2
 
 
 def run(lab: Lab) -> Findings:
@@ -176,9 +170,9 @@ def answer(found: dict, judges: dict[str, str], repairs: list[str]) -> list[str]
     )
     healed = [name for name in repairs if estimate(found[name]["true_win"]).low >= 0.5]
     notes.append(
-        f"Repairs after which the policy does not lose: {', '.join(healed)}."
+        f"Repairs after which the interval of the wins is at 0.5 or above: {', '.join(healed)}."
         if healed
-        else "After no repair the interval of the wins is at 0.5 or above."
+        else "After no repair is the interval of the wins at 0.5 or above."
     )
     return notes
 
