@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,17 @@ from fakes import FakeRuns
 from nanoalign.lab import experiments, page
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.estimates import estimate
-from nanoalign.lab.experiments import data, ensembles, length, losses, own_samples, why_lose
+from nanoalign.lab.experiments import (
+    data,
+    elsewhere,
+    ensembles,
+    length,
+    losses,
+    own_samples,
+    why_lose,
+)
 from nanoalign.lab.experiments.attack import labelled
-from nanoalign.lab.figures import best_of
+from nanoalign.lab.figures import best_of, read
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
 
@@ -122,6 +131,17 @@ def test_the_share_of_what_is_decided():
     wins = np.array([[1, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]])
     assert estimate(wins).mean == 3 / 8
     assert why_lose.decided(wins).mean == pytest.approx(1 / 4)
+
+
+def test_the_mixture_has_as_many_prompts_as_the_others(tmp_path):
+    own = FakeRuns(tmp_path)
+    lab = Lab(own, quick=True)
+    for trained_on in ("tiny-a", elsewhere.MIXED):
+        elsewhere.model(lab, 0, trained_on)
+        (source,) = own.parsed[-2].data
+        prompts = [record["prompt"] for record in read(Path(source))]
+        assert len(prompts) == len(set(prompts)) == 900
+    assert {record["response_0_source"] for record in read(Path(source))} == set(elsewhere.SOURCES)
 
 
 def test_more_pairs_begin_with_the_same_ones(tmp_path):

@@ -1,6 +1,8 @@
 """python -m pytest tests/lab/test_runs.py: commands in processes of their own, and what stays."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -42,11 +44,54 @@ def test_a_command_that_fails_ends_the_grid_with_its_log(tmp_path):
     def policy(lab, seed, beta):
         return {"folder": len(str(lab.runs.run("train_dpo.py", "--beta", beta, "--seed", seed)))}
 
-    with pytest.raises(RunError, match=r"train_dpo.py has failed with exit code 1; the end of "):
+    with pytest.raises(
+        RunError, match=r"train_dpo.py has failed; the end of .*\.log has its error"
+    ):
         lab.grid(policy, beta=(-1, -2))
     (log,) = list((tmp_path / "made").glob("*.log"))[:1]
     assert "error: argument --beta" in log.read_text()
     assert not list((tmp_path / "made").glob("*.done"))
+    with pytest.raises(runs.Stopped, match="another command has failed"):
+        lab.runs.run("-m", "nanoalign.tiny.plant", suffix=".jsonl")
+
+
+class Counted(runs.Runs):
+    """Commands that do nothing but to be counted."""
+
+    started = 0
+
+    def _start(self, stem, texts):
+        self.started += 1
+        time.sleep(0.1)
+        runs.done(stem).touch()
+
+
+def test_an_error_of_an_experiment_stops_its_commands(tmp_path):
+    lab = Lab(Counted(tmp_path / "made"), quick=False)
+
+    def policy(lab, seed, beta):
+        if seed == 0:
+            raise KeyError("beta")
+        time.sleep(0.2)
+        return {"folder": len(str(lab.runs.run("train_dpo.py", "--seed", seed)))}
+
+    with pytest.raises(KeyError):
+        lab.grid(policy, beta=(1, 2))
+    assert lab.runs._failed.is_set()
+
+
+def test_threads_that_want_the_same_run_it_once(tmp_path):
+    own = Counted(tmp_path / "made")
+    with ThreadPoolExecutor(8) as threads:
+        paths = list(threads.map(lambda n: own.run("train_dpo.py", "--seed", n % 2), range(8)))
+    assert own.started == 2 and len(set(paths)) == 2 and len(own.commands) == 2
+
+
+def test_changed_code_is_run_anew(tmp_path, monkeypatch):
+    own = Counted(tmp_path / "made")
+    before = own.run("train_dpo.py")
+    monkeypatch.setattr(runs, "outside_lab", lambda: "changed")
+    assert own.run("train_dpo.py") != before and own.started == 2
 
 
 def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkeypatch):
