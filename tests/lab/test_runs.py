@@ -44,9 +44,7 @@ def test_a_command_that_fails_ends_the_grid_with_its_log(tmp_path):
     def policy(lab, seed, beta):
         return {"folder": len(str(lab.runs.run("train_dpo.py", "--beta", beta, "--seed", seed)))}
 
-    with pytest.raises(
-        RunError, match=r"train_dpo.py has failed; the end of .*\.log has"
-    ):
+    with pytest.raises(RunError, match=r"train_dpo.py has failed; the end of .*\.log has"):
         lab.grid(policy, beta=(-1, -2))
     (log,) = list((tmp_path / "made").glob("*.log"))[:1]
     assert "error: argument --beta" in log.read_text()
