@@ -152,13 +152,11 @@ def answer(found: dict, judges: dict[str, str], repairs: list[str]) -> list[str]
     for judge, key in judges.items():
         rates = {name: decided(own[key]) for name, own in found.items()}
         near = [f"{name} ({rate})" for name, rate in rates.items() if rate.low <= SEEN <= rate.high]
-        lowest = min(rates, key=lambda name: rates[name].mean)
+        closest = min(rates, key=lambda name: abs(rates[name].mean - SEEN))
         notes.append(
-            f"By {judge}, of the answers that are not tied, {SEEN:.3f} is within the interval of: "
-            f"{', '.join(near)}."
-            if near
-            else f"By {judge}, of the answers that are not tied, no condition has {SEEN:.3f} "
-            f"within its interval; the lowest is {lowest} ({rates[lowest]})."
+            f"By {judge}, of the answers that are not tied, the rate that is closest to {SEEN:.3f} "
+            f"is that of {closest} ({rates[closest]}). It is within the interval of: "
+            f"{', '.join(near) or 'none'}."
         )
     drops = {
         cause: estimate(found["control"]["true_win"] - found[f"{cause} alone"]["true_win"])
