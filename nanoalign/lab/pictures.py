@@ -16,20 +16,25 @@ MARKERS = "osD^vP*X"
 
 
 def draw(path: Path, panels: Sequence[Panel]) -> None:
-    width = 5.6 * len(panels)
+    widths = [max(5.6, 0.8 * len(names_of(panel))) for panel in panels]  # inches
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(width, 4.6), layout="constrained", squeeze=False
-    )
+        1, len(panels), figsize=(sum(widths), 4.6), layout="constrained", squeeze=False,
+        width_ratios=widths,
+    )  # fmt: skip
     for axis, panel in zip(axes[0], panels, strict=True):
         _draw(axis, panel)
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
+def names_of(panel: Panel) -> list[str]:
+    """The texts on the axis of x, in their order."""
+    xs = [x for points in panel.series.values() for x, _ in points]
+    return list(dict.fromkeys(x for x in xs if isinstance(x, str)))
+
+
 def _draw(axis, panel: Panel) -> None:
-    names = list(dict.fromkeys(
-        x for points in panel.series.values() for x, _ in points if isinstance(x, str)
-    ))  # fmt: skip
+    names = names_of(panel)
     for n, (name, points) in enumerate(panel.series.items()):
         # texts stand side by side, and the series of one text beside one another
         aside = 0.5 * ((n + 0.5) / len(panel.series) - 0.5)
