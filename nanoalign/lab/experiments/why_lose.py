@@ -84,7 +84,7 @@ def elsewhere(lab: Lab) -> Path:
 
 def own_pairs(lab: Lab, seed: int, base: Path) -> list[dict]:
     """Two of four own answers to each prompt, the first that the true rule does not find equal."""
-    prompts = [{"prompt": each["prompt"]} for each in lab.pairs(lab.pick(250, 1200), seed)]
+    prompts = [{"prompt": each["prompt"]} for each in lab.pairs(lab.pick(160, 1200), seed)]
     folder = lab.sample(
         base, seed, baseline=base, samples=4, prompts=lab.runs.write("prompts", prompts)
     )
