@@ -29,9 +29,9 @@ p, li { max-width: 46rem } img { max-width: 100% }
 .not { background: #fdf3d7; border-color: #d39e00 }
 .other { background: #fbe9e7; border-color: #c0392b }
 .wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .25rem .8rem; border-bottom: 1px solid #ddd;
-  white-space: nowrap }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd }
+th { vertical-align: bottom } td { white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; line-height: 1.4 }
 .small { color: #666; font-size: .9rem }
@@ -58,8 +58,9 @@ def perform(name: str, out: Path, quick: bool) -> None:
     seeds = f"{len(lab.seeds)} seed{'s' * (len(lab.seeds) > 1)}"
     about = (
         f"{seeds}, {lab.prompts} held-out prompts or pairs; {minutes:.1f} minutes for "
-        f"{runs.fresh} of {len(runs.commands)} commands, the others were done before."
+        f"{runs.fresh} of {len(runs.commands)} commands"
     )
+    about += ", the others were done before." if runs.fresh < len(runs.commands) else "."
     if quick:
         name = f"{name}-quick"
         about += " Of one seed the intervals are over prompts alone: another may say otherwise."

@@ -88,7 +88,7 @@ def run(lab: Lab) -> Findings:
                   gain["true"][most] - gain["true"][most // 2]),
             Claim("it rises by less than from 1 to 2",
                   gain["true"][2] - (gain["true"][most] - gain["true"][most // 2])),
-            Claim(f"the reward model promises more than is true at {most}",
+            Claim(f"at {most} the gain by the reward model is above that by the true rule",
                   gain["reward"][most] - gain["true"][most]),
             Claim("of the tenth with the highest rewards more are good than of all",
                   found["precision 0.1"] - found["precision 1.0"]),
