@@ -42,6 +42,7 @@ POLICY = (
 )
 LIMITS = [  # of all experiments
     "Each held-out prompt asks, in other words, for something that training prompts ask for, too.",
+    "Intervals are those of means. Of a share they may reach beyond 1.",
     "Seeds share the base, the judge and most of the data, so that other data may differ by more "
     "than the intervals say.",
 ]
