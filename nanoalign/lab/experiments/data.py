@@ -59,13 +59,19 @@ def run(lab: Lab) -> Findings:
         "reward model": {n: 1 - models[n]["true"] for n in sizes},
         "policy": {n: BEST - policies[n]["true"] for n in sizes},
     }
-    notes, doubling = [], {}
+    notes, doubling, series = [], {}, {}
     for name, own in errors.items():
         doubling[name] = own[sizes[-2]] - own[sizes[-1]]
         laws = [predicted(sizes, np.array([own[n][s].mean() for n in sizes]))
                 for s in range(len(lab.seeds))]  # fmt: skip
         power, law = np.mean(laws, axis=0)
         missed = estimate(own[sizes[-1]] - np.array([each for _, each in laws])[:, None])
+        series[name] = {
+            "found": list(own.items()),
+            "law of the smaller runs": [
+                (n, np.array([[law * (n / sizes[-1]) ** -power]])) for n in sizes
+            ],
+        }
         within = "is" if missed.low <= 0 <= missed.high else "is not"
         notes.append(
             f"{name.capitalize()}: the error falls as n^-{power:.2f}. For {sizes[-1]:,} pairs the "
@@ -79,9 +85,8 @@ def run(lab: Lab) -> Findings:
                policies[n]["kl"]) for n in sizes],
         panels=[
             Panel("reward models", "pairs", "error: 1 - agreement with the true rule",
-                  {"found": [(n, errors["reward model"][n]) for n in sizes]}, log=True),
-            Panel("policies", "pairs", "4 - true reward",
-                  {"found": [(n, errors["policy"][n]) for n in sizes]}, log=True),
+                  series["reward model"], log=True),
+            Panel("policies", "pairs", "4 - true reward", series["policy"], log=True),
         ],
         claims=[
             Claim(f"the last doubling, to {sizes[-1]:,} pairs, lowers the error of the "
