@@ -78,7 +78,7 @@ def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     overrated = [row[3] for row in attack.rows]
     assert all(np.abs(values).max() < 1e-9 for values in overrated)
     gain = {row[0]: row[2] for row in attack.rows}
-    assert gain["search"].mean() == pytest.approx(-0.25, abs=0.2)
+    assert gain["found by the search"].mean() == pytest.approx(-0.25, abs=0.2)
     ensemble = ensembles.run(lab)
     assert all(np.abs(row[-1]).max() < 1e-9 for row in ensemble.rows)
     assert all(row[1].min() == 1 or row[1].min() == 0.5 for row in ensemble.rows)  # ties alone

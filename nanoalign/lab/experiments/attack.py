@@ -142,11 +142,11 @@ def labelled(lines: list[dict]) -> list[dict]:
 def run(lab: Lab) -> Findings:
     found = lab.grid(model)[()]
     last = rounds(lab) - 1
-    names = {"best of 16": "best of 16", "suffix": "suffix", "search 0": "search",
-             "control": "search, another model"}  # fmt: skip
+    names = {"best of 16": "best of 16", "suffix": "suffix", "search 0": "found by the search",
+             "control": "the same, another model"}  # fmt: skip
     for n in range(1, last + 1):
-        names[f"first search after {n}"] = f"search, after {n}"
-        names[f"search {n}"] = f"new search after {n}"
+        names[f"first search after {n}"] = f"the same, after round {n}"
+        names[f"search {n}"] = f"new search, after round {n}"
     accuracy = {n: found[f"accuracy {n}"] for n in range(last + 1)}
     return Findings(
         columns=("text", "gain by the reward model", "gain by the true rule", "overrated by"),
