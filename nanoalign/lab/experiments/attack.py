@@ -19,11 +19,11 @@ GUESS = (
     "longer overrates it, but a new search finds other text."
 )
 METHOD = [
-    "A reward model is trained on pairs of tiny-a. The rejected answers of held-out pairs are "
-    "changed token by token, each time to what raises the reward most among changes that the "
-    "gradient of the reward proposes (python -m nanoalign.lab.attack). A suffix of four tokens "
-    "is sought on training answers and appended to held-out ones. The best of samples of the "
-    "base is chosen by the model.",
+    "A reward model is trained on pairs of tiny-a. The rejected answers of a tenth of the "
+    "held-out pairs are changed token by token, each time to what raises the reward most among "
+    "changes that the gradient of the reward proposes (python -m nanoalign.lab.attack). A "
+    "suffix of four tokens is sought on training answers and appended to held-out ones. The "
+    "best of samples of the base is chosen by the model.",
     "Overrating is the gain by the reward model minus the gain by the true rule. Rewards are "
     "divided by what the model gives for a unit of true reward on held-out pairs, by least "
     "squares.",
@@ -51,7 +51,7 @@ def model(lab: Lab, seed: int) -> dict:
     pairs, spare = every[:count], every[count:]
     training = lab.runs.write("texts", rejected(pairs[:texts]))
     test_pairs = map(chosen_and_rejected, read(lab.test_pairs("tiny-a")))
-    held_out = rejected(test_pairs)[: lab.pick(24, 60)]
+    held_out = rejected(test_pairs)[: lab.prompts // 10]
     tests = lab.runs.write("texts", held_out)
     found = {}
     for n in range(rounds(lab)):

@@ -17,9 +17,9 @@ GUESS = (
 METHOD = [
     "Reward models of few pairs, which err. Three members differ in the head that was drawn, "
     "in the order of the pairs, and in the half of the data that they saw. Each orders the "
-    "same answers of a base. Rewards of each are standardised within prompts. The curve has "
-    "the expected true reward of the best of n by one member (the mean over the three), by the "
-    "mean of their rewards, and by the least of them.",
+    "same answers of a base to half of the held-out prompts. Rewards of each are standardised "
+    "within prompts. The curve has the expected true reward of the best of n by one member "
+    "(the mean over the three), by the mean of their rewards, and by the least of them.",
     "Over-optimisation is the gain that a judge sees minus the gain that is true. Rewards of a "
     "judge are first divided by what it gives for a unit of true reward, by least squares "
     "within prompts, so that the scale of a judge does not count.",
@@ -81,7 +81,7 @@ def centred(values: np.ndarray) -> np.ndarray:
 
 
 def prompts(lab: Lab):
-    return lab.runs.write("prompts", read(lab.test_prompts)[: lab.pick(100, 300)])
+    return lab.runs.write("prompts", read(lab.test_prompts)[: lab.prompts // 2])
 
 
 def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:
