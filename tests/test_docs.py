@@ -66,8 +66,8 @@ def test_the_python_files_that_a_page_names_exist(page):
     names = set(re.findall(r"(?<![\w/.])[\w/]+\.py\b", page.read_text()))
     folders = (ROOT, ROOT / "nanoalign", ROOT / "tests")
     missing = {name for name in names if not any((folder / name).exists() for folder in folders)}
-    # docs/design.md writes the first; the other is of torch.
-    assert missing <= {"train_sft.py", "torch/nn/utils/clip_grad.py"}
+    missing = {name for name in missing if not name.startswith("torch/")}
+    assert missing <= {"train_sft.py"}  # which docs/design.md writes
 
 
 def test_readme_keeps_its_caps_and_names_every_page_and_subpackage():

@@ -98,18 +98,20 @@ class Runs:
 
 
 def code_digest(texts: list[str]) -> str:
-    """A hash of all code that a command may run: of the lab that is its own module alone."""
+    """A hash of all code, data and weights that a command may use: of the lab its own module."""
     own = ROOT / f"{texts[1].replace('.', '/')}.py" if texts[0] == "-m" else None
     return outside_lab() + (hashlib.sha256(own.read_bytes()).hexdigest() if own else "")
 
 
 @cache
 def outside_lab() -> str:
-    files = [path for pattern in ("*.py", "nanoalign/**/*.py") for path in ROOT.glob(pattern)]
-    files = sorted(path for path in files if "lab" not in path.relative_to(ROOT).parts)
+    package = (ROOT / "nanoalign").rglob("*")
+    files = [path for path in (*ROOT.glob("*.py"), *package) if path.is_file()]
     hashed = hashlib.sha256()
-    for path in files:
-        hashed.update(path.read_bytes())
+    for path in sorted(files):
+        name = path.relative_to(ROOT)
+        if not {"lab", "__pycache__"} & set(name.parts):
+            hashed.update(f"{name} {path.stat().st_size} ".encode() + path.read_bytes())
     return hashed.hexdigest()
 
 

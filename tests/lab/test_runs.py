@@ -85,6 +85,22 @@ def test_threads_that_want_the_same_run_it_once(tmp_path):
     assert own.started == 2 and len(set(paths)) == 2 and len(own.commands) == 2
 
 
+def test_code_data_and_weights_are_in_the_hash(tmp_path, monkeypatch):
+    (tmp_path / "nanoalign" / "tiny").mkdir(parents=True)
+    (tmp_path / "nanoalign" / "lab").mkdir()
+    names = ("train_dpo.py", "nanoalign/a.py", "nanoalign/tiny/model.safetensors",
+             "nanoalign/lab/b.py")  # fmt: skip
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    found = []
+    for name in ("", *names):
+        for each in names:
+            (tmp_path / each).write_text("changed" if each == name else "")
+        runs.outside_lab.cache_clear()
+        found.append(runs.outside_lab())
+    runs.outside_lab.cache_clear()
+    assert len(set(found[:4])) == 4 and found[4] == found[0]  # of the lab nothing
+
+
 def test_changed_code_is_run_anew(tmp_path, monkeypatch):
     own = Counted(tmp_path / "made")
     before = own.run("train_dpo.py")
@@ -115,7 +131,7 @@ def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkey
         assert len(ranked[name]["label"]) == count
         assert ranked[name]["label"].mean() == pytest.approx(own["accuracy"])
         assert ranked[name]["true"].mean() == pytest.approx(own["true_accuracy"])
-    answers = next((tmp_path / "made").glob("policy-*")) / "answers.jsonl"
+    answers = next((tmp_path / "made").glob("policy-*/answers.jsonl"))
     scored = lab.scored(judge, answers)
     for line in read(answers):
         assert scored[line["prompt"], line["answer"]] == pytest.approx(line["score"], abs=1e-4)
