@@ -1,12 +1,13 @@
 """Alignment, looked at closely: `python -m nanoalign.lab`.
 
-walk.py         one pair from text to gradient, through the functions of the core
+attack.py       searches for text with a high reward, by the gradient of the reward
+walk.py         one pair from text to gradient, through the functions of the scripts
 golden.py       inputs, losses and gradients of every loss, for the tests of other frameworks
 pipeline.py     from the pretrained base to a policy: demonstrations, pairs, own answers
 exercises.py    what the exercises of docs/exercises.md expect
 
 experiments     the questions of alignment, a file each, which says what varies
-lab.py          the words of an experiment: trainings, gradings, their grid
+lab.py          functions that experiments consist of: trainings, evaluations, their grid
 figures.py      what the scripts wrote, as arrays
 runs.py         runs the scripts, and keeps what they make
 estimates.py    intervals over seeds and prompts, and what they say of a guess

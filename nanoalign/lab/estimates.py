@@ -50,8 +50,7 @@ def estimate(values: np.ndarray) -> Estimate:
     if variance == 0:
         return Estimate(mean, mean, mean)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    # where the variance is that of one part, the freedom is no more than that part has
-    half = student(max(1.0, freedom)) * math.sqrt(variance)
+    half = student(max(1.0, freedom)) * math.sqrt(variance)  # of two seeds it may be below 1
     return Estimate(mean, mean - half, mean + half)
 
 

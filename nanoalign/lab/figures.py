@@ -29,18 +29,19 @@ def answers(folder: Path, side: str = "policy") -> dict[str, list[dict]]:
 def grades(folder: Path) -> dict[str, np.ndarray | float]:
     """The figures of a folder of evaluate.py policy by prompt, as means over its answers.
 
-    true, judged, tokens: of the policy's answers. base_...: the baseline's. true_win, win: 1 where
-    the policy's is better, 1/2 for a tie. kl: of an answer, nan where it is not known.
+    true, judged, tokens: of the policy's answers. base_true, base_judged: of the baseline's.
+    true_win, win: 1 where the policy's is better, 1/2 for a tie. kl: of an answer, nan where it is
+    not known.
     """
     sides = [list(answers(folder, side).values()) for side in ("policy", "baseline")]
     found = {"kl": json.loads((folder / "metrics.json").read_text()).get("kl_per_answer", np.nan)}
-    for name, key in (("true", "true"), ("judged", "score"), ("tokens", "tokens")):
+    for name, key, win in (("true", "true", "true_win"), ("judged", "score", "win")):
         policy, base = ([np.array([x[key] for x in each]) for each in side] for side in sides)
         found[name], found[f"base_{name}"] = (
             np.array([values.mean() for values in side]) for side in (policy, base)
         )
-        found[f"{name}_win"] = np.array(list(map(win_share, policy, base)))
-    return found | {"win": found["judged_win"]}
+        found[win] = np.array(list(map(win_share, policy, base)))
+    return found | {"tokens": np.array([np.mean([x["tokens"] for x in each]) for each in sides[0]])}
 
 
 def win_share(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Runs the scripts of an experiment, one on each core, and keeps what they make.
 
-What a command makes lies in a folder whose name is a hash of the command and of the code: a command
-that was run before, by this experiment or by another one, is not run again.
+What a command makes lies in a folder whose name has a hash of the command and of the code, data and
+weights that it may use: a command that was run before, by any experiment, is not run again.
 """
 
 import fcntl

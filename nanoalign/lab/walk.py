@@ -1,4 +1,4 @@
-"""One pair from text to gradient: each place calls a function of the core, and prints what it made.
+"""One pair from text to gradient: each place calls a function, and prints what it made.
 
 The policy starts as the reference, so log-ratios are 0 and the loss is ln 2; one step of AdamW
 later they are not, and the same places are passed once more.

@@ -141,6 +141,12 @@ def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkey
                                  for r in lab.pairs(2, 0)]),
         "--edits", 1, suffix=".jsonl",
     )  # fmt: skip
+    suffixed = lab.runs.run(
+        "-m", "nanoalign.lab.attack", "--model", judge, "--data", attacked, "--suffix", 2,
+        "--suffix_texts", 1, "--edits", 1, suffix=".jsonl",
+    )  # fmt: skip
+    (line,) = read(suffixed)  # the first one was searched on
+    assert line["attacked"].startswith(line["response"]) and line["attacked"] != line["response"]
     both = [{"prompt": line["prompt"], "response": line[key]}
             for line in read(attacked) for key in ("response", "attacked")]  # fmt: skip
     rewards = lab.scored(judge, lab.runs.write("both", both))
