@@ -39,7 +39,8 @@ def with_template(template: str):
 )
 def test_what_a_template_does_is_one_error(template, message, monkeypatch):
     """Of the record that it is applied to; and the alarm is off again."""
-    monkeypatch.setattr(rendering, "SECONDS", 0.2)
+    if template == LOOP:  # the others end by themselves, also on a busy machine
+        monkeypatch.setattr(rendering, "SECONDS", 0.2)
     before = signal.getsignal(signal.SIGALRM)
     record = Record("Hi", ("Hello.", "No."), name="data:3")
     with pytest.raises(RunError, match=f"^data:3: the chat template fails: .*({message})"):
