@@ -13,7 +13,6 @@
 `python evaluate.py rm --help` lists the flags of a command.
 """
 
-import nanoalign.checks  # noqa: F401  # isort: skip  # says which packages are missing
 import json
 import sys
 from argparse import Namespace
@@ -21,15 +20,17 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from nanoalign import evaluation, hosts, loop, pairs
-from nanoalign.checkpoints.folders import load_tokenizer, local_folder
+from nanoalign import loop
+from nanoalign.data.formats import formats
+from nanoalign.data.sources import check_sources, named, open_source
+from nanoalign.data.split import EQUAL_SCORES
 from nanoalign.distributed import World, compute_dtype, print0, run
-from nanoalign.encode import Record
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, visible
 from nanoalign.evaluation import (
     answers,
-    best_of_n,
+    best_of,
     candidates,
+    commands,
     comparison,
     diagnosis,
     kept,
@@ -40,16 +41,15 @@ from nanoalign.evaluation import (
 )
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
+from nanoalign.evaluation.pictures import frontier_picture
 from nanoalign.flags import Parser
-from nanoalign.formats import named
-from nanoalign.formats.records import formats
-from nanoalign.formats.rows import EQUAL_SCORES
-from nanoalign.formats.sources import check_sources, open_source
-from nanoalign.hosts.collectives import on_main
-from nanoalign.hosts.terminal import visible
 from nanoalign.packing.batches import Packed
+from nanoalign.ranks import groups, report
+from nanoalign.ranks.collectives import on_main
+from nanoalign.records import Record, read
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
+from nanoalign.weights.folders import load_tokenizer, local_folder
 
 FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate",
             "policy_tokens_mean", "policy_ended_share", "policy_cut_share")  # fmt: skip
@@ -57,7 +57,7 @@ FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "tru
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
-    evaluation.add_arguments(parser)
+    commands.add_arguments(parser)
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         parser.error(f"the command goes first: evaluate.py rm|policy|score|frontier {argv[0]}")
@@ -86,7 +86,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     prepared = []
     for view in scoring.views(model, args.preference, args.combine):
         score = Mixed(model, view.shares)
-        records = list(pairs.read(args.data, formats(view.preference, keys=args.keys), open_source))
+        records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
         encoded = scoring.encode_for(model, view.shares, compared, tokenizer, rule)
@@ -197,18 +197,16 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     log = diagnosis.read_log(run_log) if run_log else []
     with results.results_folder(args.out, vars(args)) as out:
         results.write_comparison(out, title, compared, figures, log)
-        best = best_of_n.curve(compared)
+        best = best_of.curve(compared)
         if len(best) > 1:
             results.write_records(out / "best_of_n.jsonl", best)
-            best_of_n.picture(out / "best_of_n.png", best)
+            best_of.picture(out / "best_of_n.png", best)
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
     for name, *values in diagnosis.figure_rows(figures):
         print(f"{name:<28} {'  '.join(f'{value:<9}' for value in values)}".rstrip())
     if len(best) > 1:
-        print(
-            f"\nthe best of n answers of the policy, by the reward model\n{best_of_n.table(best)}"
-        )
+        print(f"\nthe best of n answers of the policy, by the reward model\n{best_of.table(best)}")
     print(f"\n{diagnosis.conclusion(figures)}")
     if rests_on := diagnosis.caution(figures):
         print(rests_on)
@@ -263,8 +261,6 @@ def evaluate_score(args: Namespace, world: World) -> None:
 
 
 def evaluate_frontier(args: Namespace) -> None:
-    from nanoalign.evaluation.pictures import frontier_picture  # imports matplotlib
-
     results.check_out(args.out)
     policies = results.read_comparable(args.results)
     shown = {name: {key: each.get(key) for key in FRONTIER} for name, each in policies.items()}
@@ -281,7 +277,7 @@ def layout(args: Namespace) -> type[loop.Batches]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    world = hosts.setup(args)
+    world = groups.setup(args)
     if args.command == "frontier":
         on_main(world, partial(evaluate_frontier, args))
     if args.command == "score":
@@ -293,4 +289,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, hosts.report_error)
+    run(main, report.report)

@@ -11,7 +11,6 @@ here they also share one row, so that the prompt is computed once (nanoalign/pac
         --model Qwen/Qwen2.5-0.5B-Instruct --data pairs.jsonl
 """
 
-import nanoalign.checks  # noqa: F401  # isort: skip  # says which packages are missing
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -19,24 +18,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nanoalign import checkpoints, formats, hosts, loop, packing, rewards, store, tracking
+from nanoalign import loop
 from nanoalign.batch import Batch
-from nanoalign.checkpoints.curves import finish
-from nanoalign.checkpoints.folders import check_fits, load_tokenizer, local_folder
-from nanoalign.checkpoints.runs import check_folder, describe, open_run
-from nanoalign.checkpoints.slices import read_slices
-from nanoalign.checkpoints.write import write_model
-from nanoalign.checks.first_step import check_layout
+from nanoalign.data import audit, rows, store
 from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number
-from nanoalign.formats.rows import load_rows
-from nanoalign.hosts.collectives import on_main
 from nanoalign.losses import pairwise_reward_loss
-from nanoalign.metrics import Metric, hits
-from nanoalign.packing.batches import Packed
-from nanoalign.reward_model import RewardModel
-from nanoalign.rewards.prompts import kinds_of
+from nanoalign.metrics import Metric, pair_metrics
+from nanoalign.model import RewardModel
+from nanoalign.packing import batches as packing
+from nanoalign.packing.self_check import check_layout, prepare
+from nanoalign.ranks import groups
+from nanoalign.ranks.collectives import on_main
+from nanoalign.ranks.report import report
+from nanoalign.rewards import variants
+from nanoalign.rewards.prompt_kinds import kinds_of
 from nanoalign.rewards.rule import set_rule
+from nanoalign.runs import folder as run_folder
+from nanoalign.runs import guards, log, result, trackers
+from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights.heads import announce
+from nanoalign.weights.slices import read_slices
+from nanoalign.weights.write import write_model
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -56,28 +59,26 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    formats.add_arguments(parser, several=True)
-    for subpackage in (packing, checkpoints, tracking, hosts, store, rewards):
-        subpackage.add_arguments(parser)
+    rows.add_arguments(parser, several=True)
+    for part in (packing, guards, trackers, groups, store, variants):
+        part.add_arguments(parser)
     return parser.parse_args(argv)
 
 
 def loss_of_batch(
-    reward_model: RewardModel, args: Namespace, batch: Batch
+    reward_model: RewardModel, args: Namespace, batch: Batch, lead: Tensor | float = 0.0
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """The algorithm: the losses of the pairs of a batch, (B,), and their metrics."""
-    rewards = reward_model(batch)  # (S,) of every response
-    chosen, rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,)
+    """The algorithm: the losses of the pairs of a batch, (B,), and their metrics.
+
+    lead: what chosen has in the loss beside its reward, (B,), with --length_debias.
+    """
+    chosen, rejected = reward_model.of_pairs(batch)  # (B,) rewards
     margins = args.margin * batch.extra.get("margins", 1.0)
-    losses = pairwise_reward_loss(chosen, rejected, margins, args.label_smoothing)
+    losses = pairwise_reward_loss(chosen + lead, rejected, margins, args.label_smoothing)
     # Only differences are trained, so rewards may drift: Eisenstein et al. 2023, arXiv 2312.09244.
     losses = losses + args.center_rewards_coefficient * (chosen + rejected) ** 2
     return losses, {
-        "loss": losses,
-        "accuracy": hits(chosen, rejected),
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
+        **pair_metrics(losses, chosen, rejected, accuracy="accuracy"),
         "reward_mean": (chosen + rejected) / 2,
         "reward_std": torch.stack([chosen, rejected], dim=1),
     }
@@ -85,66 +86,54 @@ def loss_of_batch(
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    world = hosts.setup(args)
-    dtype = compute_dtype(args.precision, world.device)
-    folder = local_folder(args.model)
-    on_main(world, partial(check_folder, args, [folder]))
+    world = groups.setup(args)
+    folder, name = local_folder(args.model), f"--model {args.model}"
+    on_main(world, partial(run_folder.check_folder, args, [folder]))
 
     # data
     tokenizer = load_tokenizer(folder)
-    rewards.announce_head(folder)
-    data = load_rows(args, tokenizer, folder, world)
+    announce(folder)
+    data = rows.load_rows(args, tokenizer, folder, world)
     if args.audit:
-        from nanoalign.formats.audit import audit
+        return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=True))
+    batches = packing.layout(args)(world, args.micro_batch_tokens)
 
-        return print0(audit(data.rows, data.counts, tokenizer, args.audit, rewards=True))
-    layout = Packed if args.share_prefix else loop.Batches
-    batches = layout(world, args.micro_batch_tokens)
-
-    # reward model, loss and optimizer
-    model_class, loss = RewardModel, loss_of_batch
-    if rewards.is_used(args):
-        from nanoalign.rewards.variants import variant_of
-
-        model_class, loss = variant_of(args, data.rows)
-    reward_model = model_class.load(folder, world, dtype, read=read_slices, head_seed=args.seed,
+    # reward model and what is minimised
+    dtype = compute_dtype(args.precision, world.device)
+    load, loss = variants.variant_of(args, data.rows, loss_of_batch)
+    reward_model = load(folder, world, dtype, read=read_slices, head_seed=args.seed,
         checkpointing=args.activation_checkpointing)  # fmt: skip
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
-    name = f"--model {args.model}"
-    batches.prepare(reward_model)
-    check_fits(reward_model, data.rows, name)
-    check_fits(reward_model, data.held_out, name)
+    prepare(reward_model, data, batches, name)
     objective = loop.Objective(partial(loss, reward_model, args))
-    groups = reward_model.parameter_groups(args.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, fused=True)
-    if world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
-        from nanoalign.hosts.groups import SyncedBatches
+    parameters = reward_model.parameter_groups(args.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, args.lr, fused=True)
+    batches = groups.synced(batches, reward_model, args)
+    log.describe(reward_model, data.rows, batches, args)
 
-        batches = SyncedBatches(batches, reward_model, args.gradient_sync)
-    describe(reward_model, data.rows, batches, args)
-
-    # checks, training
-    save, start, writing = checkpoints.of_run(
+    # training
+    guard = guards.Guard(
         reward_model, optimizer, objective, data.rows, args, world, {"--model": folder}
     )
     check_layout(reward_model, data.rows, batches, name)
     again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
     held_out = {"eval": data.held_out, "train_eval": again}
-    with open_run(args, world, data, folder, start) as log:
-        complete = loop.train(
-            reward_model, optimizer, objective, data.rows, held_out, batches, args, log, save, start
-        )
-    if not complete:
+    with log.open_run(args, world, data, folder, guard.start) as write_metrics:
+        loop.train(reward_model, optimizer, objective, data.rows, held_out, batches,
+            loop.Settings.of(args), write_metrics, guard.save, guard.start)  # fmt: skip
+    if guard.stopped:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
+
+    # result
     if args.length_debias:
         reward_model.print_length()
-    with writing:
-        options = {"template": data.template, "dtype": args.save_dtype}
-        write_model(reward_model, tokenizer, Path(args.out), world, **options)
-    checkpoints.report_rounding(reward_model, objective, held_out, batches, args)
-    finish(args, world, f"Reward model on {args.model}", len(data.held_out),
+    with guard.writing():
+        write_model(reward_model, tokenizer, Path(args.out), world, template=data.template,
+            dtype=args.save_dtype)  # fmt: skip
+    result.report_rounding(reward_model, objective, held_out, batches, args)
+    result.finish(args, world, f"Reward model on {args.model}", len(data.held_out),
         ["rm", "--model", args.out])  # fmt: skip
 
 
 if __name__ == "__main__":
-    run(main, hosts.report_error)
+    run(main, report)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from nanoalign.evaluation.statistics import prompt_interval
+from nanoalign.runs.result import wilson_interval
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanoalign.checkpoints.curves import wilson_interval  # noqa: E402
-from nanoalign.evaluation.statistics import prompt_interval  # noqa: E402
 
 LARGEST = 8  # answers to a prompt
 RESAMPLES = 1000  # of a bootstrap

@@ -16,6 +16,15 @@ import tempfile
 import time
 from pathlib import Path
 
+from nanoalign.data.rows import load_rows
+from nanoalign.data.sources import check_sources
+from nanoalign.data.split import fingerprint
+from nanoalign.distributed import setup
+from nanoalign.loop import step_indices
+from nanoalign.packing.batches import Packed
+from nanoalign.ranks.collectives import gather
+from nanoalign.weights.folders import load_tokenizer, local_folder
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -36,7 +45,6 @@ def parse_args() -> argparse.Namespace:
 
 def repeat(source: str, pairs: int, path: Path) -> None:
     """Writes the records of a source, numbered, until there are so many."""
-    from nanoalign.formats.sources import check_sources
 
     (original,) = check_sources([source])
     records = [json.loads(line) for line in original.read_text().splitlines()]
@@ -53,13 +61,6 @@ def repeat(source: str, pairs: int, path: Path) -> None:
 
 def work(job: dict) -> None:
     """One rank: loads the rows of a run from a store, and plans its first step."""
-    from nanoalign.checkpoints.folders import load_tokenizer, local_folder
-    from nanoalign.checkpoints.resume import fingerprint
-    from nanoalign.distributed import setup
-    from nanoalign.formats.rows import load_rows
-    from nanoalign.hosts.collectives import gather
-    from nanoalign.loop import step_indices
-    from nanoalign.packing.batches import Packed
 
     world, folder = setup(), local_folder(job["model"])
     args = argparse.Namespace(

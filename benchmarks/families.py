@@ -33,12 +33,11 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
 
 import train_dpo  # noqa: E402
 import train_rm  # noqa: E402
-from nanoalign import TINY  # noqa: E402
-from nanoalign.checkpoints.slices import read_slices  # noqa: E402
-from nanoalign.checkpoints.write import write_model  # noqa: E402
-from nanoalign.checks.first_step import one_line_errors  # noqa: E402
 from nanoalign.errors import RunError, in_a_line  # noqa: E402
-from nanoalign.model import Policy  # noqa: E402
+from nanoalign.model import TINY, Policy  # noqa: E402
+from nanoalign.packing.self_check import one_line_errors  # noqa: E402
+from nanoalign.weights.slices import read_slices  # noqa: E402
+from nanoalign.weights.write import write_model  # noqa: E402
 
 WAYS = ("packed", "separate", "reward model", "saved")
 # Sizes by the names that configs give them; a name that a config does not have is left out.

@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from nanoalign.logps import Head, chunked_token_logps
+from nanoalign.model import CHUNK_LOGITS
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanoalign.logps import Head, chunked_token_logps  # noqa: E402
-from nanoalign.model import CHUNK_LOGITS  # noqa: E402
 
 TOKENS_AT_A_TIME = 2**25  # logits, of `tokens`
 

@@ -23,6 +23,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from nanoalign import batch, loop, metrics, model
+from nanoalign.batch import Batch, collate
+from nanoalign.encode import encode_all
+from nanoalign.model import Policy
+from nanoalign.records import Record
+from nanoalign.weights.folders import load_tokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
 MICRO_BATCHES = 4  # of a step on each rank, of one pair
 LETTERS = 16  # of a prompt, and of a response
@@ -45,10 +52,7 @@ def write_model(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from nanoalign import tiny
-    from nanoalign.checkpoints.folders import load_tokenizer
-
-    tokenizer = load_tokenizer(tiny.MODEL)
+    tokenizer = load_tokenizer(model.TINY)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=24,
@@ -105,8 +109,6 @@ def run_job(job: dict) -> None:
     import torch
 
     import train_dpo
-    from nanoalign import loop
-    from nanoalign.batch import Batch
 
     torch.set_num_threads(1)
     times, begun, profiler = Times(), [], cProfile.Profile()
@@ -149,9 +151,9 @@ def run_job(job: dict) -> None:
         timed(torch.nn.utils, "clip_grad_norm_", "clip"),
         timed(torch.optim.AdamW, "step", "AdamW"),
         timed(loop.Batches, "plan", "plan"),
-        patch.object(loop.Batches, "collate", staticmethod(times.of("collate", loop.collate))),
+        patch.object(loop.Batches, "collate", staticmethod(times.of("collate", batch.collate))),
         timed(Batch, "to", "batch to the device"),
-        timed(loop.Means, "add", "metrics"),
+        timed(metrics.Means, "add", "metrics"),
     ):
         train_dpo.main(argv)
     if os.environ.get("RANK", "0") == "0":
@@ -170,11 +172,6 @@ def run_job(job: dict) -> None:
 def plain(job: dict) -> dict[str, float]:
     """Milliseconds of a step's forwards and backwards with plain modules."""
     import torch
-
-    from nanoalign.batch import collate
-    from nanoalign.checkpoints.folders import load_tokenizer
-    from nanoalign.encode import Record, encode_all
-    from nanoalign.model import Policy
 
     policy, times = Policy.load(job["model"]), Times()
     record = Record("a" * LETTERS, ("b" * LETTERS, "c" * LETTERS), name="plain")

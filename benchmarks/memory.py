@@ -31,6 +31,13 @@ from unittest.mock import patch
 import torch
 from torch.distributed.tensor import DTensor
 
+from nanoalign import batch, loop
+from nanoalign.distributed import setup
+from nanoalign.model import Policy
+from nanoalign.packing import attention, batches
+from nanoalign.weights.folders import local_folder
+from nanoalign.weights.slices import read_slices
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 GB = 1e9
@@ -69,8 +76,6 @@ def _reset_peak() -> None:
 
 def step(args: argparse.Namespace) -> None:
     import train_dpo
-    from nanoalign import loop
-    from nanoalign.model import Policy
 
     totals: dict[str, int] = {"python and its packages": _memory()}
     counted: dict[str, int] = {}  # bytes of the parts that are in memory
@@ -199,10 +204,6 @@ def _measure_response(tokens: int, packed: bool, window: int | None, cap: float 
     import numpy as np
     from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
-    from nanoalign import batch
-    from nanoalign.model import Policy
-    from nanoalign.packing import attention, batches
-
     torch.manual_seed(0)
     shape = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64,
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -264,10 +265,6 @@ def _load_rank(rank: int, ranks: int, port: int, model: str, queue) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
                    "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    from nanoalign.checkpoints.folders import local_folder
-    from nanoalign.checkpoints.slices import read_slices
-    from nanoalign.distributed import setup
-    from nanoalign.model import Policy
 
     world = setup()
     before, begun = _private(os.getpid()), time.perf_counter()

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
+from nanoalign import model
+from nanoalign.weights.folders import load_tokenizer
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nanoalign import tiny  # noqa: E402
-from nanoalign.checkpoints.folders import load_tokenizer  # noqa: E402
 
 SHAPES = {
     "llama-12m": LlamaConfig(
@@ -42,7 +43,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def write(shape: str, folder: Path, tokenizer_folder: Path = tiny.MODEL) -> int:
+def write(shape: str, folder: Path, tokenizer_folder: Path = model.TINY) -> int:
     """Writes the model and a tokenizer; the number of its parameters."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(tokenizer_folder)
@@ -59,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("folder", type=Path, help="where the model is written")
-    parser.add_argument("--tokenizer", type=Path, default=tiny.MODEL, help="a model's folder")
+    parser.add_argument("--tokenizer", type=Path, default=model.TINY, help="a model's folder")
     args = parser.parse_args()
     parameters = write(args.shape, args.folder, args.tokenizer)
     print(f"{args.folder}: {parameters:,} parameters, bfloat16")

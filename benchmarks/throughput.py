@@ -26,6 +26,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from nanoalign import batch, loop
+from nanoalign.data.formats import formats
+from nanoalign.data.sources import read_records
+from nanoalign.data.templates import render
+from nanoalign.encode import encode_all
+from nanoalign.loop import step_indices
+from nanoalign.model import Policy, RewardModel
+from nanoalign.packing import batches
+from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights.write import write_model
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -66,14 +77,6 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(job: dict) -> dict:
     """Writes the records, and the reward model at the start; counts tokens and operations."""
-    from nanoalign.checkpoints.folders import load_tokenizer, local_folder
-    from nanoalign.checkpoints.write import write_model
-    from nanoalign.encode import encode_all
-    from nanoalign.formats.records import formats
-    from nanoalign.formats.selected import read_records
-    from nanoalign.formats.templates import render
-    from nanoalign.model import Policy
-    from nanoalign.reward_model import RewardModel
 
     folder, model = Path(job["folder"]), local_folder(job["model"])
     tokenizer = load_tokenizer(model)
@@ -134,8 +137,6 @@ def nanoalign(job: dict) -> dict:
 
     import train_dpo
     import train_rm
-    from nanoalign import loop
-    from nanoalign.packing import batches
 
     begun, padded = [], [0]
     get_lr, profiler = loop.get_lr, torch.profiler.profile()
@@ -165,7 +166,7 @@ def nanoalign(job: dict) -> dict:
             "--precision", job["precision"], "--out", str(out), *job["flags"].split()]  # fmt: skip
     with (
         patch.object(loop, "get_lr", record_time),
-        patch.object(loop.Batches, "collate", staticmethod(counting(loop.collate))),
+        patch.object(loop.Batches, "collate", staticmethod(counting(batch.collate))),
         patch.object(batches.Packed, "collate", staticmethod(counting(batches.collate))),
     ):
         script.main(argv)
@@ -189,8 +190,6 @@ def trl(job: dict) -> dict:
     import transformers
     import trl
     from datasets import Dataset
-
-    from nanoalign.loop import step_indices
 
     lines = (Path(job["folder"]) / "records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
@@ -292,8 +291,6 @@ def _model(job: dict) -> str:
 
 
 def _folder(job: dict) -> Path:
-    from nanoalign.checkpoints.folders import local_folder
-
     return local_folder(_model(job))
 
 

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
+from tqdm import tqdm
 
 from nanoalign.errors import RunError
 
@@ -35,7 +37,7 @@ class World:
 
 def setup(timeout: float = 1800.0) -> World:
     """Joins torchrun's process group, or makes a group of one. timeout: of a wait, in seconds."""
-    rank, size, local_rank = place()
+    rank, size, local_rank = environment_ranks()
     if torch.cuda.is_available():
         if local_rank >= (gpus := torch.cuda.device_count()):
             raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give no more ranks")
@@ -53,7 +55,7 @@ def setup(timeout: float = 1800.0) -> World:
     return World(rank, size, device, init_device_mesh(device.type, (size,)))
 
 
-def place() -> tuple[int, int, int]:
+def environment_ranks() -> tuple[int, int, int]:
     """(rank, number of ranks, rank on this host), by torchrun's environment variables."""
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     return tuple(int(os.environ.get(name, default)) for name, default in names)
@@ -86,21 +88,78 @@ def full(value: Tensor) -> Tensor:
 
 def print0(*args, **kwargs) -> None:
     """print on rank 0 alone."""
-    if place()[0] == 0:
+    if environment_ranks()[0] == 0:
         print(*args, **kwargs, flush=True)
 
 
+LINE_SECONDS = 10.0  # between two lines of a progress bar, where standard error is a file
+
+
+class Lines:
+    """Standard error without a terminal: each state of a bar is a line, without \\r before it."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            print(text, file=sys.stderr, flush=True)
+
+
+def progress_bar(total: int | None, unit: str, shown: bool = True, **options: object) -> tqdm:
+    """A bar on a terminal; elsewhere a line each 10 s at most, and one at the end of a longer run.
+
+    options: further ones of tqdm.
+    """
+    if not sys.stderr.isatty():
+        options |= {
+            "file": Lines(),
+            "mininterval": LINE_SECONDS,
+            "delay": LINE_SECONDS,
+            "miniters": 1,
+        }
+    return tqdm(total=total, unit=unit, disable=not shown, dynamic_ncols=True, **options)
+
+
+PYTHON = (3, 11)  # the oldest version that runs this
+# The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
+PACKAGES = {"torch": (2, 11), "transformers": (5, 17), "safetensors": (0, 8), "numpy": (2, 1),
+            "tqdm": (4, 67), "matplotlib": (3, 9)}  # fmt: skip
+
+
+def check_versions() -> None:
+    """Raises RunError for a Python, a system or packages that are not those of requirements.txt."""
+    if sys.version_info < PYTHON:
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise RunError(f"this is Python {found}, and nanoalign needs 3.11 or newer")
+    if sys.platform == "win32":
+        raise RunError("nanoalign runs on Linux and macOS; on Windows, in WSL")
+    lacking = []
+    for name, lowest in PACKAGES.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            lacking.append(f"{name} is not installed")
+            continue
+        if tuple(map(int, found.split("+")[0].split(".")[:2])) < lowest:
+            lacking.append(f"{name} {found} is older than {'.'.join(map(str, lowest))}")
+    if lacking:
+        raise RunError(f"{', '.join(lacking)}: pip install -r requirements.txt")
+
+
 def run(main: Callable[[], None], report: Callable[[BaseException], int]) -> None:
-    """Runs the main of a script. report: prints an error, and returns an exit code; 0: it can't."""
+    """Runs the main of a script.
+
+    report: prints an expected error and returns the exit code; returns 0 for a defect, which is
+        raised again with its traceback.
+    """
     code = 0
     try:
+        check_versions()
         main()
     except (Exception, KeyboardInterrupt) as error:
         if not (code := report(error)):
             raise  # below: without waiting for collectives that a stopped rank never joins
     if code == 0 and dist.is_initialized():
         dist.destroy_process_group()
-    if code or place()[1] > 1:
+    if code or environment_ranks()[1] > 1:
         # Ends without finalizing Python: a thread of gloo that frees a tensor then would abort.
         sys.stdout.flush()
         os._exit(code)

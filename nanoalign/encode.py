@@ -9,7 +9,6 @@ is a function from a Record to its Text; nanoalign/formats/templates.py has thos
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -17,25 +16,11 @@ import numpy as np
 
 from nanoalign.batch import Row
 from nanoalign.errors import RunError
+from nanoalign.records import Record
 
 CUT_PROMPT = "prompts cut at their beginning"
 CUT_RESPONSE = "responses cut at their end (no EOS)"
 BLANK_RESPONSE = "responses of white space alone"
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A prompt and its responses as text: one record of a file."""
-
-    prompt: str | list[dict]  # text, or messages {"role", "content", ...} before the response
-    responses: Sequence[str]
-    pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
-    extra: dict[str, Sequence[float]] = field(default_factory=dict)  # a value per pair
-    name: str = ""  # file and line: unique in a run
-    subset: str = ""  # the source's name
-    tools: list[dict] | None = None  # for the chat template
-    answers: Sequence[dict] = ()  # the responses as messages, if they have more than text
-    notes: tuple[str, ...] = ()  # what reading left out, to be counted
 
 
 class Text(NamedTuple):
@@ -92,11 +77,11 @@ def encode_all(
                 while ids[-1:] == [eos]:  # "<eos>" is a word of some models, also as plain text
                     ids.pop()
                 ids.append(eos)
-            rows[i] = fit(records[i], prompt, responses, max_length, tokenizer.bos_token_id)
+            rows[i] = truncate(records[i], prompt, responses, max_length, tokenizer.bos_token_id)
     return [rows[i] for i in range(len(records))]
 
 
-def fit(
+def truncate(
     record: Record, prompt: list[int], responses: list[list[int]], limit: int, bos: int | None
 ) -> Row:
     """The Row of a record, cut to `limit` tokens of a prompt and one response."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from nanoalign.distributed import place
+from nanoalign.distributed import environment_ranks
 from nanoalign.errors import RunError
 
 SCHEDULES, PRECISIONS = ("cosine", "linear", "constant"), ("auto", "fp32", "bf16")
@@ -19,32 +19,33 @@ MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
-    Subpackages append functions. lazy: adds the flags that a command line may have, or returns
-    another one. derived: flags -> defaults of others. refusals: flags -> what is wrong, or None.
+    Subpackages append functions. rewrites: words of the command line -> words that replace them.
+    derived: flags -> values of flags that were not given, which are None. refusals: flags -> what
+    is wrong with them, or None.
     """
 
     def __init__(self, doc: str, **options):
         first, _, rest = doc.partition("\n")
         options |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
         super().__init__(description=first, epilog=rest, **options)
-        self.lazy: list[Callable[[list[str]], list[str] | None]] = []
+        self.rewrites: list[Callable[[list[str]], list[str]]] = []
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
 
     def parse_args(self, argv: list[str] | None = None) -> Namespace:
         argv = sys.argv[1:] if argv is None else argv
-        for add in self.lazy:
-            argv = add(argv) or argv
+        for rewrite in self.rewrites:
+            argv = rewrite(argv)
         args = super().parse_args(argv)
         for derive in self.derived:
-            self.set_defaults(**derive(args))
-            args = super().parse_args(argv)
+            missing = {k: v for k, v in derive(args).items() if getattr(args, k) is None}
+            args = Namespace(**vars(args) | missing)
         for message in filter(None, (refusal(args) for refusal in self.refusals)):
             raise RunError(message)
         return args
 
     def print_help(self, file=None) -> None:
-        if place()[0] == 0:  # of the ranks that torchrun starts
+        if environment_ranks()[0] == 0:  # of the ranks that torchrun starts
             super().print_help(file)
 
     def error(self, message: str) -> None:

@@ -3,6 +3,7 @@
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
@@ -17,6 +18,32 @@ from nanoalign.model import Scorer
 
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: planning takes more than linear time
 MakeBatches = Callable[[Sequence[Row]], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `train` reads of the flags."""
+
+    batch_size: int  # records of a step, over all ranks
+    epochs: int  # passes over the data
+    steps: int | None  # optimizer steps in all; None: those of `epochs`
+    seed: int  # of the order of the rows
+    lr: float  # the peak learning rate
+    warmup: float  # the share of the steps in which the rate rises to `lr`
+    schedule: str  # how it falls after that: cosine, linear or constant
+    max_grad_norm: float  # a larger gradient is scaled to this norm
+    eval_every: int | None  # steps between two evaluations; None: about ten evaluations a run
+
+    @classmethod
+    def of(cls, args: Namespace) -> "Settings":
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
+
+    def total(self, rows: int) -> int:
+        """The number of optimizer steps of a run on so many rows."""
+        return self.steps or self.epochs * math.ceil(rows / self.batch_size)
+
+    def step_rows(self, step: int, rows: Sequence[Row]) -> list[Row]:
+        return [rows[i] for i in step_indices(step, len(rows), self.batch_size, self.seed)]
 
 
 class Objective:
@@ -99,46 +126,46 @@ class Batches:
 
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
-    rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batches: Batches, args: Namespace,
+    rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batches: Batches, settings: Settings,
     log: Callable[[int, dict[str, float]], None],
-    save: Callable[[int, bool, dict[str, float]], bool | None] = lambda *step: None, start: int = 0,
-) -> bool:  # fmt: skip
-    """Trains from step `start` to the last one. Returns whether the run is complete.
+    save: Callable[[int, bool, dict[str, float]], bool] = lambda *step: False, start: int = 0,
+) -> None:  # fmt: skip
+    """Trains from step `start` to the last one, or until `save` ends the run.
 
     held_out: rows by the name that begins the keys of their metrics ("eval" -> "eval/loss").
     log: takes the number of steps done and metrics.
     save: takes the number of steps done, whether it is the last, and the metrics of the step and
-        of an evaluation after it. A value ends the run: whether it is complete.
+        of an evaluation after it. Returns whether the run ends here.
     """
-    total, epoch = total_steps(len(rows), args), math.ceil(len(rows) / args.batch_size)
+    total, epoch = settings.total(len(rows)), math.ceil(len(rows) / settings.batch_size)
     if start > total:
         raise RunError(f"the checkpoint is at step {start} of {total}; raise --steps or --epochs")
     if start == 0:
         log(0, evaluate(objective, held_out, batches))
-    world, done, complete = batches.world, start, None
-    held = sum(map(len, held_out.values()))  # between two evaluations as many rows are trained on
-    every = args.eval_every or max(1, total // 10, held // args.batch_size)
-    these = step_rows(start, rows, args)
-    made = batches.step(these)
+    # By default as many rows are trained on between two evaluations as one of them reads.
+    held_out_rows = sum(map(len, held_out.values()))
+    every = settings.eval_every or max(1, total // 10, held_out_rows // settings.batch_size)
+    world, step_rows = batches.world, settings.step_rows(start, rows)
+    micro_batches = batches.step(step_rows)
     for step in range(start, total):
         # the learning rate of this step
-        lr = get_lr(step, total, args.lr, args.warmup, args.schedule)
+        lr = get_lr(step, total, settings.lr, settings.warmup, settings.schedule)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
         # micro-batches: however rows are divided, the gradient of the mean loss over the step
-        objective.before_step(these, batches.step)
+        objective.before_step(step_rows, batches.step)
         means = Means()
-        for batch in made:
+        for batch in micro_batches:
             losses, metrics = objective(batch)  # (B,)
-            loss = (losses * batch.weights).sum() / len(these)
+            loss = (losses * batch.weights).sum() / len(step_rows)
             (loss * world.size).backward()  # sharding averages gradients over ranks; we want sums
             means.add(metrics, batch.weights)
 
         # clip, make the first batch of the next step while the GPU works, step
-        norm = nn.utils.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        these = step_rows(step + 1, rows, args)
-        made = batches.step(these)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        step_rows = settings.step_rows(step + 1, rows)
+        micro_batches = batches.step(step_rows)
         grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
         check_finite(metrics | {"grad_norm": grad_norm}, f"step {step + 1} was not taken")
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
@@ -152,11 +179,11 @@ def train(
         log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch})
         if done == total or done % epoch == 0 or done % every == 0:
             check_parameters(model, done)
-            log(done, found := evaluate(objective, held_out, batches))
-            metrics |= found
-        if (complete := save(done, done == total, metrics)) is not None:
-            break
-    return complete or done == total
+            evaluation = evaluate(objective, held_out, batches)
+            log(done, evaluation)
+            metrics |= evaluation
+        if save(done, done == total, metrics):
+            return
 
 
 @torch.no_grad()
@@ -190,10 +217,6 @@ def check_parameters(model: nn.Module, step: int) -> None:
     check_finite({"norm of the parameters": full(norm).item()}, f"after step {step}")
 
 
-def total_steps(rows: int, args: Namespace) -> int:
-    return args.steps or args.epochs * math.ceil(rows / args.batch_size)
-
-
 def step_indices(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray:
     """The rows of optimizer step `step` (from 0): a slice of a permutation of (seed, epoch).
 
@@ -202,10 +225,6 @@ def step_indices(step: int, rows: int, batch_size: int, seed: int) -> np.ndarray
     epoch, place = divmod(step, math.ceil(rows / batch_size))
     order = np.random.default_rng((seed, epoch)).permutation(rows)
     return order[place * batch_size : (place + 1) * batch_size]
-
-
-def step_rows(step: int, rows: Sequence[Row], args: Namespace) -> list[Row]:
-    return [rows[i] for i in step_indices(step, len(rows), args.batch_size, args.seed)]
 
 
 def get_lr(step: int, total: int, peak: float, warmup: float, schedule: str) -> float:

@@ -16,6 +16,22 @@ def hits(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     return (torch.sign(chosen_rewards - rejected_rewards) + 1) / 2
 
 
+def pair_metrics(
+    losses: Tensor,
+    chosen_rewards: Tensor,
+    rejected_rewards: Tensor,
+    accuracy: str = "rewards/accuracies",
+) -> dict[str, Metric]:
+    """What every loss of pairs reports, (B,) each, by TRL's names. accuracy: the name of `hits`."""
+    return {
+        "loss": losses,
+        "rewards/chosen": chosen_rewards,
+        "rewards/rejected": rejected_rewards,
+        "rewards/margins": chosen_rewards - rejected_rewards,
+        accuracy: hits(chosen_rewards, rejected_rewards),
+    }
+
+
 class Means:
     """Means over the pairs of all micro-batches and ranks: float64 sums, one reduction."""
 

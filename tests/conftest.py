@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from nanoalign.distributed import World
-from nanoalign.encode import Record
+from nanoalign.records import Record
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from ranks import run_ranks
+from processes import run_ranks
 from storm_runs import SECONDS, World, bad_ending, script
 
 # --- hostile data ---------------------------------------------------------------------------------

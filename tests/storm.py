@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hostile import data, flags, models
-from ranks import Outcome
+from processes import Outcome
 from storm_runs import (
     ROOT,
     SECONDS,

@@ -14,13 +14,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from conftest import byte_tokenizer, tiny_llama, write_pairs  # noqa: E402
-from ranks import Outcome, run_ranks  # noqa: E402
+from processes import Outcome, run_ranks  # noqa: E402
 
 import evaluate  # noqa: E402
 import train_dpo  # noqa: E402
 import train_rm  # noqa: E402
-from nanoalign.distributed import place, run  # noqa: E402
-from nanoalign.hosts.report import report  # noqa: E402
+from nanoalign.distributed import environment_ranks, run  # noqa: E402
+from nanoalign.ranks.report import report  # noqa: E402
 
 SECONDS = 60
 FILES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")  # audit events
@@ -54,7 +54,7 @@ def kill_at(count: int, folder: str, rank: int) -> None:
             if seen == count:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    if place()[0] == rank:
+    if environment_ranks()[0] == rank:
         sys.addaudithook(hook)
 
 
@@ -63,7 +63,7 @@ def signal_after(seconds: float, number: int, rank: int) -> None:
         time.sleep(seconds)
         os.kill(os.getpid(), number)
 
-    if place()[0] == rank:
+    if environment_ranks()[0] == rank:
         threading.Thread(target=send, daemon=True).start()
 
 

@@ -14,10 +14,9 @@ import evaluate
 import train_dpo
 import train_rm
 from docs import PAGES, ROOT, first_missing
-from nanoalign.hub import __main__ as hub
 from nanoalign.lab import __main__ as lab
-from nanoalign.tiny import plant, sample
-from nanoalign.tracking import __main__ as tracking
+from nanoalign.lab import plant, sample
+from nanoalign.runs import trackers as tracking
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
 # Flags of other programs: torchrun, pip, pytest, srun, sbatch.
@@ -27,7 +26,7 @@ OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port",
           "tasks", "times", "seed"}  # fmt: skip
 COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
             (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
-            (evaluate, ["frontier"]), (hub, []), (tracking, []), (lab, ["walk"]),
+            (evaluate, ["frontier"]), (tracking, []), (lab, ["walk"]),
             (lab, ["golden"]), (lab, ["check"]), (lab, ["pipeline"]))  # fmt: skip
 
 

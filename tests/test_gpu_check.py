@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from nanoalign.logps import Head, _ChunkedLogps
+
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks/gpu_check.py")
 gpu_check = importlib.util.module_from_spec(spec)
@@ -141,8 +143,6 @@ def test_the_candidate_for_the_head_is_the_head(scale, cap):
     """Values and all gradients, in chunks that do not divide the vocabulary."""
     import torch
     from gpu.compiled import _CompiledLogps
-
-    from nanoalign.logps import Head, _ChunkedLogps
 
     torch.manual_seed(0)
     shapes = {"hidden": (7, 5), "weight": (11, 5), "bias": (11,)}

@@ -1,4 +1,4 @@
-"""python -m pytest tests/test_storm.py: a few mishaps of tests/storm.py, which has all of them."""
+"""python -m pytest tests/test_storm.py a few mishaps of tests/storm.py, which has all of them."""
 
 import storm
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
 from gpu.steps import Check
-from nanoalign.formats.audit import coordinates
-from nanoalign.packing.attention import Tree, tree_attention
+from nanoalign.packing.attention import tree_attention
 from nanoalign.packing.flex import block_mask
+from nanoalign.packing.tree import Tree, coordinates
 
 LENGTHS = (20, 60, 100, 127, 128, 129, 1000, 8191, 8192)
 GROUPS = (1, 2, 4, 7, 8)  # heads of queries that share a head of keys

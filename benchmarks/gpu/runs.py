@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from gpu.steps import Check
+from nanoalign import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 # Largest relative difference of a loss on the two devices, in float32 over 5 steps.
@@ -36,8 +37,6 @@ def losses(out: Path) -> list[float]:
 def versions(check: Check) -> dict[str, object]:
     import torch
     import transformers
-
-    import nanoalign.model  # noqa: F401  the project imports with these versions
 
     facts = {"torch": torch.__version__, "transformers": transformers.__version__}
     if check.device == "cuda":
@@ -103,8 +102,6 @@ def resume(check: Check) -> dict[str, object]:
 def waits(check: Check) -> dict[str, object]:
     """How often the host waits for the GPU in one optimizer step: for the norm and the metrics."""
     import torch
-
-    from nanoalign import loop
 
     get_lr, seen, found = loop.get_lr, [], []
 

@@ -8,20 +8,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.checkpoints.folders import load_tokenizer, local_folder
-from nanoalign.checkpoints.slices import read_slices
-from nanoalign.checks.first_step import check_layout
+from nanoalign.data.dialogues import resolve_template
+from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
+from nanoalign.data.sources import named
+from nanoalign.data.templates import encode_records
 from nanoalign.distributed import World, compute_dtype, print0
-from nanoalign.encode import Record
 from nanoalign.errors import RunError
+from nanoalign.evaluation.answer_rows import decode_continuation
 from nanoalign.evaluation.generation import Answer, Sampling, eos_ids, generate
-from nanoalign.evaluation.rows import decode_continuation
 from nanoalign.evaluation.scoring import score_rows
-from nanoalign.formats import named
-from nanoalign.formats.prompts import prompt_key, read_answers, read_prompts
-from nanoalign.formats.templates import encode_records, resolve_template
 from nanoalign.loop import Batches
 from nanoalign.model import Policy
+from nanoalign.packing.self_check import check_layout
+from nanoalign.records import Record
+from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights.slices import read_slices
 
 ROLES = ("policy", "baseline")  # of the two models of a comparison
 

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.encode import Record
+from nanoalign.data.formats import formats
+from nanoalign.data.prompts import ANSWER_KEYS, prompt_key, read_answers
+from nanoalign.data.sources import open_source
 from nanoalign.errors import RunError
-from nanoalign.formats.prompts import ANSWER_KEYS, prompt_key, read_answers
-from nanoalign.formats.records import formats
-from nanoalign.formats.sources import open_source
-from nanoalign.pairs import decode, read
+from nanoalign.records import Record, decode, read
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
 

@@ -12,16 +12,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nanoalign.data.dialogues import is_dialogue
+from nanoalign.data.prompts import prompt_key
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import Figures
-from nanoalign.evaluation.statistics import (
-    length_controlled_win_rate,
-    prompt_interval,
-    win_shares,
-)
-from nanoalign.formats.prompts import prompt_key
-from nanoalign.formats.templates import is_dialogue
-from nanoalign.tiny import world as tiny_world
+from nanoalign.evaluation.statistics import length_controlled_win_rate, prompt_interval, win_shares
+from nanoalign.tiny import world
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +134,7 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
         "no_dpo_better_than_dpo_count": int((won == 0).sum()),
         "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
     }
-    if {prompt_key(each.prompt) for each in compared} <= tiny_world.PROMPTS.keys():
+    if {prompt_key(each.prompt) for each in compared} <= world.PROMPTS.keys():
         figures |= true_metrics(compared)
     return figures
 
@@ -148,7 +144,7 @@ def true_metrics(compared: Sequence[Compared]) -> dict[str, float]:
     truly = [
         replace(each, **{
             role: tuple(
-                replace(x, score=tiny_world.true_reward(each.prompt, x.answer))
+                replace(x, score=world.true_reward(each.prompt, x.answer))
                 for x in getattr(each, role)
             )
             for role in ROLES

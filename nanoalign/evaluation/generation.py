@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Row
-from nanoalign.distributed import World, autocast
-from nanoalign.hosts.collectives import gather
-from nanoalign.hosts.progress import progress_bar
+from nanoalign.distributed import World, autocast, progress_bar
 from nanoalign.model import Policy
+from nanoalign.ranks.collectives import gather
 
 SHRINK = 0.75  # finished answers are removed from a batch when at most this share is unfinished
 

@@ -10,9 +10,7 @@ from itertools import chain
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.checkpoints.folders import load_tokenizer, local_folder
 from nanoalign.distributed import compute_dtype, print0
-from nanoalign.encode import Record
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answers import ROLES, Answers, Sampler, with_answer
 from nanoalign.evaluation.comparison import Compared, Judged
@@ -24,9 +22,11 @@ from nanoalign.evaluation.scoring import (
     score_encoded,
 )
 from nanoalign.loop import Batches
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import RewardModel
+from nanoalign.records import Record
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed, preferences_of
+from nanoalign.weights.folders import load_tokenizer, local_folder
 
 
 @dataclass(frozen=True, slots=True)

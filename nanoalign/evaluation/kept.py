@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanoalign.distributed import place
-from nanoalign.encode import Record
+from nanoalign.distributed import environment_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.evaluation.answers import ROLES, Answers
-from nanoalign.hosts import launcher
+from nanoalign.files.run_folder import launcher
+from nanoalign.records import Record
 
 ROOM = 32  # bytes of a token in the results: in answers.jsonl, in report.html, in tables of these
 
@@ -64,5 +64,5 @@ def advice(out: str) -> str | None:
         elif word != "policy" and word.partition("=")[0] not in left_out:
             rest.append(word)
     flags = [word for role, path in kept.items() for word in (f"--{role}_answers", path)]
-    command = shlex.join([*launcher(place()[1]), sys.argv[0], "policy", *rest, *flags])
+    command = shlex.join([*launcher(environment_ranks()[1]), sys.argv[0], "policy", *rest, *flags])
     return f"sampled answers are kept; without sampling again: {command}"

@@ -12,16 +12,10 @@ import numpy as np
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
-from nanoalign.evaluation.answers import ROLES  # noqa: E402
-from nanoalign.evaluation.comparison import Compared  # noqa: E402
-from nanoalign.evaluation.ranking import Figures  # noqa: E402
-from nanoalign.evaluation.reward_pictures import (  # noqa: E402
-    BETTER,
-    WORSE,
-    alpha_of,
-    bins_of,
-    legend_below,
-)
+from nanoalign.evaluation.answers import ROLES
+from nanoalign.evaluation.comparison import Compared
+from nanoalign.evaluation.ranking import Figures
+from nanoalign.evaluation.reward_pictures import BETTER, WORSE, alpha_of, bins_of, legend_below
 
 MARKERS = "osDv^<>P"  # of policies
 WHOLE, CUT = {"marker": ".", "s": 36}, {"marker": "x", "s": 18, "lw": 0.8}  # cut: read in part

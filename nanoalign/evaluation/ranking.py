@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanoalign.encode import Record
+from nanoalign.data.prompts import prompt_key
 from nanoalign.evaluation.statistics import (
     calibration,
     prompt_interval,
     rank_correlation,
     win_shares,
 )
-from nanoalign.formats.prompts import prompt_key
-from nanoalign.tiny import world as tiny_world
+from nanoalign.records import Record
+from nanoalign.tiny import world
 
 Figures = dict[str, float | int | None]  # those of evaluations with cut answers also have Figures
 
@@ -146,9 +146,9 @@ def truth(scored: Sequence[Scored], preference: str) -> dict[str, float]:
         those that differ by it, with its 95 % interval over prompts.
     """
     prompts = {line.prompt if isinstance(line.prompt, str) else None for line in scored}
-    if not prompts <= tiny_world.PROMPTS.keys():
+    if not prompts <= world.PROMPTS.keys():
         return {}
-    rule = {"better": tiny_world.true_reward, "safer": tiny_world.true_safety}[preference]
+    rule = {"better": world.true_reward, "safer": world.true_safety}[preference]
     pairs = pairs_of(scored)
     margins = np.array(
         [rule(b.prompt, b.response) - rule(w.prompt, w.response) for b, w in pairs]

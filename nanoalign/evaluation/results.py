@@ -9,16 +9,17 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from nanoalign.checkpoints.runs import ARGS
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.evaluation import POLICY, REWARD_MODEL, kept
+from nanoalign.evaluation import kept, pictures, reward_pictures
 from nanoalign.evaluation.cases import cases
+from nanoalign.evaluation.commands import POLICY, REWARD_MODEL
 from nanoalign.evaluation.comparison import Compared, answer_lines, new_pairs
 from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
 from nanoalign.evaluation.ranking import Figures, Scored
-from nanoalign.hosts import lock
-from nanoalign.hosts.locked import let_go
+from nanoalign.files import lock
+from nanoalign.files.lock import let_go
+from nanoalign.files.run_folder import ARGS
 
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
@@ -161,7 +162,6 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
 def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: int) -> None:
     """Writes the files of `evaluate.py rm`. count: cases of each kind in cases.md."""
-    from nanoalign.evaluation import reward_pictures  # imports matplotlib
 
     write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
@@ -179,7 +179,6 @@ def write_comparison(
     folder: Path, title: str, compared: Sequence[Compared], figures: Figures, log: list[dict]
 ) -> None:
     """Writes the files of `evaluate.py policy`. log: the lines of the policy's metrics.jsonl."""
-    from nanoalign.evaluation import pictures
 
     write_records(folder / "answers.jsonl", answer_lines(compared))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")

@@ -12,7 +12,8 @@ import numpy as np
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
-from nanoalign.evaluation.ranking import (  # noqa: E402
+from nanoalign.data.prompts import prompt_key
+from nanoalign.evaluation.ranking import (
     Figures,
     Pairs,
     Scored,
@@ -20,12 +21,7 @@ from nanoalign.evaluation.ranking import (  # noqa: E402
     pairs_of,
     share_with_interval,
 )
-from nanoalign.evaluation.statistics import (  # noqa: E402
-    calibration,
-    prompt_interval,
-    win_shares,
-)
-from nanoalign.formats.prompts import prompt_key  # noqa: E402
+from nanoalign.evaluation.statistics import calibration, prompt_interval, win_shares
 
 BETTER, WORSE = "tab:blue", "tab:orange"
 

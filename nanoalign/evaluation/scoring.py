@@ -13,23 +13,22 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
-from nanoalign.checkpoints.folders import check_fits
-from nanoalign.checkpoints.slices import read_slices
-from nanoalign.checks.first_step import check_layout
-from nanoalign.distributed import World, sum_over_ranks
-from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, Record
+from nanoalign.data.columns import joined
+from nanoalign.data.formats import conditioned
+from nanoalign.data.prompts import prompt_key
+from nanoalign.data.templates import encode_records
+from nanoalign.distributed import World, progress_bar, sum_over_ranks
+from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE
 from nanoalign.errors import RunError
-from nanoalign.evaluation.rows import Ended, encode_answers
-from nanoalign.formats.ignored import joined
-from nanoalign.formats.prompts import prompt_key
-from nanoalign.formats.templates import encode_records
-from nanoalign.hosts.progress import progress_bar
+from nanoalign.evaluation.answer_rows import Ended, encode_answers
 from nanoalign.loop import Batches
-from nanoalign.reward_model import RewardModel
-from nanoalign.rewards.condition import conditioned
-from nanoalign.rewards.prompts import AS_DIALOGUE, as_trained
+from nanoalign.model import RewardModel
+from nanoalign.packing.self_check import check_fits, check_layout
+from nanoalign.records import Record
+from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
 from nanoalign.rewards.rule import check_pad_token, rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
+from nanoalign.weights.slices import read_slices
 
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
 OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their prompt

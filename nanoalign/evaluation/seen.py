@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanoalign.checkpoints.folders import local_folder
-from nanoalign.encode import Record
+from nanoalign.data.held_out import recall
+from nanoalign.data.split import record_digests
 from nanoalign.evaluation.ranking import Figures, Scored, pairs_of
-from nanoalign.formats.remembered import recall
-from nanoalign.formats.rows import record_digests
+from nanoalign.records import Record
+from nanoalign.weights.folders import local_folder
 
 
 def lines_trained_on(name: str, records: Sequence[Record], lines: Sequence[Scored]) -> list[Scored]:

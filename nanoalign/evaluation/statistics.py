@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nanoalign.checkpoints.curves import wilson_interval
+from nanoalign.runs.result import wilson_interval
 
 
 def win_shares(margins: np.ndarray) -> np.ndarray:

@@ -35,6 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanoalign.losses import dpo_loss
+
 LOSSES: dict[str, Callable[..., Tensor]] = {}
 KIND: dict[str, str] = {}  # of each loss, by name
 FIELDS: dict[str, tuple[str, ...]] = {}  # of pairs.Pairs that it takes, in order
@@ -85,27 +87,28 @@ def has_reference(name: str) -> bool:
 # --- functions of the margin ----------------------------------------------------------------------
 
 
-@loss(MARGIN, LOGRATIOS, "beta")
-def sigmoid(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
-    """DPO: -log sigmoid(beta h). Rafailov et al. 2023, arXiv 2305.18290, equation 7."""
-    return -F.logsigmoid(beta * (chosen_logratios - rejected_logratios))
-
-
 @loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")
-def cdpo(
+def dpo(
     chosen_logratios: Tensor,
     rejected_logratios: Tensor,
     beta: float = 0.1,
-    label_smoothing: float = 0.1,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Conservative DPO: -(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h).
+    """DPO: losses.dpo_loss as a function of log-ratios. Rafailov et al. 2023, arXiv 2305.18290.
 
-    Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, equation 3: the label is wrong with probability
-    e. The minimum is at beta h = log((1 - e) / e), so margins stay finite.
+    Its other names are `sigmoid`, which has no label_smoothing, and `cdpo`, conservative DPO, where
+    that is 0.1 by default.
     """
-    margins = beta * (chosen_logratios - rejected_logratios)
-    losses = -(1 - label_smoothing) * F.logsigmoid(margins)
-    return losses - label_smoothing * F.logsigmoid(-margins)
+    zero = torch.zeros_like(chosen_logratios)  # log-ratios are log-probabilities beside those of 1
+    return dpo_loss(chosen_logratios, rejected_logratios, zero, zero, beta, label_smoothing)[0]
+
+
+for _name, _defaults in (
+    ("sigmoid", {"beta": 0.1}),
+    ("cdpo", {"beta": 0.1, "label_smoothing": 0.1}),
+):
+    LOSSES[_name], KIND[_name], FIELDS[_name] = dpo, MARGIN, LOGRATIOS
+    DEFAULTS[_name] = _defaults
 
 
 @loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")

@@ -12,7 +12,7 @@ from torch import Tensor
 from nanoalign.batch import Batch
 from nanoalign.family.pairs import PairLoss, Pairs, PairsOf
 from nanoalign.loop import Objective
-from nanoalign.metrics import Metric, hits
+from nanoalign.metrics import Metric, pair_metrics
 
 
 class Paired(Objective):
@@ -37,11 +37,7 @@ class Paired(Objective):
         losses = self.loss(pairs)
         chosen, rejected = (rewards.detach() for rewards in self.rewards(pairs))
         return losses, {
-            "loss": losses,
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "rewards/margins": chosen - rejected,
-            "rewards/accuracies": hits(chosen, rejected),
+            **pair_metrics(losses, chosen, rejected),
             "logps/chosen": pairs.full_chosen_logps,
             "logps/rejected": pairs.full_rejected_logps,
         }

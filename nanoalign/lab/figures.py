@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.evaluation.best_of_n import weights
+from nanoalign.evaluation.best_of import weights
 from nanoalign.tiny import world
 
 

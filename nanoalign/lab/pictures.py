@@ -9,8 +9,8 @@ import numpy as np
 matplotlib.use("Agg")  # files alone, no screen
 from matplotlib import pyplot as plt  # noqa: E402
 
-from nanoalign.lab.estimates import estimate  # noqa: E402
-from nanoalign.lab.findings import Panel  # noqa: E402
+from nanoalign.lab.estimates import estimate
+from nanoalign.lab.findings import Panel
 
 MARKERS = "osD^vP*X"
 

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign import TINY
-from nanoalign.checkpoints.folders import load_tokenizer
-from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
 from nanoalign.lab.lab import DPO_LR
-from nanoalign.model import Policy
-from nanoalign.tiny.sample import mean_and_interval, sample_answers
+from nanoalign.lab.sample import mean_and_interval, sample_answers
+from nanoalign.model import TINY, Policy
 from nanoalign.tiny.world import split_prompts, true_reward
+from nanoalign.weights.folders import load_tokenizer
+from nanoalign.weights.slices import read_slices
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,8 +25,8 @@ from nanoalign.errors import RunError
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = [  # with what tests/ranks.py preloads: a process has one list
-    "train_dpo", "train_rm", "evaluate", "nanoalign.checkpoints.curves",
-    "nanoalign.checkpoints.resume", "transformers.models.llama.modeling_llama",
+    "train_dpo", "train_rm", "evaluate", "nanoalign.runs.result",
+    "nanoalign.runs.checkpoints", "transformers.models.llama.modeling_llama",
 ]  # fmt: skip
 
 

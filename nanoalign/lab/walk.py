@@ -17,16 +17,17 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from nanoalign import TINY, pairs
+from nanoalign import records
 from nanoalign.batch import Batch, Row, collate
-from nanoalign.encode import Record, encode_all
+from nanoalign.data.formats import formats
+from nanoalign.data.sources import open_source
+from nanoalign.data.templates import render
+from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.formats.records import formats
-from nanoalign.formats.sources import open_source
-from nanoalign.formats.templates import render
 from nanoalign.logps import sums_of_responses
 from nanoalign.losses import dpo_loss
-from nanoalign.model import Policy
+from nanoalign.model import TINY, Policy
+from nanoalign.records import Record
 from nanoalign.tiny.world import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -127,8 +128,8 @@ def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
 
 def read_record(number: int) -> Record:
     """Record `number` of the embedded training data, from 1."""
-    records = pairs.read(["tiny"], formats=formats(), open_source=open_source)
-    if (record := next(islice(records, number - 1, None), None)) is None:
+    found = records.read(["tiny"], formats=formats(), open_source=open_source)
+    if (record := next(islice(found, number - 1, None), None)) is None:
         raise RunError(f"--record {number}: the embedded data have {SIZES['train']:,} records")
     return record
 

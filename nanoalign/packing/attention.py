@@ -22,37 +22,18 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nanoalign.errors import RunError
+from nanoalign.model import RERUN
+from nanoalign.packing.flex import by_blocks
+from nanoalign.packing.tree import Tree
 
 PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
 # Queries times keys of a mask, at most: else blocks.py. By hand (True) each head has scores too.
 PLACES = {False: 2**22, True: 2**20}
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-
-
-class Tree:
-    """Which token of a packed sequence sees which, and the masks for it, each made once."""
-
-    def __init__(self, rows: list[tuple[int, ...]]):
-        self.rows = rows  # of each: tokens of the prompt, and of every response
-        self.parts = [length for row in rows for length in row]
-        self._masks: dict[tuple, Tensor] = {}
-        self.block_masks: dict[int | None, object] = {}  # BlockMasks of flex.py, by window
-
-    def mask(self, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(queries, keys), added to scores: the last `queries` of `keys` tokens see what precedes.
-
-        A sliding window is measured in positions, so a response sees as much of the prompt as it
-        would alone.
-        """
-        key = (queries, keys, window, dtype)
-        if key not in self._masks:
-            seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-            if window is not None:
-                seen = seen.triu(keys - queries - window + 1)
-            hidden = torch.zeros(queries, keys, dtype=dtype)
-            self._masks[key] = hidden.masked_fill_(~seen, float("-inf"))
-        return self._masks[key]
 
 
 def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
@@ -67,9 +48,10 @@ def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     others = sorted(kinds - {"full_attention", "sliding_attention"})
     if others or not model._supports_attention_backend:
-        from nanoalign.packing.refusals import unpackable
-
-        raise unpackable(model, others)
+        what = f"{type(model).__name__} has an attention of its own, which"
+        if others:
+            what = f"layers of the type '{others[0]}'"
+        raise RunError(f"{what} can't keep the responses of a prompt apart; use --no-share_prefix")
     mask = transformers.masking_utils.ALL_MASK_ATTENTION_FUNCTIONS[own]
     transformers.AttentionInterface.register(PREFIX + own, partial(tree_attention, own=own))
     transformers.AttentionMaskInterface.register(PREFIX + own, mask)
@@ -97,14 +79,10 @@ def tree_attention(
         others |= {} if s_aux is None else {"s_aux": s_aux}
         return _own_attention(module, own)(module, query, key, value, attention_mask, **others)
     if query.is_cuda:
-        from nanoalign.packing.flex import by_blocks
-
         out = by_blocks(query, key, value, tree, scaling, sliding_window, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
     attend, by_hand = partial(_attend, scaling=scaling), softcap is not None or s_aux is not None
     if by_hand:
-        from nanoalign.packing.by_hand import attend_by_hand
-
         attend = partial(attend_by_hand, scaling=scaling, softcap=softcap, sinks=s_aux)
     return _by_parts(query, key, value, tree, sliding_window, attend, by_hand), None
 
@@ -126,8 +104,6 @@ def _by_parts(
         queries, keys = q.shape[2], k.shape[2]
         causal = queries == keys and (window is None or keys <= window)
         if queries * keys > PLACES[by_hand] and (by_hand or not causal):
-            from nanoalign.packing.blocks import by_queries
-
             return by_queries(q, k, v, window, attend, PLACES[by_hand])
         return attend(q, k, v, None if causal else tree.mask(queries, keys, window, q.dtype))
 
@@ -148,3 +124,57 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
+
+
+def attend_by_hand(
+    q: Tensor,  # (1, H, Q, d)
+    k: Tensor,  # (1, G, K, d)
+    v: Tensor,  # (1, G, K, d)
+    mask: Tensor | None,  # (Q, K), added to scores; None: each query sees what precedes it
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,  # (H,)
+) -> Tensor:
+    """One attention of some queries: (1, H, Q, d)."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None:
+        mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype).triu(1)
+    scores = (scores + mask).float()
+    if sinks is not None:
+        sinks = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
+
+
+QUERIES = (64, 1024)  # of a block: fewer cost calls, more make a window's masks mostly empty
+
+
+def by_queries(
+    q: Tensor,  # (1, H, Q, d), those of the last Q of K tokens
+    k: Tensor,  # (1, G, K, d)
+    v: Tensor,  # (1, G, K, d)
+    window: int | None,
+    attend: Attend,  # takes queries, keys, values of a block, and its mask
+    places: int,  # of a mask, about
+) -> Tensor:
+    """One attention of some queries: (1, H, Q, d). With a gradient, a block is computed twice."""
+
+    def attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = Tree([]).mask(q.shape[2], k.shape[2], window, q.dtype)  # of a Tree that is dropped
+        return attend(q, k, v, mask)
+
+    least, most = QUERIES
+    before = k.shape[2] - q.shape[2]  # keys before the first query
+    seen = k.shape[2] if window is None else min(k.shape[2], most + window)
+    size = min(max(places // seen, least), most)
+    out = []
+    for start in range(0, q.shape[2], size):
+        block = q[:, :, start : start + size]
+        end = before + start + block.shape[2]
+        keys = slice(0 if window is None else max(0, before + start - window + 1), end)
+        out.append(checkpoint(attend_block, block, k[:, :, keys], v[:, :, keys], **RERUN))
+    return torch.cat(out, dim=2)

@@ -11,6 +11,9 @@ at the last token of the prompt.
 Shapes: T tokens of all rows, as in nanoalign/batch.py, with N = 1.
 """
 
+import argparse
+import heapq
+import math
 from collections.abc import Sequence
 from itertools import zip_longest
 
@@ -20,8 +23,8 @@ import torch
 from nanoalign.batch import Batch, Row, comparisons
 from nanoalign.loop import Batches
 from nanoalign.model import Scorer
-from nanoalign.packing.attention import Tree, use_tree_attention
-from nanoalign.packing.plan import operations, pack
+from nanoalign.packing.attention import use_tree_attention
+from nanoalign.packing.tree import Tree
 
 
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
@@ -74,3 +77,59 @@ class Packed(Batches):
         lengths = np.array([*zip_longest(*parts, fillvalue=0)])  # (1 + K, N), K of most responses
         groups = pack(lengths.sum(0), operations(lengths, self.costs), self.world.size, self.tokens)
         return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
+
+
+def operations(lengths: np.ndarray, costs: tuple[int, int, int]) -> np.ndarray:
+    """Of each row, (N,). lengths: tokens of prompts and, behind them, of K responses, (1 + K, N).
+
+    costs: of a token, of a scored token (one of a response), of a query with a key that it sees.
+    """
+    prompts, responses = lengths[0], lengths[1:]
+    seen = (prompts**2 + (responses * (2 * prompts + responses)).sum(0)) // 2
+    return costs[0] * lengths.sum(0) + costs[1] * responses.sum(0) + costs[2] * seen
+
+
+def pack(tokens: np.ndarray, work: np.ndarray, ranks: int, limit: int) -> list[list[int]]:
+    """Rounds of `ranks` groups of rows, with at most `limit` tokens each; a longer row is alone.
+
+    tokens, work: (N,). Few rounds, in each of which groups have similar work, or none. From the
+    most work to the least, each row goes to the group with the least that has room (Graham 1969).
+    """
+    order, over = np.argsort(-work, kind="stable").tolist(), np.minimum(tokens, limit).sum()
+    tokens, work = tokens.tolist(), work.tolist()  # sums that do not overflow, items read faster
+    rounds, share = 0, sum(work) / ranks
+    while over:  # tokens that have no room in so many rounds
+        rounds = min(rounds + math.ceil(over / (limit * ranks)), math.ceil(len(work) / ranks))
+        # The first round is filled to its longest row, or evenly, or with the work of its tokens.
+        level = min(max(work[order[0]], share / rounds), share * ranks * limit / sum(tokens))
+        rest = level - (share - level) / max(1, rounds - 1)  # what others have less than the first
+        groups = [[] for _ in range(ranks * rounds)]
+        least = [(rest if n >= ranks else 0, n) for n in range(len(groups))]  # a heap
+        over, room = 0, [limit] * len(groups)
+        for i in order:
+            while least and room[least[0][1]] < tokens[i] and groups[least[0][1]]:
+                heapq.heappop(least)
+            if least:
+                done, n = least[0]
+                groups[n].append(i)
+                room[n] -= tokens[i]
+                heapq.heapreplace(least, (done + work[i], n))
+            else:
+                over += min(tokens[i], limit)
+    groups = sorted(filter(None, groups), key=lambda group: -sum([work[i] for i in group]))
+    return groups + [[] for _ in range(-len(groups) % ranks)]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("packing").add_argument(
+        "--share_prefix",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compute a prompt once for all its responses, without padding; "
+        "--no-share_prefix: a padded line per response, for models that cannot share",
+    )
+
+
+def layout(args: argparse.Namespace) -> type[Batches]:
+    """Packed rows, or with --no-share_prefix padded lines."""
+    return Packed if args.share_prefix else Batches

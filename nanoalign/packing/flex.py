@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 
 from nanoalign.batch import to_device
-from nanoalign.packing.attention import Tree
+from nanoalign.packing.tree import Tree, spans
 
 BLOCK = 128  # queries, and keys, of a block of the mask
 # By the bytes of a number: the shared memory in which torch's own blocks fit for every width, and
@@ -83,43 +83,6 @@ def kernel_options(head_dim: int, dtype: torch.dtype, shared_memory: int) -> dic
     is_narrow = head_dim * size <= 256
     fits = is_narrow or shared_memory >= AMPLE_SHARED_MEMORY[size]
     return options if fits else options | SMALL_BLOCKS[size]
-
-
-# --- the mask -------------------------------------------------------------------------------------
-
-
-def spans(rows: Sequence[tuple[int, ...]], window: int | None) -> np.ndarray:
-    """Which keys each query sees: (4, T), as int32.
-
-    Query q sees the keys from spans[0, q] to before spans[1, q], which are of the prompt of its
-    row, and from spans[2, q] to before spans[3, q] = q + 1, which are of its own response. For a
-    token of a prompt the first of the two is empty. A window is measured in positions: a token of a
-    response sees as much of the prompt as it would alone.
-
-        rows [(3, 2, 1)]      p0 p1 p2 | c0 c1 | r0        without a window
-        spans[0]               0  0  0    0  0    0
-        spans[1]               0  0  0    3  3    3
-        spans[2]               0  0  0    3  3    5
-        spans[3]               1  2  3    4  5    6
-    """
-    lengths = np.array([length for row in rows for length in row])
-    counts = np.array([len(row) for row in rows])  # parts of each row
-    part_starts = np.cumsum(lengths) - lengths
-    first = np.cumsum(counts) - counts  # the prompts, among the parts
-
-    def of_tokens(of_rows: np.ndarray) -> np.ndarray:
-        return np.repeat(np.repeat(of_rows, counts), lengths)
-
-    query = np.arange(lengths.sum())
-    start, end = of_tokens(part_starts[first]), of_tokens((part_starts + lengths)[first])
-    part = np.repeat(part_starts, lengths)
-    in_prompt = part == start
-    end = np.where(in_prompt, start, end)
-    if window is not None:
-        position = query - np.where(in_prompt, start, part - (end - start))
-        start = np.minimum(start + np.maximum(position - window + 1, 0), end)
-        part = np.maximum(part, query - window + 1)
-    return np.stack([start, end, part, query + 1]).astype(np.int32)
 
 
 def seen_pairs(spans: np.ndarray) -> np.ndarray:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import transformers
 
-from nanoalign.checkpoints.folders import local_folder
 from nanoalign.errors import RunError
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import RewardModel
+from nanoalign.weights.folders import local_folder
 
 EOS_RULE = "appended, unless the response was cut"  # rewards are read at the EOS
 
@@ -87,16 +87,3 @@ def check_pad_token(folder: Path) -> None:
             "before EOS, and nanoalign at EOS; if it was trained for EOS, set another pad_token_id "
             "in its config.json, else it can't be used"
         )
-
-
-def set_pad_token(model: "transformers.PreTrainedModel", tokenizer) -> None:
-    """Gives a reward model a pad token that is not EOS, or none.
-
-    transformers reads a reward at the last token that is not the pad token: this must be EOS.
-    """
-    ids = model.get_input_embeddings().num_embeddings
-    special = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-    usable = [i for i in special if i not in (None, tokenizer.eos_token_id) and i < ids]
-    pad = model.config.get_text_config().pad_token_id = usable[0] if usable else None
-    if pad is not None:
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)

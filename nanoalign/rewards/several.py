@@ -4,19 +4,15 @@ Shapes: B pairs, S responses, K preferences.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch
-from nanoalign.encode import Record
 from nanoalign.errors import RunError
-from nanoalign.formats.records import PKU, complete, from_messages
-from nanoalign.losses import pairwise_reward_loss
-from nanoalign.metrics import Metric, hits
-from nanoalign.reward_model import RewardModel
+from nanoalign.metrics import Metric
+from nanoalign.model import RewardModel
 from nanoalign.rewards.rule import rule_of
 
 
@@ -25,6 +21,11 @@ class SeveralRewards(RewardModel):
 
     def reward_of(self, outputs: Tensor) -> Tensor:
         return outputs
+
+    def of_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A pair takes that of the K rewards which is of its preference: (B,) each."""
+        rewards, dimensions = self(batch), batch.extra["dimensions"]  # (S, K), (B,)
+        return rewards[batch.chosen, dimensions], rewards[batch.rejected, dimensions]
 
 
 class Mixed:
@@ -73,61 +74,14 @@ def is_conditioned(model: RewardModel) -> bool:
     return bool(rule_of(model).get("condition"))
 
 
-# --- records --------------------------------------------------------------------------------------
-
-
-def formats(preferences: Sequence[str]) -> dict[tuple[str, ...], Callable[[dict], Record]]:
-    """The formats, by their keys, of records that have a label for each of these preferences."""
-    refuse = partial(has_one_label, preferences=preferences)
-    return {PKU: partial(complete, PKU, partial(labelled, preferences=preferences)), (): refuse}
-
-
-def labelled(record: dict, preferences: Sequence[str]) -> Record:
-    """PKU-SafeRLHF: a pair for each preference, with its number in extra["dimensions"].
-
-    The response that is best by the first preference is the first one.
-    """
-    best = [record.get(f"{name}_response_id") for name in preferences]
-    for name, each in zip(preferences, best, strict=True):
-        if isinstance(each, bool) or each not in (0, 1):
-            raise ValueError(
-                f"{name}_response_id is {each!r}; --preference {' '.join(preferences)} needs 0 or 1"
-            )
-    responses = (record["response_0"], record["response_1"])[:: -1 if best[0] else 1]
-    pairs = tuple((int(each != best[0]), int(each == best[0])) for each in best)
-    found = Record(record["prompt"], responses, pairs, {"dimensions": list(range(len(best)))})
-    return from_messages(found, "response")
-
-
-def has_one_label(record: dict, preferences: Sequence[str]) -> Record:
-    raise ValueError(
-        f"a record with the keys {' + '.join(sorted(map(str, record)))} has one label; "
-        f"--preference {' '.join(preferences)} needs {' + '.join(PKU)}, with a label for each"
-    )
-
-
 # --- the loss -------------------------------------------------------------------------------------
 
 
 def loss_of_batch(
-    reward_model: RewardModel, args: Namespace, batch: Batch
+    plain: Callable, reward_model: SeveralRewards, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """The losses of train_rm.py; a pair takes that of the K rewards which is of its preference."""
-    rewards, dimensions = reward_model(batch), batch.extra["dimensions"]  # (S, K), (B,)
-    chosen, rejected = rewards[batch.chosen, dimensions], rewards[batch.rejected, dimensions]
-    margins = args.margin * batch.extra.get("margins", 1.0)
-    losses = pairwise_reward_loss(chosen, rejected, margins, args.label_smoothing)
-    losses = losses + args.center_rewards_coefficient * (chosen + rejected) ** 2
-    correct = hits(chosen, rejected)
-    return losses, {
-        "loss": losses,
-        "accuracy": correct,
-        **{
-            f"accuracy/{name}": (correct, dimensions == d) for d, name in enumerate(args.preference)
-        },
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "reward_mean": (chosen + rejected) / 2,
-        "reward_std": torch.stack([chosen, rejected], dim=1),
-    }
+    """As `plain`, the loss_of_batch of train_rm.py, with an accuracy for each preference."""
+    losses, metrics = plain(reward_model, args, batch)
+    for d, name in enumerate(args.preference):
+        metrics[f"accuracy/{name}"] = (metrics["accuracy"], batch.extra["dimensions"] == d)
+    return losses, metrics

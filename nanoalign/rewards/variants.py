@@ -1,17 +1,47 @@
-"""The variant of the reward model that the flags select."""
+"""Variants of the reward model: several preferences, preferences in the prompt, length apart."""
 
+import argparse
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import SimpleNamespace
 
 from nanoalign.batch import Row
-from nanoalign.rewards import length, several
+from nanoalign.model import RewardModel
+from nanoalign.rewards import length_debias, several
 
 
-def variant_of(args: Namespace, rows: Sequence[Row]) -> tuple[SimpleNamespace, Callable]:
-    """(what has the `load` of RewardModel, the loss of a batch). rows: all that it trains on."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("variants of the reward model").add_argument
+    add("--condition", action="store_true",
+        help="one output for several --preference, of which the prompt names one")  # fmt: skip
+    add("--length_debias", action="store_true",
+        help="learn beside the reward what length alone explains, and leave it out")  # fmt: skip
+    parser.refusals.append(refusal)
+
+
+def refusal(args: Namespace) -> str | None:
+    """What is wrong with the flags of the variants, if anything is."""
+    names = " ".join(args.preference)
+    if len(set(args.preference)) < len(args.preference):
+        return f"--preference {names}: give each name once"
+    if args.length_debias and len(args.preference) > 1:
+        return f"--length_debias has one coefficient of length; give one --preference, not {names}"
+    if args.condition and len(args.preference) == 1:
+        return f"--condition needs several preferences, not {names}; give --preference better safer"
+    return None
+
+
+def variant_of(
+    args: Namespace, rows: Sequence[Row], loss_of_batch: Callable
+) -> tuple[Callable[..., RewardModel], Callable]:
+    """(the `load` of the model, the loss of a batch) that the flags select.
+
+    rows: all that it trains on. loss_of_batch: that of train_rm.py, which the variants extend.
+    """
     if args.length_debias:
-        return SimpleNamespace(load=partial(length.load, rows)), length.loss_of_batch
-    load = partial(several.SeveralRewards.load, outputs=len(args.preference))
-    return SimpleNamespace(load=load), several.loss_of_batch
+        load = partial(length_debias.load, rows)
+        return load, partial(length_debias.loss_of_batch, loss_of_batch)
+    if len(args.preference) > 1 and not args.condition:
+        load = partial(several.SeveralRewards.load, outputs=len(args.preference))
+        return load, partial(several.loss_of_batch, loss_of_batch)
+    return RewardModel.load, loss_of_batch

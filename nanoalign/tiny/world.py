@@ -1,14 +1,12 @@
-"""A small English assistant world whose preferences are known exactly.
+"""The embedded world: data of a known truth and a small language model, so that all works offline.
 
-    PROMPTS                         every prompt, with its Task
-    respond(source, task, rng)      an answer of the simulated assistant tiny-a, tiny-b or tiny-c
-    true_reward(prompt, response)   the rule by which an answer is good or bad, from both texts
-    records(split)                  pairs in PKU-SafeRLHF's format, with labels drawn from the
-                                    Bradley-Terry probabilities of the true rewards
-    sft_corpus(split, per_source)   answers of all three sources, to pretrain on
+world.py, tables.py        the world: its prompts, its three simulated sources, true_reward
+train.jsonl, test.jsonl    preference pairs in PKU-SafeRLHF's format: 3000 and 600
+model/                     tokenizer and pretrained language model, about a million parameters
 
-Every call returns the same. Only `random()` of Python's generator is used, because its sequence is
-guaranteed not to change between versions of Python, unlike those of `choice` and `shuffle`.
+python -m nanoalign.tiny.make_data                  writes train.jsonl and test.jsonl again
+python -m nanoalign.tiny.make_model                 trains model/ again
+python -m nanoalign.tiny.sample --model runs/dpo    samples a trained policy, for its true gain
 """
 
 import hashlib
@@ -16,10 +14,16 @@ import math
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from random import Random
 from typing import NamedTuple, TypeVar
 
 from nanoalign.tiny import tables
+
+FOLDER = Path(__file__).parent
+TRAIN = FOLDER / "train.jsonl"
+TEST = FOLDER / "test.jsonl"
+
 
 T = TypeVar("T")
 

@@ -9,15 +9,9 @@ from conftest import byte_tokenizer, sentencepiece_like
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
-from nanoalign.encode import (
-    BLANK_RESPONSE,
-    CUT_PROMPT,
-    CUT_RESPONSE,
-    Record,
-    encode,
-    encode_all,
-)
+from nanoalign.encode import BLANK_RESPONSE, CUT_PROMPT, CUT_RESPONSE, encode, encode_all
 from nanoalign.errors import RunError
+from nanoalign.records import Record
 
 BOS, EOS = 257, 258
 

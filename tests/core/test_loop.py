@@ -13,21 +13,13 @@ from conftest import records
 
 import train_dpo
 from nanoalign.batch import Row, collate
-from nanoalign.checks.first_step import check_layout, check_start
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.loop import (
-    Batches,
-    Objective,
-    evaluate,
-    get_lr,
-    step_indices,
-    total_steps,
-    train,
-)
+from nanoalign.loop import Batches, Objective, evaluate, get_lr, step_indices, total_steps, train
 from nanoalign.metrics import Means
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
+from nanoalign.packing.self_check import check_layout, check_start
 
 ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
                  max_grad_norm=0.7, eval_every=None, seed=3)  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoalign import checks
+from nanoalign import distributed
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,20 +31,21 @@ def test_without_packages_a_script_says_what_to_install(script):
 
 
 def test_old_packages_and_an_old_python(monkeypatch):
-    assert checks.missing() == ""
+    assert distributed.check_versions() == ""
     versions = {"torch": "2.5.1+cu124", "numpy": "2.10.0"}
     monkeypatch.setattr(
-        checks, "version", lambda name: versions.get(name) or metadata.version(name)
+        distributed, "version", lambda name: versions.get(name) or metadata.version(name)
     )
     assert (
-        checks.missing() == "torch 2.5.1+cu124 is older than 2.11: pip install -r requirements.txt"
+        distributed.check_versions()
+        == "torch 2.5.1+cu124 is older than 2.11: pip install -r requirements.txt"
     )
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    assert checks.missing() == "this is Python 3.9, and nanoalign needs 3.11 or newer"
+    assert distributed.check_versions() == "this is Python 3.9, and nanoalign needs 3.11 or newer"
 
 
 def test_the_lower_ends_are_those_of_requirements_txt():
-    assert versions_of((ROOT / "requirements.txt").read_text()) == checks.PACKAGES
+    assert versions_of((ROOT / "requirements.txt").read_text()) == distributed.PACKAGES
 
 
 def test_the_lock_is_within_the_ranges():

@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import records, tiny_llama
-from ranks import run_ranks
+from processes import run_ranks
 from test_policy import ARCHITECTURES
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import train_rm
 from nanoalign.batch import collate
-from nanoalign.checkpoints.slices import read_slices
 from nanoalign.distributed import setup
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import encode_all
+from nanoalign.model import RewardModel
 from nanoalign.packing.attention import use_tree_attention
 from nanoalign.packing.batches import collate as pack
-from nanoalign.reward_model import RewardModel
+from nanoalign.records import Record
+from nanoalign.weights.slices import read_slices
 
 
 @pytest.fixture(scope="module")

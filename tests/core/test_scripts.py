@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import byte_tokenizer, tiny_llama, write_pairs
-from ranks import run_ranks
-from runs import damaged_model, metrics_of, script
+from processes import run_ranks
+from trainings import damaged_model, metrics_of, script
 
 import train_dpo
 import train_rm

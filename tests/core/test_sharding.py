@@ -8,9 +8,8 @@ from torch.distributed.tensor import DTensor
 from nanoalign.batch import collate
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
-from nanoalign.model import Policy
+from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.batches import Packed
-from nanoalign.reward_model import RewardModel
 from nanoalign.sharding import shard
 
 DTYPES = (torch.float32, torch.bfloat16)

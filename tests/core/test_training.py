@@ -12,19 +12,19 @@ from pathlib import Path
 
 import numpy
 import pytest
-import runs
 import torch
+import trainings
 import transformers
 from conftest import records, tiny_llama, write_pairs
-from ranks import run_ranks
-from runs import assert_same_curve, losses
+from processes import run_ranks
+from trainings import assert_same_curve, losses
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoalign
 import train_dpo
-from nanoalign.checkpoints.runs import versions
 from nanoalign.loop import get_lr
 from nanoalign.model import Policy
+from nanoalign.runs.folder import versions
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(llama_folder, pairs):
-    return partial(runs.train, llama_folder, pairs)
+    return partial(trainings.train, llama_folder, pairs)
 
 
 @pytest.fixture(scope="module")

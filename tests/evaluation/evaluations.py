@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from conftest import records, tiny_llama
-from ranks import run_ranks
+from processes import run_ranks
 
 import evaluate
-from nanoalign.checkpoints.write import write_model
 from nanoalign.distributed import run
-from nanoalign.hosts.report import report
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import RewardModel
+from nanoalign.ranks.report import report
 from nanoalign.rewards.rule import EOS_RULE
+from nanoalign.weights.write import write_model
 
 RULE = {"template": "raw", "max_length": 256, "eos": EOS_RULE}
 

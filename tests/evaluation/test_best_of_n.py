@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from nanoalign.evaluation.best_of_n import curve, picture, table, weights
+from nanoalign.evaluation.best_of import curve, picture, table, weights
 from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.tiny import world
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nanoalign.checkpoints.curves import wilson_interval
 from nanoalign.evaluation.comparison import (
     Compared,
     Judged,
@@ -20,6 +19,7 @@ from nanoalign.evaluation.comparison import (
     new_pairs,
     without_cut,
 )
+from nanoalign.runs.result import wilson_interval
 from nanoalign.tiny import world
 
 

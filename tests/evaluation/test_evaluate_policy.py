@@ -26,17 +26,16 @@ from evaluations import (
     write_policies,
     write_reward_model,
 )
-from ranks import run_ranks
+from processes import run_ranks
 
 import evaluate
-from nanoalign import loop, pairs
+from nanoalign import loop
 from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
 from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, kl_is_known
 from nanoalign.evaluation.generation import Answer
-from nanoalign.model import Policy
+from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.batches import Packed
-from nanoalign.reward_model import RewardModel
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_pairs_for_a_next_round_are_the_best_against_the_worst(world):
             best, worst = some[-1]["answer"], some[0]["answer"]
             expected.append({"prompt": some[0]["prompt"], "chosen": best, "rejected": worst})
     assert records == expected
-    assert len(list(pairs.read([str(world / "pairs.jsonl")]))) == len(expected) > 2
+    assert len(list(records.read([str(world / "pairs.jsonl")]))) == len(expected) > 2
 
 
 def test_a_stopped_answer_is_scored_without_eos(world, results, tokenizer):

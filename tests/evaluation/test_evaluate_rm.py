@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import write_pairs
 from evaluations import evaluated, script, write_jsonl, write_reward_model
-from ranks import run_ranks
+from processes import run_ranks
 
 from nanoalign.evaluation import reward_pictures
 from nanoalign.evaluation.ranking import Scored, reward_metrics

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from evaluations import evaluated, policy_argv, script, write_policies
-from ranks import run_ranks
+from processes import run_ranks
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_llama
-from ranks import run_ranks
+from processes import run_ranks
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from nanoalign.batch import Row
+from nanoalign.data.templates import encode_records
 from nanoalign.distributed import setup
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import encode_all
 from nanoalign.evaluation.generation import Sampling, eos_ids, generate, next_tokens
-from nanoalign.formats.templates import encode_records
 from nanoalign.model import Policy
+from nanoalign.records import Record
 
 EOS = {258}
 SMALL = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,

@@ -20,7 +20,7 @@ from evaluations import (
 )
 
 from nanoalign.batch import Row, collate
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import RewardModel
 
 
 @pytest.fixture(scope="module")

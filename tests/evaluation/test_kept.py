@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 from evaluations import answers_of, evaluated, policy_argv, script, write_policies
-from ranks import run_ranks
+from processes import run_ranks
 
 from nanoalign.evaluation import results
-from nanoalign.hosts import lock
+from nanoalign.files import lock
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanoalign.evaluation.comparison import Compared, Judged, comparison_metrics
-from nanoalign.evaluation.diagnosis import (
-    caution,
-    conclusion,
-    diagnosis,
-    figure_rows,
-    read_log,
-)
+from nanoalign.evaluation.diagnosis import caution, conclusion, diagnosis, figure_rows, read_log
 from nanoalign.evaluation.page import comparison_page
 
 NASTY = "<script>alert('x')</script> & \"quotes\""

@@ -12,9 +12,9 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from nanoalign.checkpoints import curves
-from nanoalign.evaluation import best_of_n, pictures, reward_pictures
+from nanoalign.evaluation import best_of, pictures, reward_pictures
 from nanoalign.evaluation.ranking import Scored, reward_metrics
+from nanoalign.runs import result
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ REWARD = ("loss", "accuracy", "rewards/chosen", "rewards/rejected", "rewards/mar
     ids=["policy", "large", "tiny", "flat", "one step", "nothing"],
 )  # fmt: skip
 def test_curves(drawn, lines):
-    figure = drawn(lambda path: curves.draw(lines, "a long title " * 30, path))
+    figure = drawn(lambda path: result.draw(lines, "a long title " * 30, path))
     assert faults(figure) == []
 
 
@@ -112,7 +112,7 @@ def test_log_probabilities_are_drawn_as_changes(drawn):
     lines = [{"step": 0, "eval/logps/chosen": -100.0, "eval/logps/rejected": -1100.0},
              {"step": 1, "logps/chosen": -103.0, "logps/rejected": -1110.0},
              {"step": 1, "eval/logps/chosen": -101.0, "eval/logps/rejected": -1104.0}]  # fmt: skip
-    (axis,) = [a for a in drawn(lambda path: curves.draw(lines, "", path)).axes if a.lines]
+    (axis,) = [a for a in drawn(lambda path: result.draw(lines, "", path)).axes if a.lines]
     drawn_points = [
         list(map(float, line.get_ydata())) for line in axis.lines if len(line.get_ydata())
     ]
@@ -160,7 +160,7 @@ def test_the_frontier(drawn, policies):
 @pytest.mark.parametrize("n", [1, 4, 64])
 def test_best_of_n(drawn, n):
     lines = [{"n": k, "kl": np.log(k) - (k - 1) / k, "reward": float(k)} for k in range(1, n + 1)]
-    assert faults(drawn(best_of_n.picture, lines)) == []
+    assert faults(drawn(best_of.picture, lines)) == []
 
 
 def test_the_losses(drawn):

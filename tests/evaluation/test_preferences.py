@@ -10,21 +10,20 @@ import numpy as np
 import pytest
 import torch
 from evaluations import RULE, evaluated, script, write_jsonl
-from ranks import run_ranks
+from processes import run_ranks
 from transformers import AutoModelForSequenceClassification
 
-from nanoalign import pairs
 from nanoalign.batch import collate
-from nanoalign.checkpoints.write import write_model
+from nanoalign.data.formats import conditioned, formats
+from nanoalign.data.sources import open_source
 from nanoalign.encode import encode_all
-from nanoalign.formats.records import formats
-from nanoalign.formats.sources import open_source
-from nanoalign.reward_model import RewardModel
-from nanoalign.rewards.condition import conditioned
+from nanoalign.model import RewardModel
 from nanoalign.rewards.several import SeveralRewards
+from nanoalign.weights.write import write_model
 
 BOTH = ["better", "safer"]
 ANSWERS = [("yes", "certainly not"), ("a long answer", "no")]  # to even and odd questions
+from nanoalign.records import read  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(data):
-    return list(pairs.read([str(data)], formats("better"), open_source))
+    return list(read([str(data)], formats("better"), open_source))
 
 
 @pytest.fixture(scope="module")

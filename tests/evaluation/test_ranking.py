@@ -6,8 +6,8 @@ The figures of scored pairs: their intervals are over prompts, and answers that 
 import numpy as np
 import pytest
 
-from nanoalign.checkpoints.curves import wilson_interval
 from nanoalign.evaluation.ranking import PRINTED, Scored, printed, reward_metrics, table
+from nanoalign.runs.result import wilson_interval
 
 
 def line(record: int, prompt: int, side: str, score: float, tokens: int = 3, **more) -> Scored:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluations import script, write_jsonl, write_reward_model
-from ranks import run_ranks
+from processes import run_ranks
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import evaluate

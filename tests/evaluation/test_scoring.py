@@ -10,17 +10,18 @@ import pytest
 import torch
 from conftest import records
 from evaluations import RULE, evaluated, write_jsonl, write_reward_model
-from ranks import run_ranks
+from processes import run_ranks
 
 from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
-from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, Record, encode_all
+from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, encode_all
 from nanoalign.errors import RunError
 from nanoalign.evaluation.scoring import encode_for, lengths_of, score_rows
 from nanoalign.loop import Batches
+from nanoalign.model import RewardModel
 from nanoalign.packing.batches import Packed
-from nanoalign.reward_model import RewardModel
-from nanoalign.rewards.prompts import AS_DIALOGUE
+from nanoalign.records import Record
+from nanoalign.rewards.prompt_kinds import AS_DIALOGUE
 
 
 @pytest.fixture(scope="module")

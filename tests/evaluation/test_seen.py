@@ -15,9 +15,9 @@ from evaluations import evaluated, write_jsonl
 
 import train_dpo
 import train_rm
-from nanoalign.checkpoints.runs import RECORDS
-from nanoalign.encode import Record
 from nanoalign.evaluation.seen import note_on_prompts, prompts_trained_on
+from nanoalign.files.run_folder import RECORDS
+from nanoalign.records import Record
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from nanoalign.checkpoints.curves import wilson_interval
 from nanoalign.evaluation.statistics import (
     calibration,
     length_controlled_win_rate,
@@ -11,6 +10,7 @@ from nanoalign.evaluation.statistics import (
     rank_correlation,
     win_shares,
 )
+from nanoalign.runs.result import wilson_interval
 
 
 def test_length_control_takes_out_what_length_explains():

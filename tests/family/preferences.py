@@ -17,8 +17,8 @@ from nanoalign.batch import collate
 from nanoalign.distributed import run, setup
 from nanoalign.encode import encode_all
 from nanoalign.family import objectives
-from nanoalign.hosts.report import report
 from nanoalign.model import Policy
+from nanoalign.ranks.report import report
 
 
 def settings(*flags: object) -> argparse.Namespace:

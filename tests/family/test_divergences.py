@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanoalign.family import losses
-from nanoalign.family.divergences import DIVERGENCES, divergence_scores, wpo_weights
+from nanoalign.family.pairs import DIVERGENCES, divergence_scores, wpo_weights
 
 
 def t(*values: float) -> torch.Tensor:

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from nanoalign.family import ADD_ONS, losses
+from nanoalign.family import losses
 from nanoalign.family.losses import (
     DEFAULTS,
     FIELDS,
@@ -20,6 +20,7 @@ from nanoalign.family.losses import (
     has_reference,
     match_by_rank,
 )
+from nanoalign.family.objectives import ADD_ONS
 from nanoalign.family.pairs import Pairs
 
 

@@ -14,8 +14,9 @@ from preferences import (  # noqa: F401
 )
 
 from nanoalign.errors import RunError
-from nanoalign.family import is_used, loss_name, losses
+from nanoalign.family import losses
 from nanoalign.family.losses import FIELDS, LOSSES
+from nanoalign.family.objectives import is_used, loss_name
 
 BAD_FLAGS = {
     "unknown loss": (["--loss", "nope"], r"invalid choice: 'nope' \(choose from .*sigmoid.*aot"),

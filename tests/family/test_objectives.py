@@ -22,11 +22,11 @@ from torch.nn.functional import logsigmoid
 
 import train_dpo
 from nanoalign.batch import Row, collate
-from nanoalign.checks.first_step import check_start
 from nanoalign.errors import RunError
 from nanoalign.family.losses import INCOMPATIBLE, KIND, LOSSES, has_reference
 from nanoalign.family.pairs import pairs_of
 from nanoalign.losses import dpo_loss
+from nanoalign.packing.self_check import check_start
 
 # --- a batch
 

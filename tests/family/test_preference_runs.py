@@ -14,22 +14,22 @@ import pytest
 import torch
 from conftest import tiny_llama, write_pairs
 from preferences import argv, settings, train_and_report
-from ranks import run_ranks
+from processes import run_ranks
 from safetensors.torch import load_file
 
 import train_dpo
-from nanoalign import loop, pairs, tiny
-from nanoalign.checkpoints.folders import load_tokenizer
+from nanoalign import loop, model, records
+from nanoalign.data.formats import formats
+from nanoalign.data.sources import open_source
+from nanoalign.data.templates import encode_records
 from nanoalign.distributed import setup
-from nanoalign.encode import Record
 from nanoalign.family import objectives
 from nanoalign.family.losses import LOSSES, has_reference
-from nanoalign.formats.records import formats
-from nanoalign.formats.sources import open_source
-from nanoalign.formats.templates import encode_records
 from nanoalign.model import Policy
 from nanoalign.packing.batches import Packed
+from nanoalign.records import Record
 from nanoalign.tiny import world
+from nanoalign.weights.folders import load_tokenizer
 
 
 def _train_all(argv: list[str], runs: list[list[str]]) -> None:
@@ -124,7 +124,7 @@ def clear_pairs(source: str, count: int) -> list[Record]:
     """Pairs of the embedded world whose chosen response is better by 3 at least, by its rule."""
     return [
         record
-        for record in pairs.read([source], formats("better"), open_source)
+        for record in records.read([source], formats("better"), open_source)
         if world.true_reward(record.prompt, record.responses[0])
         > world.true_reward(record.prompt, record.responses[1]) + 3
     ][:count]
@@ -132,7 +132,7 @@ def clear_pairs(source: str, count: int) -> list[Record]:
 
 def _teach(names: list[str]) -> dict[str, tuple[dict, dict]]:
     """Thirty steps of three pairs with each loss: metrics of 50 held-out pairs before and after."""
-    tokenizer = load_tokenizer(tiny.MODEL)
+    tokenizer = load_tokenizer(model.TINY)
     base, reference = Policy.load("tiny"), Policy.load("tiny", trainable=False)
     rows, held_out = (
         encode_records(clear_pairs(name, count), tokenizer, 1024, "pku")

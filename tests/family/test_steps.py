@@ -21,7 +21,7 @@ from preferences import (  # noqa: F401
     fixture_of_rows,
     settings,
 )
-from ranks import run_ranks
+from processes import run_ranks
 from torch.nn.functional import logsigmoid
 
 from nanoalign import loop

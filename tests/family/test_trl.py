@@ -23,8 +23,8 @@ import pytest
 import torch
 
 from nanoalign.family import losses
-from nanoalign.family.divergences import divergence_scores, wpo_weights
 from nanoalign.family.losses import FIELDS, LOSSES, match_by_rank
+from nanoalign.family.pairs import divergence_scores, wpo_weights
 from nanoalign.family.tokens import discounted_sums
 
 trl = pytest.importorskip(

@@ -11,7 +11,7 @@ from random import Random
 import evaluate
 import train_dpo
 import train_rm
-from nanoalign.lab import attack, runs
+from nanoalign.lab import runs, search
 from nanoalign.lab.figures import read
 from nanoalign.tiny import world
 
@@ -28,7 +28,7 @@ class FakeRuns(runs.Runs):
     def _start(self, stem: Path, texts: list[str]) -> None:
         if texts[0] == "-m":
             assert texts[1] == "nanoalign.lab.attack"
-            self.attack(attack.parse_args(texts[2:]))
+            self.attack(search.parse_args(texts[2:]))
         else:
             args = SCRIPTS[texts[0]].parse_args(texts[1:])
             self.parsed.append(args)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fakes import FakeRuns
 
-from nanoalign.lab import experiments
+from nanoalign.lab import catalogue
 from nanoalign.lab.experiments import ensembles, why_lose
 from nanoalign.lab.lab import Lab
 
@@ -43,7 +43,7 @@ def noisy(mean: float, prompts: int) -> np.ndarray:
 
 
 def verdicts(lab: Lab, name: str) -> dict[str, str]:
-    return {claim.text: claim.verdict for claim in experiments.load(name).run(lab).claims}
+    return {claim.text: claim.verdict for claim in catalogue.load(name).run(lab).claims}
 
 
 AS_GUESSED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoalign.errors import RunError
-from nanoalign.lab import __main__ as lab
+from nanoalign.lab import __main__
 from nanoalign.lab.exercises import EXERCISES, cases, check
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,11 +21,11 @@ def file_of(folder: str, number: int) -> str:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_solution_is_right_and_what_it_begins_with_is_not(number, capsys):
-    lab.main(["check", str(number), file_of("solutions", number)])
+    __main__.main(["check", str(number), file_of("solutions", number)])
     printed = capsys.readouterr().out
     assert re.search(rf"^right: {EXERCISES[number].name} of .*, on 2\d cases$", printed)
     with pytest.raises(RunError, match=rf"^{EXERCISES[number].name}\(.*"):
-        lab.main(["check", str(number), file_of("exercises", number)])
+        __main__.main(["check", str(number), file_of("exercises", number)])
 
 
 def test_the_page_has_every_exercise():
@@ -63,19 +63,19 @@ def test_the_page_has_every_exercise():
 def test_what_is_wrong_is_said(tmp_path, capsys, code, message):
     (tmp_path / "mine.py").write_text(code)
     if message is None:
-        lab.main(["check", "1", str(tmp_path / "mine.py")])
+        __main__.main(["check", "1", str(tmp_path / "mine.py")])
         assert capsys.readouterr().out.startswith("right: hinge of ")
         return
     with pytest.raises(RunError, match=message):
-        lab.main(["check", "1", str(tmp_path / "mine.py")])
+        __main__.main(["check", "1", str(tmp_path / "mine.py")])
 
 
 def test_a_file_that_is_not_there(tmp_path):
     for name in ("none.py", "text.txt"):
         with pytest.raises(RunError, match="is not there; give the file with your function"):
-            lab.main(["check", "1", str(tmp_path / name)])
+            __main__.main(["check", "1", str(tmp_path / name)])
     with pytest.raises(RunError, match="is no Python file"):
-        lab.main(["check", "1", str(tmp_path)])
+        __main__.main(["check", "1", str(tmp_path)])
 
 
 WRONG = {
@@ -136,5 +136,5 @@ def test_stop_opens_the_debugger_at_the_first_wrong_case(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "breakpointhook", lambda: seen.append(True))
     with pytest.raises(RunError, match="right cases before it"):
-        lab.main(["check", "8", str(tmp_path / "mine.py"), "--stop"])
+        __main__.main(["check", "8", str(tmp_path / "mine.py"), "--stop"])
     assert seen == [True]

@@ -1,4 +1,4 @@
-"""python -m pytest tests/lab/test_experiments.py; docs/lab.md has what the real ones found."""
+"""python -m pytest tests/lab/test_experiments.py docs/lab.md has what the real ones found."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import FakeRuns
 
-from nanoalign.lab import experiments, page
+from nanoalign.lab import catalogue, lab_page, runs
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.estimates import estimate
 from nanoalign.lab.experiments import (
@@ -16,7 +16,7 @@ from nanoalign.lab.experiments import (
     elsewhere,
     ensembles,
     length,
-    losses,
+    other_losses,
     own_samples,
     why_lose,
 )
@@ -30,13 +30,13 @@ VERDICT = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", experiments.NAMES)
+@pytest.mark.parametrize("name", catalogue.NAMES)
 def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_guess(
     tmp_path, monkeypatch, capsys, name
 ):
     made = []
-    monkeypatch.setattr(page, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
-    page.perform(name, tmp_path, quick=True)
+    monkeypatch.setattr(runs, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
+    lab_page.perform(name, tmp_path, quick=True)
     found = json.loads((tmp_path / f"{name}-quick" / "findings.json").read_text())
     text = (tmp_path / f"{name}-quick" / "index.html").read_text()
     assert found["guesses"] and found["table"]
@@ -51,8 +51,8 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
 def test_the_lab_lists_the_experiments(capsys):
     main([])
     printed = capsys.readouterr().out
-    for name in experiments.NAMES:
-        assert f"    {name} " in printed and experiments.load(name).QUESTION in printed
+    for name in catalogue.NAMES:
+        assert f"    {name} " in printed and catalogue.load(name).QUESTION in printed
 
 
 def test_a_full_run_has_three_seeds_of_each(tmp_path):
@@ -74,7 +74,7 @@ def test_a_full_run_has_three_seeds_of_each(tmp_path):
 def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     """The suffix is an unknown word, which the rule itself sees."""
     lab = Lab(FakeRuns(tmp_path), quick=True)
-    attack = experiments.load("attack").run(lab)
+    attack = catalogue.load("attack").run(lab)
     overrated = [row[3] for row in attack.rows]
     assert all(np.abs(values).max() < 1e-9 for values in overrated)
     gain = {row[0]: row[2] for row in attack.rows}
@@ -87,7 +87,7 @@ def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
 def test_losses_take_the_learning_rate_of_the_lowest_held_out_loss(tmp_path):
     """Of the fakes that is 5e-4."""
     runs = FakeRuns(tmp_path)
-    found = losses.policy(Lab(runs, quick=True), 0, "simpo")
+    found = other_losses.policy(Lab(runs, quick=True), 0, "simpo")
     assert found["rate"] == 5e-4
     assert [args.reference for args in runs.parsed if hasattr(args, "loss")] == ["none"] * 3
     graded = runs.parsed[-1].policy

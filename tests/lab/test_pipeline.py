@@ -1,4 +1,4 @@
-"""python -m pytest tests/lab/test_pipeline.py; docs/lab.md has what the whole of it gains."""
+"""python -m pytest tests/lab/test_pipeline.py docs/lab.md has what the whole of it gains."""
 
 import json
 
@@ -8,9 +8,9 @@ import pytest
 import evaluate
 import train_dpo
 import train_rm
-from nanoalign import TINY
 from nanoalign.errors import RunError
 from nanoalign.lab import pipeline
+from nanoalign.model import TINY
 
 SCRIPTS = {"train_dpo.py": train_dpo, "train_rm.py": train_rm, "evaluate.py": evaluate}
 

@@ -1,4 +1,4 @@
-"""python -m pytest tests/lab/test_runs.py: commands in processes of their own, and what stays."""
+"""python -m pytest tests/lab/test_runs.py commands in processes of their own, and what stays."""
 
 import json
 import time

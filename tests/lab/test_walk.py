@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nanoalign.errors import RunError
-from nanoalign.lab import PLACES
-from nanoalign.lab import __main__ as lab
+from nanoalign.lab import __main__
+from nanoalign.lab.__main__ import PLACES
 
 ROOT = Path(__file__).parents[2]
 PLACE = re.compile(r"^(\d+)\. .*\((?:\w+\.)?(\w+), (\S+):(\d+)\)$", re.MULTILINE)
@@ -24,7 +24,7 @@ def printed() -> str:
 
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
-        lab.main(["walk"])
+        __main__.main(["walk"])
     return text.getvalue()
 
 
@@ -71,7 +71,7 @@ def test_figures_are_those_of_hand(printed):
 def test_stop_opens_the_debugger_before_one_place(monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(sys, "breakpointhook", lambda: seen.append(capsys.readouterr().out))
-    lab.main(["walk", "--stop", "4", "--record", "2"])
+    __main__.main(["walk", "--stop", "4", "--record", "2"])
     assert len(seen) == 1 and seen[0].strip().splitlines()[-1].startswith("4. A line per response")
 
 
@@ -80,14 +80,14 @@ def test_the_debugger_is_left_without_a_traceback(monkeypatch, capsys):
         raise bdb.BdbQuit
 
     monkeypatch.setattr(sys, "breakpointhook", leave)
-    lab.main(["walk", "--stop", "4"])
+    __main__.main(["walk", "--stop", "4"])
     assert capsys.readouterr().out.endswith("left the debugger at place 4\n")
 
 
 def test_a_place_or_a_beta_that_is_far_off(capsys):
     with pytest.raises(RunError, match="--stop: expected a whole number of at least 1 and below"):
-        lab.main(["walk", "--stop", str(PLACES + 1)])
-    lab.main(["walk", "--beta", "1000"])  # exp(1000) would overflow
+        __main__.main(["walk", "--stop", str(PLACES + 1)])
+    __main__.main(["walk", "--beta", "1000"])  # exp(1000) would overflow
     (found,) = re.findall(
         r"again.*h = 1000 \* difference += ([-+\d.]+)", capsys.readouterr().out, re.S
     )
@@ -96,4 +96,4 @@ def test_a_place_or_a_beta_that_is_far_off(capsys):
 
 def test_a_record_that_is_not_there_is_an_error():
     with pytest.raises(RunError, match="--record 99999: the embedded data have 3,000 records"):
-        lab.main(["walk", "--record", "99999"])
+        __main__.main(["walk", "--record", "99999"])

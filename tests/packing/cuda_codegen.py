@@ -19,6 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+from nanoalign import batch
+from nanoalign.packing import flex
+from nanoalign.packing.tree import Tree
+
 SHARED_MEMORY = {(8, 0): 166_912, (8, 9): 101_376, (9, 0): 232_448}  # bytes: A100, 4090, H100
 STUB = """
 int cudaGetDevice(int *device) { *device = 0; return 0; }
@@ -168,10 +172,7 @@ def attend(rows: list, heads: int, group: int, window=None, softcap=None, sinks=
     """One forward of the project's own function; its backward is compiled at the same time."""
     import torch
 
-    from nanoalign.packing import flex
-    from nanoalign.packing.attention import Tree
-
-    flex.to_device = lambda tensor, device: torch.empty(
+    batch.to_device = lambda tensor, device: torch.empty(
         tensor.shape, dtype=tensor.dtype, device=device
     )
     tree, options = Tree(rows), {"device": "cuda", "dtype": torch.bfloat16}

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nanoalign.formats.audit import coordinates
-from nanoalign.packing import attention, blocks
-from nanoalign.packing.attention import Tree, tree_attention
+from nanoalign.packing import attention
+from nanoalign.packing.attention import tree_attention
 from nanoalign.packing.flex import by_blocks
+from nanoalign.packing.tree import Tree, coordinates
 
 ROWS = [
     (3, 3, 2),
@@ -130,7 +130,7 @@ def test_parts_are_attended_to_alone(states):
 def small_blocks(monkeypatch):
     """Every part is long, and blocks have 1 to 3 queries."""
     monkeypatch.setattr(attention, "PLACES", {False: 5, True: 5})
-    monkeypatch.setattr(blocks, "QUERIES", (1, 3))
+    monkeypatch.setattr(attention, "QUERIES", (1, 3))
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 4])
@@ -181,7 +181,7 @@ def test_memory_grows_linearly_with_the_tokens_of_a_response(monkeypatch, window
     One key head of width 1: a mask of all places would be by far the largest tensor.
     """
     monkeypatch.setattr(attention, "PLACES", {False: 2**12, True: 2**12})
-    monkeypatch.setattr(blocks, "QUERIES", (4, 16))
+    monkeypatch.setattr(attention, "QUERIES", (4, 16))
 
     def measure(tokens: int) -> tuple[int, int]:
         states = [torch.randn(1, 1, tokens + 30, 1, requires_grad=True) for _ in range(3)]

@@ -12,8 +12,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.nn.attention.flex_attention import create_block_mask
 
 from nanoalign.packing import flex
-from nanoalign.packing.attention import Tree
-from nanoalign.packing.flex import block_mask, by_blocks, kernel_options, seen_pairs, spans
+from nanoalign.packing.flex import block_mask, by_blocks, kernel_options, seen_pairs
+from nanoalign.packing.tree import Tree, spans
 
 CPU = torch.device("cpu")
 BLOCK = 128

@@ -14,12 +14,10 @@ from conftest import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoalign.batch import Row, lengths_of
-from nanoalign.formats.audit import coordinates
 from nanoalign.loop import Batches
-from nanoalign.model import Policy
-from nanoalign.packing.batches import Packed
-from nanoalign.packing.plan import operations, pack
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import Policy, RewardModel
+from nanoalign.packing.batches import Packed, operations, pack
+from nanoalign.packing.tree import coordinates
 
 
 def random_rows(count: int, seed: int) -> list[Row]:

@@ -8,9 +8,10 @@ from conftest import records
 from evaluations import write_jsonl
 
 import train_rm
-from nanoalign.encode import Record, encode_all
-from nanoalign.reward_model import RewardModel
-from nanoalign.rewards.prompts import kinds_of
+from nanoalign.encode import encode_all
+from nanoalign.model import RewardModel
+from nanoalign.records import Record
+from nanoalign.rewards.prompt_kinds import kinds_of
 from nanoalign.rewards.rule import rule_of, set_rule
 
 PROMPTS = {"text": "Why not? ", "dialogue": "\n\nHuman: Why not?\n\nAssistant:"}

@@ -12,14 +12,14 @@ import pytest
 import torch
 from conftest import records, write_pairs
 from matplotlib import pyplot as plt
-from ranks import run_ranks
+from processes import run_ranks
 
 import train_rm
 from nanoalign.batch import collate
-from nanoalign.checkpoints import curves
 from nanoalign.encode import encode_all
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import RewardModel
 from nanoalign.rewards.rule import EOS_RULE, rule_of
+from nanoalign.runs import result
 
 matplotlib.use("Agg")
 LOGGED = {"step", "loss", "accuracy", "rewards/chosen", "rewards/rejected", "rewards/margins",
@@ -189,7 +189,7 @@ def test_the_curves_show_both_evaluations(one_rank, monkeypatch, tmp_path):
     """In the panel of accuracy: 20 steps, and evaluations of training and held-out pairs."""
     metrics, _ = one_rank
     monkeypatch.setattr(plt, "close", lambda figure: None)
-    curves.draw(metrics, "a title", tmp_path / "curves.png")
+    result.draw(metrics, "a title", tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     axis = next(a for a in plt.gcf().axes if a.get_title() == "accuracy")
     drawn = [list(line.get_ydata()) for line in axis.lines if len(line.get_ydata())]
@@ -197,4 +197,4 @@ def test_the_curves_show_both_evaluations(one_rank, monkeypatch, tmp_path):
         [line[key] for line in metrics if key in line]
         for key in ("eval/accuracy", "train_eval/accuracy", "accuracy")
     ]
-    assert f"-> {metrics[-1]['eval/accuracy']:.4f} [" in curves.summary(metrics, 9)
+    assert f"-> {metrics[-1]['eval/accuracy']:.4f} [" in result.summary(metrics, 9)

@@ -13,22 +13,24 @@ import numpy as np
 import pytest
 import torch
 from conftest import records
-from ranks import run_ranks
+from processes import run_ranks
 from test_reward_training import assert_same_curve
 from transformers import AutoModelForSequenceClassification
 
 import train_rm
-from nanoalign import loop, pairs
+from nanoalign import loop
 from nanoalign.batch import collate
-from nanoalign.checks.first_step import check_layout
+from nanoalign.data import formats
+from nanoalign.data.formats import by_preference, conditioned
+from nanoalign.data.templates import encode_records
 from nanoalign.distributed import run, setup
-from nanoalign.encode import Record, encode_all
+from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.formats.templates import encode_records
-from nanoalign.hosts.report import report
-from nanoalign.reward_model import RewardModel
-from nanoalign.rewards import length, several
-from nanoalign.rewards.condition import by_preference, conditioned
+from nanoalign.model import RewardModel
+from nanoalign.packing.self_check import check_layout
+from nanoalign.ranks.report import report
+from nanoalign.records import Record, read
+from nanoalign.rewards import length_debias, several
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 
 BOTH = ("better", "safer")
@@ -85,7 +87,7 @@ def both(train, tmp_path_factory) -> tuple[list[dict], Path]:
 
 def test_each_label_is_a_pair_of_its_output(data):
     """By record, better and safer name response 0 and 0; 0 and 1; 1 and 1."""
-    first, second, third, *_ = pairs.read([str(data)], several.formats(BOTH))
+    first, second, third, *_ = read([str(data)], formats.formats_of_several(BOTH))
     originals = records(3)
     assert first.pairs == ((0, 1), (0, 1)) and second.pairs == ((0, 1), (1, 0))
     assert first.extra == second.extra == {"dimensions": [0, 1]}
@@ -128,7 +130,7 @@ def test_two_outputs_are_written_with_their_names(both, data, tokenizer):
     assert model.config.id2label == {0: "better", 1: "safer"}
     reward_model = SeveralRewards.load(both[1], trainable=False)
     assert preferences_of(reward_model) == [*BOTH] and not is_conditioned(reward_model)
-    found = list(pairs.read([str(data)], several.formats(BOTH)))
+    found = list(read([str(data)], formats.formats_of_several(BOTH)))
     rows = encode_records(found, tokenizer, 1024, "pku")
     logits = []
     for row in rows:
@@ -197,7 +199,7 @@ def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
     model = RewardModel.load(tmp_path / "rm", trainable=False)
     assert preferences_of(model) == [*BOTH] and is_conditioned(model)
     assert model.head.out_features == 1
-    marked = [part for record in pairs.read([str(data)], several.formats(BOTH))
+    marked = [part for record in records.read([str(data)], formats.formats_of_several(BOTH))
               for part in by_preference(record, BOTH)]  # fmt: skip
     batch = collate(encode_records(marked, tokenizer, 1024, "pku"))
     with torch.no_grad():
@@ -221,11 +223,11 @@ def test_length_is_part_of_the_loss_and_not_of_the_reward(tokenizer):
         def with_length(self, batch):
             return torch.tensor([1.0, 0.0]), torch.tensor([0.5, 2.0])
 
-    losses, metrics = length.loss_of_batch(Model(), flags("--length_debias"), batch)
+    losses, metrics = length_debias.loss_of_batch(Model(), flags("--length_debias"), batch)
     assert losses.item() == pytest.approx(log1pexp(0.5))
     assert metrics["rewards/margins"].item() == 1 and metrics["accuracy"].item() == 1
     given = ["--margin", "0.25", "--label_smoothing", "0.1", "--center_rewards_coefficient", "2"]
-    losses, _ = length.loss_of_batch(Model(), flags("--length_debias", *given), batch)
+    losses, _ = length_debias.loss_of_batch(Model(), flags("--length_debias", *given), batch)
     expected = 0.9 * log1pexp(0.25 + 0.5) + 0.1 * log1pexp(0.25 - 0.5) + 2 * 1
     assert losses.item() == pytest.approx(expected, rel=1e-6)
 
@@ -234,7 +236,7 @@ def test_the_coefficient_by_hand(llama_folder, tokenizer):
     """Differences of length 2 and -4, whose standard deviation is 3 tokens; it learns 400 times."""
     pairs = [Record("p", ("xxx", "y")), Record("p", ("x", "yyyyy"))]
     rows = encode_all(pairs, tokenizer)
-    model = length.load(rows, llama_folder, head_seed=0)
+    model = length_debias.load(rows, llama_folder, head_seed=0)
     assert model.unit == 3.0
     batch, plain = collate(rows), RewardModel.load(llama_folder, head_seed=0)
     rewards, lengths = model.with_length(batch)
@@ -249,7 +251,7 @@ def test_the_coefficient_by_hand(llama_folder, tokenizer):
     assert len(others) == len(list(plain.parameters()))
     assert not any(p is model.length.weight for p in others)
     equal = encode_all([Record("p", ("x", "y"))], tokenizer)
-    assert length.load(equal, llama_folder, head_seed=0).unit == 1.0
+    assert length_debias.load(equal, llama_folder, head_seed=0).unit == 1.0
 
 
 def test_labels_by_length_alone_are_explained_by_length(llama_folder, tmp_path):

@@ -15,15 +15,15 @@ from transformers import AutoModelForSequenceClassification
 
 import train_rm
 from nanoalign.batch import collate
-from nanoalign.checkpoints.slices import read_slices
-from nanoalign.checkpoints.write import write_model
-from nanoalign.checks.first_step import check_layout
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.loop import Batches
-from nanoalign.reward_model import RewardModel
+from nanoalign.model import RewardModel
+from nanoalign.packing.self_check import check_layout
 from nanoalign.rewards.rule import EOS_RULE, check_pad_token, rule_of, scoring_rule, set_rule
+from nanoalign.weights.slices import read_slices
+from nanoalign.weights.write import write_model
 
 
 @pytest.fixture(scope="module")

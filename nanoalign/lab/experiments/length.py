@@ -11,7 +11,7 @@ from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import chosen_and_rejected
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
-from nanoalign.tiny.plant import relabelled
+from nanoalign.lab.plant import relabelled
 
 TITLE = "Length bias: five remedies"
 QUESTION = "Labels prefer long answers. What keeps a reward model from learning that?"

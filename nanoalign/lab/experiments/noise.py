@@ -3,7 +3,7 @@
 from nanoalign.lab.estimates import Claim
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
-from nanoalign.tiny.plant import relabelled
+from nanoalign.lab.plant import relabelled
 
 TITLE = "Label noise: what it costs, and which loss helps"
 QUESTION = "How much do wrong labels cost, and do the losses that were made for them help?"

@@ -8,7 +8,7 @@ from nanoalign.lab.estimates import Claim, Estimate, estimate
 from nanoalign.lab.figures import answers, grades
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import DPO_LR, Lab
-from nanoalign.tiny.plant import relabelled
+from nanoalign.lab.plant import relabelled
 
 TITLE = "Why did DPO lose?"
 QUESTION = "A policy loses 103 : 263 to its base after DPO. Which cause does that, and what helps?"

@@ -1,0 +1,89 @@
+"""The templates of --template: a record -> its text.
+
+chat    the tokenizer's own chat template                                   (chat.py)
+pku     BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}      (PKU-SafeRLHF)
+raw     the text of the record, unchanged
+auto    chat if the tokenizer has a template, raw for HH-RLHF dialogues, else pku
+"""
+
+import os
+import re
+
+from nanoalign.records import Record, check_text
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the headers of HH-RLHF
+PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
+
+
+def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
+    """The template that `auto` selects for this prompt and tokenizer; other names unchanged."""
+    auto = "chat" if tokenizer.chat_template else "raw" if is_dialogue(prompt) else "pku"
+    return auto if template == "auto" else template
+
+
+def is_dialogue(prompt: str | list[dict]) -> bool:
+    """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
+    return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT)
+
+
+def messages_of(prompt: str | list[dict]) -> list[dict]:
+    """The prompt as messages: the turns of a dialogue; other text is one message of the user."""
+    if isinstance(prompt, list):
+        return prompt
+    if not is_dialogue(prompt):
+        return [{"role": "user", "content": prompt}]
+
+    return turns_of(prompt)
+
+
+SHARED = "prompts taken from the words that both texts begin with"
+
+
+def split_dialogues(chosen: str, rejected: str) -> Record:
+    """The prompt that both dialogues begin with, and the responses behind it.
+
+    Raises ValueError if they share no prompt.
+    """
+    if any(isinstance(each, dict | list) for each in (chosen, rejected)):
+        found = " and ".join(type(each).__name__ for each in (chosen, rejected))
+        raise ValueError(
+            "'prompt' is missing: without it chosen and rejected must both be lists of messages, "
+            f"or both HH-RLHF dialogues, found {found}"
+        )
+    check_text("chosen dialogue", chosen)
+    check_text("rejected dialogue", rejected)
+    # The prompt ends with the last header of the assistant that both share. A few records differ
+    # before their last turn; then a response has further turns, as the annotators saw it.
+    shared = os.path.commonprefix([chosen, rejected])
+    if not chosen.startswith(HUMAN) and not rejected.startswith(HUMAN):
+        return split_texts(chosen, rejected, shared)
+    if not shared.startswith(HUMAN) or ASSISTANT not in shared:
+        raise ValueError(
+            "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the "
+            f"same '\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"
+        )
+    end = shared.rfind(ASSISTANT) + len(ASSISTANT)
+    return Record(chosen[:end], (chosen[end:], rejected[end:]))
+
+
+def split_texts(chosen: str, rejected: str, shared: str) -> Record:
+    """Other texts: the prompt is what both begin with, up to the last white space.
+
+    Words that both responses begin with become part of the prompt, so such records are counted.
+    """
+    end = max((shared.rfind(blank) for blank in " \n\t"), default=-1)
+    if end < 1 or not shared[:end].strip():
+        raise ValueError(
+            "'prompt' is missing, and chosen and rejected share no words at their beginning: "
+            f"{chosen[:40]!r} and {rejected[:40]!r}"
+        )
+    return Record(shared[:end], (chosen[end:], rejected[end:]), notes=(SHARED,))
+
+
+def turns_of(dialogue: str) -> list[dict]:
+    """The turns of an HH-RLHF dialogue as messages, without the last one, which is empty."""
+    # "", who, text, who, text, ..., "Assistant", ""
+    turns = re.split(r"\n\n(Human|Assistant):", dialogue)[1:-2]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]

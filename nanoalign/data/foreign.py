@@ -1,0 +1,278 @@
+"""Formats of other programs and data sets: each is read as a record of one of our own formats.
+
+A function takes a copy of a record, removes the keys that it reads, and returns the record of ours.
+What is left is named with the ignored columns. docs/data.md has an example of each.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+from typing import NoReturn
+
+from nanoalign.data.columns import ignored, number
+from nanoalign.records import Format, Record, check_text
+
+KEPT = ("system", "tools", "margin")  # of a record of any format
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+         "system": "system", "function_call": "assistant", "observation": "tool"}  # fmt: skip
+HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
+
+
+def read_as(
+    convert: Callable[[dict], dict], own: dict[tuple[str, ...], Format], record: dict
+) -> Record:
+    """The Record of a record that `convert`, of FOREIGN, reads. own: our formats by their keys."""
+    rest = dict(record)
+    converted = convert(rest)
+    converted |= {key: rest.pop(key) for key in KEPT if key in rest and key not in converted}
+    prompt = converted["prompt"]
+    if isinstance(prompt, list) and prompt and is_of_assistant(prompt[-1]):
+        raise ValueError("the prompt ends with a message of 'assistant'")
+    keys = next(keys for keys in own if converted.keys() >= set(keys))
+    found = own[keys](converted)
+    return replace(found, notes=(*found.notes, *ignored(rest.keys(), keys))) if rest else found
+
+
+def refuse_unknown(own: dict[tuple[str, ...], Format], record: dict) -> NoReturn:
+    """Raises ValueError for a record that has no known format: it names the nearest one."""
+    known = [keys for keys in (("prompt", "chosen", "rejected"), *own, *FOREIGN) if keys]
+    nearest = max(known, key=lambda keys: len(record.keys() & {*keys}) / len(keys))
+    missing = " and ".join(repr(key) for key in nearest if key not in record)
+    raise ValueError(
+        f"unknown keys {sorted(record)}; the nearest format is {' + '.join(nearest)}, without "
+        f"{missing} here. docs/data.md has all formats; for other names of keys give --keys "
+        "prompt=NAME chosen=NAME rejected=NAME"
+    )
+
+
+def is_of_assistant(message: object) -> bool:
+    return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+def turns(values: object, name: str) -> list[dict]:
+    """Messages of ShareGPT, {"from", "value"}, as {"role", "content"}; others unchanged."""
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} must be a list of at least one message")
+    return [turn(value, name) for value in values]
+
+
+def turn(value: object, name: str) -> dict:
+    if not isinstance(value, dict) or "from" not in value:
+        return value
+    if (role := ROLES.get(str(value["from"]))) is None:
+        raise ValueError(f"{name} has a message from {value['from']!r}; expected one of {[*ROLES]}")
+    if value["from"] == "function_call":
+        return {"role": role, "content": "", "tool_calls": calls(value.get("value"), name)}
+    return {"role": role, "content": value.get("value")}
+
+
+def calls(text: object, name: str) -> list[dict]:
+    """The tool calls of a function_call, which is JSON: one {name, arguments}, or a list."""
+    try:
+        found = json.loads(text)
+        return [
+            {"type": "function", "function": {key: each[key] for key in ("name", "arguments")}}
+            for each in (found if isinstance(found, list) else [found])
+        ]
+    except (TypeError, ValueError, LookupError) as error:
+        raise ValueError(
+            f"{name} has a function_call of {str(text)[:60]!r}; expected JSON with name and "
+            "arguments"
+        ) from error
+
+
+def instruction(rest: dict) -> list[dict] | str:
+    """The prompt of Alpaca's keys, with the turns before it."""
+    text, more, history = rest.pop("instruction"), rest.pop("input", ""), rest.pop("history", None)
+    check_text("instruction", text)
+    if more:
+        check_text("input", more)
+        text = f"{text}\n{more}"
+    if history and not (isinstance(history, list) and all(map(is_turn, history))):
+        raise ValueError(f"history is {str(history)[:60]}; expected a list of [question, answer]")
+    before = [
+        {"role": role, "content": content}
+        for asked, answered in history or ()
+        for role, content in (("user", asked), ("assistant", answered))
+    ]
+    return [*before, {"role": "user", "content": text}] if before else text
+
+
+def is_turn(value: object) -> bool:
+    return isinstance(value, list) and [type(each) for each in value] == [str, str]
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def sharegpt(rest: dict) -> dict:
+    """LLaMA-Factory, sharegpt: conversations, and two answers {from, value}."""
+    prompt = turns(rest.pop("conversations"), "conversations")
+    sides = {side: [turn(rest.pop(side), side)] for side in ("chosen", "rejected")}
+    return {"prompt": prompt} | sides
+
+
+def alpaca(rest: dict) -> dict:
+    """LLaMA-Factory, alpaca: instruction, input, chosen, rejected."""
+    return {"prompt": instruction(rest)} | {key: rest.pop(key) for key in ("chosen", "rejected")}
+
+
+def orca(rest: dict) -> dict:
+    """Intel's Orca pairs: question, and system, which any record may have."""
+    return pair(rest, "question")
+
+
+def orca_of_argilla(rest: dict) -> dict:
+    """Argilla's Orca pairs: input, and system."""
+    return pair(rest, "input")
+
+
+def openrlhf(rest: dict) -> dict:
+    """OpenRLHF: context_messages, and two answers."""
+    return pair(rest, "context_messages")
+
+
+def openai(rest: dict) -> dict:
+    """LLaMA-Factory with messages of OpenAI, and two answers."""
+    return pair(rest, "messages")
+
+
+def pair(rest: dict, prompt: str) -> dict:
+    return {"prompt": rest.pop(prompt)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
+
+
+def shp(rest: dict) -> dict:
+    """Stanford SHP: a post and two comments; labels is 1 where A has the higher score."""
+    label = rest.pop("labels")
+    if isinstance(label, bool) or label not in (0, 1):
+        raise ValueError(f"labels is {label!r}; expected 1 where A is preferred, else 0")
+    answers = [rest.pop("human_ref_A"), rest.pop("human_ref_B")]
+    chosen, rejected = answers if label else answers[::-1]
+    return {"prompt": rest.pop("history"), "chosen": chosen, "rejected": rejected}
+
+
+# --- rankings, in which equal scores make no pair -------------------------------------------------
+
+
+def nectar(rest: dict) -> dict:
+    """Nectar: answers with ranks, of which 1 is the best; its prompts are HH-RLHF dialogues."""
+    prompt, answers = rest.pop("prompt"), objects(rest.pop("answers"), "answers", "answer", "rank")
+    texts = [each["answer"] for each in answers]
+    if isinstance(prompt, str) and prompt.rstrip(" ").endswith("\n\nAssistant:"):
+        prompt, texts = prompt.rstrip(" "), [f" {text}" for text in texts]
+    ranks = [number(each["rank"], "rank") for each in answers]
+    return {"prompt": prompt, "responses": texts, "scores": [-rank for rank in ranks]}
+
+
+def ultrafeedback(rest: dict) -> dict:
+    """UltraFeedback as it was rated: a score is the mean of the ratings of an answer's aspects."""
+    answers = objects(rest.pop("completions"), "completions", "response")
+    return {"prompt": instruction(rest), "responses": [each["response"] for each in answers],
+            "scores": [rating(each) for each in answers]}  # fmt: skip
+
+
+def rating(answer: dict) -> float:
+    """The mean of its ratings, of which some may be "N/A"; without any its overall_score."""
+    aspects = answer.get("annotations")
+    parts = aspects.values() if isinstance(aspects, dict) else ()
+    ratings = [each.get("Rating") for each in parts if isinstance(each, dict)]
+    ratings = [each for each in ratings if each != "N/A"]
+    try:
+        return fmean(map(float, ratings)) if ratings else answer["overall_score"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"a completion has no ratings: annotations are {str(aspects)[:60]!r}"
+        ) from error
+
+
+def helpsteer2(rest: dict) -> dict:
+    """HelpSteer2's preferences: from -3, the first answer is much better, to 3, the second is."""
+    answers, strength = [rest.pop(f"response_{n}") for n in (1, 2)], rest.pop("preference_strength")
+    prompt = turns_of_helpsteer(rest.pop("prompt"))
+    return two_ranked(prompt, answers, strength, "preference_strength")
+
+
+def turns_of_helpsteer(prompt: object) -> object:
+    """A prompt of several turns, which has "<extra_id_1>Assistant" and "<extra_id_1>User" lines."""
+    if not isinstance(prompt, str) or HEADER not in prompt:
+        return prompt
+    messages = []
+    for part in f"User\n{prompt}".split(HEADER):
+        who, _, text = part.partition("\n")
+        if who not in ("User", "Assistant"):
+            raise ValueError(f"the prompt has a turn of {who[:60]!r}; expected User or Assistant")
+        messages.append({"role": who.lower(), "content": text.removesuffix("\n")})
+    return messages
+
+
+def helpsteer3(rest: dict) -> dict:
+    """HelpSteer3: a context of messages, and overall_preference from -3 to 3, as HelpSteer2."""
+    answers, strength = [rest.pop(f"response{n}") for n in (1, 2)], rest.pop("overall_preference")
+    return two_ranked(rest.pop("context"), answers, strength, "overall_preference")
+
+
+def two_ranked(prompt: object, answers: list, strength: object, name: str) -> dict:
+    if isinstance(strength, bool) or not isinstance(strength, int | float):
+        raise ValueError(
+            f"{name} is {strength!r}; expected a number, negative for the first answer"
+        )
+    return {"prompt": prompt, "responses": answers, "scores": [-strength, 0]}
+
+
+def helpsteer_ratings(rest: dict) -> dict:
+    raise ValueError(
+        "HelpSteer2's ratings have one answer a record; take its preferences (the folder "
+        "preference/), or make records of prompt + responses + scores"
+    )
+
+
+def objects(values: object, name: str, *keys: str) -> list[dict]:
+    """A list of objects that have these keys."""
+    if not isinstance(values, list) or not all(
+        isinstance(each, dict) and each.keys() >= {*keys} for each in values
+    ):
+        raise ValueError(f"{name} must be a list of objects with {' and '.join(keys)}")
+    return values
+
+
+# --- single responses -----------------------------------------------------------------------------
+
+
+def conversation(rest: dict) -> dict:
+    """Messages whose last one is the assistant's: a demonstration, or with kto_tag a label."""
+    name = "messages" if "messages" in rest else "conversations"
+    *prompt, last = turns(rest.pop(name), name)
+    if not prompt:
+        raise ValueError(f"{name} has one message; expected a prompt and an answer")
+    return {"prompt": prompt, "completion": [last]} | label(rest)
+
+
+def instructed(rest: dict) -> dict:
+    """Alpaca: instruction, input, output, and perhaps kto_tag."""
+    return {"prompt": instruction(rest), "completion": rest.pop("output")} | label(rest)
+
+
+def label(rest: dict) -> dict:
+    found = [rest.pop(key) for key in ("kto_tag", "label") if key in rest]
+    return {"label": found[0]} if found else {}
+
+
+# Keys of records of other programs -> the function that reads them.
+FOREIGN = {
+    ("conversations", "chosen", "rejected"): sharegpt,
+    ("instruction", "chosen", "rejected"): alpaca,
+    ("question", "chosen", "rejected"): orca,
+    ("input", "chosen", "rejected"): orca_of_argilla,
+    ("context_messages", "chosen", "rejected"): openrlhf,
+    ("messages", "chosen", "rejected"): openai,
+    ("history", "human_ref_A", "human_ref_B", "labels"): shp,
+    ("prompt", "answers"): nectar,
+    ("instruction", "completions"): ultrafeedback,
+    ("prompt", "response_1", "response_2", "preference_strength"): helpsteer2,
+    ("context", "response1", "response2", "overall_preference"): helpsteer3,
+    ("prompt", "response", "helpfulness"): helpsteer_ratings,
+    ("messages",): conversation,
+    ("conversations",): conversation,
+    ("instruction", "output"): instructed,
+}

@@ -1,0 +1,201 @@
+"""Records of messages, and what belongs to a prompt beside them: a system prompt and tools.
+
+A message has a role and a content, which is text. It may have tool calls, reasoning and further
+keys: a chat template gets all of them (nanoalign/formats/chat.py).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nanoalign.data.columns import TEXTS
+from nanoalign.data.dialogues import is_dialogue, messages_of
+from nanoalign.records import Format, Record, check_text
+
+REASONING = ("reasoning_content", "reasoning", "thinking")  # names of the same in chat templates
+BARE = {"role", "content"}
+FURTHER = {"tool_calls", "function_call", *REASONING}  # text of a message beside its content
+
+
+def read_messages(read: Format, record: dict) -> Record:
+    """What `read` makes of a record with messages, which may be JSON text, tools or `system`."""
+    record = decoded(record)
+    if isinstance(record.get("prompt"), list) and record["prompt"]:
+        record = record | {"prompt": messages(record["prompt"], "prompt")}
+    found = with_context(read(record), record)
+    if isinstance(found.prompt, list):
+        check_text("prompt", "\n".join(message["content"] for message in found.prompt))
+    return found
+
+
+def decoded(record: dict) -> dict:
+    """The record with the messages that it has as JSON text. Other text stays as it is."""
+    found = {key: json_messages(record[key]) for key in TEXTS if key in record}
+    if isinstance(responses := record.get("responses"), list):
+        found["responses"] = [json_messages(each) or each for each in responses]
+    return record | {key: value for key, value in found.items() if value}
+
+
+def json_messages(value: object) -> list[dict] | None:
+    """The messages of a JSON text, all with a role and a content or what may be in its place.
+
+    None if it is no such text.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return None
+    try:
+        values = json.loads(value)
+    except json.JSONDecodeError:
+        return None
+    all_are = isinstance(values, list) and all(
+        isinstance(each, dict)
+        and isinstance(each.get("role"), str)
+        and each.keys() & {"content", *FURTHER}
+        for each in values
+    )
+    return values if all_are and values else None
+
+
+def messages(values: object, name: str) -> list[dict]:
+    """The checked messages of a list: role, content, and further keys in the alphabet's order.
+
+    Keys without a value are left out: a table of records has all keys in every message.
+    """
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} must be a list of at least one message")
+    return [message(value, name) for value in values]
+
+
+def message(value: object, name: str) -> dict:
+    own = value if isinstance(value, dict) else {}
+    further = {key: each for key, each in sorted(own.items()) if each is not None}
+    further = {key: each for key, each in further.items() if each or key not in FURTHER}
+    role, content = further.pop("role", None), further.pop("content", None)
+    if "tool_calls" in further:
+        further["tool_calls"] = tool_calls(further["tool_calls"], name)
+    if isinstance(content, list):
+        content = "".join(text_of(part, name) for part in content)
+    if content is None and FURTHER & further.keys():
+        content = ""
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise ValueError(f"{name} has {value!r}; expected {{'role': text, 'content': text}}")
+    if further:
+        check_text(f"further keys of a message of {name}", json.dumps(further, ensure_ascii=False))
+    return {"role": role, "content": content} | further
+
+
+def text_of(part: object, name: str) -> str:
+    """The text of a part of a content."""
+    own = part if isinstance(part, dict) else {"type": type(part).__name__}
+    kind, text = own.get("type", "text"), own.get("text")
+    if kind == "text" and isinstance(text, str):
+        return text
+    raise ValueError(f"{name} has a content with a part of type {kind!r}; only text can be read")
+
+
+def tool_calls(calls: object, name: str) -> list[dict]:
+    """The calls, whose arguments may be JSON text, with the objects that chat templates expect."""
+    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
+        raise ValueError(f"{name} has the tool_calls {calls!r}; expected a list of objects")
+    return [
+        {key: arguments_of(each, name) if key == "function" else each for key, each in call.items()}
+        for call in (arguments_of(call, name) for call in calls)
+    ]
+
+
+def arguments_of(function: object, name: str) -> object:
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    if not isinstance(arguments, str):
+        return function
+    try:
+        return function | {"arguments": json.loads(arguments or "{}")}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} has a tool call whose arguments are no JSON: {error}") from error
+
+
+def with_context(found: Record, record: dict) -> Record:
+    """The Record with `system` as its first message, and with `tools`."""
+    prompt, responses = found.prompt, found.responses
+    if prompt == [] or not isinstance(prompt, list):
+        check_text("prompt", prompt or "")
+    if system := record.get("system"):
+        check_text("system prompt", system)
+        first, turns = {"role": "system", "content": system}, messages_of(prompt)
+        if turns[0]["role"] != "system":
+            if is_dialogue(prompt):  # the space before an answer belongs to its headers
+                responses = tuple(response.removeprefix(" ") for response in responses)
+            prompt = [first, *turns]
+        elif turns[0] != first:
+            raise ValueError("a 'system' beside another message of 'system'; remove one of them")
+    return replace(found, prompt=prompt, responses=responses, tools=tools_of(record.get("tools")))
+
+
+def tools_of(tools: object) -> list[dict] | None:
+    """The tools of a record, which may be JSON text; None for none."""
+    try:
+        found = json.loads(tools) if isinstance(tools, str) and tools else tools
+    except json.JSONDecodeError:
+        found = tools
+    if found and not (isinstance(found, list) and all(isinstance(tool, dict) for tool in found)):
+        raise ValueError(f"tools must be a list of JSON schemas, found {str(tools)[:60]!r}")
+    check_text("tools", json.dumps(found, ensure_ascii=False))
+    return found or None
+
+
+# --- responses ------------------------------------------------------------------------------------
+
+
+def answer(value: object, name: str) -> dict:
+    """A response as a message: it is text, one message of the assistant, or a list of one."""
+    if isinstance(value, str):
+        return {"role": "assistant", "content": value}
+    first, *more = messages(value if isinstance(value, list) else [value], name)
+    if more or first["role"] != "assistant":
+        raise ValueError(f"the {name} must be one message of 'assistant', or text")
+    return first
+
+
+def with_answers(record: Record, answers: Sequence[dict]) -> Record:
+    """The Record with these responses: as texts, and as messages if one has more than text.
+
+    Further keys may be those that a chat template reads.
+    """
+    texts = [
+        json.dumps(each, ensure_ascii=False) if FURTHER & each.keys() else each["content"]
+        for each in answers
+    ]
+    more = any(each.keys() - BARE for each in answers)
+    return replace(record, responses=tuple(texts), answers=tuple(answers) if more else ())
+
+
+def pair_of_messages(record: dict) -> Record:
+    """All messages but the last are the prompt; a prompt of its own goes before them."""
+    prompt = record.get("prompt", [])
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    prompt = messages(prompt, "prompt") if prompt else []
+    contexts, answers = [], []
+    for side in ("chosen", "rejected"):
+        *before, last = messages(record[side], side)
+        if last["role"] != "assistant":
+            raise ValueError(f"{side} ends with a message of '{last['role']}', not of 'assistant'")
+        repeated = before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt
+        contexts.append(before if repeated else prompt + before)
+        answers.append(last)
+    if contexts[0] != contexts[1]:
+        raise ValueError(
+            "chosen and rejected differ before their last message: no common prompt. A response is "
+            "one message of 'assistant'; put the turns before it into the prompt of both, or make "
+            "a record of each turn"
+        )
+    if not contexts[0]:
+        raise ValueError("the prompt is empty; give 'prompt', or messages before the response")
+    return with_answers(Record(contexts[0], ()), answers)
+
+
+def from_messages(record: Record, name: str) -> Record:
+    """The Record whose responses may be messages, each one of the assistant."""
+    if not any(isinstance(response, dict | list) for response in record.responses):
+        return record
+
+    return with_answers(record, [answer(response, name) for response in record.responses])

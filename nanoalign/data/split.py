@@ -1,0 +1,113 @@
+"""--data -> the rows of a run: in memory, or from a store on disk where the data are large."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from nanoalign.batch import Row
+from nanoalign.data.columns import IGNORED, joined
+from nanoalign.distributed import print0
+from nanoalign.errors import RunError
+from nanoalign.records import Record
+
+EQUAL_SCORES = "ranked records dropped: all scores equal"
+EQUAL_RESPONSES = "pairs dropped: both responses equal"
+
+
+class Data(NamedTuple):
+    """What a run trains on, and what it is evaluated on."""
+
+    rows: Sequence[Row]
+    held_out: Sequence[Row]
+    counts: Counter  # of `rows`: what was cut or dropped, by reason
+    template: str  # the one that `auto` selected; `auto` where it selected several
+    digests: tuple[np.ndarray, np.ndarray]  # record_digests of what is trained on, and held out
+
+
+def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
+    """Prints the counts of one set of records; an empty set of training records is an error."""
+    if any(reason.startswith(IGNORED) for reason in counts):
+        counts = joined(counts)
+    notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
+    ranked = f"{records:,} records with " if pairs != records else ""
+    print0(f"{name:<11} {source}: {ranked}{pairs:,} pairs{notes}")
+    if name == "data" and pairs <= counts[EQUAL_RESPONSES]:
+        raise RunError(f"--data {source}: no pairs are left to train on; see the counts above")
+
+
+def drop_equal(rows: Sequence[Row]) -> tuple[list[Row], Counter]:
+    """(rows without pairs of equal responses, which teach nothing; counts by reason)."""
+    kept, counts = [], Counter(note for row in rows for note in row.notes)
+    for row in rows:
+        # One response that is paired with itself is an unpaired record.
+        differ = np.array(
+            [w == r or not np.array_equal(row.responses[w], row.responses[r]) for w, r in row.pairs]
+        )
+        counts[EQUAL_SCORES] += not row.pairs
+        counts[EQUAL_RESPONSES] += len(differ) - int(differ.sum())
+        if len(differ) and differ.all():
+            kept.append(row)
+        elif differ.any():
+            pairs = tuple(pair for pair, keep in zip(row.pairs, differ, strict=True) if keep)
+            extra = {name: values[differ] for name, values in row.extra.items()}
+            kept.append(replace(row, pairs=pairs, extra=extra))
+    return kept, counts
+
+
+def record_digests(records: Sequence[Record]) -> np.ndarray:
+    """(N, 3) uint64: the three `hashes` of each record."""
+    return np.frombuffer(b"".join(map(hashes, records)), dtype="<u8").reshape(-1, 3)
+
+
+def hashes(record: Record) -> bytes:
+    """Three hashes of 8 bytes: of the prompt; with its responses in any order; of all, with labels.
+
+    They are the same for two records exactly when these are.
+    """
+    prompt = record.prompt if isinstance(record.prompt, str) else json.dumps(record.prompt)
+    if record.tools:  # they are a part of the prompt
+        prompt = json.dumps((prompt, record.tools), sort_keys=True)
+    responses = [json.dumps(each, sort_keys=True) for each in record.answers or record.responses]
+    everything = (prompt, responses, record.pairs, record.extra)
+    texts = prompt, json.dumps((prompt, sorted(responses))), json.dumps(everything, sort_keys=True)
+    return b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts)
+
+
+def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A mask (N,) of `share` of the prompts, with all their records, in whatever order these are.
+
+    These prompts are the first by SplitMix64 (Steele et al. 2014) of the seed and the digest. A
+    share above 0 holds out at least one prompt, and at least one prompt stays.
+    """
+    prompts = np.unique(digests)
+    count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
+    with np.errstate(over="ignore"):
+        mixed = prompts + np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
+    return np.isin(digests, prompts[order[:count]])
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """A hash of the tokens, pairs and margins of all rows in order. Rows on disk have their own."""
+    if hasattr(rows, "fingerprint"):
+        return rows.fingerprint()
+    return hashlib.sha256(b"".join(map(digest, rows))).hexdigest()
+
+
+def digest(row: Row) -> bytes:
+    """16 bytes that differ where two rows differ in tokens, pairs or values of pairs."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in (row.prompt, *row.responses):
+        found.update(len(part).to_bytes(4, "little") + part.tobytes())
+    found.update(repr(row.pairs).encode())
+    for name, values in sorted(row.extra.items()):
+        if name != "reference_logps":  # of the reference, not of the data
+            found.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    return found.digest()

@@ -1,0 +1,152 @@
+"""Many ranks, on one host or several: docs/hosts.md.
+
+collectives.py  objects and errors of all ranks
+report.py       prints an error once, and one line per host when a rank is lost
+terminal.py     text of data and models, as a terminal or a page may show it
+progress.py     progress bars
+signals.py      signals end a run after its step
+stopped.py      its checkpoint, and the line that says how to go on
+lock.py         one writer of a folder at a time
+locked.py       what a run does that did not get its lock
+parent.py       ranks end when torchrun does
+debug.py        a debugger on rank 0
+groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+
+from nanoalign import distributed
+from nanoalign.batch import Batch, Row
+from nanoalign.distributed import World, environment_ranks
+from nanoalign.flags import number
+from nanoalign.loop import Batches
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("many ranks").add_argument
+    add("--shard_size", type=number(int, 1), metavar="RANKS",
+        help="how many ranks share a copy of parameters, gradients and optimizer state, usually "
+        "the GPUs of a host; default: all ranks")  # fmt: skip
+    add("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch",
+        help="when gradients are summed over ranks and sharded; step: once a step, for which each "
+        "rank needs memory for all gradients in float32")  # fmt: skip
+    add("--timeout", type=number(float, above=0, below=1e9), default=600.0, metavar="SECONDS",
+        help="the run ends if a rank waits this long for another one; it must be more than rank 0 "
+        "takes to read or write a model")  # fmt: skip
+    parser.refusals.append(refusal)
+
+
+def refusal(args: Namespace) -> str | None:
+    """Why --shard_size is refused, or None. It is called before anything is loaded."""
+
+    _, ranks, _ = environment_ranks()
+    if args.shard_size and ranks % args.shard_size:
+        return (
+            f"--shard_size {args.shard_size} does not divide the {ranks} ranks of this run into "
+            "equal groups; give a divisor of their number"
+        )
+    return None
+
+
+def setup(args: Namespace):
+    """The World of a script. With --shard_size, so many ranks share a copy of the parameters."""
+
+    for handler in logging.getLogger("transformers").handlers:
+        handler.addFilter(printable)  # what it prints of a config may have escape sequences
+    if distributed.environment_ranks()[1] > 1:
+        end_with_parent()
+    if not hasattr(args, "shard_size"):  # of evaluate.py
+        return distributed.setup()
+    world = distributed.setup(args.timeout)
+    if args.shard_size:
+        world = divide(world, args.shard_size, args.timeout)
+    return world
+
+
+def printable(record: logging.LogRecord) -> bool:
+    """A filter that keeps each line of a log, with controls as escapes."""
+    letters = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in record.getMessage())
+    record.msg, record.args = "".join(letters), ()
+    return True
+
+
+def divide(world: World, shard_size: int, timeout: float) -> World:
+    """The World with a mesh of (groups, shard_size): each group has a copy of the parameters.
+
+    shard_size: ranks of a group, a divisor of world.size.
+    timeout: seconds that a rank waits for another one of its group.
+    """
+    assert world.size % shard_size == 0, f"{world.size} ranks in groups of {shard_size}"
+    if shard_size == world.size:
+        return world
+    ranks = torch.arange(world.size).view(-1, shard_size)
+    # init_device_mesh would give these process groups torch's own timeout.
+    replicate, shard = (
+        dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timedelta(seconds=timeout))[0]
+        for lines in (ranks.T, ranks)
+    )
+    mesh = DeviceMesh.from_group(
+        [replicate, shard], world.device.type, mesh=ranks, mesh_dim_names=("replicate", "shard")
+    )
+    return replace(world, mesh=mesh)
+
+
+class SyncedBatches:
+    """Batches that set, before each is returned, what its backward pass does with gradients.
+
+    Groups sum their gradients in the last batch of a step alone. gradient_sync: when the ranks of a
+    group sum theirs: "micro_batch", or "step", for which each keeps all gradients in float32.
+    """
+
+    def __init__(self, batches: Batches, model: FSDPModule, gradient_sync: str):
+        self.batches, self.model, self.gradient_sync = batches, model, gradient_sync
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.batches, name)
+
+    def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        return self.synced(self.batches.step(rows))  # whose first batch is made at once
+
+    def synced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        batch = next(batches)
+        for following in batches:
+            self.set_sync(last=False)
+            yield batch
+            batch = following
+        self.set_sync(last=True)
+        yield batch
+
+    def set_sync(self, last: bool) -> None:
+        self.model.set_requires_gradient_sync(last or self.gradient_sync == "micro_batch")
+        self.model.set_requires_all_reduce(last)
+
+
+def synced(batches: Batches, model: nn.Module, args: Namespace) -> Batches | SyncedBatches:
+    """The batches of a training, whose gradients are summed as the flags say."""
+    if batches.world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
+        return SyncedBatches(batches, model, args.gradient_sync)
+    return batches
+
+
+PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
+
+
+def end_with_parent() -> None:
+    """Lets the kernel send SIGTERM when torchrun ends: a training run then writes a checkpoint."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,78 @@
+"""A reward that does not learn length: a coefficient beside the head learns what length explains.
+
+    minimise  -log sigmoid(r(x, y_w) - r(x, y_l) + c * (|y_w| - |y_l|))
+
+As the product of experts of Shen et al. 2023, arXiv 2310.05199, with one number for the expert of
+length. c is trained with the model and left out of the reward, and of what is written.
+
+Shapes: B pairs, S responses.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nanoalign.batch import Batch, Row
+from nanoalign.distributed import full, print0
+from nanoalign.metrics import Metric
+from nanoalign.model import RewardModel
+
+# The coefficient must be near its final value before the model learns length by itself.
+LR_SCALE = 400.0
+
+
+class LengthDebiased(RewardModel):
+    """A reward model with a coefficient of length beside its head."""
+
+    METHODS = ("textbook", "lead")
+
+    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float32):
+        super().__init__(model, dtype)
+        self.length = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(self.length.weight)
+        self.unit = 1.0  # tokens by which lengths are divided
+
+    def lead(self, batch: Batch) -> Tensor:
+        """What the coefficient gives the chosen response of each pair for its length: (B,)."""
+        lengths = self.length(batch.lengths.float()[:, None] / self.unit).sum(-1)  # (S,)
+        return lengths[batch.chosen] - lengths[batch.rejected]
+
+    def exact(self) -> tuple[nn.Module, ...]:
+        return (*super().exact(), self.length)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        own, groups = self.length.weight, super().parameter_groups(weight_decay)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not own]
+        return [*groups, {"params": [own], "weight_decay": 0.0, "lr_scale": LR_SCALE}]
+
+    def print_length(self) -> None:
+        """Prints the learned coefficient: reward per token of length. A collective."""
+        per_token = full(self.length.weight).item() / self.unit
+        print0(f"{'length':<11} labels prefer a token by {per_token:+.4f}, left out of the reward")
+
+
+def load(rows: Sequence[Row], *args, **options) -> LengthDebiased:
+    """LengthDebiased.load, with the spread of the differences of length as the unit of length."""
+    model = LengthDebiased.load(*args, **options)
+    model.unit = spread_of_lengths(rows)
+    return model
+
+
+def spread_of_lengths(rows: Sequence[Row]) -> float:
+    """The standard deviation of |y_w| - |y_l| over all pairs, in tokens; 1 if it is 0."""
+    differences = [
+        len(row.responses[w]) - len(row.responses[r]) for row in rows for w, r in row.pairs
+    ]
+    return float(np.std(differences)) or 1.0
+
+
+def loss_of_batch(
+    plain: Callable, reward_model: LengthDebiased, args: Namespace, batch: Batch
+) -> tuple[Tensor, dict[str, Metric]]:
+    """As `plain`, the loss_of_batch of train_rm.py, with the lengths in the loss alone."""
+    return plain(reward_model, args, batch, lead=reward_model.lead(batch))

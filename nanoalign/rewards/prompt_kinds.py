@@ -1,0 +1,84 @@
+"""The kinds of prompts that a reward model was trained on, and other prompts in their form.
+
+By the templates chat and pku all prompts have one form. By raw a prompt is read as it is: an
+HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant:", and a response that begins with a space), or
+text without such headers. A model that was trained on one kind cannot judge the other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nanoalign.batch import Row
+from nanoalign.data.dialogues import ASSISTANT, HUMAN
+from nanoalign.errors import RunError
+from nanoalign.records import Record
+
+DIALOGUE, TEXT = "dialogue", "text"  # kinds
+HEADERS = {"user": HUMAN, "assistant": ASSISTANT}
+AS_DIALOGUE = "prompts written as HH-RLHF dialogues, which the reward model was trained on"
+
+
+def kinds_of(rows: Sequence[Row], tokenizer, template: str) -> list[str]:
+    """The kinds of the prompts of training rows; none for another template than raw.
+
+    They are found by the end of a prompt, which also a prompt that was cut has.
+    """
+    if template != "raw":
+        return []
+    # Tokens may also hold text before the header, or be more than those of the header alone.
+    count = 2 * len(tokenizer(ASSISTANT, add_special_tokens=False)["input_ids"])
+    ends = {tuple(row.prompt[-count:].tolist()) for row in rows}
+    texts = tokenizer.batch_decode(list(ends), clean_up_tokenization_spaces=False)
+    return sorted({kind_of(text) for text in texts})
+
+
+def kind_of(prompt: str) -> str:
+    return DIALOGUE if prompt.endswith(ASSISTANT) else TEXT
+
+
+def as_trained(record: Record, template: str, kinds: Sequence[str]) -> Record:
+    """The record in the form of the model's training; itself, if it has that form.
+
+    kinds: those of the training; none, where they are not known, changes no record.
+    Raises RunError for a prompt that has no such form.
+    """
+    prompt = record.prompt
+    if template != "raw" or not kinds or (isinstance(prompt, str) and kind_of(prompt) in kinds):
+        return record
+    if DIALOGUE not in kinds:
+        found = "an HH-RLHF dialogue" if isinstance(prompt, str) else "messages"
+        raise RunError(
+            f"{record.name}: the prompt is {found}, but the reward model was trained by template "
+            "raw on text that is neither; give prompts of that form, or train a reward model with "
+            "--template chat or pku, which read every kind"
+        )
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    check_turns(record.name, messages)
+    turns = [f"{HEADERS[each['role']]} {each['content'].strip()}" for each in messages]
+    responses = tuple(
+        f" {response}" if response and not response[0].isspace() else response
+        for response in record.responses
+    )
+    return replace(record, prompt="".join(turns) + ASSISTANT, responses=responses)
+
+
+def check_turns(name: str, messages: Sequence[dict]) -> None:
+    """Raises RunError for messages that a dialogue of HH-RLHF cannot have."""
+    known = [each["role"] for each in messages if each["role"] in HEADERS]
+    others = sorted({key for each in messages for key in each} - {"role", "content"})
+    reason = None
+    if len(known) < len(messages):
+        role = next(each["role"] for each in messages if each["role"] not in HEADERS)
+        reason = f"a message of {role!r}"
+    elif others:
+        reason = f"messages with {' and '.join(others)}"
+    elif known[0] != "user":
+        reason = "no question before the first answer"
+    elif messages[0]["content"].startswith(HUMAN):
+        reason = f"{HUMAN!r} at its beginning without {ASSISTANT!r} at its end"
+    if reason:
+        raise RunError(
+            f"{name}: the reward model was trained on HH-RLHF dialogues (template raw), but the "
+            f"prompt has {reason}; correct it, or train a reward model with --template chat, which "
+            "reads every kind"
+        )

@@ -1,0 +1,303 @@
+"""LoRA: small matrices beside the weights are trained, in place of the weights.
+
+lora.py         puts adapters into a policy; the reference is the policy with them off; the files
+"""
+
+import argparse
+import copy
+import os
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from nanoalign.batch import Batch
+from nanoalign.distributed import World, full, print0
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.flags import number
+from nanoalign.model import Policy
+from nanoalign.ranks.collectives import on_main
+from nanoalign.weights import write
+from nanoalign.weights.folders import public_name, read_config
+from nanoalign.weights.slices import local_rows, places_of, tensors_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    count = number(int, 1)
+    add = parser.add_argument_group("LoRA, which needs the package peft").add_argument
+    add("--lora_rank", type=count, metavar="RANK",
+        help="train adapters of this rank, not the weights; the reference is the policy with its "
+        "adapters off, and takes no memory; default: no adapters")  # fmt: skip
+    add("--lora_alpha", type=count,
+        help="the update is scaled by alpha / rank; default: twice the rank")  # fmt: skip
+    add("--lora_targets", nargs="+", metavar="NAME",
+        help="layers with adapters, such as q_proj; default: all linear but the head")  # fmt: skip
+    parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
+    parser.refusals.append(refusal)
+
+
+def refusal(args: Namespace) -> str | None:
+    """What is wrong with the flags of LoRA, if anything is."""
+    if args.lora_rank is None:
+        for name in ("lora_alpha", "lora_targets"):
+            if getattr(args, name) is not None:
+                return f"--{name} needs --lora_rank; give both"
+        return None
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        return f"--lora_rank needs the package peft ({error}): pip install peft"
+    if args.reference not in (None, "none", args.model):
+        return (
+            f"--reference {args.reference} does not go with --lora_rank, where the reference is "
+            "--model with its adapters off; leave it out"
+        )
+    if args.sync_reference_every:
+        return (
+            "--sync_reference_every does not go with --lora_rank, where the reference is the "
+            "policy with its adapters off and can't move"
+        )
+    return None
+
+
+FOLDER = "adapter"  # in the folder of a run
+NAME = "default"  # of the adapter in peft
+
+
+# --- the start of a run ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """Which adapters a policy gets, and how they start."""
+
+    rank: int  # r
+    alpha: int  # the update is scaled by alpha / rank
+    targets: tuple[str, ...] = ()  # ends of names of layers; none: all linear ones but the head
+    seed: int = 0  # of A
+    base: str | None = None  # the model that adapter_config.json names
+    frozen: torch.dtype | None = None  # of the frozen weights; None: as they are loaded
+
+    def load(self, load_policy: Callable[..., Policy]) -> Policy:
+        """A policy with adapters, which alone are trained. load_policy: Policy.load, but for hooks.
+
+        Raises RunError for targets that no layer has, or that are not linear layers of the blocks.
+        """
+        policy = load_policy(before_sharding=self.put_into)
+        generator = torch.Generator().manual_seed(self.seed)
+        for layer in adapted(policy.model).values():  # the same on any number of ranks
+            a, b = matrices(layer)
+            bound = a.shape[1] ** -0.5  # as in the code of the paper
+            fill(a, torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+            fill(b, torch.zeros(b.shape))
+        return policy
+
+    def put_into(self, model: PreTrainedModel) -> None:
+        """Puts adapters beside the linear layers of a model, whose own parameters are frozen."""
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import Linear, LoraLayer
+
+        embedding = model.get_input_embeddings().weight
+        matrices = [p for p in model.base_model.parameters() if p.ndim == 2 and p is not embedding]
+        widest = max(max(matrix.shape) for matrix in matrices)
+        if self.rank > widest:
+            raise RunError(
+                f"--lora_rank {self.rank} is more than any layer has inputs or outputs; give "
+                f"{widest} or less"
+            )
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=list(self.targets) or "all-linear",
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=self.base,
+        )
+        try:
+            inject_adapter_in_model(config, model, NAME)
+        except ValueError as error:
+            raise RunError(f"--lora_targets: no adapters for them: {in_a_line(error)}") from error
+        head = model.get_output_embeddings()
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer) and (module is head or type(module) is not Linear):
+                raise RunError(
+                    f"--lora_targets: '{name}' is not a linear layer of a block; give others, such "
+                    "as q_proj k_proj v_proj o_proj"
+                )
+        for parameter in model.parameters() if self.frozen is not None else ():
+            if not parameter.requires_grad:  # buffers stay as they are
+                parameter.data = parameter.data.to(self.frozen)
+
+
+def load_policy(load: partial, args: Namespace) -> Policy:
+    """The policy with the adapters of the flags; prints what is trained.
+
+    load: Policy.load with its first three arguments: folder, world, dtype.
+    The frozen weights are held in dtype where the files hold them so, because nothing is lost.
+    """
+    folder, _, dtype = load.args
+    frozen = dtype if read_config(folder).dtype == dtype else None
+    targets = tuple(args.lora_targets or ())
+    base = public_name(args.model) or args.model  # a name that other machines know, if there is one
+    adapters = Adapters(args.lora_rank, args.lora_alpha, targets, args.seed, base, frozen)
+    policy = adapters.load(load)
+    print0(f"{'adapters':<11} {describe(policy)}")
+    return policy
+
+
+def describe(policy: Policy) -> str:
+    """Rank, scale, layers and number of trained parameters, in a line."""
+    layers = adapted(policy.model)
+    names = sorted({name.split(".")[-2] for name in layers})
+    config = policy.model.peft_config[NAME]
+    return (
+        f"rank {config.r}, alpha {config.lora_alpha}, on {len(layers)} layers "
+        f"({', '.join(names)}): {policy.count_parameters(trainable=True):,} parameters are trained"
+    )
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+def adapted(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that have an adapter, by the plain name of their weight."""
+    return {
+        f"{name}.weight": module
+        for name, module in model.named_modules()
+        if hasattr(module, "base_layer") and hasattr(module, "lora_A")
+    }
+
+
+def matrices(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r) of a layer."""
+    return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter in the model without adapters, and in its files."""
+    return name.replace(".base_layer.", ".")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter of this name belongs to an adapter."""
+    return name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"))
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, values: Tensor) -> None:
+    """Copies the part of this rank of `values`, which all ranks have, into a parameter."""
+    rows = local_rows(parameter)
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    local.copy_(values[rows.start : rows.stop])
+
+
+@torch.no_grad()
+def merged(layer: nn.Module) -> Tensor:
+    """W + alpha / r * B A, float32, sharded as W is. A collective."""
+    a, b = matrices(layer)
+    update = layer.scaling[NAME] * (b @ a)
+    # GPT-2 has weights of the shape (in, out).
+    return layer.base_layer.weight.float() + (update.T if layer.fan_in_fan_out else update)
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+@contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """Inside it the model computes as if it had no adapters.
+
+    peft's own `disable_adapters` also sets requires_grad, of which sharding keeps a copy, so a
+    forward inside it and a backward pass after it would disagree.
+    """
+    layers = adapted(model).values()
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+class Base:
+    """The policy with its adapters off, as a reference.
+
+    It has no gradient: with activation checkpointing a backward pass would run the blocks again,
+    with their adapters.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Tensor:
+        """As Policy.forward: (S,)."""
+        with off(self.policy.model):
+            return self.policy(batch)
+
+    @torch.no_grad()
+    def tokens(self, batch: Batch) -> Tensor:
+        """As Policy.tokens: (M,)."""
+        with off(self.policy.model):
+            return self.policy.tokens(batch)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def write_model(
+    policy: Policy, tokenizer, folder: Path, world: World | None = None, **options: str
+) -> None:
+    """Writes the model with its adapters merged, and below it the adapters. A collective.
+
+    options: of write.write_model.
+    """
+    layers, tensors = adapted(policy.model), {}
+    for names, tensor in tensors_of(places_of(policy.model)).items():
+        name = plain_name(names[0])
+        if name in layers:
+            tensors[name] = partial(merged, layers[name])
+        elif not is_adapter(name):
+            tensors[name] = lambda tensor=tensor: tensor
+    write.write_model(policy, tokenizer, folder, world, tensors, **options)
+    write_adapters(policy.model, folder / FOLDER, world)
+
+
+def write_adapters(model: PreTrainedModel, folder: Path, world: World | None = None) -> None:
+    """Writes the adapters, float32, as PeftModel.from_pretrained(base, folder) reads them.
+
+    A collective. The folder gets its name when it is complete.
+    """
+    tensors = {
+        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": full(parameter.detach()).cpu()
+        for name, parameter in model.named_parameters()
+        if is_adapter(name)
+    }
+    save = partial(_save, copy.copy(model.peft_config[NAME]), tensors, folder)
+    save() if world is None else on_main(world, save)
+
+
+def _save(config: object, tensors: dict[str, Tensor], folder: Path) -> None:
+    partly = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partly, ignore_errors=True)
+    partly.mkdir(parents=True)
+    config.inference_mode = True  # as peft writes it
+    config.save_pretrained(partly)
+    path = partly / "adapter_model.safetensors"
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise RunError(f"the adapter could not be written to '{folder}': {error}") from error
+    path.chmod((partly / "adapter_config.json").stat().st_mode)  # safetensors: its owner alone
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(partly, folder)

@@ -1,0 +1,48 @@
+"""python -m pytest tests/data/test_cache.py who can read what is kept"""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from stores import PAIR, encoding, write
+
+from nanoalign.data.precomputed import check_writable
+from nanoalign.data.store import encoded
+from nanoalign.distributed import setup
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """The permissions of all folders below one, by their relative paths."""
+    found = sorted(path for path in folder.rglob("*") if path.is_dir())
+    return {str(path.relative_to(folder)): oct(stat.S_IMODE(path.stat().st_mode)) for path in found}
+
+
+@pytest.fixture
+def usual(tmp_path):
+    """The usual umask, 022, and a folder that was there before."""
+    before = os.umask(0o022)
+    (tmp_path / "there").mkdir()
+    yield tmp_path / "there"
+    os.umask(before)
+
+
+def test_encoded_data_are_their_owner_s_alone(usual, llama_folder, tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [PAIR | {"prompt": f"{n}?"} for n in range(4)])
+    encoded(encoding(llama_folder), [path], usual / "a" / "cache", setup())
+    (store,) = (usual / "a" / "cache").iterdir()
+    assert modes(usual) == {
+        "a": "0o700", "a/cache": "0o700", f"a/cache/{store.name}": "0o700",
+    }  # fmt: skip
+    assert modes(tmp_path)["there"] == "0o755"  # as it was
+
+
+def test_kept_log_probabilities_are_their_owner_s_alone(usual):
+    check_writable(usual / "cache" / "reference")
+    assert modes(usual) == {"cache": "0o700", "cache/reference": "0o700"}
+
+
+def test_a_store_in_a_folder_that_others_read_is_not_read_by_them(usual, llama_folder, tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [PAIR])
+    encoded(encoding(llama_folder), [path], usual, setup())
+    assert set(modes(usual).values()) == {"0o700"}

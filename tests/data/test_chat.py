@@ -1,0 +1,220 @@
+"""python -m pytest tests/data/test_chat.py
+
+What a chat template renders, and what it leaves out.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer
+from tokenizers import AddedToken
+
+from nanoalign.data.formats import formats
+from nanoalign.data.sources import open_source, read_records
+from nanoalign.data.split import record_digests
+from nanoalign.data.store import ABOUT, FORMAT, Encoding, Store, name_of
+from nanoalign.data.templates import encode_records
+from nanoalign.errors import RunError
+from nanoalign.records import Record
+
+SHOW_TOOLS = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
+SHOW_CALLS = (
+    "{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}={{ c.function.arguments | tojson }}{% endfor %}"
+)
+SHOW_REASONING = "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+LAST_REASONING = "{% if loop.last and m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
+
+
+def template(
+    tools=SHOW_TOOLS, calls=SHOW_CALLS, reasoning=SHOW_REASONING, content="{{ m.content }}"
+):
+    return (
+        tools + "{% for m in messages %}<{{ m.role }}>" + reasoning + content + calls
+        + "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )  # fmt: skip
+
+
+def chat(*more: str, **parts: str):
+    tokenizer = byte_tokenizer(chat_template=template(**parts))
+    tokenizer.add_tokens([AddedToken(token, special=True) for token in more])
+    return tokenizer
+
+
+def texts(record: Record, tokenizer, name: str = "auto") -> list[str]:
+    (row,) = encode_records([record], tokenizer, 1024, name)
+    return [tokenizer.decode(part) for part in (row.prompt, *row.responses)]
+
+
+HI = {"role": "user", "content": "Hi"}
+CALL = {"type": "function", "function": {"name": "look", "arguments": '{"at": "it", "n": 2}'}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+FOUND = {"role": "tool", "content": "42"}
+THINKING = {"role": "assistant", "content": "no", "reasoning_content": "Hm."}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+RECORD = {
+    "system": "Be brief.", "tools": TOOLS, "prompt": [HI, CALLING, FOUND], "chosen": [CALLING],
+    "rejected": [THINKING],
+}  # fmt: skip
+PROMPT = (
+    '[look]<system>Be brief.<eos><user>Hi<eos><assistant>look={"at": "it", "n": 2}<eos>'
+    "<tool>42<eos><assistant>"
+)
+
+
+def read(tmp_path: Path, *records: dict) -> list[Record]:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return list(records.read([str(path)], formats(), open_source))
+
+
+def test_tools_calls_and_reasoning_are_in_the_text_by_hand(tmp_path):
+    (record,) = read(tmp_path, RECORD)
+    expected = [PROMPT, 'look={"at": "it", "n": 2}<eos>', "(Hm.)no<eos>"]
+    assert texts(record, chat()) == expected
+    folder = tmp_path / "model"  # and from a store
+    chat().save_pretrained(folder)
+    how = (1024, "auto", lambda *given: read_records(formats(), *given), lambda each: [each], ())
+    encoding = Encoding(chat(), folder, *how)
+    store = tmp_path / "cache" / "store"
+    store.mkdir(parents=True)
+    encoding.write(store / name_of(0), [record])
+    (store / ABOUT).write_text(json.dumps({"format": FORMAT, "chunks": 1}))
+    row = Store(store).row(0)
+    assert [chat().decode(part) for part in (row.prompt, *row.responses)] == expected
+
+
+def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
+    """Its structs have the keys of all rows: other arguments, and keys of other messages."""
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    calls = [{"function": {"name": "look", "arguments": each}} for each in ({"at": "it"}, {"n": 2})]
+    records = [
+        {"prompt": [HI], "chosen": [{"role": "assistant", "tool_calls": [call]}],
+         "rejected": [THINKING]} for call in calls]  # fmt: skip
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    found = list(records.read([str(tmp_path / "a.parquet")], formats(), open_source))
+    shown = [texts(record, chat())[1] for record in found]
+    assert shown == ['look={"at": "it"}<eos>', 'look={"n": 2}<eos>']
+
+
+@pytest.mark.parametrize(
+    ("hidden", "name", "lacking"),
+    [
+        ({"tools": ""}, "auto", "the chat template of this tokenizer does not show tools;"),
+        ({"calls": ""}, "auto", "does not show tool_calls;"),
+        ({"reasoning": ""}, "auto", "does not show reasoning_content;"),
+        ({"tools": "", "calls": "", "reasoning": ""}, "chat",
+         "does not show tools and tool_calls and reasoning_content;"),
+        ({}, "pku", "--template pku does not show tools and tool_calls and reasoning_content;"),
+        ({}, "raw", "--template raw does not show tools and tool_calls and reasoning_content;"),
+    ],
+)  # fmt: skip
+def test_what_a_template_leaves_out_is_an_error(tmp_path, hidden, name, lacking):
+    """Whether it stands in the prompt or in a response."""
+    (record,) = read(tmp_path, RECORD)
+    with pytest.raises(RunError, match=f"a:1: .*{lacking}"):
+        texts(record, chat(**hidden), name)
+    alone = [
+        ("tools", {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": TOOLS}),
+        ("calls", {"prompt": [HI, CALLING, FOUND], "chosen": "a", "rejected": "b"}),
+        ("calls", {"prompt": "Hi", "chosen": [THINKING | {"reasoning_content": None}],
+                   "rejected": [CALLING]}),
+        ("reasoning", {"prompt": [HI, THINKING, HI], "chosen": "a", "rejected": "b"}),
+        ("reasoning", {"prompt": "Hi", "chosen": [THINKING],
+                       "rejected": [{"role": "assistant", "content": "b"}]}),
+    ]  # fmt: skip
+    for part, each in alone:
+        (record,) = read(tmp_path, each)
+        if part in hidden or name in ("pku", "raw"):
+            with pytest.raises(RunError, match="a:1: .* does not show"):
+                texts(record, chat(**hidden), name)
+        else:
+            assert len(texts(record, chat(**hidden), name)) == 3
+
+
+def test_a_tokenizer_without_a_chat_template_shows_no_tools(tmp_path, tokenizer):
+    (record,) = read(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": TOOLS})
+    with pytest.raises(RunError, match="a:1: --template pku does not show tools;"):
+        texts(record, tokenizer)
+
+
+def test_reasoning_of_earlier_turns_may_be_left_out_by_a_template_that_shows_it(tmp_path):
+    """As Qwen3's does; an answer has it."""
+    record = {"prompt": [HI, THINKING, HI], "chosen": [THINKING], "rejected": "b"}
+    expected = ["<user>Hi<eos><assistant>no<eos><user>Hi<eos><assistant>", "(Hm.)no<eos>", "b<eos>"]
+    (found,) = read(tmp_path, record)
+    assert texts(found, chat(reasoning=LAST_REASONING)) == expected
+    (found,) = read(tmp_path, record | {"chosen": "a"})
+    assert texts(found, chat(reasoning=LAST_REASONING))[1] == "a<eos>"
+
+
+def test_a_template_that_refuses_empty_answers_shows_tool_calls(tmp_path):
+    refuse = (
+        "{% if m.role == 'assistant' and not m.content and not m.tool_calls %}"
+        "{{ raise_exception('an answer is empty') }}{% endif %}{{ m.content }}"
+    )
+    (record,) = read(tmp_path, RECORD)
+    assert texts(record, chat(content=refuse))[0] == PROMPT
+
+
+def test_content_beside_a_tool_call_is_not_left_out(tmp_path):
+    either = "{% if not m.tool_calls %}{{ m.content }}{% endif %}"
+    (record,) = read(tmp_path, {"prompt": "Hi", "chosen": [CALLING | {"content": "I look."}],
+                                "rejected": "b"})  # fmt: skip
+    assert texts(record, chat())[1].startswith("I look.look=")
+    with pytest.raises(RunError, match="does not show content beside tool_calls"):
+        texts(record, chat(content=either))
+
+
+ENDS = ("", "<end>", "<end>\n", "<eos>", "<end><eos>", "<eos>\n<end> ", "<end><end>")
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_end_of_a_turn_is_written_once_though_the_data_have_it(end):
+    """A tokenizer whose EOS is <eos>, while its chat template ends turns with <end>, id 259.
+
+    Fine. has the ids 37, 72, 77, 68, 13; a newline has 198.
+    """
+    turns = template(calls="<end>\n").replace("{{ eos_token }}", "")
+    tokenizer = byte_tokenizer(chat_template=turns)
+    tokenizer.add_tokens([AddedToken("<end>", special=True)])
+    record = Record("Hi", ("Fine." + end, "a<end>b"))
+    (row,) = encode_records([record], tokenizer, 1024, "auto")
+    assert row.responses[0].tolist() == [37, 72, 77, 68, 13, 259, 198, 258]
+    assert row.responses[1].tolist() == [64, 259, 65, 259, 198, 258]  # within an answer it stays
+
+
+def test_a_template_that_reads_parts_alone_shows_no_text():
+    """As those of models of images: the text of a message is in no part, so it would be lost."""
+    parts = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    record = Record("Hi", ("a", "b"), name="test:1")
+    with pytest.raises(RunError, match="test:1: .* does not show the text of a message of 'u"):
+        texts(record, chat(content=parts))
+
+
+def test_a_template_that_leaves_out_messages_of_a_role_is_refused(tmp_path):
+    """As Phi-3's does with those of a tool."""
+    users = "{% if m.role != 'tool' %}{{ m.content }}{% endif %}"
+    record = {"prompt": [HI, CALLING, FOUND], "chosen": "a", "rejected": "b"}
+    with pytest.raises(RunError, match="a:1: .* does not show the text of a message of 'tool'"):
+        texts(*read(tmp_path, record), chat(content=users))
+    (found,) = read(tmp_path, record | {"prompt": [HI], "system": "Be brief."})
+    assert texts(found, chat(content=users))[0].startswith("<system>Be brief.")
+
+
+def test_an_end_that_is_no_token_is_text():
+    """A template that puts a full stop behind answers does not take away that of the data."""
+    tokenizer = byte_tokenizer(chat_template=template(calls="."))
+    assert texts(Record("Hi", ("Fine.", "b")), tokenizer)[1:] == ["Fine..<eos>", "b.<eos>"]
+
+
+def test_a_prompt_is_another_one_with_tools_or_a_system_prompt(tmp_path):
+    plain = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
+    other = [{"type": "function", "function": {"name": "find"}}]
+    records = [plain, plain | {"tools": TOOLS}, plain | {"tools": other}, plain | {"system": "Be."},
+               plain | {"system": "No."}, plain | {"tools": TOOLS, "chosen": "c"}]  # fmt: skip
+    digests = record_digests(read(tmp_path, *records))[:, 0]
+    assert len(np.unique(digests)) == 5 and digests[1] == digests[5]

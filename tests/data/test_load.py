@@ -1,0 +1,180 @@
+"""python -m pytest tests/data/test_load.py"""
+
+import json
+from argparse import Namespace
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer
+
+from nanoalign.batch import Row
+from nanoalign.data.rows import in_memory
+from nanoalign.data.split import EQUAL_RESPONSES, EQUAL_SCORES, drop_equal, hold_out, record_digests
+from nanoalign.encode import CUT_RESPONSE, encode_all
+from nanoalign.errors import RunError
+from nanoalign.records import Record, read
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+def write(path: Path, *records: dict) -> str:
+    path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
+    return str(path)
+
+
+# --- pairs that teach nothing
+
+
+def row(*responses: list[int], **fields) -> Row:
+    return Row("row", np.int32([1]), tuple(map(np.int32, responses)), **fields)
+
+
+def test_equal_responses_are_dropped_with_their_values():
+    """Of pairs a-b, a-c, b-c, where a and b are equal, the last two are left."""
+    values = {"margins": np.float32([1, 3, 2]), "dimensions": np.array([0, 1, 2])}
+    ranked = row([5], [5], [6], pairs=((0, 1), (0, 2), (1, 2)), extra=values)
+    rows, counts = drop_equal([row([5], [5]), ranked, row([5], [6])])
+    assert [each.pairs for each in rows] == [((0, 2), (1, 2)), ((0, 1),)]
+    assert rows[0].extra["margins"].tolist() == [3, 2]
+    assert rows[0].extra["dimensions"].tolist() == [1, 2]
+    assert {name: each.dtype for name, each in rows[0].extra.items()} == {
+        name: each.dtype for name, each in values.items()
+    }
+    assert counts == {EQUAL_RESPONSES: 2, EQUAL_SCORES: 0}
+
+
+def test_a_response_that_is_paired_with_itself_is_kept():
+    single = row([5], pairs=((0, 0),), extra={"desirable": np.array([True])})
+    rows, counts = drop_equal([single])
+    assert rows == [single] and counts[EQUAL_RESPONSES] == 0
+
+
+def test_records_of_equal_scores_are_dropped_and_counted():
+    rows, counts = drop_equal([row([5], [6], pairs=()), row([5], [6])])
+    assert len(rows) == 1 and counts[EQUAL_SCORES] == 1 and counts[EQUAL_RESPONSES] == 0
+
+
+def test_pairs_that_are_equal_after_cutting_are_dropped_and_all_notes_counted(tokenizer):
+    """The prompt has 5 of the 10 tokens; of the ranked responses the first two become equal."""
+    ranked = Record("01234", ("abcdeX", "abcdeY", "z"), ((0, 1), (0, 2), (1, 2)),
+                    {"margins": [1.0, 3.0, 2.0]})  # fmt: skip
+    equal, unequal = (Record("01234", ("abcdeX", "abcdeY")), Record("01234", ("abc", "abd")))
+    rows, counts = drop_equal(encode_all([ranked, equal, unequal], tokenizer, 10))
+    assert [each.pairs for each in rows] == [((0, 2), (1, 2)), ((0, 1),)]
+    assert rows[0].extra["margins"].tolist() == [3.0, 2.0]
+    assert counts == {CUT_RESPONSE: 4, EQUAL_SCORES: 0, EQUAL_RESPONSES: 2}
+
+
+# --- what is held out
+
+
+def mixed(value: int, seed: int) -> int:
+    """SplitMix64, in Python's integers."""
+    value = (value + seed * 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+    return value ^ (value >> 31)
+
+
+def prompts_of(records: list[Record]) -> np.ndarray:
+    return record_digests(records)[:, 0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 + 5])
+def test_held_out_prompts_are_those_of_the_oracle(seed):
+    """The first tenth by a hash, with all their records, in whatever order these are."""
+    digests = prompts_of([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
+    held = hold_out(digests, 0.1, seed)
+    first = sorted(set(digests.tolist()), key=lambda prompt: mixed(prompt, seed))[:20]
+    assert held.tolist() == [prompt in first for prompt in digests.tolist()]
+    assert held.sum() == 40 and (held[::2] == held[1::2]).all()
+    assert hold_out(digests[::-1], 0.1, seed).tolist() == held.tolist()[::-1]
+    assert hold_out(digests, 0.1, seed + 1).tolist() != held.tolist()
+
+
+def test_some_prompts_are_on_either_side_of_a_split():
+    digests = prompts_of([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
+    assert not hold_out(digests, 0.0, 0).any()
+    assert hold_out(digests, 0.001, 0).sum() == 2  # one prompt, which has two records
+    assert hold_out(digests, 0.9999, 0).sum() == 398  # one prompt stays
+    assert hold_out(digests[:2], 0.5, 0).tolist() == [False, False]  # there is but one
+
+
+def test_digests_tell_prompts_apart():
+    def user(text: str) -> list[dict]:
+        return [{"role": "user", "content": text}]
+
+    prompts = ["a", "b", "", user("a"), user("b"), [*user("a"), *user("b")]]
+    digests = prompts_of([Record(prompt, ()) for prompt in prompts])
+    assert len(set(digests.tolist())) == len(prompts) and digests.dtype == np.uint64
+    others = prompts_of([Record(prompt, ("x", "y"), name="other") for prompt in prompts])
+    assert others.tolist() == digests.tolist()
+
+
+# --- the rows of a run
+
+
+def arguments(data: str, **changes) -> Namespace:
+    default = {"data": [data], "eval_data": None, "eval_share": 0.25, "seed": 0,
+               "max_length": 64, "template": "auto"}  # fmt: skip
+    return Namespace(**default | changes)
+
+
+def test_data_are_held_out_by_share_or_from_files(tmp_path, tokenizer, capsys):
+    records = [PAIR | {"prompt": f"{i}"} for i in range(7)]
+    source = write(tmp_path / "a.jsonl", *records, PAIR | {"prompt": "1", "rejected": "c"})
+    data = in_memory(arguments(source), tokenizer, read)
+    held = hold_out(prompts_of(list(read([source]))), 0.25, 0)
+    assert held.sum() == 2
+    names = [f"a:{n}" for n in range(1, 8)]  # the last one has equal responses
+    assert [row.name for row in data.held_out] == [
+        n for n, h in zip(names, held, strict=False) if h
+    ]
+    assert [row.name for row in data.rows] == [
+        n for n, h in zip(names, held, strict=False) if not h
+    ]
+    assert data.counts == {EQUAL_SCORES: 0, EQUAL_RESPONSES: 1} and data.template == "pku"
+    assert capsys.readouterr().out == (
+        f"data        {source}: 6 pairs; 1 pairs dropped: both responses equal\n"
+        "held out    0.25 of the prompts: 2 pairs\n"
+    )
+    other = write(tmp_path / "b.jsonl", PAIR)
+    data = in_memory(arguments(source, eval_data=[other]), tokenizer, read)
+    assert len(data.rows) == 7 and [row.name for row in data.held_out] == ["b:1"]
+    assert f"held out    {other}: 1 pairs\n" in capsys.readouterr().out
+
+
+def test_the_template_is_the_one_that_all_records_have(tmp_path, tokenizer):
+    dialogue = PAIR | {"prompt": "\n\nHuman: q\n\nAssistant:"}
+    source = write(
+        tmp_path / "a.jsonl", dialogue, dialogue | {"prompt": "\n\nHuman: r\n\nAssistant:"}
+    )
+    both = write(tmp_path / "b.jsonl", PAIR, dialogue)
+    assert in_memory(arguments(source), tokenizer, read).template == "raw"
+    assert in_memory(arguments(both), tokenizer, read).template == "auto"
+    assert in_memory(arguments(both, template="pku"), tokenizer, read).template == "pku"
+    chat = byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    assert in_memory(arguments(both), chat, read).template == "chat"
+
+
+def test_data_without_a_pair_to_train_on_are_an_error(tmp_path, tokenizer):
+    source = write(tmp_path / "a.jsonl", PAIR | {"rejected": "c"})
+    with pytest.raises(RunError, match="--data .*a.jsonl: no pairs are left to train on"):
+        in_memory(arguments(source), tokenizer, read)
+
+
+def test_records_are_changed_after_prompts_are_held_out(tmp_path, tokenizer):
+    """So all records that are made of one prompt are on the same side."""
+
+    def change(record: Record) -> list[Record]:
+        return [Record(record.prompt + mark, record.responses) for mark in ("!", "?")]
+
+    source = write(tmp_path / "a.jsonl", *(PAIR | {"prompt": f"{i}"} for i in range(40)))
+    data = in_memory(arguments(source, template="raw"), tokenizer, read, change)
+    texts = [[tokenizer.decode(row.prompt) for row in part] for part in (data.rows, data.held_out)]
+    assert list(map(len, texts)) == [60, 20]
+    for part in texts:
+        assert set(Counter(text[:-1] for text in part).values()) == {2}
+        assert Counter(text[-1] for text in part) == {"!": len(part) / 2, "?": len(part) / 2}

@@ -1,0 +1,188 @@
+"""python -m pytest tests/data/test_messages.py messages, tools and system prompts of records"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanoalign.data.formats import formats, formats_of_several
+from nanoalign.data.prompts import prompt_key, read_answers, read_prompts, shown
+from nanoalign.data.sources import open_source
+from nanoalign.errors import RunError
+
+HI, YES, NO = (
+    {"role": role, "content": text}
+    for role, text in (("user", "Hi"), ("assistant", "yes"), ("assistant", "no"))
+)
+BE = {"role": "system", "content": "Be brief."}
+PAIR = {"prompt": "Hi", "chosen": "yes", "rejected": "no"}
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+FOUND = {"role": "tool", "content": "42", "name": "look"}
+
+
+def write(path: Path, *records: dict) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def read(tmp_path: Path, *records: dict, unpaired: str = "") -> list:
+    source = write(tmp_path / "a.jsonl", *records)
+    return list(records.read([source], formats("better", unpaired), open_source))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        PAIR,
+        {"prompt": [HI], "chosen": [YES], "rejected": [NO]},
+        {"prompt": json.dumps([HI]), "chosen": "yes", "rejected": "no"},
+        {"prompt": json.dumps([HI]), "chosen": json.dumps([YES]), "rejected": json.dumps([NO])},
+        {"chosen": json.dumps([HI, YES], indent=1), "rejected": json.dumps([HI, NO])},
+        {"prompt": [HI], "chosen": YES, "rejected": [NO]},
+        {"prompt": None, "chosen": [HI, YES], "rejected": [HI, NO]},
+        {"prompt": [], "chosen": [HI, YES], "rejected": [HI, NO]},
+        {"prompt": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}],
+         "chosen": "yes", "rejected": "no"},
+        {"prompt": "Hi", "responses": [[NO], YES], "scores": [1, 2]},
+        {"prompt": json.dumps([HI]), "response_0": "yes", "response_1": "no",
+         "better_response_id": 0},
+    ],
+)  # fmt: skip
+def test_messages_in_all_their_forms(tmp_path, record):
+    """Also as JSON text, of one message, and with parts of text."""
+    (found,) = read(tmp_path, record)
+    assert found.prompt in ("Hi", [HI]) and found.responses == ("yes", "no")
+    assert (found.answers, found.tools, found.notes) == ((), None, ())
+    (found,) = read(tmp_path, record | {"system": "Be brief."})
+    assert found.prompt == [BE, HI] and found.responses == ("yes", "no")
+    (found,) = read(tmp_path, record | {"system": "", "tools": None})
+    assert found.prompt in ("Hi", [HI]) and found.tools is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"responses": [json.dumps([NO]), "yes"], "scores": [1, 2]},
+        {"responses": ["no", json.dumps([YES])], "scores": [1, 2]},
+        {"response_0": json.dumps([YES]), "response_1": "no", "better_response_id": 0},
+        {"response_0": "no", "response_1": json.dumps([YES]), "better_response_id": 1},
+        {"chosen": json.dumps([YES]), "rejected": "no"},
+        {"chosen": "yes", "rejected": json.dumps([NO])},
+        {"chosen": [YES], "rejected": " " + json.dumps([NO])},
+    ],
+)
+def test_a_response_may_be_json_text_whatever_the_others_are(tmp_path, record):
+    (found,) = read(tmp_path, {"prompt": "Hi"} | record)
+    assert found.prompt in ("Hi", [HI]) and found.responses == ("yes", "no")
+
+
+def test_responses_of_several_preferences_may_be_json_text():
+    record = {"prompt": "Hi", "response_0": json.dumps([NO]), "response_1": "yes",
+              "better_response_id": 1, "safer_response_id": 0}  # fmt: skip
+    read_labels = formats_of_several(["better", "safer"])["prompt", "response_0", "response_1"]
+    found = read_labels(record)
+    assert found.responses == ("yes", "no") and found.pairs == ((0, 1), (1, 0))
+
+
+def test_text_that_is_json_of_something_else_stays_text(tmp_path):
+    for text in ("[1]", "[", '[{"a": 1}]', "[]", '{"role": "user"}', "[x] [y]"):
+        (found,) = read(tmp_path, PAIR | {"prompt": text, "chosen": text})
+        assert found.prompt == text and found.responses == (text, "no")
+    for text in ("[1]", "[", '[{"role": "admin"}]', '[{"role": 1, "content": "x"}]'):
+        (found,) = read(tmp_path, {"prompt": "Hi", "responses": [text, "no"], "scores": [2, 1]})
+        assert found.responses == (text, "no")
+
+
+def test_tools_calls_and_reasoning_are_kept(tmp_path):
+    """Arguments as JSON text become objects, keys without a value are left out."""
+    call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
+    calling = {"role": "assistant", "content": None, "reasoning": None, "tool_calls": [call]}
+    thinking = YES | {"reasoning_content": "Well.", "tool_calls": []}
+    empty = {"name": None, "tool_calls": None}
+    record = {"prompt": [HI | empty, calling, FOUND], "chosen": [thinking], "rejected": [calling],
+              "tools": json.dumps(TOOLS)}  # fmt: skip
+    for each in (record, record | {"tools": TOOLS}):
+        (found,) = read(tmp_path, each)
+        assert found.tools == TOOLS and found.prompt == [HI, CALLING, FOUND]
+        assert found.answers == (YES | {"reasoning_content": "Well."}, CALLING)
+        assert list(map(json.loads, found.responses)) == list(found.answers)
+    flat = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": "{}"}]}
+    (found,) = read(tmp_path, {"prompt": "Hi", "completion": [flat], "label": True}, unpaired="kto")
+    assert found.answers[0]["tool_calls"] == [{"name": "look", "arguments": {}}]
+    (found,) = read(tmp_path, {"prompt": "Hi", "responses": ["no", calling], "scores": [1, 2]})
+    assert found.answers == (CALLING, NO) and found.responses[1] == "no"
+
+
+def test_a_system_prompt_goes_before_the_turns_of_a_dialogue(tmp_path):
+    begin = "\n\nHuman: Hi\n\nAssistant: yes\n\nHuman: Why\n\nAssistant:"
+    record = {"chosen": begin + " a", "rejected": begin + " b", "system": "Be brief."}
+    (found,) = read(tmp_path, record)
+    assert found.prompt == [BE, HI, YES, {"role": "user", "content": "Why"}]
+    assert found.responses == ("a", "b")  # the space belongs to the header
+    (found,) = read(tmp_path, PAIR | {"prompt": [BE, HI], "system": "Be brief."})
+    assert found.prompt == [BE, HI]
+
+
+IMAGE = {"type": "image_url", "image_url": "x"}
+BAD = {
+    "two system prompts": (PAIR | {"prompt": [BE, HI], "system": "Be long."}, "'system' beside"),
+    "system of a list": (PAIR | {"system": [BE]}, "system prompt must be text"),
+    "tools of text": (PAIR | {"tools": "look"}, "a list of JSON schemas, found 'look'"),
+    "tools of names": (PAIR | {"tools": ["look"]}, "tools must be a list of JSON schemas"),
+    "an image": (PAIR | {"prompt": [HI | {"content": [IMAGE]}]}, "part of type 'image_url'; only"),
+    "calls of text": (PAIR | {"prompt": [YES | {"tool_calls": "look"}]}, "expected a list of obj"),
+    "arguments of text": (PAIR | {"chosen": [YES | {"tool_calls": [
+        {"function": {"name": "look", "arguments": "{it"}}]}], "rejected": [NO]},
+        "arguments are no JSON"),
+    "half a character": (PAIR | {"prompt": [YES | {"thinking": "\ud800"}]}, "lone surrogate"),
+    "several turns": ({"prompt": [HI], "chosen": [CALLING, FOUND, YES], "rejected": [NO]},
+                      "differ before their last message: .* a record of each turn"),
+    "ends with a tool": ({"prompt": [HI], "chosen": [CALLING, FOUND], "rejected": [NO]},
+                         "chosen ends with a message of 'tool'"),
+    "two answers": ({"prompt": "Hi", "responses": ["a", [YES, YES]], "scores": [1, 2]},
+                    "the response must be one message of 'assistant', or text"),
+    "JSON of a user": (PAIR | {"chosen": json.dumps([HI])},
+                       "the response must be one message of 'assistant', or text"),
+    "a message without a prompt": ({"chosen": YES, "rejected": NO},
+                                   "'prompt' is missing: .* found dict and dict"),
+    "JSON of one side": ({"chosen": json.dumps([HI, YES]), "rejected": "no"},
+                         "'prompt' is missing: .* found list and str"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_can_not_be_read_is_an_error_with_file_and_line(tmp_path, name):
+    record, message = BAD[name]
+    with pytest.raises(RunError, match=rf"a\.jsonl:1: .*{message}"):
+        read(tmp_path, record)
+
+
+def test_turns_that_both_replies_share_belong_to_the_prompt(tmp_path):
+    record = {"prompt": [HI], "chosen": [CALLING, FOUND, YES], "rejected": [CALLING, FOUND, NO]}
+    (found,) = read(tmp_path, record)
+    assert found.prompt == [HI, CALLING, FOUND] and found.responses == ("yes", "no")
+
+
+def test_a_page_shows_what_a_message_has_beside_its_content():
+    assert shown("Hi", "\n") == "Hi"
+    assert (
+        shown([HI, CALLING], "|")
+        == 'user: Hi|assistant:  {"tool_calls": ' + f"{json.dumps([CALL])}}}"
+    )
+
+
+def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
+    """An answer to the same text beside other tools is an answer to another prompt."""
+    context = {"system": "Be brief.", "tools": TOOLS}
+    records = [{"prompt": text} | context for text in ("Hi", json.dumps([HI]))]
+    for found in read_prompts([write(tmp_path / "a.jsonl", *records, PAIR | context)]):
+        assert (found.prompt, found.tools, found.responses) == ([BE, HI], TOOLS, ())
+    answers = write(tmp_path / "b.jsonl", *({"prompt": "Hi", "answer": "x"} | each for each in
+                                            ({}, context, {"system": "Be brief."})))  # fmt: skip
+    prompts, by_key = read_answers(answers)
+    assert [(each.prompt, each.tools) for each in prompts] == [
+        ("Hi", None), ([BE, HI], TOOLS), ([BE, HI], None)]  # fmt: skip
+    assert list(by_key) == [prompt_key(each.prompt, each.tools) for each in prompts]
+    assert len(by_key) == 3

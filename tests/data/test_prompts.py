@@ -1,0 +1,90 @@
+"""python -m pytest tests/data/test_prompts.py"""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
+from nanoalign.errors import RunError
+
+HI = [{"role": "user", "content": "Hi"}]
+DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
+
+
+def write(path: Path, *lines: object) -> str:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"prompt": "p"}, "p"),
+        ({"prompt": HI}, HI),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "p"),
+        ({"chosen": DIALOGUE + " a", "rejected": DIALOGUE + " b"}, DIALOGUE),
+        ({"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1}, "p"),
+        ({"prompt": "p", "completion": "c", "label": True}, "p"),
+        ({"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}, "p"),
+        ({"prompt": "p", "answer": ""}, "p"),
+    ],
+)
+def test_the_prompt_of_a_record(tmp_path, record, prompt):
+    (found,) = read_prompts([f"mine={write(tmp_path / 'a.jsonl', record)}"])
+    assert (found.prompt, found.name, found.subset) == (prompt, "mine:1", "mine")
+    assert found.responses == () and found.pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"question": "p"}, "unknown keys ['question']; the nearest format is question"),
+        ({"chosen": "c"}, "give both 'chosen' and 'rejected'"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": 3}, "the prompt must be text"),
+        (
+            {"prompt": [*HI, {"role": "assistant", "content": "Hello"}]},
+            "ends with a message of 'ass",
+        ),
+        ({"prompt": [{"role": "user"}]}, "expected {'role': text, 'content': text}"),
+        (["p"], "expected a JSON object, found list"),
+    ],
+)
+def test_a_record_without_a_prompt_is_an_error_with_its_line(tmp_path, record, message):
+    path = write(tmp_path / "a.jsonl", {"prompt": "p"}, record)
+    with pytest.raises(RunError) as error:
+        read_prompts([path])
+    assert str(error.value).startswith(f"{path}:2: ") and message in str(error.value)
+
+
+def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
+    """An answer may be empty; messages are a prompt too; programs name an answer differently."""
+    path = write(tmp_path / "a.jsonl", {"prompt": "p", "answer": "1"},
+                 {"prompt": HI, "response": "2"}, {"prompt": "p", "response": ""},
+                 {"prompt": "p", "completion": "3"}, {"prompt": "p", "output": "4"})  # fmt: skip
+    prompts, answers = read_answers(path)
+    assert answers == {"p": ["1", "", "3", "4"], prompt_key(HI): ["2"]}
+    assert [(record.prompt, record.name) for record in prompts] == [("p", "a:1"), (HI, "a:2")]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "p"}, "expected the key 'prompt' and one of 'response', 'answer', 'compl"),
+        (3, "expected the key 'prompt' and one of"),
+        ({"answer": "a"}, "expected the key 'prompt' and one of"),
+        (
+            {"prompt": "p", "answer": "42", "response": "It is 42."},
+            "'response' and 'answer' may both be the answer",
+        ),
+        ({"prompt": "p", "answer": None}, "the answer must be text"),
+        ({"prompt": "p", "response": "\ud800"}, "the response must be text"),
+        ({"prompt": "", "answer": "a"}, "the prompt is empty"),
+    ],
+)
+def test_a_wrong_answer_is_an_error_with_its_line(tmp_path, record, message):
+    path = write(tmp_path / "a.jsonl", record)
+    with pytest.raises(RunError) as error:
+        read_answers(path)
+    assert str(error.value).startswith(f"{path}:1: ") and message in str(error.value)

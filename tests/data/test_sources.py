@@ -1,0 +1,345 @@
+"""python -m pytest tests/data/test_sources.py"""
+
+import gzip
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+
+from nanoalign import records
+from nanoalign.data import readers, sources
+from nanoalign.data.formats import formats as known_formats
+from nanoalign.data.sources import check_sources, open_source, parse_source
+from nanoalign.errors import RunError
+from nanoalign.tiny import world
+
+PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
+
+
+def write(path: Path, *records: dict, text: str | None = None) -> str:
+    path.write_text(text if text is not None else "".join(json.dumps(r) + "\n" for r in records))
+    return str(path)
+
+
+def read(*sources: str):
+    return list(records.read(sources, known_formats(), open_source))
+
+
+# --- kinds of files
+
+
+def test_arrays_and_compressed_files_read_the_same(tmp_path):
+    records = [PAIR, PAIR | {"chosen": "other, with a \u2028 line separator"}]
+    expected = [record.responses for record in read(write(tmp_path / "a.jsonl", *records))]
+    assert len(expected) == 2
+    array = write(tmp_path / "b.json", text=json.dumps(records, indent=2, ensure_ascii=False))
+    line = write(tmp_path / "c.json", text="\n\n" + json.dumps(records))
+    compressed = tmp_path / "d.jsonl.gz"
+    compressed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    marked = tmp_path / "e.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())  # a byte order mark
+    for path in (array, line, str(compressed), str(marked)):
+        assert [record.responses for record in read(path)] == expected
+
+
+def test_records_are_named_by_their_lines(tmp_path):
+    text = f"\n{json.dumps(PAIR)}\n\n{json.dumps(PAIR)}\n"
+    assert [r.name for r in read(write(tmp_path / "a.jsonl", text=text))] == ["a:2", "a:4"]
+    array = f"[\n{json.dumps(PAIR)},\n\n{json.dumps(PAIR, indent=1)}, {json.dumps(PAIR)}]"
+    names = [record.name for record in read(write(tmp_path / "b.json", text=array))]
+    assert names == ["b:2", "b:4", "b:8"]  # the second one takes five lines
+
+
+def test_the_names_of_records_on_one_line_differ(tmp_path):
+    """As json.dump writes a list without indent; pairs of an evaluation are told apart by them."""
+    array = write(tmp_path / "b.json", text=f"\n{json.dumps([PAIR, PAIR, PAIR])}")
+    assert [record.name for record in read(array)] == ["b:2", "b:2.2", "b:2.3"]
+
+
+def test_parquet_reads_the_same(tmp_path):
+    reason = "pyarrow is not installed, so .parquet is not read"
+    pyarrow = pytest.importorskip("pyarrow", reason=reason)
+    parquet = pytest.importorskip("pyarrow.parquet", reason=reason)
+    parquet.write_table(pyarrow.Table.from_pylist([PAIR, PAIR]), tmp_path / "a.parquet")
+    records = read(str(tmp_path / "a.parquet"))
+    assert [(r.name, r.responses) for r in records] == [("a:1", ("c", "r")), ("a:2", ("c", "r"))]
+
+
+BAD = {
+    "broken JSON": (
+        json.dumps(PAIR) + '\n{"prompt": \n',
+        r"a\.jsonl:2: not valid JSON: .*column 12",
+    ),
+    "broken array": (f"[\n{json.dumps(PAIR)},\n{{'a': }}\n]", r"a\.jsonl:3: not valid JSON"),
+    "no comma": (f"[{json.dumps(PAIR)}\n{json.dumps(PAIR)}]", r":2: .* expected ',' or '\]'"),
+    "two arrays": (f"[{json.dumps(PAIR)}]\n[]", r":2: not valid JSON: '\[\]' follows the list"),
+    "empty file": ("", "has no records; expected prompt"),
+    "empty array": ("[]", "has no records"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_errors_with_file_and_line(tmp_path, name):
+    content, message = BAD[name]
+    with pytest.raises(RunError, match=message):
+        read(write(tmp_path / "a.jsonl", text=content))
+
+
+def test_files_that_can_not_be_read_are_errors(tmp_path):
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    (tmp_path / "text.tsv").write_text("a,b")
+    (tmp_path / "not.json.gz").write_text("plain")
+    whole = gzip.compress(json.dumps(PAIR).encode() * 999)
+    (tmp_path / "torn.json.gz").write_bytes(whole[:-20])
+    (tmp_path / "empty").mkdir()
+    for path, message in {
+        "missing.jsonl": "does not exist; give a path, .* tiny:test",
+        "latin.jsonl": "not a readable UTF-8",
+        "not.json.gz": "not a readable",
+        "torn.json.gz": "not a readable",
+        "text.tsv": "unknown kind of file; expected one of .jsonl",
+        "empty": "the folder has no .jsonl",
+    }.items():
+        with pytest.raises(RunError, match=message):
+            read(str(tmp_path / path))
+
+
+# --- the grammar
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "place"),
+    [
+        ("folder/pairs.jsonl.gz", "pairs", "folder/pairs.jsonl.gz"),
+        ("mine=folder/pairs.jsonl", "mine", "folder/pairs.jsonl"),
+        ("folder/", "folder", "folder/"),
+        ("tiny", "tiny", "tiny"),
+        ("tiny:test:tiny-b", "tiny:test:tiny-b", "tiny:test:tiny-b"),
+        ("b=tiny:tiny-b", "b", "tiny:tiny-b"),
+        ("held_out:runs/a=b", "held_out:a=b", "held_out:runs/a=b"),
+        ("b=held_out:runs/rm", "b", "held_out:runs/rm"),
+    ],
+)
+def test_names_and_places(spec, name, place):
+    source = parse_source(spec)
+    assert (source.name, source.place) == (name, place)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name", "parts"),
+    [
+        ("hf://datasets/o/n/data/a.jsonl", "a", ("o/n", "data/a.jsonl", None, None)),
+        ("x=hf://datasets/o/n/a.json@v1.0", "x", ("o/n", "a.json", "v1.0", None)),
+        ("hf://datasets/o/n/data:train", "data", ("o/n", "data", None, "train")),
+        ("hf://datasets/o/n/data@refs/convert/parquet:test", "data",
+         ("o/n", "data", "refs/convert/parquet", "test")),
+    ],
+)  # fmt: skip
+def test_files_on_the_hub(spec, name, parts):
+    source = parse_source(spec)
+    assert source.name == name
+    assert source.parts == parts
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("=a.jsonl", "expected NAME=SOURCE"),
+        ("a=", "expected NAME=SOURCE"),
+        (
+            "hf://datasets/owner",
+            r"expected hf://datasets/OWNER/NAME\[/PATH\]\[@REVISION\]\[:SPLIT\]",
+        ),
+        ("hf://models/o/n/a.jsonl", "expected hf://datasets/OWNER/NAME"),
+        ("hf://datasets/o/n/a.jsonl@", "expected hf://datasets/OWNER/NAME"),
+        ("hf://datasets/o/n/data:", "expected hf://datasets/OWNER/NAME"),
+        ("held_out:runs/none", "'held_out:runs/none': there is no runs/none/records.npz; give the"),
+        ("x=held_out:runs/none", "there is no runs/none/records.npz"),
+        ("tiny:tiny-x", "'tiny:tiny-x' does not exist; .* tiny:test:tiny-c"),
+    ],
+)
+def test_other_specifications_are_errors(spec, message):
+    with pytest.raises(RunError, match=message):
+        check_sources([spec])
+
+
+@pytest.mark.parametrize(
+    ("spec", "absolute"),
+    [
+        ("x=a/b.jsonl", "{}/a/b.jsonl"),
+        ("tiny:test", "tiny:test"),
+        ("tiny:tiny-b", "tiny:tiny-b"),
+        ("hf://datasets/o/n/a.jsonl@v2", "hf://datasets/o/n/a.jsonl@v2"),
+    ],
+)
+def test_a_place_is_known_in_any_folder(spec, absolute, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse_source(spec).absolute == absolute.format(tmp_path)
+
+
+def test_a_path_may_have_an_equals_sign(tmp_path):
+    path = write(tmp_path / "a=b.jsonl", PAIR)
+    assert [record.name for record in read(path)] == ["a=b:1"]
+
+
+def test_names_that_are_no_text_become_text(tmp_path):
+    """Names of files are bytes: records are named so that files in UTF-8 can hold it."""
+    (tmp_path / "d\udcff.jsonl").write_text(json.dumps(PAIR) + "\n")
+    (tmp_path / "e.jsonl").write_text(json.dumps(PAIR) + "\n")
+    (record,) = records.read([str(tmp_path / "d\udcff.jsonl")], known_formats(), open_source)
+    assert record.name == "d?:1" and record.subset == "d?"
+    both = records.read([f"all={tmp_path}"], known_formats(), open_source)
+    assert sorted(record.name for record in both) == ["all/d?.jsonl:1", "all/e.jsonl:1"]
+    assert sources.named(["a.jsonl", "d\udcff.jsonl"]) == r"a.jsonl 'd\udcff.jsonl'"
+
+
+def test_names_keep_sources_apart(tmp_path):
+    path = write(tmp_path / "a.jsonl", PAIR)
+    named = [f"x={path}", f"y={path}"]
+    assert check_sources(named) == [Path(path)] * 2
+    assert [(r.name, r.subset) for r in read(*named)] == [("x:1", "x"), ("y:1", "y")]
+    with pytest.raises(RunError, match="two data sources are named 'a'; write A=SOURCE B=SOURCE"):
+        check_sources([path, path])
+
+
+def test_the_files_of_a_folder_are_read_in_order(tmp_path):
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for name, prompt in (("b.jsonl", "2"), ("a.jsonl", "1"), ("notes.txt", "")):
+        write(folder / name, PAIR | {"prompt": prompt})
+    records = read(str(folder))
+    assert [(r.prompt, r.name, r.subset) for r in records] == [
+        ("1", "pairs/a.jsonl:1", "pairs"), ("2", "pairs/b.jsonl:1", "pairs")]  # fmt: skip
+    (folder / "b.jsonl").unlink()
+    assert [record.name for record in read(f"x={folder}")] == ["x:1"]
+
+
+# --- embedded data
+
+
+def test_embedded_data_of_one_assistant():
+    """A pair for every prompt of the split; the files have every third of them."""
+    prompts = world.split_prompts()
+    in_file = read("tiny:test")
+    for i, name in enumerate(readers.SOURCES):
+        records = read(f"tiny:test:{name}")
+        assert [record.prompt for record in records] == prompts["test"]
+        assert [(r.prompt, r.responses) for r in records[i::3]] == [
+            (r.prompt, r.responses) for r in in_file[i::3]
+        ]
+        assert records[0].name == f"tiny:test:{name}:1"
+    assert [record.prompt for record in read("tiny:tiny-b")] == prompts["train"]
+    assert tuple(world.SOURCES) == readers.SOURCES
+
+
+def test_embedded_test_data_are_held_out_of_embedded_training_data():
+    assert readers.TEST_OF["tiny"] == "tiny:test"
+    assert readers.TEST_OF["tiny:tiny-b"] == "tiny:test:tiny-b"
+    assert check_sources(["tiny", "tiny:test"]) == [world.TRAIN, world.TEST]
+
+
+# --- the Hub
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> list[tuple]:
+    """A data set without network; the list of what was asked for."""
+    files = ["README.md", "a.jsonl", "data/test-0.jsonl", "data/train-1.jsonl",
+             "data/train-0.jsonl", "other/train.jsonl", "all/default/train/0.jsonl"]  # fmt: skip
+    asked = []
+
+    def download(repo, name, repo_type, revision):
+        asked.append((repo, name, repo_type, revision))
+        if name not in files:
+            raise OSError(f"no {name}\nmore")
+        path = tmp_path / name.replace("/", "_")
+        return write(path, PAIR | {"prompt": name})
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    siblings = [SimpleNamespace(rfilename=name) for name in files]
+    info = SimpleNamespace(sha="commit", siblings=siblings)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
+    return asked
+
+
+def test_a_file_on_the_hub_is_fetched_at_its_revision(hub):
+    (record,) = read("hf://datasets/o/n/a.jsonl@v2")
+    assert (record.prompt, record.name) == ("a.jsonl", "a:1")
+    assert hub == [("o/n", "a.jsonl", "dataset", "v2")]
+    with pytest.raises(RunError, match="b.jsonl' can't be fetched: OSError: no b.jsonl$"):
+        read("hf://datasets/o/n/b.jsonl")
+
+
+def test_a_split_is_the_files_that_have_it_in_their_names(hub):
+    assert [r.prompt for r in read("x=hf://datasets/o/n/data:train")] == [
+        "data/train-0.jsonl", "data/train-1.jsonl"]  # fmt: skip
+    assert [r.prompt for r in read("hf://datasets/o/n/all:train")] == ["all/default/train/0.jsonl"]
+    assert {revision for *_, revision in hub} == {"commit"}
+    for split in ("validation", "rain", "tra"):
+        with pytest.raises(RunError, match=f"data has no files of '{split}'"):
+            read(f"hf://datasets/o/n/data:{split}")
+
+
+# --- tables
+
+
+def test_csv_reads_the_same(tmp_path):
+    """Cells may have line ends and quotes; what is no text is JSON where it parses."""
+    path = tmp_path / "a.csv"
+    text = 'prompt,chosen,rejected,margin\np,"two\nlines, ""quoted""",r,2.5\n12,true,[1],1\n'
+    path.write_text(text, newline="")
+    first, second = read(str(path))
+    assert (first.name, first.responses) == ("a:3", ('two\nlines, "quoted"', "r"))
+    assert first.extra == {"margins": [2.5]}
+    assert (second.prompt, second.responses) == ("12", ("true", "[1]"))
+    path.write_text("prompt,completion,label\np,c,True\n")
+    (record,) = list(records.read([str(path)], known_formats(unpaired="kto"), open_source))
+    assert record.extra == {"desirable": [True]}
+    path.write_text("prompt,chosen,rejected\np,c\n")
+    with pytest.raises(RunError, match="a.csv:2: expected as many cells as keys: prompt, chosen"):
+        read(str(path))
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    saved = datasets.Dataset.from_list([PAIR, PAIR | {"prompt": "2"}])
+    saved.save_to_disk(tmp_path / "one", num_shards=2)
+    assert [record.prompt for record in read(str(tmp_path / "one"))] == ["p", "2"]
+    datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "many")
+    with pytest.raises(RunError, match="many' has the splits train, test; give one: .*many:train$"):
+        read(str(tmp_path / "many"))
+    assert len(read(str(tmp_path / "many/test"))) == len(read(f"{tmp_path}/many:test")) == 2
+
+
+def test_a_split_of_a_folder(tmp_path):
+    for name in ("train-0.jsonl", "train-1.jsonl", "my_test.jsonl", "latest.jsonl"):
+        write(tmp_path / name, PAIR | {"prompt": name})
+    assert [r.prompt for r in read(f"{tmp_path}:train")] == ["train-0.jsonl", "train-1.jsonl"]
+    assert [r.prompt for r in read(f"x={tmp_path}:test")] == ["my_test.jsonl"]
+    with pytest.raises(RunError, match=f"'{tmp_path}:dev': the folder has no files of 'dev'"):
+        read(f"{tmp_path}:dev")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_a_table_that_is_none_is_one_error(tmp_path, suffix):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    path = tmp_path / f"a{suffix}"
+    path.write_text("no table")
+    with pytest.raises(RunError, match=rf"a\{suffix}: not a readable \{suffix} file"):
+        read(str(path))
+
+
+# --- shares
+
+
+def test_a_share_of_a_source_is_always_the_same_records(tmp_path):
+    path = write(tmp_path / "a.jsonl", *(PAIR | {"prompt": str(n)} for n in range(400)))
+    chosen = [record.prompt for record in read(f"{path}*0.3")]
+    assert 80 <= len(chosen) <= 160  # 120 are expected; the standard deviation is 9.2
+    assert chosen == sorted(set(chosen), key=int) == [r.prompt for r in read(f"x={path}*0.3")]
+    assert {r.subset for r in read(f"x={path}*0.3", "tiny:test*0.1")} == {"x", "tiny:test"}
+    for share in ("0", "1", "2", "x", ""):
+        with pytest.raises(RunError, match=r"expected SOURCE\*SHARE, a number above 0 and below 1"):
+            read(f"{path}*{share}")

@@ -1,0 +1,305 @@
+"""python -m pytest tests/data/test_store.py how a store is made"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from conftest import byte_tokenizer
+from processes import run_ranks
+from stores import PAIR, arguments, assert_same_rows, encoding, everything, write
+from tqdm import tqdm
+
+from nanoalign.data import store
+from nanoalign.data.rows import in_memory
+from nanoalign.data.store import ABOUT, Encoding, Store, cache_folder, encoded, load
+from nanoalign.distributed import run, setup
+from nanoalign.errors import RunError
+from nanoalign.files import checksums
+from nanoalign.ranks.report import report
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def encode_anywhere(model: str, folder: str, chunk: int, *sources: str) -> None:
+    store.CHUNK = chunk
+    encoded(encoding(Path(model)), sources, Path(folder), setup())
+
+
+def test_the_rows_are_the_same_by_any_number_of_ranks_and_chunks(tmp_path, model):
+    """And the files, to the byte, by any number of ranks; a chunk has records of two sources."""
+    records = [PAIR | {"prompt": f"{i} " * (i % 7 + 1), "chosen": f"{i}"} for i in range(40)]
+    sources = write(tmp_path / "a.jsonl", records[:25]), write(tmp_path / "b.jsonl", records[25:])
+    found = []
+    for ranks, chunk in ((1, 2048), (1, 3), (2, 3), (3, 3)):
+        folder = tmp_path / f"cache_{ranks}_{chunk}"
+        outcome = run_ranks(ranks, encode_anywhere, str(model), str(folder), chunk, *sources)
+        assert outcome.codes == [0] * ranks, outcome.stderr
+        assert f" s on {ranks} rank" in outcome.stdout
+        (store,) = folder.iterdir()  # and nothing unfinished
+        found.append((store.name, {p.name: p.read_bytes() for p in store.iterdir()}, Store(store)))
+    assert len({name for name, *_ in found}) == 1
+    assert found[1][1] == found[2][1] == found[3][1] and len(found[1][1]) == 14 + 2
+    assert_same_rows(everything(found[0][2]), everything(found[1][2]))
+    assert len(everything(found[0][2])) == 40
+
+
+def test_a_rank_decodes_its_own_records_alone(tmp_path, model, monkeypatch):
+    """Two of three ranks do not see a line that is broken."""
+    monkeypatch.setattr(store, "CHUNK", 2)
+    lines = [json.dumps(PAIR | {"prompt": f"{i}"}) for i in range(9)]
+    lines[2] = "{"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
+    chunks = [
+        [(n, [record.prompt for record in records]) for n, records in how.chunks(sources, rank, 3)]
+        for rank in (0, 2)
+    ]
+    assert chunks == [[(0, ["0", "1"]), (3, ["6", "7"])], [(2, ["4", "5"])]]
+    with pytest.raises(RunError, match="a.jsonl:3: not valid JSON"):
+        list(how.chunks(sources, 1, 3))
+
+
+def test_a_second_run_reads_what_the_first_one_encoded(tmp_path, model, monkeypatch, capsys):
+    how, sources = encoding(model), [write(tmp_path / "a.jsonl", [PAIR] * 5)]
+    first = encoded(how, sources, tmp_path / "cache", setup())
+    assert "rows        encoded in " in capsys.readouterr().out
+    monkeypatch.setattr(Encoding, "write", None)
+    second = encoded(how, sources, tmp_path / "cache", setup())
+    assert "rows        read from " in capsys.readouterr().out
+    assert_same_rows(everything(first), everything(second))
+
+
+def test_all_that_decides_is_in_the_key(tmp_path, model, monkeypatch):
+    path = write(tmp_path / "a.jsonl", [PAIR] * 3)
+
+    def key(*sources: str, **changes) -> str:
+        return encoding(model, **changes).key(sources or [path])[0]
+
+    keys = [key()]
+    shutil.copy(path, tmp_path / "elsewhere.jsonl")
+    assert key(f"a={tmp_path / 'elsewhere.jsonl'}") == keys[0]  # not where the data are
+    for change in ({"max_length": 63}, {"template": "raw"}, {"settings": ("safer",)}):
+        keys.append(key(**change))
+    other = str(tmp_path / "elsewhere.jsonl")
+    keys += [key(path, other), key(other, path), key(f"named={path}")]  # names begin with it
+    keys += [key(name) for name in ("tiny", "tiny:test", "tiny:tiny-a", "x=tiny:tiny-a")]
+    keys.append(key("x=tiny:tiny-b"))
+    (tmp_path / "folder").mkdir()
+    for name in ("1.jsonl", "2.jsonl", "3.jsonl"):
+        shutil.copy(path, tmp_path / "folder" / name)
+        keys.append(key(f"a={tmp_path / 'folder'}"))
+        if name == "1.jsonl":
+            assert keys.pop() == keys[0]  # the only file of a folder gives records their names
+    for name in ("tokenizers.__version__", "transformers.__version__", "FORMAT"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"nanoalign.data.store.{name}", "0")
+            keys.append(key())
+    write(tmp_path / "a.jsonl", [PAIR] * 2 + [PAIR | {"chosen": "other"}])
+    keys.append(key())
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<bos>"}))
+    keys.append(key())
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_code_that_encodes_is_in_the_key(tmp_path, model, monkeypatch):
+    folder = Path(encode.nanoalign.__file__).parent
+    code = [path.relative_to(folder) for each in store.CODE for path in folder.glob(each)]
+    assert all(any(folder.glob(each)) for each in store.CODE) and len(code) > 20
+    shutil.copytree(folder, tmp_path / "nanoalign", ignore=shutil.ignore_patterns("__pycache__"))
+    path = write(tmp_path / "a.jsonl", [PAIR])
+    keys = [encoding(model).key([path])[0]]
+    monkeypatch.setattr(store.nanoalign, "__file__", str(tmp_path / "nanoalign" / "__init__.py"))
+    assert encoding(model).key([path])[0] == keys[0]
+    for name in code:
+        with (tmp_path / "nanoalign" / name).open("a") as file:
+            file.write("# changed\n")
+        keys.append(encoding(model).key([path])[0])
+    assert len(set(keys)) == len(keys)
+
+
+def killed(model: str, folder: str, source: str) -> None:
+    store.CHUNK = 3
+    store.finish = lambda *_: os._exit(9)
+    encoded(encoding(Path(model)), [source], Path(folder), setup())
+
+
+def test_what_a_killed_run_leaves_is_never_read_and_removed_in_time(tmp_path, model):
+    path, folder = write(tmp_path / "a.jsonl", [PAIR] * 10), tmp_path / "cache"
+    assert run_ranks(1, killed, str(model), str(folder), path).codes == [9]
+    (left,) = folder.iterdir()
+    assert len(list(left.glob("*.safetensors"))) == 4
+    store = encoded(encoding(model), [path], folder, setup())
+    assert len(everything(store)) == 10 and left.exists()  # it might still be at work
+    os.utime(left, (0, time.time() - store.STALE - 1))
+    encoded(encoding(model, max_length=50), [path], folder, setup())
+    assert not left.exists() and len(list(folder.iterdir())) == 2
+
+
+def test_of_two_that_encode_the_same_the_first_to_end_is_taken(tmp_path, model, monkeypatch):
+    sources, cache = [write(tmp_path / "a.jsonl", [PAIR] * 4)], tmp_path / "cache"
+    inner, finish = [], store.finish
+
+    def overtaken(*args):
+        monkeypatch.setattr(store, "finish", finish)
+        inner.append(encoded(encoding(model), sources, cache, setup()))
+        finish(*args)
+
+    monkeypatch.setattr(store, "finish", overtaken)
+    found = encoded(encoding(model), sources, cache, setup())
+    assert len(everything(found)) == 4 and len(inner) == 1
+    assert len(list(cache.iterdir())) == 1
+
+
+# --- errors
+
+
+def main_with(model: str, folder: str, source: str) -> None:
+    run(lambda: encode_anywhere(model, folder, 3, source), report)
+
+
+@pytest.mark.parametrize("line", [2, 5, 29])
+def test_a_bad_line_ends_all_ranks_with_one_error(tmp_path, model, line):
+    """Whichever rank reads it: records 4 to 6 are those of the second rank."""
+    lines = [json.dumps(PAIR)] * 30
+    lines[line - 1] = '{"prompt": '
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    start, where = time.monotonic(), (str(tmp_path / "cache"), str(tmp_path / "a.jsonl"))
+    outcome = run_ranks(2, main_with, str(model), *where)
+    assert time.monotonic() - start < 30
+    assert outcome.codes == [1, 1]
+    errors = [text for text in outcome.stderr.splitlines() if text.startswith("error")]
+    assert len(errors) == 1 and f"a.jsonl:{line}: not valid JSON" in errors[0], outcome.stderr
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_rank_stops_where_another_one_failed(tmp_path, model, monkeypatch):
+    """The rank that fails leaves a file, and the others read no further chunk."""
+    monkeypatch.setattr(store, "CHUNK", 2)
+    lines = [json.dumps(PAIR)] * 9
+    lines[4] = "{"
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
+    with tqdm(disable=True) as bar:
+        with pytest.raises(RunError, match="a.jsonl:5: not valid JSON"):
+            store.write_share(how, sources, tmp_path, (0, 2), bar)
+        assert (tmp_path / store.STOPPED).exists()
+        store.write_share(how, sources, tmp_path, (1, 2), bar)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["000000000.safetensors"]
+
+
+def test_a_cache_that_can_not_be_written_is_an_error(tmp_path, model):
+    (tmp_path / "file").write_text("")
+    sources = [write(tmp_path / "a.jsonl", [PAIR])]
+    with pytest.raises(RunError, match="file' can't be written: .*; give another --cache"):
+        encoded(encoding(model), sources, tmp_path / "file", setup())
+
+
+def stored(tmp_path, model, monkeypatch) -> tuple[Path, Callable[[], Store]]:
+    """A store of three chunks, and what reads it."""
+    monkeypatch.setattr(store, "CHUNK", 4)
+    sources = [write(tmp_path / "a.jsonl", [PAIR] * 9)]
+    read = partial(encoded, encoding(model), sources, tmp_path / "cache", setup())
+    read()
+    (folder,) = (tmp_path / "cache").iterdir()
+    return folder, read
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
+         "of the encoded data 000000001.safetensors is not as it was written"),
+        (lambda folder, name: (folder / name).unlink(),
+         "of the encoded data 000000001.safetensors is missing"),
+        (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
+         "of the encoded data about.json is not as it was written"),
+        (lambda folder, name: (folder / ABOUT).unlink(),
+         "of the encoded data about.json is missing"),
+        (lambda folder, name: (folder / "checksums.json").unlink(),
+         "of the encoded data checksums.json is missing"),
+    ],
+)  # fmt: skip
+def test_a_damaged_store_is_an_error_of_one_line_that_names_it(
+    tmp_path, model, monkeypatch, damage, message
+):
+    folder, read = stored(tmp_path, model, monkeypatch)
+    damage(folder, "000000001.safetensors")
+    with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
+        read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
+         "the encoded data can't be read: SafetensorError"),
+        (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
+         "the encoded data can't be read: JSONDecodeError"),
+        (lambda folder, name: (folder / ABOUT).write_text('{"format": 1, "chunks": 3}'),
+         "the encoded data have the format 1 of another version of nanoalign, not 3"),
+        # The file of the versions before this format.
+        (lambda folder, name: (folder / ABOUT).write_text('{"largest": 258, "longest": 64}'),
+         "the encoded data have the format 0 of another version of nanoalign, not 3"),
+    ],
+)  # fmt: skip
+def test_a_store_of_others_is_an_error_too(tmp_path, model, monkeypatch, damage, message):
+    """Whose checksums are those of its files."""
+    folder, read = stored(tmp_path, model, monkeypatch)
+    damage(folder, "000000001.safetensors")
+    (folder / "checksums.json").unlink()
+    checksums.write(folder, checksums.checksums(folder.iterdir()))
+    with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
+        read()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_cache_is_where_flag_or_environment_put_it(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("NANOALIGN_CACHE", "/own")
+    assert cache_folder("flag") == Path("flag")
+    assert cache_folder(None) == Path("/own")
+    monkeypatch.delenv("NANOALIGN_CACHE")
+    assert cache_folder(None) == Path("/xdg/nanoalign")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder(None) == Path.home() / ".cache" / "nanoalign"
+
+
+# --- memory
+
+
+def growth(model: str, folder: str, source: str, whole: bool) -> int:
+    """By how many bytes a process grows at most that encodes a source, in chunks or as a whole."""
+    how, world, store.CHUNK = encoding(Path(model)), setup(), 256
+
+    def status(name: str) -> int:
+        (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if name in x]
+        return int(line.split()[1]) * 1024
+
+    before = status("VmRSS")
+    args = arguments(source, cache=folder)
+    data = in_memory(args, how.tokenizer, how.read) if whole else load(args, how, world)
+    assert len(data.rows) == 10_000
+    return status("VmHWM") - before
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
+def test_encoding_takes_far_less_memory_than_all_rows(tmp_path, model):
+    records = [PAIR | {"prompt": f"{i} why?", "chosen": f"{i}"} for i in range(10_000)]
+    where = str(model), str(tmp_path / "cache"), write(tmp_path / "a.jsonl", records)
+    outcomes = [run_ranks(1, growth, *where, whole) for whole in (False, True)]
+    assert [outcome.codes for outcome in outcomes] == [[0], [0]], outcomes
+    chunked, whole = (outcome.results[0] for outcome in outcomes)
+    assert chunked < whole / 3, (chunked, whole)

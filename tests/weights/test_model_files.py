@@ -1,0 +1,401 @@
+"""python -m pytest tests/weights/test_model_files.py
+
+Model folders -> sharded parameters -> model folders. The oracle is transformers' own loader.
+"""
+
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import records, tiny_llama
+from processes import run_ranks
+from safetensors.torch import load_file, save_file
+from trainings import damaged_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    Glm4MoeConfig,
+    MixtralConfig,
+)
+
+from nanoalign.batch import collate
+from nanoalign.distributed import full, setup
+from nanoalign.encode import encode_all
+from nanoalign.errors import RunError
+from nanoalign.model import Policy, RewardModel
+from nanoalign.packing.batches import Packed
+from nanoalign.weights import write
+from nanoalign.weights.folders import local_folder
+from nanoalign.weights.slices import read_slices, stored_tensors
+from nanoalign.weights.write import write_model
+
+load = partial(Policy.load, read=read_slices)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer):
+    return collate(encode_all(records(4), tokenizer))
+
+
+def score(folder: Path, batch) -> torch.Tensor:
+    """The oracle: transformers' own loader."""
+    with torch.no_grad():
+        return Policy(AutoModelForCausalLM.from_pretrained(folder).eval())(batch)
+
+
+def write_mixtral(folder: Path, **options) -> Path:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, **options,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def load_and_score(folder: Path, batch, out: Path | None = None) -> torch.Tensor:
+    """On any number of ranks: a policy from its slices, its scores, and a copy of it in `out`."""
+    world = setup()
+    policy = load(folder, world)
+    with torch.no_grad():
+        scores = policy(batch)
+    if out is not None:
+        if world.is_main:
+            out.mkdir()
+        write_model(policy, AutoTokenizer.from_pretrained(folder), out, world)
+    return scores
+
+
+# --- reading
+
+
+def test_slices_are_what_transformers_loads(llama_folder, batch):
+    with torch.no_grad():
+        assert torch.equal(load(llama_folder)(batch), score(llama_folder, batch))
+
+
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.bfloat16, "trainable": False},
+        {"head_seed": 3},
+        {"head_seed": 3, "dtype": torch.bfloat16, "trainable": False},
+    ],
+)
+def test_slices_are_what_the_core_loads(llama_folder, tmp_path, model, options):
+    """Names, values, dtypes, requires_grad, and buffers; of policies and of reward models."""
+    folder = llama_folder if model == "llama" else write_mixtral(tmp_path)
+    kind = RewardModel if "head_seed" in options else Policy
+    core, sliced = kind.load(folder, **options), kind.load(folder, read=read_slices, **options)
+    expected, found = (dict(m.named_parameters(remove_duplicate=False)) for m in (core, sliced))
+    assert found.keys() == expected.keys()
+    for name, parameter in expected.items():
+        assert found[name].dtype == parameter.dtype, name
+        assert found[name].requires_grad == parameter.requires_grad, name
+        assert torch.equal(found[name], parameter), name
+    buffers = dict(sliced.named_buffers())
+    for name, buffer in core.named_buffers():
+        assert torch.equal(buffers[name], buffer), name
+
+
+def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """On any number of ranks: all tensors, gathered from the slices that each rank read."""
+    policy = load(folder, setup())
+    return {name: full(tensor.detach()) for name, tensor in policy.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("model", ["llama", "mixtral"])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_read_what_transformers_loads_tensor_by_tensor(llama_folder, tmp_path, model, ranks):
+    folder = llama_folder if model == "llama" else write_mixtral(tmp_path)
+    outcome = run_ranks(ranks, load_tensors, folder)
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    expected = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    for found in outcome.results:
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_ranks_read_their_slices_and_write_full_tensors(llama_folder, batch, tmp_path, ranks):
+    """259 rows of embedding do not divide by 2 or 3; tied weights and rotary tables come back."""
+    outcome = run_ranks(ranks, load_and_score, llama_folder, batch, tmp_path / "out")
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    expected = score(llama_folder, batch)
+    for scores in outcome.results:
+        assert torch.allclose(scores, expected, rtol=1e-6)
+    assert torch.equal(score(tmp_path / "out", batch), expected)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_experts_are_converted_in_and_out(batch, tmp_path, tokenizer, ranks):
+    """The files of Mixtral name each expert; in memory they are fused. The names stay on disk."""
+    folder = write_mixtral(tmp_path / "mixtral")
+    tokenizer.save_pretrained(folder)
+    outcome = run_ranks(ranks, load_and_score, folder, batch, tmp_path / "out")
+    assert outcome.codes == [0] * ranks, outcome.stderr
+    expected = score(folder, batch)
+    assert all(torch.allclose(s, expected, rtol=1e-5) for s in outcome.results)
+    assert torch.equal(score(tmp_path / "out", batch), expected)
+    stored, written = (stored_tensors(f).keys() for f in (folder, tmp_path / "out"))
+    assert stored == written and any("experts.3.w1" in name for name in written)
+
+
+def test_buffers_of_converted_models_reach_every_rank(batch, tmp_path, tokenizer):
+    """GLM-4 MoE has fused experts, and a persistent buffer that no rank shards."""
+    torch.manual_seed(0)
+    config = Glm4MoeConfig(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=16, n_group=1, topk_group=1,
+        moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
+        first_k_dense_replace=1, n_shared_experts=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for name, buffer in model.named_buffers():
+        if "correction_bias" in name:
+            torch.nn.init.normal_(buffer)
+    model.save_pretrained(tmp_path / "glm")
+    tokenizer.save_pretrained(tmp_path / "glm")
+    outcome = run_ranks(2, load_and_score, tmp_path / "glm", batch)
+    assert outcome.codes == [0, 0], outcome.stderr
+    expected = score(tmp_path / "glm", batch)
+    assert all(torch.allclose(s, expected, rtol=1e-5) for s in outcome.results)
+
+
+def test_untied_heads_and_bfloat16_files(batch, tmp_path):
+    tiny_llama(tie_word_embeddings=False).bfloat16().save_pretrained(tmp_path)
+    policy = load(tmp_path)
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    exact = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.no_grad():
+        assert torch.equal(policy(batch), Policy(exact)(batch))
+
+
+def test_a_stored_head_that_differs_from_the_embedding_it_is_tied_to(llama_folder, batch, tmp_path):
+    """transformers unties the two; with false in config.json there is no doubt left."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    with torch.no_grad():
+        assert torch.equal(load(folder)(batch), score(llama_folder, batch))
+        head[7, 3] += 1
+        save_file(
+            tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"}
+        )
+        message = "embed_tokens.weight and lm_head.weight are one tensor .* false into config.json"
+        for read in (
+            partial(load, folder),
+            partial(RewardModel.load, folder, head_seed=1, read=read_slices),
+        ):
+            with pytest.raises(RunError, match=message):
+                read()
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"tie_word_embeddings": False}
+        (folder / "config.json").write_text(json.dumps(config))
+        assert torch.equal(load(folder)(batch), score(folder, batch))
+        assert not torch.equal(load(folder)(batch), score(llama_folder, batch))
+
+
+def test_a_head_that_differs_from_its_embedding_where_transformers_converts(batch, tmp_path):
+    folder = write_mixtral(tmp_path, tie_word_embeddings=True)
+    tensors = load_file(folder / "model.safetensors")
+    head = torch.zeros(259, 32)
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match="embed_tokens.weight and lm_head.weight are one tensor"):
+        load(folder)
+
+
+def test_a_frozen_reference_is_held_in_compute_precision(llama_folder):
+    reference = load(llama_folder, dtype=torch.bfloat16, trainable=False)
+    assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
+
+
+def test_buffers_that_no_file_holds_are_right(llama_folder):
+    """The rotary table of a model built without its weights: 10000 ** -(0, 2, .., 14) / 16."""
+    table = load(llama_folder).model.model.rotary_emb.inv_freq
+    assert torch.allclose(table, 10000.0 ** (-torch.arange(0, 16, 2) / 16))
+
+
+# --- writing
+
+
+def test_the_generation_config_goes_through(llama_folder, tmp_path, tokenizer):
+    """It may name further EOS tokens; transformers reads this one and would refuse to write it."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    settings = {"eos_token_id": [258, 7], "temperature": 0.6, "do_sample": False}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    (tmp_path / "out").mkdir()
+    write_model(load(folder), tokenizer, tmp_path / "out")
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [258, 7]
+
+
+def test_saving_over_a_sharded_model_leaves_none_of_it(
+    llama_folder, batch, tmp_path, tokenizer, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "MAX_FILE_BYTES", 20_000)
+        write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
+    write_model(load(llama_folder), tokenizer, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, True), (True, False), (False, True)])
+def test_a_result_that_was_moved_in_part_is_never_two_models(
+    old, new, batch, tmp_path, tokenizer, monkeypatch
+):
+    """Killed before any of the operations that move it: the old model, the new one, or an error."""
+
+    def written(seed: int, sharded: bool, folder: Path) -> None:
+        with monkeypatch.context() as patch:
+            if sharded:
+                patch.setattr(write, "MAX_FILE_BYTES", 20_000)
+            write_model(Policy(tiny_llama(seed=seed)), tokenizer, folder)
+
+    class Killed(BaseException):
+        pass
+
+    scores, found = [], []
+    for seed, sharded in ((1, old), (2, new)):
+        written(seed, sharded, tmp_path / f"whole{seed}")
+        scores.append(score(tmp_path / f"whole{seed}", batch).tolist())
+    for at in range(1, 100):
+        folder, left = tmp_path / f"{at}", at
+
+        def counted(operation, *args, **more):
+            nonlocal left
+            left -= 1
+            if not left:
+                raise Killed
+            return operation(*args, **more)
+
+        written(1, old, folder)
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
+                own = getattr(module, name)
+                patch.setattr(
+                    module, name, lambda *args, own=own, **more: counted(own, *args, **more)
+                )
+            try:
+                written(2, new, folder)
+                break
+            except Killed:
+                pass
+        try:
+            found.append(scores.index(score(folder, batch).tolist()))
+        except OSError:  # of transformers, which finds no weights
+            found.append(None)
+    assert at > 5 and set(found) == {0, 1, None} and left > 0
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_built(llama_folder, tmp_path):
+    """Three million layers would take hours."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
+    with pytest.raises(RunError, match="can't be built: ValueError: 3000000 layers, but 20 ten"):
+        load(folder)
+
+
+def test_writes_shards_with_an_index(llama_folder, batch, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(write, "MAX_FILE_BYTES", 20_000)
+    write_model(load(llama_folder), tokenizer, tmp_path)
+    files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    for file in files:  # the largest tensor has 259 * 32 * 4 bytes, and is alone in its file
+        assert (tmp_path / file).stat().st_size < 259 * 32 * 4 + 2000
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(p.nbytes for p in tiny_llama().parameters())
+    assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path)(batch), score(llama_folder, batch))
+
+
+def test_a_failure_while_writing_leaves_the_model_that_was_there(
+    llama_folder, batch, tmp_path, tokenizer, monkeypatch
+):
+    write_model(load(llama_folder), tokenizer, tmp_path)
+
+    def full_disk(*args, **kwargs):
+        raise write.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(write, "save_file", full_disk)
+    with pytest.raises(RunError, match=f"could not be written to '{tmp_path}': No space left"):
+        write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
+    assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
+
+
+def test_the_attention_of_packed_rows_is_not_written(llama_folder, tmp_path, tokenizer, world):
+    """Also not its name: other programs do not know it."""
+    policy = load(llama_folder)
+    Packed(world, 100).prepare(policy)
+    write_model(policy, tokenizer, tmp_path)
+    assert "nanoalign" not in (tmp_path / "config.json").read_text()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["dtype"] == "float32" and config["architectures"] == ["LlamaForCausalLM"]
+
+
+def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
+    """safetensors would let the owner alone read them."""
+    write_model(load(llama_folder), tokenizer, tmp_path)
+    modes = {(tmp_path / name).stat().st_mode for name in ("config.json", "model.safetensors")}
+    assert len(modes) == 1
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no weights", "has no weights: neither model.safetensors nor"),
+        ("no config", "has no config.json"),
+        ("other architecture", "its weights are not those of the GPT2LMHeadModel .* missing keys"),
+        ("other shape", "its weights are not those of the LlamaForCausalLM .* mismatched keys"),
+        ("torn file", "not a readable safetensors file"),
+        ("no language model", "can't be built: ValueError: Unrecognized configuration [^\n]*$"),
+        ("unknown", "config.json: "),
+        ("quantized", "is quantized; training needs its full weights"),
+        ("missing shard", "names the file model-00002-of-00002.safetensors, which is missing"),
+        ("torn index", "not an index of files"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_an_error(llama_folder, tmp_path, damage, message):
+    with pytest.raises(RunError, match=message):
+        load(local_folder(damaged_model(llama_folder, tmp_path / "model", damage)))
+
+
+def refuse(folder: Path) -> str:
+    world = setup()
+    try:
+        load(folder, world)
+    except RunError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_all_ranks_refuse_together(llama_folder, tmp_path):
+    """Only rank 0 reads files of another architecture; the other rank stops with the same error."""
+    outcome = run_ranks(
+        2, refuse, damaged_model(llama_folder, tmp_path / "model", "other architecture")
+    )
+    assert outcome.results[0] == outcome.results[1] and "not those of" in outcome.results[0]
+
+
+def test_a_missing_model_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="does not exist; give a folder, 'tiny' or OWNER/NAME"):
+        local_folder(tmp_path / "nothing")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="is a file"):
+        local_folder(tmp_path / "file")
