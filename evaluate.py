@@ -43,7 +43,7 @@ from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.evaluation.pictures import frontier_picture
 from nanoalign.flags import Parser
-from nanoalign.packing.batches import Packed
+from nanoalign.packing import packed
 from nanoalign.ranks import groups, report
 from nanoalign.ranks.collectives import on_main
 from nanoalign.records import Record, read
@@ -68,12 +68,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     on_main(world, partial(results.check_models, [args.model]))
     on_main(world, partial(results.check_out, args.out))
     folder, name = local_folder(args.model), f"--model {args.model}"
-    batches = layout(args)(world, args.micro_batch_tokens)
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model
     dtype = compute_dtype(args.precision, world.device)
     model = scoring.load_reward_model(folder, world, dtype)
-    batches.prepare(model)
+    batcher.prepare(model)
     tokenizer = load_tokenizer(folder)
     template, max_length = rule = scoring_rule(model, args.model, args.template, args.max_length)
     print0(
@@ -98,14 +98,14 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             f"{'data':<11} {named(args.data)}: {responses:,} responses to {prompts:,} "
             f"prompts, labels {view.preference}{notes}"
         )
-        scoring.check_encoded(score, encoded, batches, name)
+        scoring.check_encoded(score, encoded, batcher, name)
         lengths = scoring.lengths_of(model, view.shares, compared, tokenizer, template, encoded)
         prepared.append((view, score, compared, encoded, lengths))
 
     # scores, figures, files
     scored, trained, figures = [], [], {"subsets": {}}
     for view, score, records, encoded, lengths in prepared:
-        scores = scoring.score_encoded(score, encoded, batches, name)
+        scores = scoring.score_encoded(score, encoded, batcher, name)
         lines = ranking.scored_lines(records, lengths, scores, view.name)
         for subset in dict.fromkeys(line.subset for line in lines):
             own = [line for line in lines if line.subset == subset]
@@ -150,7 +150,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     on_main(world, partial(results.check_out, args.out))
     if args.pairs_out is not None:
         on_main(world, partial(results.check_pairs_out, args.pairs_out, args.out))
-    batches = layout(args)(world, args.micro_batch_tokens)
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # prompts, given answers, policies, reward model
     given = {role: getattr(args, f"{role}_answers") for role in answers.ROLES}
@@ -164,10 +164,10 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     both = [samplers[name] for name in names.values()]
     kl_is_known = answers.kl_is_known(both, args.temperature, args.top_p)
     # Only the KL needs packed rows, so a policy that can't share rows can still be sampled.
-    checked = batches if kl_is_known else loop.Batches(world, args.micro_batch_tokens)
+    checked = batcher if kl_is_known else loop.Batcher(world, args.micro_batch_tokens)
     for sampler in samplers.values():
         answers.check_sampler(sampler, prompts, args.max_length, checked)
-    judge = load_judge(prompts, list(samplers.values()), batches, args)
+    judge = load_judge(prompts, list(samplers.values()), batcher, args)
 
     # answers, rewards, KL
     sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed,
@@ -179,8 +179,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for role in names:
         on_main(world, partial(kept.keep, args.out, role, prompts, found[role]))
     as_sampled = len(both) == 2 and answers.share_vocabulary(both)
-    compared = compare(judge, prompts, found, as_sampled, batches)
-    kl = answers.kl_estimate(*both, found["policy"], batches) if kl_is_known else {}
+    compared = compare(judge, prompts, found, as_sampled, batcher)
+    kl = answers.kl_estimate(*both, found["policy"], batcher) if kl_is_known else {}
     if not world.is_main:
         return
 
@@ -223,11 +223,11 @@ def evaluate_score(args: Namespace, world: World) -> None:
         if (name := getattr(args, flag)) is not None:
             on_main(world, partial(results.check_new_file, f"--{flag}", name))
     folder, name = local_folder(args.model), f"--model {args.model}"
-    batches = layout(args)(world, args.micro_batch_tokens)
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model, responses
     model = scoring.load_reward_model(folder, world, compute_dtype(args.precision, world.device))
-    batches.prepare(model)
+    batcher.prepare(model)
     tokenizer = load_tokenizer(folder)
     rule = scoring_rule(model, args.model, args.template, args.max_length)
     if args.data:
@@ -242,8 +242,8 @@ def evaluate_score(args: Namespace, world: World) -> None:
     for view in scoring.views(model, args.combine and "better", args.combine):
         score = Mixed(model, view.shares)
         encoded = scoring.encode_for(model, view.shares, records, tokenizer, rule)
-        scoring.check_encoded(score, encoded, batches, name)
-        rewards[view.name] = scoring.score_encoded(score, encoded, batches, name)
+        scoring.check_encoded(score, encoded, batcher, name)
+        rewards[view.name] = scoring.score_encoded(score, encoded, batcher, name)
     if not world.is_main:
         return
     lines = candidates.scored_lines(found, rewards)
@@ -269,10 +269,6 @@ def evaluate_frontier(args: Namespace) -> None:
         frontier_picture(out / "frontier.png", policies)
     print(ranking.table(shown, "policy"))
     print(f"{'saved':<11} {args.out}: frontier.png, metrics.json")
-
-
-def layout(args: Namespace) -> type[loop.Batches]:
-    return Packed if args.share_prefix else loop.Batches
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,7 @@ from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import Policy
-from nanoalign.packing import batches as packing
+from nanoalign.packing import packed
 from nanoalign.packing.self_check import check_layout, check_start, prepare
 from nanoalign.ranks import groups
 from nanoalign.ranks.collectives import on_main
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         help="the share of labels that is assumed to be wrong (conservative DPO); "
         "default: 0")  # fmt: skip
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    for part in (rows, packing, guards, trackers, groups, lora, objectives, store, precomputed):
+    for part in (rows, packed, guards, trackers, groups, lora, objectives, store, precomputed):
         part.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -95,27 +95,27 @@ def main(argv: list[str] | None = None) -> None:
     data = rows.load_rows(args, tokenizer, folders["--model"], world, formats.single(args.loss))
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=False))
-    batches = packing.layout(args)(world, args.micro_batch_tokens)
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # policy, reference and what is minimised
-    policy, reference, data = load_models(args, folders, world, data, batches)
+    policy, reference, data = load_models(args, folders, world, data, batcher)
     objective = loop.Objective(
         partial(loss_of_batch, policy, reference, args.beta, args.label_smoothing)
     )
     if objectives.is_used(args):
         objective = objectives.objective_of(policy, reference, data.rows, args, world)
     optimizer = torch.optim.AdamW(policy.parameter_groups(args.weight_decay), args.lr, fused=True)
-    batches = groups.synced(batches, policy, args)
-    log.describe(policy, data.rows, batches, args)
+    batcher = groups.synced(batcher, policy, args)
+    log.describe(policy, data.rows, batcher, args)
 
     # training
     guard = guards.Guard(policy, optimizer, objective, data.rows, args, world, folders)
-    check_layout(policy, data.rows, batches, f"--model {args.model}")
+    check_layout(policy, data.rows, batcher, f"--model {args.model}")
     if guard.start == 0 and len({*folders.values()}) == 1 and reference is not None:
-        check_start(objective, data.rows[: args.batch_size], batches, reference)
+        check_start(objective, data.rows[: args.batch_size], batcher, reference)
     held_out = {"eval": data.held_out}
     with log.open_run(args, world, data, folders["--model"], guard.start) as write_metrics:
-        loop.train(policy, optimizer, objective, data.rows, held_out, batches,
+        loop.train(policy, optimizer, objective, data.rows, held_out, batcher,
             loop.Settings.of(args), write_metrics, guard.save, guard.start)  # fmt: skip
     if guard.stopped:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     with guard.writing():
         write(policy, tokenizer, Path(args.out), world, template=data.template,
             dtype=args.save_dtype)  # fmt: skip
-    result.report_rounding(policy, objective, held_out, batches, args)
+    result.report_rounding(policy, objective, held_out, batcher, args)
     judge = "runs/rm" if args.model == "tiny" and rows.is_embedded(args) else "REWARD_MODEL"
     result.finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
         ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge])  # fmt: skip
@@ -143,7 +143,7 @@ def find_folders(args: Namespace, world: World) -> dict[str, Path]:
 
 
 def load_models(
-    args: Namespace, folders: dict[str, Path], world: World, data: Data, batches: loop.Batches
+    args: Namespace, folders: dict[str, Path], world: World, data: Data, batcher: loop.Batcher
 ) -> tuple[Policy, Callable[[Batch], Tensor] | None, Data]:
     """(the policy, its reference or None, the data with the values of a precomputed reference)."""
     dtype = compute_dtype(args.precision, world.device)
@@ -152,19 +152,19 @@ def load_models(
         load = partial(Policy.load, folders["--model"], world, dtype, read=read_slices,
             checkpointing=args.activation_checkpointing)  # fmt: skip
         policy = lora.load_policy(load, args) if args.lora_rank else load()
-        prepare(policy, data, batches, f"--model {args.model}")
+        prepare(policy, data, batcher, f"--model {args.model}")
         return policy
 
     def load_reference() -> Policy:
         name = f"--reference {args.reference or args.model}"
         reference = Policy.load(folders["--reference"], world, dtype, False, read=read_slices)
-        prepare(reference, data, batches, name)
-        check_layout(reference, data.rows, batches, name)
+        prepare(reference, data, batcher, name)
+        check_layout(reference, data.rows, batcher, name)
         return reference
 
     if args.precompute_reference:  # before the policy is loaded, so that one model is in memory
         folder = folders["--reference"]
-        data, reference = precomputed.precompute(load_reference, folder, data, batches, args)
+        data, reference = precomputed.precompute(load_reference, folder, data, batcher, args)
         return load_policy(), reference, data
     policy = load_policy()
     if args.reference == "none":

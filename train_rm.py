@@ -26,7 +26,7 @@ from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import RewardModel
-from nanoalign.packing import batches as packing
+from nanoalign.packing import packed
 from nanoalign.packing.self_check import check_layout, prepare
 from nanoalign.ranks import groups
 from nanoalign.ranks.collectives import on_main
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
     rows.add_arguments(parser, several=True)
-    for part in (packing, guards, trackers, groups, store, variants):
+    for part in (packed, guards, trackers, groups, store, variants):
         part.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     data = rows.load_rows(args, tokenizer, folder, world)
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=True))
-    batches = packing.layout(args)(world, args.micro_batch_tokens)
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model and what is minimised
     dtype = compute_dtype(args.precision, world.device)
@@ -104,22 +104,22 @@ def main(argv: list[str] | None = None) -> None:
     reward_model = load(folder, world, dtype, read=read_slices, head_seed=args.seed,
         checkpointing=args.activation_checkpointing)  # fmt: skip
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
-    prepare(reward_model, data, batches, name)
+    prepare(reward_model, data, batcher, name)
     objective = loop.Objective(partial(loss, reward_model, args))
     parameters = reward_model.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, args.lr, fused=True)
-    batches = groups.synced(batches, reward_model, args)
-    log.describe(reward_model, data.rows, batches, args)
+    batcher = groups.synced(batcher, reward_model, args)
+    log.describe(reward_model, data.rows, batcher, args)
 
     # training
     guard = guards.Guard(
         reward_model, optimizer, objective, data.rows, args, world, {"--model": folder}
     )
-    check_layout(reward_model, data.rows, batches, name)
+    check_layout(reward_model, data.rows, batcher, name)
     again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
     held_out = {"eval": data.held_out, "train_eval": again}
     with log.open_run(args, world, data, folder, guard.start) as write_metrics:
-        loop.train(reward_model, optimizer, objective, data.rows, held_out, batches,
+        loop.train(reward_model, optimizer, objective, data.rows, held_out, batcher,
             loop.Settings.of(args), write_metrics, guard.save, guard.start)  # fmt: skip
     if guard.stopped:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     with guard.writing():
         write_model(reward_model, tokenizer, Path(args.out), world, template=data.template,
             dtype=args.save_dtype)  # fmt: skip
-    result.report_rounding(reward_model, objective, held_out, batches, args)
+    result.report_rounding(reward_model, objective, held_out, batcher, args)
     result.finish(args, world, f"Reward model on {args.model}", len(data.held_out),
         ["rm", "--model", args.out])  # fmt: skip
 

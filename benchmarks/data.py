@@ -21,7 +21,7 @@ from nanoalign.data.sources import check_sources
 from nanoalign.data.split import fingerprint
 from nanoalign.distributed import setup
 from nanoalign.loop import step_indices
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 from nanoalign.ranks.collectives import gather
 from nanoalign.weights.folders import load_tokenizer, local_folder
 
@@ -73,7 +73,7 @@ def work(job: dict) -> None:
     opened = time.perf_counter() - start
     fingerprint(rows)
     step = [rows[i] for i in step_indices(0, len(rows), BATCH, seed=0)]
-    Packed(world, 8192).plan(step)
+    PackedBatcher(world, 8192).plan(step)
     ready = time.perf_counter() - start
     start = time.perf_counter()
     for i in step_indices(0, len(rows), READ, seed=1):

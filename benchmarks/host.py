@@ -150,8 +150,8 @@ def run_job(job: dict) -> None:
         timed(torch.Tensor, "backward", "backward"),
         timed(torch.nn.utils, "clip_grad_norm_", "clip"),
         timed(torch.optim.AdamW, "step", "AdamW"),
-        timed(loop.Batches, "plan", "plan"),
-        patch.object(loop.Batches, "collate", staticmethod(times.of("collate", batch.collate))),
+        timed(loop.Batcher, "plan", "plan"),
+        patch.object(loop.Batcher, "collate", staticmethod(times.of("collate", batch.collate))),
         timed(Batch, "to", "batch to the device"),
         timed(metrics.Means, "add", "metrics"),
     ):

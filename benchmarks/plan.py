@@ -22,7 +22,7 @@ import torch
 
 from nanoalign.batch import Row
 from nanoalign.distributed import World
-from nanoalign.packing.batches import Packed, operations
+from nanoalign.packing.packed import PackedBatcher, operations
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -82,11 +82,11 @@ def measure(lengths: np.ndarray, ranks: int) -> tuple[float, ...]:
     for parts in lengths.T.tolist():
         prompt, *responses = (np.zeros(n, np.int32) for n in parts)
         rows.append(Row("", prompt, tuple(responses)))
-    batches = Packed(World(0, ranks, torch.device("cpu"), None), MICRO_BATCH_TOKENS)
+    batcher = PackedBatcher(World(0, ranks, torch.device("cpu"), None), MICRO_BATCH_TOKENS)
     rounds, slowest = [], []
-    for batches.costs in (Packed.costs, COSTS):
+    for batcher.costs in (PackedBatcher.costs, COSTS):
         begun = time.process_time()
-        plan = batches.plan(rows)
+        plan = batcher.plan(rows)
         milliseconds = 1000 * (time.process_time() - begun)
         rounds.append(len(plan))
         slowest.append(sum(max(work[group].sum() for group in part) for part in plan) / share)

@@ -33,7 +33,7 @@ from nanoalign.data.templates import render
 from nanoalign.encode import encode_all
 from nanoalign.loop import step_indices
 from nanoalign.model import Policy, RewardModel
-from nanoalign.packing import batches
+from nanoalign.packing import packed
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.write import write_model
 
@@ -166,8 +166,8 @@ def nanoalign(job: dict) -> dict:
             "--precision", job["precision"], "--out", str(out), *job["flags"].split()]  # fmt: skip
     with (
         patch.object(loop, "get_lr", record_time),
-        patch.object(loop.Batches, "collate", staticmethod(counting(batch.collate))),
-        patch.object(batches.Packed, "collate", staticmethod(counting(batches.collate))),
+        patch.object(loop.Batcher, "collate", staticmethod(counting(batch.collate))),
+        patch.object(packed.PackedBatcher, "collate", staticmethod(counting(packed.collate))),
     ):
         script.main(argv)
     if job["profile"]:

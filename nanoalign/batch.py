@@ -45,10 +45,12 @@ class Batch:
     """Rows as tensors. Of scores (S,), scores[chosen] and scores[rejected], (B,), are compared."""
 
     inputs: dict[str, object]  # keyword arguments of the transformer
-    reads: Tensor  # (M,) where in the flat (N * T) the state is that predicts each scored token
+    predicted_at: (
+        Tensor  # (M,) where in the flat (N * T) the state is that predicts each scored token
+    )
     targets: Tensor  # (M,) ids of the scored tokens
     lengths: Tensor  # (S,) scored tokens of each response; they sum to M
-    ends: Tensor  # (S,) where in the flat (N * T) each response has its last token
+    ends_at: Tensor  # (S,) where in the flat (N * T) each response has its last token
     chosen: Tensor  # (B,) index of the chosen response of each pair, among the S
     rejected: Tensor  # (B,) index of the rejected response
     weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 in a filler batch
@@ -64,16 +66,16 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
     lines = [(row.prompt, response) for row in rows for response in row.responses]
     width = max(len(prompt) + len(response) for prompt, response in lines)
     tokens = np.zeros((len(lines), width), dtype=np.int64)  # no token sees the padding behind it
-    reads, ends = [], []
+    predicted_at, ends_at = [], []
     for n, (prompt, response) in enumerate(lines):
         start, end = len(prompt), len(prompt) + len(response)
         tokens[n, :end] = np.concatenate((prompt, response))
-        reads.append(n * width + np.arange(start - 1, end - 1))
-        ends.append(n * width + end - 1)
+        predicted_at.append(n * width + np.arange(start - 1, end - 1))
+        ends_at.append(n * width + end - 1)
     return Batch(
         inputs={"input_ids": torch.from_numpy(tokens)},
-        reads=torch.from_numpy(np.concatenate(reads)),
-        ends=torch.tensor(ends),
+        predicted_at=torch.from_numpy(np.concatenate(predicted_at)),
+        ends_at=torch.tensor(ends_at),
         **comparisons(rows, weight),
     )
 

@@ -72,7 +72,7 @@ class Objective:
         """Called after each optimizer step, with the number of steps done and their means."""
 
 
-class Batches:
+class Batcher:
     """Rows -> the micro-batches of this rank: padded lines. nanoalign/packing has no padding."""
 
     advice = "this architecture is not supported"  # in the error where scores of a batch are wrong
@@ -126,7 +126,7 @@ class Batches:
 
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
-    rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batches: Batches, settings: Settings,
+    rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batcher: Batcher, settings: Settings,
     log: Callable[[int, dict[str, float]], None],
     save: Callable[[int, bool, dict[str, float]], bool] = lambda *step: False, start: int = 0,
 ) -> None:  # fmt: skip
@@ -141,12 +141,12 @@ def train(
     if start > total:
         raise RunError(f"the checkpoint is at step {start} of {total}; raise --steps or --epochs")
     if start == 0:
-        log(0, evaluate(objective, held_out, batches))
+        log(0, evaluate(objective, held_out, batcher))
     # By default as many rows are trained on between two evaluations as one of them reads.
     held_out_rows = sum(map(len, held_out.values()))
     every = settings.eval_every or max(1, total // 10, held_out_rows // settings.batch_size)
-    world, step_rows = batches.world, settings.step_rows(start, rows)
-    micro_batches = batches.step(step_rows)
+    world, step_rows = batcher.world, settings.step_rows(start, rows)
+    micro_batches = batcher.step(step_rows)
     for step in range(start, total):
         # the learning rate of this step
         lr = get_lr(step, total, settings.lr, settings.warmup, settings.schedule)
@@ -154,7 +154,7 @@ def train(
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
         # micro-batches: however rows are divided, the gradient of the mean loss over the step
-        objective.before_step(step_rows, batches.step)
+        objective.before_step(step_rows, batcher.step)
         means = Means()
         for batch in micro_batches:
             losses, metrics = objective(batch)  # (B,)
@@ -165,7 +165,7 @@ def train(
         # clip, make the first batch of the next step while the GPU works, step
         norm = nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         step_rows = settings.step_rows(step + 1, rows)
-        micro_batches = batches.step(step_rows)
+        micro_batches = batcher.step(step_rows)
         grad_norm, metrics = full(norm).item(), means.reduce()  # waits for the GPU
         check_finite(metrics | {"grad_norm": grad_norm}, f"step {step + 1} was not taken")
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
@@ -179,7 +179,7 @@ def train(
         log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch})
         if done == total or done % epoch == 0 or done % every == 0:
             check_parameters(model, done)
-            evaluation = evaluate(objective, held_out, batches)
+            evaluation = evaluate(objective, held_out, batcher)
             log(done, evaluation)
             metrics |= evaluation
         if save(done, done == total, metrics):
@@ -188,15 +188,15 @@ def train(
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, sets: dict[str, Sequence[Row]], batches: Batches
+    objective: Objective, sets: dict[str, Sequence[Row]], batcher: Batcher
 ) -> dict[str, float]:
     """Exact means over all rows of each set, by keys that begin with its name."""
     metrics = {}
     for name, rows in sets.items():
         if len(rows):
-            objective.before_step(rows, batches.all)
+            objective.before_step(rows, batcher.all)
             means = Means()
-            for batch in batches.all(rows):
+            for batch in batcher.all(rows):
                 means.add(objective(batch)[1], batch.weights)
             metrics |= {f"{name}/{key}": value for key, value in means.reduce().items()}
     check_finite(metrics, "evaluation")

@@ -141,8 +141,8 @@ class Policy(Scorer):
 
         head: takes what logps.chunked_token_logps takes.
         """
-        with autocast(batch.reads.device, self.dtype):
-            scored = self.hidden(batch)[batch.reads]  # (M, D)
+        with autocast(batch.predicted_at.device, self.dtype):
+            scored = self.hidden(batch)[batch.predicted_at]  # (M, D)
             chunk = CHUNK_LOGITS[scored.device.type] // len(scored)
             return head(scored, self.head, batch.targets, max(64, chunk // 64 * 64))
 
@@ -159,7 +159,7 @@ class Policy(Scorer):
         """The same as forward, by the model's own forward and full logits: (S,). The oracle."""
         tokens = batch.inputs["input_ids"]  # (N, T), a line per response
         labels = torch.full_like(tokens.flatten(), IGNORE)
-        labels[batch.reads + 1] = batch.targets
+        labels[batch.predicted_at + 1] = batch.targets
         with autocast(tokens.device, self.dtype):
             logits = self.model(input_ids=tokens, use_cache=False).logits  # (N, T, V)
         return sequence_logps(logits, labels.view_as(tokens))
@@ -223,14 +223,14 @@ class RewardModel(Scorer):
 
     def outputs(self, batch: Batch) -> Tensor:
         """The outputs of the head at the last token of every response: (S, K) float32."""
-        with autocast(batch.reads.device, self.dtype):
-            last = self.hidden(batch)[batch.ends]  # (S, D)
+        with autocast(batch.predicted_at.device, self.dtype):
+            last = self.hidden(batch)[batch.ends_at]  # (S, D)
         return self.head(last.float())  # a reward in bfloat16 has 8 bits: good answers would tie
 
     def textbook(self, batch: Batch) -> Tensor:
         """The same as forward, by the model's own forward, one response at a time: (S,)."""
         tokens = batch.inputs["input_ids"]  # (N, T)
-        lines = zip(tokens, (batch.ends % tokens.shape[1] + 1).tolist(), strict=True)
+        lines = zip(tokens, (batch.ends_at % tokens.shape[1] + 1).tolist(), strict=True)
         with autocast(tokens.device, self.dtype):
             outputs = [self.model(input_ids=line[None, :n], use_cache=False) for line, n in lines]
         return self.reward_of(torch.cat([output.logits.float() for output in outputs]))

@@ -19,7 +19,7 @@ import train_dpo
 from gpu.steps import Check
 from nanoalign import loop
 from nanoalign.model import Policy
-from nanoalign.packing import batches
+from nanoalign.packing import packed
 
 PEAK = 989e12  # operations per second: bfloat16 on an H100 or H200, without sparsity
 WARM_STEPS, TIMED_STEPS = 2, 3
@@ -75,7 +75,7 @@ class Steps:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        get_lr, collate = loop.get_lr, batches.collate
+        get_lr, collate = loop.get_lr, packed.collate
 
         def begin(*args: object) -> float:
             self.begin()
@@ -89,7 +89,7 @@ class Steps:
 
         with (
             patch.object(loop, "get_lr", begin),
-            patch.object(batches.Packed, "collate", staticmethod(count)),
+            patch.object(packed.PackedBatcher, "collate", staticmethod(count)),
             patch.object(train_dpo, "describe", self.look),
             patch.object(train_dpo, "write_model", lambda *_, **__: None),
             patch.object(train_dpo, "finish", lambda *_: None),

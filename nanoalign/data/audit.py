@@ -12,7 +12,7 @@ import torch
 
 from nanoalign.batch import Batch, Row
 from nanoalign.encode import BLANK_RESPONSE, CUT_PROMPT, CUT_RESPONSE
-from nanoalign.packing.batches import collate
+from nanoalign.packing.packed import collate
 from nanoalign.packing.tree import coordinates
 
 COLUMNS = (
@@ -52,7 +52,7 @@ def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
             f"{place:>6} {token:>7} {position:>9}  {name:<17} {mark:<8} {predicted_at:>12}  "
             f"{tokenizer.decode([token])!r}"
         )
-    responses = zip(names, batch.ends.tolist(), batch.lengths.tolist(), strict=True)
+    responses = zip(names, batch.ends_at.tolist(), batch.lengths.tolist(), strict=True)
     for k, (name, end, length) in enumerate(responses, start=1):
         places = [place for place in range(end - length + 1, end + 1) if place in scored]
         first, last = (
@@ -93,14 +93,14 @@ def compared(row: Row) -> list[tuple[int, int | None, int | None]]:
 def scored_tokens(batch: Batch, rewards: bool) -> dict[int, int]:
     """Place of each scored token -> place of the hidden state that scores it."""
     if rewards:
-        return {end: end for end in batch.ends.tolist()}
+        return {end: end for end in batch.ends_at.tolist()}
     places = [
         place
-        for end, length in zip(batch.ends.tolist(), batch.lengths.tolist(), strict=True)
+        for end, length in zip(batch.ends_at.tolist(), batch.lengths.tolist(), strict=True)
         for place in range(end - length + 1, end + 1)
     ]
     assert torch.equal(batch.inputs["input_ids"][0, places], batch.targets)
-    return dict(zip(places, batch.reads.tolist(), strict=True))
+    return dict(zip(places, batch.predicted_at.tolist(), strict=True))
 
 
 # --- all rows -------------------------------------------------------------------------------------

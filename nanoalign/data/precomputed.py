@@ -34,7 +34,7 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
 from nanoalign.files.checksums import digest_of_weights
 from nanoalign.flags import Parser
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import Policy
 from nanoalign.packing.self_check import LAYOUT_TOLERANCE
 from nanoalign.ranks.collectives import gather, on_main
@@ -106,13 +106,13 @@ class ReferencedRows(Sequence[Row]):
 
 
 def precompute(
-    load: Callable[[], Policy], folder: Path, data: Data, batches: Batches, args: Namespace
+    load: Callable[[], Policy], folder: Path, data: Data, batcher: Batcher, args: Namespace
 ) -> tuple[Data, Precomputed]:
     """The data with the log-probabilities of the reference, and what reads them. A collective.
 
     load: loads the reference from `folder`; it is freed at the end.
     """
-    weights = gather(on_main(batches.world, partial(digest_of_weights, folder)), batches.world)[0]
+    weights = gather(on_main(batcher.world, partial(digest_of_weights, folder)), batcher.world)[0]
     reference, name = load(), f"--reference {args.reference or args.model}"
     cache, sets = cache_folder(args.cache) / "reference", {"held out": data.held_out}
     for of, rows in {"data": data.rows, "held out": data.held_out}.items():
@@ -121,7 +121,7 @@ def precompute(
         start = time.perf_counter()
         key = "\n".join([str(FORMAT), str(weights), fingerprint(rows), str(reference.dtype)])
         path = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-        sets[of], found = referenced(rows, reference, path, batches, name)
+        sets[of], found = referenced(rows, reference, path, batcher, name)
         seconds = time.perf_counter() - start
         how = "read from" if found else f"computed in {seconds:.1f} s, kept in"
         print0(f"{'reference':<11} {name}, {of}: {len(sets[of].logps):,} responses, {how} {path}")
@@ -135,48 +135,48 @@ def precompute(
 
 
 def referenced(
-    rows: Sequence[Row], reference: Policy, path: Path, batches: Batches, name: str
+    rows: Sequence[Row], reference: Policy, path: Path, batcher: Batcher, name: str
 ) -> tuple[ReferencedRows, bool]:
     """(the rows with the log-probabilities of a file, whether the file was there). A collective."""
     known = getattr(rows, "responses", None)  # of rows on disk
     sizes = [len(row.responses) for row in rows] if known is None else known
     ends = np.cumsum([0, *sizes])
-    logps = read(path, int(ends[-1]), batches.world)
+    logps = read(path, int(ends[-1]), batcher.world)
     found = logps is not None
     if not found:
-        on_main(batches.world, partial(check_writable, path.parent))  # before all is computed
-        logps = compute(reference, rows, ends, batches)
-        on_main(batches.world, partial(write, logps, path))
+        on_main(batcher.world, partial(check_writable, path.parent))  # before all is computed
+        logps = compute(reference, rows, ends, batcher)
+        on_main(batcher.world, partial(write, logps, path))
     result = ReferencedRows(rows, logps, ends)
-    check_live(reference, result, batches, path, name)
+    check_live(reference, result, batcher, path, name)
     return result, found
 
 
 @torch.no_grad()
 def compute(
-    reference: Policy, rows: Sequence[Row], ends: np.ndarray, batches: Batches
+    reference: Policy, rows: Sequence[Row], ends: np.ndarray, batcher: Batcher
 ) -> np.ndarray:
     """The log-probabilities of all responses, (S,) float32. A collective."""
     logps = torch.zeros(int(ends[-1]))  # each rank fills in those of its batches
-    shown = batches.world.is_main
+    shown = batcher.world.is_main
     with progress_bar(len(rows), "row", shown, desc="reference") as progress:
-        for batch in batches.all(rows):
+        for batch in batcher.all(rows):
             places = [np.arange(ends[i], ends[i + 1]) for i in batch.rows]
             values = reference(batch).cpu()
             if places:  # else it is a filler
                 logps[np.concatenate(places)] = values
-            progress.update(min(len(places) * batches.world.size, len(rows) - progress.n))
+            progress.update(min(len(places) * batcher.world.size, len(rows) - progress.n))
     return sum_over_ranks(logps).numpy()
 
 
 @torch.no_grad()
 def check_live(
-    reference: Policy, rows: ReferencedRows, batches: Batches, path: Path, name: str
+    reference: Policy, rows: ReferencedRows, batcher: Batcher, path: Path, name: str
 ) -> None:
     """Raises RunError where the values of some rows are not those that the reference computes."""
     last = len(rows) - 1
     picked = sorted({n * last // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)})
-    batch = batches.collate([rows[n] for n in picked]).to(batches.world.device)
+    batch = batcher.collate([rows[n] for n in picked]).to(batcher.world.device)
     # As in checks.check_layout: errors add up over the tokens of a response.
     off = ((reference(batch) - batch.extra[KEY]).abs() / (batch.lengths + 5)).max().item()
     tolerance = LAYOUT_TOLERANCE[reference.dtype]

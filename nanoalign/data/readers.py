@@ -212,10 +212,10 @@ def batches_of(path: Path) -> Iterator[Numbered]:
     row = 0
     try:
         if path.suffix == ".parquet":
-            batches = pyarrow.parquet.ParquetFile(path).iter_batches()
+            batcher = pyarrow.parquet.ParquetFile(path).iter_batches()
         else:  # of Dataset.save_to_disk, and of the cache of datasets
-            batches = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-        for batch in batches:
+            batcher = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
+        for batch in batcher:
             for record in batch.to_pylist():
                 row += 1
                 # Structs of a column have the same keys in all rows; null: a record lacks the key.

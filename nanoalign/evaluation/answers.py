@@ -17,7 +17,7 @@ from nanoalign.errors import RunError
 from nanoalign.evaluation.answer_rows import decode_continuation
 from nanoalign.evaluation.generation import Answer, Sampling, eos_ids, generate
 from nanoalign.evaluation.scoring import score_rows
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import Policy
 from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record
@@ -139,12 +139,12 @@ def load_sampler(name: str, prompts: Sequence[Record], args: Namespace, world: W
 
 
 def check_sampler(
-    sampler: Sampler, prompts: Sequence[Record], max_length: int, batches: Batches
+    sampler: Sampler, prompts: Sequence[Record], max_length: int, batcher: Batcher
 ) -> None:
     """Raises RunError if log-probabilities of batches are not those of the policy's own forward."""
     rows = encode_records(with_answer(prompts), sampler.tokenizer, max_length, sampler.template)
-    batches.prepare(sampler.policy)
-    check_layout(sampler.policy, rows, batches, f"'{sampler.name}'")
+    batcher.prepare(sampler.policy)
+    check_layout(sampler.policy, rows, batcher, f"'{sampler.name}'")
 
 
 def with_answer(prompts: Sequence[Record]) -> list[Record]:
@@ -178,7 +178,7 @@ def kl_is_known(samplers: Sequence[Sampler], temperature: float, top_p: float) -
 
 
 def kl_estimate(
-    policy: Sampler, baseline: Sampler, answers: Answers, batches: Batches
+    policy: Sampler, baseline: Sampler, answers: Answers, batcher: Batcher
 ) -> dict[str, float]:
     """KL(policy || baseline): the mean difference of log-probabilities, in nats, of the answers.
 
@@ -192,7 +192,7 @@ def kl_estimate(
             for row, some in zip(sampler.rows, answers.sampled, strict=True)
             for answer in some
         ]
-        logps.append(np.array(score_rows(sampler.policy, rows, batches, f"'{sampler.name}'"))[:, 0])
+        logps.append(np.array(score_rows(sampler.policy, rows, batcher, f"'{sampler.name}'"))[:, 0])
     difference = logps[0] - logps[1]
     tokens = sum(len(answer.drawn) for some in answers.sampled for answer in some)
     return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}

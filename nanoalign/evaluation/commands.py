@@ -25,7 +25,7 @@ from functools import partial
 from nanoalign.data.readers import SOURCES
 from nanoalign.data.rows import PREFERENCES, TEMPLATES, add_keys_argument
 from nanoalign.flags import add_forward_arguments, number, positive
-from nanoalign.packing import batches
+from nanoalign.packing import packed
 
 REWARD_MODEL, POLICY = "runs/rm", "runs/dpo"  # where the training scripts write
 RM_DOC = """Score preference pairs with a reward model: its accuracy, calibration and length bias.
@@ -89,7 +89,7 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     add_combine_argument(group)
     add_out_argument(group, "runs/rm_eval")
     add_forward_arguments(parser.add_argument_group("machine"))
-    batches.add_arguments(parser)
+    packed.add_arguments(parser)
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +113,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         help="a new file (.jsonl) for pairs of the best and the worst response to a prompt; "
         "default: none")  # fmt: skip
     add_forward_arguments(parser.add_argument_group("machine"))
-    batches.add_arguments(parser)
+    packed.add_arguments(parser)
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,7 +158,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         "pairs (.jsonl), with --samples of 2 or more; default: no pairs")  # fmt: skip
     add("--batch_size", type=count, default=64, help="answers sampled at a time on each rank")
     add_forward_arguments(parser.add_argument_group("machine"))
-    batches.add_arguments(parser)
+    packed.add_arguments(parser)
 
 
 def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:

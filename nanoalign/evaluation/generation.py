@@ -94,9 +94,9 @@ def generate(
         earlier.append(seen[row.prompt.tobytes()])
         seen[row.prompt.tobytes()] += 1
     size = sampling.batch_size
-    batches = [wanted[start : start + size] for start in range(0, len(wanted), size)]
+    batcher = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     own: dict[tuple[int, int], Answer] = {}
-    share = batches[world.rank :: world.size]
+    share = batcher[world.rank :: world.size]
     with progress_bar(len(share), "batch", world.is_main, desc="sampling") as progress:
         for batch in share:
             uniform = [

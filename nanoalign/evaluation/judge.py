@@ -21,7 +21,7 @@ from nanoalign.evaluation.scoring import (
     load_reward_model,
     score_encoded,
 )
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.records import Record
 from nanoalign.rewards.rule import scoring_rule
@@ -41,20 +41,20 @@ class Judge:
 
 
 def load_judge(
-    prompts: Sequence[Record], samplers: Sequence[Sampler], batches: Batches, args: Namespace
+    prompts: Sequence[Record], samplers: Sequence[Sampler], batcher: Batcher, args: Namespace
 ) -> Judge:
     """The judge of --reward.
 
     Raises RunError before anything is sampled if the model cannot read every prompt with an answer.
     """
-    folder, world = local_folder(args.reward), batches.world
+    folder, world = local_folder(args.reward), batcher.world
     model = load_reward_model(folder, world, compute_dtype(args.precision, world.device))
     shares = shares_of(model, args.reward, args.combine)
     rule = rule_for(model, samplers, args)
     judge = Judge(args.reward, Mixed(model, shares), load_tokenizer(folder), shares, rule)
-    batches.prepare(model)
+    batcher.prepare(model)
     encoded = encode_for(model, shares, with_answer(prompts), judge.tokenizer, rule)
-    check_encoded(judge.model, encoded, batches, f"--reward {judge.name}")
+    check_encoded(judge.model, encoded, batcher, f"--reward {judge.name}")
     positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and rule[1] > positions:
         raise RunError(
@@ -102,7 +102,7 @@ def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -
 
 def compare(
     judge: Judge, prompts: Sequence[Record], answers: dict[str, Answers], as_sampled: bool,
-    batches: Batches,
+    batcher: Batcher,
 ) -> list[Compared]:  # fmt: skip
     """All answers of both models to each prompt, and their rewards. A collective.
 
@@ -124,7 +124,7 @@ def compare(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
-    scores = np.sum([rewards_of(judge, each, batches) for each in encoded], axis=0).tolist()
+    scores = np.sum([rewards_of(judge, each, batcher) for each in encoded], axis=0).tolist()
     whole = encode((judge.rule[0], sys.maxsize), [[flag] for flag in ended])[0].rows
     judged = {(n, role): [] for n in range(len(prompts)) for role in ROLES}
     for i, (n, role, k) in enumerate(places):
@@ -142,7 +142,7 @@ def compare(
     ]
 
 
-def rewards_of(judge: Judge, encoded: Encoded, batches: Batches) -> list[float]:
+def rewards_of(judge: Judge, encoded: Encoded, batcher: Batcher) -> list[float]:
     """The reward of the one response of each row. A collective.
 
     Responses to the same tokens of a prompt share rows, of about `batches.tokens` tokens. Equal
@@ -157,10 +157,10 @@ def rewards_of(judge: Judge, encoded: Encoded, batches: Batches) -> list[float]:
     rows = []
     for row, responses in shared.values():
         some = tuple(responses.values())
-        size = max(1, batches.tokens // (len(row.prompt) + max(map(len, some))))
+        size = max(1, batcher.tokens // (len(row.prompt) + max(map(len, some))))
         rows += [replace(row, responses=some[i : i + size]) for i in range(0, len(some), size)]
     parts = [Encoded(rows, encoded.factor)]
-    scores = chain(*score_encoded(judge.model, parts, batches, f"--reward {judge.name}"))
+    scores = chain(*score_encoded(judge.model, parts, batcher, f"--reward {judge.name}"))
     places = [(prompt, response) for prompt, (_, own) in shared.items() for response in own]
     known = dict(zip(places, scores, strict=True))
     return [known[key] for key in keys]

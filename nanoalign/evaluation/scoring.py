@@ -21,7 +21,7 @@ from nanoalign.distributed import World, progress_bar, sum_over_ranks
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answer_rows import Ended, encode_answers
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits, check_layout
 from nanoalign.records import Record
@@ -42,17 +42,17 @@ def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> Several
 
 
 @torch.no_grad()
-def score_rows(score: Score, rows: Sequence[Row], batches: Batches, name: str) -> list[list[float]]:
+def score_rows(score: Score, rows: Sequence[Row], batcher: Batcher, name: str) -> list[list[float]]:
     """The score of every response of each row, the same on all ranks. A collective.
 
     Equal responses of a row get one score, although rounding differs at different places of a row.
     name: of the model, for errors.
     """
-    world = batches.world
+    world = batcher.world
     first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
     values = torch.zeros(int(first[-1]), dtype=torch.float64, device=world.device)
     with progress_bar(len(rows), "row", world.is_main) as progress:
-        for batch in batches.all(rows):
+        for batch in batcher.all(rows):
             scores = score(batch).double()  # (S,)
             if batch.rows:
                 values[[j for i in batch.rows for j in range(first[i], first[i + 1])]] = scores
@@ -191,18 +191,18 @@ def lengths_of(
     return lengths
 
 
-def check_encoded(score: Mixed, encoded: list[Encoded], batches: Batches, name: str) -> None:
+def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str) -> None:
     """Raises RunError for rows that the model cannot score, or scores wrongly in a batch."""
     for each in encoded:
         check_fits(score, each.rows, name)
-        check_layout(score, each.rows, batches, name)
+        check_layout(score, each.rows, batcher, name)
 
 
 def score_encoded(
-    score: Mixed, encoded: list[Encoded], batches: Batches, name: str
+    score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str
 ) -> list[list[float]]:
     """The reward of every response of each record, the same on all ranks. A collective."""
-    parts = [score_rows(score, each.rows, batches, name) for each in encoded]
+    parts = [score_rows(score, each.rows, batcher, name) for each in encoded]
     return [
         [
             sum(each.factor * x for each, x in zip(encoded, values, strict=True))

@@ -5,25 +5,36 @@ METHOD, LIMITS, EXERCISES   lists of texts: what was done, what the numbers do n
 run(lab) -> Findings        what varies, by the functions of nanoalign/lab/lab.py
 """
 
-from importlib import import_module
 from types import ModuleType
 
-NAMES = (
-    "overfitting",  # pairs x epochs
-    "elsewhere",  # trained on one assistant, tested on another
-    "noise",  # wrong labels, and losses made for them
-    "length",  # labels that prefer length, and remedies
-    "attack",  # answers that a reward model overrates
-    "several",  # several preferences
-    "why_lose",  # why a policy may lose to its base
-    "beta",  # reward against KL
-    "own_samples",  # pairs of others, one round of own samples, three rounds
-    "losses",  # KTO, SimPO, ORPO, IPO, APO beside DPO
-    "best_of_n",  # sampling and filtering by a reward model
-    "ensembles",  # several reward models as one judge
-    "data",  # how much data
+from nanoalign.lab.experiments import (
+    attack,
+    beta,
+    conflicts,
+    data,
+    elsewhere,
+    ensembles,
+    filtering,
+    length,
+    noise,
+    other_losses,
+    overfitting,
+    own_samples,
+    why_lose,
 )
 
-
-def load(name: str) -> ModuleType:
-    return import_module(f"{__name__}.{name}")
+EXPERIMENTS: dict[str, ModuleType] = {
+    "overfitting": overfitting,  # pairs x epochs
+    "elsewhere": elsewhere,  # trained on one assistant, tested on another
+    "noise": noise,  # wrong labels, and losses made for them
+    "length": length,  # labels that prefer length, and remedies
+    "attack": attack,  # answers that a reward model overrates
+    "several": conflicts,  # several preferences
+    "why_lose": why_lose,  # why a policy may lose to its base
+    "beta": beta,  # reward against KL
+    "own_samples": own_samples,  # pairs of others, one round of own samples, three rounds
+    "losses": other_losses,  # KTO, SimPO, ORPO, IPO, APO beside DPO
+    "best_of_n": filtering,  # sampling and filtering by a reward model
+    "ensembles": ensembles,  # several reward models as one judge
+    "data": data,  # how much data
+}

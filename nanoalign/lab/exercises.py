@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nanoalign import losses
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.family import losses as family
 from nanoalign.logps import IGNORE, sequence_logps
 from nanoalign.metrics import hits
 
@@ -250,7 +251,7 @@ def of_a_batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 ZERO, FAR, ONES = torch.zeros(3), torch.tensor([1e4, -1e4, 0.0]), torch.ones(3, dtype=torch.long)
 EXERCISES = {
-    1: Exercise("hinge", losses.hinge, lambda g: (normal(g, 4), normal(g, 4), beta(g)),
+    1: Exercise("hinge", family.hinge, lambda g: (normal(g, 4), normal(g, 4), beta(g)),
                 ((ZERO, ZERO, 0.1), (FAR, -FAR, 0.1)), trained=True),
     2: Exercise("labels", labels_of, prompt_and_response),
     3: Exercise("sequence_logps", sequence_logps, logits_and_labels),
@@ -260,7 +261,7 @@ EXERCISES = {
                 lambda g: (normal(g, 4), normal(g, 4)), ((FAR, -FAR), (ZERO, ZERO)), trained=True),
     6: Exercise("gradient", gradient_of_dpo, four_logps,
                 ((-5.0, -5.0, -5.0, -5.0, 0.1), (-100.0, -1e5, -100.0, -1e3, 0.1))),
-    7: Exercise("simpo", losses.simpo, of_means,
+    7: Exercise("simpo", family.simpo, of_means,
                 ((-FAR.abs(), ZERO - 1, ONES, ONES, 2.0, 0.5),), trained=True),
     8: Exercise("kl", kl_of_kto, of_a_batch, ((ZERO - 1, ZERO),)),
     9: Exercise("positions", positions_of,

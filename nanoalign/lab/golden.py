@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nanoalign import losses
+from nanoalign.family import losses as family
 
 FORMAT = 1
 RANDOM = 50  # cases of each loss, beside the extremes
@@ -36,7 +37,7 @@ def golden() -> dict:
         "pairwise_reward_loss": ("chosen_rewards", "rejected_rewards"),
     }  # fmt: skip
     found = {name: entry(name, core[name], fields[name]) for name in core}
-    found |= {name: entry(name, losses.LOSSES[name], losses.FIELDS[name]) for name in losses.LOSSES}
+    found |= {name: entry(name, family.LOSSES[name], family.FIELDS[name]) for name in family.LOSSES}
     return {"format": FORMAT, "losses": found}
 
 
@@ -55,7 +56,7 @@ def entry(name: str, function: Callable[..., Tensor], fields: tuple[str, ...]) -
 def inputs_of(name: str, fields: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
     """The inputs of the cases of a loss: random ones, the same in every run, then extremes."""
     generator = torch.Generator().manual_seed(0)
-    size = SIZE if losses.KIND.get(name) == losses.SORTED else 1
+    size = SIZE if family.KIND.get(name) == family.SORTED else 1
 
     def draw(field: str) -> Tensor:
         normal = torch.randn(size, dtype=torch.float64, generator=generator)
@@ -74,7 +75,7 @@ def inputs_of(name: str, fields: tuple[str, ...]) -> Iterator[dict[str, Tensor]]
         moved = [field for field in fields if field not in WITHOUT_GRADIENT]
         for field, value in zip(moved, (first, second, 0.0, 0.0), strict=False):
             # The log-probability of a policy without a reference is below 0.
-            value = min(value, 0.0) - 1e-3 if field in losses.LOGPS else value
+            value = min(value, 0.0) - 1e-3 if field in family.LOGPS else value
             values[field] = torch.full_like(values[field], value)
         yield values | {f: torch.ones_like(values[f]) for f in fields if f.endswith("lengths")}
 

@@ -19,7 +19,7 @@ from nanoalign.flags import Parser, number, positive
 from nanoalign.loop import get_lr
 from nanoalign.model import TINY, Policy
 from nanoalign.packing.attention import use_tree_attention
-from nanoalign.packing.batches import collate
+from nanoalign.packing.packed import collate
 from nanoalign.ranks import report
 from nanoalign.records import Record
 from nanoalign.tiny import world

@@ -88,7 +88,7 @@ def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
     disable_progress_bar()
     policy, reference = Policy.load(TINY), Policy.load(TINY, trainable=False)
     hidden = places.call("The transformer: a state of every place", policy.hidden, batch)
-    first = batch.reads[0].item()
+    first = batch.predicted_at[0].item()
     print(f"hidden    {shape(hidden)}, of place {first}: {numbers(hidden[first, :4])} ...")
     tokens = places.call("The log-probability of every scored token", policy.tokens, batch)
     with torch.no_grad():
@@ -146,12 +146,14 @@ def show_row(row: Row, tokenizer) -> None:
 def show_batch(batch: Batch) -> None:
     ids = batch.inputs["input_ids"]
     print(f"input_ids {shape(ids)}")
-    scored = [set((batch.reads + 1).tolist()) & set(range(n * ids.shape[1], (n + 1) * ids.shape[1]))
+    scored = [set((batch.predicted_at + 1).tolist()) & set(range(n * ids.shape[1], (n + 1) * ids.shape[1]))
               for n in range(len(ids))]  # fmt: skip
     for n, name in enumerate(RESPONSES):
         mask = ["1" if n * ids.shape[1] + t in scored[n] else "." for t in range(ids.shape[1])]
         print(f"  line {n} {name:<9} scored: {''.join(mask)}")
-    print(f"reads     {shape(batch.reads)} {ends(batch.reads)}: each the place before its token,")
+    print(
+        f"reads     {shape(batch.predicted_at)} {ends(batch.predicted_at)}: each the place before its token,"
+    )
     print(f"          counted through both lines: line 1 begins at {ids.shape[1]}")
     print(f"targets   {shape(batch.targets)} {ends(batch.targets)}: the scored tokens")
     print(f"lengths   {shape(batch.lengths)} {batch.lengths.tolist()}")

@@ -12,7 +12,7 @@ from torch.distributed import DistError, ReduceOp
 from nanoalign.batch import Row, collate, lengths_of
 from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.loop import Batches, Objective
+from nanoalign.loop import Batcher, Objective
 from nanoalign.model import Policy, Scorer
 
 CHECKED_ROWS = 4  # from the shortest to the longest
@@ -34,9 +34,9 @@ def one_line_errors(name: str, advice: str) -> Iterator[None]:
         raise RunError(f"self-check: {name}: {in_a_line(error)}; {advice}") from error
 
 
-def prepare(model: Scorer, data: object, batches: Batches, name: str) -> None:
+def prepare(model: Scorer, data: object, batcher: Batcher, name: str) -> None:
     """Lets a model read the batches, and raises RunError where it can't read a row of the data."""
-    batches.prepare(model)
+    batcher.prepare(model)
     check_fits(model, data.rows, name)
     check_fits(model, data.held_out, name)
 
@@ -62,7 +62,7 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
 
 
 @torch.no_grad()
-def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str) -> None:
+def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str) -> None:
     """Compares scores of a batch with those of the model's own forward on separate sequences.
 
     So a model that mixes the responses of a row is found before it is trained. All ranks check the
@@ -72,7 +72,7 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
     order, last = np.argsort(lengths, kind="stable"), int((lengths <= CHECKED_TOKENS).sum()) - 1
     places = [n * max(0, last) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)]
     picked = [rows[order[n]] for n in places]
-    device = batches.world.device
+    device = batcher.world.device
     split = [
         replace(row, responses=(r,), pairs=(), extra={}) for row in picked for r in row.responses
     ]
@@ -83,8 +83,8 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
             f"self-check: {name} gives {model.SCORES} of {plain.tolist()} on "
             f"{', '.join(row.name for row in picked)}; are its weights complete?"
         )
-    batch = batches.collate(picked).to(device)
-    with one_line_errors(name, batches.advice):
+    batch = batcher.collate(picked).to(device)
+    with one_line_errors(name, batcher.advice):
         scores = model(batch)
     # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors
     # of rewards are proportional to their size.
@@ -94,13 +94,13 @@ def check_layout(model: Scorer, rows: Sequence[Row], batches: Batches, name: str
         raise RunError(
             f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} from those of "
             f"its own forward on separate sequences, on {picked[-1].name} and others (at most {allowed:g} "
-            f"allowed); {batches.advice}"
+            f"allowed); {batcher.advice}"
         )
 
 
 @torch.no_grad()
 def check_start(
-    objective: Objective, rows: Sequence[Row], batches: Batches, reference: object = None
+    objective: Objective, rows: Sequence[Row], batcher: Batcher, reference: object = None
 ) -> None:
     """Where policy and reference are one function, losses are ln 2 and rewards 0, or a run stops.
 
@@ -108,8 +108,8 @@ def check_start(
         together.
     """
     tolerances = getattr(reference, "tolerances", (START_TOLERANCE, START_TOLERANCE))
-    objective.before_step(rows, batches.step)
-    batch = next(batches.step(rows))
+    objective.before_step(rows, batcher.step)
+    batch = next(batcher.step(rows))
     losses, metrics = objective(batch)
     loss_off = (losses - objective.losses_at_start(batch)).abs().max()
     rewards = [v[0] if isinstance(v, tuple) else v for k, v in metrics.items() if k in REWARDS]

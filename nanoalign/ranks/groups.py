@@ -34,7 +34,7 @@ from nanoalign import distributed
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World, environment_ranks
 from nanoalign.flags import number
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,21 +106,21 @@ def divide(world: World, shard_size: int, timeout: float) -> World:
     return replace(world, mesh=mesh)
 
 
-class SyncedBatches:
+class SyncedBatcher:
     """Batches that set, before each is returned, what its backward pass does with gradients.
 
     Groups sum their gradients in the last batch of a step alone. gradient_sync: when the ranks of a
     group sum theirs: "micro_batch", or "step", for which each keeps all gradients in float32.
     """
 
-    def __init__(self, batches: Batches, model: FSDPModule, gradient_sync: str):
-        self.batches, self.model, self.gradient_sync = batches, model, gradient_sync
+    def __init__(self, batcher: Batcher, model: FSDPModule, gradient_sync: str):
+        self.batcher, self.model, self.gradient_sync = batcher, model, gradient_sync
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.batches, name)
+        return getattr(self.batcher, name)
 
     def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        return self.synced(self.batches.step(rows))  # whose first batch is made at once
+        return self.synced(self.batcher.step(rows))  # whose first batch is made at once
 
     def synced(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         batch = next(batches)
@@ -136,11 +136,11 @@ class SyncedBatches:
         self.model.set_requires_all_reduce(last)
 
 
-def synced(batches: Batches, model: nn.Module, args: Namespace) -> Batches | SyncedBatches:
+def synced(batcher: Batcher, model: nn.Module, args: Namespace) -> Batcher | SyncedBatcher:
     """The batches of a training, whose gradients are summed as the flags say."""
-    if batches.world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
-        return SyncedBatches(batches, model, args.gradient_sync)
-    return batches
+    if batcher.world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
+        return SyncedBatcher(batcher, model, args.gradient_sync)
+    return batcher
 
 
 PR_SET_PDEATHSIG = 1  # of prctl(2), Linux

@@ -8,9 +8,9 @@ import torch
 
 from nanoalign.batch import Row, collate, lengths_of
 from nanoalign.errors import RunError
-from nanoalign.loop import Batches
-from nanoalign.packing.batches import Packed
-from nanoalign.packing.batches import collate as pack
+from nanoalign.loop import Batcher
+from nanoalign.packing.packed import PackedBatcher
+from nanoalign.packing.packed import collate as pack
 
 
 def row(prompt: list[int], *responses: list[int], **fields) -> Row:
@@ -25,25 +25,28 @@ def test_padded_rows_by_hand():
     """The rows of the module's docstring."""
     batch = collate([PAIR])
     assert batch.inputs["input_ids"].tolist() == [[10, 11, 12, 20, 21, 22], [10, 11, 12, 30, 31, 0]]
-    assert batch.reads.tolist() == [2, 3, 4, 8, 9]
+    assert batch.predicted_at.tolist() == [2, 3, 4, 8, 9]
     assert batch.targets.tolist() == [20, 21, 22, 30, 31]
-    assert batch.lengths.tolist() == [3, 2] and batch.ends.tolist() == [5, 10]
+    assert batch.lengths.tolist() == [3, 2] and batch.ends_at.tolist() == [5, 10]
     assert batch.chosen.tolist() == [0] and batch.rejected.tolist() == [1]
     assert batch.weights.tolist() == [1.0]
     assert (
-        batch.inputs["input_ids"].dtype == batch.reads.dtype == batch.targets.dtype == torch.int64
+        batch.inputs["input_ids"].dtype
+        == batch.predicted_at.dtype
+        == batch.targets.dtype
+        == torch.int64
     )
 
 
 def test_packed_rows_by_hand():
-    """The row of the docstring of nanoalign/packing/batches.py, before a shorter one."""
+    """The row of the docstring of nanoalign/packing/packed.py, before a shorter one."""
     batch = pack([PAIR, row([40], [50], [60])])
     assert batch.inputs["input_ids"].tolist() == [[10, 11, 12, 20, 21, 22, 30, 31, 40, 50, 60]]
     assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 1]]
     assert batch.inputs["tree"].rows == [(3, 3, 2), (1, 1, 1)]
-    assert batch.reads.tolist() == [2, 3, 4, 2, 6, 8, 8]
+    assert batch.predicted_at.tolist() == [2, 3, 4, 2, 6, 8, 8]
     assert batch.targets.tolist() == [20, 21, 22, 30, 31, 50, 60]
-    assert batch.lengths.tolist() == [3, 2, 1, 1] and batch.ends.tolist() == [5, 7, 9, 10]
+    assert batch.lengths.tolist() == [3, 2, 1, 1] and batch.ends_at.tolist() == [5, 7, 9, 10]
 
 
 def test_pairs_of_a_ranked_row_share_its_weight_by_hand():
@@ -64,7 +67,7 @@ def test_pairs_of_a_ranked_row_share_its_weight_by_hand():
 
 def test_rows_without_pairs_can_be_scored():
     batch = collate([row([1], [2], pairs=()), row([1], [3, 4], pairs=())])
-    assert batch.ends.tolist() == [1, 5] and batch.chosen.shape == batch.weights.shape == (0,)
+    assert batch.ends_at.tolist() == [1, 5] and batch.chosen.shape == batch.weights.shape == (0,)
     assert batch.chosen.dtype == batch.rejected.dtype == torch.int64  # indices, also none
 
 
@@ -74,17 +77,17 @@ def test_a_batch_moves_whole():
     batch.inputs["is_causal"], batch.rows = True, [5]
     moved = batch.to(torch.device("meta"))
     assert moved.inputs.pop("is_causal") is True and moved.rows == [5]
-    tensors = [moved.inputs["input_ids"], moved.reads, moved.targets, moved.lengths, moved.ends,
+    tensors = [moved.inputs["input_ids"], moved.predicted_at, moved.targets, moved.lengths, moved.ends_at,
                moved.chosen, moved.rejected, moved.weights, moved.extra["margins"]]  # fmt: skip
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert batch.reads.device.type == "cpu"
+    assert batch.predicted_at.device.type == "cpu"
     with pytest.raises(AttributeError):
         batch.row = [5]  # a misspelled field
 
 
 def test_rows_of_one_length_keep_their_order(world):
     rows = [PAIR, row([1], [2], [3])] * 20
-    found = sum((batch.rows for batch in Batches(world, 10**6).all(rows)), [])
+    found = sum((batch.rows for batch in Batcher(world, 10**6).all(rows)), [])
     assert found == [*range(0, 40, 2), *range(1, 40, 2)]
 
 
@@ -112,26 +115,26 @@ def test_rows_that_know_their_lengths_are_not_read():
 def test_a_plan_of_padded_lines_by_hand(world):
     """Lines of 8 tokens at most, counted with padding; a longer row is alone; two ranks."""
     rows = [row([1] * n, [2], [3]) for n in (1, 3, 1, 9, 1)]  # 2, 4, 2, 10, 2 tokens a line
-    assert Batches(world, 8).plan(rows) == [[[3]], [[1]], [[0, 2]], [[4]]]
-    assert Batches(world, 7).plan(rows) == [[[3]], [[1]], [[0]], [[2]], [[4]]]
+    assert Batcher(world, 8).plan(rows) == [[[3]], [[1]], [[0, 2]], [[4]]]
+    assert Batcher(world, 7).plan(rows) == [[[3]], [[1]], [[0]], [[2]], [[4]]]
     two = replace(world, size=2)
-    assert Batches(two, 8).plan(rows) == [[[3], [1]], [[0, 2], [4]]]
-    assert Batches(two, 12).plan(rows) == [[[3], [1]], [[0, 2, 4], []]]
+    assert Batcher(two, 8).plan(rows) == [[[3], [1]], [[0, 2], [4]]]
+    assert Batcher(two, 12).plan(rows) == [[[3], [1]], [[0, 2, 4], []]]
     single = [row([1], [2]), row([1] * 2, [2], [3], [4])]  # lines are counted a response
-    assert Batches(world, 12).plan(single) == [[[1, 0]]]
-    assert Batches(world, 11).plan(single) == [[[1]], [[0]]]
+    assert Batcher(world, 12).plan(single) == [[[1, 0]]]
+    assert Batcher(world, 11).plan(single) == [[[1]], [[0]]]
 
 
-@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_batches_name_their_rows_and_fill_empty_places(world, layout, ranks):
     """Each row is in one batch of one rank. All ranks have as many batches; fillers weigh 0."""
     rows = [row([1] * n, [2] * n, [3]) for n in (5, 1, 9, 4, 4, 2, 7)]
     found, counts = [], []
     for rank in range(ranks):
-        batches = list(layout(replace(world, rank=rank, size=ranks), 20).step(rows))
-        counts.append(len(batches))
-        for batch in batches:
+        batcher = list(layout(replace(world, rank=rank, size=ranks), 20).step(rows))
+        counts.append(len(batcher))
+        for batch in batcher:
             found += batch.rows
             assert batch.weights.sum().item() == len(batch.rows)
             lengths = [n for i in batch.rows for n in map(len, rows[i].responses)]
@@ -139,7 +142,7 @@ def test_batches_name_their_rows_and_fill_empty_places(world, layout, ranks):
     assert sorted(found) == list(range(7)) and len(set(counts)) == 1
 
 
-@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
 def test_all_batches_of_many_rows_are_planned_in_parts(world, layout, monkeypatch):
     monkeypatch.setattr("nanoalign.loop.PLANNED_ROWS", 4)
     rows = [row([1] * n, [2], [3]) for n in (5, 1, 9, 4, 4, 2, 7, 3, 8, 6)]

@@ -15,10 +15,10 @@ import train_dpo
 from nanoalign.batch import Row, collate
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.loop import Batches, Objective, evaluate, get_lr, step_indices, total_steps, train
+from nanoalign.loop import Batcher, Objective, evaluate, get_lr, step_indices, total_steps, train
 from nanoalign.metrics import Means
 from nanoalign.model import Policy
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 from nanoalign.packing.self_check import check_layout, check_start
 
 ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
@@ -33,18 +33,18 @@ def rows(tokenizer):
 class Run:
     """A policy that is trained by loop.train, and what was logged."""
 
-    def __init__(self, folder, rows, world, layout=Packed, tokens=60, args=ARGS, **options):
+    def __init__(self, folder, rows, world, layout=PackedBatcher, tokens=60, args=ARGS, **options):
         self.policy, reference = Policy.load(folder), Policy.load(folder, trainable=False)
-        batches = layout(world, tokens)
+        batcher = layout(world, tokens)
         for model in (self.policy, reference):
-            batches.prepare(model)
+            batcher.prepare(model)
         loss = partial(train_dpo.loss_of_batch, self.policy, reference, 0.5, 0.1)
         optimizer = torch.optim.AdamW(self.policy.parameter_groups(0.1), lr=1.0)
         self.lines = []
         log = lambda step, metrics: self.lines.append((step, metrics))  # noqa: E731
         self.objective = options.pop("objective", Objective)(loss)
         self.finished = train(
-            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batches, args,
+            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batcher, args,
             log, **options,
         )  # fmt: skip
 
@@ -81,7 +81,7 @@ def plain_curve(folder, rows) -> list[tuple[float, float]]:
     return curve
 
 
-@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
 def test_the_loop_equals_plain_lines(llama_folder, rows, world, layout):
     """Loss and gradient norm of six steps: label smoothing, weight decay, clipping, warm-up."""
     run = Run(llama_folder, rows, world, layout)
@@ -101,7 +101,7 @@ def test_evaluations_are_exact_means(llama_folder, rows, world):
         for p in policy.parameters():
             p.mul_(1.01)
     loss = partial(train_dpo.loss_of_batch, policy, reference, 0.1, 0.0)
-    found = evaluate(Objective(loss), {"eval": rows, "none": []}, Batches(world, 100))
+    found = evaluate(Objective(loss), {"eval": rows, "none": []}, Batcher(world, 100))
     chosen, rejected = [], []
     for row in rows:
         w, l = (policy.textbook(collate([row])) - reference.textbook(collate([row]))).tolist()  # noqa: E741
@@ -139,8 +139,8 @@ def test_an_objective_sees_whole_steps(llama_folder, rows, world):
     seen = []
 
     class Watching(Objective):
-        def before_step(self, rows, batches):
-            seen.append(("before", len(rows), sum(len(batch.rows) for batch in batches(rows))))
+        def before_step(self, rows, batcher):
+            seen.append(("before", len(rows), sum(len(batch.rows) for batch in batcher(rows))))
 
         def after_step(self, step, metrics):
             seen.append(("after", step, "loss" in metrics))
@@ -188,7 +188,7 @@ class Two:
 
         train(
             model, torch.optim.SGD(groups), Objective(loss_of_batch), rows[held_out:],
-            {"eval": rows[:held_out]}, Batches(world, 8), Namespace(**args),
+            {"eval": rows[:held_out]}, Batcher(world, 8), Namespace(**args),
             lambda step, metrics: self.lines.append((step, metrics)), start=start,
         )  # fmt: skip
         self.values = [p.item() for p in model]
@@ -271,7 +271,7 @@ def test_the_next_steps_first_batch_is_made_before_the_wait(world, monkeypatch):
     def recorded(name, function):
         return lambda *args: events.append(name) or function(*args)
 
-    monkeypatch.setattr(Batches, "collate", staticmethod(recorded("batch", collate)))
+    monkeypatch.setattr(Batcher, "collate", staticmethod(recorded("batch", collate)))
     monkeypatch.setattr(Means, "reduce", recorded("wait", Means.reduce))
     Two(lambda a, b: a + b, world, rows=8, held_out=0, steps=2)
     assert events == ["batch", "batch", "batch", "wait", "batch", "batch", "wait"]
@@ -301,24 +301,24 @@ def test_check_start_finds_another_reference(llama_folder, rows, world):
     """Losses that are not ln 2 where policy and reference should be one function."""
     policy, reference = Policy.load(llama_folder), Policy.load(llama_folder, trainable=False)
     objective = Objective(partial(train_dpo.loss_of_batch, policy, reference, 0.1, 0.0))
-    check_start(objective, rows, Batches(world, 1000))
+    check_start(objective, rows, Batcher(world, 1000))
     with torch.no_grad():
         next(reference.parameters()).mul_(1.001)
     with pytest.raises(RunError, match="self-check: with policy == reference, losses are up to"):
-        check_start(objective, rows, Batches(world, 1000))
+        check_start(objective, rows, Batcher(world, 1000))
 
 
 def test_check_layout_finds_wrong_scores(llama_folder, rows, world):
     policy = Policy.load(llama_folder)
-    batches = Packed(world, 1000)
-    batches.prepare(policy)
-    check_layout(policy, rows, batches, "--model m")
+    batcher = PackedBatcher(world, 1000)
+    batcher.prepare(policy)
+    check_layout(policy, rows, batcher, "--model m")
     policy.model.config.logits_scaling = 2.0  # the model's own forward knows no such scale
     with pytest.raises(RunError, match="--model m gives log-probabilities that differ by up to"):
-        check_layout(policy, rows, batches, "--model m")
+        check_layout(policy, rows, batcher, "--model m")
     policy.model.config.logits_scaling = None
 
-    class Mixed(Packed):
+    class Mixed(PackedBatcher):
         """Positions that do not restart for the second response."""
 
         def collate(self, rows, weight=1.0):
@@ -333,11 +333,11 @@ def test_check_layout_finds_wrong_scores(llama_folder, rows, world):
     with torch.no_grad():
         policy.model.config.logits_scaling = 2.0
     with pytest.raises(RunError, match="differ by up to .*this architecture is not supported"):
-        check_layout(policy, rows, Batches(world, 1000), "--model m")
+        check_layout(policy, rows, Batcher(world, 1000), "--model m")
     with torch.no_grad():
         next(policy.parameters()).fill_(math.nan)
     with pytest.raises(RunError, match="are its weights complete"):
-        check_layout(policy, rows, batches, "--model m")
+        check_layout(policy, rows, batcher, "--model m")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException])
@@ -352,7 +352,7 @@ def test_too_little_memory_or_a_compiler_that_fails_is_no_fault_of_the_layout(
 
     monkeypatch.setattr(policy, "forward", fail)
     with pytest.raises(error, match="as it says"):
-        check_layout(policy, rows, Batches(world, 1000), "--model m")
+        check_layout(policy, rows, Batcher(world, 1000), "--model m")
 
 
 def test_metrics_are_json(llama_folder, rows, world):

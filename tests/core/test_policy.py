@@ -14,7 +14,7 @@ from nanoalign.errors import RunError
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 from nanoalign.packing.attention import use_tree_attention
-from nanoalign.packing.batches import collate as pack
+from nanoalign.packing.packed import collate as pack
 
 
 @pytest.fixture(scope="module")

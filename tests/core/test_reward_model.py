@@ -20,7 +20,7 @@ from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.model import RewardModel
 from nanoalign.packing.attention import use_tree_attention
-from nanoalign.packing.batches import collate as pack
+from nanoalign.packing.packed import collate as pack
 from nanoalign.records import Record
 from nanoalign.weights.slices import read_slices
 
@@ -79,15 +79,15 @@ def test_a_reward_is_read_at_the_last_token_whatever_the_ids(reward_model, rows,
     assert list(row.responses[0]).count(258) == 2
     batch, padded = pack([row, max(rows, key=len)]), collate([row, max(rows, key=len)])
     with torch.no_grad():
-        expected = reward_model.head(reward_model.hidden(batch)[batch.ends]).squeeze(-1)
+        expected = reward_model.head(reward_model.hidden(batch)[batch.ends_at]).squeeze(-1)
         assert torch.equal(reward_model(batch), expected)
         expected = reward_model(padded)
         tokens = padded.inputs["input_ids"]  # (N, T)
-        behind = torch.arange(tokens.shape[1]) > (padded.ends % tokens.shape[1])[:, None]
+        behind = torch.arange(tokens.shape[1]) > (padded.ends_at % tokens.shape[1])[:, None]
         assert behind.any()
         tokens[behind] = 258
         assert torch.equal(reward_model(padded), expected)
-    assert batch.ends[:2].tolist() == [len(row.prompt) + len(row.responses[0]) - 1, len(row) - 1]
+    assert batch.ends_at[:2].tolist() == [len(row.prompt) + len(row.responses[0]) - 1, len(row) - 1]
 
 
 def test_gradient_reaches_the_tokens_of_a_response_and_its_own_prompt_alone(reward_model, rows):

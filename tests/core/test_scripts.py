@@ -21,7 +21,7 @@ from trainings import damaged_model, metrics_of, script
 import train_dpo
 import train_rm
 from nanoalign.model import Policy
-from nanoalign.packing import batches
+from nanoalign.packing import packed
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 2}
@@ -236,7 +236,7 @@ def test_self_check_stops_a_policy_that_is_not_its_reference(small_run, tmp_path
 def _attention_ignores_the_tree(argv: list[str]) -> None:
     """A causal model that is given no tree, so that the responses of a row see each other."""
 
-    class Causal(batches.Packed):
+    class Causal(packed.PackedBatcher):
         def prepare(self, model):
             pass
 
@@ -245,7 +245,7 @@ def _attention_ignores_the_tree(argv: list[str]) -> None:
             names = ("input_ids", "position_ids")
             return replace(batch, inputs={name: batch.inputs[name] for name in names})
 
-    train_dpo.Packed = Causal
+    train_dpo.PackedBatcher = Causal
     script(argv)
 
 

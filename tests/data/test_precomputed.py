@@ -29,9 +29,9 @@ from nanoalign.distributed import setup
 from nanoalign.errors import RunError
 from nanoalign.files import checksums
 from nanoalign.logps import sequence_logps
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import Policy
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 
 SHARE = ("--eval_share", 0.2)
 
@@ -180,15 +180,15 @@ def arguments(cache: Path, **changes) -> Namespace:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
 def test_values_are_textbook_logps_of_separate_sequences(
     llama_folder, pairs, tmp_path, layout, stored
 ):
     data = data_of(llama_folder, pairs, tmp_path / "cache" if stored else None)
-    batches, model = layout(setup(), 300), tiny_llama()
+    batcher, model = layout(setup(), 300), tiny_llama()
     loader = partial(Policy.load, llama_folder, trainable=False)
     found, reference = precompute(
-        loader, llama_folder, data, batches, arguments(tmp_path / "cache")
+        loader, llama_folder, data, batcher, arguments(tmp_path / "cache")
     )
     assert (found.counts, found.template) == (data.counts, data.template)
     for before, rows in zip(data[:2], found[:2], strict=True):
@@ -203,7 +203,7 @@ def test_values_are_textbook_logps_of_separate_sequences(
                 with torch.no_grad():
                     expected = sequence_logps(model(input_ids=tokens).logits, labels)
                 assert logp == pytest.approx(expected.item(), rel=1e-5)
-    batch = batches.collate([found.rows[3], found.rows[0]])
+    batch = batcher.collate([found.rows[3], found.rows[0]])
     expected = np.concatenate([found.rows[3].extra[KEY], found.rows[0].extra[KEY]])
     assert reference(batch).tolist() == expected.tolist()
 
@@ -241,7 +241,9 @@ def computed(llama_folder, pairs, tmp_path):
     """A cache with the values of a reference, and the flags of a run that reads it."""
     data = data_of(llama_folder, pairs, None)
     loader = partial(Policy.load, llama_folder, trainable=False)
-    precompute(loader, llama_folder, data, Packed(setup(), 300), arguments(tmp_path / "cache"))
+    precompute(
+        loader, llama_folder, data, PackedBatcher(setup(), 300), arguments(tmp_path / "cache")
+    )
     files = sorted((tmp_path / "cache" / "reference").iterdir())
     assert len(files) == 2
     argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", *SHARE,
@@ -308,10 +310,10 @@ def test_a_cache_that_can_not_be_written_is_known_before_values_are_computed(
     (tmp_path / "reference").write_text("")
     data = data_of(llama_folder, pairs, None)
     policy = Policy.load(llama_folder, trainable=False)
-    batches = Packed(setup(), 300)
-    batches.all = None
+    batcher = PackedBatcher(setup(), 300)
+    batcher.all = None
     with pytest.raises(RunError, match="reference' can't be written: .*; give another --cache"):
-        precompute(lambda: policy, llama_folder, data, batches, arguments(tmp_path))
+        precompute(lambda: policy, llama_folder, data, batcher, arguments(tmp_path))
 
 
 # --- the check of the first step
@@ -345,7 +347,7 @@ def test_tolerances_at_the_start_by_hand(llama_folder, pairs, tmp_path):
     loader = partial(Policy.load, llama_folder, trainable=False)
     for size, beta in ((1, 0.1), (7, 0.5), (7, None)):
         args = arguments(tmp_path, batch_size=size, beta=beta)
-        reference = precompute(loader, llama_folder, data, Batches(setup(), 300), args)[1]
+        reference = precompute(loader, llama_folder, data, Batcher(setup(), 300), args)[1]
         assert reference.tolerances[0] == math.inf
         expected = (beta or 1) * 1e-4 * (max(lengths[:size]) + 5)
         assert reference.tolerances[1] == pytest.approx(expected)

@@ -114,7 +114,7 @@ def test_all_that_decides_is_in_the_key(tmp_path, model, monkeypatch):
 
 
 def test_the_code_that_encodes_is_in_the_key(tmp_path, model, monkeypatch):
-    folder = Path(encode.nanoalign.__file__).parent
+    folder = Path(store.nanoalign.__file__).parent
     code = [path.relative_to(folder) for each in store.CODE for path in folder.glob(each)]
     assert all(any(folder.glob(each)) for each in store.CODE) and len(code) > 20
     shutil.copytree(folder, tmp_path / "nanoalign", ignore=shutil.ignore_patterns("__pycache__"))

@@ -35,7 +35,7 @@ from nanoalign.distributed import setup
 from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, kl_is_known
 from nanoalign.evaluation.generation import Answer
 from nanoalign.model import Policy, RewardModel
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_a_stopped_answer_is_scored_without_eos(world, results, tokenizer):
     assert ended == {True, False}
 
 
-@pytest.mark.parametrize("layout", [loop.Batches, Packed])
+@pytest.mark.parametrize("layout", [loop.Batcher, PackedBatcher])
 def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer, layout):
     """The oracle is transformers' own forward. Each model has prompts of its own.
 
@@ -136,12 +136,12 @@ def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer
         [Answer((5, 6, 7), 258), Answer((), 258)],
         [Answer((9, 9), None), Answer((3,), None)],
     ]
-    samplers, logps, batches = [], [], layout(setup(), 20)
+    samplers, logps, batcher = [], [], layout(setup(), 20)
     for seed, (name, own) in enumerate(prompts.items()):
         policy = Policy(tiny_llama(seed))
         rows = [Row(name, np.array(prompt, np.int32), (), ()) for prompt in own]
         samplers.append(Sampler(name, policy, tokenizer, "raw", rows))
-        batches.prepare(policy)
+        batcher.prepare(policy)
         for prompt, some in zip(own, answers, strict=True):
             for answer in some:
                 tokens = [*answer.tokens, *([258] if answer.ended else [])]
@@ -151,7 +151,7 @@ def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer
                     ]
                 picked = logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
                 logps.append(picked.sum().item() * (1, -1)[seed])
-    found = kl_estimate(*samplers, Answers([], answers), batches)
+    found = kl_estimate(*samplers, Answers([], answers), batcher)
     assert found["kl_per_answer"] == pytest.approx(sum(logps) / 4, rel=1e-5)
     assert found["kl_per_token"] == pytest.approx(sum(logps) / 8, rel=1e-5)
 

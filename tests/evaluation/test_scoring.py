@@ -17,9 +17,9 @@ from nanoalign.distributed import setup
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, encode_all
 from nanoalign.errors import RunError
 from nanoalign.evaluation.scoring import encode_for, lengths_of, score_rows
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 from nanoalign.records import Record
 from nanoalign.rewards.prompt_kinds import AS_DIALOGUE
 
@@ -34,15 +34,17 @@ def folder(tmp_path_factory, llama_folder, tokenizer) -> Path:
     return write_reward_model(tmp_path_factory.mktemp("rm") / "model", llama_folder, tokenizer)
 
 
-def scores_of(folder: Path, rows: list[Row], layout: type[Batches]) -> list[list[float]]:
+def scores_of(folder: Path, rows: list[Row], layout: type[Batcher]) -> list[list[float]]:
     world = setup()
     model = RewardModel.load(folder, world, trainable=False)
-    batches = layout(world, 300)
-    batches.prepare(model)
-    return score_rows(model, rows, batches, "it")
+    batcher = layout(world, 300)
+    batcher.prepare(model)
+    return score_rows(model, rows, batcher, "it")
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, Batches), (2, Packed), (3, Packed)])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, Batcher), (2, PackedBatcher), (3, PackedBatcher)]
+)
 def test_ranks_and_layout_change_no_score(folder, rows, ranks, layout):
     """7 rows do not divide by 2 or 3; every rank has every score, and those of plain lines."""
     outcome = run_ranks(ranks, scores_of, folder, rows, layout)
@@ -54,7 +56,7 @@ def test_ranks_and_layout_change_no_score(folder, rows, ranks, layout):
         assert sum(scores, []) == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
 def test_equal_responses_have_one_score(folder, tokenizer, layout):
     """Also at different places of one row, where rounding differs."""
     long = [record.responses[0] * 3 for record in records(20)]
@@ -65,10 +67,10 @@ def test_equal_responses_have_one_score(folder, tokenizer, layout):
 
 def test_a_score_that_is_not_finite_is_refused_with_its_row(rows):
     def score(batch) -> torch.Tensor:
-        return torch.where(batch.ends == batch.ends.max(), torch.nan, 1.0)
+        return torch.where(batch.ends_at == batch.ends_at.max(), torch.nan, 1.0)
 
     with pytest.raises(RunError, match=r"test:6: --model m gives \[.*nan.*weights complete"):
-        score_rows(score, rows[-1:], Batches(setup(), 1000), "--model m")
+        score_rows(score, rows[-1:], Batcher(setup(), 1000), "--model m")
 
 
 # --- the form of prompts

@@ -43,8 +43,8 @@ def fixture_of_objective_of(rows):
     return objective
 
 
-def batches_of(tokens: int) -> loop.Batches:
-    return loop.Batches(setup(), tokens)
+def batches_of(tokens: int) -> loop.Batcher:
+    return loop.Batcher(setup(), tokens)
 
 
 @pytest.fixture(scope="module", name="logps")

@@ -26,7 +26,7 @@ from nanoalign.distributed import setup
 from nanoalign.family import objectives
 from nanoalign.family.losses import LOSSES, has_reference
 from nanoalign.model import Policy
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 from nanoalign.records import Record
 from nanoalign.tiny import world
 from nanoalign.weights.folders import load_tokenizer
@@ -138,8 +138,8 @@ def _teach(names: list[str]) -> dict[str, tuple[dict, dict]]:
         encode_records(clear_pairs(name, count), tokenizer, 1024, "pku")
         for name, count in (("tiny", 90), ("tiny:test", 50))
     )
-    results, batches = {}, Packed(setup(), 2048)
-    batches.prepare(base), batches.prepare(reference)
+    results, batcher = {}, PackedBatcher(setup(), 2048)
+    batcher.prepare(base), batcher.prepare(reference)
     for name in names:
         policy = copy.deepcopy(base)
         # With the tau of its paper discopop moves a margin of 0 the wrong way.
@@ -158,7 +158,7 @@ def _teach(names: list[str]) -> dict[str, tuple[dict, dict]]:
 
         optimizer = torch.optim.AdamW(policy.parameters())
         held = {"eval": held_out}
-        loop.train(policy, optimizer, objective, rows, held, batches, args, log)
+        loop.train(policy, optimizer, objective, rows, held, batcher, args, log)
         results[name] = lines[0], lines[-1]
     return results
 

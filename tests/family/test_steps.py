@@ -47,21 +47,21 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
     policy, reference = models
     with torch.no_grad():
         kl = (policy(collate(others)) - reference(collate(others))).mean()
-    batches = batches_of(60)
+    batcher = batches_of(60)
     for model, other, expected in ((policy, reference, kl), (reference, policy, -kl)):
         kto = objective_of(model, other, "--loss", "kto")
-        kto.before_step(rows, batches.step)
+        kto.before_step(rows, batcher.step)
         assert kto.kl.item() == pytest.approx(max(0.0, expected.item()), rel=1e-5)
         assert not kto.kl.requires_grad
         before = kto.kl.item()
         kto.after_step(1, {"kl": before})
-        kto.before_step(rows[:5], batches.all)  # an evaluation
+        kto.before_step(rows[:5], batcher.all)  # an evaluation
         assert kto.kl.item() != before or before == 0
         kto.state = {"kl": 77.0}
-        kto.before_step(rows[:2], batches.step)
+        kto.before_step(rows[:2], batcher.step)
         assert kto.kl.item() != 77
         kto.after_step(1, {"kl": before})
-        kto.before_step(rows[:1], batches.step)  # an epoch's last step may be of one record
+        kto.before_step(rows[:1], batcher.step)  # an epoch's last step may be of one record
         assert kto.kl.item() == pytest.approx(before)
 
 
@@ -152,16 +152,16 @@ def test_ranked_responses_are_of_both_kinds(rows):
 
 def test_aots_order_is_that_of_the_whole_step(models, rows, logps, objective_of):
     """In micro-batches of a row or two, the pairs are matched as in one sort of all nine."""
-    aot, batches = objective_of(*models, "--loss", "aot"), batches_of(100)
-    aot.before_step(rows, batches.step)
+    aot, batcher = objective_of(*models, "--loss", "aot"), batches_of(100)
+    aot.before_step(rows, batcher.step)
     found = torch.empty(9)
-    for batch in batches.step(rows):
+    for batch in batcher.step(rows):
         found[batch.rows] = aot(batch)[0].detach()
     gaps = logps["policy_chosen"] - logps["policy_rejected"]
     reference = sorted((logps["reference_chosen"] - logps["reference_rejected"]).tolist())
     matched = [reference[sorted(gaps.tolist()).index(gap)] for gap in gaps.tolist()]
     assert close(found, -logsigmoid(0.1 * (gaps - torch.tensor(matched))))
-    assert len(list(batches.step(rows))) > 3
+    assert len(list(batcher.step(rows))) > 3
     filler = collate(rows[:1], weight=0.0)  # a batch that only fills a place has no matched pair
     assert aot(filler)[0].isfinite().all()
 
@@ -284,15 +284,15 @@ def _look_at_a_step(folders: list[Path], rows: list) -> dict:
     policy = Policy.load(folders[0], world)
     reference = Policy.load(folders[1], world, trainable=False)
     make = partial(objectives.objective_of, policy, reference, rows)
-    batches = loop.Batches(world, 300)
+    batcher = loop.Batcher(world, 300)
     for some in (rows, mismatched(rows[:7], 1024)):
-        assert batches.plan(some)[-1][-1] == []  # the last batch is a filler
+        assert batcher.plan(some)[-1][-1] == []  # the last batch is a filler
     kto = make(settings("--loss", "kto"), world)
-    kto.before_step(rows[:7], batches.step)
+    kto.before_step(rows[:7], batcher.step)
     aot = make(settings("--loss", "aot"), world)
-    aot.before_step(rows, batches.step)
+    aot.before_step(rows, batcher.step)
     losses = {}
-    for batch in batches.step(rows):
+    for batch in batcher.step(rows):
         values = aot(batch)[0]
         values.sum().backward()  # after which the policy is sharded again
         losses |= dict(zip(batch.rows, values.tolist(), strict=False))  # a filler has no rows

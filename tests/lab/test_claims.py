@@ -43,7 +43,7 @@ def noisy(mean: float, prompts: int) -> np.ndarray:
 
 
 def verdicts(lab: Lab, name: str) -> dict[str, str]:
-    return {claim.text: claim.verdict for claim in catalogue.load(name).run(lab).claims}
+    return {claim.text: claim.verdict for claim in catalogue.EXPERIMENTS[name].run(lab).claims}
 
 
 AS_GUESSED = {

@@ -30,7 +30,7 @@ VERDICT = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", catalogue.NAMES)
+@pytest.mark.parametrize("name", catalogue.EXPERIMENTS)
 def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_guess(
     tmp_path, monkeypatch, capsys, name
 ):
@@ -51,8 +51,8 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
 def test_the_lab_lists_the_experiments(capsys):
     main([])
     printed = capsys.readouterr().out
-    for name in catalogue.NAMES:
-        assert f"    {name} " in printed and catalogue.load(name).QUESTION in printed
+    for name in catalogue.EXPERIMENTS:
+        assert f"    {name} " in printed and catalogue.EXPERIMENTS[name].QUESTION in printed
 
 
 def test_a_full_run_has_three_seeds_of_each(tmp_path):
@@ -74,7 +74,7 @@ def test_a_full_run_has_three_seeds_of_each(tmp_path):
 def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     """The suffix is an unknown word, which the rule itself sees."""
     lab = Lab(FakeRuns(tmp_path), quick=True)
-    attack = catalogue.load("attack").run(lab)
+    attack = catalogue.EXPERIMENTS["attack"].run(lab)
     overrated = [row[3] for row in attack.rows]
     assert all(np.abs(values).max() < 1e-9 for values in overrated)
     gain = {row[0]: row[2] for row in attack.rows}

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from nanoalign import losses
+from nanoalign.family import losses as family
+from nanoalign.lab import __main__ as lab
 from nanoalign.lab.golden import RANDOM, dpo_loss
 
 
@@ -72,7 +74,7 @@ PLAIN = {
 
 
 def test_every_loss_has_its_cases(found):
-    assert set(found) == {"dpo_loss", "pairwise_reward_loss", *losses.LOSSES}
+    assert set(found) == {"dpo_loss", "pairwise_reward_loss", *family.LOSSES}
     assert {len(each["cases"]) for each in found.values()} == {RANDOM + 5}
     assert set(found) - set(PLAIN) == {"aot", "cpo", "discopop", "exo_pair", "robust"}
 
@@ -85,11 +87,11 @@ def test_losses_are_those_of_plain_python(found, name):
         assert case["loss"] == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["dpo_loss", "pairwise_reward_loss", *losses.LOSSES])
+@pytest.mark.parametrize("name", ["dpo_loss", "pairwise_reward_loss", *family.LOSSES])
 def test_gradients_are_differences_of_losses(found, name):
     """Of random cases: central differences, with steps of 1e-6 nats."""
     core = {"dpo_loss": dpo_loss, "pairwise_reward_loss": losses.pairwise_reward_loss}
-    function, of = core.get(name) or losses.LOSSES[name], found[name]
+    function, of = core.get(name) or family.LOSSES[name], found[name]
 
     def total(inputs: dict) -> float:
         values = [np.array(inputs[field]).reshape(-1) for field in of["fields"]]

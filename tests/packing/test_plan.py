@@ -14,9 +14,9 @@ from conftest import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 
 from nanoalign.batch import Row, lengths_of
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import Policy, RewardModel
-from nanoalign.packing.batches import Packed, operations, pack
+from nanoalign.packing.packed import PackedBatcher, operations, pack
 from nanoalign.packing.tree import coordinates
 
 
@@ -27,18 +27,18 @@ def random_rows(count: int, seed: int) -> list[Row]:
     return [Row(str(i), part[0], tuple(part[1:])) for i, part in enumerate(parts)]
 
 
-@pytest.mark.parametrize("layout", [Batches, Packed])
+@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("tokens", [1, 200, 1000, 10**6])
 @pytest.mark.parametrize("count", [1, 7, 64])
 def test_plan_places_every_row_once_within_the_limit(world, count, tokens, ranks, layout):
     rows = random_rows(count, seed=count)
-    batches = layout(replace(world, size=ranks), tokens)
-    plan = batches.plan(rows)
+    batcher = layout(replace(world, size=ranks), tokens)
+    plan = batcher.plan(rows)
     assert all(len(part) == ranks for part in plan)
     assert sorted(i for part in plan for group in part for i in group) == list(range(count))
     for group in (group for part in plan for group in part if group):
-        computed = batches.collate([rows[i] for i in group]).inputs["input_ids"].numel()
+        computed = batcher.collate([rows[i] for i in group]).inputs["input_ids"].numel()
         assert computed <= tokens or len(group) == 1
 
 
@@ -124,31 +124,31 @@ def test_a_round_is_filled_to_its_longest_row_by_hand():
 
 def test_costs_are_those_of_the_model(world, llama_folder):
     """Of tokens and scored tokens: the operations that torch counts. Of the attention: by hand."""
-    batches, rows = Packed(world, 1000), random_rows(2, seed=0)
-    batches.prepare(policy := Policy.load(llama_folder))
+    batcher, rows = PackedBatcher(world, 1000), random_rows(2, seed=0)
+    batcher.prepare(policy := Policy.load(llama_folder))
     tokens, scored = sum(map(len, rows)), sum(len(r) for row in rows for r in row.responses)
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        policy(batches.collate(rows))
+        policy(batcher.collate(rows))
     counts = counter.get_flop_counts()["Global"]
     matrices = counts[torch.ops.aten.mm]
-    costs = batches.costs
+    costs = batcher.costs
     assert matrices == pytest.approx(2 * (tokens * costs[0] + scored * costs[1]), rel=0.01)
     assert costs[1:] == (259 * 32, 2 * 2 * 32)  # 2 products of 32 elements in each of 2 blocks
 
-    batches.prepare(RewardModel.load(llama_folder, head_seed=0))  # its head reads ends alone
-    assert batches.costs == (costs[0], 0, costs[2])
-    batches.prepare(Policy(tiny_llama(head_dim=64)))
-    assert batches.costs[2] == 4 * costs[2]
+    batcher.prepare(RewardModel.load(llama_folder, head_seed=0))  # its head reads ends alone
+    assert batcher.costs == (costs[0], 0, costs[2])
+    batcher.prepare(Policy(tiny_llama(head_dim=64)))
+    assert batcher.costs[2] == 4 * costs[2]
 
 
 def test_padded_lines_waste_little(world):
     """Rows of similar length are together: 1.25 computed tokens a real one; at random 1.5."""
     rows = random_rows(512, seed=1)
-    batches = Batches(world, 2000)
+    batcher = Batcher(world, 2000)
     padded = sum(
-        batches.collate([rows[i] for i in groups[0]]).inputs["input_ids"].numel()
-        for groups in batches.plan(rows)
+        batcher.collate([rows[i] for i in groups[0]]).inputs["input_ids"].numel()
+        for groups in batcher.plan(rows)
     )
     real = sum(len(row.prompt) + len(r) for row in rows for r in row.responses)
     assert padded < 1.25 * real

@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from trainings import metrics_of, script, without_picture
 
 from nanoalign.batch import Row
-from nanoalign.loop import Batches
-from nanoalign.ranks.groups import SyncedBatches
+from nanoalign.loop import Batcher
 
 STEPS = 6
 
@@ -147,10 +146,10 @@ class _Flags:
 def test_the_last_batch_of_a_step_sums_though_others_were_made_before(world):
     """The first batch is made in the step before, and an objective reads batches of its own."""
     rows = [Row("row", np.array([1]), (np.array([1]),) * 2)] * 6
-    batches = SyncedBatches(Batches(world, 8), model := _Flags(), "step")
-    made = batches.step(rows)
+    batcher = SyncedBatcher(Batcher(world, 8), model := _Flags(), "step")
+    made = batcher.step(rows)
     for rows_of_objective in (rows[:1], rows[:4]):
-        list(batches.step(rows_of_objective))
+        list(batcher.step(rows_of_objective))
     assert [(model.sums, model.sums_of_groups) for _ in made] == [(False,) * 2] * 2 + [(True,) * 2]
 
 

@@ -147,8 +147,8 @@ def test_two_outputs_are_written_with_their_names(both, data, tokenizer):
             Mixed(reward_model, {"safer": 2.0})(batch), 2 * logits[:, 1], atol=1e-5
         )
         assert mixed.SCORES == "rewards" and mixed.dtype == torch.float32
-        check_layout(reward_model, rows, loop.Batches(setup(), 300), "it")
-        check_layout(mixed, rows, loop.Batches(setup(), 300), "it")
+        check_layout(reward_model, rows, loop.Batcher(setup(), 300), "it")
+        check_layout(mixed, rows, loop.Batcher(setup(), 300), "it")
     with pytest.raises(RunError, match="no preference 'nice'; it has better, safer"):
         Mixed(reward_model, {"nice": 1.0, "safer": 1.0})
 

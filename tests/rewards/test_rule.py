@@ -18,7 +18,7 @@ from nanoalign.batch import collate
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_layout
 from nanoalign.rewards.rule import EOS_RULE, check_pad_token, rule_of, scoring_rule, set_rule
@@ -105,7 +105,7 @@ def test_a_source_that_pads_with_eos_is_trained_and_scored_at_its_eos(tmp_path, 
     tiny_llama(pad_token_id=258).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = RewardModel.load(tmp_path, head_seed=0)
-    check_layout(model, rows, Batches(setup(), 300), "it")
+    check_layout(model, rows, Batcher(setup(), 300), "it")
     model(collate(rows)).sum().backward()
     assert model.model.get_input_embeddings().weight.grad[258].any()
 

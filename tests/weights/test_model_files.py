@@ -28,7 +28,7 @@ from nanoalign.distributed import full, setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
-from nanoalign.packing.batches import Packed
+from nanoalign.packing.packed import PackedBatcher
 from nanoalign.weights import write
 from nanoalign.weights.folders import local_folder
 from nanoalign.weights.slices import read_slices, stored_tensors
@@ -339,7 +339,7 @@ def test_a_failure_while_writing_leaves_the_model_that_was_there(
 def test_the_attention_of_packed_rows_is_not_written(llama_folder, tmp_path, tokenizer, world):
     """Also not its name: other programs do not know it."""
     policy = load(llama_folder)
-    Packed(world, 100).prepare(policy)
+    PackedBatcher(world, 100).prepare(policy)
     write_model(policy, tokenizer, tmp_path)
     assert "nanoalign" not in (tmp_path / "config.json").read_text()
     config = json.loads((tmp_path / "config.json").read_text())

@@ -3,7 +3,7 @@
     row         0  0  0  0  0  0  0  0 | 1  1  1
     tokens     p0 p1 p2 c0 c1 c2 r0 r1 | p0 c0 r0
     position    0  1  2  3  4  5  3  4 | 0  1  1
-    reads             c0 c1 c2: 2 3 4; r0 r1: 2 6; then 8 for c0 and for r0
+    predicted at      c0 c1 c2: 2 3 4; r0 r1: 2 6; then 8 for c0 and for r0
 
 Positions restart behind the prompt for each response; the first token of a response is predicted
 at the last token of the prompt.
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from nanoalign.batch import Batch, Row, comparisons
-from nanoalign.loop import Batches
+from nanoalign.loop import Batcher
 from nanoalign.model import Scorer
 from nanoalign.packing.attention import use_tree_attention
 from nanoalign.packing.tree import Tree
@@ -29,7 +29,7 @@ from nanoalign.packing.tree import Tree
 
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
     """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs."""
-    start, tokens, positions, reads, ends = 0, [], [], [], []
+    start, tokens, positions, predicted_at, ends_at = 0, [], [], [], []
     for row in rows:
         width = len(row.prompt)
         tokens += [row.prompt, *row.responses]
@@ -38,8 +38,8 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
         for response in row.responses:
             start, end = end, end + len(response)
             positions.append(np.arange(width, width + len(response)))
-            reads.append(np.concatenate(([last - 1], np.arange(start, end - 1))))
-            ends.append(end - 1)
+            predicted_at.append(np.concatenate(([last - 1], np.arange(start, end - 1))))
+            ends_at.append(end - 1)
         start = end
     return Batch(
         inputs={
@@ -49,13 +49,13 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
             "attention_mask": torch.zeros(1, 1, 1, 1),
             "tree": Tree([(len(row.prompt), *map(len, row.responses)) for row in rows]),
         },
-        reads=torch.from_numpy(np.concatenate(reads)),
-        ends=torch.tensor(ends),
+        predicted_at=torch.from_numpy(np.concatenate(predicted_at)),
+        ends_at=torch.tensor(ends_at),
         **comparisons(rows, weight),
     )
 
 
-class Packed(Batches):
+class PackedBatcher(Batcher):
     """Batches of packed rows."""
 
     advice = "this architecture can't share rows: use --no-share_prefix"
@@ -130,6 +130,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def layout(args: argparse.Namespace) -> type[Batches]:
-    """Packed rows, or with --no-share_prefix padded lines."""
-    return Packed if args.share_prefix else Batches
+def layout(args: argparse.Namespace) -> type[Batcher]:
+    """PackedBatcher rows, or with --no-share_prefix padded lines."""
+    return PackedBatcher if args.share_prefix else Batcher
