@@ -1,0 +1,96 @@
+"""--keep_best and --patience: the weights with the lowest held-out loss become the result."""
+
+import argparse
+import shutil
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+import math
+from collections.abc import Callable
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from nanoalign.loop import Objective
+
+
+
+
+def keeps_best(args: Namespace) -> bool:
+    return args.keep_best or args.patience is not None
+
+
+LOSS, STEP, WORSE = "best/loss", "best/step", "best/evaluations since"  # keys of Objective.state
+
+
+class Weights(nn.Module):
+    """A copy of the trained parameters of a model, as buffers: sharded as they are."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.of = [model]  # in a list, so that it is no part of this module
+        for n, parameter in enumerate(self.trained()):
+            self.register_buffer(str(n), parameter.detach().clone())
+
+    def trained(self) -> list[nn.Parameter]:
+        (model,) = self.of
+        if isinstance(model, FSDPModule):
+            model.reshard()  # a forward without a backward pass leaves parameters gathered
+        return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        for kept, parameter in zip(self.buffers(), self.trained(), strict=True):
+            kept.copy_(parameter)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for kept, parameter in zip(self.buffers(), self.trained(), strict=True):
+            parameter.copy_(kept)
+
+
+class Best:
+    """Keeps the weights of the evaluation with the lowest held-out loss, as a part of checkpoints.
+
+    patience: evaluations in a row without a lower held-out loss that end the run; None: any number.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, patience: int | None):
+        self.objective, self.patience = objective, patience
+        self.weights = objective.modules["best"] = Weights(model)
+        objective.state |= {LOSS: math.inf, STEP: 0, WORSE: 0}
+
+    def note(self, step: int, metrics: dict[str, float]) -> None:
+        """Keeps the weights of a step, if its metrics have the lowest held-out loss until now."""
+        state = self.objective.state
+        if (loss := metrics.get("eval/loss")) is not None:
+            if loss < state[LOSS]:
+                self.weights.keep()
+                state |= {LOSS: loss, STEP: step, WORSE: 0}
+            else:
+                state[WORSE] += 1
+
+    def is_over(self) -> bool:
+        return self.patience is not None and self.objective.state[WORSE] >= self.patience
+
+    def restore(self) -> None:
+        """Gives the model the best weights; it keeps its own where nothing was held out."""
+        if self.objective.state[STEP]:
+            self.weights.restore()
+
+    def resume(self, step: int, total: int) -> int:
+        """The step at which a run continues; `total` where it is complete."""
+        if step < total and not self.is_over():
+            return step
+        self.restore()
+        return total
+
+
+def up_to_best(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl up to the best evaluation after step 0; prints which that is."""
+    found = [line for line in lines if "eval/loss" in line and line["step"]]
+    if not found:
+        return lines
+    best = min(found, key=lambda line: line["eval/loss"])["step"]
+    print(f"{'best':<11} the weights after step {best}, of {lines[-1]['step']} that were done")
+    return [line for line in lines if line["step"] <= best]

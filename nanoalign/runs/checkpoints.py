@@ -1,0 +1,281 @@
+"""Checkpoints of a run: each rank writes its shards, and any number of ranks can read them.
+
+    checkpoints/step_000100/run.json        format version, step, flags, fingerprint of the data,
+                                            digests of the models
+    checkpoints/step_000100/*.distcp        shards of parameters and optimizer state
+    checkpoints/step_000100/checksums.json  of all of these: see checksums.py
+
+A checkpoint is written to a hidden folder, which is renamed when it is complete.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zlib
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+import shlex
+import sys
+from nanoalign.files import checksums
+from nanoalign.batch import Row
+from nanoalign.data.split import fingerprint
+from nanoalign.distributed import World
+from nanoalign.distributed import environment_ranks
+from nanoalign.errors import RunError
+from nanoalign.errors import in_a_line
+from nanoalign.files.checksums import digest_of_weights
+from nanoalign.files.checksums import verify
+from nanoalign.files.run_folder import METRICS
+from nanoalign.files.run_folder import complete_checkpoints
+from nanoalign.files.run_folder import newest
+from nanoalign.files.run_folder import resuming
+from nanoalign.loop import Objective
+from nanoalign.loop import check_parameters
+from nanoalign.ranks.collectives import gather
+from nanoalign.ranks.collectives import on_every
+from nanoalign.ranks.collectives import on_main
+from nanoalign.runs.unpickle import Planner
+from nanoalign.runs.unpickle import Reader
+
+
+
+FORMAT = 3  # version of a checkpoint; another one is refused
+ABOUT = "run.json"
+# Flags that select the training rows. The rows are compared by their fingerprint instead.
+DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
+# Flags that may differ: they do not alter the steps of a run, or only how many there are.
+FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "eval_data",
+               "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
+               "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
+               "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
+
+
+class Checkpoints:
+    """Writes the checkpoints of a run when they are due, and loads the newest one."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
+        rows: Sequence[Row], args: Namespace, world: World, folders: dict[str, Path],
+    ):  # fmt: skip
+        """folders: of the models that the run started from, by the flag that names each."""
+        self.model, self.optimizer, self.objective = model, optimizer, objective
+        self.args, self.world, self.out = args, world, Path(args.out)
+        self.fingerprint, self.folders = fingerprint(rows), folders
+
+        def digests() -> dict[str, str]:
+            return {flag: digest_of_weights(folder) for flag, folder in folders.items()}
+
+        self.models = gather(on_main(world, digests), world)[0]
+
+    def write(self, step: int) -> None:
+        """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective."""
+        folder = self.out / "checkpoints"
+        final, temporary = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
+
+        def prepare() -> None:
+            for path in folder.glob(".*.partial"):  # of a run that was killed
+                shutil.rmtree(path)
+            folder.mkdir(exist_ok=True)  # not --out, which someone may have removed
+            temporary.mkdir()
+
+        def complete() -> None:
+            path = self.out / METRICS
+            lines = path.read_bytes() if path.exists() else b""
+            about = {"format": FORMAT, "step": step, "state": self.objective.state,
+                     "rows": self.fingerprint, "models": self.models, "args": vars(self.args),
+                     "metrics": [len(lines), zlib.crc32(lines)]}  # fmt: skip
+            (temporary / ABOUT).write_text(json.dumps(about, indent=2))
+            own = checksums.checksums([temporary / ABOUT, temporary / ".metadata"])
+            checksums.write(temporary, {k: v for each in (*written, own) for k, v in each.items()})
+            if final.exists():
+                remove(final)
+            os.rename(temporary, final)
+            for old in complete_checkpoints(self.out)[: -self.args.keep]:
+                remove(old)
+
+        on_main(self.world, prepare)
+        try:
+            dcp.save(self.state(), checkpoint_id=temporary)
+        except dcp.api.CheckpointException as error:  # a failure of any rank, raised on all
+            raise RunError(f"{final}: the checkpoint can't be written: {causes(error)}") from error
+        shards = partial(temporary.glob, f"__{self.world.rank}_*")  # of this rank
+        found = on_every(self.world, lambda: checksums.checksums(shards()))
+        written = gather(found, self.world)
+        on_main(self.world, complete)
+
+    def resume(self) -> int:
+        """Fills model, optimizer and objective from the newest checkpoint; returns its step.
+
+        A collective. Raises RunError where the training rows, or the models that the run started
+        from, are not those of the checkpoint.
+        """
+        path = newest(self.out)
+        share = (self.world.rank, self.world.size)
+        on_every(self.world, partial(check_whole, path, share=share))
+        about = read_about(path)
+        if about["rows"] != self.fingerprint:
+            raise RunError(
+                f"--resume: the training pairs are not those of {path}; give the same data and the "
+                f"same {', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
+            )
+        for flag, folder in self.folders.items():  # a reference and frozen weights are not in it
+            if about["models"].get(flag) != self.models[flag]:
+                name = getattr(self.args, flag.strip("-"))
+                raise RunError(
+                    f"--resume: the files of {flag} {name} ({folder}) are not those with which "
+                    f"{path} was written; restore them, or start a new run with another --out"
+                )
+        state = self.state()
+        # Parameters that get no gradient have no optimizer state in the files.
+        planner, reader = Planner(allow_partial_load=True), Reader(path)
+        modules = {name: part for name, part in state.items() if name != "optimizer"}
+        try:  # read_metadata first, because dcp.load prints a traceback where that is damaged
+            reader.read_metadata()
+            dcp.load(modules, storage_reader=reader, planner=Planner())
+            dcp.load({"optimizer": state["optimizer"]}, storage_reader=reader, planner=planner)
+        except dcp.api.CheckpointException as error:
+            raise damaged(path, causes(error)) from error
+        except (OSError, EOFError, UnpicklingError) as error:
+            raise damaged(path, in_a_line(error)) from error
+        set_state_dict(
+            self.model,
+            self.optimizer,
+            model_state_dict=get_model_state_dict(self.model) | state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+        for name, module in self.objective.modules.items():
+            set_model_state_dict(module, state[name])
+        self.objective.state = about["state"]
+        on_main(self.world, partial(restore_metrics, about["metrics"], self.out / METRICS))
+        return about["step"]
+
+    def state(self) -> dict[str, object]:
+        """The tensors of a checkpoint: trained parameters, optimizer state, further modules."""
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        parameters = self.model.named_parameters(remove_duplicate=False)
+        frozen = {name for name, parameter in parameters if not parameter.requires_grad}
+        state = {"model": {k: v for k, v in model.items() if k not in frozen}}
+        state["optimizer"] = optimizer
+        for name, module in self.objective.modules.items():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # a forward without a backward pass leaves parameters gathered
+            state[name] = get_model_state_dict(module)
+        return state
+
+
+def refusal_of_resume(args: Namespace) -> str | None:
+    """Why --resume is refused, by the flags and the newest checkpoint's run.json, or None."""
+    if args.overwrite:
+        return "--resume continues a run and --overwrite replaces it; give one of them"
+    found = complete_checkpoints(Path(args.out))
+    if not found:
+        return f"--resume: {args.out} has no checkpoint; --save_every and --stop_after write them"
+    about = read_about(found[-1])
+    if args.stop_after is not None and args.stop_after <= about["step"]:
+        return (
+            f"--stop_after {args.stop_after}: {found[-1]} is at step {about['step']}; give a later "
+            "step, or leave it out"
+        )
+    before, now = about["args"], vars(args)
+    compared = {"eval_data"} if args.keep_best or args.patience else set()  # losses of one set
+    changed = [
+        f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted((before.keys() | now.keys()) - (FREE - compared))
+        if before.get(name) != now.get(name)
+    ]
+    if not changed:
+        return None
+    return (
+        f"--resume continues the run of {found[-1]}, but settings differ: {'; '.join(changed)}; "
+        "give the old ones, or start a new run with another --out"
+    )
+
+
+def read_about(path: Path) -> dict:
+    """The run.json of a checkpoint. Raises RunError if it is damaged or of another version."""
+    if (path / checksums.NAME).exists():  # as from version 3 on
+        check_whole(path, [ABOUT])
+    try:
+        about = json.loads((path / ABOUT).read_text())
+        version = about.get("format", 0)
+    except (OSError, ValueError, AttributeError) as error:
+        raise damaged(path, in_a_line(error)) from error
+    if version != FORMAT:
+        raise RunError(
+            f"{path} has format version {version}, this version of nanoalign reads {FORMAT}; "
+            "continue with the version that wrote it, or start a new run with another --out"
+        )
+    return about
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint; renames it first, because removing a folder can be interrupted."""
+    hidden = path.with_name(f".{path.name}.partial")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden)
+
+
+def check_whole(
+    path: Path, names: list[str] | None = None, share: tuple[int, int] = (0, 1)
+) -> None:
+    """Raises RunError, which tells how to go on, where checksums.verify does."""
+    try:
+        checksums.verify(path, names, share)
+    except RunError as error:
+        raise damaged(path, str(error)) from error
+
+
+def causes(error: dcp.api.CheckpointException) -> str:
+    return "; ".join(sorted({in_a_line(cause[0]) for cause in error.failures.values()}))
+
+
+def restore_metrics(about: list, path: Path) -> None:
+    """Removes the lines of later steps. about: (bytes of the lines until the checkpoint, CRC-32).
+
+    Raises RunError if these lines are not as they were written.
+    """
+    size, checksum = about
+    if not path.exists():
+        return
+    kept = path.read_bytes()[:size]
+    if [len(kept), zlib.crc32(kept)] != [size, checksum]:
+        raise RunError(
+            f"--resume: {path} is not as it was written (its checksum differs); restore it, or "
+            "remove it to continue without the lines until now"
+        )
+    temporary = path.with_name(".metrics.partial")
+    temporary.write_bytes(kept)
+    os.replace(temporary, path)
+
+
+
+def damaged(path: Path, problem: str) -> RunError:
+    """path: of the newest checkpoint. Older ones are read, to find one that is whole."""
+    error = f"the checkpoint {path} can't be read: {problem}; "
+    found = complete_checkpoints(path.parents[1])
+    older = found[: found.index(path)]
+    for each in reversed(older):
+        try:
+            verify(each)
+        except RunError:
+            continue
+        removed = [str(other) for other in (*older[older.index(each) + 1 :], path)]
+        command = f"{shlex.join(['rm', '-r', *removed])} && {resuming(sys.argv, environment_ranks()[1])}"
+        return RunError(f"{error}{each.name} is whole; continue from it: {command}")
+    return RunError(f"{error}no older one is whole; train again, with --overwrite")

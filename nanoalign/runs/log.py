@@ -1,0 +1,106 @@
+"""The log of a run: args.json, records.npz, metrics.jsonl, the progress bar, and what is printed first."""
+
+import contextlib
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+import numpy as np
+import torch
+import transformers
+from nanoalign.batch import Row
+from nanoalign.data.held_out import record_arrays
+from nanoalign.data.split import Data
+from nanoalign.distributed import World
+from nanoalign.distributed import print0
+from nanoalign.distributed import progress_bar
+from nanoalign.errors import RunError
+from nanoalign.errors import in_a_line
+from nanoalign.files.run_folder import ARGS
+from nanoalign.files.run_folder import METRICS
+from nanoalign.files.run_folder import RECORDS
+from nanoalign.loop import Batcher
+from nanoalign.loop import Settings
+from nanoalign.data.sources import parse_source
+from nanoalign.model import Scorer
+from nanoalign.ranks.collectives import on_main
+from nanoalign.runs.folder import remove_run
+from nanoalign.runs.folder import versions
+from nanoalign.runs.signals import received
+from nanoalign.runs.trackers import tracked
+
+
+SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
+
+
+@contextlib.contextmanager
+def open_run(
+    args: Namespace, world: World, data: Data, folder: Path, start: int
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Prepares --out, writes args.json and records.npz. Yields the `log` of loop.train.
+
+    It adds lines to metrics.jsonl, and shows a progress bar. folder: of the model that is trained.
+    start: the steps that were done before.
+    Raises RunError on a host that does not see the file that rank 0 wrote.
+    """
+    out, sources = Path(args.out), [parse_source(spec) for spec in args.eval_data or args.data]
+
+    def prepare() -> None:
+        records = record_arrays(data, folder, sources)  # first: it may read those of a run in --out
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / ARGS).exists() and not args.resume:
+            remove_run(out)
+        settings = vars(args) | {"argv": sys.argv, "ranks": world.size} | versions()
+        (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
+        np.savez(out / RECORDS, **records)
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        if shown := {name: f"{metrics[name]:.3f}" for name in SHOWN if name in metrics}:
+            bar.set_description(f"step {step}/{total}", refresh=False)
+            bar.set_postfix(shown, refresh=False)
+        bar.update(step - bar.n)
+        if world.is_main and metrics:
+            try:
+                with (out / METRICS).open("a") as file:
+                    file.write(json.dumps({"step": step, **metrics}) + "\n")
+            except OSError as error:
+                raise RunError(f"{out / METRICS} can't be written: {in_a_line(error)}") from error
+
+    on_main(world, prepare)
+    if not (path := out / ARGS).exists():
+        raise RunError(f"rank {world.rank} does not see {path}; --out must be on a shared disk")
+    total, tracking = Settings.of(args).total(len(data.rows)), contextlib.nullcontext(log)
+    if args.track and world.is_main:
+        tracking = tracked(log, args)
+    bars = progress_bar(total, "record", world.is_main, initial=start, unit_scale=args.batch_size)
+    with received, bars as bar, tracking as log_and_track:
+        yield log_and_track
+
+
+def describe(model: Scorer, rows: Sequence[Row], batcher: Batcher, args: Namespace) -> None:
+    """Prints the size of the model, the number of steps, and the tokens of the first step."""
+    settings = Settings.of(args)
+    total, epoch = settings.total(len(rows)), math.ceil(len(rows) / args.batch_size)
+    first = settings.step_rows(0, rows)
+    plan = batcher.plan(first)
+    groups = [[first[i] for i in group] for groups in plan for group in groups if group]
+    tokens = sum(batcher.collate(group).inputs["input_ids"].numel() for group in groups)
+    alone = sum(len(row.prompt) + len(response) for row in first for response in row.responses)
+    world, trained = batcher.world, model.count_parameters(trainable=True)
+    of_loss = {name: vars(args).get(name) for name in ("beta", "margin", "label_smoothing")}
+    loss = "".join(f", {name} {value:g}" for name, value in of_loss.items() if value)
+    copies = f" in {world.mesh.shape[0]} groups" if world.mesh.ndim > 1 else ""
+    print0(
+        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {trained:,} "
+        f"trained, {model.dtype}\n"
+        f"{'optimizer':<11} AdamW, lr {args.lr:g}, {args.schedule}{loss}\n"
+        f"{'steps':<11} {total:,} ({total / epoch:.3g} epochs of {epoch:,}) of {args.batch_size} "
+        f"records, on {world.size} rank{'s' * (world.size > 1)}{copies}\n"
+        f"{'first step':<11} {len(plan)} micro-batches a rank, {tokens:,} tokens; as separate "
+        f"sequences they would be {alone:,}"
+    )

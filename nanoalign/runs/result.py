@@ -1,0 +1,188 @@
+"""The result of a run: curves.png, the model card, and the lines that are printed at its end."""
+
+import json
+import math
+import re
+import shlex
+import textwrap
+from argparse import Namespace
+from pathlib import Path
+import jinja2
+from collections.abc import Sequence
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from nanoalign.runs import best
+from nanoalign.batch import Row
+from nanoalign.data.readers import TEST_OF
+from nanoalign.data.sources import named
+from nanoalign.distributed import World
+from nanoalign.distributed import print0
+from nanoalign.errors import visible
+from nanoalign.files.run_folder import ARGS
+from nanoalign.files.run_folder import METRICS
+from nanoalign.files.run_folder import launcher
+from nanoalign.loop import Batcher
+from nanoalign.loop import Objective
+from nanoalign.loop import evaluate
+from nanoalign.runs.best import up_to_best
+from nanoalign.weights.folders import public_name
+
+
+
+CHOSEN, REJECTED, ALL = "tab:blue", "tab:orange", "black"
+# (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
+PANELS = [
+    ("loss", {"loss": ALL}),
+    ("accuracy", {"rewards/accuracies": ALL, "accuracy": ALL}),
+    ("rewards", {"rewards/chosen": CHOSEN, "rewards/rejected": REJECTED}),
+    ("margin", {"rewards/margins": ALL}),
+    ("log-probability, change in nats", {"logps/chosen": CHOSEN, "logps/rejected": REJECTED}),
+    ("mean reward", {"reward_mean": ALL}),
+    ("standard deviation of rewards", {"reward_std": ALL}),
+    ("learning rate", {"lr": ALL}),
+    ("gradient norm", {"grad_norm": ALL}),
+]
+# Prefix of a metric's key -> (the pairs that it is measured on, the style of its line).
+KINDS = {
+    "eval/": ("held out", {"lw": 2, "marker": "o"}),
+    "train_eval/": ("training pairs again", {"ls": "--", "marker": "s", "ms": 4, "mfc": "white"}),
+    "": ("training steps", {"lw": 0.8, "alpha": 0.4}),
+}
+
+
+def finish(args: Namespace, world: World, title: str, records: int, command: list[str]) -> None:
+    """Draws curves.png and prints the result, on rank 0. records: how many were held out.
+
+    command: words of evaluate.py, to which `next_command` adds.
+    """
+    if world.is_main:
+        out = Path(args.out)
+        lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+        title = f"{title}, data {named(args.data)}, lr {args.lr:g}"
+        draw(lines, re.sub(r"(?<![^ =])[./]\S*/", "", title), out / "curves.png")  # names alone
+        if best.keeps_best(args):
+            lines = up_to_best(lines)
+        if args.model != "tiny":
+            write_card(out, lines, records, is_reward_model=command[0] == "rm")
+        print(f"{'held out':<11} {summary(lines, records)}")
+        print(f"{'saved':<11} {out}: the model, {METRICS}, curves.png")
+        print(f"{'next':<11} {next_command(args, records, command)}")
+
+
+def next_command(args: Namespace, records: int, command: list[str]) -> str:
+    """The command that evaluates the run on what it held out: `records` records."""
+    data = args.eval_data or [f"held_out:{args.out}" if records else "HELD_OUT_DATA"]
+    # The embedded test data are the default of evaluate.py.
+    data = [] if set(data) <= set(TEST_OF.values()) else ["--data", *data]
+    data += ["--keys", *args.keys] if args.keys and args.eval_data else []
+    return shlex.join(["python", "evaluate.py", *command, "--out", f"{args.out}_eval", *data])
+
+
+def summary(lines: list[dict[str, float]], records: int) -> str:
+    """The first and the last evaluation; the accuracy with its 95 % interval (Wilson 1927)."""
+    lines = [line for line in lines if "eval/loss" in line]
+    if not lines:
+        return "no records"
+    first, last, parts = lines[0], lines[-1], []
+    for key in ("loss", "accuracy", "rewards/accuracies", "rewards/margins"):
+        if f"eval/{key}" in first:
+            parts.append(f"{key} {first[f'eval/{key}']:.4f} -> {last[f'eval/{key}']:.4f}")
+            if "accura" in key:
+                low, high = wilson_interval(last[f"eval/{key}"], records)
+                parts[-1] += f" [{low:.3f}, {high:.3f}]"
+    return f"{', '.join(parts)} on {records:,} records"
+
+
+def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a probability (Wilson 1927): within [0, 1], and not empty at 0 and 1."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)  # at 0 and 1 up to rounding
+
+
+def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
+    """Draws the lines of metrics.jsonl: thin lines for steps, heavy dotted ones for evaluations."""
+    import matplotlib  # here, because the import takes half a second, which --help does not need
+
+    matplotlib.use("Agg")  # files alone, no screen
+    from matplotlib import pyplot as plt
+
+    known = {key for line in lines for key in line}
+    panels = [panel for panel in PANELS if known.intersection(panel[1])]
+    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
+    figure.suptitle(
+        textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large"
+    )
+    for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
+        for metric, colour in metrics.items():
+            start = 0.0
+            for kind, (_, style) in KINDS.items():
+                points = [
+                    (line["step"], line[kind + metric]) for line in lines if kind + metric in line
+                ]
+                if points and "change" in name:
+                    start = start or points[0][1]
+                axis.plot([s for s, _ in points], [v - start for _, v in points], c=colour, **style)
+        axis.set(title=name, xlabel="step")
+        axis.grid(alpha=0.3)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    drawn = [KINDS[kind] for kind in KINDS if any(k.startswith(kind or "loss") for k in known)]
+    drawn += [("chosen", {"c": CHOSEN, "lw": 4}), ("rejected", {"c": REJECTED, "lw": 4})]
+    handles = [plt.Line2D([], [], label=label, **{"c": ALL} | style) for label, style in drawn]
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+CARD = "README.md"
+CARD_MARK = "<!-- Written by nanoalign."
+
+
+def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool) -> None:
+    """Writes the model card by card.jinja, unless there is one that was not written here."""
+    path = out / CARD
+    if path.exists() and CARD_MARK not in path.read_text():
+        return
+    run = json.loads((out / ARGS).read_text())
+    lines = [line for line in lines if "eval/loss" in line]
+    found = (re.match(r"(?:[^/=]+=)?hf://datasets/([^/]+/[^/@:]+)", name) for name in run["data"])
+    command = shlex.join([*launcher(run["ranks"]), Path(run["argv"][0]).name, *run["argv"][1:]])
+    tokenizer = [path.read_text() for path in out.glob("chat_template.jinja")]
+    tokenizer += [path.read_text() for path in out.glob("tokenizer_config.json")]
+    template = Path(__file__).with_name("card.jinja").read_text()
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    text = environment.from_string(template).render(
+        run=run, base=public_name(run["model"]), is_reward_model=is_reward_model, records=records,
+        first=lines[0] if lines else None, last=lines[-1] if lines else None,
+        datasets=sorted({match[1] for match in found if match}), command=command,
+        has_chat_template=len(tokenizer) > 1 or '"chat_template"' in tokenizer[0],
+    )  # fmt: skip
+    path.write_text(visible(text))
+
+
+
+@torch.no_grad()
+def report_rounding(
+    model: nn.Module, objective: Objective, held_out: dict[str, Sequence[Row]], batcher: Batcher,
+    args: Namespace,
+) -> None:  # fmt: skip
+    """With --save_dtype bf16: prints the held-out loss before and after rounding. A collective.
+
+    Rounding to bfloat16 undoes small changes of weights. The model remains rounded.
+    """
+    held_out = {name: rows for name, rows in held_out.items() if name == "eval" and len(rows)}
+    if args.save_dtype == "fp32" or not held_out:
+        return
+    if getattr(args, "lora_rank", None):  # the adapters of the model are not those of its files
+        return print0(f"{'bfloat16':<11} {args.out}: evaluate.py policy measures the merged model")
+    before = evaluate(objective, held_out, batcher)
+    for tensor in model.parameters():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        local.copy_(local.bfloat16())
+    after = evaluate(objective, held_out, batcher)
+    keys = [key for key in ("loss", "accuracy", "rewards/accuracies") if f"eval/{key}" in before]
+    changes = [f"{key} {before[f'eval/{key}']:.4f} -> {after[f'eval/{key}']:.4f}" for key in keys]
+    print0(f"{'bfloat16':<11} held out, by rounding: {', '.join(changes)}")

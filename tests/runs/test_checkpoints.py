@@ -1,0 +1,392 @@
+"""python -m pytest tests/runs/test_checkpoints.py
+
+Whole runs of train_dpo.py that stop and continue: the curve of a run that was not interrupted.
+"""
+
+import filecmp
+import json
+import re
+import shlex
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trainings
+import torch
+from conftest import write_pairs
+from processes import run_ranks
+from trainings import losses, metrics_of, script, without_picture
+from torch.distributed import checkpoint as dcp
+from transformers import AutoModelForCausalLM
+from nanoalign.runs import checkpoints as resume
+from nanoalign.data import split
+from nanoalign.files import run_folder
+from nanoalign import loop
+from nanoalign.runs import checkpoints
+from nanoalign.batch import Row
+
+
+LR = 1e-2  # of runs.train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """25 pairs: with batches of 7 an epoch has 4 steps, the last of 4 pairs."""
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
+
+
+@pytest.fixture(scope="module")
+def train(llama_folder, pairs):
+    return partial(runs.train, llama_folder, pairs)
+
+
+@pytest.fixture(scope="module")
+def one_rank(train, tmp_path_factory) -> list[dict]:
+    return train(tmp_path_factory.mktemp("runs") / "one")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(train, tmp_path_factory) -> tuple[list[dict], Path]:
+    """An uninterrupted run on two ranks, and its folder."""
+    out = tmp_path_factory.mktemp("runs") / "two"
+    return train(out, ranks=2), out
+
+
+@pytest.fixture(scope="module")
+def stopped(train, tmp_path_factory) -> Path:
+    """A run on two ranks that ended after step 5 of 10."""
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    train(out, "--stop_after", 5, ranks=2)
+    return out
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+# --- the same run
+
+
+def test_resume_continues_bit_for_bit_on_the_same_ranks(train, two_ranks, stopped, tmp_path):
+    straight, folder = two_ranks
+    out = shutil.copytree(stopped, tmp_path / "run")
+    assert losses(metrics_of(out)) == losses(straight)[:5]
+    assert not (out / "model.safetensors").exists()
+    assert train(out, "--resume", ranks=2) == straight
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(run).state_dict() for run in (folder, out)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_resume_continues_on_another_number_of_ranks(train, two_ranks, stopped, tmp_path, ranks):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    resumed = train(out, "--resume", ranks=ranks)
+    assert losses(resumed) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
+    assert losses(resumed)[:5] == losses(two_ranks[0])[:5]  # not computed again
+
+
+def test_flags_that_leave_the_steps_alone_may_differ(train, two_ranks, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    flags = ["--micro_batch_tokens", 60, "--no-share_prefix", "--activation_checkpointing",
+             "--gradient_sync", "step", "--keep", 7, "--eval_every", 3]  # fmt: skip
+    resumed = train(out, "--resume", *flags)
+    assert losses(resumed) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
+
+
+def test_resume_after_an_evaluation_at_the_same_step(train, tmp_path):
+    """An evaluation leaves the head gathered; the checkpoint behind it must have the shards."""
+    straight = train(tmp_path / "a", "--eval_every", 5, ranks=2)
+    train(tmp_path / "b", "--eval_every", 5, "--stop_after", 5, ranks=2)
+    assert train(tmp_path / "b", "--eval_every", 5, "--resume", ranks=2) == straight
+
+
+def _with_a_last_rate_of_1e39(argv: list[str]) -> None:
+    loop.get_lr = lambda step, *_: 1e39 if step == 2 else 1e-2
+    script(argv)
+
+
+def test_parameters_that_are_not_finite_are_never_saved(llama_folder, pairs, tmp_path):
+    """The third step has no number left, on two ranks; the checkpoint of the second one is kept."""
+    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--batch_size", 7,
+            "--template", "raw", "--steps", 3, "--save_every", 1]  # fmt: skip
+    outcome = run_ranks(2, _with_a_last_rate_of_1e39, [str(arg) for arg in argv])
+    assert outcome.codes == [1, 1]
+    assert outcome.stderr.count("error: after step 3: norm of the parameters is inf") == 1
+    assert checkpoints(tmp_path / "run") == ["step_000001", "step_000002"]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_resume_in_bfloat16(train, tmp_path):
+    straight = train(tmp_path / "a", "--precision", "bf16")
+    train(tmp_path / "b", "--precision", "bf16", "--stop_after", 5)
+    assert train(tmp_path / "b", "--precision", "bf16", "--resume") == straight
+
+
+def test_a_finished_run_can_be_made_longer(train, tmp_path):
+    flags = ("--schedule", "constant", "--warmup", 0)
+    longer = train(tmp_path / "a", *flags)
+    train(tmp_path / "b", *flags, "--steps", 6, "--save_every", 6)
+    assert losses(train(tmp_path / "b", *flags, "--resume")) == losses(longer)
+
+
+def test_a_checkpoint_behind_the_last_step_is_an_error(llama_folder, pairs, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    outcome = resume_with(llama_folder, pairs, out, "--steps", 4)
+    assert (
+        one_error(outcome) == "error: the checkpoint is at step 5 of 4; raise --steps or --epochs"
+    )
+
+
+# --- which checkpoints there are
+
+
+def test_a_killed_run_continues_from_its_newest_complete_checkpoint(train, one_rank, tmp_path):
+    """Steps after the checkpoint are run again and logged once; incomplete ones are not read."""
+    train(tmp_path / "b", "--save_every", 2, "--stop_after", 7, "--keep", 10)
+    folder = tmp_path / "b" / "checkpoints"
+    assert checkpoints(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
+    (folder / "step_000007").rename(folder / ".step_000007.partial")  # as if killed while writing
+    resumed = train(tmp_path / "b", "--resume", "--save_every", 10, "--keep", 10)
+    assert losses(resumed) == losses(one_rank)
+    assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
+    assert checkpoints(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 10)]
+
+
+def test_an_incomplete_line_of_metrics_is_written_again(train, one_rank, tmp_path):
+    train(tmp_path / "b", "--stop_after", 5)
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "los')
+    assert train(tmp_path / "b", "--resume") == one_rank
+
+
+def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
+    train(tmp_path / "run", "--save_every", 2, "--keep", 2)
+    assert checkpoints(tmp_path / "run") == ["step_000008", "step_000010"]
+
+
+def test_the_last_step_has_a_checkpoint(train, tmp_path):
+    train(tmp_path / "run", "--save_every", 4)
+    assert checkpoints(tmp_path / "run") == ["step_000008", "step_000010"]
+
+
+def test_a_run_without_the_flags_writes_none(two_ranks):
+    assert not (two_ranks[1] / "checkpoints").exists()
+
+
+def test_steps_are_compared_as_numbers_and_hidden_folders_are_not_seen(tmp_path):
+    names = ["step_000900", "step_1000000", "step_999999", ".step_2000000.partial", "step_x"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    found = [path.name for path in run_folder.complete_checkpoints(tmp_path)]
+    assert found == ["step_000900", "step_999999", "step_1000000"]
+    assert run_folder.newest(tmp_path).name == "step_1000000"
+
+
+def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints" / "step_000002"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(resume.shutil, "rmtree", lambda path: None)  # as if killed before it
+    checkpoints.remove(folder)
+    assert run_folder.complete_checkpoints(tmp_path) == []
+
+
+def test_a_checkpoint_has_the_moments_of_adamw_in_float32(stopped):
+    """Read by torch.distributed.checkpoint alone: parameters, two moments of each, the step."""
+    path = stopped / "checkpoints" / "step_000005"
+    kept = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    parameters = {name for name in kept if name.startswith("model.")}
+    moments = {name for name in kept if "exp_avg" in name}
+    # Two blocks of 7 matrices and 2 norms, the last norm, and the embedding under its two names.
+    assert len(parameters) == 2 * 9 + 3 and len(moments) == 2 * (2 * 9 + 2)
+    assert {kept[name].properties.dtype for name in parameters | moments} == {torch.float32}
+    about = json.loads((path / "run.json").read_text())
+    assert about["format"] == 3 and about["step"] == 5 and about["args"]["lr"] == LR
+
+
+# --- what is refused
+
+
+def resume_with(model: Path, pairs: Path, out: Path, *flags: object, ranks: int = 1):
+    argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", LR,
+            "--template", "raw", "--steps", 10, "--resume", *flags]  # fmt: skip
+    return run_ranks(ranks, script, [str(arg) for arg in argv])
+
+
+def one_error(outcome) -> str:
+    """The only line on standard error but for the progress bar, of a run that failed."""
+    assert set(outcome.codes) == {1}, outcome.stderr
+    lines = [line for line in outcome.stderr.splitlines() if line and "step/s" not in line]
+    assert len(lines) == 1, outcome.stderr
+    return lines[0]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
+    return {str(path): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--lr 1", "but settings differ: --lr was 0.01, now 1.0; give the old ones, or"),
+        ("--batch_size 5 --seed 1", "--batch_size was 7, now 5; --seed was 0, now 1; give"),
+        ("--loss cdpo", "--label_smoothing was 0.0, now 0.1; --loss was 'dpo', now 'cdpo'; give"),
+        ("--precision bf16", "--precision was 'auto', now 'bf16'; give"),
+        ("--overwrite", "--resume continues a run and --overwrite replaces it; give one of them"),
+        ("--max_length 9", "the training pairs are not those of "),
+        ("--eval_share 0.5", "same eval_share, keys, max_length, preference, template, or start"),
+    ],
+)
+def test_other_settings_and_other_data_are_refused(llama_folder, pairs, stopped, flags, message):
+    before = contents(stopped)
+    error = one_error(resume_with(llama_folder, pairs, stopped, *flags.split()))
+    assert error.startswith("error: --resume") and message in error
+    assert contents(stopped) == before
+
+
+def test_another_file_of_pairs_is_refused_by_all_ranks(llama_folder, stopped, tmp_path):
+    others = write_pairs(tmp_path / "others.jsonl", 25, seed=1)
+    error = one_error(resume_with(llama_folder, others, stopped, ranks=2))
+    path = stopped / "checkpoints" / "step_000005"
+    assert error.startswith(f"error: --resume: the training pairs are not those of {path}; give")
+
+
+@pytest.mark.parametrize("version", [None, 2, 4])
+def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path, version):
+    """None: a checkpoint that was written before checkpoints had a format version."""
+    out = shutil.copytree(stopped, tmp_path / "run")
+    path = out / "checkpoints" / "step_000005"
+    about = json.loads((path / "run.json").read_text())
+    about = {k: v for k, v in about.items() if k != "format"}
+    (path / "run.json").write_text(
+        json.dumps(about if version is None else about | {"format": version})
+    )
+    (path / "checksums.json").unlink()  # older versions wrote none
+    assert one_error(resume_with(llama_folder, pairs, out, ranks=2)) == (
+        f"error: {path} has format version {version or 0}, this version of nanoalign reads 3; "
+        "continue with the version that wrote it, or start a new run with another --out"
+    )
+
+
+DAMAGES = {
+    "no run.json": ("run.json is missing", lambda path: path.unlink()),
+    "torn run.json": ("run.json is not as it was written", lambda path: cut(path)),
+    "no shard": ("__1_0.distcp is missing", lambda path: path.unlink()),
+    "a changed bit in a shard": ("__1_0.distcp is not as it was written", lambda path: flip(path)),
+    "no metadata": (".metadata is missing", lambda path: path.unlink()),
+    "a changed bit in metadata": (".metadata is not as it was written", lambda path: flip(path)),
+    "no checksums": ("checksums.json is missing", lambda path: path.unlink()),
+    "torn checksums": ("checksums.json is damaged", lambda path: cut(path)),
+    "checksums of a list": ("checksums.json is damaged", lambda path: path.write_text("[]")),
+    "checksums of less": ("checksums.json is damaged", lambda path: path.write_text("{}")),
+}
+FILES = {"run.json": "run.json", "shard": "__1_0.distcp", "metadata": ".metadata",
+         "checksums": "checksums.json"}  # fmt: skip
+
+
+def cut(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_one_error(llama_folder, pairs, stopped, tmp_path, damage):
+    """On two ranks; the shard that is damaged is that of rank 1."""
+    out = shutil.copytree(stopped, tmp_path / "run")
+    problem, spoil = DAMAGES[damage]
+    path = out / "checkpoints" / "step_000005"
+    spoil(path / next(file for name, file in FILES.items() if name in damage))
+    error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
+    assert error.startswith(f"error: the checkpoint {path} can't be read: {problem}"), error
+    assert error.endswith("; no older one is whole; train again, with --overwrite")
+
+
+def test_a_damaged_checkpoint_names_the_newest_whole_one(llama_folder, pairs, train, tmp_path):
+    """The command of the error continues from it, to the end that the run would have had."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    curve = train(whole)
+    train(out, "--save_every", 2, "--stop_after", 8, "--keep", 4)
+    for step in (6, 8):
+        flip(out / "checkpoints" / f"step_{step:06d}" / "__0_0.distcp")
+    error = one_error(resume_with(llama_folder, pairs, out, "--save_every", 2, "--keep", 4))
+    found = re.search(r"; step_000004 is whole; continue from it: rm -r (.*) && (.*)", error)
+    removed, command = (shlex.split(text) for text in found.groups())
+    assert removed == [str(out / "checkpoints" / f"step_{step:06d}") for step in (6, 8)]
+    for path in removed:
+        shutil.rmtree(path)
+    assert command[:2] == ["python", "train_dpo.py"]
+    assert run_ranks(1, without_picture, command[2:]).codes == [0]
+    assert metrics_of(out) == curve
+    assert filecmp.cmp(out / "model.safetensors", whole / "model.safetensors", shallow=False)
+
+
+def test_a_damaged_line_of_the_metrics_is_one_error(llama_folder, pairs, stopped, tmp_path):
+    out = shutil.copytree(stopped, tmp_path / "run")
+    lines = (out / "metrics.jsonl").read_text()
+    flip(out / "metrics.jsonl")
+    error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
+    assert error.startswith(f"error: --resume: {out / 'metrics.jsonl'} is not as it was written (")
+    (out / "metrics.jsonl").unlink()
+    outcome = resume_with(llama_folder, pairs, out, ranks=2)
+    assert outcome.codes == [0, 0], outcome.stderr
+    last = json.loads(lines.splitlines()[-1])["step"]
+    assert min(line["step"] for line in metrics_of(out)) == last + 1
+
+
+def test_a_run_without_a_checkpoint_is_not_resumed(llama_folder, pairs, two_ranks, tmp_path):
+    for out in (two_ranks[1], tmp_path / "nothing"):
+        assert one_error(resume_with(llama_folder, pairs, out)) == (
+            f"error: --resume: {out} has no checkpoint; --save_every and --stop_after write them"
+        )
+
+
+# --- the fingerprint of the data
+
+
+def test_the_fingerprint_changes_with_all_that_is_trained_on():
+    def row(**changes) -> Row:
+        fields = {"name": "a:1", "prompt": ids(1, 2), "responses": (ids(3), ids(4, 5))}
+        fields |= {"extra": {"margins": torch.tensor([0.5]).numpy()}} | changes
+        return Row(**fields)
+
+    def ids(*tokens: int):
+        return torch.tensor(tokens, dtype=torch.int32).numpy()
+
+    rows = [row(), row(prompt=ids(9))]
+    same = [row(name="b:7"), row(prompt=ids(9), notes=("cut",))]
+    assert split.fingerprint(rows) == split.fingerprint(same)
+    same[0].extra["reference_logps"] = torch.ones(2).numpy()  # of the reference, not of the data
+    assert split.fingerprint(rows) == split.fingerprint(same)
+    others = [
+        rows[::-1],
+        rows[:1],
+        [row(prompt=ids(1)), rows[1]],
+        [row(responses=(ids(3), ids(4, 6))), rows[1]],
+        [row(responses=(ids(4, 5), ids(3))), rows[1]],
+        [row(prompt=ids(1, 2, 3), responses=(ids(), ids(4, 5))), rows[1]],  # another border
+        [row(pairs=((1, 0),)), rows[1]],
+        [row(extra={"margins": torch.tensor([0.25]).numpy()}), rows[1]],
+        [row(extra={}), rows[1]],
+    ]
+    prints = {split.fingerprint(each) for each in others}
+    assert len(prints) == len(others) and split.fingerprint(rows) not in prints
+
+
+def test_a_folder_of_another_name_is_no_checkpoint(train, tmp_path):
+    """Such as a copy that somebody made."""
+    train(tmp_path / "a", "--stop_after", 2)
+    checkpoints = tmp_path / "a" / "checkpoints"
+    shutil.copytree(checkpoints / "step_000002", checkpoints / "step_000002.bak")
+    train(tmp_path / "a", "--resume", "--save_every", 4)
+    assert [path.name for path in run_folder.complete_checkpoints(tmp_path / "a")][-1] == "step_000010"
+    assert (checkpoints / "step_000002.bak").is_dir()

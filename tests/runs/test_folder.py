@@ -1,0 +1,295 @@
+"""python -m pytest tests/runs/test_folder.py
+
+What other programs find in a result: names of transformers 4, tokenizer files, a chat template, the
+ends of a response, weights in bfloat16, a model card.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_llama, write_pairs
+from trainings import train as train_raw
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, Gemma3TextConfig, GenerationConfig, LlamaConfig
+
+import train_rm
+from nanoalign.data.templates import encode_records
+from nanoalign.model import Policy
+from nanoalign.model import RewardModel
+from nanoalign.records import Record
+from nanoalign.runs.result import CARD_MARK
+from nanoalign.runs.result import write_card
+from nanoalign.weights.folders import load_tokenizer
+from nanoalign.weights.folders import public_name
+from nanoalign.weights.write import RoundingWriter
+from nanoalign.weights.write import add_older_names
+from nanoalign.weights.write import write_model
+
+
+def json_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+# --- config.json and generation_config.json
+
+
+def test_the_base_of_rotary_positions_is_where_older_programs_read_it(tmp_path, tokenizer):
+    model = tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    write_model(Policy(model), tokenizer, tmp_path)
+    settings = json_of(tmp_path / "config.json")
+    assert settings["rope_theta"] == settings["rope_parameters"]["rope_theta"] == 1e6
+    assert settings["torch_dtype"] == settings["dtype"] == "float32"
+    assert LlamaConfig.from_pretrained(tmp_path).rope_parameters == model.config.rope_parameters
+
+
+def test_scaled_and_layered_rotary_positions_by_their_older_names():
+    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    layers = {"full_attention": scaled, "sliding_attention": {"rope_theta": 1e4}}
+    for rope, more in ((scaled, {}), (layers, {"rope_local_base_freq": 1e4})):
+        settings = {"text_config": {"rope_parameters": rope}}
+        add_older_names(settings)
+        expected = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e5}
+        assert settings["text_config"] == {"rope_parameters": rope} | expected | more
+
+
+def test_the_older_names_change_nothing_for_this_transformers():
+    config = Gemma3TextConfig()
+    settings = config.to_dict()
+    add_older_names(settings)
+    assert Gemma3TextConfig.from_dict(settings).rope_parameters == config.rope_parameters
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(None, 258), (7, [258, 7]), ([7, 258], [7, 258])])
+def test_generation_ends_where_responses_of_the_training_did(tmp_path, tokenizer, ends, expected):
+    model = tiny_llama()
+    model.generation_config.eos_token_id = ends
+    write_model(Policy(model), tokenizer, tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == expected
+    assert model.generation_config.eos_token_id == ends
+
+
+# --- tokenizer
+
+
+@pytest.fixture
+def old_tokenizer(tmp_path, tokenizer) -> Path:
+    """A folder whose tokenizer files transformers 5 would write in another way."""
+    folder = tmp_path / "old"
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json_of(path) | {"tokenizer_class": "PreTrainedTokenizerFast", "mine": [1]}
+    path.write_text(json.dumps(settings))
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    return folder
+
+
+def test_files_of_an_unchanged_tokenizer_are_copied(old_tokenizer, tmp_path):
+    write_model(Policy(tiny_llama()), load_tokenizer(old_tokenizer), tmp_path / "out")
+    for path in old_tokenizer.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_of_a_changed_tokenizer_are_written(old_tokenizer, tmp_path):
+    tokenizer = load_tokenizer(old_tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path / "out")
+    written = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert written("<new>")["input_ids"] == [259]
+    assert "TokenizersBackend" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
+def test_the_pad_token_of_a_reward_model_is_in_its_files(old_tokenizer, tmp_path):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = old_tokenizer / name
+        path.write_text(json.dumps(json_of(path) | {"pad_token": "<eos>"}))
+    tiny_llama().save_pretrained(old_tokenizer)
+    model = RewardModel.load(old_tokenizer, head_seed=0)
+    write_model(model, load_tokenizer(old_tokenizer), tmp_path / "out")
+    settings = json_of(tmp_path / "out" / "tokenizer_config.json")
+    assert (settings["pad_token"], settings["mine"]) == ("<bos>", [1])
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "<bos>"
+    assert json_of(tmp_path / "out" / "config.json")["pad_token_id"] == 257
+
+
+# --- the chat template of the template pku
+
+DIALOGUE = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "What is 3 plus 4?"},
+]
+
+
+@pytest.fixture
+def asked_by_pku(tmp_path, llama_folder) -> Path:
+    tokenizer = load_tokenizer(llama_folder)
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path / "pku", template="pku")
+    return tmp_path / "pku"
+
+
+def test_a_chat_template_asks_in_the_trained_form(asked_by_pku):
+    tokenizer = AutoTokenizer.from_pretrained(asked_by_pku)
+    (row,) = encode_records([Record(DIALOGUE, ["7.", "9."])], tokenizer, 1024, "pku")
+    asked = tokenizer.apply_chat_template(
+        DIALOGUE, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert asked == row.prompt.tolist()
+    whole = [*DIALOGUE, {"role": "assistant", "content": "7."}]
+    whole = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False)
+    assert whole == [*row.prompt, *row.responses[0]]
+
+
+def test_a_chat_template_begins_as_the_tokenizer_does(tmp_path):
+    from tokenizers import processors
+
+    tokenizer = byte_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 257)]
+    )
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path, template="pku")
+    text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(DIALOGUE[:1], tokenize=False)
+    assert text == "<bos>BEGINNING OF CONVERSATION: USER: Hi"
+
+
+def test_auto_means_for_a_result_what_it_meant_for_its_model(asked_by_pku, llama_folder, tmp_path):
+    """Also for HH-RLHF dialogues; and a training by raw does not keep the template."""
+    texts = [Record(p, ["7.<eos>", "9."]) for p in ("Hi", "\n\nHuman: Hi\n\nAssistant:", DIALOGUE)]
+    for record in texts:
+        rows = [
+            encode_records([record], load_tokenizer(folder), 1024, "auto")[0]
+            for folder in (llama_folder, asked_by_pku)
+        ]
+        assert rows[0].prompt.tolist() == rows[1].prompt.tolist()
+        assert rows[0].responses[0].tolist() == rows[1].responses[0].tolist()
+    write_model(
+        Policy(tiny_llama()), load_tokenizer(asked_by_pku), tmp_path / "raw", template="raw"
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "raw").chat_template is None
+
+
+def test_a_chat_template_of_the_model_stays(tmp_path):
+    tokenizer = byte_tokenizer(chat_template="{{ messages[0].content }}")
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path, template="pku")
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+
+
+# --- bfloat16
+
+
+def test_the_share_of_changes_that_survive_by_hand(tmp_path, capsys):
+    """Near 1 the grid of bfloat16 has a spacing of 2^-7: a change by 2^-9 is lost, 2^-6 is not."""
+    from safetensors.torch import save_file
+
+    (start := tmp_path / "start").mkdir()
+    (out := tmp_path / "out").mkdir()
+    (out / "config.json").write_text("{}")
+    save_file({"w": torch.ones(4)}, start / "model.safetensors", {"format": "pt"})
+    writer = RoundingWriter(out, start)
+    writer.add("w", torch.tensor([1.0, 1 + 2**-9, 1 + 2**-6, 1 - 2**-6]))
+    writer.add("head", torch.ones(2))  # not in the start
+    writer.close()
+    assert "66.7% of 3 changed weights" in capsys.readouterr().out
+    assert load_file(out / "model.safetensors")["w"].tolist() == [1, 1, 1 + 2**-6, 1 - 2**-6]
+
+
+def files_and_lines(out: Path, capsys) -> tuple[dict, dict, list[str]]:
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bfloat16")]
+    return load_file(out / "model.safetensors"), json_of(out / "config.json"), lines
+
+
+def test_two_ranks_write_bfloat16_as_one_does(llama_folder, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        train_raw(llama_folder, pairs, out, "--save_dtype", "bf16", ranks=ranks, steps=2)
+        assert json_of(out / "config.json")["dtype"] == "bfloat16"
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in "12")
+    for name, tensor in one.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.allclose(two[name].float(), tensor.float(), rtol=2**-6, atol=1e-4), name
+
+
+def test_a_reward_model_in_bfloat16_prints_its_held_out_loss(
+    llama_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(train_rm, "finish", lambda *args: None)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
+    train_rm.main(
+        f"--model {llama_folder} --data {pairs} --out {tmp_path}/rm --steps 2 --lr 1e-2 "
+        "--batch_size 8 --save_dtype bf16".split()
+    )
+    tensors, config, lines = files_and_lines(tmp_path / "rm", capsys)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert len(lines) == 2 and "held out, by rounding: loss 0." in lines[1]
+    logged = [json.loads(line) for line in (tmp_path / "rm/metrics.jsonl").read_text().splitlines()]
+    before = lines[1].split("loss ")[1].split(" ->")[0]
+    assert before == f"{logged[-1]['eval/loss']:.4f}"
+
+
+# --- names and the card
+
+
+def test_names_that_other_machines_know(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    cache = "/c/hub/models--Owner--a-b--c/snapshots/0a1b"
+    names = ["Owner/Name", cache, "tiny", "runs/dpo", "here/model", "/a/b", "./a/b"]
+    expected = ["Owner/Name", "Owner/a-b--c", *[None] * 5]
+    assert list(map(public_name, names)) == expected
+
+
+RUN = {
+    "model": "Owner/Name", "out": "runs/dpo", "data": ["x=hf://datasets/o/n/data:train", "a.jsonl"],
+    "eval_data": None, "eval_share": 0.1, "loss": "ipo", "beta": 0.2, "lr": 1e-6, "seed": 0,
+    "lora_rank": None, "ranks": 8, "argv": ["/x/train_dpo.py", "--data", "my file"],
+    "nanoalign": "1", "commit": None, "torch": "2", "transformers": "5", "numpy": "2",
+    "python": "3.11",
+}  # fmt: skip
+LINES = [{"step": 0, "eval/loss": 0.5}, {"step": 1, "loss": 0.4}, {"step": 9, "eval/loss": 0.25}]
+
+
+@pytest.fixture
+def result(tmp_path) -> Path:
+    (tmp_path / "args.json").write_text(json.dumps(RUN))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    return tmp_path
+
+
+def test_the_card_says_what_the_run_was(result):
+    write_card(result, LINES, 1234, is_reward_model=False)
+    text = (result / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    assert header == (
+        "library_name: transformers\npipeline_tag: text-generation\nbase_model: Owner/Name\n"
+        "datasets:\n- o/n\ntags:\n- nanoalign\n- ipo\n- preference-alignment\n"
+    )
+    assert "torchrun --nproc_per_node 8 train_dpo.py --data 'my file'\n" in body
+    assert "| on 1,234 held-out records | before | after step 9 |" in body
+    assert "| loss | 0.5000 | 0.2500 |" in body and "| lr | 1e-06 |" in body
+    assert "lora_rank" not in body and "transformers 5," in body
+
+
+def test_the_card_of_a_reward_model(result):
+    write_card(result, [], 0, is_reward_model=True)
+    text = (result / "README.md").read_text()
+    assert "pipeline_tag: text-classification\n" in text and "- reward-model\n" in text
+    assert "AutoModelForSequenceClassification" in text and "held-out records" not in text
+
+
+def test_a_card_that_someone_wrote_stays_and_ours_is_replaced(result):
+    for before, stays in (("mine", True), (CARD_MARK, False)):
+        (result / "README.md").write_text(before)
+        write_card(result, LINES, 9, is_reward_model=False)
+        assert ((result / "README.md").read_text() == before) == stays
+
+
+def test_a_card_may_be_written_before_the_run(llama_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
+    train_raw(llama_folder, pairs, tmp_path / "out", steps=1)
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
