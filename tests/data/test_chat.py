@@ -11,6 +11,7 @@ import pytest
 from conftest import byte_tokenizer
 from tokenizers import AddedToken
 
+from nanoalign import records
 from nanoalign.data.formats import formats
 from nanoalign.data.sources import open_source, read_records
 from nanoalign.data.split import record_digests
@@ -64,9 +65,9 @@ PROMPT = (
 )
 
 
-def read(tmp_path: Path, *records: dict) -> list[Record]:
+def read(tmp_path: Path, *lines: dict) -> list[Record]:
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
     return list(records.read([str(path)], formats(), open_source))
 
 
@@ -91,10 +92,10 @@ def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     calls = [{"function": {"name": "look", "arguments": each}} for each in ({"at": "it"}, {"n": 2})]
-    records = [
+    table = [
         {"prompt": [HI], "chosen": [{"role": "assistant", "tool_calls": [call]}],
          "rejected": [THINKING]} for call in calls]  # fmt: skip
-    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
     found = list(records.read([str(tmp_path / "a.parquet")], formats(), open_source))
     shown = [texts(record, chat())[1] for record in found]
     assert shown == ['look={"at": "it"}<eos>', 'look={"n": 2}<eos>']

@@ -126,8 +126,8 @@ def write(path, *records) -> str:
     return str(path)
 
 
-def read(path, *records, **options):
-    return list(records.read([write(path, *records)], formats(**options), open_source))
+def read(path, *lines, **options):
+    return list(records.read([write(path, *lines)], formats(**options), open_source))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -242,8 +242,8 @@ def test_what_a_run_with_keys_held_out_has_our_names(tmp_path, capsys):
     """So evaluate.py reads it without --keys; and other data with them."""
     import train_dpo
 
-    records = [{"q": f"Say {n}.", "a": f"It is {n}.", "b": "No."} for n in range(12)]
-    source, keys = write(tmp_path / "named.jsonl", *records), ["prompt=q", "chosen=a", "rejected=b"]
+    lines = [{"q": f"Say {n}.", "a": f"It is {n}.", "b": "No."} for n in range(12)]
+    source, keys = write(tmp_path / "named.jsonl", *lines), ["prompt=q", "chosen=a", "rejected=b"]
     out = str(tmp_path / "run")
     train_dpo.main(["--data", source, "--keys", *keys, "--eval_share", "0.4", "--steps", "1",
                     "--batch_size", "4", "--out", out])  # fmt: skip
@@ -252,7 +252,7 @@ def test_what_a_run_with_keys_held_out_has_our_names(tmp_path, capsys):
     assert all(each.responses == (f"It is {each.prompt[4:-1]}.", "No.") for each in held_out)
     asked = read_prompts([f"held_out:{out}"])
     assert [each.prompt for each in asked] == [each.prompt for each in held_out]
-    assert [each.prompt for each in read_prompts([source], keys)] == [r["q"] for r in records]
+    assert [each.prompt for each in read_prompts([source], keys)] == [line["q"] for line in lines]
 
 
 ODD = (None, 3, "", "x", [], {}, True, [1], [None], [{}], {"a": 1}, 1e40, [[1, 2]])

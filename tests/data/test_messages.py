@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from nanoalign import records
 from nanoalign.data.formats import formats, formats_of_several
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts, shown
 from nanoalign.data.sources import open_source
@@ -27,8 +28,8 @@ def write(path: Path, *records: dict) -> str:
     return str(path)
 
 
-def read(tmp_path: Path, *records: dict, unpaired: str = "") -> list:
-    source = write(tmp_path / "a.jsonl", *records)
+def read(tmp_path: Path, *lines: dict, unpaired: str = "") -> list:
+    source = write(tmp_path / "a.jsonl", *lines)
     return list(records.read([source], formats("better", unpaired), open_source))
 
 
