@@ -72,7 +72,8 @@ def loss_of_batch(
 
     lead: what chosen has in the loss beside its reward, (B,), with --length_debias.
     """
-    chosen, rejected = reward_model.of_pairs(batch)  # (B,) rewards
+    rewards = reward_model(batch)  # (S,) of every response
+    chosen, rejected = rewards[batch.chosen], rewards[batch.rejected]  # (B,)
     margins = args.margin * batch.extra.get("margins", 1.0)
     losses = pairwise_reward_loss(chosen + lead, rejected, margins, args.label_smoothing)
     # Only differences are trained, so rewards may drift: Eisenstein et al. 2023, arXiv 2312.09244.

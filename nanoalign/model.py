@@ -212,11 +212,6 @@ class RewardModel(Scorer):
         """r(x, y) of every response: (S,) float32."""
         return self.reward_of(self.outputs(batch))
 
-    def of_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(rewards of the chosen responses of all pairs, those of the rejected), (B,) each."""
-        rewards = self(batch)
-        return rewards[batch.chosen], rewards[batch.rejected]
-
     def reward_of(self, outputs: Tensor) -> Tensor:
         """The outputs of the head as rewards: (S, K) -> (S,). A hook for other heads."""
         return outputs.sum(-1)

@@ -5,6 +5,7 @@ Shapes: B pairs, S responses, K preferences.
 
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,11 +22,6 @@ class SeveralRewards(RewardModel):
 
     def reward_of(self, outputs: Tensor) -> Tensor:
         return outputs
-
-    def of_pairs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A pair takes that of the K rewards which is of its preference: (B,) each."""
-        rewards, dimensions = self(batch), batch.extra["dimensions"]  # (S, K), (B,)
-        return rewards[batch.chosen, dimensions], rewards[batch.rejected, dimensions]
 
 
 class Mixed:
@@ -80,8 +76,17 @@ def is_conditioned(model: RewardModel) -> bool:
 def loss_of_batch(
     plain: Callable, reward_model: SeveralRewards, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """As `plain`, the loss_of_batch of train_rm.py, with an accuracy for each preference."""
-    losses, metrics = plain(reward_model, args, batch)
-    for d, name in enumerate(args.preference):
-        metrics[f"accuracy/{name}"] = (metrics["accuracy"], batch.extra["dimensions"] == d)
+    """As `plain`, the loss_of_batch of train_rm.py, with an accuracy for each preference.
+
+    A pair compares that of the K rewards of its responses which is of its preference.
+    """
+    preferences, dimensions = args.preference, batch.extra["dimensions"]  # (B,)
+    # Reward d of response s is at s * K + d in the flat rewards, (S * K,).
+    chosen, rejected = (
+        responses * len(preferences) + dimensions for responses in (batch.chosen, batch.rejected)
+    )
+    of_outputs = replace(batch, chosen=chosen, rejected=rejected)
+    losses, metrics = plain(lambda _: reward_model(batch).flatten(), args, of_outputs)
+    for d, name in enumerate(preferences):
+        metrics[f"accuracy/{name}"] = (metrics["accuracy"], dimensions == d)
     return losses, metrics

@@ -1,19 +1,13 @@
 """--keep_best and --patience: the weights with the lowest held-out loss become the result."""
 
-import argparse
-import shutil
-from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 import math
-from collections.abc import Callable
+from argparse import Namespace
+
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+
 from nanoalign.loop import Objective
-
-
 
 
 def keeps_best(args: Namespace) -> bool:

@@ -8,18 +8,18 @@
 A checkpoint is written to a hidden folder, which is renamed when it is complete.
 """
 
-import hashlib
 import json
 import os
-import re
+import shlex
 import shutil
+import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-import numpy as np
+
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
@@ -30,30 +30,17 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
-import shlex
-import sys
-from nanoalign.files import checksums
+
 from nanoalign.batch import Row
 from nanoalign.data.split import fingerprint
-from nanoalign.distributed import World
-from nanoalign.distributed import environment_ranks
-from nanoalign.errors import RunError
-from nanoalign.errors import in_a_line
-from nanoalign.files.checksums import digest_of_weights
-from nanoalign.files.checksums import verify
-from nanoalign.files.run_folder import METRICS
-from nanoalign.files.run_folder import complete_checkpoints
-from nanoalign.files.run_folder import newest
-from nanoalign.files.run_folder import resuming
+from nanoalign.distributed import World, environment_ranks
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.files import checksums
+from nanoalign.files.checksums import digest_of_weights, verify
+from nanoalign.files.run_folder import METRICS, complete_checkpoints, newest, resuming
 from nanoalign.loop import Objective
-from nanoalign.loop import check_parameters
-from nanoalign.ranks.collectives import gather
-from nanoalign.ranks.collectives import on_every
-from nanoalign.ranks.collectives import on_main
-from nanoalign.runs.unpickle import Planner
-from nanoalign.runs.unpickle import Reader
-
-
+from nanoalign.ranks.collectives import gather, on_every, on_main
+from nanoalign.runs.unpickle import Planner, Reader
 
 FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
@@ -264,7 +251,6 @@ def restore_metrics(about: list, path: Path) -> None:
     os.replace(temporary, path)
 
 
-
 def damaged(path: Path, problem: str) -> RunError:
     """path: of the newest checkpoint. Older ones are read, to find one that is whole."""
     error = f"the checkpoint {path} can't be read: {problem}; "
@@ -276,6 +262,8 @@ def damaged(path: Path, problem: str) -> RunError:
         except RunError:
             continue
         removed = [str(other) for other in (*older[older.index(each) + 1 :], path)]
-        command = f"{shlex.join(['rm', '-r', *removed])} && {resuming(sys.argv, environment_ranks()[1])}"
+        command = (
+            f"{shlex.join(['rm', '-r', *removed])} && {resuming(sys.argv, environment_ranks()[1])}"
+        )
         return RunError(f"{error}{each.name} is whole; continue from it: {command}")
     return RunError(f"{error}no older one is whole; train again, with --overwrite")

@@ -1,30 +1,23 @@
 """The folder of a run before it starts: what is in --out, --args, the versions of its settings."""
 
-import contextlib
+import argparse
 import json
-import math
+import os
 import platform
 import shutil
 import subprocess
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
 import numpy as np
 import torch
 import transformers
-import os
-import argparse
+
 import nanoalign
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import lock
-from nanoalign.errors import RunError
-from nanoalign.errors import in_a_line
-from nanoalign.files.run_folder import ARGS
-from nanoalign.files.run_folder import METRICS
-from nanoalign.files.run_folder import RECORDS
+from nanoalign.files.run_folder import ARGS, METRICS, RECORDS
 from nanoalign.weights.write import TOKENIZER_FILES
-
-
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:

@@ -1,6 +1,5 @@
 """What guards a run: room on the disk, checkpoints, signals, and a result that can't be written."""
 
-import argparse
 import shutil
 import signal
 import sys
@@ -88,7 +87,13 @@ class Guard:
     def checkpoints(self) -> Checkpoints:
         """Made when it is first needed, since it reads the files of the models. A collective."""
         return Checkpoints(
-            self.model, self.optimizer, self.objective, self.rows, self.args, self.world, self.folders
+            self.model,
+            self.optimizer,
+            self.objective,
+            self.rows,
+            self.args,
+            self.world,
+            self.folders,
         )
 
     def check_room(self) -> None:
@@ -149,7 +154,9 @@ class Guard:
             try:
                 path = self.keep(self.total)
             except (RunError, OSError) as other:
-                raise RunError(f"{error}; no checkpoint could be written either: {other}") from error
+                raise RunError(
+                    f"{error}; no checkpoint could be written either: {other}"
+                ) from error
             raise RunError(
                 f"{error}; {path} has what was trained. Make room, and finish: "
                 f"{resuming(sys.argv, self.world.size)}"

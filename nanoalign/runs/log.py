@@ -3,37 +3,26 @@
 import contextlib
 import json
 import math
-import platform
-import shutil
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+
 import numpy as np
-import torch
-import transformers
+
 from nanoalign.batch import Row
 from nanoalign.data.held_out import record_arrays
-from nanoalign.data.split import Data
-from nanoalign.distributed import World
-from nanoalign.distributed import print0
-from nanoalign.distributed import progress_bar
-from nanoalign.errors import RunError
-from nanoalign.errors import in_a_line
-from nanoalign.files.run_folder import ARGS
-from nanoalign.files.run_folder import METRICS
-from nanoalign.files.run_folder import RECORDS
-from nanoalign.loop import Batcher
-from nanoalign.loop import Settings
 from nanoalign.data.sources import parse_source
+from nanoalign.data.split import Data
+from nanoalign.distributed import World, print0, progress_bar
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.files.run_folder import ARGS, METRICS, RECORDS
+from nanoalign.loop import Batcher, Settings
 from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import on_main
-from nanoalign.runs.folder import remove_run
-from nanoalign.runs.folder import versions
+from nanoalign.runs.folder import remove_run, versions
 from nanoalign.runs.signals import received
 from nanoalign.runs.trackers import tracked
-
 
 SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
 

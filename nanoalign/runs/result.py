@@ -6,30 +6,24 @@ import re
 import shlex
 import textwrap
 from argparse import Namespace
-from pathlib import Path
-import jinja2
 from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
-from nanoalign.runs import best
+
 from nanoalign.batch import Row
 from nanoalign.data.readers import TEST_OF
 from nanoalign.data.sources import named
-from nanoalign.distributed import World
-from nanoalign.distributed import print0
+from nanoalign.distributed import World, print0
 from nanoalign.errors import visible
-from nanoalign.files.run_folder import ARGS
-from nanoalign.files.run_folder import METRICS
-from nanoalign.files.run_folder import launcher
-from nanoalign.loop import Batcher
-from nanoalign.loop import Objective
-from nanoalign.loop import evaluate
+from nanoalign.files.run_folder import ARGS, METRICS, launcher
+from nanoalign.loop import Batcher, Objective, evaluate
+from nanoalign.runs import best
 from nanoalign.runs.best import up_to_best
 from nanoalign.weights.folders import public_name
-
-
 
 CHOSEN, REJECTED, ALL = "tab:blue", "tab:orange", "black"
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
@@ -161,7 +155,6 @@ def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool
         has_chat_template=len(tokenizer) > 1 or '"chat_template"' in tokenizer[0],
     )  # fmt: skip
     path.write_text(visible(text))
-
 
 
 @torch.no_grad()

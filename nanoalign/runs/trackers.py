@@ -11,24 +11,20 @@ live.py         the log of a run that is tracked
 """
 
 import argparse
-from argparse import Namespace
-from importlib.util import find_spec
 import importlib
 import json
 import shutil
-from pathlib import Path
+import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-import time
-from collections.abc import Iterator
-from nanoalign.ranks import report
+from importlib.util import find_spec
+from pathlib import Path
+
 from nanoalign.distributed import run
-from nanoalign.errors import RunError
-from nanoalign.errors import in_a_line
-from nanoalign.files.run_folder import ARGS
-from nanoalign.files.run_folder import METRICS
-
-
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.files.run_folder import ARGS, METRICS
+from nanoalign.ranks import report
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 
@@ -15,13 +14,13 @@ import train_dpo
 from nanoalign.batch import Row, collate
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.loop import Batcher, Objective, evaluate, get_lr, step_indices, total_steps, train
+from nanoalign.loop import Batcher, Objective, Settings, evaluate, get_lr, step_indices, train
 from nanoalign.metrics import Means
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher
 from nanoalign.packing.self_check import check_layout, check_start
 
-ARGS = Namespace(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
+SETTINGS = Settings(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
                  max_grad_norm=0.7, eval_every=None, seed=3)  # fmt: skip
 
 
@@ -33,7 +32,9 @@ def rows(tokenizer):
 class Run:
     """A policy that is trained by loop.train, and what was logged."""
 
-    def __init__(self, folder, rows, world, layout=PackedBatcher, tokens=60, args=ARGS, **options):
+    def __init__(
+        self, folder, rows, world, layout=PackedBatcher, tokens=60, settings=SETTINGS, **options
+    ):
         self.policy, reference = Policy.load(folder), Policy.load(folder, trainable=False)
         batcher = layout(world, tokens)
         for model in (self.policy, reference):
@@ -43,8 +44,8 @@ class Run:
         self.lines = []
         log = lambda step, metrics: self.lines.append((step, metrics))  # noqa: E731
         self.objective = options.pop("objective", Objective)(loss)
-        self.finished = train(
-            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batcher, args,
+        train(
+            self.policy, optimizer, self.objective, rows[:9], {"eval": rows[9:]}, batcher, settings,
             log, **options,
         )  # fmt: skip
 
@@ -92,7 +93,7 @@ def test_the_loop_equals_plain_lines(llama_folder, rows, world, layout):
     assert [metrics["epoch"] for metrics in steps] == pytest.approx([n / 3 for n in range(1, 7)])
     # Before the first step, and after each of a short run.
     assert [step for step, metrics in run.lines if "eval/loss" in metrics] == [*range(7)]
-    assert run.lines[0][1]["eval/loss"] == pytest.approx(math.log(2), rel=1e-6) and run.finished
+    assert run.lines[0][1]["eval/loss"] == pytest.approx(math.log(2), rel=1e-6)
 
 
 def test_evaluations_are_exact_means(llama_folder, rows, world):
@@ -117,19 +118,18 @@ def test_evaluations_are_exact_means(llama_folder, rows, world):
 def test_save_ends_a_run_and_start_continues_it(llama_folder, rows, world):
     saved = []
 
-    def save(complete, step, last, metrics):
+    def save(step, last, metrics):
         saved.append((step, last, metrics["loss"], metrics.get("eval/loss")))
-        return complete if step == 2 else None
+        return step == 2
 
-    args = Namespace(**vars(ARGS) | {"eval_every": 2})
-    run = Run(llama_folder, rows, world, args=args, save=partial(save, False))
-    assert [each[:2] for each in saved] == [(1, False), (2, False)] and not run.finished
+    settings = replace(SETTINGS, eval_every=2)
+    run = Run(llama_folder, rows, world, settings=settings, save=save)
+    assert [each[:2] for each in saved] == [(1, False), (2, False)]
     of = {(step, key): value for step, metrics in run.lines for key, value in metrics.items()}
     assert [each[2:] for each in saved] == [
         (of[1, "loss"], None), (of[2, "loss"], of[2, "eval/loss"])]  # fmt: skip
-    assert Run(llama_folder, rows, world, save=partial(save, True)).finished
     run = Run(llama_folder, rows, world, start=4)
-    assert [step for step, metrics in run.lines if "loss" in metrics] == [5, 6] and run.finished
+    assert [step for step, metrics in run.lines if "loss" in metrics] == [5, 6]
     with pytest.raises(RunError, match="the checkpoint is at step 7 of 6; raise --steps"):
         Run(llama_folder, rows, world, start=7)
 
@@ -145,7 +145,7 @@ def test_an_objective_sees_whole_steps(llama_folder, rows, world):
         def after_step(self, step, metrics):
             seen.append(("after", step, "loss" in metrics))
 
-    Run(llama_folder, rows, world, objective=Watching, args=Namespace(**vars(ARGS) | {"steps": 1}))
+    Run(llama_folder, rows, world, objective=Watching, settings=replace(SETTINGS, steps=1))
     assert seen == [("before", 1, 1), ("before", 4, 4), ("after", 1, True), ("before", 1, 1)]
 
 
@@ -179,7 +179,7 @@ class Two:
     def __init__(self, loss, world, rows=9, groups=({}, {}), start=0, held_out=1, **flags):
         model = torch.nn.ParameterList(torch.ones(1) for _ in range(2))
         groups = [{"params": [p]} | group for p, group in zip(model, groups, strict=True)]
-        args = vars(ARGS) | {"schedule": "constant", "warmup": 0, "lr": 1 / 8} | flags
+        settings = replace(SETTINGS, **{"schedule": "constant", "warmup": 0, "lr": 1 / 8} | flags)
         self.lines, rows = [], [Row("row", np.array([1]), (np.array([1]),) * 2)] * rows
 
         def loss_of_batch(batch):
@@ -188,7 +188,7 @@ class Two:
 
         train(
             model, torch.optim.SGD(groups), Objective(loss_of_batch), rows[held_out:],
-            {"eval": rows[:held_out]}, Batcher(world, 8), Namespace(**args),
+            {"eval": rows[:held_out]}, Batcher(world, 8), settings,
             lambda step, metrics: self.lines.append((step, metrics)), start=start,
         )  # fmt: skip
         self.values = [p.item() for p in model]
@@ -284,8 +284,8 @@ def test_steps_of_an_epoch_are_a_permutation_with_nothing_dropped():
     assert sorted(first) == sorted(second) == list(range(10))
     assert list(first) != list(second)
     assert list(step_indices(0, 10, 10, seed=1)) != list(first)
-    assert total_steps(10, Namespace(steps=None, epochs=2, batch_size=4)) == 6
-    assert total_steps(10, Namespace(steps=5, epochs=2, batch_size=4)) == 5
+    assert replace(SETTINGS, steps=None, epochs=2, batch_size=4).total(10) == 6
+    assert replace(SETTINGS, steps=5, epochs=2, batch_size=4).total(10) == 5
 
 
 def test_lr_by_hand():

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from nanoalign import distributed
+from nanoalign.distributed import run
+from nanoalign.errors import RunError
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,29 +20,23 @@ def versions_of(text: str) -> dict[str, tuple[int, ...]]:
     return {name: tuple(map(int, version.split(".")))[:2] for name, version in found}
 
 
-@pytest.mark.parametrize("script", ["train_dpo.py", "train_rm.py", "evaluate.py"])
-def test_without_packages_a_script_says_what_to_install(script):
-    """-S: Python without its site-packages."""
-    command = [sys.executable, "-S", ROOT / script]
-    run = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
-    assert run.returncode == 1 and run.stdout == ""
-    assert run.stderr.startswith("error: torch is not installed, transformers is not installed, ")
-    assert run.stderr.endswith(": pip install -r requirements.txt\n")
-    assert run.stderr.count("\n") == 1
-
-
-def test_old_packages_and_an_old_python(monkeypatch):
-    assert distributed.check_versions() == ""
+def test_a_run_on_old_packages_ends_with_what_to_install(monkeypatch):
+    """distributed.run asks before it calls main."""
+    called, errors = [], []
+    report = lambda error: errors.append(str(error)) or 1  # noqa: E731
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    run(lambda: called.append(True), report)
+    assert called == [True] and errors == []
     versions = {"torch": "2.5.1+cu124", "numpy": "2.10.0"}
     monkeypatch.setattr(
         distributed, "version", lambda name: versions.get(name) or metadata.version(name)
     )
-    assert (
-        distributed.check_versions()
-        == "torch 2.5.1+cu124 is older than 2.11: pip install -r requirements.txt"
-    )
+    run(lambda: called.append(True), report)
+    assert called == [True]
+    assert errors == ["torch 2.5.1+cu124 is older than 2.11: pip install -r requirements.txt"]
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    assert distributed.check_versions() == "this is Python 3.9, and nanoalign needs 3.11 or newer"
+    with pytest.raises(RunError, match="this is Python 3.9, and nanoalign needs 3.11 or newer"):
+        distributed.check_versions()
 
 
 def test_the_lower_ends_are_those_of_requirements_txt():

@@ -245,7 +245,7 @@ def _attention_ignores_the_tree(argv: list[str]) -> None:
             names = ("input_ids", "position_ids")
             return replace(batch, inputs={name: batch.inputs[name] for name in names})
 
-    train_dpo.PackedBatcher = Causal
+    packed.PackedBatcher = Causal
     script(argv)
 
 

@@ -36,13 +36,13 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", [Policy, RewardModel])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_one_rank_computes_what_shards_compute(llama_folder, batcher, kind, dtype, checkpointing):
+def test_one_rank_computes_what_shards_compute(llama_folder, batches, kind, dtype, checkpointing):
     """Scores and gradients, summed over two batches, bit for bit; all parameters stay float32."""
     options = {"checkpointing": checkpointing} | ({"head_seed": 0} if kind is RewardModel else {})
     one = kind.load(llama_folder, setup(), dtype, **options)
     many = sharded(kind.load(llama_folder, **options), dtype)
     before = [*one.parameters()]
-    for batch in batcher:
+    for batch in batches:
         scores = one(batch), many(batch)
         assert torch.equal(*scores)
         for score in scores:
@@ -58,19 +58,19 @@ def test_one_rank_computes_what_shards_compute(llama_folder, batcher, kind, dtyp
 
 
 @pytest.mark.parametrize("name", ["tokens", "textbook"])
-def test_methods_beside_forward_compute_it_too(llama_folder, batcher, name):
+def test_methods_beside_forward_compute_it_too(llama_folder, batches, name):
     one = Policy.load(llama_folder, setup(), torch.bfloat16)
     many = sharded(Policy.load(llama_folder), torch.bfloat16)
-    found = getattr(one, name)(batcher[0])
-    assert torch.equal(found, getattr(many, name)(batcher[0]))
+    found = getattr(one, name)(batches[0])
+    assert torch.equal(found, getattr(many, name)(batches[0]))
     assert found.dtype == torch.float32 and found.requires_grad
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_frozen_model_of_one_rank_is_a_plain_one(llama_folder, batcher, dtype):
+def test_a_frozen_model_of_one_rank_is_a_plain_one(llama_folder, batches, dtype):
     one = Policy.load(llama_folder, setup(), dtype, trainable=False)
     many = sharded(Policy.load(llama_folder, None, dtype, trainable=False), dtype)
-    assert torch.equal(one(batcher[0]), many(batcher[0]))
+    assert torch.equal(one(batches[0]), many(batches[0]))
     assert {p.dtype for p in one.parameters()} == {dtype}
 
 
@@ -80,16 +80,16 @@ def test_the_plan_of_a_sharded_model_is_that_of_a_plain_one(llama_folder, world)
     assert len(many.blocks()) == len(plain.blocks()) == 2
     costs = []
     for model in (plain, many):
-        batcher = PackedBatcher(world, 100)
-        batcher.prepare(model)
-        costs.append(batcher.costs)
+        batches = PackedBatcher(world, 100)
+        batches.prepare(model)
+        costs.append(batches.costs)
     assert costs[0] == costs[1] and min(costs[0]) > 0
 
 
-def test_parameters_are_whole_after_a_forward_that_failed(llama_folder, batcher):
+def test_parameters_are_whole_after_a_forward_that_failed(llama_folder, batches):
     policy = Policy.load(llama_folder, dtype=torch.bfloat16)
     before = [*policy.parameters()]
     policy.blocks()[1].mlp.forward = lambda states: 1 / 0
     with pytest.raises(ZeroDivisionError):
-        policy(batcher[0])
+        policy(batches[0])
     assert all(p is q for p, q in zip(before, policy.parameters(), strict=True))

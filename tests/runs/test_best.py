@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 import train_dpo
 from nanoalign.errors import RunError
 from nanoalign.loop import Objective
-from nanoalign.runs.best import Best
-from nanoalign.runs.best import up_to_best
+from nanoalign.runs.best import Best, up_to_best
 
 LOSSES = [5.0, 3.0, 4.0, 2.0, 2.0, 6.0]
 

@@ -12,20 +12,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import trainings
 import torch
 from conftest import write_pairs
 from processes import run_ranks
-from trainings import losses, metrics_of, script, without_picture
 from torch.distributed import checkpoint as dcp
+from trainings import losses, metrics_of, script, without_picture
 from transformers import AutoModelForCausalLM
-from nanoalign.runs import checkpoints as resume
+
+from nanoalign import loop
+from nanoalign.batch import Row
 from nanoalign.data import split
 from nanoalign.files import run_folder
-from nanoalign import loop
 from nanoalign.runs import checkpoints
-from nanoalign.batch import Row
-
+from nanoalign.runs import checkpoints as resume
 
 LR = 1e-2  # of runs.train
 
@@ -388,5 +387,7 @@ def test_a_folder_of_another_name_is_no_checkpoint(train, tmp_path):
     checkpoints = tmp_path / "a" / "checkpoints"
     shutil.copytree(checkpoints / "step_000002", checkpoints / "step_000002.bak")
     train(tmp_path / "a", "--resume", "--save_every", 4)
-    assert [path.name for path in run_folder.complete_checkpoints(tmp_path / "a")][-1] == "step_000010"
+    assert [path.name for path in run_folder.complete_checkpoints(tmp_path / "a")][
+        -1
+    ] == "step_000010"
     assert (checkpoints / "step_000002.bak").is_dir()

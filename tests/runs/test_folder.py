@@ -10,22 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_llama, write_pairs
-from trainings import train as train_raw
 from safetensors.torch import load_file
+from trainings import train as train_raw
 from transformers import AutoTokenizer, Gemma3TextConfig, GenerationConfig, LlamaConfig
 
 import train_rm
 from nanoalign.data.templates import encode_records
-from nanoalign.model import Policy
-from nanoalign.model import RewardModel
+from nanoalign.model import Policy, RewardModel
 from nanoalign.records import Record
-from nanoalign.runs.result import CARD_MARK
-from nanoalign.runs.result import write_card
-from nanoalign.weights.folders import load_tokenizer
-from nanoalign.weights.folders import public_name
-from nanoalign.weights.write import RoundingWriter
-from nanoalign.weights.write import add_older_names
-from nanoalign.weights.write import write_model
+from nanoalign.runs.result import CARD_MARK, write_card
+from nanoalign.weights.folders import load_tokenizer, public_name
+from nanoalign.weights.write import RoundingWriter, add_older_names, write_model
 
 
 def json_of(path: Path) -> dict:

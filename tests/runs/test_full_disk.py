@@ -13,9 +13,9 @@ import pytest
 from conftest import write_pairs
 from processes import run_ranks
 from trainings import script
+
 from nanoalign.files import run_folder
 from nanoalign.runs import checkpoints
-
 
 TOO_LARGE = f"[Errno {errno.EFBIG}] File too large"
 

@@ -18,10 +18,10 @@ import pytest
 from conftest import write_pairs
 from processes import run_ranks
 from trainings import metrics_of, script, without_picture
-from nanoalign import loop
-from nanoalign.weights import write
-from nanoalign.distributed import environment_ranks
 
+from nanoalign import loop
+from nanoalign.distributed import environment_ranks
+from nanoalign.weights import write
 
 
 @pytest.fixture(scope="module")

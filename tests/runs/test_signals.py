@@ -12,14 +12,12 @@ import pytest
 from conftest import write_pairs
 from processes import run_ranks
 from trainings import metrics_of, script, train
-from nanoalign import loop
-from nanoalign.runs import signals
-from nanoalign.distributed import environment_ranks
-from nanoalign.distributed import run
-from nanoalign.ranks.report import report
-from nanoalign.runs.signals import NUMBERS
-from nanoalign.runs.signals import Received
 
+from nanoalign import loop
+from nanoalign.distributed import environment_ranks, run
+from nanoalign.ranks.report import report
+from nanoalign.runs import signals
+from nanoalign.runs.signals import NUMBERS, Received
 
 
 def _with_signals(numbers: list[int], rank: int, argv: list[str], pause: float = 0) -> None:

@@ -14,9 +14,9 @@ from conftest import write_pairs
 from trainings import losses, metrics_of, train
 
 import train_dpo
+from nanoalign.errors import RunError
 from nanoalign.runs import trackers
 from nanoalign.runs import trackers as tracking
-from nanoalign.errors import RunError
 
 LINES = [
     {"step": 0, "eval/loss": 0.75},

@@ -18,12 +18,11 @@ import pytest
 import torch
 from conftest import write_pairs
 from processes import run_ranks
-from trainings import script, train
 from torch.distributed import checkpoint as dcp
-from nanoalign.files import checksums
-from nanoalign.runs.unpickle import Planner
-from nanoalign.runs.unpickle import Reader
+from trainings import script, train
 
+from nanoalign.files import checksums
+from nanoalign.runs.unpickle import Planner, Reader
 
 
 class Call:

@@ -1,13 +1,12 @@
-"""python -m pytest tests/core/test_progress.py"""
+"""python -m pytest tests/runs/test_log.py"""
 
 import re
 import sys
-from argparse import Namespace
 
 import pytest
 
+import train_dpo
 from nanoalign import distributed
-from nanoalign.data import held_out
 from nanoalign.data.split import Data
 from nanoalign.distributed import setup
 from nanoalign.runs import log
@@ -15,10 +14,9 @@ from nanoalign.runs import log
 
 def show(world, start: int = 0, steps: int = 3) -> None:
     """Some steps of a run of 3 on 24 records, 8 a step."""
-    args = Namespace(out="run", steps=3, batch_size=8, resume=False, data=["d"], eval_data=None,
-                     track=None)  # fmt: skip
+    args = train_dpo.parse_args(["--steps", "3", "--batch_size", "8", "--out", "run"])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(held_out, "record_arrays", lambda *args: {})
+        patch.setattr(log, "record_arrays", lambda *args: {})
         with log.open_run(args, world, Data(range(24), [], {}, "raw", None), "", start) as write:
             for step in range(start + 1, start + steps + 1):
                 write(step, {"loss": 7.0, "lr": 1.0})
@@ -31,7 +29,7 @@ def in_a_folder(tmp_path, monkeypatch):
 
 
 def test_a_file_gets_a_line_when_the_time_is_up(capsys, monkeypatch):
-    monkeypatch.setattr(distributed, "SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "LINE_SECONDS", 0.0)
     show(setup())
     shown = capsys.readouterr().err
     lines = shown.splitlines()
@@ -56,7 +54,7 @@ def test_a_terminal_gets_one_line_that_changes(capsys, monkeypatch):
 
 
 def test_a_run_that_continues_begins_at_its_step(capsys, monkeypatch):
-    monkeypatch.setattr(distributed, "SECONDS", 0.0)
+    monkeypatch.setattr(distributed, "LINE_SECONDS", 0.0)
     show(setup(), start=2, steps=1)
     first, *_, last = capsys.readouterr().err.splitlines()
     assert "16/24 [" in first and "24/24 [" in last and last.startswith("step 3/3")
