@@ -1,14 +1,11 @@
-"""Record -> Row: text -> token ids.
+"""A line of a file -> Record: a prompt and its responses as text.
 
-    tokens = tokenize(prompt) ++ tokenize(response) ++ EOS
-
-The prompt is tokenized by itself, as generation will see it, so it is the same for every response.
-At most one BOS, before the prompt; exactly one EOS, after a response that was not cut. A template
-is a function from a Record to its Text; nanoalign/formats/templates.py has those of --template.
+A format is a function from a decoded line, a dict, to a Record. It is found by the keys of the
+dict: FORMATS has the plain pair, nanoalign/data/formats.py has all formats of the scripts.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,67 +20,77 @@ class Record:
     responses: Sequence[str]
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
     extra: dict[str, Sequence[float]] = field(default_factory=dict)  # a value per pair
-    name: str = ""  # file and line: unique in a run
+    name: str = ""  # the source's name and the line: unique in a run
     subset: str = ""  # the source's name
     tools: list[dict] | None = None  # for the chat template
     answers: Sequence[dict] = ()  # the responses as messages, if they have more than text
     notes: tuple[str, ...] = ()  # what reading left out, to be counted
 
 
-def plain(record: dict) -> Record:
+def pair(record: dict) -> Record:
     """A prompt, a chosen and a rejected response."""
     return Record(record["prompt"], (record["chosen"], record["rejected"]))
 
 
 Format = Callable[[dict], Record]  # raises ValueError for a record that it cannot read
-# Keys of a record -> its format. The first entry whose keys are all there is taken.
-FORMATS: dict[tuple[str, ...], Format] = {("prompt", "chosen", "rejected"): plain}
+Formats = dict[tuple[str, ...], Format]  # the first entry whose keys a record has reads it
+FORMATS: Formats = {("prompt", "chosen", "rejected"): pair}
+
+# "path:line" for errors, name of the record, name of the source, the record as JSON or decoded
+Located = tuple[str, str, str, str | dict]
 
 
-def open_jsonl(path: str) -> Iterator[tuple[str, str, str, str | dict]]:
-    """(path and line, name and line, name, record as JSON text) of the records of a .jsonl file."""
+def lines_of(file: Iterable[str], path: str | Path) -> Iterator[tuple[int, str, str]]:
+    """(line number from 1, "path:line", text) of the lines of a text file that are not blank."""
+    for number, text in enumerate(file, start=1):
+        if text.strip():
+            yield number, f"{path}:{number}", text.removesuffix("\n")
+
+
+def open_jsonl(path: str) -> Iterator[Located]:
+    """The records of a .jsonl file, which is named by its path without the suffix."""
     name = Path(path).stem
     with open(path, encoding="utf-8-sig") as file:
-        for n, text in enumerate(file, start=1):
-            if text.strip():
-                yield f"{path}:{n}", f"{name}:{n}", name, text
+        for number, where, text in lines_of(file, path):
+            yield where, f"{name}:{number}", name, text
 
 
 def read(
     sources: Sequence[str],
-    formats: dict[tuple[str, ...], Format] = FORMATS,
-    open_source: Callable[[str], Iterator[tuple[str, str, str, str | dict]]] = open_jsonl,
+    formats: Formats = FORMATS,
+    open_source: Callable[[str], Iterator[Located]] = open_jsonl,
 ) -> Iterator[Record]:
     """The records of some sources, one by one. A file has one format.
 
-    Raises RunError, with file and line, for a record that has no known format.
+    Raises RunError, with file and line, for a record that no format reads.
     """
     for source in sources:
-        first = {}  # the format of each file
+        format_of: dict[str, tuple[str, ...]] = {}  # file -> the keys that found its format
         for where, name, subset, raw in open_source(source):
             keys, record = parse(raw, where, formats)
-            if keys != (begun := first.setdefault(where.rpartition(":")[0], keys)):
+            first_keys = format_of.setdefault(where.rpartition(":")[0], keys)
+            if keys != first_keys:
                 raise RunError(
                     f"{where}: a record with the keys {' + '.join(keys)} in a file that began with "
-                    f"{' + '.join(begun)}; put each format into a file of its own"
+                    f"{' + '.join(first_keys)}; put each format into a file of its own"
                 )
             yield replace(record, name=name, subset=subset)
-        if not first:
+        if not format_of:
             raise RunError(f"{source}: has no records; expected {expected(formats)}")
 
 
-def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[str, ...], Record]:
-    """(keys of the format, Record) of one record, which was read at `where`."""
-    raw = decode(raw, where)
-    if not isinstance(raw, dict):
-        raise RunError(f"{where}: expected a JSON object, found {type(raw).__name__}")
-    keys = next((keys for keys in formats if raw.keys() >= set(keys)), None)
+def parse(raw: str | dict, where: str, formats: Formats = FORMATS) -> tuple[tuple[str, ...], Record]:
+    """(keys that found the format, Record) of one record, which was read at `where`."""
+    decoded = decode(raw, where)
+    if not isinstance(decoded, dict):
+        raise RunError(f"{where}: expected a JSON object, found {type(decoded).__name__}")
+    keys = next((keys for keys in formats if decoded.keys() >= set(keys)), None)
     if keys is None:
-        raise RunError(f"{where}: unknown keys {sorted(raw)}; expected {expected(formats)}")
+        raise RunError(f"{where}: unknown keys {sorted(decoded)}; expected {expected(formats)}")
     try:
-        record = formats[keys](raw)
-        if not isinstance(record.prompt, list):  # what reads messages checks them
-            check_text("prompt", record.prompt)
+        record = formats[keys](decoded)
+        if not isinstance(record.prompt, list):
+            check_text("prompt", record.prompt)  # messages were checked by the format
         for n, response in enumerate(record.responses, start=1):
             check_text(f"response {n} of {len(record.responses)}, best first,", response)
     except ValueError as error:
@@ -92,19 +99,25 @@ def parse(raw: str | dict, where: str, formats: dict = FORMATS) -> tuple[tuple[s
 
 
 def decode(raw: str | dict, where: str) -> object:
-    """A record as an object; one that is not text was decoded by what read it."""
+    """The value of a record's JSON text; a record that is no text was decoded by its reader."""
+    if not isinstance(raw, str):
+        return raw
     try:
-        return json.loads(raw) if isinstance(raw, str) else raw
-    except (ValueError, RecursionError) as error:  # 5,000 digits; nested 1,000 deep
-        what = f"{error.msg} (column {error.colno})" if hasattr(error, "colno") else error
-        raise RunError(f"{where}: not valid JSON: {what}") from error
+        return json.loads(raw)
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} (column {error.colno})"
+        raise RunError(f"{where}: not valid JSON: {problem}") from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 brackets
+        raise RunError(f"{where}: not valid JSON: {error}") from error
 
 
-def expected(formats: dict) -> str:
+def expected(formats: Formats) -> str:
+    """The keys of the first formats, for an error."""
     return "; or ".join([" + ".join(keys) for keys in formats if keys][:5])
 
 
 def check_text(name: str, text: object) -> None:
+    """Raises ValueError for what can't be tokenized as the text called `name`."""
     if not isinstance(text, str):
         raise ValueError(f"the {name} must be text, found {type(text).__name__}")
     if not text:

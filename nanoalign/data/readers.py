@@ -27,6 +27,7 @@ from pathlib import Path
 
 from nanoalign.data.columns import TEXTS
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.records import Located, lines_of
 from nanoalign.tiny import world
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")
@@ -38,7 +39,6 @@ EMBEDDED = (*TEST_OF, *TEST_OF.values())
 FILES = {"tiny": world.TRAIN, "tiny:test": world.TEST}  # of the embedded data; others are generated
 HELD_OUT, HUB = "held_out:", "hf://"  # what such places begin with
 Numbered = tuple[int | str, str, str | dict]  # line or row, path and line, record
-Located = tuple[str, str, str, str | dict]  # where, name and line, name, record (JSON, or decoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +88,12 @@ def records_of(path: Path) -> Iterator[Numbered]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            before = ""  # blank lines at the head of the file
-            for n, line in enumerate(file, start=1):  # a line ends with \n, not with U+2028
-                if before is not None and line.lstrip().startswith("["):
-                    # An array may be on one line, so it is read as a whole.
-                    yield from array_of(before + line + file.read(), path)
-                    return
-                if line.strip():
-                    before = None
-                    yield n, f"{path}:{n}", line.removesuffix("\n")
-                elif before is not None:
-                    before += line
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            if first.lstrip().startswith("["):  # an array of JSON may be on one line
+                yield from array_of(file.read(), path)
+            else:
+                yield from lines_of(file, path)
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
 
