@@ -79,7 +79,9 @@ def read(
             raise RunError(f"{source}: has no records; expected {expected(formats)}")
 
 
-def parse(raw: str | dict, where: str, formats: Formats = FORMATS) -> tuple[tuple[str, ...], Record]:
+def parse(
+    raw: str | dict, where: str, formats: Formats = FORMATS
+) -> tuple[tuple[str, ...], Record]:
     """(keys that found the format, Record) of one record, which was read at `where`."""
     decoded = decode(raw, where)
     if not isinstance(decoded, dict):

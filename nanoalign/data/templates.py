@@ -53,7 +53,7 @@ def render(record: Record, tokenizer, template: str) -> Text:
     if template == "pku" and is_text and all(each["role"] in PKU_HEADERS for each in messages):
         turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
         text = f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:"
-        return Text(text, responses, plain=True)
+        return Text(text, responses, escape=True)
 
     return chat(record, messages, responses, tokenizer, template, named)
 

@@ -60,7 +60,7 @@ def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
     last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))
     if not tokenizer.decode(tokens[last + 1 :]).strip():
         tokens = tokens[:last]
-    newline = tokenize(["\n"], tokenizer, add_special_tokens=False)[0]
+    newline = tokenize(["\n"], tokenizer)[0]
     before, both = (
         tokenizer.decode(ids, skip_special_tokens=True) for ids in (newline, [*newline, *tokens])
     )
