@@ -1,13 +1,14 @@
 """Preference losses: tensors in, one value per pair out. Imports torch alone.
 
-A map of the field, by what a loss is a function of. For a pair of a chosen response y_w and a
-rejected one y_l to a prompt x
+A loss is a function of the log-ratios of a chosen response y_w and a rejected one y_l to a prompt x
 
     w = log pi(y_w | x) - log pi_ref(y_w | x)       chosen_logratios
     l = log pi(y_l | x) - log pi_ref(y_l | x)       rejected_logratios
     h = w - l                                       the margin, without beta
 
-    MARGIN          the margin h                    sigmoid (DPO), cdpo, robust, hinge, ipo_sum,
+and its kind says of what exactly:
+
+    MARGIN          the margin h                    dpo (sigmoid, cdpo), robust, hinge, ipo_sum,
                                                     exo_pair, discopop
     MEANS           the margin of means per token   ipo, sigmoid_norm
     SEPARATE        w and l separately              apo_zero, apo_down, sppo_hard, nca_pair,
@@ -17,13 +18,14 @@ rejected one y_l to a prompt x
     POLICY_MEANS    the same, by means per token    simpo, orpo, sft
     SORTED          all pairs of a step, sorted     aot
 
-The losses of rewards and of DPO itself are in nanoalign/losses.py. Log-probabilities and log-ratios
-are sums over the tokens of a response, EOS included, in nats; lengths are numbers of tokens. A loss
+DPO itself and the loss of rewards are in nanoalign/losses.py. Log-probabilities and log-ratios are
+sums over the tokens of a response, EOS included, in nats; lengths are numbers of tokens. A loss
 of means divides by them itself. Defaults are those of the paper where it names one.
 
 A new loss is a function below an entry `@loss(KIND, FIELDS, HYPERPARAMETERS...)`. Its kind decides
-what does not combine with it (INCOMPATIBLE), its fields are those of pairs.Pairs in the order of
-its arguments, its hyperparameters become flags of train_dpo.py with the defaults of the function.
+which add-ons do not combine with it (INCOMPATIBLE), its fields are those of pairs.Pairs in the
+order of its arguments, and its hyperparameters become flags of train_dpo.py with the defaults of
+the function.
 
 Shapes: B pairs.
 """
@@ -48,28 +50,32 @@ LOGRATIOS = ("chosen_logratios", "rejected_logratios")
 LOGPS = ("chosen_logps", "rejected_logps")
 LENGTHS = ("chosen_lengths", "rejected_lengths")
 
-_NO_SUMS = "its loss is not a function of the difference of the two log-ratios alone"
-_NO_RATIOS = "it does not compare log-ratios of single responses"
-_NO_PAIRS = "it takes single responses, not pairs"
-_NO_TAIL = "it takes means, single responses or an NLL, not sums of a pair"
-_NO_REFERENCE = "it has no reference"
-_ALONE = {"length_alpha": _NO_REFERENCE, "divergence": _NO_REFERENCE, "ld_alpha": _NO_TAIL,
-          "sync_reference_every": _NO_REFERENCE}  # fmt: skip
-# Kind -> the add-ons that would not do what they are named after -> why.
+NO_MARGIN = "its loss is not a function of the difference of the two log-ratios alone"
+NO_LOGRATIOS = "it does not compare log-ratios of single responses"
+NO_SUMS = "it takes means, single responses or an NLL, not sums of a pair"
+NO_PAIRS = "it takes single responses, not pairs"
+NO_REFERENCE = "it has no reference"
+OF_POLICY = {
+    "length_alpha": NO_REFERENCE,
+    "divergence": NO_REFERENCE,
+    "ld_alpha": NO_SUMS,
+    "sync_reference_every": NO_REFERENCE,
+}
+OF_MEANS = {"length_alpha": NO_MARGIN, "divergence": NO_LOGRATIOS, "ld_alpha": NO_SUMS}
+# Kind -> the add-ons that do not combine with its losses -> why.
 INCOMPATIBLE: dict[str, dict[str, str]] = {
     MARGIN: {},
-    MEANS: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS, "ld_alpha": _NO_TAIL},
-    SEPARATE: {"length_alpha": _NO_SUMS},
-    SINGLE: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS, "ld_alpha": _NO_TAIL,
-             "wpo": _NO_PAIRS},
-    POLICY: _ALONE,
-    POLICY_MEANS: _ALONE,
-    SORTED: {"length_alpha": _NO_SUMS, "divergence": _NO_RATIOS},
-}  # fmt: skip
+    MEANS: OF_MEANS,
+    SEPARATE: {"length_alpha": NO_MARGIN},
+    SINGLE: OF_MEANS | {"wpo": NO_PAIRS},
+    POLICY: OF_POLICY,
+    POLICY_MEANS: OF_POLICY,
+    SORTED: {"length_alpha": NO_MARGIN, "divergence": NO_LOGRATIOS},
+}
 
 
 def loss(kind: str, fields: tuple[str, ...], *hyperparameters: str) -> Callable:
-    """Makes a function an entry of LOSSES, under its own name."""
+    """Enters the function below it in LOSSES, KIND, FIELDS and DEFAULTS, by its name."""
 
     def enter(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         name, values = function.__name__, function.__defaults__ or ()
@@ -94,21 +100,26 @@ def dpo(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """DPO: losses.dpo_loss as a function of log-ratios. Rafailov et al. 2023, arXiv 2305.18290.
-
-    Its other names are `sigmoid`, which has no label_smoothing, and `cdpo`, conservative DPO, where
-    that is 0.1 by default.
-    """
-    zero = torch.zeros_like(chosen_logratios)  # log-ratios are log-probabilities beside those of 1
+    """DPO: losses.dpo_loss as a function of log-ratios. Rafailov et al. 2023, arXiv 2305.18290."""
+    zero = torch.zeros_like(chosen_logratios)  # as the reference of log-ratios, changes nothing
     return dpo_loss(chosen_logratios, rejected_logratios, zero, zero, beta, label_smoothing)[0]
 
 
-for _name, _defaults in (
-    ("sigmoid", {"beta": 0.1}),
-    ("cdpo", {"beta": 0.1, "label_smoothing": 0.1}),
-):
-    LOSSES[_name], KIND[_name], FIELDS[_name] = dpo, MARGIN, LOGRATIOS
-    DEFAULTS[_name] = _defaults
+@loss(MARGIN, LOGRATIOS, "beta")
+def sigmoid(chosen_logratios: Tensor, rejected_logratios: Tensor, beta: float = 0.1) -> Tensor:
+    """TRL's name of dpo without label_smoothing."""
+    return dpo(chosen_logratios, rejected_logratios, beta)
+
+
+@loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")
+def cdpo(
+    chosen_logratios: Tensor,
+    rejected_logratios: Tensor,
+    beta: float = 0.1,
+    label_smoothing: float = 0.1,
+) -> Tensor:
+    """Conservative DPO: the name of dpo with label_smoothing above 0. Mitchell 2023."""
+    return dpo(chosen_logratios, rejected_logratios, beta, label_smoothing)
 
 
 @loss(MARGIN, LOGRATIOS, "beta", "label_smoothing")
@@ -172,9 +183,9 @@ def discopop(
 ) -> Tensor:
     """DiscoPOP: (1 - m) * -log sigmoid(beta h) + m * exp(-beta h), m = sigmoid(beta h / tau).
 
-    Lu et al. 2024, arXiv 2406.08414, equation 5: found by the search of a language model; not
-    convex. With their tau of 0.05 the slope at a margin of 0 is +0.78 beta, so a policy that equals
-    its reference moves the wrong way, into a local minimum below 0. The slope is negative for a tau
+    Lu et al. 2024, arXiv 2406.08414, equation 5: a language model proposed it; it is not convex.
+    With their tau of 0.05 the slope at a margin of 0 is +0.78 beta, so a policy that equals its
+    reference moves the wrong way, into a local minimum below 0. The slope is negative for a tau
     above 0.1023.
     """
     margins = beta * (chosen_logratios - rejected_logratios)

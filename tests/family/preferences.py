@@ -19,6 +19,7 @@ from nanoalign.encode import encode_all
 from nanoalign.family import objectives
 from nanoalign.model import Policy
 from nanoalign.ranks.report import report
+from nanoalign.runs import result
 
 
 def settings(*flags: object) -> argparse.Namespace:
@@ -67,7 +68,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def train_and_report(argv: list[str]) -> None:
-    train_dpo.finish = lambda *args: None  # the picture takes longer than the training
+    result.finish = lambda *args: None  # the picture takes longer than the training
     run(partial(train_dpo.main, argv), report)
 
 

@@ -28,12 +28,13 @@ from nanoalign.family.losses import LOSSES, has_reference
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher
 from nanoalign.records import Record
+from nanoalign.runs import result
 from nanoalign.tiny import world
 from nanoalign.weights.folders import load_tokenizer
 
 
 def _train_all(argv: list[str], runs: list[list[str]]) -> None:
-    train_dpo.finish = lambda *args: None
+    result.finish = lambda *args: None
     for flags in runs:
         train_dpo.main([*argv, *flags])
 
@@ -157,8 +158,8 @@ def _teach(names: list[str]) -> dict[str, tuple[dict, dict]]:
             lines.append(line)
 
         optimizer = torch.optim.AdamW(policy.parameters())
-        held = {"eval": held_out}
-        loop.train(policy, optimizer, objective, rows, held, batcher, args, log)
+        sets, steps = {"eval": held_out}, loop.Settings.of(args)
+        loop.train(policy, optimizer, objective, rows, sets, batcher, steps, log)
         results[name] = lines[0], lines[-1]
     return results
 

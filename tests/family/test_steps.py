@@ -194,12 +194,15 @@ class Trained:
     def __init__(self, models, rows, objective_of, *flags):
         self.policy, self.reference = copy.deepcopy(models)
         objective = objective_of(self.policy, self.reference, *flags)
-        args = settings("--batch_size", 9, "--steps", 4, "--lr", 0.01, "--schedule", "constant",
-                        "--warmup", 0, *flags)  # fmt: skip
+        args = ["--batch_size", 9, "--steps", 4, "--lr", 0.01, "--schedule", "constant"]
+        args = loop.Settings.of(settings(*args, "--warmup", 0, *flags))
         optimizer = torch.optim.AdamW(self.policy.parameters(), lr=0.01)
         lines = []
-        loop.train(self.policy, optimizer, objective, rows, {}, batches_of(150), args,
-                   lambda step, metrics: lines.append(metrics))  # fmt: skip
+
+        def log(step: int, metrics: dict[str, float]) -> None:
+            lines.append(metrics)
+
+        loop.train(self.policy, optimizer, objective, rows, {}, batches_of(150), args, log)
         self.losses = [line["loss"] for line in lines if "loss" in line]
 
 

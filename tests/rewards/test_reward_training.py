@@ -53,7 +53,7 @@ def assert_same_curve(a: list[dict], b: list[dict]) -> None:
 
 
 def _train_without_picture(argv: list[str]) -> None:
-    train_rm.finish = lambda *args: None  # half of the time of a run this small
+    result.finish = lambda *args: None  # half of the time of a run this small
     train_rm.main(argv)
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from nanoalign.ranks.report import report
 from nanoalign.records import Record, read
 from nanoalign.rewards import length_debias, several
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
+from nanoalign.runs import result
 
 BOTH = ("better", "safer")
 
@@ -58,7 +60,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def _train(argv: list[str]) -> None:
-    train_rm.finish = lambda *args: None
+    result.finish = lambda *args: None
     run(partial(train_rm.main, argv), report)
 
 
@@ -107,7 +109,8 @@ def test_the_loss_is_the_mean_over_preferences_by_hand(tokenizer):
     rewards = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
     args = flags("--preference", *BOTH, "--margin", "0.5", "--label_smoothing", "0.1",
                  "--center_rewards_coefficient", "0.1")  # fmt: skip
-    losses, metrics = several.loss_of_batch(lambda _: rewards, args, batch)
+    model = SimpleNamespace(of_pairs=partial(SeveralRewards.of_pairs, lambda batch: rewards))
+    losses, metrics = several.loss_of_batch(train_rm.loss_of_batch, model, args, batch)
     expected = [
         0.9 * log1pexp(0.5 - d) + 0.1 * log1pexp(0.5 + d) + c for d, c in ((2, 1.6), (1, 0.9))
     ]
@@ -199,7 +202,7 @@ def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
     model = RewardModel.load(tmp_path / "rm", trainable=False)
     assert preferences_of(model) == [*BOTH] and is_conditioned(model)
     assert model.head.out_features == 1
-    marked = [part for record in records.read([str(data)], formats.formats_of_several(BOTH))
+    marked = [part for record in read([str(data)], formats.formats_of_several(BOTH))
               for part in by_preference(record, BOTH)]  # fmt: skip
     batch = collate(encode_records(marked, tokenizer, 1024, "pku"))
     with torch.no_grad():
@@ -219,15 +222,16 @@ def test_length_is_part_of_the_loss_and_not_of_the_reward(tokenizer):
     """Rewards 1 and 0, lengths worth 0.5 and 2: the loss is of a difference of -0.5."""
     batch = collate(encode_all([Record("p", ("x", "yyyy"))], tokenizer))
 
-    class Model:
-        def with_length(self, batch):
-            return torch.tensor([1.0, 0.0]), torch.tensor([0.5, 2.0])
-
-    losses, metrics = length_debias.loss_of_batch(Model(), flags("--length_debias"), batch)
+    model = SimpleNamespace(
+        of_pairs=lambda batch: (torch.tensor([1.0]), torch.tensor([0.0])),
+        lead=lambda batch: torch.tensor([0.5 - 2.0]),
+    )
+    loss_of_batch = partial(length_debias.loss_of_batch, train_rm.loss_of_batch, model)
+    losses, metrics = loss_of_batch(flags("--length_debias"), batch)
     assert losses.item() == pytest.approx(log1pexp(0.5))
     assert metrics["rewards/margins"].item() == 1 and metrics["accuracy"].item() == 1
     given = ["--margin", "0.25", "--label_smoothing", "0.1", "--center_rewards_coefficient", "2"]
-    losses, _ = length_debias.loss_of_batch(Model(), flags("--length_debias", *given), batch)
+    losses, _ = loss_of_batch(flags("--length_debias", *given), batch)
     expected = 0.9 * log1pexp(0.25 + 0.5) + 0.1 * log1pexp(0.25 - 0.5) + 2 * 1
     assert losses.item() == pytest.approx(expected, rel=1e-6)
 
@@ -239,12 +243,11 @@ def test_the_coefficient_by_hand(llama_folder, tokenizer):
     model = length_debias.load(rows, llama_folder, head_seed=0)
     assert model.unit == 3.0
     batch, plain = collate(rows), RewardModel.load(llama_folder, head_seed=0)
-    rewards, lengths = model.with_length(batch)
-    assert not lengths.any() and torch.equal(rewards, plain(batch))
+    assert model.lead(batch).tolist() == [0, 0] and torch.equal(model(batch), plain(batch))
     torch.nn.init.constant_(model.length.weight, 0.5)
-    rewards, lengths = model.with_length(batch)  # 4, 2, 2 and 6 tokens with EOS
-    assert torch.allclose(lengths, torch.tensor([4, 2, 2, 6]) / 3 * 0.5)
-    assert torch.equal(rewards, plain(batch)) and torch.equal(model(batch), plain(batch))
+    lead = torch.tensor([4 - 2, 2 - 6]) / 3 * 0.5  # tokens with EOS
+    assert torch.allclose(model.lead(batch), lead)
+    assert torch.equal(model(batch), plain(batch))
     *groups, own = model.parameter_groups(0.1)
     assert own == {"params": [model.length.weight], "weight_decay": 0.0, "lr_scale": 400.0}
     others = [p for group in groups for p in group["params"]]
