@@ -3,9 +3,10 @@
 The kinds of prompts that a reward model was trained on, and what its config has of them.
 """
 
+import json
+
 import pytest
 from conftest import records
-from evaluations import write_jsonl
 
 import train_rm
 from nanoalign.encode import encode_all
@@ -41,7 +42,8 @@ def test_training_writes_the_kind_of_its_data(tmp_path, llama_folder):
     head = PROMPTS["dialogue"]
     lines = [{"chosen": f"{head} {r.responses[0]}", "rejected": f"{head} {r.responses[1]}"}
              for r in records(6)]  # fmt: skip
-    data = write_jsonl(tmp_path / "hh.jsonl", lines)
+    data = tmp_path / "hh.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     argv = ["--model", llama_folder, "--data", data, "--out", tmp_path / "rm", "--steps", 1,
             "--batch_size", 4]  # fmt: skip
     train_rm.main(list(map(str, argv)))

@@ -8,7 +8,6 @@ import json
 import re
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -109,8 +108,7 @@ def test_the_loss_is_the_mean_over_preferences_by_hand(tokenizer):
     rewards = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
     args = flags("--preference", *BOTH, "--margin", "0.5", "--label_smoothing", "0.1",
                  "--center_rewards_coefficient", "0.1")  # fmt: skip
-    model = SimpleNamespace(of_pairs=partial(SeveralRewards.of_pairs, lambda batch: rewards))
-    losses, metrics = several.loss_of_batch(train_rm.loss_of_batch, model, args, batch)
+    losses, metrics = several.loss_of_batch(train_rm.loss_of_batch, lambda _: rewards, args, batch)
     expected = [
         0.9 * log1pexp(0.5 - d) + 0.1 * log1pexp(0.5 + d) + c for d, c in ((2, 1.6), (1, 0.9))
     ]
@@ -222,11 +220,14 @@ def test_length_is_part_of_the_loss_and_not_of_the_reward(tokenizer):
     """Rewards 1 and 0, lengths worth 0.5 and 2: the loss is of a difference of -0.5."""
     batch = collate(encode_all([Record("p", ("x", "yyyy"))], tokenizer))
 
-    model = SimpleNamespace(
-        of_pairs=lambda batch: (torch.tensor([1.0]), torch.tensor([0.0])),
-        lead=lambda batch: torch.tensor([0.5 - 2.0]),
-    )
-    loss_of_batch = partial(length_debias.loss_of_batch, train_rm.loss_of_batch, model)
+    class Model:
+        def __call__(self, batch):
+            return torch.tensor([1.0, 0.0])
+
+        def lead(self, batch):
+            return torch.tensor([0.5 - 2.0])
+
+    loss_of_batch = partial(length_debias.loss_of_batch, train_rm.loss_of_batch, Model())
     losses, metrics = loss_of_batch(flags("--length_debias"), batch)
     assert losses.item() == pytest.approx(log1pexp(0.5))
     assert metrics["rewards/margins"].item() == 1 and metrics["accuracy"].item() == 1
