@@ -25,7 +25,7 @@ from nanoalign.data.formats import formats
 from nanoalign.data.sources import check_sources, named, open_source
 from nanoalign.data.split import EQUAL_SCORES
 from nanoalign.distributed import World, compute_dtype, print0, run
-from nanoalign.errors import RunError, visible
+from nanoalign.errors import RunError
 from nanoalign.evaluation import (
     answers,
     best_of,
@@ -42,6 +42,7 @@ from nanoalign.evaluation import (
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.evaluation.pictures import frontier_picture
+from nanoalign.files.text import visible
 from nanoalign.flags import Parser
 from nanoalign.packing import packed
 from nanoalign.ranks import groups, report

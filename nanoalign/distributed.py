@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, check_versions
 
 
 @dataclass(frozen=True)
@@ -116,32 +115,6 @@ def progress_bar(total: int | None, unit: str, shown: bool = True, **options: ob
             "miniters": 1,
         }
     return tqdm(total=total, unit=unit, disable=not shown, dynamic_ncols=True, **options)
-
-
-PYTHON = (3, 11)  # the oldest version that runs this
-# The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
-PACKAGES = {"torch": (2, 11), "transformers": (5, 17), "safetensors": (0, 8), "numpy": (2, 1),
-            "tqdm": (4, 67), "matplotlib": (3, 9)}  # fmt: skip
-
-
-def check_versions() -> None:
-    """Raises RunError for a Python, a system or packages that are not those of requirements.txt."""
-    if sys.version_info < PYTHON:
-        found = ".".join(map(str, sys.version_info[:2]))
-        raise RunError(f"this is Python {found}, and nanoalign needs 3.11 or newer")
-    if sys.platform == "win32":
-        raise RunError("nanoalign runs on Linux and macOS; on Windows, in WSL")
-    lacking = []
-    for name, lowest in PACKAGES.items():
-        try:
-            found = version(name)
-        except PackageNotFoundError:
-            lacking.append(f"{name} is not installed")
-            continue
-        if tuple(map(int, found.split("+")[0].split(".")[:2])) < lowest:
-            lacking.append(f"{name} {found} is older than {'.'.join(map(str, lowest))}")
-    if lacking:
-        raise RunError(f"{', '.join(lacking)}: pip install -r requirements.txt")
 
 
 def run(main: Callable[[], None], report: Callable[[BaseException], int]) -> None:

@@ -1,13 +1,21 @@
-"""The error that is meant for the user."""
+"""The error that is meant for the user, and the check of what is installed. Imports no package."""
 
-import unicodedata
-from functools import cache
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+PYTHON = (3, 11)  # the oldest version that runs this
+# The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
+PACKAGES = {"torch": (2, 11), "transformers": (5, 17), "safetensors": (0, 8), "numpy": (2, 1),
+            "tqdm": (4, 67), "matplotlib": (3, 9)}  # fmt: skip
 
 
 class RunError(ValueError):
     """A mistake that the user can mend: its message names what is wrong, the value, what to do.
 
-    Scripts print the message alone and exit with code 1. Other exceptions keep their traceback.
+    Scripts print the message alone and exit with code 1. Other exceptions keep their traceback. An
+    error in data begins with file and line:
+
+        pairs.jsonl:3: the prompt is empty; correct or remove the record
     """
 
 
@@ -17,36 +25,24 @@ def in_a_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-LENGTH = 3000  # characters of an error: more of a message would hide what precedes it
-TAIL = 2000  # of these, at its end, where it says what to do
+def check_versions() -> None:
+    """Raises RunError for a Python, a system or packages on which a run can't work.
 
-
-def visible(text: str) -> str:
-    """The text with controls as escapes: \\x1b, \\u202e, \\ud800. Line ends and tabs stay.
-
-    They move the cursor or change colours of a terminal (controls), reorder the text (bidirectional
-    marks), or can't be encoded (lone surrogates).
+    It reads the versions of the installed packages and imports none of them.
     """
-    return "".join(map(_visible, text))
-
-
-def in_short(text: str) -> str:
-    """The visible text of an error in one line of at most LENGTH characters."""
-    text = visible(text).replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
-    if len(text) <= LENGTH:
-        return text
-    return f"{text[: LENGTH - TAIL]} [...] {text[-TAIL:]}"
-
-
-@cache
-def _visible(character: str) -> str:
-    # Categories: Cc controls, Cs surrogates, Cf formats, of which joiners are parts of words.
-    kind = unicodedata.category(character)
-    bidirectional = unicodedata.bidirectional(character) in BIDIRECTIONAL
-    if character in "\n\t\u200c\u200d" or not (kind in ("Cc", "Cs") or bidirectional):
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-
-BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    if sys.version_info < PYTHON:
+        found = ".".join(map(str, sys.version_info[:2]))
+        raise RunError(f"this is Python {found}, and nanoalign needs 3.11 or newer")
+    if sys.platform == "win32":
+        raise RunError("nanoalign runs on Linux and macOS; on Windows, in WSL")
+    lacking = []
+    for name, lowest in PACKAGES.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            lacking.append(f"{name} is not installed")
+            continue
+        if tuple(map(int, found.split("+")[0].split(".")[:2])) < lowest:
+            lacking.append(f"{name} {found} is older than {'.'.join(map(str, lowest))}")
+    if lacking:
+        raise RunError(f"{', '.join(lacking)}: pip install -r requirements.txt")

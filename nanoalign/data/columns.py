@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 
-from nanoalign.errors import visible
+from nanoalign.files.text import visible
 
 PKU = ("prompt", "response_0", "response_1")
 LABELS = ("better_response_id", "safer_response_id")  # of PKU-SafeRLHF

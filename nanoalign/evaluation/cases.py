@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 
 from nanoalign.data.prompts import shown
-from nanoalign.errors import visible
 from nanoalign.evaluation.ranking import Scored, pairs_of
+from nanoalign.files.text import visible
 
 HEAD = (
     "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves; the winner's "

@@ -12,12 +12,12 @@ from html import escape as escape_html
 from pathlib import Path
 
 from nanoalign.data.prompts import shown
-from nanoalign.errors import visible
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.evaluation.diagnosis import caution, conclusion, figure_rows
 from nanoalign.evaluation.ranking import Figures
 from nanoalign.evaluation.statistics import win_shares
+from nanoalign.files.text import visible
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 1.5rem;

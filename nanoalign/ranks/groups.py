@@ -33,6 +33,7 @@ from torch.distributed.fsdp import FSDPModule
 from nanoalign import distributed
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World, environment_ranks
+from nanoalign.files.text import printable
 from nanoalign.flags import number
 from nanoalign.loop import Batcher
 
@@ -76,13 +77,6 @@ def setup(args: Namespace):
     if args.shard_size:
         world = divide(world, args.shard_size, args.timeout)
     return world
-
-
-def printable(record: logging.LogRecord) -> bool:
-    """A filter that keeps each line of a log, with controls as escapes."""
-    letters = (c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in record.getMessage())
-    record.msg, record.args = "".join(letters), ()
-    return True
 
 
 def divide(world: World, shard_size: int, timeout: float) -> World:

@@ -18,8 +18,8 @@ from nanoalign.batch import Row
 from nanoalign.data.readers import TEST_OF
 from nanoalign.data.sources import named
 from nanoalign.distributed import World, print0
-from nanoalign.errors import visible
 from nanoalign.files.run_folder import ARGS, METRICS, launcher
+from nanoalign.files.text import visible
 from nanoalign.loop import Batcher, Objective, evaluate
 from nanoalign.runs import best
 from nanoalign.runs.best import up_to_best

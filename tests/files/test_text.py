@@ -1,4 +1,4 @@
-"""python -m pytest tests/core/test_errors.py"""
+"""python -m pytest tests/files/test_text.py"""
 
 import logging
 import sys
@@ -8,7 +8,8 @@ from processes import run_ranks
 
 import train_dpo
 from nanoalign.distributed import run
-from nanoalign.errors import LENGTH, RunError, in_a_line, in_short, visible
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.files.text import LENGTH, in_short, visible
 from nanoalign.ranks.groups import setup
 from nanoalign.ranks.report import report
 

@@ -1,0 +1,44 @@
+"""Text of data, models and errors as a terminal, a log or a page may show it."""
+
+import logging
+import unicodedata
+from functools import cache
+
+LENGTH = 3000  # characters of an error: more of a message would hide what precedes it
+TAIL = 2000  # of these, at its end, where it says what to do
+# Marks that reorder the text around them; unicodedata.bidirectional gives these names.
+BIDIRECTIONAL = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+def visible(text: str) -> str:
+    """The text with controls as escapes: \\x1b, \\u202e, \\ud800. Line ends and tabs stay.
+
+    Controls move the cursor or change the colours of a terminal, bidirectional marks reorder the
+    text, and lone surrogates can't be encoded.
+    """
+    return "".join(map(_visible, text))
+
+
+def in_short(text: str) -> str:
+    """The visible text of an error in one line of at most LENGTH characters."""
+    text = visible(text).replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
+    if len(text) <= LENGTH:
+        return text
+    return f"{text[: LENGTH - TAIL]} [...] {text[-TAIL:]}"
+
+
+def printable(record: logging.LogRecord) -> bool:
+    """A filter that keeps each record of a log, with its controls as escapes."""
+    record.msg, record.args = visible(record.getMessage()), ()
+    return True
+
+
+@cache
+def _visible(character: str) -> str:
+    # Categories: Cc controls, Cs surrogates. Cf (formats) has joiners, which are parts of words.
+    kind = unicodedata.category(character)
+    bidirectional = unicodedata.bidirectional(character) in BIDIRECTIONAL
+    if character in "\n\t\u200c\u200d" or not (kind in ("Cc", "Cs") or bidirectional):
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
