@@ -5,8 +5,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 PYTHON = (3, 11)  # the oldest version that runs this
 # The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
-PACKAGES = {"torch": (2, 11), "transformers": (5, 17), "safetensors": (0, 8), "numpy": (2, 1),
-            "tqdm": (4, 67), "matplotlib": (3, 9)}  # fmt: skip
+PACKAGES = {
+    "torch": (2, 11),
+    "transformers": (5, 17),
+    "safetensors": (0, 8),
+    "numpy": (2, 1),
+    "tqdm": (4, 67),
+    "matplotlib": (3, 9),
+}
 
 
 class RunError(ValueError):
