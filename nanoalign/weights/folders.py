@@ -1,6 +1,8 @@
-"""Folders of models, by their names: configs, tokenizers, and rows that a model can't read."""
+"""Names of models -> their folders, downloaded from the Hugging Face Hub if they are there.
 
-import json
+Also reads the config and the tokenizer of a folder.
+"""
+
 import re
 from difflib import get_close_matches
 from functools import cache
@@ -14,32 +16,60 @@ from nanoalign import model
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.run_folder import advice
+from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 
-# The head of the chat template that `pku` gives to a model. --template auto does not regard that.
+# How the chat template begins that a training by the template pku writes. nanoalign ignores that
+# chat template, so that --template auto means for the result what it meant for the model.
 OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
+
+# What is fetched of a model beside its weights. No file of a subfolder is: original/ often stores
+# the weights again.
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def local_folder(name: str | Path) -> Path:
     """The folder of a model: a local one, "tiny", or OWNER/NAME, which is downloaded from the Hub.
 
-    A name of a path that does not exist is not asked of the Hub. Raises RunError for it.
+    Raises RunError for a path that does not exist, which is not sent to the Hub, for a run that has
+    not finished, and for a folder without a config that read_config accepts.
     """
     folder = model.TINY if str(name) == "tiny" else Path(name).expanduser()
     if not folder.exists():
+        if not is_hub_name(str(name)):
+            beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+            names = get_close_matches(folder.name, [p.name for p in beside if p.is_dir()], n=1)
+            hint = "give a folder, 'tiny' or OWNER/NAME"
+            if names:
+                hint = f"is it {folder.parent / names[0]}?"
+            raise RunError(f"model folder '{name}' does not exist; {hint}")
         folder = fetch(str(name))
     if not folder.is_dir():
         raise RunError(f"model '{name}' is a file; give the folder that holds it")
-    read_config(folder)  # raises RunError if this is not a model
+    has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX).is_file()
+    if not (has_weights and (folder / "config.json").is_file()) and (text := advice(folder)):
+        raise RunError(text)
+    read_config(folder)
     return folder.resolve()
 
 
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
-    """The config of a model folder. Raises RunError if there is none, or the model is quantized."""
+    """The config of a model folder. Its Python code is not run; a line says so if it has any.
+
+    Raises RunError if there is no config that transformers can use, or if the model is quantized.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         "".join(config.architectures or ())  # they must be names
     except Exception as error:  # of transformers, of any kind
-        raise unreadable(folder, error) from error
+        if "custom code" in str(error):
+            raise RunError(
+                f"model folder '{folder}' needs Python code of its own, which is never run; give a "
+                "model whose architecture transformers has"
+            ) from error
+        raise RunError(f"{path}: {in_a_line(error)}") from error
     if getattr(config, "auto_map", None):
         print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
     if getattr(config, "quantization_config", None) is not None:
@@ -47,33 +77,23 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
     return config
 
 
-def load_tokenizer(folder: Path):
+def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
     """The tokenizer of a model folder, without OWN_TEMPLATE. Raises RunError if there is none."""
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("x")  # settings that can't be used are errors here
-    except Exception as error:
+    except Exception as error:  # of transformers, of any kind
         raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
     if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
         tokenizer.chat_template = None
     return tokenizer
 
 
-def unreadable(folder: Path, error: Exception) -> RunError:
-    """Why a folder has no config. error: of transformers."""
-    if not (folder / "config.json").is_file():
-        no_config = f"model folder '{folder}' has no config.json; is it a Hugging Face model?"
-        return RunError(advice(folder) or no_config)
-    if "custom code" in str(error):
-        return RunError(
-            f"model folder '{folder}' needs Python code of its own, which is never run; give a "
-            "model whose architecture transformers has"
-        )
-    return RunError(f"{folder / 'config.json'}: {in_a_line(error)}")
-
-
 def check_vocabulary(folder: Path, other: Path) -> None:
-    """Raises RunError if two models have different tokens: log-probabilities can't be compared."""
+    """Raises RunError if a reference has other tokens than the policy.
+
+    folder: of the policy. other: of the reference.
+    """
     if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
         raise RunError(
             f"--reference {other} has another vocabulary than --model {folder}; their "
@@ -81,35 +101,60 @@ def check_vocabulary(folder: Path, other: Path) -> None:
         )
 
 
-# No code, nothing pickled, no folders: original/ has the weights of some models again.
-SMALL = ["*.json", "*.model", "*.txt", "*.jinja"]
-INDEX, WEIGHTS = "model.safetensors.index.json", ("model.safetensors", "adapter_model.safetensors")
+# --- models of the Hub ----------------------------------------------------------------------------
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name is OWNER/NAME or OWNER/NAME@REVISION, not a path.
+
+    runs/NAME is a path, and so is OWNER/NAME if there is a folder OWNER here.
+    """
+    owner = name.split("/")[0]
+    matches = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", name, re.ASCII)
+    return bool(matches) and owner != "runs" and not Path(owner).exists()
+
+
+def public_name(name: str) -> str | None:
+    """OWNER/NAME of a model that was given so, or as its folder in the cache of the Hub.
+
+    None for another folder, whose name says nothing on other machines.
+    """
+    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
+        return "/".join(found.groups())
+    return name.partition("@")[0] if is_hub_name(name) and not Path(name).exists() else None
 
 
 @cache  # a script may ask for a model twice
 def fetch(name: str) -> Path:
-    """Downloads a model of the Hub, after it has said so; its folder in the cache of the Hub.
+    """Downloads a model of the Hub, after a line that says so; its folder in the cache of the Hub.
 
-    name: OWNER/NAME, or OWNER/NAME@REVISION. Of its weights only the files that the index names.
-    Raises RunError for a path, which is not sent to the Hub, and for what the Hub does not have.
+    name: OWNER/NAME, or OWNER/NAME@REVISION. Its weights are fetched from safetensors files alone,
+        and from no others than the index names.
+    Raises RunError if the Hub does not have it, or can't be reached.
     """
-    if not is_hub_name(name):
-        raise RunError(
-            f"model folder '{name}' does not exist; {nearest_folder(Path(name).expanduser())}"
-        )
     constants = huggingface_hub.constants
     if not constants.HF_HUB_OFFLINE:
         host = re.sub(r".*(//|@)", "", constants.ENDPOINT)  # of $HF_ENDPOINT, without its password
         print0(f"{'model':<11} {name}: asked of {host}")
-    repo, _, revision = name.partition("@")
-    options = {"revision": revision or None, "ignore_patterns": ["*/*"]}
-    try:  # one rank of a host downloads; the others wait for its lock
-        folder = Path(huggingface_hub.snapshot_download(repo, allow_patterns=SMALL, **options))
-        names = WEIGHTS
-        if (folder / INDEX).is_file():
-            names = {*json.loads((folder / INDEX).read_text())["weight_map"].values()}
-        options["revision"] = folder.name  # the commit: a branch may move in between
-        return Path(huggingface_hub.snapshot_download(repo, allow_patterns=[*names], **options))
+    _, _, revision = name.partition("@")
+    folder = download(name, revision or None, SMALL_FILES)
+    has_index = (folder / INDEX).is_file()
+    names = names_in_index(folder / INDEX) if has_index else [SINGLE_FILE]
+    # The folder is called after its commit: a branch may move between the two downloads.
+    return download(name, folder.name, names)
+
+
+def download(name: str, revision: str | None, patterns: list[str]) -> Path:
+    """Downloads the files of a model that match patterns; their folder in the cache of the Hub.
+
+    One rank of a host downloads, the others wait for its lock. Raises RunError as fetch.
+    """
+    repo = name.partition("@")[0]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+        )
+        return Path(folder)
     except GatedRepoError as error:
         raise RunError(
             f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
@@ -123,29 +168,3 @@ def fetch(name: str) -> Path:
         raise RunError(
             f"model '{name}' is neither a folder here nor a model of the Hub: {in_a_line(error)}"
         ) from error
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name is OWNER/NAME[@REVISION].
-
-    runs/NAME, and a NAME in a folder that is here, are paths.
-    """
-    owner = name.split("/")[0]
-    matches = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?", name, re.ASCII)
-    return bool(matches) and owner != "runs" and not Path(owner).exists()
-
-
-def public_name(name: str) -> str | None:
-    """OWNER/NAME of a model that was given so, or as its folder in the cache of the Hub."""
-    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
-        return "/".join(found.groups())
-    return name.partition("@")[0] if is_hub_name(name) and not Path(name).exists() else None
-
-
-def nearest_folder(path: Path) -> str:
-    """What to give in place of a path that does not exist."""
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    folders = {each.name: each for each in beside if each.is_dir()}
-    for name in get_close_matches(path.name, folders, n=1):
-        return f"is it {folders[name]}?"
-    return "give a folder, 'tiny' or OWNER/NAME"

@@ -1,6 +1,9 @@
 """LoRA: small matrices beside the weights are trained, in place of the weights.
 
-lora.py         puts adapters into a policy; the reference is the policy with them off; the files
+    W x + alpha / r * B A x      A (r, in) starts at random, B (out, r) at zero
+
+Hu et al. 2021, arXiv 2106.09685. The adapters are those of the package peft. The reference of DPO
+is the policy with its adapters off, so that one model is in memory.
 """
 
 import argparse
@@ -15,11 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, full, print0
@@ -29,25 +31,36 @@ from nanoalign.model import Policy
 from nanoalign.ranks.collectives import on_main
 from nanoalign.weights import write
 from nanoalign.weights.folders import public_name, read_config
-from nanoalign.weights.slices import local_rows, places_of, tensors_of
+from nanoalign.weights.slices import copy_rows, places_of, tensors_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    count = number(int, 1)
     add = parser.add_argument_group("LoRA, which needs the package peft").add_argument
-    add("--lora_rank", type=count, metavar="RANK",
-        help="train adapters of this rank, not the weights; the reference is the policy with its "
-        "adapters off, and takes no memory; default: no adapters")  # fmt: skip
-    add("--lora_alpha", type=count,
-        help="the update is scaled by alpha / rank; default: twice the rank")  # fmt: skip
-    add("--lora_targets", nargs="+", metavar="NAME",
-        help="layers with adapters, such as q_proj; default: all linear but the head")  # fmt: skip
+    add(
+        "--lora_rank",
+        type=number(int, 1),
+        metavar="RANK",
+        help="train adapters of this rank in place of the weights; the reference is the policy "
+        "with its adapters off, and takes no memory; default: no adapters",
+    )
+    add(
+        "--lora_alpha",
+        type=number(int, 1),
+        help="the update of a weight is scaled by alpha / rank; default: twice the rank",
+    )
+    add(
+        "--lora_targets",
+        nargs="+",
+        metavar="NAME",
+        help="names of the layers that get adapters, such as q_proj; default: all linear layers "
+        "but the head",
+    )
     parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """What is wrong with the flags of LoRA, if anything is."""
+    """Why the flags of LoRA are refused, or None. It is called before anything is loaded."""
     if args.lora_rank is None:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(args, name) is not None:
@@ -86,7 +99,7 @@ class Adapters:
     targets: tuple[str, ...] = ()  # ends of names of layers; none: all linear ones but the head
     seed: int = 0  # of A
     base: str | None = None  # the model that adapter_config.json names
-    frozen: torch.dtype | None = None  # of the frozen weights; None: as they are loaded
+    frozen_dtype: torch.dtype | None = None  # of the frozen weights; None: as they are loaded
 
     def load(self, load_policy: Callable[..., Policy]) -> Policy:
         """A policy with adapters, which alone are trained. load_policy: Policy.load, but for hooks.
@@ -98,11 +111,11 @@ class Adapters:
         for layer in adapted(policy.model).values():  # the same on any number of ranks
             a, b = matrices(layer)
             bound = a.shape[1] ** -0.5  # as in the code of the paper
-            fill(a, torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
-            fill(b, torch.zeros(b.shape))
+            copy_rows(a, torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+            copy_rows(b, torch.zeros(b.shape))
         return policy
 
-    def put_into(self, model: PreTrainedModel) -> None:
+    def put_into(self, model: "transformers.PreTrainedModel") -> None:
         """Puts adapters beside the linear layers of a model, whose own parameters are frozen."""
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import Linear, LoraLayer
@@ -133,9 +146,9 @@ class Adapters:
                     f"--lora_targets: '{name}' is not a linear layer of a block; give others, such "
                     "as q_proj k_proj v_proj o_proj"
                 )
-        for parameter in model.parameters() if self.frozen is not None else ():
+        for parameter in model.parameters() if self.frozen_dtype is not None else ():
             if not parameter.requires_grad:  # buffers stay as they are
-                parameter.data = parameter.data.to(self.frozen)
+                parameter.data = parameter.data.to(self.frozen_dtype)
 
 
 def load_policy(load: partial, args: Namespace) -> Policy:
@@ -190,14 +203,6 @@ def plain_name(name: str) -> str:
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter."""
     return name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"))
-
-
-@torch.no_grad()
-def fill(parameter: Tensor, values: Tensor) -> None:
-    """Copies the part of this rank of `values`, which all ranks have, into a parameter."""
-    rows = local_rows(parameter)
-    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    local.copy_(values[rows.start : rows.stop])
 
 
 @torch.no_grad()
@@ -273,7 +278,9 @@ def write_model(
     write_adapters(policy.model, folder / FOLDER, world)
 
 
-def write_adapters(model: PreTrainedModel, folder: Path, world: World | None = None) -> None:
+def write_adapters(
+    model: "transformers.PreTrainedModel", folder: Path, world: World | None = None
+) -> None:
     """Writes the adapters, float32, as PeftModel.from_pretrained(base, folder) reads them.
 
     A collective. The folder gets its name when it is complete.

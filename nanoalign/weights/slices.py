@@ -1,32 +1,33 @@
-"""Safetensors files -> sharded parameters: each rank reads its own slices of the files.
+"""Safetensors files -> sharded parameters: each rank reads its own rows of every tensor.
 
-A model is built with its parameters on the meta device, without memory, and sharded; then its
-shards get memory, and each rank reads its rows of every tensor. convert.py reads files whose
-tensors transformers must convert (mixture-of-experts).
+A model is built with its parameters on the meta device, where they take no memory, and sharded.
+Then its shards get memory and are filled. Where transformers must convert the tensors of the files
+(most mixtures of experts), rank 0 loads the whole model and sends its tensors to the other ranks.
+
+torch.distributed.checkpoint's HuggingFaceStorageReader reads slices in as much memory. It is not
+used because it reads every safetensors file of a folder, also one that the index does not name.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.run_folder import advice
 from nanoalign.model import Fill
 from nanoalign.weights.heads import class_of
+from nanoalign.weights.tensor_files import open_safetensors, read_tensor, stored_tensors
 
-Place = tuple[nn.Module, str]  # a module, and the name that its parameter or buffer has in it
+# transformers is asked for neither pickles, nor code of the folder, nor attention of the Hub.
+SAFE = {"use_safetensors": True, "trust_remote_code": False, "attn_implementation": "eager"}
+
+Place = tuple[nn.Module, str]  # a module, and the name of a parameter or buffer in it
 
 
 def read_slices(
@@ -34,14 +35,20 @@ def read_slices(
 ) -> tuple["transformers.PreTrainedModel", Fill]:
     """(a model on the meta device, a function that fills its shards): the `read` of Policy.load.
 
-    A reward model that is made of a language model gets the body of that; its head is not filled.
+    auto: the class of transformers' that makes the model: AutoModelForCausalLM, or
+        AutoModelForSequenceClassification, whose head is not filled if the folder has none.
+    Raises RunError if the model can't be built; the function does, on all ranks, if the files are
+    damaged or do not fit the model.
     """
     folder = Path(folder)
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
-        if auto is not transformers.AutoModelForCausalLM:
-            reader = reader_of(model, config, dtype, folder)
-    if model.can_generate() and (path := folder / "generation_config.json").is_file():  # EOS ids
+        has_head = any("ForSequence" in name for name in config.architectures or ())
+        if auto is not transformers.AutoModelForCausalLM and not has_head:
+            # A language model reads the files; its body is that of the reward model.
+            reader = build(transformers.AutoModelForCausalLM, config, dtype, folder)
+            setattr(reader, reader.base_model_prefix, model.base_model)
+    if model.can_generate() and (path := folder / "generation_config.json").is_file():
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         except Exception as error:
@@ -53,7 +60,7 @@ def read_slices(
         # As Module.to_empty, except for buffers, which keep their values.
         module._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
         reader.tie_weights()
-        load(reader, places, folder)
+        load(reader, tensors_of(places), folder)
 
     return model, fill
 
@@ -62,7 +69,7 @@ def read_slices(
 def parameters_on_meta() -> Iterator[None]:
     """Modules that are built inside have their parameters on meta, and their buffers in memory.
 
-    Buffers that are in no file (rotary tables) are computed while a module is built.
+    Buffers that no file stores (rotary tables) are computed while a module is built.
     """
     register = nn.Module.register_parameter
 
@@ -79,161 +86,75 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def build(
-    auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, path: Path
+    auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, folder: Path
 ) -> "transformers.PreTrainedModel":
-    """A model of this config without weights. path: its folder, whose tensors it must have."""
-    # transformers' defaults: what a folder wants may be code that is fetched from the Hub.
+    """A model of this config without weights. folder: stores its weights.
+
+    Raises RunError for an architecture or settings of which transformers can't build a model.
+    """
+    # transformers' defaults: what a config.json asks for may be code that is fetched from the Hub.
     config._attn_implementation = config._experts_implementation = None
     if auto is transformers.AutoModelForSequenceClassification:
         auto = class_of(type(config)) or auto
-    tensors = len(stored_tensors(path))
+    layers, tensors = (
+        getattr(config.get_text_config(), "num_hidden_layers", 0),
+        stored_tensors(folder),
+    )
     try:
-        if (layers := getattr(config.get_text_config(), "num_hidden_layers", 0)) > tensors:
-            raise ValueError(f"{layers} layers, but {tensors} tensors")  # it would take hours
+        if layers > len(tensors):  # a wrong number, for which building would take hours
+            raise ValueError(f"{layers} layers, but {len(tensors)} tensors")
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
-    except Exception as error:  # no such model of this architecture, inconsistent settings
-        raise RunError(f"model '{path}' can't be built: {in_a_line(error)}") from error
-    if model.base_model is model:
-        name_body(model, path)
+    except Exception as error:  # of transformers, of any kind
+        raise RunError(f"model '{folder}' can't be built: {in_a_line(error)}") from error
+    if model.base_model is model:  # Llama 4 names its body in another way than transformers expects
+        parts = dict(model.named_children())
+        bodies = [n for n, part in parts.items() if isinstance(part, transformers.PreTrainedModel)]
+        if len(bodies) != 1:
+            raise RunError(
+                f"model '{folder}': {type(model).__name__} has no body apart from its head"
+            )
+        model.base_model_prefix = bodies[0]
     return model
 
 
-def places_of(model: "transformers.PreTrainedModel") -> dict[str, Place]:
+# --- names of tensors -----------------------------------------------------------------------------
+
+
+def places_of(model: nn.Module) -> dict[str, Place]:
     """Name -> place of every parameter and persistent buffer; a tied one has several names."""
     persistent = model.state_dict().keys()
-    return {
-        f"{prefix}{'.' * bool(prefix)}{name}": (module, name)
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        for name in (*module._parameters, *module._buffers)
-        if f"{prefix}{'.' * bool(prefix)}{name}" in persistent
-    }
+    places = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for attribute in (*module._parameters, *module._buffers):
+            name = f"{path}.{attribute}" if path else attribute
+            if name in persistent:
+                places[name] = (module, attribute)
+    return places
 
 
 def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
-    """All names of a tensor -> the tensor."""
+    """All names of a tensor -> the tensor, as it is in the model now."""
     names: dict[int, list[str]] = {}
     for name, (module, attribute) in places.items():
         names.setdefault(id(getattr(module, attribute)), []).append(name)
-    return {tuple(each): getattr(*places[each[0]]) for each in names.values()}
-
-
-@torch.no_grad()
-def load(model: "transformers.PreTrainedModel", places: dict[str, Place], folder: Path) -> None:
-    """Fills the tensors of a model from the safetensors files of a folder. A collective.
-
-    Raises RunError if the files have other names or shapes than the model, after conversion too.
-    """
-    tensors, stored = tensors_of(places), stored_tensors(folder)
-    same_layout = stored.keys() <= places.keys() and all(
-        any(stored.get(name, (None, None))[1] == tuple(tensor.shape) for name in names)
-        for names, tensor in tensors.items()
-    )
-    if not same_layout:
-        return load_by_transformers(model, tensors, folder)
-    if len(stored) > len(tensors):
-        read = {name: partial(read_tensor, path, name) for name, (path, _) in stored.items()}
-        check_tied(tensors, read, folder)
-    by_file: dict[Path, dict[str, Tensor]] = {}
-    for names, tensor in tensors.items():
-        name = next(name for name in names if name in stored)
-        by_file.setdefault(stored[name][0], {})[name] = tensor
-    for path, targets in by_file.items():
-        with open_safetensors(path) as file:
-            for name, tensor in targets.items():
-                rows = local_rows(tensor)
-                if len(rows):
-                    stored_tensor = file.get_slice(name)
-                    if isinstance(tensor, DTensor):
-                        tensor.to_local().copy_(stored_tensor[rows.start : rows.stop])
-                    else:
-                        tensor.copy_(stored_tensor[...])
-
-
-def local_rows(tensor: Tensor) -> range:
-    """The rows of dimension 0 that this rank has."""
-    if not isinstance(tensor, DTensor):
-        return range(len(tensor)) if tensor.ndim else range(1)
-
-    return rows_of_rank(tensor)
-
-
-def stored_tensors(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
-    """Tensor name -> (its safetensors file, its shape). Raises RunError if a file is missing."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    names = [single.name]
-    if index.is_file() or not single.is_file():
-        names = files_of(index)
-    stored = {}
-    for name in names:
-        with open_safetensors(path := folder / name) as file:
-            stored |= {key: (path, tuple(file.get_slice(key).get_shape())) for key in file.keys()}  # noqa: SIM118
-    return stored
-
-
-@contextmanager
-def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """An open file of tensors. Raises RunError if it is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
-
-
-def name_body(model: PreTrainedModel, path: Path) -> None:
-    """Names the one part that is a model as the body: Llama 4 gives it another name.
-
-    path: names the model in errors. Raises RunError if there is no such part.
-    """
-    parts = dict(model.named_children())
-    bodies = [name for name, part in parts.items() if isinstance(part, PreTrainedModel)]
-    if len(bodies) != 1:
-        raise RunError(f"model '{path}': {type(model).__name__} has no body apart from its head")
-    model.base_model_prefix = bodies[0]
-
-
-def files_of(index: Path) -> list[str]:
-    """The names of the files of an index. Raises RunError if it or one of them is
-    damaged or not there."""
-    if not index.is_file():
-        raise RunError(
-            advice(index.parent)
-            or f"model folder '{index.parent}' has no weights: neither model.safetensors nor "
-            f"{index.name} (other formats are not read; convert them with transformers' "
-            "save_pretrained)"
-        )
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (index.parent / name).is_file()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
-    if missing:
-        raise RunError(f"{index}: names the file {missing[0]}, which is missing")
-    return names
-
-
-def rows_of_rank(tensor: DTensor) -> range:
-    """The rows of dimension 0 that this rank has: FSDP2 divides them as torch.chunk does."""
-    mesh = tensor.device_mesh  # parameters are sharded over its last dimension
-    size = tensor.shape[0]
-    chunk = math.ceil(size / mesh.shape[-1])
-    start = min(mesh.get_coordinate()[-1] * chunk, size)
-    rows = range(start, min(start + chunk, size))
-    assert len(rows) == tensor.to_local().shape[0], "FSDP2 shards as torch.chunk does"
-    return rows
+    return {tuple(aliases): getattr(*places[aliases[0]]) for aliases in names.values()}
 
 
 def check_tied(
-    names: Iterable[tuple[str, ...]], read: dict[str, Callable[[], Tensor]], folder: Path
+    tied: Iterable[tuple[str, ...]],
+    stored: Collection[str],
+    read: Callable[[str], Tensor],
+    folder: Path,
 ) -> None:
-    """Raises RunError where two names of one tensor have other values: one would be ignored.
+    """Raises RunError where the files store two names of one tensor with different values.
 
-    names: of each tensor, all that the model gives it. read: returns the tensor of a name that the
-        files have. Ranks that read the same files raise together.
+    tied: of each tensor of the model, all its names. stored: the names in the files. read: returns
+        the stored tensor of a name.
     """
-    for first, *others in ([name for name in each if name in read] for each in names):
+    for names in tied:
+        first, *others = [name for name in names if name in stored] or [""]
         for other in others:
-            if not torch.equal(read[first](), read[other]()):
+            if not torch.equal(read(first), read(other)):
                 raise RunError(
                     f"model folder '{folder}': {first} and {other} are one tensor of the model, by "
                     'config.json, but differ in the files; write "tie_word_embeddings": false '
@@ -241,89 +162,110 @@ def check_tied(
                 )
 
 
-def read_tensor(path: Path, name: str) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor(name)
+# --- values of tensors ----------------------------------------------------------------------------
 
 
-def reader_of(
-    model: "transformers.PreTrainedModel", config: "transformers.PretrainedConfig",
-    dtype: torch.dtype, folder: Path,
-) -> "transformers.PreTrainedModel":  # fmt: skip
-    """What reads the files of a folder into a reward model: itself, if they have a reward head.
-
-    Those of a language model are read by one, into the body of the reward model.
-    """
-    if any("ForSequence" in name for name in config.architectures or ()):
-        return model
-    reader = build(transformers.AutoModelForCausalLM, config, dtype, folder)
-    setattr(reader, reader.base_model_prefix, model.base_model)
-    return reader
-
-
-# Nothing pickled, no code of the folder, and no attention whose code is fetched from the Hub.
-SAFE = {"use_safetensors": True, "trust_remote_code": False, "attn_implementation": "eager"}
-
-
-def load_by_transformers(
-    model: PreTrainedModel, tensors: dict[tuple[str, ...], Tensor], folder: Path
+@torch.no_grad()
+def load(
+    model: "transformers.PreTrainedModel", tensors: dict[tuple[str, ...], Tensor], folder: Path
 ) -> None:
-    """Fills tensors, by all their names, with those that rank 0 loads and sends. A collective.
+    """Fills the tensors of a model, by all their names, from the files of a folder. A collective.
 
-    Raises RunError on all ranks if the files do not fit the model.
+    Raises RunError, on all ranks, if the files store other tensors than the model has.
     """
+    stored = stored_tensors(folder)
+    known = {name for names in tensors for name in names}
+    same_layout = stored.keys() <= known and all(
+        any(name in stored and stored[name].shape == tensor.shape for name in names)
+        for names, tensor in tensors.items()
+    )
+    if not same_layout:
+        return load_on_rank_0(model, tensors, folder)
+    if len(stored) > len(tensors):
+        check_tied(tensors, stored, lambda name: read_tensor(stored, name), folder)
+    targets: dict[Path, dict[str, Tensor]] = {}
+    for names, tensor in tensors.items():
+        name = next(name for name in names if name in stored)
+        targets.setdefault(stored[name].file, {})[name] = tensor
+    for path, tensors_of_file in targets.items():
+        with open_safetensors(path) as file:
+            for name, tensor in tensors_of_file.items():
+                copy_rows(tensor, file.get_slice(name))
+
+
+@torch.no_grad()
+def copy_rows(target: Tensor, whole: Tensor) -> None:
+    """Copies the rows that this rank has of a whole tensor into a parameter or buffer.
+
+    target: sharded on dimension 0, or not sharded. whole: a tensor of the shape of target, or a
+        slice of safetensors, of which only those rows are read.
+    """
+    if not isinstance(target, DTensor):
+        target.copy_(whole[...])
+        return
+    local, mesh = target.to_local(), target.device_mesh
+    rows = math.ceil(len(target) / mesh.shape[-1])  # FSDP2 divides them as torch.chunk does
+    start = min(mesh.get_coordinate()[-1] * rows, len(target))
+    stop = min(start + rows, len(target))
+    assert len(local) == stop - start, "FSDP2 shards as torch.chunk does"
+    if start < stop:
+        local.copy_(whole[start:stop])
+
+
+def load_on_rank_0(
+    model: "transformers.PreTrainedModel", tensors: dict[tuple[str, ...], Tensor], folder: Path
+) -> None:
+    """As `load`, by transformers' own loader on rank 0, which sends every tensor to all ranks."""
     loaded, message = {}, [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
-            loaded = from_pretrained(model, folder)
-            if lost := [names[0] for names in tensors if loaded.keys().isdisjoint(names)]:
+            loaded = load_whole(model, folder)
+            lost = [names[0] for names in tensors if loaded.keys().isdisjoint(names)]
+            if lost:
                 raise RunError(
                     f"model folder '{folder}' has no weights for {', '.join(sorted(lost)[:3])} of "
                     f"{type(model).__name__}"
                 )
-            check_tied(tensors, {name: partial(loaded.get, name) for name in loaded}, folder)
+            check_tied(tensors, loaded, loaded.__getitem__, folder)
         except RunError as error:
             message = [str(error)]
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    if several:
+    if dist.is_initialized():
         dist.broadcast_object_list(message, src=0)
     if message[0] is not None:
         raise RunError(message[0])
     for names, tensor in tensors.items():
-        full = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        if found := [name for name in names if name in loaded]:  # on rank 0
-            full.copy_(loaded[found[0]])
-        if several:
-            dist.broadcast(full, src=0)
-        if isinstance(tensor, DTensor):
-            rows = local_rows(tensor)
-            tensor.to_local().copy_(full[rows.start : rows.stop])
-        else:
-            tensor.copy_(full)
+        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        stored_names = [name for name in names if name in loaded]
+        if stored_names:  # on rank 0
+            whole.copy_(loaded[stored_names[0]])
+        if dist.is_initialized():
+            dist.broadcast(whole, src=0)
+        copy_rows(tensor, whole)
 
 
-def from_pretrained(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
-    """The tensors by name, as transformers loads them.
+def load_whole(model: "transformers.PreTrainedModel", folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder by name, as transformers loads them into a model of this class.
 
     Raises RunError if the files lack a tensor of the model, or have one that the model lacks.
     """
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # the RunError below replaces its report
-    transformers_logging.disable_progress_bar()
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the RunError below replaces its report
+    logging.disable_progress_bar()
     try:
         loaded, info = type(model).from_pretrained(
             folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
         )
-    except Exception as error:
+    except Exception as error:  # of transformers, of any kind
         raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
     problems = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if found := sorted(map(str, info[kind])):
-            more = f" and {len(found) - 3} more" * (len(found) > 3)
-            problems.append(f"{kind.replace('_', ' ')}: {', '.join(found[:3])}{more}")
+        if names := sorted(map(str, info[kind])):
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
     if problems:
         raise RunError(
             f"model folder '{folder}': its weights are not those of the {type(loaded).__name__} in "

@@ -117,7 +117,9 @@ def test_the_public_name_of_a_model_has_no_revision(tmp_path):
     cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
     assert public_name("owner/name@v2") == public_name("owner/name") == "owner/name"
     assert public_name(str(cached)) == "owner/name"
-    assert public_name("runs/dpo") is None and public_name("./owner/name") is None
+    assert public_name("/c/hub/models--Owner--a-b--c/snapshots/0a1b") == "Owner/a-b--c"
+    for path in ("tiny", "runs/dpo", "/a/b", "./owner/name"):
+        assert public_name(path) is None
 
 
 def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_path, monkeypatch):

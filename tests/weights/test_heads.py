@@ -17,7 +17,7 @@ from nanoalign.batch import collate
 from nanoalign.encode import encode
 from nanoalign.errors import RunError
 from nanoalign.model import TINY, RewardModel
-from nanoalign.weights import write
+from nanoalign.weights import tensor_files
 from nanoalign.weights.heads import announce, class_of
 from nanoalign.weights.slices import read_slices
 from nanoalign.weights.write import write_model
@@ -48,7 +48,7 @@ def rewards_by_snippet(folder: Path, text: str) -> float:
 def test_a_reward_model_of_any_family(name, tiny_tokenizer, tmp_path, monkeypatch):
     """Its rewards are those of its own forward, of the saved one, and of other programs."""
     if name == "granite":
-        monkeypatch.setattr(write, "MAX_FILE_BYTES", 200_000)  # several files
+        monkeypatch.setattr(tensor_files, "MAX_FILE_BYTES", 200_000)  # several files
     tokenizer = tiny_tokenizer
     folder = families.write_model_of(name, tmp_path / "base", tied=False)
     assert class_of(type(AutoConfig.from_pretrained(folder))) is not None

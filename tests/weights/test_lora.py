@@ -23,7 +23,7 @@ from nanoalign.files.run_folder import newest
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 from nanoalign.weights import lora
-from nanoalign.weights.slices import read_slices
+from nanoalign.weights.slices import copy_rows, read_slices
 
 peft = pytest.importorskip("peft", reason="LoRA is trained through peft, which is not installed")
 
@@ -48,7 +48,7 @@ def fill_adapters(policy: Policy, seed: int = 0) -> dict[str, tuple[torch.Tensor
             0.1 * torch.randn(m.shape, generator=generator) for m in lora.matrices(layer)
         )
         for matrix, values in zip(lora.matrices(layer), drawn[name], strict=True):
-            lora.fill(matrix, values)
+            copy_rows(matrix, values)
     return drawn
 
 
@@ -120,7 +120,7 @@ def test_merged_by_hand():
         (a, [[1.0, 10.0]]),
         (b, [[1.0], [0.0]]),
     ):
-        lora.fill(tensor, torch.tensor(values))
+        copy_rows(tensor, torch.tensor(values))
     assert lora.merged(layer).tolist() == [[3.0, 22.0], [3.0, 4.0]]
     x = torch.tensor([[1.0, -1.0]])
     assert layer(x).tolist() == (x @ lora.merged(layer).T).tolist() == [[-19.0, -1.0]]
@@ -262,7 +262,7 @@ def test_resume_continues_on_any_number_of_ranks(train, two_ranks, tmp_path):
 
 def _dtypes(folder: Path) -> set[tuple[bool, torch.dtype]]:
     load_policy = partial(Policy.load, folder, setup(), torch.bfloat16, read=read_slices)
-    policy = lora.load_policy(load_policy, train_dpo.parse_args(["--lora_rank", "4"]))()
+    policy = lora.load_policy(load_policy, train_dpo.parse_args(["--lora_rank", "4"]))
     return {(p.requires_grad, p.dtype) for p in policy.parameters()}
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import records, tiny_llama
 from processes import run_ranks
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from trainings import damaged_model
 from transformers import (
@@ -29,9 +30,10 @@ from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.packed import PackedBatcher
-from nanoalign.weights import write
+from nanoalign.weights import tensor_files
 from nanoalign.weights.folders import local_folder
-from nanoalign.weights.slices import read_slices, stored_tensors
+from nanoalign.weights.slices import read_slices
+from nanoalign.weights.tensor_files import stored_tensors
 from nanoalign.weights.write import write_model
 
 load = partial(Policy.load, read=read_slices)
@@ -243,7 +245,7 @@ def test_saving_over_a_sharded_model_leaves_none_of_it(
     llama_folder, batch, tmp_path, tokenizer, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(write, "MAX_FILE_BYTES", 20_000)
+        patch.setattr(tensor_files, "MAX_FILE_BYTES", 20_000)
         write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
     write_model(load(llama_folder), tokenizer, tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
@@ -259,7 +261,7 @@ def test_a_result_that_was_moved_in_part_is_never_two_models(
     def written(seed: int, sharded: bool, folder: Path) -> None:
         with monkeypatch.context() as patch:
             if sharded:
-                patch.setattr(write, "MAX_FILE_BYTES", 20_000)
+                patch.setattr(tensor_files, "MAX_FILE_BYTES", 20_000)
             write_model(Policy(tiny_llama(seed=seed)), tokenizer, folder)
 
     class Killed(BaseException):
@@ -308,7 +310,7 @@ def test_more_layers_than_tensors_are_refused_before_they_are_built(llama_folder
 
 
 def test_writes_shards_with_an_index(llama_folder, batch, tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(write, "MAX_FILE_BYTES", 20_000)
+    monkeypatch.setattr(tensor_files, "MAX_FILE_BYTES", 20_000)
     write_model(load(llama_folder), tokenizer, tmp_path)
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -328,9 +330,9 @@ def test_a_failure_while_writing_leaves_the_model_that_was_there(
     write_model(load(llama_folder), tokenizer, tmp_path)
 
     def full_disk(*args, **kwargs):
-        raise write.SafetensorError("No space left on device")
+        raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr(write, "save_file", full_disk)
+    monkeypatch.setattr(tensor_files, "save_file", full_disk)
     with pytest.raises(RunError, match=f"could not be written to '{tmp_path}': No space left"):
         write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
     assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))

@@ -1,0 +1,121 @@
+"""The safetensors files of a model folder: what they store, and how they are written.
+
+A model is one file, model.safetensors, or several of which model.safetensors.index.json names the
+tensors of each.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanoalign.errors import RunError, in_a_line
+
+SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
+
+
+class Stored(NamedTuple):
+    """Where a tensor is stored, and its shape."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Name of a tensor -> where it is stored, for all tensors of a model folder.
+
+    Files that the index does not name are not read.
+    Raises RunError if there is no safetensors file, or if one is missing or damaged.
+    """
+    stored = {}
+    for path in weight_files(folder):
+        with open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118, it is no dict
+                stored[name] = Stored(path, tuple(file.get_slice(name).get_shape()))
+    return stored
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that store the weights of a model folder. Raises RunError as stored_tensors."""
+    index = folder / INDEX
+    if not index.is_file():
+        if (folder / SINGLE_FILE).is_file():
+            return [folder / SINGLE_FILE]
+        raise RunError(
+            f"model folder '{folder}' has no weights: neither {SINGLE_FILE} nor {INDEX} (other "
+            "formats are not read; convert them with transformers' save_pretrained)"
+        )
+    for name in names_in_index(index):
+        if not (folder / name).is_file():
+            raise RunError(f"{index}: names the file {name}, which is missing")
+    return [folder / name for name in names_in_index(index)]
+
+
+def names_in_index(index: Path) -> list[str]:
+    """The names of the files of an index. Raises RunError if it is damaged."""
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[safe_open]:
+    """An open file, of which tensors or their slices are read. Raises RunError if it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
+
+
+def read_tensor(stored: dict[str, Stored], name: str) -> Tensor:
+    """A whole tensor, from its file. stored: of the model folder, by stored_tensors."""
+    with open_safetensors(stored[name].file) as file:
+        return file.get_tensor(name)
+
+
+def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Writes tensors, by their names, to a model folder that has its config.json.
+
+    A file has at most MAX_FILE_BYTES, or one tensor that is larger. The tensors of one file are in
+    memory at a time. Raises OSError or SafetensorError if the disk is full.
+    """
+    names, total_bytes = [], 0  # names: of the tensors of each file
+    for group in groups_of_files(tensors):
+        path = folder / f"unnamed-{len(names)}.safetensors"  # until the number of files is known
+        save_file(group, path, metadata={"format": "pt"})
+        # safetensors creates files that their owner alone can read.
+        path.chmod((folder / "config.json").stat().st_mode)
+        names.append(list(group))
+        total_bytes += sum(tensor.nbytes for tensor in group.values())
+        group.clear()  # its memory, before the next tensors are gathered
+    if len(names) == 1:
+        (folder / "unnamed-0.safetensors").rename(folder / SINGLE_FILE)
+        return
+    weight_map = {}
+    for i, names_of_file in enumerate(names):
+        file_name = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
+        (folder / f"unnamed-{i}.safetensors").rename(folder / file_name)
+        weight_map |= dict.fromkeys(names_of_file, file_name)
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def groups_of_files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The tensors of each file in turn, by their names."""
+    group, size = {}, 0
+    for name, tensor in tensors:
+        if group and size + tensor.nbytes > MAX_FILE_BYTES:
+            yield group
+            group, size = {}, 0
+        group[name] = tensor.clone(memory_format=torch.contiguous_format)  # no views
+        size += tensor.nbytes
+    yield group

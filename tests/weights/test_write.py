@@ -1,0 +1,221 @@
+"""python -m pytest tests/weights/test_write.py
+
+What other programs find in a result: names of transformers 4, tokenizer files, a chat template, the
+ends of a response, weights in bfloat16.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_llama, write_pairs
+from safetensors.torch import load_file, save_file
+from tokenizers import processors
+from trainings import train
+from transformers import AutoTokenizer, Gemma3TextConfig, GenerationConfig, LlamaConfig
+
+import train_rm
+from nanoalign.data.templates import encode_records
+from nanoalign.model import Policy, RewardModel
+from nanoalign.records import Record
+from nanoalign.weights.folders import load_tokenizer
+from nanoalign.weights.write import add_older_names, rounded, write_model
+
+
+def json_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+# --- config.json and generation_config.json
+
+
+def test_the_base_of_rotary_positions_is_where_older_programs_read_it(tmp_path, tokenizer):
+    model = tiny_llama(rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    write_model(Policy(model), tokenizer, tmp_path)
+    settings = json_of(tmp_path / "config.json")
+    assert settings["rope_theta"] == settings["rope_parameters"]["rope_theta"] == 1e6
+    assert settings["torch_dtype"] == settings["dtype"] == "float32"
+    assert LlamaConfig.from_pretrained(tmp_path).rope_parameters == model.config.rope_parameters
+
+
+def test_scaled_and_layered_rotary_positions_by_their_older_names():
+    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    for rope in (scaled, {"full_attention": scaled, "sliding_attention": {"rope_theta": 1e4}}):
+        settings = {"text_config": {"rope_parameters": rope}}
+        add_older_names(settings)
+        expected = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e5}
+        assert settings["text_config"] == {"rope_parameters": rope} | expected
+
+
+def test_the_older_names_change_nothing_for_this_transformers():
+    config = Gemma3TextConfig()
+    settings = config.to_dict()
+    add_older_names(settings)
+    assert Gemma3TextConfig.from_dict(settings).rope_parameters == config.rope_parameters
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(None, 258), (7, [258, 7]), ([7, 258], [7, 258])])
+def test_generation_ends_where_responses_of_the_training_did(tmp_path, tokenizer, ends, expected):
+    model = tiny_llama()
+    model.generation_config.eos_token_id = ends
+    write_model(Policy(model), tokenizer, tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).eos_token_id == expected
+    assert model.generation_config.eos_token_id == ends
+
+
+# --- tokenizer
+
+
+@pytest.fixture
+def old_tokenizer(tmp_path, tokenizer) -> Path:
+    """A folder whose tokenizer files transformers 5 would write in another way."""
+    folder = tmp_path / "old"
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json_of(path) | {"tokenizer_class": "PreTrainedTokenizerFast", "mine": [1]}
+    path.write_text(json.dumps(settings))
+    names = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    return folder
+
+
+def test_files_of_an_unchanged_tokenizer_are_copied(old_tokenizer, tmp_path):
+    write_model(Policy(tiny_llama()), load_tokenizer(old_tokenizer), tmp_path / "out")
+    for path in old_tokenizer.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_files_of_a_changed_tokenizer_are_written(old_tokenizer, tmp_path):
+    tokenizer = load_tokenizer(old_tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path / "out")
+    written = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert written("<new>")["input_ids"] == [259]
+    assert "TokenizersBackend" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
+def test_the_pad_token_of_a_reward_model_is_in_its_files(old_tokenizer, tmp_path):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = old_tokenizer / name
+        path.write_text(json.dumps(json_of(path) | {"pad_token": "<eos>"}))
+    tiny_llama().save_pretrained(old_tokenizer)
+    model = RewardModel.load(old_tokenizer, head_seed=0)
+    write_model(model, load_tokenizer(old_tokenizer), tmp_path / "out")
+    settings = json_of(tmp_path / "out" / "tokenizer_config.json")
+    assert (settings["pad_token"], settings["mine"]) == ("<bos>", [1])
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "<bos>"
+    assert json_of(tmp_path / "out" / "config.json")["pad_token_id"] == 257
+
+
+# --- the chat template of the template pku
+
+DIALOGUE = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "What is 3 plus 4?"},
+]
+
+
+@pytest.fixture
+def asked_by_pku(tmp_path, llama_folder) -> Path:
+    tokenizer = load_tokenizer(llama_folder)
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path / "pku", template="pku")
+    return tmp_path / "pku"
+
+
+def test_a_chat_template_asks_in_the_trained_form(asked_by_pku):
+    tokenizer = AutoTokenizer.from_pretrained(asked_by_pku)
+    (row,) = encode_records([Record(DIALOGUE, ["7.", "9."])], tokenizer, 1024, "pku")
+    asked = tokenizer.apply_chat_template(
+        DIALOGUE, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    assert asked == row.prompt.tolist()
+    whole = [*DIALOGUE, {"role": "assistant", "content": "7."}]
+    whole = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=False)
+    assert whole == [*row.prompt, *row.responses[0]]
+
+
+def test_a_chat_template_begins_as_the_tokenizer_does(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 257)]
+    )
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path, template="pku")
+    text = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(DIALOGUE[:1], tokenize=False)
+    assert text == "<bos>BEGINNING OF CONVERSATION: USER: Hi"
+
+
+def test_auto_means_for_a_result_what_it_meant_for_its_model(asked_by_pku, llama_folder, tmp_path):
+    """Also for HH-RLHF dialogues; and a training by raw does not keep the template."""
+    texts = [Record(p, ["7.<eos>", "9."]) for p in ("Hi", "\n\nHuman: Hi\n\nAssistant:", DIALOGUE)]
+    for record in texts:
+        rows = [
+            encode_records([record], load_tokenizer(folder), 1024, "auto")[0]
+            for folder in (llama_folder, asked_by_pku)
+        ]
+        assert rows[0].prompt.tolist() == rows[1].prompt.tolist()
+        assert rows[0].responses[0].tolist() == rows[1].responses[0].tolist()
+    write_model(
+        Policy(tiny_llama()), load_tokenizer(asked_by_pku), tmp_path / "raw", template="raw"
+    )
+    assert AutoTokenizer.from_pretrained(tmp_path / "raw").chat_template is None
+
+
+def test_a_chat_template_of_the_model_stays(tmp_path):
+    tokenizer = byte_tokenizer(chat_template="{{ messages[0].content }}")
+    write_model(Policy(tiny_llama()), tokenizer, tmp_path, template="pku")
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+
+
+# --- bfloat16
+
+
+def test_the_share_of_changes_that_survive_by_hand(tmp_path, capsys):
+    """Near 1 the grid of bfloat16 has a spacing of 2^-7: a change by 2^-9 is lost, 2^-6 is not."""
+    save_file({"w": torch.ones(4)}, tmp_path / "model.safetensors", {"format": "pt"})
+    trained = {
+        "w": torch.tensor([1.0, 1 + 2**-9, 1 + 2**-6, 1 - 2**-6]),
+        "head": torch.ones(2),  # not in the start
+        "count": torch.tensor([3]),
+    }
+    written = dict(rounded(iter(trained.items()), tmp_path))
+    assert "66.7% of 3 changed weights" in capsys.readouterr().out
+    assert written["w"].tolist() == [1, 1, 1 + 2**-6, 1 - 2**-6]
+    assert written["w"].dtype == written["head"].dtype == torch.bfloat16
+    assert written["count"].dtype == torch.int64
+
+
+def files_and_lines(out: Path, capsys) -> tuple[dict, dict, list[str]]:
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bfloat16")]
+    return load_file(out / "model.safetensors"), json_of(out / "config.json"), lines
+
+
+def test_two_ranks_write_bfloat16_as_one_does(llama_folder, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
+    for ranks in (1, 2):
+        out = tmp_path / str(ranks)
+        train(llama_folder, pairs, out, "--save_dtype", "bf16", ranks=ranks, steps=2)
+        assert json_of(out / "config.json")["dtype"] == "bfloat16"
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in "12")
+    for name, tensor in one.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.allclose(two[name].float(), tensor.float(), rtol=2**-6, atol=1e-4), name
+
+
+def test_a_reward_model_in_bfloat16_prints_its_held_out_loss(
+    llama_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(train_rm.result, "finish", lambda *args: None)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
+    train_rm.main(
+        f"--model {llama_folder} --data {pairs} --out {tmp_path}/rm --steps 2 --lr 1e-2 "
+        "--batch_size 8 --save_dtype bf16".split()
+    )
+    tensors, config, lines = files_and_lines(tmp_path / "rm", capsys)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert len(lines) == 2 and "held out, by rounding: loss 0." in lines[1]
+    logged = [json.loads(line) for line in (tmp_path / "rm/metrics.jsonl").read_text().splitlines()]
+    before = lines[1].split("loss ")[1].split(" ->")[0]
+    assert before == f"{logged[-1]['eval/loss']:.4f}"
