@@ -12,6 +12,7 @@ from conftest import records, tiny_llama, write_pairs
 from processes import run_ranks
 from torch.distributed.checkpoint import FileSystemReader
 from torch.func import functional_call
+from trainings import losses, without_picture
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 import train_dpo
@@ -171,19 +172,14 @@ def test_losses_and_gradients_are_those_of_dense_weights(llama_folder, batch, ra
     expected, _, _ = dpo_loss(scores[w], scores[r], base[w], base[r])
     expected.sum().backward()
     assert expected.std() > 0.05  # the adapters matter
-    for losses, gradients in (found for result in outcome.results for found in result):
-        assert torch.allclose(losses, expected, atol=1e-5)
+    for found_losses, gradients in (found for result in outcome.results for found in result):
+        assert torch.allclose(found_losses, expected, atol=1e-5)
         for name, pair in gradients.items():
             for found, matrix in zip(pair, matrices[name], strict=True):
                 assert torch.allclose(found, matrix.grad, rtol=1e-4, atol=1e-5), name
 
 
 # --- whole runs
-
-
-def _train(argv: list[str]) -> None:
-    train_dpo.finish = lambda *args: None
-    train_dpo.main(argv)
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +190,7 @@ def train(llama_folder, tmp_path_factory):
     def run(out: Path, *flags: object, ranks: int = 1, model: Path = llama_folder) -> list[dict]:
         argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 25, "--lr", 3e-2,
                 "--steps", 4, "--lora_rank", 4, "--micro_batch_tokens", 800, *flags]  # fmt: skip
-        outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
+        outcome = run_ranks(ranks, without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert "rank 4, alpha 8, on 14 layers (" in outcome.stdout
         return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -206,10 +202,6 @@ def train(llama_folder, tmp_path_factory):
 def two_ranks(train, tmp_path_factory) -> tuple[list[dict], Path]:
     out = tmp_path_factory.mktemp("runs") / "two"
     return train(out, ranks=2), out
-
-
-def losses(metrics: list[dict]) -> list[float]:
-    return [line["loss"] for line in metrics if "loss" in line]
 
 
 def test_training_learns_the_same_on_any_ranks_and_with_checkpointed_activations(
