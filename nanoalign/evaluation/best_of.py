@@ -31,7 +31,7 @@ def curve(compared: Sequence[Compared]) -> list[dict[str, float]]:
     the best of n; true_reward: that of the same answers by the true rule of the embedded world,
     where all prompts are its own.
     """
-    is_tiny = {prompt_key(each.prompt) for each in compared} <= world.PROMPTS.keys()
+    is_tiny = {prompt_key(each.prompt) for each in compared} <= world.prompts().keys()
     sorted_answers = [sorted(each.policy, key=lambda x: x.score) for each in compared]
     rewards = [np.array([x.score for x in own]) for own in sorted_answers]
     truths = [

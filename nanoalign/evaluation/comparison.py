@@ -134,7 +134,7 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
         "no_dpo_better_than_dpo_count": int((won == 0).sum()),
         "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
     }
-    if {prompt_key(each.prompt) for each in compared} <= world.PROMPTS.keys():
+    if {prompt_key(each.prompt) for each in compared} <= world.prompts().keys():
         figures |= true_metrics(compared)
     return figures
 

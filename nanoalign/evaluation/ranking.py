@@ -146,7 +146,7 @@ def truth(scored: Sequence[Scored], preference: str) -> dict[str, float]:
         those that differ by it, with its 95 % interval over prompts.
     """
     prompts = {line.prompt if isinstance(line.prompt, str) else None for line in scored}
-    if not prompts <= world.PROMPTS.keys():
+    if not prompts <= world.prompts().keys():
         return {}
     rule = {"better": world.true_reward, "safer": world.true_safety}[preference]
     pairs = pairs_of(scored)

@@ -1,9 +1,11 @@
-"""Writes the embedded preference pairs, the same bytes every time.
+"""Writes the data and the language model of the embedded world again.
 
-python -m nanoalign.tiny.make_data
+python -m nanoalign.lab.make_tiny data      train.jsonl and test.jsonl: the same bytes each time
+python -m nanoalign.lab.make_tiny model     trains the model: half an hour on two cores
 """
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ from nanoalign.packing.packed import collate
 from nanoalign.ranks import report
 from nanoalign.records import Record
 from nanoalign.tiny import world
-from nanoalign.tiny.world import sft_corpus
 from nanoalign.weights.write import change_json
+
+MAX_LENGTH = 1024  # tokens of a prompt and one answer
+EVALUATED_ROWS = 50  # of a forward
 
 
 def to_jsonl(records: list[dict]) -> str:
@@ -32,24 +36,16 @@ def to_jsonl(records: list[dict]) -> str:
     return "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
 
 
-def make_data(argv: list[str] | None = None) -> None:
-    Parser(__doc__).parse_args(argv)
+def make_data() -> None:
+    """Writes the pairs, and prints how well they can be predicted: by whom the labels are known."""
     for path, split in ((world.TRAIN, "train"), (world.TEST, "test")):
         records = world.records(split)
         path.write_text(to_jsonl(records), encoding="ascii", newline="\n")
-        ceiling, oracle = world.label_ceiling(records), world.oracle_accuracy(records)
+        ceiling, agreement = world.label_ceiling(records), world.oracle_accuracy(records)
         print(
-            f"{path.name}: {len(records)} pairs; best expected accuracy {ceiling:.3f}, "
-            f"true_reward's own {oracle:.3f}"
+            f"{path.name}: {len(records)} pairs; the best expected accuracy is {ceiling:.3f}, "
+            f"that of the true rule on these labels {agreement:.3f}"
         )
-
-
-if __name__ == "__main__":
-    run(make_data, report.report)
-
-
-MAX_LENGTH = 1024  # tokens of a prompt and one answer
-EVALUATED_ROWS = 50  # of a forward
 
 
 def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -107,7 +103,7 @@ def make_rows(
     split: str, per_source: int, epoch: int, tokenizer: PreTrainedTokenizerFast
 ) -> list[Row]:
     """The prompts of a split, each with `per_source` answers of the three sources, as rows."""
-    corpus = sft_corpus(split, per_source, epoch)
+    corpus = world.sft_corpus(split, per_source, epoch)
     records = [Record(prompt, answers, name=str(i)) for i, (prompt, answers) in enumerate(corpus)]
     return encode_records(records, tokenizer, MAX_LENGTH, "pku")
 
@@ -129,20 +125,13 @@ def mean_loss(policy: Policy, rows: list[Row]) -> float:
     return -sum(policy(collate(part)).sum().item() for part in parts) / scored_tokens(rows)
 
 
-def main(argv: list[str] | None = None) -> None:
-    count = number(int, 1)
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--out", type=Path, default=TINY, help="folder to write")
-    add("--steps", type=count, default=3000, help="optimizer steps")
-    add("--batch_size", type=count, default=8, help="prompts of a step, with 3 answers each")
-    add("--lr", type=positive, default=2.5e-3, help="peak learning rate")
-    add("--vocabulary", type=number(int, 259), default=1536, help="tokens of the tokenizer")
-    add("--seed", type=number(int, 0), default=0, help="of the weights and the order of prompts")
-    args = parser.parse_args(argv)
+def make_model(args: Namespace) -> None:
+    """Trains the tokenizer and the model on answers of the three assistants, and writes both."""
     torch.manual_seed(args.seed)
 
-    texts = [text for prompt, answers in sft_corpus("train", 1) for text in (prompt, *answers)]
+    texts = [
+        text for prompt, answers in world.sft_corpus("train", 1) for text in (prompt, *answers)
+    ]
     tokenizer = make_tokenizer(texts, args.vocabulary)
     policy = load_policy(LlamaForCausalLM(make_config(tokenizer)))
     held_out = make_rows("test", 1, 0, tokenizer)
@@ -177,6 +166,27 @@ def main(argv: list[str] | None = None) -> None:
     settings = Path(args.out) / "tokenizer_config.json"
     change_json(settings, {"tokenizer_class": "PreTrainedTokenizerFast"})  # also in transformers 4
     print(f"{args.out}: {mean_loss(Policy(model.float()), held_out):.3f} nats a token, held out")
+
+
+def main(argv: list[str] | None = None) -> None:
+    count = number(int, 1)
+    parser = Parser(__doc__, prog="python -m nanoalign.lab.make_tiny")
+    commands = parser.add_subparsers(dest="command", required=True)
+    doc = "Writes train.jsonl and test.jsonl."
+    commands.add_parser("data", doc=doc, help=doc)
+    doc = "Trains the tokenizer and the language model."
+    add = commands.add_parser("model", doc=doc, help=doc).add_argument
+    add("--out", type=Path, default=TINY, help="the folder to write")
+    add("--steps", type=count, default=3000, help="optimizer steps")
+    add("--batch_size", type=count, default=8, help="prompts of a step, with 3 answers each")
+    add("--lr", type=positive, default=2.5e-3, help="the peak of the learning rate")
+    add("--vocabulary", type=number(int, 259), default=1536, help="tokens of the tokenizer")
+    add("--seed", type=number(int, 0), default=0, help="of the weights and the order of prompts")
+    args = parser.parse_args(argv)
+    if args.command == "data":
+        make_data()
+    else:
+        make_model(args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The embedded training pairs with labels that are wrong in a known way, as a .jsonl file.
 
-    python -m nanoalign.tiny.plant --length_bias 0.1 --out runs/biased.jsonl    prefers length
-    python -m nanoalign.tiny.plant --flip 0.2 --out runs/flipped.jsonl          a fifth is wrong
+    python -m nanoalign.lab.plant --length_bias 0.1 --out runs/biased.jsonl    prefers length
+    python -m nanoalign.lab.plant --flip 0.2 --out runs/flipped.jsonl          a fifth is wrong
 
 A label is drawn with the probability
 

@@ -1,6 +1,6 @@
 """The true gain of a policy: samples answers to test prompts, and scores them by the true rule.
 
-    python -m nanoalign.tiny.sample --model runs/dpo
+    python -m nanoalign.lab.sample --model runs/dpo
 
 Prints the mean true_reward of the policy and of the model that it was trained from, on the same
 prompts, with 95 % bootstrap intervals over prompts, and the share of answers that ended with EOS.

@@ -1,6 +1,6 @@
 """Searches for text with a high reward, by the gradient of the reward.
 
-    python -m nanoalign.lab.attack --model runs/rm --data pairs.jsonl --out runs/attacked.jsonl
+    python -m nanoalign.lab.search --model runs/rm --data pairs.jsonl --out runs/attacked.jsonl
 
 The responses of the data, in its key `response`, are changed token by token: the gradient of the
 reward with respect to the embeddings says, to first order, what each token at each place would gain

@@ -146,15 +146,13 @@ def show_row(row: Row, tokenizer) -> None:
 def show_batch(batch: Batch) -> None:
     ids = batch.inputs["input_ids"]
     print(f"input_ids {shape(ids)}")
-    scored = [set((batch.predicted_at + 1).tolist()) & set(range(n * ids.shape[1], (n + 1) * ids.shape[1]))
-              for n in range(len(ids))]  # fmt: skip
-    for n, name in enumerate(RESPONSES):
-        mask = ["1" if n * ids.shape[1] + t in scored[n] else "." for t in range(ids.shape[1])]
-        print(f"  line {n} {name:<9} scored: {''.join(mask)}")
-    print(
-        f"reads     {shape(batch.predicted_at)} {ends(batch.predicted_at)}: each the place before its token,"
-    )
-    print(f"          counted through both lines: line 1 begins at {ids.shape[1]}")
+    scored = torch.zeros(ids.numel(), dtype=torch.bool)
+    scored[batch.predicted_at + 1] = True
+    for n, (name, line) in enumerate(zip(RESPONSES, scored.view(ids.shape).tolist(), strict=True)):
+        print(f"  line {n} {name:<9} scored: {''.join('1' if token else '.' for token in line)}")
+    print(f"predicted_at {shape(batch.predicted_at)} {ends(batch.predicted_at)}")
+    print("          each the place before its token, counted through both lines:")
+    print(f"          line 1 begins at {ids.shape[1]}")
     print(f"targets   {shape(batch.targets)} {ends(batch.targets)}: the scored tokens")
     print(f"lengths   {shape(batch.lengths)} {batch.lengths.tolist()}")
     print(f"chosen    {batch.chosen.tolist()}, rejected {batch.rejected.tolist()}: which response")

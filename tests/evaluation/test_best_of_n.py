@@ -43,7 +43,7 @@ def test_by_hand():
 
 
 def test_the_true_rule_judges_what_the_reward_model_chose(tmp_path):
-    prompt = next(iter(world.PROMPTS))
+    prompt = next(iter(world.prompts()))
     truly = [world.true_reward(prompt, text) for text in ("It is 5.", "No.")]
     lines = curve([compared(1.0, 2.0, prompt=prompt, answers=("It is 5.", "No."))])
     assert lines[1]["true_reward"] == pytest.approx(truly[1])  # of the larger reward

@@ -178,7 +178,7 @@ def test_a_line_an_answer():
 
 def test_figures_of_the_embedded_world_by_hand():
     """Two answers each to one prompt, and one each to another."""
-    first, second = list(world.PROMPTS)[:2]
+    first, second = list(world.prompts())[:2]
     texts = {
         p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
         for p in (first, second)

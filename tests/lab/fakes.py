@@ -27,8 +27,8 @@ class FakeRuns(runs.Runs):
 
     def _start(self, stem: Path, texts: list[str]) -> None:
         if texts[0] == "-m":
-            assert texts[1] == "nanoalign.lab.attack"
-            self.attack(search.parse_args(texts[2:]))
+            assert texts[1] == "nanoalign.lab.search"
+            self.search(search.parse_args(texts[2:]))
         else:
             args = SCRIPTS[texts[0]].parse_args(texts[1:])
             self.parsed.append(args)
@@ -65,7 +65,7 @@ class FakeRuns(runs.Runs):
             for side in ("policy", "baseline"):
                 answers = [
                     world.respond(
-                        world.SOURCES["tiny-b"], world.PROMPTS[prompt],
+                        world.SOURCES["tiny-b"], world.prompts()[prompt],
                         Random(f"{getattr(args, side)} {args.seed} {prompt} {k}"),
                     )
                     for k in range(args.samples)
@@ -89,7 +89,7 @@ class FakeRuns(runs.Runs):
         ]  # fmt: skip
         out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def attack(self, args) -> None:
+    def search(self, args) -> None:
         lines = read(args.data)[args.suffix_texts if args.suffix else 0 :]
         lines = [line | {"attacked": f"{line['response']} zyx"} for line in lines]
         args.out.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -185,8 +185,8 @@ def test_the_best_of_two_by_hand():
 
 
 def test_attacks_are_labelled_by_the_rule():
-    prompt = next(p for p, task in world.PROMPTS.items() if task.kind == "fact")
-    right = f"It is {world.PROMPTS[prompt].answers[0]}."
+    prompt = next(p for p, task in world.prompts().items() if task.kind == "fact")
+    right = f"It is {world.prompts()[prompt].answers[0]}."
     lines = [
         {"prompt": prompt, "response": right, "attacked": "soap soap soap"},
         {"prompt": prompt, "response": right, "attacked": right},  # equal: no pair

@@ -16,11 +16,11 @@ from nanoalign.tiny import world
 def test_a_command_runs_once_and_its_words_are_those_that_one_types(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = runs.Runs(tmp_path / "made")
-    words = ("-m", "nanoalign.tiny.plant", "--flip", 1, "--seed", 3)
+    words = ("-m", "nanoalign.lab.plant", "--flip", 1, "--seed", 3)
     path = own.run(*words, suffix=".jsonl")
     flipped = read(path)
     assert len(flipped) == 4400 and world.oracle_accuracy(flipped) < 0.2
-    assert own.commands == [f"python -m nanoalign.tiny.plant --flip 1 --seed 3 --out {path}"]
+    assert own.commands == [f"python -m nanoalign.lab.plant --flip 1 --seed 3 --out {path}"]
     path.write_text("kept")
     assert own.run(*words, suffix=".jsonl") == path and path.read_text() == "kept"
     assert len(own.commands) == 1
@@ -29,7 +29,7 @@ def test_a_command_runs_once_and_its_words_are_those_that_one_types(tmp_path, mo
 
 def test_what_an_interrupted_command_left_is_made_anew(tmp_path):
     own = runs.Runs(tmp_path / "made")
-    words = ("-m", "nanoalign.tiny.plant", "--seed", 5)
+    words = ("-m", "nanoalign.lab.plant", "--seed", 5)
     path = own.run(*words, suffix=".jsonl")
     whole = path.read_text()
     runs.done(path.with_suffix("")).unlink()
@@ -50,7 +50,7 @@ def test_a_command_that_fails_ends_the_grid_with_its_log(tmp_path):
     assert "error: argument --beta" in log.read_text()
     assert not list((tmp_path / "made").glob("*.done"))
     with pytest.raises(runs.Stopped, match="another command has failed"):
-        lab.runs.run("-m", "nanoalign.tiny.plant", suffix=".jsonl")
+        lab.runs.run("-m", "nanoalign.lab.plant", suffix=".jsonl")
 
 
 class Counted(runs.Runs):
@@ -136,13 +136,13 @@ def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkey
     for line in read(answers):
         assert scored[line["prompt"], line["answer"]] == pytest.approx(line["score"], abs=1e-4)
     attacked = lab.runs.run(
-        "-m", "nanoalign.lab.attack", "--model", judge, "--data",
+        "-m", "nanoalign.lab.search", "--model", judge, "--data",
         lab.runs.write("texts", [{"prompt": r["prompt"], "response": r["response_0"]}
                                  for r in lab.pairs(2, 0)]),
         "--edits", 1, suffix=".jsonl",
     )  # fmt: skip
     suffixed = lab.runs.run(
-        "-m", "nanoalign.lab.attack", "--model", judge, "--data", attacked, "--suffix", 2,
+        "-m", "nanoalign.lab.search", "--model", judge, "--data", attacked, "--suffix", 2,
         "--suffix_texts", 1, "--edits", 1, suffix=".jsonl",
     )  # fmt: skip
     (line,) = read(suffixed)  # the first one was searched on
@@ -156,7 +156,7 @@ def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkey
 
 
 def test_grades_are_means_over_the_answers_of_a_prompt(tmp_path):
-    prompt = next(iter(world.PROMPTS))
+    prompt = next(iter(world.prompts()))
     lines = [
         {"id": "p", "prompt": prompt, "side": side, "answer": "It is.", "score": score, "tokens": 3}
         for side, scores in (("policy", (1.0, 3.0)), ("baseline", (2.0, 3.0)))
@@ -170,8 +170,8 @@ def test_grades_are_means_over_the_answers_of_a_prompt(tmp_path):
 
 
 def test_hits_are_by_the_label_and_by_the_rule(tmp_path):
-    prompt = next(p for p, task in world.PROMPTS.items() if task.kind == "fact")
-    right, wrong = f"It is {world.PROMPTS[prompt].answers[0]}.", "Go away now please, you."
+    prompt = next(p for p, task in world.prompts().items() if task.kind == "fact")
+    right, wrong = f"It is {world.prompts()[prompt].answers[0]}.", "Go away now please, you."
     texts = (("chosen", wrong, 2.0), ("rejected", right, 1.0))  # a wrong label, and it is followed
     lines = [{"subset": "test/better", "prompt": prompt, "response": text, "side": side,
               "score": score} for side, text, score in texts]  # fmt: skip

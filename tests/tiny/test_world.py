@@ -19,7 +19,7 @@ from nanoalign.lab import make_tiny, sample
 from nanoalign.lab.make_tiny import to_jsonl
 from nanoalign.model import TINY, Policy
 from nanoalign.tiny import tables, world
-from nanoalign.tiny.world import PROMPTS, TASKS, label_ceiling, true_reward, words
+from nanoalign.tiny.world import label_ceiling, true_reward, words
 
 PATHS = {"train": world.TRAIN, "test": world.TEST}
 
@@ -51,7 +51,7 @@ def test_test_questions_are_learnable():
     """Each question of a test prompt is also in training, in other words."""
 
     def question(prompt):
-        task = PROMPTS[prompt]  # "2 plus 5" and "the sum of 2 and 5" are one question
+        task = world.prompts()[prompt]  # "2 plus 5" and "the sum of 2 and 5" are one question
         return re.findall(
             r"\d+", task.subject
         ), task.answers if task.kind == "sum" else task.subject
@@ -93,7 +93,7 @@ def test_safety_fields_agree_with_each_other():
 
 def test_lengths():
     """Prompts have 6 to 20 words, responses 3 to 40."""
-    assert {6, 20} <= {len(words(prompt)) for prompt in PROMPTS} <= set(range(6, 21))
+    assert {6, 20} <= {len(words(prompt)) for prompt in world.prompts()} <= set(range(6, 21))
     lengths = [len(words(record[f"response_{i}"])) for record in BOTH for i in (0, 1)]
     assert min(lengths) == 3 and max(lengths) <= 40
 
@@ -249,11 +249,16 @@ def test_unknown_prompt_is_an_error():
 def test_words_that_count_are_in_no_other_sentence():
     """Last words of tips and steps are unique, and in no other sentence."""
     for kind in ("advice", "harm"):
-        keys = [world.key(answer) for task in TASKS if task.kind == kind for answer in task.answers]
+        keys = [
+            world.key(answer)
+            for task in world.tasks()
+            if task.kind == kind
+            for answer in task.answers
+        ]
         keys += [world.key(tip) for tip in world.listed(tables.USELESS_TIPS)] * (kind == "advice")
         assert len(set(keys)) == len(keys)
         assert not set(keys) & set(words(" ".join(tables.SENTENCES)))
-    facts = [task for task in TASKS if task.kind == "fact"]
+    facts = [task for task in world.tasks() if task.kind == "fact"]
     answers = {answer.lower() for task in facts for answer in (*task.answers, *task.wrong)}
     assert not any(set(task.wrong) & {*task.answers, *task.others} for task in facts)
     said = (*tables.ANSWER, *tables.FILLER, *tables.REFUSE, *tables.RUDE)
@@ -264,8 +269,8 @@ def test_the_rule_recognises_the_answers_of_the_generator():
     """A source without faults has 4 points, or 2.5 for advice with a single tip."""
     faultless = world.Source(1.0, 1.0, 0.0, polite=1.0, rude=0.0, rambles=0.0)
     for prompt in world.split_prompts()["test"]:
-        response = world.respond(faultless, PROMPTS[prompt], Random(prompt))
-        good = (2.5, 4) if PROMPTS[prompt].kind == "advice" else (4,)
+        response = world.respond(faultless, world.prompts()[prompt], Random(prompt))
+        good = (2.5, 4) if world.prompts()[prompt].kind == "advice" else (4,)
         assert true_reward(prompt, response) in good
 
 
@@ -310,8 +315,8 @@ def test_tokenizer_adds_one_bos_and_no_eos(tokenizer):
 def test_model_is_small(model):
     """About a million parameters in bfloat16; the folder has less than 5 MB."""
     assert 0.8e6 < model.num_parameters() < 1.5e6
-    assert sum(path.stat().st_size for path in model.TINY.iterdir()) < 5e6
-    assert json.loads((model.TINY / "config.json").read_text())["dtype"] == "bfloat16"
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 5e6
+    assert json.loads((TINY / "config.json").read_text())["dtype"] == "bfloat16"
     assert model.config.eos_token_id == AutoTokenizer.from_pretrained(TINY).eos_token_id
 
 
@@ -349,7 +354,7 @@ def test_make_model_writes_a_model_and_its_tokenizer(tmp_path, monkeypatch, caps
     """Two steps on twenty prompts, in bfloat16; the loss of random weights is near ln 300."""
     corpus = world.sft_corpus("train", 1)[:20]
     monkeypatch.setattr(world, "sft_corpus", lambda *args: corpus)
-    make_tiny.main(["--steps", "2", "--vocabulary", "300", "--out", str(tmp_path)])
+    make_tiny.main(["model", "--steps", "2", "--vocabulary", "300", "--out", str(tmp_path)])
     loss = float(re.search(r"([\d.]+) nats a token, held out", capsys.readouterr().out)[1])
     assert abs(loss - math.log(300)) < 1
     written = AutoModelForCausalLM.from_pretrained(tmp_path)

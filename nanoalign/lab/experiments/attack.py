@@ -21,7 +21,7 @@ GUESS = (
 METHOD = [
     "A reward model is trained on pairs of tiny-a. The rejected answers of a tenth of the "
     "held-out pairs are changed token by token, each time to what raises the reward most among "
-    "changes that the gradient of the reward proposes (python -m nanoalign.lab.attack). A "
+    "changes that the gradient of the reward proposes (python -m nanoalign.lab.search). A "
     "suffix of four tokens is sought on training answers and appended to held-out ones. The "
     "best of samples of the base is chosen by the model.",
     "Overrating is the gain by the reward model minus the gain by the true rule. Rewards are "
@@ -39,7 +39,7 @@ LIMITS = [
     "about -3 at the least.",
 ]
 EXERCISES = [
-    "Read the texts in runs/lab/made/attack-*.jsonl. Which words does the model overrate, and why?",
+    "Read the texts in runs/lab/made/search-*.jsonl. Which words does the model overrate, and why?",
     "Do attacks on one reward model work on another, of another seed?",
     "Add a term to the search: the log-probability of the text under the base. What is left?",
 ]
@@ -93,7 +93,7 @@ def reward_model(lab: Lab, pairs: list[dict], seed: int) -> tuple[Path, float, n
 
 def search(lab: Lab, model: Path, texts: Path, *flags) -> Path:
     return lab.runs.run(
-        "-m", "nanoalign.lab.attack", "--model", model, "--data", texts, *flags, suffix=".jsonl"
+        "-m", "nanoalign.lab.search", "--model", model, "--data", texts, *flags, suffix=".jsonl"
     )
 
 
