@@ -5,13 +5,12 @@
         "hyperparameters": {"beta": 0.1},                          all at their defaults
         "cases": [{"inputs": {"chosen_logratios": 1.5, ...}, "loss": 0.6, "gradients": {...}}]}}}
 
-All of it is float64. A case is one pair, but for aot, whose loss is of a batch: there values are
-lists. Lengths, kl, shift and desirable have no gradient.
+All values are float64. A case is one pair, except for aot, whose loss compares the pairs of a
+batch: its values are lists. Lengths, kl, shift and desirable have no gradient.
 """
 
-import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,48 +21,55 @@ from nanoalign.family import losses as family
 
 FORMAT = 1
 RANDOM = 50  # cases of each loss, beside the extremes
-SIZE = 6  # pairs of a case of aot
+PAIRS_OF_A_BATCH = 6  # of a case of aot
+SIDES = ("chosen", "rejected")
 WITHOUT_GRADIENT = ("chosen_lengths", "rejected_lengths", "kl", "shift", "desirable")
-# Of a pair: nothing has changed; far in either direction; the shortest responses.
+# What the first two trained inputs are: unchanged; far apart in either direction; nearly equal.
 EXTREMES = ((0.0, 0.0), (1e3, -1e3), (-1e3, 1e3), (1e-8, 0.0), (40.0, 40.0))
 
 
 def golden() -> dict:
-    """What golden.json holds."""
-    core = {"dpo_loss": dpo_loss, "pairwise_reward_loss": losses.pairwise_reward_loss}
-    fields = {
-        "dpo_loss": ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps",
-                     "reference_rejected_logps"),
-        "pairwise_reward_loss": ("chosen_rewards", "rejected_rewards"),
-    }  # fmt: skip
-    found = {name: entry(name, core[name], fields[name]) for name in core}
-    found |= {name: entry(name, family.LOSSES[name], family.FIELDS[name]) for name in family.LOSSES}
-    return {"format": FORMAT, "losses": found}
+    """The content of golden.json."""
+    logps = [f"{model}_{side}_logps" for model in ("policy", "reference") for side in SIDES]
+    rewards = [f"{side}_rewards" for side in SIDES]
+    entries = {
+        "dpo_loss": entry(dpo_loss, logps, {"beta": 0.1, "label_smoothing": 0.0}),
+        "pairwise_reward_loss": entry(
+            losses.pairwise_reward_loss, rewards, {"label_smoothing": 0.0}
+        ),
+    }
+    for name, function in family.LOSSES.items():
+        pairs = PAIRS_OF_A_BATCH if family.KIND[name] == family.SORTED else 1
+        entries[name] = entry(function, family.FIELDS[name], family.DEFAULTS[name], pairs)
+    return {"format": FORMAT, "losses": entries}
 
 
 def dpo_loss(*logps: Tensor, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
+    """losses.dpo_loss without the rewards: (B,)."""
     return losses.dpo_loss(*logps, beta, label_smoothing)[0]
 
 
-def entry(name: str, function: Callable[..., Tensor], fields: tuple[str, ...]) -> dict:
-    """The values of one loss."""
-    parameters = inspect.signature(function).parameters.values()
-    defaults = {p.name: p.default for p in parameters if isinstance(p.default, float)}
-    cases = [case(function, inputs, defaults) for inputs in inputs_of(name, fields)]
-    return {"fields": list(fields), "hyperparameters": defaults, "cases": cases}
+def entry(
+    function: Callable[..., Tensor],
+    fields: Sequence[str],
+    hyperparameters: dict[str, float],
+    pairs: int = 1,
+) -> dict:
+    """The values of one loss. pairs: of a case."""
+    cases = [case(function, inputs, hyperparameters) for inputs in inputs_of(fields, pairs)]
+    return {"fields": list(fields), "hyperparameters": hyperparameters, "cases": cases}
 
 
-def inputs_of(name: str, fields: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+def inputs_of(fields: Sequence[str], pairs: int) -> Iterator[dict[str, Tensor]]:
     """The inputs of the cases of a loss: random ones, the same in every run, then extremes."""
     generator = torch.Generator().manual_seed(0)
-    size = SIZE if family.KIND.get(name) == family.SORTED else 1
 
     def draw(field: str) -> Tensor:
-        normal = torch.randn(size, dtype=torch.float64, generator=generator)
+        normal = torch.randn(pairs, dtype=torch.float64, generator=generator)
         if field.endswith("lengths"):
-            return torch.randint(1, 200, (size,), generator=generator).double()
+            return torch.randint(1, 200, (pairs,), generator=generator).double()
         if field == "desirable":
-            return torch.randint(0, 2, (size,), generator=generator).bool()
+            return torch.randint(0, 2, (pairs,), generator=generator).bool()
         if field == "kl":
             return normal.abs()
         return 10 * normal - 60 * field.endswith("logps")  # log-probabilities are below 0
@@ -80,11 +86,13 @@ def inputs_of(name: str, fields: tuple[str, ...]) -> Iterator[dict[str, Tensor]]
         yield values | {f: torch.ones_like(values[f]) for f in fields if f.endswith("lengths")}
 
 
-def case(function: Callable[..., Tensor], inputs: dict[str, Tensor], more: dict) -> dict:
-    """Inputs, loss, and the gradients of its sum."""
+def case(
+    function: Callable[..., Tensor], inputs: dict[str, Tensor], hyperparameters: dict[str, float]
+) -> dict:
+    """Inputs, loss, and the gradients of the sum of the losses."""
     for field, value in inputs.items():
         value.requires_grad_(field not in WITHOUT_GRADIENT)
-    loss = function(*inputs.values(), **more)
+    loss = function(*inputs.values(), **hyperparameters)
     trained = {field: value for field, value in inputs.items() if value.requires_grad}
     gradients = torch.autograd.grad(loss.sum(), list(trained.values()))
     return {
@@ -94,17 +102,16 @@ def case(function: Callable[..., Tensor], inputs: dict[str, Tensor], more: dict)
     }
 
 
-def plain(values: Tensor) -> object:
-    """A number of one value, a list of several."""
-    found = values.detach().tolist()
-    return found[0] if len(found) == 1 else found
+def plain(values: Tensor) -> float | list[float]:
+    """One value as a number, several as a list."""
+    numbers = values.detach().tolist()
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 def write(out: str) -> None:
-    """Writes golden values to a file. Raises ValueError if one is not finite."""
-    found = golden()
-    path = Path(out)
+    """Writes the golden values to a file. Raises ValueError if one is not finite."""
+    content, path = golden(), Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    cases = sum(len(each["cases"]) for each in found["losses"].values())
-    print(f"{'saved':<11} {path}: {len(found['losses'])} losses, {cases:,} cases")
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    cases = sum(len(entry["cases"]) for entry in content["losses"].values())
+    print(f"{'saved':<11} {path}: {len(content['losses'])} losses, {cases:,} cases")

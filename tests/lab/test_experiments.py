@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fakes import FakeRuns
 
-from nanoalign.lab import catalogue, lab_page, runs
+from nanoalign.lab import catalogue, lab_page
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.estimates import estimate
 from nanoalign.lab.experiments import (
@@ -35,7 +35,7 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
     tmp_path, monkeypatch, capsys, name
 ):
     made = []
-    monkeypatch.setattr(runs, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
+    monkeypatch.setattr(lab_page, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
     lab_page.perform(name, tmp_path, quick=True)
     found = json.loads((tmp_path / f"{name}-quick" / "findings.json").read_text())
     text = (tmp_path / f"{name}-quick" / "index.html").read_text()

@@ -45,6 +45,7 @@ def log_odds(mean: float) -> float:
 PLAIN = {
     "dpo_loss": lambda w, v, rw, rl, beta, **_: softplus(-beta * (w - rw - (v - rl))),
     "pairwise_reward_loss": lambda w, v, **_: softplus(v - w),
+    "dpo": lambda w, v, beta, **_: softplus(-beta * (w - v)),
     "sigmoid": lambda w, v, beta: softplus(-beta * (w - v)),
     "cdpo": lambda w, v, beta, label_smoothing: (
         (1 - label_smoothing) * softplus(beta * (v - w))
