@@ -1,4 +1,8 @@
-"""Reward models of architectures for which transformers has no ...ForSequenceClassification."""
+"""Reward models of architectures for which transformers has no ...ForSequenceClassification.
+
+Their classes and tensors have the names that transformers would give them, so that RewardModel and
+slices.py treat them as those of transformers.
+"""
 
 from functools import cache
 from pathlib import Path
@@ -12,10 +16,10 @@ from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 
 
-class OwnHead:
-    """The body of a causal language model and a linear layer: `score`, as transformers' own have.
+class LinearHead:
+    """The body of a causal language model, and beside it a linear layer without bias, `score`.
 
-    Comes before the PreTrainedModel of an architecture among the bases of a class.
+    A class of reward models has this and the PreTrainedModel of its architecture as bases.
     """
 
     def __init__(self, config: "transformers.PretrainedConfig"):
@@ -27,40 +31,41 @@ class OwnHead:
 
     @classmethod
     def from_config(cls, config: "transformers.PretrainedConfig", dtype: torch.dtype, **_: object):
-        """As of transformers' auto classes."""
+        """A model of this config, as the auto classes of transformers build it."""
         return cls._from_config(config, dtype=dtype)
 
     def forward(self, input_ids: Tensor, **options: object) -> SequenceClassifierOutput:
-        """The outputs at the last token: (N, T) -> logits (N, K). Lines have no padding."""
+        """The outputs at the last token of a line: (N, T) -> logits (N, K). No line has padding."""
         hidden = self.base_model(input_ids=input_ids, **options)[0]
         return SequenceClassifierOutput(logits=self.score(hidden[:, -1]))
 
 
 @cache
 def class_of(kind: type) -> type | None:
-    """The class of reward models with configs of this class; None if transformers has one.
+    """The class of reward models of an architecture; None if transformers has one.
 
-    It is named as transformers would name it. Raises RunError for an architecture without a causal
-    language model.
+    kind: the class of the architecture's configs.
+    Raises RunError for an architecture without a causal language model.
     """
     if kind in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
     body = transformers.MODEL_MAPPING.get(kind, None)
-    if causal is None or body is None:
-        what = "of causal language models" if causal is None else "with a body apart from its head"
-        raise RunError(f"'{kind.model_type}' is no architecture {what}")
-    base = next(each for each in causal.__mro__ if each.__name__.endswith("PreTrainedModel"))
+    if causal is None:
+        raise RunError(f"'{kind.model_type}' is no architecture of causal language models")
+    if body is None:
+        raise RunError(f"'{kind.model_type}' is no architecture with a body apart from its head")
+    base = next(cls for cls in causal.__mro__ if cls.__name__.endswith("PreTrainedModel"))
     name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     fields = {"__module__": causal.__module__, "base_model_prefix": body.base_model_prefix}
-    return type(f"{name}ForSequenceClassification", (OwnHead, base), fields)
+    return type(f"{name}ForSequenceClassification", (LinearHead, base), fields)
 
 
 def announce(folder: Path) -> None:
-    """Prints that a reward model from a folder gets a head of ours, if it does."""
+    """Prints that a reward model of a folder has a class of this file, if it has."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if found := class_of(type(config)):
+    if reward_class := class_of(type(config)):
         print0(
-            f"{'head':<11} ours: transformers has no {found.__name__}; docs/models.md shows how "
-            "other programs read the result"
+            f"{'head':<11} ours: transformers has no {reward_class.__name__}; docs/models.md shows "
+            "how other programs read the result"
         )

@@ -102,8 +102,9 @@ class Adapters:
     frozen_dtype: torch.dtype | None = None  # of the frozen weights; None: as they are loaded
 
     def load(self, load_policy: Callable[..., Policy]) -> Policy:
-        """A policy with adapters, which alone are trained. load_policy: Policy.load, but for hooks.
+        """A policy with adapters; nothing but the adapters is trained.
 
+        load_policy: Policy.load with all its arguments but before_sharding.
         Raises RunError for targets that no layer has, or that are not linear layers of the blocks.
         """
         policy = load_policy(before_sharding=self.put_into)
@@ -116,7 +117,7 @@ class Adapters:
         return policy
 
     def put_into(self, model: "transformers.PreTrainedModel") -> None:
-        """Puts adapters beside the linear layers of a model, whose own parameters are frozen."""
+        """Puts adapters beside linear layers of a model, in place, and freezes its parameters."""
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import Linear, LoraLayer
 
@@ -154,8 +155,8 @@ class Adapters:
 def load_policy(load: partial, args: Namespace) -> Policy:
     """The policy with the adapters of the flags; prints what is trained.
 
-    load: Policy.load with its first three arguments: folder, world, dtype.
-    The frozen weights are held in dtype where the files hold them so, because nothing is lost.
+    load: Policy.load with its first three arguments: folder, world, dtype. Frozen weights are kept
+        in this dtype if the files store them in it, since they lose nothing.
     """
     folder, _, dtype = load.args
     frozen = dtype if read_config(folder).dtype == dtype else None
@@ -168,7 +169,7 @@ def load_policy(load: partial, args: Namespace) -> Policy:
 
 
 def describe(policy: Policy) -> str:
-    """Rank, scale, layers and number of trained parameters, in a line."""
+    """A line: the rank, the scale, the layers and the number of trained parameters."""
     layers = adapted(policy.model)
     names = sorted({name.split(".")[-2] for name in layers})
     config = policy.model.peft_config[NAME]
@@ -182,7 +183,7 @@ def describe(policy: Policy) -> str:
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that have an adapter, by the plain name of their weight."""
+    """The layers with an adapter, by the name that their weight has without adapters."""
     return {
         f"{name}.weight": module
         for name, module in model.named_modules()
@@ -193,11 +194,6 @@ def adapted(model: nn.Module) -> dict[str, nn.Module]:
 def matrices(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """A (r, in) and B (out, r) of a layer."""
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-
-
-def plain_name(name: str) -> str:
-    """The name of a parameter in the model without adapters, and in its files."""
-    return name.replace(".base_layer.", ".")
 
 
 def is_adapter(name: str) -> bool:
@@ -219,10 +215,10 @@ def merged(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def off(model: nn.Module) -> Iterator[None]:
-    """Inside it the model computes as if it had no adapters.
+    """Inside this context the model computes as if it had no adapters.
 
-    peft's own `disable_adapters` also sets requires_grad, of which sharding keeps a copy, so a
-    forward inside it and a backward pass after it would disagree.
+    `disable_adapters` of peft would also change requires_grad, of which sharding keeps a copy, so
+    that a forward inside the context and a backward pass after it would disagree.
     """
     layers = adapted(model).values()
     for layer in layers:
@@ -235,10 +231,9 @@ def off(model: nn.Module) -> Iterator[None]:
 
 
 class Base:
-    """The policy with its adapters off, as a reference.
+    """The policy with its adapters off, as a reference. Its results have no gradient.
 
-    It has no gradient: with activation checkpointing a backward pass would run the blocks again,
-    with their adapters.
+    With activation checkpointing a backward pass would run the blocks again, with their adapters.
     """
 
     def __init__(self, policy: Policy):
@@ -263,13 +258,13 @@ class Base:
 def write_model(
     policy: Policy, tokenizer, folder: Path, world: World | None = None, **options: str
 ) -> None:
-    """Writes the model with its adapters merged, and below it the adapters. A collective.
+    """Writes the model with its adapters merged, and the adapters alone to adapter/ in its folder.
 
-    options: of write.write_model.
+    A collective. options: of write.write_model.
     """
     layers, tensors = adapted(policy.model), {}
     for names, tensor in tensors_of(places_of(policy.model)).items():
-        name = plain_name(names[0])
+        name = names[0].replace(".base_layer.", ".")  # as in a model without adapters
         if name in layers:
             tensors[name] = partial(merged, layers[name])
         elif not is_adapter(name):
@@ -284,27 +279,29 @@ def write_adapters(
     """Writes the adapters, float32, as PeftModel.from_pretrained(base, folder) reads them.
 
     A collective. The folder gets its name when it is complete.
+    Raises RunError, on all ranks, if the disk is full.
     """
     tensors = {
         f"base_model.model.{name.replace(f'.{NAME}.', '.')}": full(parameter.detach()).cpu()
         for name, parameter in model.named_parameters()
         if is_adapter(name)
     }
-    save = partial(_save, copy.copy(model.peft_config[NAME]), tensors, folder)
-    save() if world is None else on_main(world, save)
 
+    def save() -> None:
+        temporary = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        config = copy.copy(model.peft_config[NAME])
+        config.inference_mode = True  # as peft writes it
+        config.save_pretrained(temporary)
+        path = temporary / "adapter_model.safetensors"
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:  # how safetensors reports a full disk
+            raise RunError(f"the adapter could not be written to '{folder}': {error}") from error
+        # safetensors creates files that their owner alone can read.
+        path.chmod((temporary / "adapter_config.json").stat().st_mode)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(temporary, folder)
 
-def _save(config: object, tensors: dict[str, Tensor], folder: Path) -> None:
-    partly = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partly, ignore_errors=True)
-    partly.mkdir(parents=True)
-    config.inference_mode = True  # as peft writes it
-    config.save_pretrained(partly)
-    path = partly / "adapter_model.safetensors"
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise RunError(f"the adapter could not be written to '{folder}': {error}") from error
-    path.chmod((partly / "adapter_config.json").stat().st_mode)  # safetensors: its owner alone
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(partly, folder)
+    on_main(world, save) if world else save()

@@ -24,7 +24,7 @@ from nanoalign.model import Fill
 from nanoalign.weights.heads import class_of
 from nanoalign.weights.tensor_files import open_safetensors, read_tensor, stored_tensors
 
-# transformers is asked for neither pickles, nor code of the folder, nor attention of the Hub.
+# Options of from_pretrained: it loads no pickles, and runs no code of the folder or of the Hub.
 SAFE = {"use_safetensors": True, "trust_remote_code": False, "attn_implementation": "eager"}
 
 Place = tuple[nn.Module, str]  # a module, and the name of a parameter or buffer in it
@@ -35,7 +35,7 @@ def read_slices(
 ) -> tuple["transformers.PreTrainedModel", Fill]:
     """(a model on the meta device, a function that fills its shards): the `read` of Policy.load.
 
-    auto: the class of transformers' that makes the model: AutoModelForCausalLM, or
+    auto: the class of transformers that builds the model: AutoModelForCausalLM, or
         AutoModelForSequenceClassification, whose head is not filled if the folder has none.
     Raises RunError if the model can't be built; the function does, on all ranks, if the files are
     damaged or do not fit the model.
@@ -88,21 +88,19 @@ def parameters_on_meta() -> Iterator[None]:
 def build(
     auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, folder: Path
 ) -> "transformers.PreTrainedModel":
-    """A model of this config without weights. folder: stores its weights.
+    """A model of this config without weights. folder: has its weights.
 
     Raises RunError for an architecture or settings of which transformers can't build a model.
     """
-    # transformers' defaults: what a config.json asks for may be code that is fetched from the Hub.
+    # None is the default of transformers. A config.json may ask for code that the Hub would send.
     config._attn_implementation = config._experts_implementation = None
     if auto is transformers.AutoModelForSequenceClassification:
         auto = class_of(type(config)) or auto
-    layers, tensors = (
-        getattr(config.get_text_config(), "num_hidden_layers", 0),
-        stored_tensors(folder),
-    )
+    tensors = len(stored_tensors(folder))
     try:
-        if layers > len(tensors):  # a wrong number, for which building would take hours
-            raise ValueError(f"{layers} layers, but {len(tensors)} tensors")
+        layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+        if layers > tensors:  # building them might take hours
+            raise ValueError(f"{layers} layers, but {tensors} tensors")
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # of transformers, of any kind
         raise RunError(f"model '{folder}' can't be built: {in_a_line(error)}") from error
@@ -169,8 +167,9 @@ def check_tied(
 def load(
     model: "transformers.PreTrainedModel", tensors: dict[tuple[str, ...], Tensor], folder: Path
 ) -> None:
-    """Fills the tensors of a model, by all their names, from the files of a folder. A collective.
+    """Fills the tensors of a model from the files of a folder. A collective.
 
+    tensors: of the model, by all the names of each.
     Raises RunError, on all ranks, if the files store other tensors than the model has.
     """
     stored = stored_tensors(folder)

@@ -52,16 +52,17 @@ def weight_files(folder: Path) -> list[Path]:
             f"model folder '{folder}' has no weights: neither {SINGLE_FILE} nor {INDEX} (other "
             "formats are not read; convert them with transformers' save_pretrained)"
         )
-    for name in names_in_index(index):
+    names = names_in_index(index)
+    for name in names:
         if not (folder / name).is_file():
             raise RunError(f"{index}: names the file {name}, which is missing")
-    return [folder / name for name in names_in_index(index)]
+    return [folder / name for name in names]
 
 
 def names_in_index(index: Path) -> list[str]:
     """The names of the files of an index. Raises RunError if it is damaged."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
 

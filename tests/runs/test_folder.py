@@ -1,15 +1,20 @@
 """python -m pytest tests/runs/test_folder.py
 
-The model card of a result.
+The model card of a result; an --out that can't be written.
 """
 
+import errno
 import json
+import os
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from conftest import write_pairs
 from trainings import train as train_raw
 
+from nanoalign.errors import RunError
+from nanoalign.runs.folder import check_folder
 from nanoalign.runs.result import CARD_MARK, write_card
 
 RUN = {
@@ -63,3 +68,26 @@ def test_a_card_may_be_written_before_the_run(llama_folder, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
     train_raw(llama_folder, pairs, tmp_path / "out", steps=1)
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
+
+
+def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_path, monkeypatch):
+    def check(name: str) -> None:
+        out = str(tmp_path / name)
+        check_folder(Namespace(out=out, audit=None, resume=False, overwrite=False), [])
+
+    def refused(path: object, *rest: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    check("a/b")  # which makes it
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refused)
+        with pytest.raises(RunError, match=r"--out .*/c: no permission to write .*/c/\.lock; give"):
+            check("c")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(RunError, match=f"file/b/c: {tmp_path / 'file'} is a file; give a folder"):
+        check("file/b/c")
+    for name in ("loop", "gone"):
+        with pytest.raises(RunError, match=f"/{name} is a symbolic link that leads nowhere; give"):
+            check(name)

@@ -1,12 +1,11 @@
 """python -m pytest tests/weights/test_folders.py
 
-Names of models: paths are never asked of the Hub, and what is asked is said.
+Names of models: no path is asked of the Hub, and a line says what is asked. Other folders.
 """
 
-import errno
-import os
+import json
+import re
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import huggingface_hub
@@ -15,8 +14,7 @@ from huggingface_hub import constants
 
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
-from nanoalign.runs.folder import check_folder
-from nanoalign.weights.folders import local_folder, public_name
+from nanoalign.weights.folders import load_tokenizer, local_folder, public_name
 
 
 @pytest.fixture
@@ -37,8 +35,20 @@ def asked(monkeypatch, tmp_path, llama_folder) -> list[str]:
     return names
 
 
-PATHS = ["models/lama", "./lama", "../lama", "~/lama", "/lama", "runs/dop", "lama", "a/b/c",
-         "hub/lama/", ".hub/lama", "own er/lama", "owner/"]  # fmt: skip
+PATHS = [
+    "models/lama",
+    "./lama",
+    "../lama",
+    "~/lama",
+    "/lama",
+    "runs/dop",
+    "lama",
+    "a/b/c",
+    "hub/lama/",
+    ".hub/lama",
+    "own er/lama",
+    "owner/",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -122,24 +132,84 @@ def test_the_public_name_of_a_model_has_no_revision(tmp_path):
         assert public_name(path) is None
 
 
-def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_path, monkeypatch):
-    def check(name: str) -> None:
-        out = str(tmp_path / name)
-        check_folder(Namespace(out=out, audit=None, resume=False, overwrite=False), [])
-
-    def refused(path: object, *rest: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", path)
-
-    check("a/b")  # which makes it
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", refused)
-        with pytest.raises(RunError, match=r"--out .*/c: no permission to write .*/c/\.lock; give"):
-            check("c")
+def test_a_missing_model_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="does not exist; give a folder, 'tiny' or OWNER/NAME"):
+        local_folder(tmp_path / "nothing")
     (tmp_path / "file").write_text("")
-    (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "gone").symlink_to("nowhere")
-    with pytest.raises(RunError, match=f"file/b/c: {tmp_path / 'file'} is a file; give a folder"):
-        check("file/b/c")
-    for name in ("loop", "gone"):
-        with pytest.raises(RunError, match=f"/{name} is a symbolic link that leads nowhere; give"):
-            check(name)
+    with pytest.raises(RunError, match="is a file"):
+        local_folder(tmp_path / "file")
+
+
+# --- folders that are no model
+
+
+def unfinished(folder: Path, *checkpoints: str, **settings: object) -> Path:
+    """The folder of a run that was killed: args.json, and checkpoints."""
+    for name in ("", *checkpoints):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+    (folder / "args.json").write_text(json.dumps({"lr": 1e-6} | settings))
+    return folder
+
+
+COMMAND = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save_every", "5"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "checkpoints", "message"),
+    [
+        (
+            COMMAND,
+            ["step_000003"],
+            "continue it: python train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume",
+        ),
+        (
+            ["train_rm.py", "--stop_after", "3", "--overwrite"],
+            ["step_000003"],
+            "continue it: python train_rm.py --resume",
+        ),
+        (["train_rm.py", "--resume"], ["step_000003"], "continue it: python train_rm.py --resume"),
+        (
+            COMMAND,
+            [".step_000003.partial"],
+            "it has no checkpoint; train it again, with --overwrite",
+        ),
+    ],
+)
+def test_a_run_that_has_not_finished_is_no_model(tmp_path, argv, checkpoints, message):
+    folder = unfinished(tmp_path / "run", *checkpoints, argv=argv)
+    with pytest.raises(RunError) as error:
+        local_folder(folder)
+    assert str(error.value) == f"the run in '{folder}' has not finished; {message}"
+
+
+def test_a_run_of_several_ranks_continues_on_as_many(tmp_path):
+    folder = unfinished(tmp_path / "run", "step_000003", argv=["train_rm.py"], ranks=8)
+    with pytest.raises(RunError, match=r"it: torchrun --nproc_per_node 8 train_rm\.py --resume$"):
+        local_folder(folder)
+
+
+@pytest.mark.parametrize("settings", ['{"files": []}', "{", "[]", None])
+def test_another_folder_may_be_no_model_at_all(tmp_path, settings):
+    """The results of an evaluation, which have an args.json too; a damaged one."""
+    if settings is not None:
+        (tmp_path / "args.json").write_text(settings)
+    with pytest.raises(
+        RunError, match=re.escape("has no config.json; is it a Hugging Face model?")
+    ):
+        local_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "settings"),
+    [
+        ("tokenizer_config.json", {"model_max_length": [1]}),
+        ("config.json", {"architectures": [3]}),
+        ("config.json", {"num_attention_heads": "x"}),
+    ],
+)
+def test_settings_of_other_types_are_errors_of_one_line(llama_folder, tmp_path, file, settings):
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    values = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(values | settings))
+    with pytest.raises(RunError, match="has no readable tokenizer|config.json: "):
+        load_tokenizer(local_folder(folder))

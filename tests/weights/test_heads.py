@@ -25,8 +25,20 @@ from nanoalign.weights.write import write_model
 ROOT = Path(__file__).parents[2]
 
 # Of these transformers has no ...ForSequenceClassification.
-NAMES = ("cohere2", "ernie4_5", "falcon_h1", "glm4_moe", "granite", "lfm2", "llama4_text", "mamba",
-         "olmoe", "codegen", "rwkv", "granitemoe")  # fmt: skip
+NAMES = (
+    "cohere2",
+    "ernie4_5",
+    "falcon_h1",
+    "glm4_moe",
+    "granite",
+    "lfm2",
+    "llama4_text",
+    "mamba",
+    "olmoe",
+    "codegen",
+    "rwkv",
+    "granitemoe",
+)
 ROWS = [("What is 2 plus 3?", ("It is 5.", "No.")), ("Say hello.", ("Hello there!", "Why?"))]
 
 
@@ -54,8 +66,9 @@ def test_a_reward_model_of_any_family(name, tiny_tokenizer, tmp_path, monkeypatc
     assert class_of(type(AutoConfig.from_pretrained(folder))) is not None
     model = RewardModel.load(folder, read=read_slices, head_seed=0)
     batch = collate([encode(*row, tokenizer) for row in ROWS])
-    alone = torch.cat([model.textbook(collate([encode(p, (r,), tokenizer)])) for p, rs in ROWS
-                       for r in rs])  # fmt: skip
+    alone = torch.cat(
+        [model.textbook(collate([encode(p, (r,), tokenizer)])) for p, rs in ROWS for r in rs]
+    )
     rewards = model(batch).detach()
     assert torch.allclose(rewards, alone, atol=1e-4) and rewards.std() > 1e-3
     write_model(model, tokenizer, tmp_path / "rm")
@@ -73,8 +86,19 @@ def test_a_reward_model_of_any_family(name, tiny_tokenizer, tmp_path, monkeypatc
 def test_training_says_so_before_it_reads_data_and_resumes(tmp_path, capsys):
     folder = families.write_model_of("granite", tmp_path / "base", tied=True)
     pairs = write_pairs(tmp_path / "pairs.jsonl", 12)
-    flags = ["--model", str(folder), "--data", str(pairs), "--steps", "2", "--batch_size", "4",
-             "--template", "raw", "--out"]  # fmt: skip
+    flags = [
+        "--model",
+        str(folder),
+        "--data",
+        str(pairs),
+        "--steps",
+        "2",
+        "--batch_size",
+        "4",
+        "--template",
+        "raw",
+        "--out",
+    ]
     train_rm.main([*flags, str(tmp_path / "rm")])
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith("head        ours: transformers has no GraniteForSequenceClass")

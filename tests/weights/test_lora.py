@@ -188,8 +188,25 @@ def train(llama_folder, tmp_path_factory):
     pairs = write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
 
     def run(out: Path, *flags: object, ranks: int = 1, model: Path = llama_folder) -> list[dict]:
-        argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 25, "--lr", 3e-2,
-                "--steps", 4, "--lora_rank", 4, "--micro_batch_tokens", 800, *flags]  # fmt: skip
+        argv = [
+            "--model",
+            model,
+            "--data",
+            pairs,
+            "--out",
+            out,
+            "--batch_size",
+            25,
+            "--lr",
+            3e-2,
+            "--steps",
+            4,
+            "--lora_rank",
+            4,
+            "--micro_batch_tokens",
+            800,
+            *flags,
+        ]
         outcome = run_ranks(ranks, without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert "rank 4, alpha 8, on 14 layers (" in outcome.stdout
@@ -288,11 +305,20 @@ def test_overwrite_removes_the_adapter(train, tmp_path):
     ("kind", "options", "targets"),
     [
         ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2}, ()),  # weights are (in, out)
-        ("mixtral", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                     "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4},
-         ("q_proj", "o_proj")),
+        (
+            "mixtral",
+            {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "num_local_experts": 4,
+            },
+            ("q_proj", "o_proj"),
+        ),
     ],
-)  # fmt: skip
+)
 @torch.no_grad()
 def test_other_layouts_merge(kind, options, targets, batch, tokenizer, tmp_path):
     torch.manual_seed(0)

@@ -53,9 +53,15 @@ def score(folder: Path, batch) -> torch.Tensor:
 def write_mixtral(folder: Path, **options) -> Path:
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4, **options,
-    )  # fmt: skip
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+        **options,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -156,11 +162,21 @@ def test_buffers_of_converted_models_reach_every_rank(batch, tmp_path, tokenizer
     """GLM-4 MoE has fused experts, and a persistent buffer that no rank shards."""
     torch.manual_seed(0)
     config = Glm4MoeConfig(
-        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=16, n_group=1, topk_group=1,
-        moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
-        first_k_dense_replace=1, n_shared_experts=1,
-    )  # fmt: skip
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        n_group=1,
+        topk_group=1,
+        moe_intermediate_size=16,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        first_k_dense_replace=1,
+        n_shared_experts=1,
+    )
     model = AutoModelForCausalLM.from_config(config)
     for name, buffer in model.named_buffers():
         if "correction_bias" in name:
@@ -324,6 +340,17 @@ def test_writes_shards_with_an_index(llama_folder, batch, tmp_path, tokenizer, m
         assert torch.equal(load(tmp_path)(batch), score(llama_folder, batch))
 
 
+def test_a_file_that_the_index_does_not_name_is_not_read(
+    llama_folder, batch, tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(tensor_files, "MAX_FILE_BYTES", 20_000)
+    write_model(load(llama_folder), tokenizer, tmp_path)
+    tiny_llama(seed=1).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path)(batch), score(llama_folder, batch))
+
+
 def test_a_failure_while_writing_leaves_the_model_that_was_there(
     llama_folder, batch, tmp_path, tokenizer, monkeypatch
 ):
@@ -393,11 +420,3 @@ def test_all_ranks_refuse_together(llama_folder, tmp_path):
         2, refuse, damaged_model(llama_folder, tmp_path / "model", "other architecture")
     )
     assert outcome.results[0] == outcome.results[1] and "not those of" in outcome.results[0]
-
-
-def test_a_missing_model_is_an_error(tmp_path):
-    with pytest.raises(RunError, match="does not exist; give a folder, 'tiny' or OWNER/NAME"):
-        local_folder(tmp_path / "nothing")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
-        local_folder(tmp_path / "file")

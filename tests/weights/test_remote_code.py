@@ -17,8 +17,11 @@ from nanoalign.weights.folders import load_tokenizer, read_config
 from nanoalign.weights.slices import read_slices
 from nanoalign.weights.write import write_model
 
-AUTO_MAP = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model",
-            "AutoModelForSequenceClassification": "own.Model"}  # fmt: skip
+AUTO_MAP = {
+    "AutoConfig": "own.Config",
+    "AutoModelForCausalLM": "own.Model",
+    "AutoModelForSequenceClassification": "own.Model",
+}
 OWN = """
 open({ran!r}, "w").close()
 from transformers import LlamaConfig as Config, LlamaForCausalLM as Model
