@@ -1,42 +1,50 @@
-"""Formats of other programs and data sets: each is read as a record of one of our own formats.
+"""Formats of other programs and data sets, read as records of our own formats.
 
-A function takes a copy of a record, removes the keys that it reads, and returns the record of ours.
-What is left is named with the ignored columns. docs/data.md has an example of each.
+A function takes a copy of a record, removes the keys that it reads, and returns a record of one of
+our formats. Keys that it leaves are named with the ignored columns. docs/data.md has an example of
+each format.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import fmean
 from typing import NoReturn
 
 from nanoalign.data.columns import ignored, number
-from nanoalign.records import Format, Record, check_text
+from nanoalign.records import Formats, Record, check_text
 
-KEPT = ("system", "tools", "margin")  # of a record of any format
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-         "system": "system", "function_call": "assistant", "observation": "tool"}  # fmt: skip
+ROLES = {  # of ShareGPT -> of messages
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+KEPT = ("system", "tools", "margin")  # columns that our formats read, too
 HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
 
 
-def read_as(
-    convert: Callable[[dict], dict], own: dict[tuple[str, ...], Format], record: dict
-) -> Record:
-    """The Record of a record that `convert`, of FOREIGN, reads. own: our formats by their keys."""
+def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -> Record:
+    """The Record of a record that `convert`, of FOREIGN, makes one of `ours`."""
     rest = dict(record)
     converted = convert(rest)
-    converted |= {key: rest.pop(key) for key in KEPT if key in rest and key not in converted}
+    for key in KEPT:
+        if key in rest and key not in converted:
+            converted[key] = rest.pop(key)
     prompt = converted["prompt"]
     if isinstance(prompt, list) and prompt and is_of_assistant(prompt[-1]):
         raise ValueError("the prompt ends with a message of 'assistant'")
-    keys = next(keys for keys in own if converted.keys() >= set(keys))
-    found = own[keys](converted)
+    keys = next(keys for keys in ours if converted.keys() >= set(keys))
+    found = ours[keys](converted)
     return replace(found, notes=(*found.notes, *ignored(rest.keys(), keys))) if rest else found
 
 
-def refuse_unknown(own: dict[tuple[str, ...], Format], record: dict) -> NoReturn:
-    """Raises ValueError for a record that has no known format: it names the nearest one."""
-    known = [keys for keys in (("prompt", "chosen", "rejected"), *own, *FOREIGN) if keys]
+def refuse_unknown(known: Sequence[tuple[str, ...]], record: dict) -> NoReturn:
+    """Raises ValueError for a record that no format reads: it names the nearest of the known."""
     nearest = max(known, key=lambda keys: len(record.keys() & {*keys}) / len(keys))
     missing = " and ".join(repr(key) for key in nearest if key not in record)
     raise ValueError(
@@ -48,6 +56,9 @@ def refuse_unknown(own: dict[tuple[str, ...], Format], record: dict) -> NoReturn
 
 def is_of_assistant(message: object) -> bool:
     return isinstance(message, dict) and message.get("role") == "assistant"
+
+
+# --- what several formats have --------------------------------------------------------------------
 
 
 def turns(values: object, name: str) -> list[dict]:
@@ -70,10 +81,10 @@ def turn(value: object, name: str) -> dict:
 def calls(text: object, name: str) -> list[dict]:
     """The tool calls of a function_call, which is JSON: one {name, arguments}, or a list."""
     try:
-        found = json.loads(text)
+        values = json.loads(text)
         return [
-            {"type": "function", "function": {key: each[key] for key in ("name", "arguments")}}
-            for each in (found if isinstance(found, list) else [found])
+            {"type": "function", "function": {key: call[key] for key in ("name", "arguments")}}
+            for call in (values if isinstance(values, list) else [values])
         ]
     except (TypeError, ValueError, LookupError) as error:
         raise ValueError(
@@ -83,7 +94,7 @@ def calls(text: object, name: str) -> list[dict]:
 
 
 def instruction(rest: dict) -> list[dict] | str:
-    """The prompt of Alpaca's keys, with the turns before it."""
+    """The prompt of Alpaca's keys: instruction, input in a line of its own, and earlier turns."""
     text, more, history = rest.pop("instruction"), rest.pop("input", ""), rest.pop("history", None)
     check_text("instruction", text)
     if more:
@@ -93,17 +104,32 @@ def instruction(rest: dict) -> list[dict] | str:
         raise ValueError(f"history is {str(history)[:60]}; expected a list of [question, answer]")
     before = [
         {"role": role, "content": content}
-        for asked, answered in history or ()
-        for role, content in (("user", asked), ("assistant", answered))
+        for question, answer in history or ()
+        for role, content in (("user", question), ("assistant", answer))
     ]
     return [*before, {"role": "user", "content": text}] if before else text
 
 
 def is_turn(value: object) -> bool:
-    return isinstance(value, list) and [type(each) for each in value] == [str, str]
+    """Whether a value is [question, answer]."""
+    return isinstance(value, list) and [type(text) for text in value] == [str, str]
+
+
+def objects(values: object, name: str, *keys: str) -> list[dict]:
+    """The values, if they are a list of objects that have these keys; else raises ValueError."""
+    if not isinstance(values, list) or not all(
+        isinstance(value, dict) and value.keys() >= {*keys} for value in values
+    ):
+        raise ValueError(f"{name} must be a list of objects with {' and '.join(keys)}")
+    return values
 
 
 # --- pairs ----------------------------------------------------------------------------------------
+
+
+def renamed_prompt(name: str, rest: dict) -> dict:
+    """A pair whose prompt has another name."""
+    return {"prompt": rest.pop(name)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
 
 
 def sharegpt(rest: dict) -> dict:
@@ -115,31 +141,7 @@ def sharegpt(rest: dict) -> dict:
 
 def alpaca(rest: dict) -> dict:
     """LLaMA-Factory, alpaca: instruction, input, chosen, rejected."""
-    return {"prompt": instruction(rest)} | {key: rest.pop(key) for key in ("chosen", "rejected")}
-
-
-def orca(rest: dict) -> dict:
-    """Intel's Orca pairs: question, and system, which any record may have."""
-    return pair(rest, "question")
-
-
-def orca_of_argilla(rest: dict) -> dict:
-    """Argilla's Orca pairs: input, and system."""
-    return pair(rest, "input")
-
-
-def openrlhf(rest: dict) -> dict:
-    """OpenRLHF: context_messages, and two answers."""
-    return pair(rest, "context_messages")
-
-
-def openai(rest: dict) -> dict:
-    """LLaMA-Factory with messages of OpenAI, and two answers."""
-    return pair(rest, "messages")
-
-
-def pair(rest: dict, prompt: str) -> dict:
-    return {"prompt": rest.pop(prompt)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
+    return {"prompt": instruction(rest)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
 
 
 def shp(rest: dict) -> dict:
@@ -158,26 +160,26 @@ def shp(rest: dict) -> dict:
 def nectar(rest: dict) -> dict:
     """Nectar: answers with ranks, of which 1 is the best; its prompts are HH-RLHF dialogues."""
     prompt, answers = rest.pop("prompt"), objects(rest.pop("answers"), "answers", "answer", "rank")
-    texts = [each["answer"] for each in answers]
+    texts = [answer["answer"] for answer in answers]
     if isinstance(prompt, str) and prompt.rstrip(" ").endswith("\n\nAssistant:"):
         prompt, texts = prompt.rstrip(" "), [f" {text}" for text in texts]
-    ranks = [number(each["rank"], "rank") for each in answers]
+    ranks = [number(answer["rank"], "rank") for answer in answers]
     return {"prompt": prompt, "responses": texts, "scores": [-rank for rank in ranks]}
 
 
 def ultrafeedback(rest: dict) -> dict:
     """UltraFeedback as it was rated: a score is the mean of the ratings of an answer's aspects."""
     answers = objects(rest.pop("completions"), "completions", "response")
-    return {"prompt": instruction(rest), "responses": [each["response"] for each in answers],
-            "scores": [rating(each) for each in answers]}  # fmt: skip
+    prompt, responses = instruction(rest), [answer["response"] for answer in answers]
+    return {"prompt": prompt, "responses": responses, "scores": [rating(each) for each in answers]}
 
 
 def rating(answer: dict) -> float:
     """The mean of its ratings, of which some may be "N/A"; without any its overall_score."""
     aspects = answer.get("annotations")
     parts = aspects.values() if isinstance(aspects, dict) else ()
-    ratings = [each.get("Rating") for each in parts if isinstance(each, dict)]
-    ratings = [each for each in ratings if each != "N/A"]
+    ratings = [part.get("Rating") for part in parts if isinstance(part, dict)]
+    ratings = [value for value in ratings if value != "N/A"]
     try:
         return fmean(map(float, ratings)) if ratings else answer["overall_score"]
     except (KeyError, TypeError, ValueError) as error:
@@ -188,9 +190,8 @@ def rating(answer: dict) -> float:
 
 def helpsteer2(rest: dict) -> dict:
     """HelpSteer2's preferences: from -3, the first answer is much better, to 3, the second is."""
-    answers, strength = [rest.pop(f"response_{n}") for n in (1, 2)], rest.pop("preference_strength")
-    prompt = turns_of_helpsteer(rest.pop("prompt"))
-    return two_ranked(prompt, answers, strength, "preference_strength")
+    answers = [rest.pop(f"response_{n}") for n in (1, 2)]
+    return two_ranked(turns_of_helpsteer(rest.pop("prompt")), answers, "preference_strength", rest)
 
 
 def turns_of_helpsteer(prompt: object) -> object:
@@ -208,11 +209,13 @@ def turns_of_helpsteer(prompt: object) -> object:
 
 def helpsteer3(rest: dict) -> dict:
     """HelpSteer3: a context of messages, and overall_preference from -3 to 3, as HelpSteer2."""
-    answers, strength = [rest.pop(f"response{n}") for n in (1, 2)], rest.pop("overall_preference")
-    return two_ranked(rest.pop("context"), answers, strength, "overall_preference")
+    answers = [rest.pop(f"response{n}") for n in (1, 2)]
+    return two_ranked(rest.pop("context"), answers, "overall_preference", rest)
 
 
-def two_ranked(prompt: object, answers: list, strength: object, name: str) -> dict:
+def two_ranked(prompt: object, answers: list, name: str, rest: dict) -> dict:
+    """Two answers and how much better the second one is, which `rest` has by that name."""
+    strength = rest.pop(name)
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise ValueError(
             f"{name} is {strength!r}; expected a number, negative for the first answer"
@@ -220,28 +223,18 @@ def two_ranked(prompt: object, answers: list, strength: object, name: str) -> di
     return {"prompt": prompt, "responses": answers, "scores": [-strength, 0]}
 
 
-def helpsteer_ratings(rest: dict) -> dict:
+def helpsteer_ratings(rest: dict) -> NoReturn:
     raise ValueError(
         "HelpSteer2's ratings have one answer a record; take its preferences (the folder "
         "preference/), or make records of prompt + responses + scores"
     )
 
 
-def objects(values: object, name: str, *keys: str) -> list[dict]:
-    """A list of objects that have these keys."""
-    if not isinstance(values, list) or not all(
-        isinstance(each, dict) and each.keys() >= {*keys} for each in values
-    ):
-        raise ValueError(f"{name} must be a list of objects with {' and '.join(keys)}")
-    return values
-
-
 # --- single responses -----------------------------------------------------------------------------
 
 
-def conversation(rest: dict) -> dict:
+def conversation(name: str, rest: dict) -> dict:
     """Messages whose last one is the assistant's: a demonstration, or with kto_tag a label."""
-    name = "messages" if "messages" in rest else "conversations"
     *prompt, last = turns(rest.pop(name), name)
     if not prompt:
         raise ValueError(f"{name} has one message; expected a prompt and an answer")
@@ -254,25 +247,27 @@ def instructed(rest: dict) -> dict:
 
 
 def label(rest: dict) -> dict:
-    found = [rest.pop(key) for key in ("kto_tag", "label") if key in rest]
-    return {"label": found[0]} if found else {}
+    """The label of a response under our name, if it has one."""
+    labels = [rest.pop(key) for key in ("kto_tag", "label") if key in rest]
+    return {"label": labels[0]} if labels else {}
 
 
 # Keys of records of other programs -> the function that reads them.
 FOREIGN = {
     ("conversations", "chosen", "rejected"): sharegpt,
     ("instruction", "chosen", "rejected"): alpaca,
-    ("question", "chosen", "rejected"): orca,
-    ("input", "chosen", "rejected"): orca_of_argilla,
-    ("context_messages", "chosen", "rejected"): openrlhf,
-    ("messages", "chosen", "rejected"): openai,
+    ("question", "chosen", "rejected"): partial(renamed_prompt, "question"),  # Intel's Orca pairs
+    ("input", "chosen", "rejected"): partial(renamed_prompt, "input"),  # Argilla's Orca pairs
+    # OpenRLHF, and LLaMA-Factory with messages of OpenAI
+    ("context_messages", "chosen", "rejected"): partial(renamed_prompt, "context_messages"),
+    ("messages", "chosen", "rejected"): partial(renamed_prompt, "messages"),
     ("history", "human_ref_A", "human_ref_B", "labels"): shp,
     ("prompt", "answers"): nectar,
     ("instruction", "completions"): ultrafeedback,
     ("prompt", "response_1", "response_2", "preference_strength"): helpsteer2,
     ("context", "response1", "response2", "overall_preference"): helpsteer3,
     ("prompt", "response", "helpfulness"): helpsteer_ratings,
-    ("messages",): conversation,
-    ("conversations",): conversation,
+    ("messages",): partial(conversation, "messages"),
+    ("conversations",): partial(conversation, "conversations"),
     ("instruction", "output"): instructed,
 }

@@ -1,18 +1,20 @@
-"""Formats of records, found by their keys: docs/data.md has an example of each.
+"""Formats of records, which are found by their keys: docs/data.md has an example of each.
 
-A format is a function from a record to a Record, and an entry of `formats`. It raises ValueError
-for a record that it can't read; nanoalign/pairs.py adds file and line. Messages, tools and system
-prompts are those of nanoalign/formats/messages.py.
+A format is a function from a record, a dict, to a Record, and an entry of the table of `formats`.
+It raises ValueError for a record that it can't read; records.parse adds file and line.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 from nanoalign.data.columns import (
+    CONTEXT,
     DEMONSTRATION,
     DIALOGUES,
     LABELS,
+    PAIR,
     PKU,
     RANKED,
     TEXTS,
@@ -21,97 +23,119 @@ from nanoalign.data.columns import (
     number,
 )
 from nanoalign.data.dialogues import ASSISTANT, is_dialogue, split_dialogues
-from nanoalign.data.foreign import FOREIGN, read_as, refuse_unknown
+from nanoalign.data.foreign import FOREIGN, read_foreign, refuse_unknown
 from nanoalign.data.messages import from_messages, pair_of_messages, read_messages
 from nanoalign.errors import RunError
-from nanoalign.records import FORMATS, Format, Record, decode
+from nanoalign.records import FORMATS, Format, Formats, Record, decode, pair
 
 
 def formats(
-    preference: str = "better", unpaired: str = "", keys: Sequence[str] = ()
-) -> dict[tuple[str, ...], Format]:
-    """The formats by their keys; the first whose keys a record has is taken.
+    preference: str | Sequence[str] = "better", unpaired: str = "", keys: Sequence[str] = ()
+) -> Formats:
+    """The formats by their keys; the first one whose keys a record has reads it.
 
-    preference: the label of PKU-SafeRLHF that orders the responses.
+    preference: the label of PKU-SafeRLHF that orders the responses. Several ones are the labels
+        that every record must have, and records of other formats are refused.
     unpaired: the loss that learns from single responses (kto, sft); "": they are refused.
-    keys: of --keys, OURS=THEIRS: what the records call a key of these formats.
+    keys: of --keys, OURS=THEIRS: the names that the records have for the keys of these formats.
     """
-    known = {
+    preferences = [preference] if isinstance(preference, str) else list(preference)
+    pku_pairs = partial(pku, preferences)
+    if len(preferences) > 1:
+        refuse = partial(refuse_single_label, preferences)
+        table = {PKU: partial(read_ours, PKU, pku_pairs), (): refuse}
+        return renamed(table, keys) if keys else table
+    ours: Formats = {
         RANKED: ranked,
-        PKU: lambda record: with_margin(record, pku(record, preference)),
+        PKU: pku_pairs,
         UNPAIRED: partial(completion, unpaired),
-        ("prompt", "chosen", "rejected"): pair_with_prompt,
+        PAIR: pair_with_prompt,
         DEMONSTRATION: partial(completion, unpaired),
-        DIALOGUES: pair,
+        DIALOGUES: pair_without_prompt,
     }
-    known |= {names: read for names, read in FORMATS.items() if names not in known}
+    ours |= {names: read for names, read in FORMATS.items() if names not in ours}
     if unpaired:
-        known = with_labels(known)
-    own = {names: partial(complete, names, read) for names, read in known.items()}
-    last = {DIALOGUES: own[DIALOGUES], (): partial(refuse_unknown, own)}
-    own = own | {names: partial(read_as, convert, own) for names, convert in FOREIGN.items()}
-    known = {names: read for names, read in own.items() if names not in last} | last
-    if keys:
-        known = renamed(known, keys)
-    return known
+        ours = {names: partial(with_label, read) for names, read in ours.items()}
+    ours = {names: partial(read_ours, names, read) for names, read in ours.items()}
+    table = ours | {names: partial(read_foreign, read, ours) for names, read in FOREIGN.items()}
+    refuse = partial(refuse_unknown, [PAIR, *table])
+    table[DIALOGUES] = table.pop(DIALOGUES)  # the last one: other formats have these keys, too
+    table[()] = refuse
+    return renamed(table, keys) if keys else table
 
 
-def complete(keys: tuple[str, ...], read: Format, record: dict) -> Record:
-    """The Record with what any format may have: messages, tools, a system prompt, more columns."""
+def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
+    """The Record of one of our formats, with what any format may have beside its keys.
+
+    These are messages in place of texts, tools, a system prompt, and columns that nothing reads.
+    """
     texts = [record[key] for key in TEXTS if key in record]
-    plain = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
-    if plain and not {"system", "tools"} & record.keys():
-        found = read(record)
-    else:
-        found = read_messages(read, record)
-    if names := record.keys() - {*keys, *LABELS}:
-        found = replace(found, notes=(*found.notes, *ignored(names, keys)))
+    is_text = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
+    is_plain = is_text and not CONTEXT & record.keys()
+    found = read(record) if is_plain else read_messages(read, record)
+    if columns := record.keys() - {*keys, *LABELS}:
+        found = replace(found, notes=(*found.notes, *ignored(columns, keys)))
     return found
 
 
-def pku(record: dict, preference: str = "better") -> Record:
-    """PKU-SafeRLHF: two responses; the label of `preference`, better or safer, orders them."""
-    key = f"{preference}_response_id"
-    best = record.get(key)
-    if isinstance(best, bool) or best not in (0, 1):
-        raise ValueError(f"{key} is {best!r}; --preference {preference} needs 0 or 1")
-    responses = (record["response_0"], record["response_1"])[:: -1 if best else 1]
-    return from_messages(Record(record["prompt"], responses), "response")
+# --- pairs ----------------------------------------------------------------------------------------
 
 
-def with_margin(record: dict, pair: Record) -> Record:
-    """The Record with the margin of the data: by how much its chosen response is better, else 1."""
+def pair_with_prompt(record: dict) -> Record:
+    """A prompt, a chosen and a rejected response; each is text, or a list of messages."""
+    if isinstance(record["chosen"], list) and isinstance(record["rejected"], list):
+        return with_margin(record, pair_of_messages(record))
+    return with_margin(record, from_messages(pair(record), "response"))
+
+
+def pair_without_prompt(record: dict) -> Record:
+    """Two texts that begin with the same prompt, or two lists of messages that do."""
+    chosen, rejected = record["chosen"], record["rejected"]
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        return with_margin(record, pair_of_messages(record))
+    return with_margin(record, split_dialogues(chosen, rejected))
+
+
+def pku(preferences: Sequence[str], record: dict) -> Record:
+    """PKU-SafeRLHF: two responses and, by each preference, the number of the better one.
+
+    One preference makes a pair with a margin. Several make a pair each, whose extra["dimensions"]
+    is the number of its preference; the first preference orders the responses.
+    """
+    better = []
+    for name in preferences:
+        label = record.get(f"{name}_response_id")
+        if isinstance(label, bool) or label not in (0, 1):
+            given = " ".join(preferences)
+            raise ValueError(f"{name}_response_id is {label!r}; --preference {given} needs 0 or 1")
+        better.append(label)
+    responses = (record["response_0"], record["response_1"])[:: -1 if better[0] else 1]
+    pairs = tuple((0, 1) if label == better[0] else (1, 0) for label in better)
+    found = from_messages(Record(record["prompt"], responses, pairs), "response")
+    if len(preferences) == 1:
+        return with_margin(record, found)
+    return replace(found, extra={"dimensions": list(range(len(pairs)))})
+
+
+def with_margin(record: dict, found: Record) -> Record:
+    """The pair with the margin of its record: by how much the chosen response is better, else 1."""
     margin = 1.0
     if record.get("margin") is not None:
         margin = number(record["margin"], "margin")
     if margin < 0:
         raise ValueError(f"the margin is {margin:g}; it must not be negative")
-    return replace(pair, extra=pair.extra | {"margins": [margin]})
+    return replace(found, extra={"margins": [margin]})
 
 
-def pair_with_prompt(record: dict) -> Record:
-    """A prompt and two responses; each is text, or a list of messages."""
-    prompt, chosen, rejected = (record.get(key) for key in ("prompt", "chosen", "rejected"))
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        return with_margin(record, pair_of_messages(record))
-    return with_margin(record, from_messages(Record(prompt, (chosen, rejected)), "response"))
-
-
-def pair(record: dict) -> Record:
-    """Two texts that begin with the same prompt, or two lists of messages that do."""
-    chosen, rejected = record["chosen"], record["rejected"]
-    if isinstance(chosen, list) and isinstance(rejected, list):
-        return pair_with_prompt(record)
-    return with_margin(record, split_dialogues(chosen, rejected))
+# --- rankings and single responses ----------------------------------------------------------------
 
 
 def ranked(record: dict) -> Record:
-    """K responses with scores, best first, and all their pairs of unequal scores."""
-    return with_pairs(*(record[key] for key in RANKED))
+    """K responses with scores, best first, and all their pairs of unequal scores.
 
-
-def with_pairs(prompt: str | list[dict], responses: object, scores: object) -> Record:
-    """The responses, best first, and all their pairs of unequal scores, with their differences."""
+    The margin of a pair is the difference of its scores.
+    """
+    prompt, responses, scores = (record[key] for key in RANKED)
     for name, values in (("responses", responses), ("scores", scores)):
         if not isinstance(values, list) or len(values) < 2:
             raise ValueError(f"{name} must be a list of at least two, found {values!r}")
@@ -123,22 +147,13 @@ def with_pairs(prompt: str | list[dict], responses: object, scores: object) -> R
     pairs = [(i, j) for i in range(len(best)) for j in range(i + 1, len(best)) if best[i] > best[j]]
     margins = [best[i] - best[j] for i, j in pairs]
     responses = tuple(responses[i] for i in order)
-    found = Record(prompt, responses, tuple(pairs), {"margins": margins})
-    return from_messages(found, "response")
-
-
-def with_labels(known: dict[tuple[str, ...], Format]) -> dict[tuple[str, ...], Format]:
-    """The formats, whose Records all get the same key in `extra`.
-
-    Pairs and single responses may be in one batch, which joins what `extra` has.
-    """
-    return {keys: partial(with_label, read) for keys, read in known.items()}
+    return from_messages(Record(prompt, responses, tuple(pairs), {"margins": margins}), "response")
 
 
 def completion(loss: str, record: dict) -> Record:
-    """One response, and whether it is desirable. It is paired with itself.
+    """One response, which is paired with itself; extra["desirable"] is its label.
 
-    loss: kto, sft, or "" where pairs are needed. Without a label a response is a demonstration.
+    loss: kto, sft, or "" where pairs are needed. A response without a label is a demonstration.
     """
     prompt, response, label = record["prompt"], record["completion"], record.get("label")
     if not loss:
@@ -157,11 +172,13 @@ def completion(loss: str, record: dict) -> Record:
 
 
 def with_label(read: Format, record: dict) -> Record:
-    """The Record with `desirable` alone in `extra`, which has no meaning for pairs."""
+    """The Record with `desirable` alone in `extra`: true for a pair, for which it has no meaning.
+
+    Pairs and single responses may be in one batch, so all have the same key there.
+    """
     found = read(record)
-    return replace(
-        found, extra={"desirable": found.extra.get("desirable", [True] * len(found.pairs))}
-    )
+    desirable = found.extra.get("desirable", [True] * len(found.pairs))
+    return replace(found, extra={"desirable": desirable})
 
 
 def single(loss: str) -> str:
@@ -169,51 +186,35 @@ def single(loss: str) -> str:
     return loss if loss in ("kto", "sft") else ""
 
 
-def known_formats(preferences: Sequence[str], unpaired: str, keys: Sequence[str]) -> dict:
-    """The formats of a run by their keys. unpaired: see load_rows. keys: of --keys."""
-    if len(preferences) == 1:
-        return formats(preferences[0], unpaired, keys)
-
-    return formats_of_several(preferences)
+# --- several preferences --------------------------------------------------------------------------
 
 
-def unchanged(record: Record) -> list[Record]:
-    return [record]
-
-
-# --- records --------------------------------------------------------------------------------------
-
-
-def formats_of_several(
-    preferences: Sequence[str],
-) -> dict[tuple[str, ...], Callable[[dict], Record]]:
-    """The formats, by their keys, of records that have a label for each of these preferences."""
-    refuse = partial(has_one_label, preferences=preferences)
-    return {PKU: partial(complete, PKU, partial(labelled, preferences=preferences)), (): refuse}
-
-
-def labelled(record: dict, preferences: Sequence[str]) -> Record:
-    """PKU-SafeRLHF: a pair for each preference, with its number in extra["dimensions"].
-
-    The response that is best by the first preference is the first one.
-    """
-    best = [record.get(f"{name}_response_id") for name in preferences]
-    for name, each in zip(preferences, best, strict=True):
-        if isinstance(each, bool) or each not in (0, 1):
-            raise ValueError(
-                f"{name}_response_id is {each!r}; --preference {' '.join(preferences)} needs 0 or 1"
-            )
-    responses = (record["response_0"], record["response_1"])[:: -1 if best[0] else 1]
-    pairs = tuple((int(each != best[0]), int(each == best[0])) for each in best)
-    found = Record(record["prompt"], responses, pairs, {"dimensions": list(range(len(best)))})
-    return from_messages(found, "response")
-
-
-def has_one_label(record: dict, preferences: Sequence[str]) -> Record:
+def refuse_single_label(preferences: Sequence[str], record: dict) -> NoReturn:
     raise ValueError(
         f"a record with the keys {' + '.join(sorted(map(str, record)))} has one label; "
         f"--preference {' '.join(preferences)} needs {' + '.join(PKU)}, with a label for each"
     )
+
+
+def unchanged(record: Record) -> list[Record]:
+    """What is encoded of a record without --condition: the record itself."""
+    return [record]
+
+
+def by_preference(record: Record, preferences: Sequence[str]) -> list[Record]:
+    """What is encoded of a record with --condition: a record for each preference.
+
+    Its prompt names the preference, and its pairs are those of the preference.
+    """
+    marked = []
+    for d, name in enumerate(preferences):
+        numbers = [n for n, dimension in enumerate(record.extra["dimensions"]) if dimension == d]
+        extra = {key: [values[n] for n in numbers] for key, values in record.extra.items()}
+        del extra["dimensions"]
+        pairs = tuple(record.pairs[n] for n in numbers)
+        new = conditioned(record, name)
+        marked.append(replace(new, pairs=pairs, extra=extra, name=f"{record.name}/{name}"))
+    return marked
 
 
 def conditioned(record: Record, preference: str) -> Record:
@@ -231,50 +232,38 @@ def conditioned(record: Record, preference: str) -> Record:
     return replace(record, prompt=prompt)
 
 
-def by_preference(record: Record, preferences: Sequence[str]) -> list[Record]:
-    """A record for each preference, whose prompt names it, with the pairs of its own labels."""
-    records = []
-    for d, name in enumerate(preferences):
-        own = [n for n, dimension in enumerate(record.extra["dimensions"]) if dimension == d]
-        extra = {key: [values[n] for n in own] for key, values in record.extra.items()}
-        del extra["dimensions"]
-        pairs = tuple(record.pairs[n] for n in own)
-        marked = conditioned(record, name)
-        records.append(replace(marked, pairs=pairs, extra=extra, name=f"{record.name}/{name}"))
-    return records
+# --- --keys OURS=THEIRS ---------------------------------------------------------------------------
 
-
-OURS = ("prompt", "chosen", "rejected", "responses", "scores", "completion", "label", "margin",
-        "system", "tools")  # fmt: skip
+OURS = (
+    *("prompt", "chosen", "rejected", "responses", "scores", "completion", "label", "margin"),
+    *("system", "tools"),
+)
 
 
 def names_of(keys: Sequence[str]) -> dict[str, str]:
-    """What the records call each of OURS. Raises RunError for a pair that is not OURS=THEIRS."""
-    names = {}
-    for pair in keys:
-        ours, equals, theirs = pair.partition("=")
-        if not equals or not theirs or ours not in OURS or ours in names:
+    """The records' name of each key of ours. Raises RunError for what is not OURS=THEIRS."""
+    names: dict[str, str] = {}
+    for given in keys:
+        ours, _, theirs = given.partition("=")
+        if not theirs or ours not in OURS or ours in names:
             expected = ", ".join(OURS)
-            raise RunError(f"--keys {pair}: expected OURS=THEIRS, with each once of {expected}")
+            raise RunError(f"--keys {given}: expected OURS=THEIRS, with each once of {expected}")
         names[ours] = theirs
     return names
 
 
-def renamed(
-    known: dict[tuple[str, ...], Format], keys: Sequence[str]
-) -> dict[tuple[str, ...], Format]:
+def renamed(table: Formats, keys: Sequence[str]) -> Formats:
     """The formats by the names that records have for their keys.
 
     A record that lacks one of these names is an error, also where it has ours: it would be read as
     something else than was asked for. The embedded data alone keep our names.
     """
-    names = names_of(keys)
-    found: dict[tuple[str, ...], Format] = {}
-    for own, read in known.items():
-        theirs = tuple(names.get(key, key) for key in own)
+    names, found = names_of(keys), {}
+    for ours, read in table.items():
+        theirs = tuple(names.get(key, key) for key in ours)
         found.setdefault(theirs, partial(read_renamed, names, read))
-    found[PKU] = partial(read_renamed, names, known[PKU])
-    found[()] = found.pop(())  # the last one, which takes all
+    found[PKU] = partial(read_renamed, names, table[PKU])
+    found[()] = found.pop(())  # the last one, which takes all records
     return found
 
 
@@ -282,8 +271,8 @@ def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
     return read(with_our_names(record, names))
 
 
-def decoded(raw: str | dict, where: str, names: dict[str, str]) -> object:
-    """A record that was read at `where`, as an object with our names. Raises RunError."""
+def decode_renamed(raw: str | dict, where: str, names: dict[str, str]) -> object:
+    """As records.decode, with our names for the keys of the record."""
     record = decode(raw, where)
     if not names or not isinstance(record, dict):
         return record
@@ -295,14 +284,14 @@ def decoded(raw: str | dict, where: str, names: dict[str, str]) -> object:
 
 def with_our_names(record: dict, names: dict[str, str]) -> dict:
     """The record with our names for its keys. Raises ValueError if it lacks one of theirs."""
-    theirs = {*names.values()}
-    if not theirs & record.keys() and record.keys() >= {*PKU}:
+    ours_of = {theirs: ours for ours, theirs in names.items()}
+    if not ours_of.keys() & record.keys() and record.keys() >= {*PKU}:
         return record  # of the embedded data
-    if missing := sorted(theirs - record.keys()):
+    if missing := sorted(ours_of.keys() - record.keys()):
         raise ValueError(
             f"--keys names {', '.join(missing)}, and the record has no such key; it has "
             f"{', '.join(sorted(record))}"
         )
-    back = {theirs: ours for ours, theirs in names.items()}
-    others = {key: value for key, value in record.items() if key not in names or key in back}
-    return {back.get(key, key): value for key, value in others.items()}
+    # A key of ours that is there under their name, too, is another column.
+    others = {key: each for key, each in record.items() if key not in names or key in ours_of}
+    return {ours_of.get(key, key): value for key, value in others.items()}

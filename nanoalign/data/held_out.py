@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.data.formats import decoded, known_formats, names_of, single
+from nanoalign.data.formats import decode_renamed, formats, names_of, single
 from nanoalign.data.readers import HELD_OUT, Located, Source
 from nanoalign.data.split import Data, hashes
 from nanoalign.distributed import print0
@@ -93,14 +93,11 @@ class HeldOut(Source):
         total, sources = wanted.total(), self.sources()
         # Any labels may be read of the records; those of the run show whether they have changed.
         settings = json.loads((self.run / ARGS).read_text())
-        preference = settings["preference"]
-        preferences = [preference] if isinstance(preference, str) else preference
-        loss = single(settings.get("loss", ""))
-        known = known_formats(preferences, loss, ())
+        known = formats(settings["preference"], single(settings.get("loss", "")))
         names = names_of(settings.get("keys", ()))
         for source in sources:
             for where, name, _, raw in source.records():
-                raw = decoded(raw, where, names)
+                raw = decode_renamed(raw, where, names)
                 _, record = parse(raw, where, known)
                 if wanted[key := int.from_bytes(hashes(record)[16:], "little")]:
                     wanted[key] -= 1

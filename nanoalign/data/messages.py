@@ -1,7 +1,7 @@
 """Records of messages, and what belongs to a prompt beside them: a system prompt and tools.
 
 A message has a role and a content, which is text. It may have tool calls, reasoning and further
-keys: a chat template gets all of them (nanoalign/formats/chat.py).
+keys, which a chat template gets (nanoalign/data/templates.py).
 """
 
 import json
@@ -18,8 +18,11 @@ FURTHER = {"tool_calls", "function_call", *REASONING}  # text of a message besid
 
 
 def read_messages(read: Format, record: dict) -> Record:
-    """What `read` makes of a record with messages, which may be JSON text, tools or `system`."""
-    record = decoded(record)
+    """The Record of a record that has messages, which may be JSON text, tools or `system`.
+
+    read: reads the record without tools and `system`, and with its messages decoded.
+    """
+    record = decode_messages(record)
     if isinstance(record.get("prompt"), list) and record["prompt"]:
         record = record | {"prompt": messages(record["prompt"], "prompt")}
     found = with_context(read(record), record)
@@ -28,18 +31,18 @@ def read_messages(read: Format, record: dict) -> Record:
     return found
 
 
-def decoded(record: dict) -> dict:
-    """The record with the messages that it has as JSON text. Other text stays as it is."""
-    found = {key: json_messages(record[key]) for key in TEXTS if key in record}
+def decode_messages(record: dict) -> dict:
+    """The record with messages in place of JSON text of messages. Other text is unchanged."""
+    decoded = {key: json_messages(record[key]) or record[key] for key in TEXTS if key in record}
     if isinstance(responses := record.get("responses"), list):
-        found["responses"] = [json_messages(each) or each for each in responses]
-    return record | {key: value for key, value in found.items() if value}
+        decoded["responses"] = [json_messages(response) or response for response in responses]
+    return record | decoded
 
 
 def json_messages(value: object) -> list[dict] | None:
-    """The messages of a JSON text, all with a role and a content or what may be in its place.
+    """The messages of a JSON text: a list of objects with a role and a content.
 
-    None if it is no such text.
+    Tool calls or reasoning may be in place of the content. None for any other value.
     """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return None
@@ -47,29 +50,31 @@ def json_messages(value: object) -> list[dict] | None:
         values = json.loads(value)
     except json.JSONDecodeError:
         return None
-    all_are = isinstance(values, list) and all(
-        isinstance(each, dict)
-        and isinstance(each.get("role"), str)
-        and each.keys() & {"content", *FURTHER}
-        for each in values
+    are_messages = isinstance(values, list) and all(
+        isinstance(value, dict)
+        and isinstance(value.get("role"), str)
+        and value.keys() & {"content", *FURTHER}
+        for value in values
     )
-    return values if all_are and values else None
+    return values if are_messages and values else None
 
 
 def messages(values: object, name: str) -> list[dict]:
-    """The checked messages of a list: role, content, and further keys in the alphabet's order.
-
-    Keys without a value are left out: a table of records has all keys in every message.
-    """
+    """The checked messages of a list. name: of the list, for errors."""
     if not isinstance(values, list) or not values:
         raise ValueError(f"{name} must be a list of at least one message")
     return [message(value, name) for value in values]
 
 
 def message(value: object, name: str) -> dict:
-    own = value if isinstance(value, dict) else {}
-    further = {key: each for key, each in sorted(own.items()) if each is not None}
-    further = {key: each for key, each in further.items() if each or key not in FURTHER}
+    """A checked message: role, content as one text, and further keys in the alphabet's order.
+
+    Keys without a value are left out: a table of records has all keys in every message.
+    """
+    further = {}
+    for key, item in sorted(value.items()) if isinstance(value, dict) else ():
+        if item or (item is not None and key not in FURTHER):
+            further[key] = item
     role, content = further.pop("role", None), further.pop("content", None)
     if "tool_calls" in further:
         further["tool_calls"] = tool_calls(further["tool_calls"], name)
@@ -85,25 +90,33 @@ def message(value: object, name: str) -> dict:
 
 
 def text_of(part: object, name: str) -> str:
-    """The text of a part of a content."""
-    own = part if isinstance(part, dict) else {"type": type(part).__name__}
-    kind, text = own.get("type", "text"), own.get("text")
+    """The text of a part of a content that is a list."""
+    kind, text = type(part).__name__, None
+    if isinstance(part, dict):
+        kind, text = part.get("type", "text"), part.get("text")
     if kind == "text" and isinstance(text, str):
         return text
     raise ValueError(f"{name} has a content with a part of type {kind!r}; only text can be read")
 
 
 def tool_calls(calls: object, name: str) -> list[dict]:
-    """The calls, whose arguments may be JSON text, with the objects that chat templates expect."""
+    """The calls with their arguments as objects, which chat templates expect.
+
+    Arguments may be JSON text, of the call itself or of its "function".
+    """
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"{name} has the tool_calls {calls!r}; expected a list of objects")
     return [
-        {key: arguments_of(each, name) if key == "function" else each for key, each in call.items()}
-        for call in (arguments_of(call, name) for call in calls)
+        {
+            key: decode_arguments(item, name) if key == "function" else item
+            for key, item in decode_arguments(call, name).items()
+        }
+        for call in calls
     ]
 
 
-def arguments_of(function: object, name: str) -> object:
+def decode_arguments(function: object, name: str) -> object:
+    """A called function with an object in place of JSON text of its arguments."""
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(arguments, str):
         return function
@@ -156,20 +169,24 @@ def answer(value: object, name: str) -> dict:
 
 
 def with_answers(record: Record, answers: Sequence[dict]) -> Record:
-    """The Record with these responses: as texts, and as messages if one has more than text.
+    """The Record with these messages as responses: as texts, and as messages if one has more.
 
-    Further keys may be those that a chat template reads.
+    More is any further key: a chat template may read it. The text of a message with tool calls or
+    reasoning is its JSON.
     """
     texts = [
-        json.dumps(each, ensure_ascii=False) if FURTHER & each.keys() else each["content"]
-        for each in answers
+        json.dumps(message, ensure_ascii=False) if FURTHER & message.keys() else message["content"]
+        for message in answers
     ]
-    more = any(each.keys() - BARE for each in answers)
+    more = any(message.keys() - BARE for message in answers)
     return replace(record, responses=tuple(texts), answers=tuple(answers) if more else ())
 
 
 def pair_of_messages(record: dict) -> Record:
-    """All messages but the last are the prompt; a prompt of its own goes before them."""
+    """Two lists of messages: the last one is the response, those before it are the prompt.
+
+    A prompt of the record goes before them, unless they begin or end with it.
+    """
     prompt = record.get("prompt", [])
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -194,7 +211,7 @@ def pair_of_messages(record: dict) -> Record:
 
 
 def from_messages(record: Record, name: str) -> Record:
-    """The Record whose responses may be messages, each one of the assistant."""
+    """The Record with text in place of responses that are messages. name: of a response."""
     if not any(isinstance(response, dict | list) for response in record.responses):
         return record
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nanoalign.data.formats import decoded, formats, names_of
+from nanoalign.data.formats import decode_renamed, formats, names_of
 from nanoalign.data.messages import read_messages
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.errors import RunError
@@ -43,7 +43,7 @@ def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Recor
     for source in sources:
         before = len(found)
         for where, name, subset, raw in open_source(source):
-            record = prompt_of(decoded(raw, where, names), where)
+            record = prompt_of(decode_renamed(raw, where, names), where)
             found.append(replace(record, name=name, subset=subset))
         if len(found) == before:
             raise RunError(f"{source}: has no records; expected the key 'prompt'")

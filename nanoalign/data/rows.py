@@ -11,7 +11,7 @@ import numpy as np
 from nanoalign import records
 from nanoalign.data import formats, store
 from nanoalign.data.dialogues import resolve_template
-from nanoalign.data.formats import known_formats, unchanged
+from nanoalign.data.formats import unchanged
 from nanoalign.data.held_out import training_mask
 from nanoalign.data.readers import TEST_OF
 from nanoalign.data.sources import check_sources, named, open_source
@@ -70,7 +70,7 @@ def load_rows(args: Namespace, tokenizer, folder: Path, world: World, unpaired: 
     change = unchanged
     if len(preferences) > 1 and args.condition:
         change = partial(formats.by_preference, preferences=preferences)
-    known = known_formats(preferences, unpaired, args.keys)
+    known = formats.formats(preferences, unpaired, args.keys)
     files = check_sources(args.data) + check_sources(args.eval_data or [])
     # Rank 0 decides: hosts may have other copies of a file.
     if args.cache or gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import byte_tokenizer
 
-from nanoalign.data import formats
+from nanoalign.data.formats import formats
 from nanoalign.data.rows import load_rows
 from nanoalign.data.templates import encode_records
 from nanoalign.records import Record
@@ -112,5 +112,5 @@ def test_an_answer_with_an_ignored_key_is_trained_on_as_its_text(tokenizer):
 def test_the_embedded_data_have_none():
     for path in (world.TRAIN, world.TEST):
         record = json.loads(path.read_text().splitlines()[0])
-        read = formats.formats_of_several(["better", "safer"])["prompt", "response_0", "response_1"]
+        read = formats(["better", "safer"])["prompt", "response_0", "response_1"]
         assert read(record).notes == () and read(record | {"id": 1}).notes != ()

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from nanoalign.batch import lengths_of
 from nanoalign.data import rows, store
 from nanoalign.data import rows as formats_rows
-from nanoalign.data.formats import by_preference, formats, formats_of_several, unchanged
+from nanoalign.data.formats import by_preference, formats, unchanged
 from nanoalign.data.rows import in_memory
 from nanoalign.data.sources import read_records
 from nanoalign.data.split import Data, fingerprint
@@ -44,8 +44,8 @@ DATA = {
 BOTH = ("better", "safer")
 READERS = {
     "single": (partial(read_records, formats(unpaired="kto")), unchanged),
-    "several": (partial(read_records, formats_of_several(BOTH)), unchanged),
-    "conditioned": (partial(read_records, formats_of_several(BOTH)),
+    "several": (partial(read_records, formats(BOTH)), unchanged),
+    "conditioned": (partial(read_records, formats(BOTH)),
                     partial(by_preference, preferences=BOTH)),
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ import pytest
 import train_dpo
 import train_rm
 from nanoalign import records
-from nanoalign.data.formats import known_formats
+from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
 from nanoalign.data.prompts import read_prompts
 from nanoalign.data.rows import load_rows
@@ -54,7 +54,7 @@ def write(path: Path, *records: dict) -> Path:
 
 def read(source: str, preferences: tuple[str, ...] = ("better",), kto: bool = False):
     return list(
-        records.read([source], known_formats(preferences, "kto" if kto else "", ()), open_source)
+        records.read([source], formats(preferences, "kto" if kto else ""), open_source)
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nanoalign import records
-from nanoalign.data.formats import formats, formats_of_several
+from nanoalign.data.formats import formats
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts, shown
 from nanoalign.data.sources import open_source
 from nanoalign.errors import RunError
@@ -82,7 +82,7 @@ def test_a_response_may_be_json_text_whatever_the_others_are(tmp_path, record):
 def test_responses_of_several_preferences_may_be_json_text():
     record = {"prompt": "Hi", "response_0": json.dumps([NO]), "response_1": "yes",
               "better_response_id": 1, "safer_response_id": 0}  # fmt: skip
-    read_labels = formats_of_several(["better", "safer"])["prompt", "response_0", "response_1"]
+    read_labels = formats(["better", "safer"])["prompt", "response_0", "response_1"]
     found = read_labels(record)
     assert found.responses == ("yes", "no") and found.pairs == ((0, 1), (1, 0))
 

@@ -20,8 +20,7 @@ from transformers import AutoModelForSequenceClassification
 import train_rm
 from nanoalign import loop
 from nanoalign.batch import collate
-from nanoalign.data import formats
-from nanoalign.data.formats import by_preference, conditioned
+from nanoalign.data.formats import by_preference, conditioned, formats
 from nanoalign.data.templates import encode_records
 from nanoalign.distributed import run, setup
 from nanoalign.encode import encode_all
@@ -88,7 +87,7 @@ def both(train, tmp_path_factory) -> tuple[list[dict], Path]:
 
 def test_each_label_is_a_pair_of_its_output(data):
     """By record, better and safer name response 0 and 0; 0 and 1; 1 and 1."""
-    first, second, third, *_ = read([str(data)], formats.formats_of_several(BOTH))
+    first, second, third, *_ = read([str(data)], formats(BOTH))
     originals = records(3)
     assert first.pairs == ((0, 1), (0, 1)) and second.pairs == ((0, 1), (1, 0))
     assert first.extra == second.extra == {"dimensions": [0, 1]}
@@ -131,7 +130,7 @@ def test_two_outputs_are_written_with_their_names(both, data, tokenizer):
     assert model.config.id2label == {0: "better", 1: "safer"}
     reward_model = SeveralRewards.load(both[1], trainable=False)
     assert preferences_of(reward_model) == [*BOTH] and not is_conditioned(reward_model)
-    found = list(read([str(data)], formats.formats_of_several(BOTH)))
+    found = list(read([str(data)], formats(BOTH)))
     rows = encode_records(found, tokenizer, 1024, "pku")
     logits = []
     for row in rows:
@@ -200,7 +199,7 @@ def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
     model = RewardModel.load(tmp_path / "rm", trainable=False)
     assert preferences_of(model) == [*BOTH] and is_conditioned(model)
     assert model.head.out_features == 1
-    marked = [part for record in read([str(data)], formats.formats_of_several(BOTH))
+    marked = [part for record in read([str(data)], formats(BOTH))
               for part in by_preference(record, BOTH)]  # fmt: skip
     batch = collate(encode_records(marked, tokenizer, 1024, "pku"))
     with torch.no_grad():
