@@ -28,20 +28,19 @@ from nanoalign.distributed import World, compute_dtype, print0, run
 from nanoalign.errors import RunError
 from nanoalign.evaluation import (
     answers,
-    best_of,
     candidates,
     commands,
     comparison,
     diagnosis,
-    kept,
+    plots,
     ranking,
+    render,
     results,
     scoring,
     seen,
 )
-from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
-from nanoalign.evaluation.pictures import frontier_picture
+from nanoalign.evaluation.ranking import TrueRule
 from nanoalign.files.text import visible
 from nanoalign.flags import Parser
 from nanoalign.packing import packed
@@ -50,19 +49,24 @@ from nanoalign.ranks.collectives import on_main
 from nanoalign.records import Record, read
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
+from nanoalign.tiny import world as embedded
 from nanoalign.weights.folders import load_tokenizer, local_folder
 
-FRONTIER = ("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate",
-            "policy_tokens_mean", "policy_ended_share", "policy_cut_share")  # fmt: skip
 
-
-def parse_args(argv: list[str] | None = None) -> Namespace:
+def parse_args(argv: list[str] | None = None) -> list[Namespace]:
+    """The flags of each command to run: of the one that is given; without one of rm and policy."""
     parser = Parser(__doc__)
     commands.add_arguments(parser)
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
-        parser.error(f"the command goes first: evaluate.py rm|policy|score|frontier {argv[0]}")
-    return parser.parse_args(argv)
+        parser.error(f"the command goes first: evaluate.py {'|'.join(COMMANDS)} {argv[0]}")
+    return [parser.parse_args(words) for words in ([argv] if argv else [["rm"], ["policy"]])]
+
+
+def embedded_truth() -> TrueRule:
+    """The rule of the embedded world, which grades responses to its prompts; others have none."""
+    rewards = {"better": embedded.true_reward, "safer": embedded.true_safety}
+    return TrueRule(embedded.prompts(), rewards)
 
 
 def evaluate_rm(args: Namespace, world: World) -> None:
@@ -104,6 +108,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         prepared.append((view, score, compared, encoded, lengths))
 
     # scores, figures, files
+    truth = embedded_truth()
     scored, trained, figures = [], [], {"subsets": {}}
     for view, score, records, encoded, lengths in prepared:
         scores = scoring.score_encoded(score, encoded, batcher, name)
@@ -111,19 +116,19 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         for subset in dict.fromkeys(line.subset for line in lines):
             own = [line for line in lines if line.subset == subset]
             figures["subsets"][subset] = ranking.reward_metrics(own)
-            figures["subsets"][subset] |= ranking.truth(own, view.preference)
+            figures["subsets"][subset] |= ranking.true_figures(own, view.preference, truth)
         scored += lines
         trained += seen.lines_trained_on(args.model, records, lines)
     if not world.is_main:
         return
     figures["all"] = ranking.reward_metrics(scored)
     if len(prepared) == 1:
-        figures["all"] |= ranking.truth(scored, prepared[0][0].preference)
+        figures["all"] |= ranking.true_figures(scored, prepared[0][0].preference, truth)
     seen.add_pairs(figures, args.model, trained)
     settings = vars(args) | {"template": template, "max_length": max_length}
     with results.results_folder(args.out, settings) as out:
         results.write_ranking(out, scored, figures, args.cases)
-    table = ranking.table(ranking.printed(figures["subsets"] | {"all": figures["all"]}))
+    table = ranking.table(figures["subsets"] | {"all": figures["all"]})
     print(f"\n{visible(table)}\n")
     for subset, own in figures["subsets"].items():
         subset = visible(subset)
@@ -171,14 +176,13 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     judge = load_judge(prompts, list(samplers.values()), batcher, args)
 
     # answers, rewards, KL
-    sampling = Sampling(args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed,
-                        args.batch_size)  # fmt: skip
+    sampling = answers.sampling_of(args)
     total = len(prompts) * args.samples * len(names)
-    on_main(world, partial(kept.check_room, args.out, total, args.max_new_tokens))
+    on_main(world, partial(results.check_room, args.out, total, args.max_new_tokens))
     sampled = {name: answers.sample(each, sampling, world) for name, each in samplers.items()}
     found |= {role: sampled[name] for role, name in names.items()}
     for role in names:
-        on_main(world, partial(kept.keep, args.out, role, prompts, found[role]))
+        on_main(world, partial(results.keep_answers, args.out, role, prompts, found[role]))
     as_sampled = len(both) == 2 and answers.share_vocabulary(both)
     compared = compare(judge, prompts, found, as_sampled, batcher)
     kl = answers.kl_estimate(*both, found["policy"], batcher) if kl_is_known else {}
@@ -186,7 +190,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         return
 
     # figures, files
-    figures = comparison.comparison_metrics(compared, judge.rule[1]) | kl
+    truth = embedded_truth()
+    figures = comparison.comparison_metrics(compared, judge.rule[1], truth) | kl
     figures["prompts_left_out"] = left_out
     models = {"policy_trained_on": args.policy, "reward_trained_on": args.reward}
     figures |= seen.prompts_trained_on(prompts, models)
@@ -198,16 +203,16 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     log = diagnosis.read_log(run_log) if run_log else []
     with results.results_folder(args.out, vars(args)) as out:
         results.write_comparison(out, title, compared, figures, log)
-        best = best_of.curve(compared)
+        best = comparison.best_of_n(compared, truth)
         if len(best) > 1:
             results.write_records(out / "best_of_n.jsonl", best)
-            best_of.picture(out / "best_of_n.png", best)
+            plots.best_of_n_picture(out / "best_of_n.png", best)
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
-    for name, *values in diagnosis.figure_rows(figures):
-        print(f"{name:<28} {'  '.join(f'{value:<9}' for value in values)}".rstrip())
+    print(render.table(diagnosis.figure_rows(figures), left=3))
     if len(best) > 1:
-        print(f"\nthe best of n answers of the policy, by the reward model\n{best_of.table(best)}")
+        print("\nthe best of n answers of the policy, by the reward model")
+        print(comparison.best_of_n_table(best))
     print(f"\n{diagnosis.conclusion(figures)}")
     if rests_on := diagnosis.caution(figures):
         print(rests_on)
@@ -254,35 +259,43 @@ def evaluate_score(args: Namespace, world: World) -> None:
     if args.data:
         counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items())
         print(f"{'data':<11} {named(args.data)}: {len(found):,} prompts{counts}")
-        print(candidates.table(lines, chosen))
+        print(candidates.quantiles(lines, chosen))
     for path, written in ((args.out, chosen), (args.pairs_out, pairs_made)):
         if path is not None:
-            candidates.write_lines(Path(path), written)
+            results.write_records(Path(path), written)
             print(f"{'saved':<11} {path}: {len(written):,} records")
 
 
-def evaluate_frontier(args: Namespace) -> None:
-    results.check_out(args.out)
-    policies = results.read_comparable(args.results)
-    shown = {name: {key: each.get(key) for key in FRONTIER} for name, each in policies.items()}
-    with results.results_folder(args.out, vars(args)) as out:
-        (out / "metrics.json").write_text(json.dumps(shown, indent=2) + "\n")
-        frontier_picture(out / "frontier.png", policies)
-    print(ranking.table(shown, "policy"))
-    print(f"{'saved':<11} {args.out}: frontier.png, metrics.json")
+def evaluate_frontier(args: Namespace, world: World) -> None:
+    def draw() -> None:
+        results.check_out(args.out)
+        policies = results.read_comparable(args.results)
+        shown = {
+            name: {key: figures.get(key) for key in results.FRONTIER}
+            for name, figures in policies.items()
+        }
+        with results.results_folder(args.out, vars(args)) as out:
+            (out / results.METRICS).write_text(json.dumps(shown, indent=2) + "\n")
+            plots.frontier_picture(out / "frontier.png", policies)
+        print(render.figures_table(shown, "policy"))
+        print(f"{'saved':<11} {args.out}: frontier.png, metrics.json")
+
+    on_main(world, draw)
+
+
+COMMANDS = {
+    "rm": evaluate_rm,
+    "policy": evaluate_policy,
+    "score": evaluate_score,
+    "frontier": evaluate_frontier,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    world = groups.setup(args)
-    if args.command == "frontier":
-        on_main(world, partial(evaluate_frontier, args))
-    if args.command == "score":
-        evaluate_score(args, world)
-    if args.command in ("rm", None):
-        evaluate_rm(args if args.command else parse_args(["rm"]), world)
-    if args.command in ("policy", None):
-        evaluate_policy(args if args.command else parse_args(["policy"]), world)
+    each_args = parse_args(argv)
+    world = groups.setup(each_args[0])
+    for args in each_args:
+        COMMANDS[args.command](args, world)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from processes import run_ranks
 from storm_runs import SECONDS, World, bad_ending, script
+
+from nanoalign.evaluation import plots
 
 # --- hostile data ---------------------------------------------------------------------------------
 
@@ -133,8 +134,7 @@ def no_pictures() -> None:
     def write(path: Path, *rest: object) -> None:
         Path(path).write_bytes(b"\x89PNG")
 
-    for module, function in (("pictures", "policy_picture"), ("reward_pictures", "reward_picture")):
-        sys.modules[f"nanoalign.evaluation.{module}"] = SimpleNamespace(**{function: write})
+    plots.policy_picture = plots.reward_picture = write
 
 
 # --- hostile models -------------------------------------------------------------------------------

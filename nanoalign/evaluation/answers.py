@@ -14,8 +14,13 @@ from nanoalign.data.sources import named
 from nanoalign.data.templates import encode_records
 from nanoalign.distributed import World, compute_dtype, print0
 from nanoalign.errors import RunError
-from nanoalign.evaluation.answer_rows import decode_continuation
-from nanoalign.evaluation.generation import Answer, Sampling, eos_ids, generate
+from nanoalign.evaluation.generation import (
+    Answer,
+    Sampling,
+    decode_continuation,
+    eos_ids,
+    generate,
+)
 from nanoalign.evaluation.scoring import score_rows
 from nanoalign.loop import Batcher
 from nanoalign.model import Policy
@@ -150,6 +155,18 @@ def check_sampler(
 def with_answer(prompts: Sequence[Record]) -> list[Record]:
     """The prompts with an answer, so that a model is checked before hours of sampling."""
     return [replace(prompt, responses=("I see.",)) for prompt in prompts]
+
+
+def sampling_of(args: Namespace) -> Sampling:
+    """How answers are drawn, by the flags."""
+    return Sampling(
+        args.temperature,
+        args.top_p,
+        args.max_new_tokens,
+        args.samples,
+        args.seed,
+        args.batch_size,
+    )
 
 
 def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:

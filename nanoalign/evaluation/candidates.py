@@ -4,10 +4,8 @@ Records of any format are read, and answers of other programs; the responses to 
 row, so the prompt is computed once for all of them.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +13,7 @@ from nanoalign.data.formats import formats
 from nanoalign.data.prompts import ANSWER_KEYS, prompt_key, read_answers
 from nanoalign.data.sources import open_source
 from nanoalign.errors import RunError
+from nanoalign.evaluation.render import table
 from nanoalign.records import Record, decode, read
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
@@ -121,15 +120,11 @@ def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
     return found
 
 
-def table(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> str:
+def quantiles(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> str:
     """Number, mean and quantiles of the rewards of all responses, and of those that are kept."""
     rows = [("", "responses", "mean", *(f"{q} %" for q in QUANTILES))]
     for name, own in (("all", [line for each in lines for line in each]), ("kept", chosen)):
         values = np.array([line["reward"] for line in own])
         figures = [values.mean(), *np.percentile(values, QUANTILES)] if len(values) else []
         rows.append((name, f"{len(own):,}", *(f"{figure:.4f}" for figure in figures)))
-    return "\n".join("  ".join(f"{cell:>9}" for cell in row) for row in rows)
-
-
-def write_lines(path: Path, lines: Sequence[dict]) -> None:
-    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    return table(rows, left=0, width=9)

@@ -1,26 +1,8 @@
-"""Evaluation of reward models and policies: docs/evaluation.md.
-
-scoring.py      the score of every response, by a reward model or a policy
-rows.py         answers as token ids: where sampling stopped at --max_new_tokens there is no EOS
-ranking.py      how a reward model ranks pairs: its figures, and a table of them
-best_of_n.py    what the best of n samples gains, against its KL
-candidates.py   responses that are scored to be filtered
-cases.py        the pairs worth reading, as Markdown
-generation.py   sampling from a policy
-answers.py      the answers of a policy, or of a file; the KL of two policies
-kept.py         sampled answers, until the results are written
-judge.py        the rewards of the answers, by a reward model
-comparison.py   who wins, by how much; new preference pairs
-seen.py         how much of the data the models were trained on
-statistics.py   calibration, rank correlation, intervals, length-controlled win rate
-page.py diagnosis.py        report.html, and what its figures mean
-pictures.py reward_pictures.py      the two files that import matplotlib
-results.py      the folder of results, which replaces an older one as a whole
-"""
+"""The flags of evaluate.py, and what is refused of them."""
 
 import argparse
 from argparse import Namespace
-from functools import partial
+from math import isfinite
 
 from nanoalign.data.readers import SOURCES
 from nanoalign.data.rows import PREFERENCES, TEMPLATES, add_keys_argument
@@ -67,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="results of evaluate.py policy, all with one baseline, reward model and "
         "data")  # fmt: skip
     add_out_argument(frontier, "runs/frontier")
-    parser.derived.append(partial(policy_defaults, policy))
+    parser.derived.append(policy_defaults)
     parser.refusals.append(refusal)
 
 
@@ -174,8 +156,6 @@ def add_combine_argument(group: argparse._ActionsContainer) -> None:
 
 def weight_by_name(text: str) -> tuple[str, float]:
     """An argparse type: NAME=NUMBER -> (NAME, NUMBER)."""
-    from math import isfinite
-
     name, _, number = text.partition("=")
     try:
         weight = float(number)
@@ -186,19 +166,15 @@ def weight_by_name(text: str) -> tuple[str, float]:
     return name, weight
 
 
-def policy_defaults(parser: argparse.ArgumentParser, args: Namespace) -> dict:
-    """Sets the defaults of `evaluate.py policy` that depend on its other flags. Returns none.
-
-    parser: of the command `policy`.
-    """
-    if args.command == "policy":
-        given = args.policy_answers or args.baseline_answers
-        parser.set_defaults(
-            policy=None if args.policy_answers else POLICY,
-            baseline=None if args.baseline_answers else "tiny",
-            data=None if given else ["tiny:test"],
-        )
-    return {}  # the parser of all commands has no such flags
+def policy_defaults(args: Namespace) -> dict:
+    """The values of `evaluate.py policy` that depend on its other flags."""
+    if args.command != "policy":
+        return {}
+    return {
+        "policy": None if args.policy_answers else POLICY,
+        "baseline": None if args.baseline_answers else "tiny",
+        "data": None if args.policy_answers or args.baseline_answers else ["tiny:test"],
+    }
 
 
 def refusal(args: Namespace) -> str | None:

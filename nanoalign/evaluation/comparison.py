@@ -7,17 +7,23 @@ prompts of the mean over the answers or pairs of a prompt.
 Shapes: N prompts, P pairs of answers, one of the policy and one of the baseline to the same prompt.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nanoalign.data.dialogues import is_dialogue
-from nanoalign.data.prompts import prompt_key
 from nanoalign.evaluation.answers import ROLES
-from nanoalign.evaluation.ranking import Figures
-from nanoalign.evaluation.statistics import length_controlled_win_rate, prompt_interval, win_shares
-from nanoalign.tiny import world
+from nanoalign.evaluation.ranking import TrueRule
+from nanoalign.evaluation.render import cell, table
+from nanoalign.evaluation.statistics import (
+    Figures,
+    best_of_weights,
+    length_controlled_win_rate,
+    prompt_interval,
+    win_shares,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,10 @@ class Compared:
         """Rewards of the policy's answers minus those of the baseline's: (policy's, baseline's)."""
         return np.subtract.outer(*([x.score for x in getattr(self, role)] for role in ROLES))
 
+    def longer(self) -> np.ndarray:
+        """Tokens of the policy's answers minus those of the baseline's, likewise."""
+        return np.subtract.outer(*([float(x.tokens) for x in getattr(self, r)] for r in ROLES))
+
     def win_rate(self) -> float:
         """The policy's share of wins; a tie is half a win."""
         return float(win_shares(self.margins()).mean())
@@ -62,22 +72,35 @@ class Compared:
 def answer_lines(compared: Sequence[Compared]) -> list[dict]:
     """The lines of answers.jsonl: one an answer."""
     return [
-        {"id": each.id, "prompt": each.prompt, "side": role, "answer": x.answer, "score": x.score,
-         "tokens": x.tokens, "ended": x.ended, "cut": x.cut, "read_share": x.read_share}
+        {
+            "id": each.id,
+            "prompt": each.prompt,
+            "side": role,
+            "answer": x.answer,
+            "score": x.score,
+            "tokens": x.tokens,
+            "ended": x.ended,
+            "cut": x.cut,
+            "read_share": x.read_share,
+        }
         for each in compared
         for role in ROLES
         for x in getattr(each, role)
-    ]  # fmt: skip
+    ]
 
 
-def comparison_metrics(compared: Sequence[Compared], max_length: int) -> Figures:
+def comparison_metrics(
+    compared: Sequence[Compared], max_length: int, truth: TrueRule | None = None
+) -> Figures:
     """The figures of a comparison. max_length: of the reward model.
+
+    truth: a rule that judges the answers beside the reward model, if it knows all prompts.
 
     policy_cut_count is the number of the policy's answers of which the reward model read only the
     beginning, policy_cut_share their share. If there are such answers of either model,
     "without_cut" has the figures of the pairs without one: see `without_cut`.
     """
-    figures = pair_metrics(compared) | {"reward_max_length": max_length}
+    figures = pair_metrics(compared, truth) | {"reward_max_length": max_length}
     for role in ROLES:
         answers = [x for each in compared for x in getattr(each, role)]
         figures[f"{role}_answers"] = len(answers)
@@ -85,7 +108,7 @@ def comparison_metrics(compared: Sequence[Compared], max_length: int) -> Figures
         figures[f"{role}_cut_share"] = mean_of(compared, role, lambda x: x.cut)
     if any(figures[f"{role}_cut_count"] for role in ROLES):
         whole = without_cut(compared)
-        figures["without_cut"] = pair_metrics(whole) if whole else {"pairs": 0, "prompts": 0}
+        figures["without_cut"] = pair_metrics(whole, truth) if whole else {"pairs": 0, "prompts": 0}
     return figures
 
 
@@ -98,20 +121,16 @@ def without_cut(compared: Sequence[Compared]) -> list[Compared]:
     return [each for each in whole if each.policy and each.baseline]
 
 
-def pair_metrics(compared: Sequence[Compared]) -> Figures:
+def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) -> Figures:
     """The figures that depend on pairs.
 
     wins, losses and ties count pairs; win_rate counts a tie as half a win, and each prompt as one;
     its 95 % interval is that of statistics.prompt_interval. length_controlled_win_rate is the
     function of that name. The shares of answers that ended with EOS are None where that is not
-    known. The figures with "true" are of the true rule, and are there if all prompts are those of
-    the embedded world.
+    known. The figures with "true" are those of `true_metrics`.
     """
     won, weights = won_pairs(compared)
-    longer = np.concatenate([
-        np.subtract.outer(*([float(x.tokens) for x in getattr(each, role)] for role in ROLES))
-        .ravel() for each in compared
-    ])  # fmt: skip
+    longer = np.concatenate([each.longer().ravel() for each in compared])  # (P,)
     pairs = [len(each.policy) * len(each.baseline) for each in compared]  # (N,)
     policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
     policy_tokens, baseline_tokens = (mean_of(compared, role, lambda x: x.tokens) for role in ROLES)
@@ -134,23 +153,20 @@ def pair_metrics(compared: Sequence[Compared]) -> Figures:
         "no_dpo_better_than_dpo_count": int((won == 0).sum()),
         "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
     }
-    if {prompt_key(each.prompt) for each in compared} <= world.prompts().keys():
-        figures |= true_metrics(compared)
+    if truth is not None and truth.knows(each.prompt for each in compared):
+        figures |= true_metrics(compared, truth)
     return figures
 
 
-def true_metrics(compared: Sequence[Compared]) -> dict[str, float]:
-    """The same by the true rule of the embedded world, in place of the reward model."""
-    truly = [
-        replace(each, **{
-            role: tuple(
-                replace(x, score=world.true_reward(each.prompt, x.answer))
-                for x in getattr(each, role)
-            )
-            for role in ROLES
-        })
-        for each in compared
-    ]  # fmt: skip
+def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, float]:
+    """Means and win rates by a true rule, in place of the reward model. It knows all prompts."""
+    true_reward = truth.rewards["better"]
+
+    def judged(each: Compared, role: str) -> tuple[Judged, ...]:
+        answers = getattr(each, role)
+        return tuple(replace(x, score=true_reward(each.prompt, x.answer)) for x in answers)
+
+    truly = [replace(each, **{role: judged(each, role) for role in ROLES}) for each in compared]
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
     return means | win_rate_figures("true_", truly)
 
@@ -180,6 +196,40 @@ def ended_share(compared: Sequence[Compared], role: str) -> float | None:
     """The share of answers that ended with EOS; None if they were made elsewhere."""
     known = all(x.ended is not None for each in compared for x in getattr(each, role))
     return mean_of(compared, role, lambda x: x.ended) if known else None
+
+
+def best_of_n(
+    compared: Sequence[Compared], truth: TrueRule | None = None
+) -> list[dict[str, float]]:
+    """What taking the answer of the largest reward among n samples of the policy gains, by n.
+
+    A line for each n, up to the smallest number of the policy's answers to a prompt. n; kl, in nats
+    an answer: log n - (n - 1) / n, a bound of the KL of best-of-n sampling from the policy (Beirami
+    et al. 2024, arXiv 2401.01879) that is often taken as its value (Gao et al. 2022, 2210.10760);
+    reward: the mean over prompts of the expected reward of the best of n; true_reward: the mean of
+    the true rewards of the same answers, if `truth` knows all prompts.
+    """
+    answers = [sorted(each.policy, key=lambda x: x.score) for each in compared]
+    rewards = {"reward": [np.array([x.score for x in own]) for own in answers]}
+    if truth is not None and truth.knows(each.prompt for each in compared):
+        rewards["true_reward"] = [
+            np.array([truth.rewards["better"](each.prompt, x.answer) for x in own])
+            for each, own in zip(compared, answers, strict=True)
+        ]
+    return [
+        {"n": n, "kl": math.log(n) - (n - 1) / n}
+        | {
+            name: float(np.mean([best_of_weights(n, len(own)) @ own for own in values]))
+            for name, values in rewards.items()
+        }
+        for n in range(1, min(map(len, answers)) + 1)
+    ]
+
+
+def best_of_n_table(lines: Sequence[dict[str, float]]) -> str:
+    """The lines of best_of_n as text."""
+    names = [name.replace("_", " ") for name in lines[0]]
+    return table([names, *([cell(x, 4) for x in line.values()] for line in lines)], 0, 11)
 
 
 def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]:

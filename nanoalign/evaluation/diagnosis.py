@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanoalign.evaluation.answers import ROLES
-from nanoalign.evaluation.ranking import Figures
+from nanoalign.evaluation.render import cell
 from nanoalign.evaluation.seen import note_on_prompts
+from nanoalign.evaluation.statistics import Figures
 
 RESULTS = {
     1: "The policy is better than the baseline",
@@ -97,14 +98,9 @@ def figure_rows(figures: Figures) -> list[list[str]]:
         columns.append(figures["without_cut"])
         heads = [["", "all", "without cut answers"]]
     return heads + [
-        [name, *(_figure(own[name]) if name in own else "" for own in columns)] for name in values
+        [name, *(cell(own[name], 4, "not known") if name in own else "" for own in columns)]
+        for name in values
     ]
-
-
-def _figure(value: float | int | None) -> str:
-    if value is None:
-        return "not known"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 
 def read_log(path: Path) -> list[dict]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nanoalign.batch import Row
 from nanoalign.distributed import World, autocast, progress_bar
+from nanoalign.encode import tokenize
 from nanoalign.model import Policy
 from nanoalign.ranks.collectives import gather
 
@@ -97,7 +98,8 @@ def generate(
     batcher = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     own: dict[tuple[int, int], Answer] = {}
     share = batcher[world.rank :: world.size]
-    with progress_bar(len(share), "batch", world.is_main, desc="sampling") as progress:
+    shown = world.is_main and len(share) > 1
+    with progress_bar(len(share), "batch", shown, desc="sampling") as progress:
         for batch in share:
             uniform = [
                 _uniform(rows[i], earlier[i] * sampling.samples + k, sampling) for i, k in batch
@@ -117,9 +119,13 @@ def _uniform(row: Row, number: int, sampling: Sampling) -> np.ndarray:
 
 
 def _sample(
-    policy: Policy, rows: Sequence[Row], uniform: list[np.ndarray], eos: Collection[int],
-    sampling: Sampling, world: World,
-) -> list[Answer]:  # fmt: skip
+    policy: Policy,
+    rows: Sequence[Row],
+    uniform: list[np.ndarray],
+    eos: Collection[int],
+    sampling: Sampling,
+    world: World,
+) -> list[Answer]:
     """One answer to the prompt of each row. uniform: the random numbers of each."""
     width = max(len(row.prompt) for row in rows)
     tokens, mask = np.zeros((2, len(rows), width), dtype=np.int64)
@@ -136,9 +142,12 @@ def _sample(
     for step in range(sampling.max_new_tokens):
         with autocast(world.device, policy.dtype):
             output = policy.model.base_model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions,
-                past_key_values=cache, use_cache=True,
-            )  # fmt: skip
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
             logits = policy.head(output.last_hidden_state[:, -1])  # (B, V)
         cache = output.past_key_values
         token = next_tokens(logits, chances[:, step], sampling.temperature, sampling.top_p)  # (B,)
@@ -160,3 +169,23 @@ def _sample(
             )
             cache.batch_select_indices(picked)
     return [Answer(tuple(some), end) for some, end in zip(drawn, ends, strict=True)]
+
+
+def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
+    """The text of a sampled response, with a space that it begins with.
+
+    White space behind a special token is of the chat template, which ends a turn with both. A
+    SentencePiece tokenizer removes the first space of a text, so the tokens are decoded behind a
+    newline.
+    """
+    special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
+    last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))
+    if not tokenizer.decode(tokens[last + 1 :]).strip():
+        tokens = tokens[:last]
+    newline = tokenize(["\n"], tokenizer)[0]
+    before, both = (
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in (newline, [*newline, *tokens])
+    )
+    if before and both.startswith(before):
+        return both[len(before) :]
+    return tokenizer.decode(tokens, skip_special_tokens=True)

@@ -4,22 +4,35 @@ Shapes: P pairs. The better response of a pair is the chosen one, the worse the 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nanoalign.data.prompts import prompt_key
+from nanoalign.evaluation.render import figures_table
 from nanoalign.evaluation.statistics import (
+    Figures,
     calibration,
     prompt_interval,
     rank_correlation,
     win_shares,
 )
 from nanoalign.records import Record
-from nanoalign.tiny import world
 
-Figures = dict[str, float | int | None]  # those of evaluations with cut answers also have Figures
+
+@dataclass(frozen=True)
+class TrueRule:
+    """The rule that the labels of some prompts were drawn from, where it is known.
+
+    By it the labels themselves can be judged, and what a reward model or a policy has learned.
+    """
+
+    prompts: Collection[str]  # all that it knows
+    rewards: dict[str, Callable[[str, str], float]]  # of (prompt, response), by preference
+
+    def knows(self, prompts: Iterable[str | list[dict]]) -> bool:
+        return all(isinstance(prompt, str) and prompt in self.prompts for prompt in prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +53,11 @@ Pairs = list[tuple[Scored, Scored]]  # (better, worse)
 
 
 def scored_lines(
-    records: Sequence[Record], lengths: Sequence[Sequence[tuple[int, bool]]],
-    scores: Sequence[Sequence[float]], view: str,
-) -> list[Scored]:  # fmt: skip
+    records: Sequence[Record],
+    lengths: Sequence[Sequence[tuple[int, bool]]],
+    scores: Sequence[Sequence[float]],
+    view: str,
+) -> list[Scored]:
     """A Scored for every response of the records.
 
     lengths: scoring.lengths_of the responses. view: a name that is appended to those of subset and
@@ -137,18 +152,19 @@ def _figures(scored: Sequence[Scored], pairs: Pairs) -> Figures:
     }
 
 
-def truth(scored: Sequence[Scored], preference: str) -> dict[str, float]:
-    """How far the labels can be predicted at all, if all prompts are those of the embedded world.
+def true_figures(
+    scored: Sequence[Scored], preference: str, truth: TrueRule | None
+) -> dict[str, float]:
+    """How well the true rule, and a reward model by it, order pairs. None for prompts of others.
 
-    label_ceiling: the expected accuracy of the true rule, over labels that are drawn from it as
-        those of the embedded data are; oracle_accuracy: its accuracy on these labels.
+    label_ceiling: the expected accuracy of the true rule on labels that are drawn from it;
+        oracle_accuracy: its accuracy on the labels of these pairs.
     true_accuracy: the share of pairs that the reward model orders as the true rule does, among
-        those that differ by it, with its 95 % interval over prompts.
+        those whose true rewards differ, with its 95 % interval over prompts.
     """
-    prompts = {line.prompt if isinstance(line.prompt, str) else None for line in scored}
-    if not prompts <= world.prompts().keys():
+    if truth is None or not truth.knows(line.prompt for line in scored):
         return {}
-    rule = {"better": world.true_reward, "safer": world.true_safety}[preference]
+    rule = truth.rewards[preference]
     pairs = pairs_of(scored)
     margins = np.array(
         [rule(b.prompt, b.response) - rule(w.prompt, w.response) for b, w in pairs]
@@ -195,39 +211,24 @@ def about_cut(figures: Figures) -> str | None:
 
 
 # What the table of evaluate.py rm has, in 100 columns without `trained_on`; metrics.json has all.
-PRINTED = ("pairs", "trained_on", "accuracy", "accuracy_low", "accuracy_high", "margin_mean",
-           "calibration_error", "longer_accuracy", "label_ceiling", "true_accuracy")  # fmt: skip
+PRINTED = (
+    "pairs",
+    "trained_on",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "margin_mean",
+    "calibration_error",
+    "longer_accuracy",
+    "label_ceiling",
+    "true_accuracy",
+)
 
 
-def printed(rows: dict[str, Figures]) -> dict[str, Figures]:
-    """The figures for the table: those that a row has; training pairs only if there are some."""
+def table(rows: dict[str, Figures]) -> str:
+    """The figures of PRINTED that some row has; trained_on only where it is above 0."""
     shown = [key for key in PRINTED if any(key in own for own in rows.values())]
     if not any(own.get("trained_on") for own in rows.values()):
         shown = [key for key in shown if key != "trained_on"]
-    return {name: {key: own.get(key) for key in shown} for name, own in rows.items()}
-
-
-def table(rows: dict[str, Figures], title: str = "subset") -> str:
-    """The figures as text, a line per name; the words of a column's name are below each other."""
-    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
-    words = [name.split("_") for name in names]
-    height = max(map(len, words))
-    columns = [[title] + [""] * (height - 1) + list(rows)]
-    for name, parts in zip(names, words, strict=True):
-        cells = [_cell(figures.get(name)) for figures in rows.values()]
-        columns.append(parts + [""] * (height - len(parts)) + cells)
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in zip(*columns, strict=True)
-    ]
-    return "\n".join(lines)
-
-
-def _cell(value: float | int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    printed = {name: {key: own.get(key) for key in shown} for name, own in rows.items()}
+    return figures_table(printed, "subset")

@@ -1,31 +1,43 @@
 """The folder of an evaluation, and the files in it."""
 
 import json
+import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from nanoalign.data.prompts import shown
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.evaluation import kept, pictures, reward_pictures
-from nanoalign.evaluation.cases import cases
+from nanoalign.evaluation import plots
+from nanoalign.evaluation.answers import ROLES, Answers
 from nanoalign.evaluation.commands import POLICY, REWARD_MODEL
 from nanoalign.evaluation.comparison import Compared, answer_lines, new_pairs
 from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
-from nanoalign.evaluation.ranking import Figures, Scored
+from nanoalign.evaluation.ranking import Scored, pairs_of
+from nanoalign.evaluation.statistics import Figures
 from nanoalign.files import lock
-from nanoalign.files.lock import let_go
 from nanoalign.files.run_folder import ARGS
+from nanoalign.files.text import visible
+from nanoalign.records import Record
 
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
-COMPARABLE = ("baseline", "baseline_answers", "reward", "combine", "reward_template",
-              "reward_max_length", "data", "template", "max_length", "temperature", "top_p",
-              "max_new_tokens")  # fmt: skip
+COMPARABLE = (
+    *("baseline", "baseline_answers", "reward", "combine", "reward_template", "reward_max_length"),
+    *("data", "template", "max_length", "temperature", "top_p", "max_new_tokens"),
+)
+# The figures of `frontier`.
+FRONTIER = (
+    *("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate"),
+    *("policy_tokens_mean", "policy_ended_share", "policy_cut_share"),
+)
+BYTES = 32  # of a token in all results: in answers.jsonl, in report.html, in the kept answers
 
 
 # --- before an evaluation -------------------------------------------------------------------------
@@ -66,7 +78,7 @@ def check_out(name: str) -> None:
     shutil.rmtree(partial, ignore_errors=True)  # of an evaluation that was killed
     partial.mkdir(parents=True)  # raises OSError here, not after hours of scoring
     partial.rmdir()
-    if advice := kept.advice(name):  # of an evaluation that did not end
+    if advice := kept_answers(name):  # of an evaluation that did not end
         print(f"{'answers':<11} {advice}")
 
 
@@ -113,6 +125,49 @@ def _files_of(path: Path) -> list[str]:
         ) from error
 
 
+# --- sampled answers, which are kept beside --out until the results are written -------------------
+
+
+def check_room(out: str, answers: int, tokens: int) -> None:
+    """Raises RunError if the disk of --out has no room for so many answers of so many tokens."""
+    free, size = shutil.disk_usage(Path(out).absolute().parent).free, answers * tokens * BYTES
+    if free < size:
+        raise RunError(
+            f"--out {out}: the answers may need {size / 1e6:.3g} MB, and the disk has "
+            f"{free / 1e6:.3g} MB left; make room, or give another --out"
+        )
+
+
+def keep_answers(out: str, role: str, prompts: Sequence[Record], answers: Answers) -> None:
+    """Writes the answers of a role, as --policy_answers and --baseline_answers read them."""
+    path = _kept_file(out, role)
+    lines = (
+        {"prompt": prompt.prompt, "completion": text}
+        | ({"tools": prompt.tools} if prompt.tools else {})
+        for prompt, texts in zip(prompts, answers.texts, strict=True)
+        for text in texts
+    )
+    try:
+        write_records(path, lines)
+    except OSError as error:
+        raise RunError(f"answers can't be written to {path}: {in_a_line(error)}") from error
+
+
+def kept_answers(out: str) -> str | None:
+    """Which sampled answers are kept beside --out, and the flags that read them; None if none."""
+    kept = [role for role in ROLES if _kept_file(out, role).exists()]
+    if not kept:
+        return None
+    flags = " ".join(f"--{role}_answers {shlex.quote(str(_kept_file(out, role)))}" for role in kept)
+    sampled = " and ".join(f"--{role}" for role in kept)
+    samples = ", without --samples" if kept == list(ROLES) else ""
+    return f"sampled answers are kept; to use them, give in place of {sampled}{samples}: {flags}"
+
+
+def _kept_file(out: str, role: str) -> Path:
+    return Path(out).with_name(f".{Path(out).name}.{role}.jsonl")
+
+
 # --- after it -------------------------------------------------------------------------------------
 
 
@@ -139,12 +194,14 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
             os.rename(old, out)
             raise
         shutil.rmtree(old, ignore_errors=True)
-        kept.remove(name)
-        let_go(_lock_of(out))
+        for role in ROLES:
+            _kept_file(name, role).unlink(missing_ok=True)
+        lock.let_go(_lock_of(out))
     except OSError as error:
-        problem = f"results can't be written to '{name}': {in_a_line(error)}"
-        advice = f"; {kept.advice(name)}" if kept.advice(name) else ""
-        raise RunError(problem + advice) from error
+        advice = f"; {kept}" if (kept := kept_answers(name)) else ""
+        raise RunError(
+            f"results can't be written to '{name}': {in_a_line(error)}{advice}"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -162,13 +219,58 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
 def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: int) -> None:
     """Writes the files of `evaluate.py rm`. count: cases of each kind in cases.md."""
-
     write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     (folder / "cases.md").write_text(cases(scored, count), encoding="utf-8")
     for subset, own in figures["subsets"].items():
         lines = [line for line in scored if line.subset == subset]
-        reward_pictures.reward_picture(folder / picture_name(subset), subset, lines, own)
+        plots.reward_picture(folder / picture_name(subset), subset, lines, own)
+
+
+def cases(scored: Sequence[Scored], count: int) -> str:
+    """cases.md: of each subset `count` pairs: the surest right, the surest wrong, the closest."""
+    text = (
+        "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves; the winner's "
+        "probability is the reward model's, sigmoid of the difference of the two rewards.\n"
+    )
+    for subset in dict.fromkeys(line.subset for line in scored):
+        pairs = pairs_of([line for line in scored if line.subset == subset])
+        falling = sorted(pairs, key=lambda pair: pair[1].score - pair[0].score)  # by margin
+        right = [pair for pair in falling if pair[0].score > pair[1].score]
+        wrong = [pair for pair in reversed(falling) if pair[0].score < pair[1].score]
+        close = sorted(pairs, key=lambda pair: abs(pair[0].score - pair[1].score))
+        kinds = {"surest right": right, "surest wrong": wrong, "closest": close}
+        for title, chosen in kinds.items():
+            text += f"\n## {visible(subset)}: {title}\n"
+            if not chosen:
+                text += "\nNone.\n"
+            for place, pair in enumerate(chosen[:count], start=1):
+                text += _case(place, *pair)
+    return text
+
+
+def _case(place: int, better: Scored, worse: Scored) -> str:
+    high, low = (better, worse) if better.score >= worse.score else (worse, better)
+    result = "right" if better.score > worse.score else "wrong"
+    result = "a tie" if better.score == worse.score else result
+    prompt = shown(better.prompt, "\n\n")
+    probability = 1 / (1 + math.exp(low.score - high.score))
+    name = visible(better.pair_id)
+    title = f"{place}. {name}: {result}, the winner's probability {probability:.3f}"
+    text = f"\n### {title}\n\nPrompt\n\n{_fenced(prompt)}"
+    for name, line in (("Higher", high), ("Lower", low)):
+        cut = ", cut: the model read only its beginning" * line.cut
+        side = f"({line.side} in the data; tokens: {line.tokens}{cut})"
+        text += f"\n{name} reward **{line.score:+.3f}** {side}\n\n{_fenced(line.response)}"
+    return text
+
+
+def _fenced(text: str) -> str:
+    """A code block, with a fence that is longer than any run of backticks in the text."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{visible(text)}\n{fence}\n"
 
 
 def picture_name(subset: str) -> str:
@@ -179,11 +281,10 @@ def write_comparison(
     folder: Path, title: str, compared: Sequence[Compared], figures: Figures, log: list[dict]
 ) -> None:
     """Writes the files of `evaluate.py policy`. log: the lines of the policy's metrics.jsonl."""
-
     write_records(folder / "answers.jsonl", answer_lines(compared))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     picture = folder / "answers.png"
-    pictures.policy_picture(picture, compared, figures)
+    plots.policy_picture(picture, compared, figures)
     page = comparison_page(title, compared, figures, diagnosis(figures, log), picture)
     (folder / "report.html").write_text(page, encoding="utf-8")
 

@@ -14,13 +14,19 @@ from torch import Tensor
 
 from nanoalign.batch import Batch, Row
 from nanoalign.data.columns import joined
+from nanoalign.data.dialogues import resolve_template
 from nanoalign.data.formats import conditioned
 from nanoalign.data.prompts import prompt_key
-from nanoalign.data.templates import encode_records
+from nanoalign.data.templates import encode_records, render
 from nanoalign.distributed import World, progress_bar, sum_over_ranks
-from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE
+from nanoalign.encode import (
+    CUT_PROMPT,
+    CUT_RESPONSE,
+    tokenize_continuations,
+    truncate,
+    without_end,
+)
 from nanoalign.errors import RunError
-from nanoalign.evaluation.answer_rows import Ended, encode_answers
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits, check_layout
@@ -30,6 +36,7 @@ from nanoalign.rewards.rule import check_pad_token, rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 from nanoalign.weights.slices import read_slices
 
+Ended = Sequence[bool | None]  # of each response: whether it ended by itself; None: not known
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
 OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their prompt
 
@@ -137,11 +144,11 @@ def encode_for(
     records: Sequence[Record],
     tokenizer,
     rule: tuple[str, int],  # template, max_length
-    ended: Sequence[Ended] | None = None,  # of sampled answers: see rows.encode_answers
+    ended: Sequence[Ended] | None = None,  # of sampled answers: see encode_answers
 ) -> list[Encoded]:
     """The rows of the records; for a conditioned model once per preference, which prompts name.
 
-    Prompts have the form in which the model was trained: see rewards.prompts.as_trained.
+    Prompts have the form in which the model was trained: see rewards.prompt_kinds.as_trained.
     """
     kinds = rule_of(model).get("prompts", ())
     formed = [as_trained(record, rule[0], kinds) for record in records]
@@ -163,6 +170,43 @@ def encode_for(
         Encoded(rows_of([conditioned(record, name) for record in formed]), factor)
         for name, factor in shares.items()
     ]
+
+
+def encode_answers(
+    records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
+) -> list[Row]:
+    """As formats.templates.encode_records, but a response that was cut where it was sampled has no
+    end.
+
+    It gets neither EOS nor what a chat template writes behind an answer. A cut response without
+    tokens keeps its EOS, because a reward is read at the last token of a response.
+    """
+    rows = encode_records(records, tokenizer, sys.maxsize, template)
+    cut_rows = []
+    for record, row, flags in zip(records, rows, ended, strict=True):
+        responses = [response.tolist() for response in row.responses]
+        if False in flags:
+            name = resolve_template(template, record.prompt, tokenizer)
+            texts = render(record, tokenizer, name).responses
+            for k in [k for k, flag in enumerate(flags) if flag is False]:
+                tokens = responses[k][:-1]
+                if name == "chat":
+                    own = without_end(record.responses[k], tokenizer.eos_token)
+                    text = without_tail(texts[k], own)
+                    tokens = tokenize_continuations([text], tokenizer)[0]
+                responses[k] = tokens or [tokenizer.eos_token_id]
+        prompt = row.prompt.tolist()
+        cut_rows.append(truncate(record, prompt, responses, max_length, tokenizer.bos_token_id))
+    return cut_rows
+
+
+def without_tail(text: str, answer: str) -> str:
+    """What a chat template rendered for an answer, up to the end of the answer's own text."""
+    own = answer.strip()
+    if not own:
+        return ""
+    place = text.rfind(own)
+    return text if place < 0 else text[: place + len(own)]
 
 
 def lengths_of(

@@ -6,7 +6,8 @@ import numpy as np
 
 from nanoalign.data.held_out import recall
 from nanoalign.data.split import record_digests
-from nanoalign.evaluation.ranking import Figures, Scored, pairs_of
+from nanoalign.evaluation.ranking import Scored, pairs_of
+from nanoalign.evaluation.statistics import Figures
 from nanoalign.records import Record
 from nanoalign.weights.folders import local_folder
 

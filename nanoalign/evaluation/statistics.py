@@ -11,6 +11,8 @@ import numpy as np
 
 from nanoalign.runs.result import wilson_interval
 
+Figures = dict[str, float | int | None]  # where answers were cut, `without_cut` holds Figures, too
+
 
 def win_shares(margins: np.ndarray) -> np.ndarray:
     """1 where a margin is above 0, 0 where it is below, 1/2 for a tie: (P,) -> (P,)."""
@@ -96,8 +98,11 @@ def prompt_interval(
 def _student(freedom: float) -> float:
     """The quantile of Student's t that a normal has at 1.96 (Abramowitz and Stegun, 26.7.5)."""
     z = 1.96
-    terms = ((z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-             (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)  # fmt: skip
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
     return z + sum(term / freedom ** (n + 1) for n, term in enumerate(terms))
 
 
@@ -134,3 +139,12 @@ def length_controlled_win_rate(
         if np.abs(step).max() < 1e-10:
             break
     return float(1 / (1 + np.exp(-(coefficients[0] - coefficients[1] * centre / deviation))))
+
+
+def best_of_weights(n: int, samples: int) -> np.ndarray:
+    """How often each of the samples, in rising order of reward, is the best of n of them: (N,).
+
+    Over all subsets of n: C(i, n - 1) / C(N, n) for the i-th, from 0. Expectations by these weights
+    are unbiased, and no subsets are drawn.
+    """
+    return np.array([math.comb(i, n - 1) for i in range(samples)]) / math.comb(samples, n)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.evaluation.best_of import weights
+from nanoalign.evaluation.statistics import best_of_weights
 from nanoalign.tiny import world
 
 
@@ -107,7 +107,7 @@ def unit(ranked: dict[str, np.ndarray]) -> float:
 def best_of(rewards: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
     """The expected value of the answer with the highest reward among n of them: (P,)."""
     order = np.argsort(rewards, axis=1, kind="stable")
-    return np.take_along_axis(values, order, 1) @ weights(n, rewards.shape[1])
+    return np.take_along_axis(values, order, 1) @ best_of_weights(n, rewards.shape[1])
 
 
 def chosen_and_rejected(record: dict) -> dict:

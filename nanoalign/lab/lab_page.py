@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from nanoalign.evaluation.page import escape, source_of
+from nanoalign.evaluation.render import escape, source_of
 from nanoalign.lab import catalogue
 from nanoalign.lab.estimates import estimate
 from nanoalign.lab.findings import Findings

@@ -4,13 +4,13 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 from conftest import records, tiny_llama
 from processes import run_ranks
 
 import evaluate
 from nanoalign.distributed import run
+from nanoalign.evaluation import plots
 from nanoalign.model import RewardModel
 from nanoalign.ranks.report import report
 from nanoalign.rewards.rule import EOS_RULE
@@ -27,9 +27,7 @@ def script(argv: list[str], pictures: bool = False) -> None:
         def write(path: Path, *rest: object) -> None:
             path.write_bytes(b"a picture")
 
-        for module, function in (("pictures", "policy_picture"),
-                                 ("reward_pictures", "reward_picture")):  # fmt: skip
-            sys.modules[f"nanoalign.evaluation.{module}"] = SimpleNamespace(**{function: write})
+        plots.policy_picture = plots.reward_picture = write
     run(evaluate.main, report)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from nanoalign.evaluation.comparison import Compared, Judged, comparison_metrics
-from nanoalign.evaluation.page import comparison_page, source_of
+from nanoalign.evaluation.page import comparison_page
+from nanoalign.evaluation.render import source_of
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)

@@ -4,6 +4,7 @@ The figures of a comparison, and preference pairs of a policy's own answers.
 """
 
 import itertools
+import math
 import random
 import statistics
 from dataclasses import replace
@@ -11,16 +12,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evaluate import embedded_truth
 from nanoalign.evaluation.comparison import (
     Compared,
     Judged,
     answer_lines,
+    best_of_n,
+    best_of_n_table,
     comparison_metrics,
     new_pairs,
     without_cut,
 )
 from nanoalign.runs.result import wilson_interval
 from nanoalign.tiny import world
+
+EMBEDDED = embedded_truth()
 
 
 def judged(
@@ -178,7 +184,7 @@ def test_a_line_an_answer():
 
 def test_figures_of_the_embedded_world_by_hand():
     """Two answers each to one prompt, and one each to another."""
-    first, second = list(world.prompts())[:2]
+    first, second = list(EMBEDDED.prompts)[:2]
     texts = {
         p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
         for p in (first, second)
@@ -189,7 +195,7 @@ def test_figures_of_the_embedded_world_by_hand():
         Compared("2", second, (judged(1.0, answer=texts[second][0]),),
                  (judged(0.0, answer=texts[second][2]),)),
     ]  # fmt: skip
-    figures = comparison_metrics(lines, 320)
+    figures = comparison_metrics(lines, 320, EMBEDDED)
     rewards = [
         [[world.true_reward(each.prompt, x.answer) for x in side] for side in sides]
         for each in lines
@@ -218,6 +224,35 @@ def test_longer_is_the_policys_length_less_the_baselines():
         lines.append(compared(float(won), 0.5, f"p{i}", (30 + longer, 30)))
     figures = comparison_metrics(lines, 320)
     assert figures["win_rate"] > 0.7 and abs(figures["length_controlled_win_rate"] - 0.5) < 0.12
+
+
+# --- the best of n answers
+
+
+def sampled(*scores: float, prompt: str = "p", answers: tuple[str, ...] = ()) -> Compared:
+    texts = answers or ("a",) * len(scores)
+    policy = (judged(score, answer=text) for score, text in zip(scores, texts, strict=True))
+    return Compared("x", prompt, tuple(policy), (judged(0.0),))
+
+
+def test_the_best_of_n_by_hand():
+    """Of 1, 3 and 8 the best of two is 3, 8 and 8: 19 / 3. Prompts count equally."""
+    lines = best_of_n([sampled(3, 8, 1), sampled(0, 0, 0, 6)], EMBEDDED)
+    assert [line["n"] for line in lines] == [1, 2, 3]  # the first prompt has three answers
+    assert lines[0]["reward"] == pytest.approx((4 + 1.5) / 2) and lines[0]["kl"] == 0
+    assert lines[1]["reward"] == pytest.approx((19 / 3 + 3) / 2)
+    assert lines[2]["reward"] == pytest.approx((8 + 4.5) / 2)
+    assert lines[2]["kl"] == pytest.approx(math.log(3) - 2 / 3)
+    assert "true_reward" not in lines[0]
+
+
+def test_the_true_rule_judges_what_the_reward_model_chose():
+    prompt = next(iter(EMBEDDED.prompts))
+    truly = [world.true_reward(prompt, text) for text in ("It is 5.", "No.")]
+    lines = best_of_n([sampled(1.0, 2.0, prompt=prompt, answers=("It is 5.", "No."))], EMBEDDED)
+    assert lines[1]["true_reward"] == pytest.approx(truly[1])  # of the larger reward
+    assert lines[0]["true_reward"] == pytest.approx(sum(truly) / 2)
+    assert best_of_n_table(lines).splitlines()[0].split() == ["n", "kl", "reward", "true", "reward"]
 
 
 # --- preference pairs of the policy's answers

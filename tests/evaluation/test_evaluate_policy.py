@@ -36,6 +36,7 @@ from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, kl_is_kn
 from nanoalign.evaluation.generation import Answer
 from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.packed import PackedBatcher
+from nanoalign.records import read
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_pairs_for_a_next_round_are_the_best_against_the_worst(world):
             best, worst = some[-1]["answer"], some[0]["answer"]
             expected.append({"prompt": some[0]["prompt"], "chosen": best, "rejected": worst})
     assert records == expected
-    assert len(list(records.read([str(world / "pairs.jsonl")]))) == len(expected) > 2
+    assert len(list(read([str(world / "pairs.jsonl")]))) == len(expected) > 2
 
 
 def test_a_stopped_answer_is_scored_without_eos(world, results, tokenizer):
@@ -215,16 +216,13 @@ def test_a_judge_with_too_few_positions_is_refused_before_sampling(world, tmp_pa
 
 def test_without_a_command_both_are_evaluated_with_their_defaults(monkeypatch):
     called = []
-    monkeypatch.setattr(evaluate, "evaluate_rm", lambda args, _: called.append(args))
-    monkeypatch.setattr(evaluate, "evaluate_policy", lambda args, _: called.append(args))
+    for command in ("rm", "policy"):
+        monkeypatch.setitem(evaluate.COMMANDS, command, lambda args, _: called.append(args))
     evaluate.main([])
     assert [args.command for args in called] == ["rm", "policy"]
-    assert (called[0].model, called[1].policy, called[1].baseline) == (
-        "runs/rm",
-        "runs/dpo",
-        "tiny",
-    )
-    assert called[1].data == ["tiny:test"]
+    rm, policy = called
+    assert (rm.model, policy.policy, policy.baseline) == ("runs/rm", "runs/dpo", "tiny")
+    assert policy.data == ["tiny:test"]
     with pytest.raises(ValueError, match=r"the command goes first: evaluate.py rm\|policy"):
         evaluate.main(["--model", "runs/rm"])
 

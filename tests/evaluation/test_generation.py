@@ -5,15 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import byte_tokenizer, tiny_llama
 from processes import run_ranks
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nanoalign.batch import Row
 from nanoalign.data.templates import encode_records
 from nanoalign.distributed import setup
-from nanoalign.encode import encode_all
-from nanoalign.evaluation.generation import Sampling, eos_ids, generate, next_tokens
+from nanoalign.encode import encode_all, tokenize_continuations
+from nanoalign.evaluation.generation import (
+    Sampling,
+    decode_continuation,
+    eos_ids,
+    generate,
+    next_tokens,
+)
 from nanoalign.model import Policy
 from nanoalign.records import Record
 
@@ -191,3 +198,24 @@ def test_the_generation_config_adds_ids_that_end_an_answer(tokenizer):
     for configured, expected in ((None, {258}), (7, {7, 258}), ([7, 9], {7, 9, 258})):
         policy.model.generation_config.eos_token_id = configured
         assert eos_ids(policy, tokenizer) == expected
+
+
+def test_a_sampled_answer_ends_before_the_end_of_its_turn():
+    """Of a model whose EOS is another token, so that it writes a newline between the two."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<end>", special=True)])
+    expected = {"Fine.<end>\n": "Fine.", "Fine.<end>": "Fine.", "Fine.\n": "Fine.\n",
+                "a\n<end>\n": "a\n", "a<end>b\n": "ab\n", "<end>": "", "": ""}  # fmt: skip
+    for text, answer in expected.items():
+        assert decode_continuation(tokenizer(text)["input_ids"], tokenizer) == answer
+
+
+def test_a_sampled_answer_keeps_the_space_that_begins_it(tokenizer):
+    """Byte-level, and as SentencePiece, whose decoder drops the first space of a text."""
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate("▁abc\n")}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Metaspace()
+    metaspace = PreTrainedTokenizerFast(tokenizer_object=core)
+    for its in (tokenizer, metaspace):
+        for text in (" ab c", "ab c"):
+            assert decode_continuation(tokenize_continuations([text], its)[0], its) == text

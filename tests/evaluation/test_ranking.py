@@ -6,7 +6,7 @@ The figures of scored pairs: their intervals are over prompts, and answers that 
 import numpy as np
 import pytest
 
-from nanoalign.evaluation.ranking import PRINTED, Scored, printed, reward_metrics, table
+from nanoalign.evaluation.ranking import PRINTED, Scored, reward_metrics, table
 from nanoalign.runs.result import wilson_interval
 
 
@@ -75,7 +75,7 @@ def test_the_printed_table_fits_a_terminal():
     """With the numbers of a large set, in 100 columns beside a name of 8."""
     figures = dict.fromkeys(PRINTED, 0.123) | {"pairs": 10_000, "margin_mean": -123.456}
     figures["trained_on"] = 0
-    text = table(printed({"a" * 8: figures | {"other": 1.0}}))
+    text = table({"a" * 8: figures | {"other": 1.0}})
     assert max(map(len, text.splitlines())) <= 100 and "other" not in text
     known = {key: figures[key] for key in figures if key != "true_accuracy"}
-    assert "true" not in table(printed({"a": known})) and "true" in text
+    assert "true" not in table({"a": known}) and "true" in text

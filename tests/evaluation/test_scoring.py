@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import records
+from conftest import byte_tokenizer, records
 from evaluations import RULE, evaluated, write_jsonl, write_reward_model
 from processes import run_ranks
 
@@ -16,7 +16,7 @@ from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, encode_all
 from nanoalign.errors import RunError
-from nanoalign.evaluation.scoring import encode_for, lengths_of, score_rows
+from nanoalign.evaluation.scoring import encode_answers, encode_for, lengths_of, score_rows
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.packed import PackedBatcher
@@ -196,3 +196,33 @@ def test_both_commands_score_plain_prompts_as_dialogues(tmp_path, llama_folder, 
     found, _, printed = evaluated([*argv, "--template", "raw"])
     assert f"; 3 {AS_DIALOGUE}" in printed  # not 6, of as many answers
     assert [line["score"] for line in found] == pytest.approx(scores[0], rel=1e-5)
+
+
+# --- sampled answers
+
+
+def test_an_answer_that_was_cut_has_no_end(tokenizer):
+    """No EOS, and not what a chat template writes behind an answer; one without text keeps it."""
+    chat = byte_tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}[end]\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    record = Record("q", ("cut he", "whole", "", "unknown"), pairs=())
+    for template, its, tail in (("raw", tokenizer, ""), ("chat", chat, "[end]\n")):
+        (row,) = encode_answers([record], its, 1024, template, [(False, True, False, None)])
+        texts = [its.decode(response) for response in row.responses]
+        assert texts == ["cut he", f"whole{tail}<eos>", "<eos>", f"unknown{tail}<eos>"]
+
+
+def test_an_answer_that_a_file_ends_with_eos_has_one_end():
+    """Also where it was cut, when it has none."""
+    chat = byte_tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    record = Record("q", ("cut he<eos>", "whole<eos> <eos>\n"), pairs=())
+    for template in ("raw", "chat"):
+        (row,) = encode_answers([record], chat, 1024, template, [(False, None)])
+        assert [chat.decode(response) for response in row.responses] == ["cut he", "whole<eos>"]

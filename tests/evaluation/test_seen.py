@@ -18,6 +18,7 @@ import train_rm
 from nanoalign.evaluation.seen import note_on_prompts, prompts_trained_on
 from nanoalign.files.run_folder import RECORDS
 from nanoalign.records import Record
+from nanoalign.runs import result
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def runs(tmp_path_factory, llama_folder) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for main, out in ((train_rm, "rm"), (train_dpo, "dpo")):
-            patch.setattr(main, "finish", lambda *args: None)
+            patch.setattr(result, "finish", lambda *args: None)
             main.main(["--model", str(llama_folder), "--data", "pairs.jsonl", "--template", "raw",
                        "--eval_share", "0.3", "--steps", "1", "--batch_size", "2",
                        "--out", out])  # fmt: skip

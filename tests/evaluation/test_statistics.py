@@ -1,9 +1,12 @@
 """python -m pytest tests/evaluation/test_statistics.py"""
 
+import itertools
+
 import numpy as np
 import pytest
 
 from nanoalign.evaluation.statistics import (
+    best_of_weights,
     calibration,
     length_controlled_win_rate,
     prompt_interval,
@@ -187,3 +190,13 @@ def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
     agrees = draw.random(margins.size) < 1 / (1 + np.exp(-margins))
     assert calibration(np.where(agrees, margins, -margins)).error < 0.005
     assert calibration(np.where(agrees, 3 * margins, -3 * margins)).error > 0.05
+
+
+@pytest.mark.parametrize("samples", [1, 2, 5, 7])
+def test_the_expected_best_of_n_is_that_over_all_subsets(samples):
+    """The oracle takes the best of every subset of size n."""
+    rewards = np.sort(np.random.default_rng(samples).normal(size=samples))
+    for n in range(1, samples + 1):
+        best = [max(subset) for subset in itertools.combinations(rewards, n)]
+        assert best_of_weights(n, samples) @ rewards == pytest.approx(np.mean(best), abs=1e-12)
+        assert best_of_weights(n, samples).sum() == pytest.approx(1)

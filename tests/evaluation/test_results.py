@@ -1,4 +1,4 @@
-"""python -m pytest tests/evaluation/test_kept.py
+"""python -m pytest tests/evaluation/test_results.py
 
 What an evaluation keeps that can't write its results, and two evaluations into one folder.
 """
@@ -47,10 +47,12 @@ def test_sampled_answers_are_kept_until_results_are_written(world, ranks):
     assert (out / "report.html").exists()  # of the evaluation before
     kept = [f".{out.name}.{role}.jsonl" for role in ("baseline", "policy")]
     assert hidden(world) == kept
-    command = shlex.split(line.partition("; sampled answers are kept; without sampling again: ")[2])
-    start = ["torchrun", "--nproc_per_node", "2"] if ranks == 2 else ["python"]
-    assert command[: len(start) + 2] == [*start, "evaluate.py", "policy"]
-    lines, _, printed = evaluated(command[len(start) + 1 :], ranks)
+    place, _, flags = line.partition("; sampled answers are kept; ")[2].rpartition(": ")
+    assert place == "to use them, give in place of --policy and --baseline, without --samples"
+    again = list(map(str, argv))
+    for flag in ("--policy", "--baseline", "--samples"):
+        del again[again.index(flag) : again.index(flag) + 2]
+    lines, _, printed = evaluated([*again, *shlex.split(flags)], ranks)
     assert "sampled     " not in printed and "answers     sampled answers are kept; " in printed
     for role in ("policy", "baseline"):
         assert answers_of(lines, role) == answers_of(undisturbed, role)

@@ -1,4 +1,4 @@
-"""python -m pytest tests/evaluation/test_pictures.py
+"""python -m pytest tests/evaluation/test_plots.py
 
 Nothing that is written in a picture is cut, or lies over something else.
 """
@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from nanoalign.evaluation import best_of, pictures, reward_pictures
+from nanoalign.evaluation import plots
 from nanoalign.evaluation.ranking import Scored, reward_metrics
 from nanoalign.runs import result
 
@@ -135,7 +135,7 @@ def scored(pairs: int, scale: float, cut: bool) -> list[Scored]:
 )
 def test_rewards(drawn, pairs, scale, cut):
     lines = scored(pairs, scale, cut)
-    figure = drawn(reward_pictures.reward_picture, "a subset", lines, reward_metrics(lines))
+    figure = drawn(plots.reward_picture, "a subset", lines, reward_metrics(lines))
     assert faults(figure) == []
 
 
@@ -149,7 +149,7 @@ def test_the_frontier(drawn, policies):
                  for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.1))}  # fmt: skip
         values = {key: float(n + len(key)) for key in keys} | rates
         results[f"runs/policy_with_a_name_{n}_eval"] = values | {"kl_per_answer": 1.7**n}
-    figure = drawn(pictures.frontier_picture, results)
+    figure = drawn(plots.frontier_picture, results)
     assert faults(figure) == []
     gain, wins, length = figure.axes
     names = [text.get_text() for text in figure.legends[1].get_texts()]
@@ -160,7 +160,7 @@ def test_the_frontier(drawn, policies):
 @pytest.mark.parametrize("n", [1, 4, 64])
 def test_best_of_n(drawn, n):
     lines = [{"n": k, "kl": np.log(k) - (k - 1) / k, "reward": float(k)} for k in range(1, n + 1)]
-    assert faults(drawn(best_of.picture, lines)) == []
+    assert faults(drawn(plots.best_of_n_picture, lines)) == []
 
 
 def test_the_losses(drawn):
@@ -169,4 +169,4 @@ def test_the_losses(drawn):
 
 @pytest.mark.parametrize(("count", "bins"), [(1, 2), (60, 8), (600, 17), (10**6, 40)])
 def test_few_values_have_few_bins(count, bins):
-    assert len(reward_pictures.bins_of(np.arange(count))) == bins + 1
+    assert len(plots.bins_of(np.arange(count))) == bins + 1

@@ -1,0 +1,89 @@
+"""Results as text for people: HTML pages from templates, and tables for a terminal."""
+
+import base64
+from collections.abc import Sequence
+from hashlib import sha256
+from itertools import zip_longest
+from pathlib import Path
+
+import jinja2
+import markupsafe
+from markupsafe import Markup
+
+from nanoalign.evaluation.statistics import Figures
+from nanoalign.files.text import visible
+
+
+def render(template: Path, **values: object) -> str:
+    """The page of a jinja2 template, in which every value is escaped.
+
+    Text is shown as text, controls as visible marks, whatever models and data have written. Two
+    functions are for the template: source_of(text), for the page's Content Security Policy, and
+    picture(path), the address of a PNG file that is then part of the page.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,  # a name that is not among the values is an error
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals |= {"source_of": source_of, "picture": picture}
+    return environment.get_template(template.name).render(values)
+
+
+def _visible(value: object) -> object:
+    """`visible` for text of values; Markup is the template's own."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
+
+
+def escape(text: str) -> Markup:
+    """Text as `render` shows it."""
+    return markupsafe.escape(visible(text))
+
+
+def source_of(text: str) -> Markup:
+    """The source expression of an inline script or style: Content Security Policy Level 3."""
+    return Markup(f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'")
+
+
+def picture(path: Path) -> str:
+    """A PNG file as a data: address."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def table(rows: Sequence[Sequence[str]], left: int = 1, width: int = 0) -> str:
+    """Rows of cells as text, a line a row.
+
+    left: how many of the first columns are aligned on the left; the others are on the right.
+    width: letters of a column, at least. A row may have fewer cells than others.
+    """
+    columns = list(zip_longest(*rows, fillvalue=""))
+    widths = [max(width, *map(len, column)) for column in columns]
+    lines = []
+    for row in zip(*columns, strict=True):
+        cells = [
+            cell.ljust(widths[n]) if n < left else cell.rjust(widths[n])
+            for n, cell in enumerate(row)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def figures_table(rows: dict[str, Figures], title: str) -> str:
+    """Figures as text, a line per name; the words of a figure's name are below each other."""
+    names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    heads = zip_longest([title], *(name.split("_") for name in names), fillvalue="")
+    body = [
+        [label, *(cell(figures.get(name), 3) for name in names)] for label, figures in rows.items()
+    ]
+    return table([*heads, *body])
+
+
+def cell(value: float | int | None, digits: int, missing: str = "-") -> str:
+    """A figure as text: a whole number, or a number of so many digits behind the point."""
+    if value is None:
+        return missing
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
