@@ -6,7 +6,6 @@ import random
 import resource
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 from processes import run_ranks

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import write_pairs
 from evaluations import evaluated, script, write_jsonl, write_reward_model
+from matplotlib import pyplot as plt
 from processes import run_ranks
 
-from nanoalign.evaluation import reward_pictures
+from nanoalign.evaluation import plots
 from nanoalign.evaluation.ranking import Scored, reward_metrics
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
@@ -185,9 +186,9 @@ def test_the_picture_has_a_point_above_the_curve_for_each_wrong_pair(
     lines = [Scored(**line) for line in results[0] if line["subset"] == "first"]
     lines[3] = replace(lines[3], cut=True)
     figures = reward_metrics(lines)
-    monkeypatch.setattr(reward_pictures.plt, "close", lambda figure: None)
-    reward_pictures.reward_picture(tmp_path / "p.png", "first", lines, figures)
-    order, pairs, spread, calibration, length = reward_pictures.plt.gcf().axes
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    plots.reward_picture(tmp_path / "p.png", "first", lines, figures)
+    order, pairs, spread, calibration, length = plt.gcf().axes
     curve = order.lines[0].get_ydata()
     assert list(curve) == sorted(line.score for line in lines if line.side == "chosen")
     below, above = (points.get_offsets() for points in order.collections)
@@ -201,7 +202,7 @@ def test_the_picture_has_a_point_above_the_curve_for_each_wrong_pair(
     )
     assert f"{figures['calibration_error']:.3f} over 9 pairs" in calibration.get_title()
     assert length.collections[-1].get_offsets().tolist() == [[lines[3].tokens, lines[3].score]]
-    title = reward_pictures.plt.gcf().get_suptitle().splitlines()
+    title = plt.gcf().get_suptitle().splitlines()
     assert title[1].startswith(
         "max_length cut 1 response (5.6%); in the 8 of 9 pairs without one the "
     )
