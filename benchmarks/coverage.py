@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
 from nanoalign.evaluation.statistics import prompt_interval
 from nanoalign.runs.result import wilson_interval
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 
 LARGEST = 8  # answers to a prompt
 RESAMPLES = 1000  # of a bootstrap

@@ -16,6 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_dpo
 from nanoalign.data.rows import load_rows
 from nanoalign.data.sources import check_sources
 from nanoalign.data.split import fingerprint
@@ -24,9 +28,6 @@ from nanoalign.loop import step_indices
 from nanoalign.packing.packed import PackedBatcher
 from nanoalign.ranks.collectives import gather
 from nanoalign.weights.folders import load_tokenizer, local_folder
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 BATCH = 64  # pairs of the first step
 READ = 10_000  # rows that are read one by one, in random order
@@ -45,7 +46,6 @@ def parse_args() -> argparse.Namespace:
 
 def repeat(source: str, pairs: int, path: Path) -> None:
     """Writes the records of a source, numbered, until there are so many."""
-
     (original,) = check_sources([source])
     records = [json.loads(line) for line in original.read_text().splitlines()]
     with path.open("w") as file:
@@ -61,12 +61,10 @@ def repeat(source: str, pairs: int, path: Path) -> None:
 
 def work(job: dict) -> None:
     """One rank: loads the rows of a run from a store, and plans its first step."""
-
     world, folder = setup(), local_folder(job["model"])
-    args = argparse.Namespace(
-        data=[job["file"]], eval_data=None, eval_share=0.01, seed=0, preference="better",
-        max_length=job["max_length"], template="auto", cache=job["cache"],
-    )  # fmt: skip
+    flags = {"--model": job["model"], "--data": job["file"], "--max_length": job["max_length"]}
+    flags |= {"--eval_share": 0.01, "--cache": job["cache"]}
+    args = train_dpo.parse_args([str(word) for flag in flags.items() for word in flag])
     tokenizer, before = load_tokenizer(folder), memory("VmHWM")
     start = time.perf_counter()
     rows = load_rows(args, tokenizer, folder, world).rows

@@ -22,22 +22,22 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from transformers.models.auto.modeling_auto import (  # noqa: E402
+import torch
+import transformers
+from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
-import train_dpo  # noqa: E402
-import train_rm  # noqa: E402
-from nanoalign.errors import RunError, in_a_line  # noqa: E402
-from nanoalign.model import TINY, Policy  # noqa: E402
-from nanoalign.packing.self_check import one_line_errors  # noqa: E402
-from nanoalign.weights.slices import read_slices  # noqa: E402
-from nanoalign.weights.write import write_model  # noqa: E402
+import train_dpo
+import train_rm
+from nanoalign.errors import RunError, in_a_line
+from nanoalign.model import TINY, Policy
+from nanoalign.packing.self_check import one_line_errors
+from nanoalign.weights.slices import read_slices
+from nanoalign.weights.write import write_model
 
 WAYS = ("packed", "separate", "reward model", "saved")
 # Sizes by the names that configs give them; a name that a config does not have is left out.

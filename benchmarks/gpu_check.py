@@ -25,7 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from gpu.steps import SECTIONS, STEPS, Check, Step  # noqa: E402
+from gpu.steps import SECTIONS, STEPS, Check, Step
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

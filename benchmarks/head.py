@@ -20,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nanoalign.logps import Head, chunked_token_logps
-from nanoalign.model import CHUNK_LOGITS
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nanoalign.logps import Head, chunked_token_logps
+from nanoalign.model import CHUNK_LOGITS
 
 TOKENS_AT_A_TIME = 2**25  # logits, of `tokens`
 

@@ -11,8 +11,10 @@ without sharding, in float32.
 """
 
 import argparse
+import cProfile
 import json
 import os
+import pstats
 import random
 import statistics
 import subprocess
@@ -22,15 +24,23 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_dpo
 from nanoalign import batch, loop, metrics, model
 from nanoalign.batch import Batch, collate
 from nanoalign.encode import encode_all
 from nanoalign.model import Policy
 from nanoalign.records import Record
+from nanoalign.runs import result
 from nanoalign.weights.folders import load_tokenizer
 
-ROOT = Path(__file__).resolve().parent.parent
 MICRO_BATCHES = 4  # of a step on each rank, of one pair
 LETTERS = 16  # of a prompt, and of a response
 
@@ -49,9 +59,6 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_model(folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
-
     tokenizer = load_tokenizer(model.TINY)
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -102,14 +109,6 @@ class Times:
 
 def run_job(job: dict) -> None:
     """Trains by train_dpo.py and prints milliseconds of a step as JSON, on rank 0."""
-    sys.path.insert(0, job["checkout"])
-    import cProfile
-    from unittest.mock import patch
-
-    import torch
-
-    import train_dpo
-
     torch.set_num_threads(1)
     times, begun, profiler = Times(), [], cProfile.Profile()
     get_lr, loss_of_batch, train = loop.get_lr, train_dpo.loss_of_batch, loop.train
@@ -145,7 +144,7 @@ def run_job(job: dict) -> None:
         patch.object(loop, "get_lr", begin_step),
         patch.object(loop, "train", timed_train),
         patch.object(train_dpo, "loss_of_batch", timed_loss),
-        patch.object(train_dpo, "finish", lambda *_: None),
+        patch.object(result, "finish", lambda *_: None),
         patch.object(train_dpo, "write_model", lambda *_, **__: None),
         timed(torch.Tensor, "backward", "backward"),
         timed(torch.nn.utils, "clip_grad_norm_", "clip"),
@@ -163,16 +162,12 @@ def run_job(job: dict) -> None:
         if job["ranks"] == 1 and job["precision"] == "fp32":
             found |= plain(job)
         if job["profile"]:
-            import pstats
-
             pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(40)
         print("\n" + json.dumps(found))
 
 
 def plain(job: dict) -> dict[str, float]:
     """Milliseconds of a step's forwards and backwards with plain modules."""
-    import torch
-
     policy, times = Policy.load(job["model"]), Times()
     record = Record("a" * LETTERS, ("b" * LETTERS, "c" * LETTERS), name="plain")
     batch = collate(encode_all([record], load_tokenizer(job["model"])))
@@ -192,13 +187,14 @@ def run(job: dict) -> dict[str, float]:
     """Starts the processes of a run; what rank 0 measured."""
     port, processes = 29500 + random.randrange(1000), []
     for rank in range(job["ranks"]):
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": job["checkout"]}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         environment["NANOALIGN_CACHE"] = f"{job['folder']}/cache"
         if job["ranks"] > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank),
                             "WORLD_SIZE": str(job["ranks"]), "MASTER_ADDR": "127.0.0.1",
                             "MASTER_PORT": str(port)}  # fmt: skip
-        command = [sys.executable, __file__, "--job", json.dumps(job)]
+        script = str(Path(job["checkout"], "benchmarks", "host.py"))  # names are of its commit
+        command = [sys.executable, script, "--job", json.dumps(job)]
         error = None if job["profile"] and rank == 0 else subprocess.PIPE
         processes.append(subprocess.Popen(command, env=environment, text=True,
                                           stdout=subprocess.PIPE, stderr=error))  # fmt: skip
@@ -213,7 +209,6 @@ def main() -> None:
     args = parse_args()
     if args.job:
         return run_job(json.loads(args.job))
-    sys.path.insert(0, str(ROOT))
     checkouts = [str(Path(args.checkout).resolve())] if args.checkout else []
     checkouts.append(str(ROOT))
     with tempfile.TemporaryDirectory() as folder:

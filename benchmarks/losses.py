@@ -17,13 +17,13 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
+import torch
 
-from nanoalign.family import losses  # noqa: E402
-from nanoalign.family.losses import FIELDS, KIND, LOSSES  # noqa: E402
+from nanoalign.family import losses
+from nanoalign.family.losses import FIELDS, KIND, LOSSES
 
 OUT = Path("runs/losses")
 COLUMNS = {

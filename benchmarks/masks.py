@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 
-from nanoalign.packing.flex import block_mask
-from nanoalign.packing.tree import coordinates
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nanoalign.packing.flex import block_mask
+from nanoalign.packing.tree import coordinates
 
 CPU = torch.device("cpu")
 

@@ -28,18 +28,23 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
-
-from nanoalign import batch, loop
-from nanoalign.distributed import setup
-from nanoalign.model import Policy
-from nanoalign.packing import attention, batches
-from nanoalign.weights.folders import local_folder
-from nanoalign.weights.slices import read_slices
+from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import train_dpo
+from nanoalign import batch, loop
+from nanoalign.distributed import setup
+from nanoalign.model import Policy
+from nanoalign.packing import attention, packed
+from nanoalign.runs import result
+from nanoalign.weights.folders import local_folder
+from nanoalign.weights.slices import read_slices
+
 GB = 1e9
 
 
@@ -75,8 +80,6 @@ def _reset_peak() -> None:
 
 
 def step(args: argparse.Namespace) -> None:
-    import train_dpo
-
     totals: dict[str, int] = {"python and its packages": _memory()}
     counted: dict[str, int] = {}  # bytes of the parts that are in memory
     parts: dict[str, int] = {}  # the same, in the last step
@@ -138,7 +141,7 @@ def step(args: argparse.Namespace) -> None:
             patch.object(train_dpo, "loss_of_batch", partial(with_peak, "forward", loss_of_batch)),
             patch.object(torch.Tensor, "backward", counted_backward),
             patch.object(torch.optim.AdamW, "step", counted_step),
-            patch.object(train_dpo, "finish", lambda *_: None),
+            patch.object(result, "finish", lambda *_: None),
             patch.object(train_dpo, "write_model", lambda *_, **__: None),
         ):
             train_dpo.main(argv)
@@ -187,10 +190,10 @@ def long(args: argparse.Namespace) -> None:
     print(f"| tokens | GB, model's own attention | s | GB, packed rows | s |  {kind}")
     for tokens in args.tokens:
         cells = []
-        for packed in (False, True):
+        for is_packed in (False, True):
             context = multiprocessing.get_context("spawn")
             queue = context.Queue()
-            job = (tokens, packed, args.window, args.softcap, queue)
+            job = (tokens, is_packed, args.window, args.softcap, queue)
             process = context.Process(target=_measure_response, args=job)
             process.start()
             cells += queue.get()
@@ -199,11 +202,8 @@ def long(args: argparse.Namespace) -> None:
               f"{cells[3]:.1f} |", flush=True)  # fmt: skip
 
 
-def _measure_response(tokens: int, packed: bool, window: int | None, cap: float | None, queue):
+def _measure_response(tokens: int, is_packed: bool, window: int | None, cap: float | None, queue):
     """Puts (bytes at the peak beyond those of the model, seconds) of a forward and backward."""
-    import numpy as np
-    from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig
-
     torch.manual_seed(0)
     shape = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "head_dim": 64,
              "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -215,12 +215,12 @@ def _measure_response(tokens: int, packed: bool, window: int | None, cap: float 
     policy = Policy(AutoModelForCausalLM.from_config(config))
     prompt, response = (np.arange(n, dtype=np.int32) % 512 for n in (100, tokens))
     row = batch.Row("", prompt, (response,), pairs=())
-    if packed:
+    if is_packed:
         attention.use_tree_attention(policy.model)
-    made = (batches if packed else batch).collate([row])
+    scored = (packed if is_packed else batch).collate([row])
     before, begun = _memory(), time.perf_counter()
     _reset_peak()
-    policy(made).sum().backward()
+    policy(scored).sum().backward()
     queue.put((_memory("VmHWM") - before, time.perf_counter() - begun))
 
 

@@ -20,13 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanoalign.batch import Row
-from nanoalign.distributed import World
-from nanoalign.packing.packed import PackedBatcher, operations
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nanoalign.batch import Row
+from nanoalign.distributed import World
+from nanoalign.packing.packed import PackedBatcher, operations
 
 # Mean and standard deviation of the logarithm of a prompt's and of a response's tokens, and the
 # most tokens of a prompt with its longer response.

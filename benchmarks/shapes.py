@@ -12,12 +12,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from nanoalign import model
-from nanoalign.weights.folders import load_tokenizer
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from nanoalign import model
+from nanoalign.weights.folders import load_tokenizer
 
 SHAPES = {
     "llama-12m": LlamaConfig(

@@ -25,7 +25,16 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
+import torch
+import transformers
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_dpo
+import train_rm
 from nanoalign import batch, loop
 from nanoalign.data.formats import formats
 from nanoalign.data.sources import read_records
@@ -36,9 +45,6 @@ from nanoalign.model import Policy, RewardModel
 from nanoalign.packing import packed
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.write import write_model
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 LR = 1e-4  # constant, so that the second losses differ unless both took the same first step
 LOSS_TOLERANCE = 2e-3  # allowed difference of losses in float32; in bfloat16 ten times that
@@ -77,7 +83,6 @@ def parse_args() -> argparse.Namespace:
 
 def prepare(job: dict) -> dict:
     """Writes the records, and the reward model at the start; counts tokens and operations."""
-
     folder, model = Path(job["folder"]), local_folder(job["model"])
     tokenizer = load_tokenizer(model)
     plain, texts = [], []
@@ -91,8 +96,9 @@ def prepare(job: dict) -> dict:
         raise SystemExit(f"{len(fitting)} records fit max_length, and {wanted} are needed")
     picked = fitting[:wanted]
     with (folder / "records.jsonl").open("w") as file:
-        for prompt, (chosen, rejected) in (texts[i][:2] for i in picked):
-            line = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        for text in (texts[i] for i in picked):
+            chosen, rejected = text.responses
+            line = {"prompt": text.prompt, "chosen": chosen, "rejected": rejected}
             file.write(json.dumps(line) + "\n")
     write_model(RewardModel.load(model, head_seed=0), tokenizer, folder / "reward_model")
     policy = Policy.load(model)
@@ -131,13 +137,6 @@ def forward_flops(policy, row) -> tuple[int, int]:
 
 def nanoalign(job: dict) -> dict:
     """Runs train_dpo.py or train_rm.py; records when each optimizer step begins."""
-    from unittest.mock import patch
-
-    import torch
-
-    import train_dpo
-    import train_rm
-
     begun, padded = [], [0]
     get_lr, profiler = loop.get_lr, torch.profiler.profile()
 
@@ -186,8 +185,6 @@ def trl(job: dict) -> dict:
 
     Those of a step are sorted by length, unless TRL is to run as it comes.
     """
-    import torch
-    import transformers
     import trl
     from datasets import Dataset
 
@@ -263,8 +260,6 @@ def trl(job: dict) -> dict:
 
 def peak(job: dict) -> dict:
     """Multiplications and additions per second in products of large matrices: the maximum."""
-    import torch
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[job["precision"]]
     best = 0.0
@@ -280,8 +275,6 @@ def peak(job: dict) -> dict:
 
 
 def _synchronize() -> None:
-    import torch
-
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -296,8 +289,6 @@ def _folder(job: dict) -> Path:
 
 def _memory() -> int:
     """Peak memory of this process in bytes: of the GPU if there is one, else of the host."""
-    import torch
-
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()

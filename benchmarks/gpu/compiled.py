@@ -20,7 +20,7 @@ compiled = partial(torch.compile, dynamic=True, fullgraph=True)
 @contextlib.contextmanager
 def blocks() -> Iterator[None]:
     """Whole blocks, attention included. Their block masks are made before, outside of the graph."""
-    place = Scorer.place
+    materialize = Scorer.materialize
 
     def compile_block(block: nn.Module, window: int | None) -> None:
         plain, forward = block.forward, compiled(block.forward)
@@ -34,14 +34,14 @@ def blocks() -> Iterator[None]:
 
         block.forward = run
 
-    def place_compiled(self: Scorer, *args: object) -> object:
+    def materialize_compiled(self: Scorer, *args: object) -> None:
         for block in self.blocks():
             compile_block(block, getattr(self.model.config, "sliding_window", None))
-        return place(self, *args)
+        materialize(self, *args)
 
     flex._compiled()  # its settings of the compiler
     with (
-        patch.object(Scorer, "place", place_compiled),
+        patch.object(Scorer, "materialize", materialize_compiled),
         patch.object(flex, "_compiled", lambda: flex.flex_attention),
     ):
         yield

@@ -9,6 +9,12 @@ import warnings
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
+import transformers
+
+import evaluate
+import train_dpo
+import train_rm
 from gpu.steps import Check
 from nanoalign import loop
 
@@ -16,14 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 # Largest relative difference of a loss on the two devices, in float32 over 5 steps.
 CURVE_TOLERANCE = 1e-3
 COMMON = ("--data", "tiny:test", "--eval_share", "0", "--batch_size", "16", "--overwrite")
-SCRIPTS = {"dpo": "train_dpo", "rm": "train_rm"}
+SCRIPTS = {"dpo": train_dpo, "rm": train_rm}
 
 
 def train(kind: str, out: Path, *flags: str) -> list[float]:
     """Runs train_dpo.py or train_rm.py in this process; the losses of its steps."""
-    import importlib
-
-    importlib.import_module(SCRIPTS[kind]).main([*COMMON, "--out", str(out), *flags])
+    SCRIPTS[kind].main([*COMMON, "--out", str(out), *flags])
     return losses(out)
 
 
@@ -35,9 +39,6 @@ def losses(out: Path) -> list[float]:
 
 
 def versions(check: Check) -> dict[str, object]:
-    import torch
-    import transformers
-
     facts = {"torch": torch.__version__, "transformers": transformers.__version__}
     if check.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -74,7 +75,7 @@ def as_on_cpu(check: Check, kind: str) -> dict[str, object]:
     flags = ("--steps", "5", "--precision", "fp32", "--micro_batch_tokens", "2048")
     here = train(kind, check.work / f"{kind}_fp32", *flags)
     other = check.work / f"{kind}_fp32_cpu"
-    command = [sys.executable, f"{SCRIPTS[kind]}.py", *COMMON, "--out", str(other), *flags]
+    command = [sys.executable, SCRIPTS[kind].__file__, *COMMON, "--out", str(other), *flags]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     off = max(abs(a / b - 1) for a, b in zip(here, losses(other), strict=True))
@@ -90,8 +91,6 @@ def resume(check: Check) -> dict[str, object]:
         train("dpo", out, "--steps", "4", *stops)
         if stops:
             continued = [flag for flag in COMMON if flag != "--overwrite"]
-            import train_dpo
-
             train_dpo.main([*continued, "--out", str(out), "--steps", "4", "--resume"])
         texts.append((out / "metrics.jsonl").read_bytes())
     assert texts[1] == texts[0], "two equal runs differ"
@@ -101,8 +100,6 @@ def resume(check: Check) -> dict[str, object]:
 
 def waits(check: Check) -> dict[str, object]:
     """How often the host waits for the GPU in one optimizer step: for the norm and the metrics."""
-    import torch
-
     get_lr, seen, found = loop.get_lr, [], []
 
     def at_step(step: int, *rest: object) -> float:
@@ -141,8 +138,6 @@ def _reward_model(folder: Path) -> Path:
 
 
 def evaluate_rm(check: Check) -> dict[str, object]:
-    import evaluate
-
     out = check.work / "rm_eval"
     model = _reward_model(check.work / "rm_eval_model")
     evaluate.main(["rm", "--model", str(model), "--data", "tiny:test", "--out", str(out)])
@@ -150,8 +145,6 @@ def evaluate_rm(check: Check) -> dict[str, object]:
 
 
 def evaluate_policy(check: Check) -> dict[str, object]:
-    import evaluate
-
     prompts = check.work / "prompts.jsonl"
     lines = [
         json.dumps({"prompt": f"What is {n} plus {n}?"}) for n in range(8 if check.small else 64)

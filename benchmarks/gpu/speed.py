@@ -20,6 +20,7 @@ from gpu.steps import Check
 from nanoalign import loop
 from nanoalign.model import Policy
 from nanoalign.packing import packed
+from nanoalign.runs import log, result
 
 PEAK = 989e12  # operations per second: bfloat16 on an H100 or H200, without sparsity
 WARM_STEPS, TIMED_STEPS = 2, 3
@@ -90,9 +91,9 @@ class Steps:
         with (
             patch.object(loop, "get_lr", begin),
             patch.object(packed.PackedBatcher, "collate", staticmethod(count)),
-            patch.object(train_dpo, "describe", self.look),
+            patch.object(log, "describe", self.look),
             patch.object(train_dpo, "write_model", lambda *_, **__: None),
-            patch.object(train_dpo, "finish", lambda *_: None),
+            patch.object(result, "finish", lambda *_: None),
         ):
             yield
 
