@@ -1,10 +1,4 @@
-"""The templates of --template: a record -> its text.
-
-chat    the tokenizer's own chat template                                   (chat.py)
-pku     BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{response}      (PKU-SafeRLHF)
-raw     the text of the record, unchanged
-auto    chat if the tokenizer has a template, raw for HH-RLHF dialogues, else pku
-"""
+"""Prompts as text: dialogues of HH-RLHF, and prompts that two texts begin with."""
 
 import os
 import re
@@ -12,13 +6,7 @@ import re
 from nanoalign.records import Record, check_text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the headers of HH-RLHF
-PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
-
-
-def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
-    """The template that `auto` selects for this prompt and tokenizer; other names unchanged."""
-    auto = "chat" if tokenizer.chat_template else "raw" if is_dialogue(prompt) else "pku"
-    return auto if template == "auto" else template
+SHARED = "prompts taken from the words that both texts begin with"
 
 
 def is_dialogue(prompt: str | list[dict]) -> bool:
@@ -34,9 +22,6 @@ def messages_of(prompt: str | list[dict]) -> list[dict]:
         return [{"role": "user", "content": prompt}]
 
     return turns_of(prompt)
-
-
-SHARED = "prompts taken from the words that both texts begin with"
 
 
 def split_dialogues(chosen: str, rejected: str) -> Record:

@@ -10,13 +10,12 @@ import numpy as np
 
 from nanoalign import records
 from nanoalign.data import formats, store
-from nanoalign.data.dialogues import resolve_template
 from nanoalign.data.formats import unchanged
 from nanoalign.data.held_out import training_mask
 from nanoalign.data.readers import TEST_OF
 from nanoalign.data.sources import check_sources, named, open_source
 from nanoalign.data.split import Data, describe, drop_equal, hold_out, record_digests
-from nanoalign.data.templates import encode_records
+from nanoalign.data.templates import encode_records, resolve_template
 from nanoalign.distributed import World
 from nanoalign.flags import number
 from nanoalign.ranks.collectives import gather

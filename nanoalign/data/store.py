@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 import nanoalign
 from nanoalign.batch import Row
-from nanoalign.data.dialogues import resolve_template
 from nanoalign.data.held_out import training_mask
 from nanoalign.data.sources import named, parse_source, read_records
 from nanoalign.data.split import (
@@ -38,7 +37,7 @@ from nanoalign.data.split import (
     hold_out,
     record_digests,
 )
-from nanoalign.data.templates import encode_records
+from nanoalign.data.templates import encode_records, resolve_template
 from nanoalign.distributed import World, print0, progress_bar
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums

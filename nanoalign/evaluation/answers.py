@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.data.dialogues import resolve_template
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.data.sources import named
-from nanoalign.data.templates import encode_records
+from nanoalign.data.templates import encode_records, resolve_template
 from nanoalign.distributed import World, compute_dtype, print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import (

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from nanoalign.batch import Batch, Row
 from nanoalign.data.columns import joined
-from nanoalign.data.dialogues import resolve_template
 from nanoalign.data.formats import conditioned
 from nanoalign.data.prompts import prompt_key
-from nanoalign.data.templates import encode_records, render
+from nanoalign.data.templates import encode_records, render, resolve_template
 from nanoalign.distributed import World, progress_bar, sum_over_ranks
 from nanoalign.encode import (
     CUT_PROMPT,

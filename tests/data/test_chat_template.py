@@ -1,17 +1,19 @@
-"""python -m pytest tests/data/test_chat.py
-
-What a chat template renders, and what it leaves out.
-"""
+"""python -m pytest tests/data/test_chat_template.py"""
 
 import json
+import signal
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import byte_tokenizer
+from jinja2 import TemplateError
 from tokenizers import AddedToken
 
 from nanoalign import records
+from nanoalign.data import chat_template
 from nanoalign.data.formats import formats
 from nanoalign.data.sources import open_source, read_records
 from nanoalign.data.split import record_digests
@@ -170,6 +172,18 @@ def test_content_beside_a_tool_call_is_not_left_out(tmp_path):
         texts(record, chat(content=either))
 
 
+def test_every_message_must_be_shown_with_its_parts(tmp_path):
+    """Also where the template shows the same part of another message."""
+    only_look = SHOW_CALLS.replace("or [] %}", "or [] if c.function.name == 'look' %}")
+    find = {"type": "function", "function": {"name": "find", "arguments": {}}}
+    record = {"prompt": [HI, CALLING, FOUND], "rejected": "b",
+              "chosen": [CALLING | {"tool_calls": [find]}]}  # fmt: skip
+    (found,) = read(tmp_path, record)
+    assert texts(found, chat())[1] == "find={}<eos>"
+    with pytest.raises(RunError, match="a:1: .* does not show tool_calls;"):
+        texts(found, chat(calls=only_look))
+
+
 ENDS = ("", "<end>", "<end>\n", "<eos>", "<end><eos>", "<eos>\n<end> ", "<end><end>")
 
 
@@ -219,3 +233,64 @@ def test_a_prompt_is_another_one_with_tools_or_a_system_prompt(tmp_path):
                plain | {"system": "No."}, plain | {"tools": TOOLS, "chosen": "c"}]  # fmt: skip
     digests = record_digests(read(tmp_path, *records))[:, 0]
     assert len(np.unique(digests)) == 5 and digests[1] == digests[5]
+
+
+# --- a template that fails, or does not end
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+INNER = "{% for j in range(99999) %}{% set x = i * j %}{% endfor %}"
+LOOP = f"{{% for i in range(99999) %}}{INNER}{{% endfor %}}"
+
+
+def rendering(template: str):
+    return byte_tokenizer(chat_template=template)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{% for x in range(10**11) %}x{% endfor %}", "OverflowError: Range too big"),
+        ("{{ 'x' * 10**14 }}", "MemoryError"),
+        ("{{ 'x' * 20000001 }}", "it writes 20,000,001 characters"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: "),
+        ("{{ messages[9]['content']['x'] }}", "is undefined|has no element"),
+        ("{{ raise_exception('no such role') }}", "no such role"),
+        (LOOP, "it takes more than 0.2 seconds"),
+    ],
+)
+def test_what_a_template_does_is_one_error(template, message, monkeypatch):
+    """Of the record that it is applied to; and the alarm is off again."""
+    if template == LOOP:  # the others end by themselves, also on a busy machine
+        monkeypatch.setattr(chat_template, "SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    record = Record("Hi", ("Hello.", "No."), name="data:3")
+    with pytest.raises(RunError, match=f"^data:3: the chat template fails: .*({message})"):
+        encode_records([record], rendering(template), 64, "chat")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
+def test_a_quick_template_is_as_it_was():
+    tokenizer = rendering("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    assert chat_template.renderer(tokenizer)(MESSAGES) == "<user>Hi"
+
+
+def test_other_threads_have_no_alarm_and_render_all_the_same():
+    found = []
+    apply = chat_template.renderer(rendering("{{ messages[0].content }}"))
+    thread = threading.Thread(target=lambda: found.append(apply(MESSAGES)))
+    thread.start()
+    thread.join()
+    assert found == ["Hi"]
+
+
+def test_the_time_limit_is_one_of_a_dialogue(monkeypatch):
+    """Not of a data set."""
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    apply = chat_template.renderer(rendering("{{ messages[0].content }}"))
+    for _ in range(4):
+        apply(MESSAGES)
+        time.sleep(0.1)
+    with pytest.raises(TemplateError):
+        chat_template.renderer(rendering(LOOP))(MESSAGES)
