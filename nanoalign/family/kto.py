@@ -1,4 +1,4 @@
-"""KTO: a loss of single responses, with an estimate of the KL that is one for a whole step.
+"""KTO: a loss of single responses, with one estimate of the KL for a whole step.
 
 Ethayarajh et al. 2024, arXiv 2402.01306. A pair is a desirable and an undesirable response; an
 unpaired record is one response, with its kind in extra["desirable"].
@@ -25,7 +25,7 @@ from nanoalign.model import Policy
 
 
 class Kto(Paired):
-    """The objective of kto. It costs one more forward of policy and reference per step."""
+    """The objective of kto. It needs one more forward of policy and reference in each step."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Kto(Paired):
 
     @torch.no_grad()
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
-        """Estimates the KL: the mean log-ratio of responses to other prompts, at least 0.
+        """Estimates the KL: the mean log-ratio of prompts with responses to other prompts, or 0.
 
-        Rows that all have one prompt (a last step of one record) get the estimate of the step
-        before, in the first step 0.
+        It is 0 if the mean is negative. Where all rows have one prompt (as in a last step of one
+        record), the estimate of the step before stays; in the first step it is 0.
         """
         others = mismatched(rows, self.max_length)
         if not others:
@@ -96,10 +96,10 @@ def present(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Each prompt with a response to another prompt, cut to fit in max_length.
+    """Every prompt with a response to another prompt, truncated to max_length tokens together.
 
-    It is of the next row with other prompt tokens; behind the last row follows the first. The list
-    is empty where all rows have one prompt.
+    The response is from the next row that has other prompt tokens; after the last row comes the
+    first. The list is empty if all rows have one prompt.
     """
     prompts = [row.prompt for row in rows]
     others = [-1] * len(rows)  # indices of rows
@@ -118,7 +118,7 @@ def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
 
 
 def check_prompts(rows: Sequence[Row], source: str) -> None:
-    """Raises RunError where all rows have one prompt: the KL would be 0 in all steps."""
+    """Raises RunError if all rows have one prompt: the KL would be 0 in every step."""
     if all(np.array_equal(row.prompt, rows[0].prompt) for row in rows):
         raise RunError(
             f"--data {source}: all {len(rows):,} records have one prompt; --loss kto compares with "
@@ -127,7 +127,7 @@ def check_prompts(rows: Sequence[Row], source: str) -> None:
 
 
 def check_kinds(rows: Sequence[Row], source: str) -> None:
-    """Raises RunError where all responses are of one kind: all would be raised, or all lowered."""
+    """Raises RunError if all responses are desirable, or none: all would move the same way."""
     kinds = set()
     for row in rows:
         desirable = row.extra.get("desirable", (True,))

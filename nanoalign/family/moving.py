@@ -1,4 +1,4 @@
-"""TR-DPO: every so many steps the reference moves towards the policy.
+"""TR-DPO: after every few steps the reference moves towards the policy.
 
     pi_ref <- (1 - mix) * pi_ref + mix * pi
 
@@ -19,12 +19,12 @@ from nanoalign.model import Policy
 
 
 class Moving(Objective):
-    """Another objective, whose reference moves after every `steps` steps by the share `mix`."""
+    """Wraps an objective whose reference moves by the share `mix` after every `steps` steps."""
 
     def __init__(
         self, objective: Objective, policy: Policy, reference: Policy, steps: int, mix: float
     ):
-        """Raises RunError for a reference whose parameters have other shapes than the policy's."""
+        """Raises RunError if parameters of the reference have other shapes than the policy's."""
         shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (policy, reference)]
         if shapes[0] != shapes[1]:
             raise RunError(

@@ -1,4 +1,4 @@
-"""--loss and its add-ons: their flags, what does not combine, and the Objective that they make."""
+"""--loss and its add-ons: their flags, the combinations that are refused, and the Objective."""
 
 import argparse
 from argparse import Namespace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World, print0
-from nanoalign.family import kto
+from nanoalign.family.kto import Kto, check_kinds, check_prompts, loss_of_responses
 from nanoalign.family.losses import (
     DEFAULTS,
     FIELDS,
@@ -21,79 +21,116 @@ from nanoalign.family.losses import (
 )
 from nanoalign.family.moving import Moving
 from nanoalign.family.paired import Paired, pair_loss, with_lengths, with_nll, with_wpo
-from nanoalign.family.pairs import pairs_of
+from nanoalign.family.pairs import DIVERGENCES, PairLoss, pairs_of
 from nanoalign.family.steps import Aot, Bco
 from nanoalign.flags import number, positive
 from nanoalign.loop import Objective
 from nanoalign.model import Policy
 
-# Each is used when its value is neither None nor False.
+# An add-on is used if the value of its flag is neither None nor False.
 ADD_ONS = ("nll_weight", "ld_alpha", "length_alpha", "divergence", "wpo", "sync_reference_every")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("other losses and their hyperparameters", "")
-    group.add_argument("--loss", choices=tuple(LOSSES), default="dpo", metavar="NAME",
-        help="one of %(choices)s")  # fmt: skip
+    group.add_argument(
+        "--loss", choices=tuple(LOSSES), default="dpo", metavar="NAME", help="one of %(choices)s"
+    )
     add_hyperparameters(group)
     count, share, weight = number(int, 1), number(float, 0, 1), number(float, 0)
     add = parser.add_argument_group("what combines with a loss").add_argument
-    add("--nll_weight", type=weight,
-        help="adds this times the NLL of chosen, a mean over its tokens (RPO); "
-        "default: off")  # fmt: skip
-    add("--ld_alpha", type=share,
-        help="weight of tokens beyond the length of the shorter response (LD-DPO); "
-        "default: off")  # fmt: skip
-    add("--length_alpha", type=weight,
-        help="reward per token in the loss, so that length is not learned (R-DPO); "
-        "default: off")  # fmt: skip
-    add("--divergence", choices=("reverse_kl", "forward_kl", "js", "alpha"),
-        help="between policy and reference (f-DPO); default: the reverse KL of DPO")  # fmt: skip
-    add("--divergence_alpha", type=number(float, 1e-6, 1), help="of alpha, without a default")
-    add("--wpo", action="store_true",
-        help="weight pairs by how probable their responses are under the policy (WPO)")  # fmt: skip
-    add("--sync_reference_every", type=count, metavar="STEPS",
-        help="move the reference towards the policy every so many steps (TR-DPO); "
-        "default: off")  # fmt: skip
-    add("--sync_reference_mix", type=positive,
-        help="how far it moves; 1: all the way to the policy; default: 0.6")  # fmt: skip
+    add(
+        "--nll_weight",
+        type=weight,
+        help="add the NLL of the chosen response, a mean over its tokens, with this weight (RPO); "
+        "default: off",
+    )
+    add(
+        "--ld_alpha",
+        type=share,
+        help="weight of the tokens of a response beyond the length of the shorter one (LD-DPO); "
+        "default: off",
+    )
+    add(
+        "--length_alpha",
+        type=weight,
+        help="reward of each token in the loss, so that the policy does not learn length (R-DPO); "
+        "default: off",
+    )
+    add(
+        "--divergence",
+        choices=DIVERGENCES,
+        help="the divergence from the reference that is penalised (f-DPO); default: reverse_kl",
+    )
+    add(
+        "--divergence_alpha",
+        type=number(float, 1e-6, 1),
+        help="the alpha of --divergence alpha, between 0 and 1; it has no default",
+    )
+    add(
+        "--wpo",
+        action="store_true",
+        help="weight each pair by the probability of its responses under the policy (WPO)",
+    )
+    add(
+        "--sync_reference_every",
+        type=count,
+        metavar="STEPS",
+        help="move the reference towards the policy after every STEPS steps (TR-DPO); default: off",
+    )
+    add(
+        "--sync_reference_mix",
+        type=positive,
+        help="the share of the way that the reference moves; 1 makes it the policy; default: 0.6",
+    )
     parser.derived.append(defaults)
     parser.refusals.append(refusal)
 
 
 def add_hyperparameters(group: argparse._ArgumentGroup) -> None:
-    """Adds a flag for each hyperparameter of losses.py but --beta and --label_smoothing."""
-    for flag in dict.fromkeys(name for takes in DEFAULTS.values() for name in takes):
-        takes = [(name, takes[flag]) for name, takes in DEFAULTS.items() if flag in takes]
-        if flag in DEFAULTS["dpo"]:  # which the script has; its other defaults are listed
-            usual = DEFAULTS["dpo"][flag]
-            others = [f"{name} {value:g}" for name, value in takes if value != usual]
+    """Adds a flag for each hyperparameter of losses.py but --beta and --label_smoothing.
+
+    train_dpo.py has these two; their defaults by loss are added to the description of the group.
+    """
+    for flag in dict.fromkeys(flag for defaults in DEFAULTS.values() for flag in defaults):
+        values = {name: of_loss[flag] for name, of_loss in DEFAULTS.items() if flag in of_loss}
+        if flag in DEFAULTS["dpo"]:
+            usual = values["dpo"]
+            others = [f"{name} {value:g}" for name, value in values.items() if value != usual]
             group.description += f"default of --{flag}: {usual:g}, but {', '.join(others)}\n"
         else:
-            text = "; ".join(f"{name}, default: {value:g}" for name, value in takes)
+            text = "; ".join(f"{name}, default: {value:g}" for name, value in values.items())
             kind = positive if flag == "tau" else number(float, 0)  # a loss divides by tau
             group.add_argument(f"--{flag}", type=kind, help=f"of --loss {text}")
 
 
 def is_used(args: Namespace) -> bool:
-    """Whether a run needs more than the dpo_loss of the core."""
-    return args.loss != "dpo" or any(_is_given(args, name) for name in ADD_ONS)
+    """Whether a run minimises something other than train_dpo.loss_of_batch."""
+    return args.loss != "dpo" or any(_is_given(args, flag) for flag in ADD_ONS)
+
+
+def _is_given(args: Namespace, flag: str) -> bool:
+    value = getattr(args, flag)
+    return value is not None and value is not False  # 0 is given
 
 
 def defaults(args: Namespace) -> dict:
-    """The defaults that follow from --loss: its hyperparameters, and whether it has a reference."""
-    found = {"sync_reference_mix": 0.6} if args.sync_reference_every else {}
-    found |= DEFAULTS[args.loss]
-    return found if has_reference(args.loss) else found | {"reference": "none"}
+    """Values of flags that follow from others: hyperparameters of --loss, --reference, the mix."""
+    values = dict(DEFAULTS[args.loss])
+    if args.sync_reference_every:
+        values["sync_reference_mix"] = 0.6
+    if not has_reference(args.loss):
+        values["reference"] = "none"
+    return values
 
 
 def refusal(args: Namespace) -> str | None:
-    """What is wrong with the flags of the loss and its add-ons, if anything is."""
-    takes, reference = DEFAULTS[args.loss], has_reference(args.loss)
-    for flag in (flag for others in DEFAULTS.values() for flag in others):
-        if flag not in takes and getattr(args, flag) is not None:
-            names = ", ".join(f"--{each}" for each in takes) or "none"
-            return f"--{flag} is no hyperparameter of --loss {args.loss}, which takes {names}"
+    """Why the flags of the loss and its add-ons can't be combined; None where they can."""
+    hyperparameters, reference = DEFAULTS[args.loss], has_reference(args.loss)
+    for flag in (flag for of_loss in DEFAULTS.values() for flag in of_loss):
+        if flag not in hyperparameters and getattr(args, flag) is not None:
+            flags = ", ".join(f"--{name}" for name in hyperparameters) or "none"
+            return f"--{flag} is no hyperparameter of --loss {args.loss}, which takes {flags}"
     if args.loss == "exo_pair" and args.label_smoothing == 0:
         return "--loss exo_pair takes the log of --label_smoothing, which must be above 0"
     if args.loss == "kto" and args.batch_size < 2:
@@ -114,11 +151,6 @@ def refusal(args: Namespace) -> str | None:
     return None
 
 
-def _is_given(args: Namespace, flag: str) -> bool:
-    value = getattr(args, flag)
-    return value is not None and value is not False  # 0 is given
-
-
 def objective_of(
     policy: Policy,
     reference: Callable[[Batch], Tensor] | None,
@@ -126,37 +158,51 @@ def objective_of(
     args: Namespace,
     world: World,
 ) -> Objective:
-    """The objective that the flags of nanoalign/family describe; prints its loss.
+    """The Objective of --loss and its add-ons; prints the loss and its hyperparameters.
 
-    rows: all that it trains on.
+    rows: all training rows.
     Raises RunError for rows that the loss can't train on, or a reference that can't move.
     """
-    name = args.loss
-    hyperparameters = {key: getattr(args, key) for key in DEFAULTS[name]}
-    settings = "".join(f", {key} {value:g}" for key, value in hyperparameters.items())
-    print0(f"{'loss':<11} {name}{settings}")
-    options = ("ld_alpha", "wpo", "divergence", "divergence_alpha")
-    options = {option: getattr(args, option) for option in options}
-    pairs = partial(pairs_of, policy=policy, reference=reference, **options)
-    loss = pair_loss(LOSSES[name], FIELDS[name], hyperparameters)
-    make = partial(Paired, averaged=KIND[name] == POLICY_MEANS)
+    name, beta = args.loss, args.beta or 1.0  # orpo and sft have no beta
+    loss = loss_of(args)
+    pairs = partial(
+        pairs_of,
+        policy=policy,
+        reference=reference,
+        ld_alpha=args.ld_alpha,
+        wpo=args.wpo,
+        divergence=args.divergence,
+        divergence_alpha=args.divergence_alpha,
+    )
     if name == "kto":
-        kto.check_kinds(rows, " ".join(args.data))
-        kto.check_prompts(rows, " ".join(args.data))
-        loss = partial(kto.loss_of_responses, **hyperparameters)
-        make = partial(kto.Kto, policy, reference, args.max_length, world)
+        check_kinds(rows, " ".join(args.data))
+        check_prompts(rows, " ".join(args.data))
+        objective = Kto(policy, reference, args.max_length, world, pairs, loss, beta)
     elif name == "aot":
-        make = partial(Aot, world)
+        objective = Aot(world, pairs, loss, beta)
     elif name == "bco_pair":
-        make = Bco
+        objective = Bco(pairs, loss, beta)
+    else:
+        objective = Paired(pairs, loss, beta, averaged=KIND[name] == POLICY_MEANS)
+    if args.sync_reference_every:
+        steps, mix = args.sync_reference_every, args.sync_reference_mix
+        objective = Moving(objective, policy, reference, steps, mix)
+    return objective
+
+
+def loss_of(args: Namespace) -> PairLoss:
+    """--loss with its hyperparameters and the add-ons that change it; prints its name."""
+    hyperparameters = {flag: getattr(args, flag) for flag in DEFAULTS[args.loss]}
+    text = "".join(f", {flag} {value:g}" for flag, value in hyperparameters.items())
+    print0(f"{'loss':<11} {args.loss}{text}")
+    if args.loss == "kto":
+        loss = partial(loss_of_responses, **hyperparameters)
+    else:
+        loss = pair_loss(LOSSES[args.loss], FIELDS[args.loss], hyperparameters)
     if args.length_alpha is not None:
         loss = with_lengths(loss, args.length_alpha / args.beta)
     if args.wpo:
         loss = with_wpo(loss)
     if args.nll_weight is not None:
         loss = with_nll(loss, args.nll_weight)
-    objective = make(pairs, loss, beta=args.beta or 1.0)
-    if args.sync_reference_every:
-        steps, mix = args.sync_reference_every, args.sync_reference_mix
-        objective = Moving(objective, policy, reference, steps, mix)
-    return objective
+    return loss

@@ -1,4 +1,4 @@
-"""Losses of pairs as Objectives of the training loop, and what is put around a loss.
+"""The Objective of a loss of pairs, and the add-ons that change the loss.
 
 Shapes: B pairs.
 """
@@ -16,20 +16,22 @@ from nanoalign.metrics import Metric, pair_metrics
 
 
 class Paired(Objective):
-    """A loss of pairs. Subclasses add to the pairs what they know of a step or of the past."""
+    """Minimises a loss of pairs. Subclasses add what depends on the step or on earlier steps."""
 
     def __init__(
         self, pairs_of: PairsOf, loss: PairLoss, beta: float = 1.0, averaged: bool = False
     ):
-        """pairs_of: gives the pairs of a batch. loss: gives their losses.
+        """pairs_of: computes the pairs of a batch. loss: computes their losses.
 
-        beta: of the reported rewards, beta times the log-ratios; without a reference beta times the
-            log-probabilities of the policy, if `averaged` as means over tokens.
+        beta: the reported rewards are beta times the log-ratios, or without a reference beta times
+            the log-probabilities of the policy.
+        averaged: whether these log-probabilities are means over tokens.
         """
         super().__init__(self.loss_of_pairs)
         self.pairs_of, self.loss, self.beta, self.averaged = pairs_of, loss, beta, averaged
 
     def pairs(self, batch: Batch) -> Pairs:
+        """The pairs of a batch with all fields that the loss takes."""
         return self.pairs_of(batch)
 
     def loss_of_pairs(self, batch: Batch) -> tuple[Tensor, dict[str, Metric]]:
@@ -52,7 +54,10 @@ class Paired(Objective):
         return chosen, rejected
 
     def losses_at_start(self, batch: Batch) -> Tensor:
-        """The losses of a batch, were its log-ratios 0, so that each gap is its own match: (B,)."""
+        """The losses of a batch if policy and reference were one function: (B,).
+
+        All log-ratios are 0, and the matched gap of each pair is its own.
+        """
         pairs = self.pairs(batch)
         zero, gaps = torch.zeros_like(pairs.chosen_logps), pairs.chosen_logps - pairs.rejected_logps
         pairs = replace(pairs, chosen_logratios=zero, rejected_logratios=zero, matched_gaps=gaps)
@@ -62,39 +67,39 @@ class Paired(Objective):
 def pair_loss(
     function: Callable[..., Tensor], fields: Sequence[str], hyperparameters: dict[str, float]
 ) -> PairLoss:
-    """A loss of tensors as a loss of Pairs."""
+    """A loss that takes Pairs from one that takes some of their fields, in order."""
     return lambda pairs: function(*(getattr(pairs, name) for name in fields), **hyperparameters)
 
 
 def with_lengths(loss: PairLoss, per_token: float) -> PairLoss:
-    """R-DPO (Park et al. 2024, arXiv 2403.19159): per_token * (|y_w| - |y_l|) is added to h.
+    """R-DPO: adds per_token * (|y_w| - |y_l|) to the margin. Park et al. 2024, arXiv 2403.19159.
 
-    The loss then explains by length what length explains, so that the policy need not learn it.
+    The added term lowers the loss where length explains a label, so that no policy has to learn it.
     """
 
-    def longer(pairs: Pairs) -> Tensor:
+    def with_reward_of_length(pairs: Pairs) -> Tensor:
         chosen = pairs.chosen_logratios + per_token * pairs.chosen_lengths
         rejected = pairs.rejected_logratios + per_token * pairs.rejected_lengths
         return loss(replace(pairs, chosen_logratios=chosen, rejected_logratios=rejected))
 
-    return longer
+    return with_reward_of_length
 
 
 def with_wpo(loss: PairLoss) -> PairLoss:
-    """WPO: the losses times the weights of their pairs."""
+    """WPO: multiplies the losses by the weights of their pairs."""
     return lambda pairs: loss(pairs) * pairs.wpo_weights
 
 
 def with_nll(loss: PairLoss, weight: float) -> PairLoss:
-    """RPO: the losses plus `weight` times the NLL of chosen, a mean over its tokens.
+    """RPO: adds `weight` times the NLL of the chosen response, a mean over its tokens.
 
-    An unpaired response that is undesirable has no NLL.
+    For a record that has no chosen response (kto) it adds 0.
     """
 
-    def added(pairs: Pairs) -> Tensor:
+    def plus_nll(pairs: Pairs) -> Tensor:
         nll = -pairs.full_chosen_logps / pairs.chosen_lengths
         if pairs.has_chosen is not None:
             nll = nll * pairs.has_chosen
         return loss(pairs) + weight * nll
 
-    return added
+    return plus_nll

@@ -1,4 +1,7 @@
-"""What replaces log-ratios, or weighs pairs. Imports torch alone."""
+"""The pairs of a batch as losses take them: log-probabilities, log-ratios, lengths.
+
+Shapes: B pairs, S responses, M scored tokens.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,41 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanoalign.batch import Batch
-from nanoalign.family.tokens import discounted_sums, logps_and_collisions
+from nanoalign.family.tokens import discounted_sums, logps_and_collisions, wpo_weights
 from nanoalign.logps import sums_of_responses
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
 LARGEST_EXPONENT = 40.0  # of exp(-log-ratio); squares of larger ones overflow in float32
-
-
-def divergence_scores(logratios: Tensor, divergence: str, alpha: float = 0.5) -> Tensor:
-    """What replaces log-ratios where another divergence than the reverse KL is penalised: (B,).
-
-    f'(u) at u = pi / pi_ref, less its value at u = 1:
-
-        reverse_kl  log u           js      log(2 u / (1 + u))
-        forward_kl  1 - 1 / u       alpha   (1 - u^-alpha) / alpha,  0 < alpha < 1
-
-    Wang et al. 2023 (f-DPO), arXiv 2309.16240, table 1. (TRL's alpha is 1 - alpha.) exp(-log u) is
-    at most exp(40); above it the gradient is 0.
-    """
-    if divergence == "reverse_kl":
-        return logratios
-    if divergence == "js":
-        return math.log(2) + F.logsigmoid(logratios)
-    if divergence == "forward_kl":
-        return -torch.expm1((-logratios).clamp(max=LARGEST_EXPONENT))
-    return -torch.expm1((-alpha * logratios).clamp(max=LARGEST_EXPONENT)) / alpha
-
-
-def wpo_weights(mean_token_scores: Tensor) -> Tensor:
-    """WPO's weights of responses: exp of the mean over tokens of log pi(y_t) - log sum_v pi(v)^2.
-
-    Zhou et al. 2024, arXiv 2406.11827, equation 2 with their alignment of the weights: a response
-    counts more, the more probable it is under the policy. The loss of a pair is multiplied by the
-    weights of both responses, which carry no gradient.
-    """
-    return mean_token_scores.exp()
 
 
 @dataclass(slots=True)
@@ -84,9 +57,9 @@ def pairs_of(
 ) -> Pairs:
     """The pairs of a batch. The reference gets no gradient.
 
-    ld_alpha: the weight of tokens beyond the length of the shorter response, in both models.
-    wpo: whether wpo_weights are wanted.
-    divergence: replaces log-ratios by the scores of another divergence than the reverse KL.
+    ld_alpha: weight of the tokens beyond the length of the shorter response, in both models.
+    wpo: whether WPO's weights are computed.
+    divergence: one of DIVERGENCES, whose scores replace the log-ratios.
     """
     logps, tokens, weights = logps_of_responses(policy, batch, ld_alpha is not None, wpo)
     chosen, rejected = logps_of_pairs(logps, tokens, batch, ld_alpha)
@@ -104,19 +77,24 @@ def pairs_of(
     with torch.no_grad():
         logps, tokens, _ = logps_of_responses(reference, batch, ld_alpha is not None, False)
         reference_chosen, reference_rejected = logps_of_pairs(logps, tokens, batch, ld_alpha)
-    ratios = [chosen - reference_chosen, rejected - reference_rejected]
+    logratios = [chosen - reference_chosen, rejected - reference_rejected]
     if divergence is not None:
-        ratios = [divergence_scores(each, divergence, divergence_alpha) for each in ratios]
-    gaps = reference_chosen - reference_rejected
+        logratios = [divergence_scores(x, divergence, divergence_alpha) for x in logratios]
     return replace(
-        pairs, chosen_logratios=ratios[0], rejected_logratios=ratios[1], reference_gaps=gaps
+        pairs,
+        chosen_logratios=logratios[0],
+        rejected_logratios=logratios[1],
+        reference_gaps=reference_chosen - reference_rejected,
     )
 
 
 def logps_of_responses(
     model: Callable[[Batch], Tensor], batch: Batch, per_token: bool, wpo: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """(log-probabilities (S,), those of tokens (M,) if wanted, WPO's weights (S,) if wanted)."""
+    """(log-probabilities of the responses (S,), of their tokens (M,), WPO's weights (S,)).
+
+    The last two are None unless per_token or wpo asks for them.
+    """
     if not (per_token or wpo):
         return model(batch), None, None
     if not wpo:
@@ -131,7 +109,7 @@ def logps_of_responses(
 def logps_of_pairs(
     logps: Tensor, tokens: Tensor | None, batch: Batch, ld_alpha: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of chosen and of rejected responses, with ld_alpha discounted: (B,)."""
+    """Log-probabilities of the chosen and the rejected responses, discounted by ld_alpha: (B,)."""
     if ld_alpha is None:
         return logps[batch.chosen], logps[batch.rejected]
     shorter = torch.minimum(batch.lengths[batch.chosen], batch.lengths[batch.rejected])
@@ -140,3 +118,23 @@ def logps_of_pairs(
         for responses in (batch.chosen, batch.rejected)
     )
     return chosen, rejected
+
+
+def divergence_scores(logratios: Tensor, divergence: str, alpha: float = 0.5) -> Tensor:
+    """Replaces log-ratios where a divergence other than the reverse KL is penalised: (B,).
+
+    The score is f'(u) at u = pi / pi_ref, less its value at u = 1:
+
+        reverse_kl  log u           js      log(2 u / (1 + u))
+        forward_kl  1 - 1 / u       alpha   (1 - u^-alpha) / alpha,  0 < alpha < 1
+
+    Wang et al. 2023 (f-DPO), arXiv 2309.16240, table 1. (TRL's alpha is 1 - alpha.) The exponent of
+    1 / u is at most 40; where it would be larger, the gradient is 0.
+    """
+    if divergence == "reverse_kl":
+        return logratios
+    if divergence == "js":
+        return math.log(2) + F.logsigmoid(logratios)
+    if divergence == "forward_kl":
+        return -torch.expm1((-logratios).clamp(max=LARGEST_EXPONENT))
+    return -torch.expm1((-alpha * logratios).clamp(max=LARGEST_EXPONENT)) / alpha

@@ -1,7 +1,8 @@
-"""AOT: each pair of a step is compared with the pair of the reference that has its rank.
+"""Objectives of losses that depend on the whole step (AOT) or on the steps before (BCO).
 
-Melnyk et al. 2024, arXiv 2406.05882. The ranks are those among all pairs of a step, on all ranks of
-the run, so that the loss does not depend on micro-batches.
+AOT (Melnyk et al. 2024, arXiv 2406.05882) compares each gap of the policy with the gap of the
+reference that has the same place in sorted order. All pairs of a step are sorted together, whatever
+the micro-batches and processes. KTO has a file of its own.
 
 Shapes: B pairs of a batch, P pairs of a step.
 """
@@ -23,7 +24,7 @@ from nanoalign.ranks.collectives import gather
 
 
 class Aot(Paired):
-    """The objective of aot. It costs one more forward of policy and reference per step."""
+    """The objective of aot. It needs one more forward of policy and reference in each step."""
 
     def __init__(self, world: World, pairs_of: PairsOf, loss: PairLoss, beta: float):
         super().__init__(pairs_of, loss, beta)
@@ -34,10 +35,11 @@ class Aot(Paired):
     @torch.no_grad()
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
         """Matches the gaps of all pairs of a step: log pi(y_w | x) - log pi(y_l | x)."""
-        owners, gaps = [], [torch.zeros(2, 0)]  # of this rank: the row of each pair; both gaps
+        # of this process: the row of each pair, and the gaps of policy and reference
+        owners, gaps = [], [torch.zeros(2, 0)]
         for batch in batches(rows):
             pairs = self.pairs_of(batch)
-            if batch.rows:  # else it is a filler
+            if batch.rows:  # a filler batch has none
                 owners += [i for i in batch.rows for _ in rows[i].pairs]
                 policy_gaps = pairs.chosen_logps - pairs.rejected_logps
                 gaps.append(torch.stack([policy_gaps, pairs.reference_gaps]).cpu())
@@ -61,7 +63,7 @@ class Aot(Paired):
 
 
 class Bco(Paired):
-    """The objective of bco_pair, with a running mean of the rewards that checkpoints keep."""
+    """The objective of bco_pair. A checkpoint keeps the running mean of the rewards."""
 
     def __init__(self, pairs_of: PairsOf, loss: PairLoss, beta: float):
         super().__init__(pairs_of, loss, beta)

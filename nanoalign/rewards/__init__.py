@@ -1,0 +1,1 @@
+"""What a reward model records of its training, and its variants: several preferences, length."""

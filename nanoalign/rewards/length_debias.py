@@ -1,9 +1,9 @@
-"""A reward that does not learn length: a coefficient beside the head learns what length explains.
+"""A reward model that does not learn length, because a coefficient learns what length explains.
 
     minimise  -log sigmoid(r(x, y_w) - r(x, y_l) + c * (|y_w| - |y_l|))
 
-As the product of experts of Shen et al. 2023, arXiv 2310.05199, with one number for the expert of
-length. c is trained with the model and left out of the reward, and of what is written.
+The product of experts of Shen et al. 2023, arXiv 2310.05199, where the expert of length is the one
+number c. It is trained with the model; rewards and the saved model do not have it.
 
 Shapes: B pairs, S responses.
 """
@@ -21,8 +21,7 @@ from nanoalign.distributed import full, print0
 from nanoalign.metrics import Metric
 from nanoalign.model import RewardModel
 
-# The coefficient must be near its final value before the model learns length by itself.
-LR_SCALE = 400.0
+LR_SCALE = 400.0  # the coefficient must be near its final value before the model learns length
 
 
 class LengthDebiased(RewardModel):
@@ -34,10 +33,10 @@ class LengthDebiased(RewardModel):
         super().__init__(model, dtype)
         self.length = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.length.weight)
-        self.unit = 1.0  # tokens by which lengths are divided
+        self.unit = 1.0  # lengths are divided by so many tokens
 
     def lead(self, batch: Batch) -> Tensor:
-        """What the coefficient gives the chosen response of each pair for its length: (B,)."""
+        """c times the difference of lengths, chosen minus rejected, of each pair: (B,)."""
         lengths = self.length(batch.lengths.float()[:, None] / self.unit).sum(-1)  # (S,)
         return lengths[batch.chosen] - lengths[batch.rejected]
 
@@ -45,19 +44,20 @@ class LengthDebiased(RewardModel):
         return (*super().exact(), self.length)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        own, groups = self.length.weight, super().parameter_groups(weight_decay)
+        coefficient = self.length.weight
+        groups = super().parameter_groups(weight_decay)
         for group in groups:
-            group["params"] = [p for p in group["params"] if p is not own]
-        return [*groups, {"params": [own], "weight_decay": 0.0, "lr_scale": LR_SCALE}]
+            group["params"] = [p for p in group["params"] if p is not coefficient]
+        return [*groups, {"params": [coefficient], "weight_decay": 0.0, "lr_scale": LR_SCALE}]
 
     def print_length(self) -> None:
-        """Prints the learned coefficient: reward per token of length. A collective."""
+        """Prints the coefficient as reward per token. A collective."""
         per_token = full(self.length.weight).item() / self.unit
         print0(f"{'length':<11} labels prefer a token by {per_token:+.4f}, left out of the reward")
 
 
 def load(rows: Sequence[Row], *args, **options) -> LengthDebiased:
-    """LengthDebiased.load, with the spread of the differences of length as the unit of length."""
+    """LengthDebiased.load(*args, **options), whose unit is spread_of_lengths of the rows."""
     model = LengthDebiased.load(*args, **options)
     model.unit = spread_of_lengths(rows)
     return model
@@ -74,5 +74,5 @@ def spread_of_lengths(rows: Sequence[Row]) -> float:
 def loss_of_batch(
     plain: Callable, reward_model: LengthDebiased, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """As `plain`, the loss_of_batch of train_rm.py, with the lengths in the loss alone."""
+    """Extends `plain`, the loss_of_batch of train_rm.py: lengths count in the loss alone."""
     return plain(reward_model, args, batch, lead=reward_model.lead(batch))

@@ -1,6 +1,6 @@
-"""The kinds of prompts that a reward model was trained on, and other prompts in their form.
+"""The kinds of prompts that a reward model was trained on, and how other prompts are rewritten.
 
-By the templates chat and pku all prompts have one form. By raw a prompt is read as it is: an
+The templates chat and pku give all prompts one form. The template raw leaves a prompt as it is: an
 HH-RLHF dialogue ("\n\nHuman: ...\n\nAssistant:", and a response that begins with a space), or
 text without such headers. A model that was trained on one kind cannot judge the other.
 """
@@ -19,13 +19,13 @@ AS_DIALOGUE = "prompts written as HH-RLHF dialogues, which the reward model was 
 
 
 def kinds_of(rows: Sequence[Row], tokenizer, template: str) -> list[str]:
-    """The kinds of the prompts of training rows; none for another template than raw.
+    """The kinds of the prompts of training rows, sorted; empty for other templates than raw.
 
-    They are found by the end of a prompt, which also a prompt that was cut has.
+    A prompt has the header of the assistant at its end even if its beginning was cut.
     """
     if template != "raw":
         return []
-    # Tokens may also hold text before the header, or be more than those of the header alone.
+    # Within a text the header may have more tokens than alone, or share one with the text before.
     count = 2 * len(tokenizer(ASSISTANT, add_special_tokens=False)["input_ids"])
     ends = {tuple(row.prompt[-count:].tolist()) for row in rows}
     texts = tokenizer.batch_decode(list(ends), clean_up_tokenization_spaces=False)
@@ -37,24 +37,25 @@ def kind_of(prompt: str) -> str:
 
 
 def as_trained(record: Record, template: str, kinds: Sequence[str]) -> Record:
-    """The record in the form of the model's training; itself, if it has that form.
+    """The record in the form of the prompts that the model was trained on.
 
-    kinds: those of the training; none, where they are not known, changes no record.
-    Raises RunError for a prompt that has no such form.
+    kinds: those of the training. A record that has one of them is returned as it is, and all are if
+        kinds is empty (not known).
+    Raises RunError if the prompt can't be written in that form.
     """
     prompt = record.prompt
     if template != "raw" or not kinds or (isinstance(prompt, str) and kind_of(prompt) in kinds):
         return record
     if DIALOGUE not in kinds:
-        found = "an HH-RLHF dialogue" if isinstance(prompt, str) else "messages"
+        form = "an HH-RLHF dialogue" if isinstance(prompt, str) else "messages"
         raise RunError(
-            f"{record.name}: the prompt is {found}, but the reward model was trained by template "
+            f"{record.name}: the prompt is {form}, but the reward model was trained by template "
             "raw on text that is neither; give prompts of that form, or train a reward model with "
             "--template chat or pku, which read every kind"
         )
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     check_turns(record.name, messages)
-    turns = [f"{HEADERS[each['role']]} {each['content'].strip()}" for each in messages]
+    turns = [f"{HEADERS[m['role']]} {m['content'].strip()}" for m in messages]
     responses = tuple(
         f" {response}" if response and not response[0].isspace() else response
         for response in record.responses
@@ -63,12 +64,12 @@ def as_trained(record: Record, template: str, kinds: Sequence[str]) -> Record:
 
 
 def check_turns(name: str, messages: Sequence[dict]) -> None:
-    """Raises RunError for messages that a dialogue of HH-RLHF cannot have."""
-    known = [each["role"] for each in messages if each["role"] in HEADERS]
-    others = sorted({key for each in messages for key in each} - {"role", "content"})
+    """Raises RunError for messages that an HH-RLHF dialogue cannot have."""
+    known = [message["role"] for message in messages if message["role"] in HEADERS]
+    others = sorted({key for message in messages for key in message} - {"role", "content"})
     reason = None
     if len(known) < len(messages):
-        role = next(each["role"] for each in messages if each["role"] not in HEADERS)
+        role = next(m["role"] for m in messages if m["role"] not in HEADERS)
         reason = f"a message of {role!r}"
     elif others:
         reason = f"messages with {' and '.join(others)}"

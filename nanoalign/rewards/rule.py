@@ -1,8 +1,8 @@
-"""The rule of a reward model: how text became tokens in its training, and what it was judged by.
+"""The rule of a reward model: how its training turned text into tokens, and its preferences.
 
-It is written into config.json under "nanoalign": template, max_length, the EOS rule, the
+config.json has it under "nanoalign": template, max_length, the EOS rule, the names of the
 preferences, whether a prompt names its preference, and for the template raw the kinds of prompts
-(prompts.py).
+(prompt_kinds.py).
 """
 
 from argparse import Namespace
@@ -19,7 +19,7 @@ EOS_RULE = "appended, unless the response was cut"  # rewards are read at the EO
 
 
 def rule_of(model: RewardModel) -> dict:
-    """The rule that the model was trained with; empty for a model of another program."""
+    """The rule that the model was trained by; empty for a model of another program."""
     rule = getattr(model.model.config, "nanoalign", None)
     return rule if isinstance(rule, dict) else {}
 
@@ -27,10 +27,12 @@ def rule_of(model: RewardModel) -> dict:
 def scoring_rule(
     model: RewardModel, name: str, template: str | None, max_length: int | None, flags: str = ""
 ) -> tuple[str, int]:
-    """(template, max_length) of the model's training, or as given for a model without a rule.
+    """(template, max_length) by which the model scores: those of its training.
 
-    name: of the model, for errors. flags: what the names of the flags begin with, likewise.
-    Raises RunError where a given value is not that of the training; None and "auto" are none.
+    template, max_length: values of flags, which must equal those of the training; None and "auto"
+        take its values. A model without a rule takes the flags, or "auto" and 1024.
+    name: of the model, for errors. flags: the prefix of the flags' names, for errors.
+    Raises RunError if a value is not that of the training.
     """
     rule = rule_of(model)
     template = None if template == "auto" else template
@@ -47,9 +49,9 @@ def scoring_rule(
 def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence[str] = ()) -> None:
     """Writes the rule of this training into the config of the model.
 
-    template: the one that `auto` selected. kinds: prompts.kinds_of the training data; those of an
-        earlier training of the model stay.
-    Raises RunError for a model that was a reward model before, by another rule.
+    template: chat, pku or raw. kinds: kinds_of the training rows; those of an earlier training of
+        the model stay.
+    Raises RunError if the model is a reward model that was trained by another rule.
     """
     outputs = 1 if args.condition else len(args.preference)
     if model.head.out_features != outputs:
@@ -60,8 +62,13 @@ def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence
     if any("ForSequence" in name for name in model.model.config.architectures or ()):
         check_pad_token(local_folder(args.model))
     scoring_rule(model, args.model, template, args.max_length)
-    rule = {"template": template, "max_length": args.max_length, "eos": EOS_RULE,
-            "preferences": args.preference, "condition": args.condition}  # fmt: skip
+    rule = {
+        "template": template,
+        "max_length": args.max_length,
+        "eos": EOS_RULE,
+        "preferences": args.preference,
+        "condition": args.condition,
+    }
     before = rule_of(model)
     for name in ("preferences", "condition"):
         if before.get(name, rule[name]) != rule[name]:
@@ -77,7 +84,7 @@ def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence
 
 
 def check_pad_token(folder: Path) -> None:
-    """Raises RunError for a reward model that was trained to be read at another token than EOS."""
+    """Raises RunError for a reward model that transformers does not read at the EOS."""
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = config.get_text_config()
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]

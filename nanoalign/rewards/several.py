@@ -18,21 +18,23 @@ from nanoalign.rewards.rule import rule_of
 
 
 class SeveralRewards(RewardModel):
-    """A reward model whose rewards are (S, K), an output for each preference."""
+    """A reward model with an output for each preference: its rewards are (S, K)."""
 
     def reward_of(self, outputs: Tensor) -> Tensor:
         return outputs
 
 
 class Mixed:
-    """The sum of the rewards by several preferences, each with its share: Batch -> (S,).
+    """The weighted sum of the rewards by several preferences: Batch -> (S,).
 
-    It has the attributes of the model that it is made of, and takes its place where responses are
-    scored.
+    It has the attributes of its reward model, and replaces it where responses are scored.
     """
 
     def __init__(self, reward_model: SeveralRewards, shares: dict[str, float]):
-        """Raises RunError for a preference that the model does not have."""
+        """shares: preference -> its weight; of others the weight is 0.
+
+        Raises RunError if the model does not have a preference.
+        """
         names = preferences_of(reward_model)
         if unknown := sorted(shares.keys() - set(names)):
             raise RunError(
@@ -60,7 +62,7 @@ class Mixed:
 
 
 def preferences_of(model: RewardModel) -> list[str]:
-    """The preferences of a reward model, by output; of one output those that a prompt may name."""
+    """The names of the outputs of a reward model; of a single output, what a prompt may name."""
     labels = list(model.model.config.id2label.values()) if model.head.out_features > 1 else None
     return rule_of(model).get("preferences", labels or ["better"])
 
@@ -76,9 +78,9 @@ def is_conditioned(model: RewardModel) -> bool:
 def loss_of_batch(
     plain: Callable, reward_model: SeveralRewards, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """As `plain`, the loss_of_batch of train_rm.py, with an accuracy for each preference.
+    """Extends `plain`, the loss_of_batch of train_rm.py, by an accuracy for each preference.
 
-    A pair compares that of the K rewards of its responses which is of its preference.
+    A pair compares the rewards of its responses by its own preference.
     """
     preferences, dimensions = args.preference, batch.extra["dimensions"]  # (B,)
     # Reward d of response s is at s * K + d in the flat rewards, (S * K,).

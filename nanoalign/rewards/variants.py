@@ -1,4 +1,4 @@
-"""Variants of the reward model: several preferences, preferences in the prompt, length apart."""
+"""The flags of the variants of a reward model, and the model and loss that they select."""
 
 import argparse
 from argparse import Namespace
@@ -12,15 +12,21 @@ from nanoalign.rewards import length_debias, several
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("variants of the reward model").add_argument
-    add("--condition", action="store_true",
-        help="one output for several --preference, of which the prompt names one")  # fmt: skip
-    add("--length_debias", action="store_true",
-        help="learn beside the reward what length alone explains, and leave it out")  # fmt: skip
+    add(
+        "--condition",
+        action="store_true",
+        help="train one output on several --preference; each prompt names its preference",
+    )
+    add(
+        "--length_debias",
+        action="store_true",
+        help="learn what length explains of the labels, and leave it out of the reward",
+    )
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """What is wrong with the flags of the variants, if anything is."""
+    """Why the flags of the variants can't be combined; None where they can."""
     names = " ".join(args.preference)
     if len(set(args.preference)) < len(args.preference):
         return f"--preference {names}: give each name once"
@@ -34,9 +40,9 @@ def refusal(args: Namespace) -> str | None:
 def variant_of(
     args: Namespace, rows: Sequence[Row], loss_of_batch: Callable
 ) -> tuple[Callable[..., RewardModel], Callable]:
-    """(the `load` of the model, the loss of a batch) that the flags select.
+    """(the function that loads the model, the loss of a batch) for the flags.
 
-    rows: all that it trains on. loss_of_batch: that of train_rm.py, which the variants extend.
+    rows: all training rows. loss_of_batch: that of train_rm.py, which a variant extends.
     """
     if args.length_debias:
         load = partial(length_debias.load, rows)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from nanoalign.family import losses
-from nanoalign.family.pairs import DIVERGENCES, divergence_scores, wpo_weights
+from nanoalign.family.pairs import DIVERGENCES, divergence_scores
+from nanoalign.family.tokens import wpo_weights
 
 
 def t(*values: float) -> torch.Tensor:

@@ -24,8 +24,8 @@ import torch
 
 from nanoalign.family import losses
 from nanoalign.family.losses import FIELDS, LOSSES, match_by_rank
-from nanoalign.family.pairs import divergence_scores, wpo_weights
-from nanoalign.family.tokens import discounted_sums
+from nanoalign.family.pairs import divergence_scores
+from nanoalign.family.tokens import discounted_sums, wpo_weights
 
 trl = pytest.importorskip(
     "trl", reason="trl is not installed: losses are not compared with its own"
