@@ -9,6 +9,7 @@
         --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
     python evaluate.py score --data answers.jsonl --keep best --out best.jsonl
     python evaluate.py frontier runs/a_eval runs/b_eval     several policies in one picture
+    python evaluate.py ask "What is 2 plus 3?"              what runs/dpo answers
 
 `python evaluate.py rm --help` lists the flags of a command.
 """
@@ -39,6 +40,8 @@ from nanoalign.evaluation import (
     scoring,
     seen,
 )
+from nanoalign.evaluation.ask import print_answers, read_lines
+from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.evaluation.ranking import TrueRule
 from nanoalign.files.text import visible
@@ -176,10 +179,15 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     judge = load_judge(prompts, list(samplers.values()), batcher, args)
 
     # answers, rewards, KL
-    sampling = answers.sampling_of(args)
+    sampling = Sampling(
+        args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed, args.batch_size
+    )
     total = len(prompts) * args.samples * len(names)
     on_main(world, partial(results.check_room, args.out, total, args.max_new_tokens))
-    sampled = {name: answers.sample(each, sampling, world) for name, each in samplers.items()}
+    sampled = {}
+    for name, sampler in samplers.items():
+        sampled[name] = answers.sample(sampler, sampling, world)
+        print0(f"{'sampled':<11} {name}: {sampled[name].summary(args.max_new_tokens)}")
     found |= {role: sampled[name] for role, name in names.items()}
     for role in names:
         on_main(world, partial(results.keep_answers, args.out, role, prompts, found[role]))
@@ -283,11 +291,24 @@ def evaluate_frontier(args: Namespace, world: World) -> None:
     on_main(world, draw)
 
 
+def ask(args: Namespace, world: World) -> None:
+    if world.size > 1:
+        raise RunError("evaluate.py ask answers on one process; start it without torchrun")
+    results.check_models([args.policy])
+    policy, tokenizer = answers.load_policy(args.policy, args.precision, world)
+    sampling = Sampling(
+        args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed, args.samples
+    )
+    for prompt in read_lines() if args.prompt is None else [args.prompt]:
+        print_answers(prompt, policy, tokenizer, args.template, args.max_length, sampling, world)
+
+
 COMMANDS = {
     "rm": evaluate_rm,
     "policy": evaluate_policy,
     "score": evaluate_score,
     "frontier": evaluate_frontier,
+    "ask": ask,
 }
 
 

@@ -42,6 +42,14 @@ class Answers:
         """Whether answer k to prompt n ended with EOS; None if that is not known."""
         return None if self.sampled is None else self.sampled[n][k].ended
 
+    def summary(self, max_new_tokens: int) -> str:
+        """How many answers there are, and how many of them sampling stopped."""
+        ended = [answer.ended for answers in self.sampled for answer in answers]
+        return (
+            f"{len(ended):,} answers, {ended.count(False):,} of them stopped at --max_new_tokens "
+            f"{max_new_tokens}"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
@@ -117,28 +125,48 @@ def _missing(keys: Set[str], own: dict[str, Record], answers: dict[str, list[str
 # --- answers of a policy --------------------------------------------------------------------------
 
 
-def load_sampler(name: str, prompts: Sequence[Record], args: Namespace, world: World) -> Sampler:
-    """The policy of a name and its prompts. Raises RunError if its answers could be too long."""
-    folder, dtype = local_folder(name), compute_dtype(args.precision, world.device)
+def load_policy(name: str, precision: str, world: World) -> tuple[Policy, object]:
+    """(frozen policy, tokenizer) of a folder, OWNER/NAME or "tiny". Every rank has all of it."""
+    folder, dtype = local_folder(name), compute_dtype(precision, world.device)
     policy = Policy.load(folder, None, dtype, trainable=False, read=read_slices).to(world.device)
-    tokenizer = load_tokenizer(folder)
-    templates = {resolve_template(args.template, each.prompt, tokenizer) for each in prompts}
-    template = templates.pop() if len(templates) == 1 else args.template
-    rows = encode_records(prompts, tokenizer, args.max_length, template)
-    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(row.prompt) for row in rows) + args.max_new_tokens
-    if positions is not None and longest > positions:
-        raise RunError(
-            f"model '{name}' has {positions} positions, but the longest prompt and "
-            f"--max_new_tokens {args.max_new_tokens} have {longest} tokens; lower it, or "
-            "--max_length"
-        )
-    counts = Counter(note for row in rows for note in row.notes)
+    return policy, load_tokenizer(folder)
+
+
+def load_sampler(name: str, prompts: Sequence[Record], args: Namespace, world: World) -> Sampler:
+    """The policy of a name and its prompts, by the flags of prompts."""
+    policy, tokenizer = load_policy(name, args.precision, world)
+    sampler = sampler_of(
+        name, policy, tokenizer, prompts, args.template, args.max_length, args.max_new_tokens
+    )
+    counts = Counter(note for row in sampler.rows for note in row.notes)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items())
     print0(
         f"{'model':<11} {name}: {policy.count_parameters():,} parameters; "
-        f"{len(prompts):,} prompts, template {template}{notes}"
+        f"{len(prompts):,} prompts, template {sampler.template}{notes}"
     )
+    return sampler
+
+
+def sampler_of(
+    name: str,
+    policy: Policy,
+    tokenizer,
+    prompts: Sequence[Record],
+    template: str,
+    max_length: int,  # tokens of a prompt
+    max_new_tokens: int,
+) -> Sampler:
+    """A policy and prompts. Raises RunError if a prompt and its answer could be too long for it."""
+    templates = {resolve_template(template, record.prompt, tokenizer) for record in prompts}
+    template = templates.pop() if len(templates) == 1 else template
+    rows = encode_records(prompts, tokenizer, max_length, template)
+    positions = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(row.prompt) for row in rows) + max_new_tokens
+    if positions is not None and longest > positions:
+        raise RunError(
+            f"model '{name}' has {positions} positions, but the longest prompt and "
+            f"--max_new_tokens {max_new_tokens} have {longest} tokens; lower it, or --max_length"
+        )
     return Sampler(name, policy, tokenizer, template, rows)
 
 
@@ -156,27 +184,10 @@ def with_answer(prompts: Sequence[Record]) -> list[Record]:
     return [replace(prompt, responses=("I see.",)) for prompt in prompts]
 
 
-def sampling_of(args: Namespace) -> Sampling:
-    """How answers are drawn, by the flags."""
-    return Sampling(
-        args.temperature,
-        args.top_p,
-        args.max_new_tokens,
-        args.samples,
-        args.seed,
-        args.batch_size,
-    )
-
-
 def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     """The answers of the policy to every prompt. A collective."""
     eos = eos_ids(sampler.policy, sampler.tokenizer)
     sampled = generate(sampler.policy, sampler.rows, eos, settings, world)
-    stopped = sum(not answer.ended for some in sampled for answer in some)
-    print0(
-        f"{'sampled':<11} {sampler.name}: {len(sampled) * settings.samples:,} answers, {stopped:,} "
-        f"of them stopped at --max_new_tokens {settings.max_new_tokens}"
-    )
     texts = [[decode_continuation(a.tokens, sampler.tokenizer) for a in some] for some in sampled]
     return Answers(texts, sampled)
 

@@ -6,7 +6,7 @@ from math import isfinite
 
 from nanoalign.data.readers import SOURCES
 from nanoalign.data.rows import PREFERENCES, TEMPLATES, add_keys_argument
-from nanoalign.flags import add_forward_arguments, number, positive
+from nanoalign.flags import PRECISIONS, add_forward_arguments, number, positive
 from nanoalign.packing import packed
 
 REWARD_MODEL, POLICY = "runs/rm", "runs/dpo"  # where the training scripts write
@@ -31,43 +31,52 @@ Training raises the reward, and the KL with it. Where the rewards still rise but
 embedded world, the true rule) no longer agree, the policy exploits the reward model (Gao et al.
 2022, arXiv 2210.10760).
 """
+ASK_DOC = """Talk to a policy: print its answer to a prompt.
+
+Without a prompt, each line of the standard input is one: type on a terminal, or pipe a file. An
+answer knows nothing of the prompts before it.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the commands rm, policy, score and frontier, each with its flags."""
+    """Adds the commands of evaluate.py, each with its flags."""
     commands = parser.add_subparsers(dest="command", parser_class=type(parser))
-    rm = commands.add_parser("rm", doc=RM_DOC, help="a reward model, on preference pairs")
-    add_rm_arguments(rm)
-    policy = commands.add_parser("policy", doc=POLICY_DOC, help="a policy, against a baseline")
-    add_policy_arguments(policy)
-    score = commands.add_parser("score", doc=SCORE_DOC, help="responses, by a reward model")
-    add_score_arguments(score)
-    frontier = commands.add_parser(
-        "frontier", doc=FRONTIER_DOC, help="several policies, by their KL from the baseline"
-    )
-    frontier.add_argument("results", nargs="+", metavar="FOLDER",
-        help="results of evaluate.py policy, all with one baseline, reward model and "
-        "data")  # fmt: skip
-    add_out_argument(frontier, "runs/frontier")
+    for name, doc, add_flags, text in (
+        ("rm", RM_DOC, add_rm_arguments, "a reward model, on preference pairs"),
+        ("policy", POLICY_DOC, add_policy_arguments, "a policy, against a baseline"),
+        ("score", SCORE_DOC, add_score_arguments, "responses, by a reward model"),
+        ("frontier", FRONTIER_DOC, add_frontier_arguments, "several policies, by their KL"),
+        ("ask", ASK_DOC, add_ask_arguments, "a policy answers a prompt"),
+    ):
+        add_flags(commands.add_parser(name, doc=doc, help=text))
     parser.derived.append(policy_defaults)
-    parser.refusals.append(refusal)
+    parser.refusals += [
+        refusal_of_combine,
+        refusal_of_score,
+        refusal_of_sampling,
+        refusal_of_policy,
+    ]
 
 
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
-    subsets = [f"{name}=tiny:test:{name}" for name in SOURCES]
     group = parser.add_argument_group("reward model and data")
     add = group.add_argument
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
-    add("--data", nargs="+", default=subsets, metavar="NAME=SOURCE",
-        help="preference pairs, a subset each: docs/data.md")  # fmt: skip
+    add(
+        "--data",
+        nargs="+",
+        default=[f"{name}=tiny:test:{name}" for name in SOURCES],
+        metavar="NAME=SOURCE",
+        help="preference pairs, a subset each: docs/data.md",
+    )
     add_keys_argument(add)
-    add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
-    add("--max_length", type=number(int, 2),
-        help="tokens of a prompt and one response; default: those of its training")  # fmt: skip
+    add_rule_arguments(group)
     add("--cases", type=number(int, 0), default=5, help="pairs of each kind in cases.md")
-    add("--preference", choices=PREFERENCES,
-        help="the label of PKU-SafeRLHF that orders a pair; default: each that the model "
-        "has")  # fmt: skip
+    add(
+        "--preference",
+        choices=PREFERENCES,
+        help="the label of PKU-SafeRLHF that orders a pair; default: each that the model has",
+    )
     add_combine_argument(group)
     add_out_argument(group, "runs/rm_eval")
     add_forward_arguments(parser.add_argument_group("machine"))
@@ -78,80 +87,172 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reward model and responses")
     add = group.add_argument
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
-    add("--data", nargs="+", metavar="SOURCE",
-        help="prompts with responses, in records of any format: docs/data.md")  # fmt: skip
+    add(
+        "--data",
+        nargs="+",
+        metavar="SOURCE",
+        help="prompts with responses, in records of any format: docs/data.md",
+    )
     add_keys_argument(add)
     add("--prompt", metavar="TEXT", help="one prompt, in place of --data")
     add("--response", nargs="+", metavar="TEXT", help="responses to --prompt")
-    add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
-    add("--max_length", type=number(int, 2),
-        help="tokens of a prompt and one response; default: those of its training")  # fmt: skip
+    add_rule_arguments(group)
     add_combine_argument(group)
-    add("--keep", nargs="+", metavar="WORD",
-        help="best: one response to each prompt; above NUMBER: those of a larger reward; default: "
-        "all")  # fmt: skip
+    add(
+        "--keep",
+        nargs="+",
+        metavar="WORD",
+        help="best: the best response to each prompt; above NUMBER: all whose reward is larger; "
+        "default: all",
+    )
     add("--out", metavar="FILE", help="a new file (.jsonl) for what is kept; default: none")
-    add("--pairs_out", metavar="FILE",
+    add(
+        "--pairs_out",
+        metavar="FILE",
         help="a new file (.jsonl) for pairs of the best and the worst response to a prompt; "
-        "default: none")  # fmt: skip
+        "default: none",
+    )
     add_forward_arguments(parser.add_argument_group("machine"))
     packed.add_arguments(parser)
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
-    count = number(int, 1)
     group = parser.add_argument_group("models and prompts")
     add = group.add_argument
     add("--policy", help=f"a folder, OWNER/NAME, or 'tiny'; default: {POLICY}")
-    add("--baseline", help="the model that it is compared with, likewise; default: tiny")
-    add("--policy_answers", metavar="SOURCE",
-        help="answers of another program, in place of --policy: records of prompt and answer, all "
-        "of which are compared; prompts that are not in all files are left out")  # fmt: skip
+    add("--baseline", help="the model that the policy is compared with, likewise; default: tiny")
+    add(
+        "--policy_answers",
+        metavar="SOURCE",
+        help="answers of another program, in place of --policy: records of a prompt and an answer. "
+        "Prompts that are not in all files are left out",
+    )
     add("--baseline_answers", metavar="SOURCE", help="likewise, in place of --baseline")
     add("--reward", default=REWARD_MODEL, help="the reward model that scores the answers")
-    add("--data", nargs="+", metavar="SOURCE",
-        help="prompts, alone or in preference records; default: those of the given answers, "
-        "else tiny:test")  # fmt: skip
+    add(
+        "--data",
+        nargs="+",
+        metavar="SOURCE",
+        help="prompts, alone or in preference records; default: the prompts of the given answers, "
+        "else tiny:test",
+    )
     add_keys_argument(add)
-    add("--template", choices=TEMPLATES, default="auto",
-        help="of the prompts, for both models; and of the reward model")  # fmt: skip
-    add("--reward_template", choices=TEMPLATES,
-        help="of the reward model, if it was trained with another one; default: "
-        "--template")  # fmt: skip
-    add("--max_length", type=number(int, 2), default=1024,
-        help="tokens of a prompt; a longer one loses its beginning")  # fmt: skip
-    add("--reward_max_length", type=number(int, 2),
-        help="tokens of a prompt and an answer for the reward model; default: those of its "
-        "training")  # fmt: skip
+    add_prompt_arguments(group)
+    add(
+        "--reward_template",
+        choices=TEMPLATES,
+        help="template of the reward model, if it was trained with another one than --template",
+    )
+    add(
+        "--reward_max_length",
+        type=number(int, 2),
+        help="tokens of a prompt and an answer that the reward model reads; default: those of its "
+        "training",
+    )
     add_combine_argument(group)
     add_out_argument(group, "runs/dpo_eval")
-
-    add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=number(float, 0), default=1.0,
-        help="of the answers; 0: always the most probable token")  # fmt: skip
-    add("--top_p", type=positive, default=1.0,
-        help="only the most probable tokens that together have this probability")  # fmt: skip
-    add("--max_new_tokens", type=count, default=256,
-        help="tokens of an answer at which sampling stops")  # fmt: skip
-    add("--samples", type=count, default=1, help="answers sampled to each prompt")
-    add("--seed", type=number(int, 0), default=0, help="of the answers")
-    add("--pairs_out", metavar="FILE",
-        help="write the best answer of the policy to each prompt and its worst as preference "
-        "pairs (.jsonl), with --samples of 2 or more; default: no pairs")  # fmt: skip
-    add("--batch_size", type=count, default=64, help="answers sampled at a time on each rank")
+    add(
+        "--pairs_out",
+        metavar="FILE",
+        help="a new file (.jsonl) for pairs of the policy's best and worst answer to a prompt, of "
+        "--samples of 2 or more; default: none",
+    )
+    sampling = parser.add_argument_group("sampling")
+    add_sampling_arguments(sampling)
+    sampling.add_argument(
+        "--batch_size",
+        type=number(int, 1),
+        default=64,
+        help="answers that each rank samples at a time",
+    )
     add_forward_arguments(parser.add_argument_group("machine"))
     packed.add_arguments(parser)
 
 
+def add_frontier_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "results",
+        nargs="+",
+        metavar="FOLDER",
+        help="results of evaluate.py policy, all with one baseline, reward model and data",
+    )
+    add_out_argument(parser, "runs/frontier")
+
+
+def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("policy and prompt")
+    group.add_argument("prompt", nargs="?", help="the prompt; default: each line of the input")
+    group.add_argument("--policy", default=POLICY, help="a folder, OWNER/NAME, or 'tiny'")
+    add_prompt_arguments(group)
+    add_sampling_arguments(parser.add_argument_group("sampling"))
+    machine = parser.add_argument_group("machine").add_argument
+    machine("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on GPUs with it")
+
+
+def add_rule_arguments(group: argparse._ActionsContainer) -> None:
+    """How a reward model reads prompts and responses."""
+    add = group.add_argument
+    add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
+    add(
+        "--max_length",
+        type=number(int, 2),
+        help="tokens of a prompt and one response; default: those of its training",
+    )
+
+
+def add_prompt_arguments(group: argparse._ActionsContainer) -> None:
+    """How a policy reads prompts."""
+    group.add_argument(
+        "--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md"
+    )
+    group.add_argument(
+        "--max_length",
+        type=number(int, 2),
+        default=1024,
+        help="tokens of a prompt; a longer one loses its beginning",
+    )
+
+
+def add_sampling_arguments(group: argparse._ActionsContainer) -> None:
+    """How answers are drawn: the fields of generation.Sampling."""
+    add, count = group.add_argument, number(int, 1)
+    add(
+        "--temperature",
+        type=number(float, 0),
+        default=1.0,
+        help="divides the logits; 0: always the most probable token",
+    )
+    add(
+        "--top_p",
+        type=positive,
+        default=1.0,
+        help="draw from the most probable tokens that together have this probability",
+    )
+    add(
+        "--max_new_tokens",
+        type=count,
+        default=256,
+        help="tokens of an answer at which sampling stops",
+    )
+    add("--samples", type=count, default=1, help="answers to each prompt")
+    add("--seed", type=number(int, 0), default=0, help="of the random numbers of the answers")
+
+
 def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:
-    group.add_argument("--out", default=default,
-        help="folder of the results; it replaces an older one of the same command")  # fmt: skip
+    group.add_argument(
+        "--out", default=default, help="folder of the results; replaces older results in it"
+    )
 
 
 def add_combine_argument(group: argparse._ActionsContainer) -> None:
-    group.add_argument("--combine", nargs="+", type=weight_by_name, metavar="NAME=WEIGHT",
-        help="of a reward model of several preferences: the weighted sum of its rewards; "
-        "default: each by itself")  # fmt: skip
+    group.add_argument(
+        "--combine",
+        nargs="+",
+        type=weight_by_name,
+        metavar="NAME=WEIGHT",
+        help="the weighted sum of the rewards of a model of several preferences; default: each "
+        "reward by itself",
+    )
 
 
 def weight_by_name(text: str) -> tuple[str, float]:
@@ -177,29 +278,45 @@ def policy_defaults(args: Namespace) -> dict:
     }
 
 
-def refusal(args: Namespace) -> str | None:
-    """What is wrong with the flags of a command, if anything is."""
-    combine = [name for name, _ in getattr(args, "combine", None) or ()]
-    if len(set(combine)) < len(combine):
+def refusal_of_combine(args: Namespace) -> str | None:
+    names = [name for name, _ in getattr(args, "combine", None) or ()]
+    if len(set(names)) < len(names):
         return "--combine has a preference twice; give each one weight"
-    if args.command == "score" and (args.data is None) == (args.prompt is None):
+    return None
+
+
+def refusal_of_score(args: Namespace) -> str | None:
+    if args.command != "score":
+        return None
+    if (args.data is None) == (args.prompt is None):
         return "give either --data, or --prompt and --response"
-    if args.command == "score" and (args.prompt is None) != (args.response is None):
+    if (args.prompt is None) != (args.response is None):
         return "--prompt and --response belong together; give both"
+    return None
+
+
+def refusal_of_sampling(args: Namespace) -> str | None:
+    if args.command not in ("policy", "ask"):
+        return None
+    if 0 < args.temperature < 1e-3:
+        return f"--temperature {args.temperature:g}: give 0, or 0.001 and more"
+    if args.top_p > 1:
+        return f"--top_p {args.top_p:g} is a probability; give 1 or less"
+    samples = args.command == "ask" or args.policy or args.baseline
+    if args.temperature == 0 and args.samples > 1 and samples:
+        return (
+            f"with --temperature 0 all --samples {args.samples} of a prompt are the same; give 1, "
+            "or another temperature"
+        )
+    return None
+
+
+def refusal_of_policy(args: Namespace) -> str | None:
     if args.command != "policy":
         return None
     for role in ("policy", "baseline"):
         if None not in (getattr(args, role), getattr(args, f"{role}_answers")):
             return f"--{role} and --{role}_answers both give the answers of the {role}; give one"
-    if 0 < args.temperature < 1e-3:
-        return f"--temperature {args.temperature:g}: give 0, or 0.001 and more"
-    if args.top_p > 1:
-        return f"--top_p {args.top_p:g} is a probability; give 1 or less"
-    if args.temperature == 0 and args.samples > 1 and (args.policy or args.baseline):
-        return (
-            f"with --temperature 0 all --samples {args.samples} of a prompt are the same; give 1, "
-            "or another temperature"
-        )
     if args.samples > 1 and not (args.policy or args.baseline):
         return (
             f"--samples {args.samples} samples answers, but both files have theirs, which are all "

@@ -1,0 +1,54 @@
+"""Talking to a policy: what evaluate.py ask reads and prints."""
+
+import sys
+from collections.abc import Iterator
+
+from nanoalign.distributed import World
+from nanoalign.errors import RunError
+from nanoalign.evaluation.answers import sample, sampler_of
+from nanoalign.evaluation.generation import Sampling
+from nanoalign.files.text import visible
+from nanoalign.model import Policy
+from nanoalign.records import Record
+
+
+def read_lines() -> Iterator[str]:
+    """The lines of the standard input, as they come, until it ends; empty ones are left out."""
+    mark = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            line = input(mark)
+        except EOFError:
+            return
+        except UnicodeDecodeError as error:
+            raise RunError(f"the standard input is not UTF-8: {error}; convert it") from error
+        if line.strip():
+            yield line
+
+
+def print_answers(
+    prompt: str,
+    policy: Policy,
+    tokenizer,
+    template: str,
+    max_length: int,  # tokens of the prompt
+    sampling: Sampling,
+    world: World,
+) -> None:
+    """Prints the answers to a prompt: on one process.
+
+    What was cut of the prompt, and of answers, is printed to the standard error.
+    """
+    record = Record(prompt, (), (), name="the prompt")
+    sampler = sampler_of(
+        "--policy", policy, tokenizer, [record], template, max_length, sampling.max_new_tokens
+    )
+    for note in sampler.rows[0].notes:
+        print(f"note: {note}", file=sys.stderr)
+    answers = sample(sampler, sampling, world)
+    for k, text in enumerate(answers.texts[0]):
+        number = f"[{k + 1}] " if sampling.samples > 1 else ""
+        print(f"{number}{visible(text.strip())}", flush=True)
+        if not answers.ended(0, k):
+            note = f"this answer was stopped at --max_new_tokens {sampling.max_new_tokens}"
+            print(f"note: {note}", file=sys.stderr)
