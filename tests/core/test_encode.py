@@ -77,7 +77,10 @@ def test_values_of_pairs_keep_their_types(tokenizer):
     (row,) = encode_all([Record("p", ("a", "b"), ((0, 1), (1, 0)), extra)], tokenizer)
     assert row.pairs == ((0, 1), (1, 0))
     assert {name: values.dtype for name, values in row.extra.items()} == {
-        "margins": np.float32, "dimensions": np.int64, "desirable": np.bool_}  # fmt: skip
+        "margins": np.float32,
+        "dimensions": np.int64,
+        "desirable": np.bool_,
+    }
     assert row.extra["margins"].tolist() == [np.float32(0.1), 2.0]
     assert row.extra["dimensions"].tolist() == [0, 1]
 
@@ -138,7 +141,10 @@ def test_a_length_without_room_for_a_response_is_an_error(tokenizer):
     with pytest.raises(RunError, match="--max_length 1: .* at least 2 tokens"):
         raw("a", "b", "c", tokenizer=tokenizer, max_length=1)
     assert texts(raw("abc", "d", "e", tokenizer=tokenizer, max_length=2), tokenizer) == [
-        "c", "d", "e"]  # fmt: skip
+        "c",
+        "d",
+        "e",
+    ]
 
 
 # --- cutting

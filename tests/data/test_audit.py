@@ -35,10 +35,14 @@ def test_every_scored_token_is_listed_with_the_place_that_predicts_it(rows, toke
     found = lines_of(audit(rows, Counter(), tokenizer, 1, rewards=False), 1)
     columns = [(word[0], word[2], word[3], word[5]) for word in found]
     assert columns == [
-        ("0", "0", "prompt", "-"), ("1", "1", "prompt", "-"),
-        ("2", "2", "chosen", "1"), ("3", "3", "chosen", "2"), ("4", "4", "chosen", "3"),
-        ("5", "2", "rejected", "1"), ("6", "3", "rejected", "5"),
-    ]  # fmt: skip
+        ("0", "0", "prompt", "-"),
+        ("1", "1", "prompt", "-"),
+        ("2", "2", "chosen", "1"),
+        ("3", "3", "chosen", "2"),
+        ("4", "4", "chosen", "3"),
+        ("5", "2", "rejected", "1"),
+        ("6", "3", "rejected", "5"),
+    ]
     text = audit(rows, Counter(), tokenizer, 1, rewards=False)
     assert "response 1, chosen: 3 scored, first 'c' at 2, last '<eos>' at 4" in text
     assert "response 2, rejected: 2 scored, first 'e' at 5, last '<eos>' at 6" in text
@@ -91,8 +95,10 @@ def test_cut_responses_and_unpaired_responses(tokenizer):
 
     The same response with the other label is a contradiction.
     """
-    records = [Record("pppp", ("long response", "b"), extra={"desirable": [True]}, name="a"),
-               Record("q", ("x",), ((0, 0),), {"desirable": [False]}, name="b")]  # fmt: skip
+    records = [
+        Record("pppp", ("long response", "b"), extra={"desirable": [True]}, name="a"),
+        Record("q", ("x",), ((0, 0),), {"desirable": [False]}, name="b"),
+    ]
     rows = encode_all(records, tokenizer, 6)
     counts = Counter(note for row in rows for note in row.notes)
     text = audit(rows, counts, tokenizer, 2, rewards=False)

@@ -35,9 +35,13 @@ def template(
     tools=SHOW_TOOLS, calls=SHOW_CALLS, reasoning=SHOW_REASONING, content="{{ m.content }}"
 ):
     return (
-        tools + "{% for m in messages %}<{{ m.role }}>" + reasoning + content + calls
+        tools
+        + "{% for m in messages %}<{{ m.role }}>"
+        + reasoning
+        + content
+        + calls
         + "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )  # fmt: skip
+    )
 
 
 def chat(*more: str, **parts: str):
@@ -58,9 +62,12 @@ FOUND = {"role": "tool", "content": "42"}
 THINKING = {"role": "assistant", "content": "no", "reasoning_content": "Hm."}
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
 RECORD = {
-    "system": "Be brief.", "tools": TOOLS, "prompt": [HI, CALLING, FOUND], "chosen": [CALLING],
+    "system": "Be brief.",
+    "tools": TOOLS,
+    "prompt": [HI, CALLING, FOUND],
+    "chosen": [CALLING],
     "rejected": [THINKING],
-}  # fmt: skip
+}
 PROMPT = (
     '[look]<system>Be brief.<eos><user>Hi<eos><assistant>look={"at": "it", "n": 2}<eos>'
     "<tool>42<eos><assistant>"
@@ -95,8 +102,13 @@ def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     calls = [{"function": {"name": "look", "arguments": each}} for each in ({"at": "it"}, {"n": 2})]
     table = [
-        {"prompt": [HI], "chosen": [{"role": "assistant", "tool_calls": [call]}],
-         "rejected": [THINKING]} for call in calls]  # fmt: skip
+        {
+            "prompt": [HI],
+            "chosen": [{"role": "assistant", "tool_calls": [call]}],
+            "rejected": [THINKING],
+        }
+        for call in calls
+    ]
     parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
     found = list(records.read([str(tmp_path / "a.parquet")], formats(), open_source))
     shown = [texts(record, chat())[1] for record in found]
@@ -123,12 +135,24 @@ def test_what_a_template_leaves_out_is_an_error(tmp_path, hidden, name, lacking)
     alone = [
         ("tools", {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": TOOLS}),
         ("calls", {"prompt": [HI, CALLING, FOUND], "chosen": "a", "rejected": "b"}),
-        ("calls", {"prompt": "Hi", "chosen": [THINKING | {"reasoning_content": None}],
-                   "rejected": [CALLING]}),
+        (
+            "calls",
+            {
+                "prompt": "Hi",
+                "chosen": [THINKING | {"reasoning_content": None}],
+                "rejected": [CALLING],
+            },
+        ),
         ("reasoning", {"prompt": [HI, THINKING, HI], "chosen": "a", "rejected": "b"}),
-        ("reasoning", {"prompt": "Hi", "chosen": [THINKING],
-                       "rejected": [{"role": "assistant", "content": "b"}]}),
-    ]  # fmt: skip
+        (
+            "reasoning",
+            {
+                "prompt": "Hi",
+                "chosen": [THINKING],
+                "rejected": [{"role": "assistant", "content": "b"}],
+            },
+        ),
+    ]
     for part, each in alone:
         (record,) = read(tmp_path, each)
         if part in hidden or name in ("pku", "raw"):
@@ -165,8 +189,9 @@ def test_a_template_that_refuses_empty_answers_shows_tool_calls(tmp_path):
 
 def test_content_beside_a_tool_call_is_not_left_out(tmp_path):
     either = "{% if not m.tool_calls %}{{ m.content }}{% endif %}"
-    (record,) = read(tmp_path, {"prompt": "Hi", "chosen": [CALLING | {"content": "I look."}],
-                                "rejected": "b"})  # fmt: skip
+    (record,) = read(
+        tmp_path, {"prompt": "Hi", "chosen": [CALLING | {"content": "I look."}], "rejected": "b"}
+    )
     assert texts(record, chat())[1].startswith("I look.look=")
     with pytest.raises(RunError, match="does not show content beside tool_calls"):
         texts(record, chat(content=either))
@@ -176,8 +201,11 @@ def test_every_message_must_be_shown_with_its_parts(tmp_path):
     """Also where the template shows the same part of another message."""
     only_look = SHOW_CALLS.replace("or [] %}", "or [] if c.function.name == 'look' %}")
     find = {"type": "function", "function": {"name": "find", "arguments": {}}}
-    record = {"prompt": [HI, CALLING, FOUND], "rejected": "b",
-              "chosen": [CALLING | {"tool_calls": [find]}]}  # fmt: skip
+    record = {
+        "prompt": [HI, CALLING, FOUND],
+        "rejected": "b",
+        "chosen": [CALLING | {"tool_calls": [find]}],
+    }
     (found,) = read(tmp_path, record)
     assert texts(found, chat())[1] == "find={}<eos>"
     with pytest.raises(RunError, match="a:1: .* does not show tool_calls;"):
@@ -229,8 +257,14 @@ def test_an_end_that_is_no_token_is_text():
 def test_a_prompt_is_another_one_with_tools_or_a_system_prompt(tmp_path):
     plain = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     other = [{"type": "function", "function": {"name": "find"}}]
-    records = [plain, plain | {"tools": TOOLS}, plain | {"tools": other}, plain | {"system": "Be."},
-               plain | {"system": "No."}, plain | {"tools": TOOLS, "chosen": "c"}]  # fmt: skip
+    records = [
+        plain,
+        plain | {"tools": TOOLS},
+        plain | {"tools": other},
+        plain | {"system": "Be."},
+        plain | {"system": "No."},
+        plain | {"tools": TOOLS, "chosen": "c"},
+    ]
     digests = record_digests(read(tmp_path, *records))[:, 0]
     assert len(np.unique(digests)) == 5 and digests[1] == digests[5]
 

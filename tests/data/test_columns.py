@@ -14,8 +14,15 @@ from nanoalign.records import Record
 from nanoalign.tiny import world
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
-PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1,
-       "safer_response_id": 0, "is_response_0_safe": True, "response_1_sha256": "x"}  # fmt: skip
+PKU = {
+    "prompt": "p",
+    "response_0": "a",
+    "response_1": "b",
+    "better_response_id": 1,
+    "safer_response_id": 0,
+    "is_response_0_safe": True,
+    "response_1_sha256": "x",
+}
 RANKED = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
 MANY = {f"c{n}": n for n in range(8)}
 
@@ -25,9 +32,17 @@ def printed(records: list[dict], tmp_path: Path, capsys, tokenizer, world, **cha
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in records))
     tokenizer.save_pretrained(tmp_path / "model")
-    default = {"data": [str(path)], "eval_data": None, "eval_share": 0.0, "seed": 0, "keys": [],
-               "cache": None, "max_length": 64, "template": "auto",
-               "preference": "better"}  # fmt: skip
+    default = {
+        "data": [str(path)],
+        "eval_data": None,
+        "eval_share": 0.0,
+        "seed": 0,
+        "keys": [],
+        "cache": None,
+        "max_length": 64,
+        "template": "auto",
+        "preference": "better",
+    }
     found = []
     for cache in (None, str(tmp_path / "cache")):
         args = Namespace(**default | changes | {"cache": cache})

@@ -245,8 +245,22 @@ def test_what_a_run_with_keys_held_out_has_our_names(tmp_path, capsys):
     lines = [{"q": f"Say {n}.", "a": f"It is {n}.", "b": "No."} for n in range(12)]
     source, keys = write(tmp_path / "named.jsonl", *lines), ["prompt=q", "chosen=a", "rejected=b"]
     out = str(tmp_path / "run")
-    train_dpo.main(["--data", source, "--keys", *keys, "--eval_share", "0.4", "--steps", "1",
-                    "--batch_size", "4", "--out", out])  # fmt: skip
+    train_dpo.main(
+        [
+            "--data",
+            source,
+            "--keys",
+            *keys,
+            "--eval_share",
+            "0.4",
+            "--steps",
+            "1",
+            "--batch_size",
+            "4",
+            "--out",
+            out,
+        ]
+    )
     held_out = list(records.read([f"held_out:{out}"], formats(), open_source))
     assert 0 < len(held_out) < 12
     assert all(each.responses == (f"It is {each.prompt[4:-1]}.", "No.") for each in held_out)

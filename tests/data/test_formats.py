@@ -22,8 +22,13 @@ def read(path: str, preference: str = "better", unpaired: str = ""):
 
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
-PKU = {"prompt": "p", "response_0": "a", "response_1": "b",
-       "better_response_id": 1, "safer_response_id": 0}  # fmt: skip
+PKU = {
+    "prompt": "p",
+    "response_0": "a",
+    "response_1": "b",
+    "better_response_id": 1,
+    "safer_response_id": 0,
+}
 RANKED = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
 DIALOGUE = {
     "chosen": "\n\nHuman: q\n\nAssistant: a\n\nHuman: s\n\nAssistant: good",
@@ -71,21 +76,6 @@ def test_dialogues_that_differ_early_keep_their_further_turns(tmp_path):
     (record,) = read(write(tmp_path / "a.jsonl", record))
     assert record.prompt == "\n\nHuman: q\n\nAssistant:"
     assert record.responses == (" a\n\nHuman: more\n\nAssistant: b", " other")
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        {"chosen": [user("q"), assistant("c")], "rejected": [user("q"), assistant("r")]},
-        {"prompt": [user("q")], "chosen": [assistant("c")], "rejected": [assistant("r")]},
-        {"prompt": [user("q")], "chosen": "c", "rejected": "r"},
-        {"prompt": "q", "chosen": [user("q"), assistant("c")],
-         "rejected": [user("q"), assistant("r")]},
-    ],
-)  # fmt: skip
-def test_messages_in_all_their_forms(tmp_path, record):
-    (record,) = read(write(tmp_path / "a.jsonl", record))
-    assert (record.prompt, record.responses) == ([user("q")], ("c", "r"))
 
 
 def test_ranked_responses_are_sorted_and_make_their_unequal_pairs(tmp_path):

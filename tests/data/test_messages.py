@@ -44,6 +44,7 @@ def read(tmp_path: Path, *lines: dict, unpaired: str = "") -> list:
         {"prompt": [HI], "chosen": YES, "rejected": [NO]},
         {"prompt": None, "chosen": [HI, YES], "rejected": [HI, NO]},
         {"prompt": [], "chosen": [HI, YES], "rejected": [HI, NO]},
+        {"prompt": "Hi", "chosen": [HI, YES], "rejected": [HI, NO]},
         {"prompt": [{"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}],
          "chosen": "yes", "rejected": "no"},
         {"prompt": "Hi", "responses": [[NO], YES], "scores": [1, 2]},
@@ -80,8 +81,13 @@ def test_a_response_may_be_json_text_whatever_the_others_are(tmp_path, record):
 
 
 def test_responses_of_several_preferences_may_be_json_text():
-    record = {"prompt": "Hi", "response_0": json.dumps([NO]), "response_1": "yes",
-              "better_response_id": 1, "safer_response_id": 0}  # fmt: skip
+    record = {
+        "prompt": "Hi",
+        "response_0": json.dumps([NO]),
+        "response_1": "yes",
+        "better_response_id": 1,
+        "safer_response_id": 0,
+    }
     read_labels = formats(["better", "safer"])["prompt", "response_0", "response_1"]
     found = read_labels(record)
     assert found.responses == ("yes", "no") and found.pairs == ((0, 1), (1, 0))
@@ -102,8 +108,12 @@ def test_tools_calls_and_reasoning_are_kept(tmp_path):
     calling = {"role": "assistant", "content": None, "reasoning": None, "tool_calls": [call]}
     thinking = YES | {"reasoning_content": "Well.", "tool_calls": []}
     empty = {"name": None, "tool_calls": None}
-    record = {"prompt": [HI | empty, calling, FOUND], "chosen": [thinking], "rejected": [calling],
-              "tools": json.dumps(TOOLS)}  # fmt: skip
+    record = {
+        "prompt": [HI | empty, calling, FOUND],
+        "chosen": [thinking],
+        "rejected": [calling],
+        "tools": json.dumps(TOOLS),
+    }
     for each in (record, record | {"tools": TOOLS}):
         (found,) = read(tmp_path, each)
         assert found.tools == TOOLS and found.prompt == [HI, CALLING, FOUND]
@@ -180,10 +190,18 @@ def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
     records = [{"prompt": text} | context for text in ("Hi", json.dumps([HI]))]
     for found in read_prompts([write(tmp_path / "a.jsonl", *records, PAIR | context)]):
         assert (found.prompt, found.tools, found.responses) == ([BE, HI], TOOLS, ())
-    answers = write(tmp_path / "b.jsonl", *({"prompt": "Hi", "answer": "x"} | each for each in
-                                            ({}, context, {"system": "Be brief."})))  # fmt: skip
+    answers = write(
+        tmp_path / "b.jsonl",
+        *(
+            {"prompt": "Hi", "answer": "x"} | each
+            for each in ({}, context, {"system": "Be brief."})
+        ),
+    )
     prompts, by_key = read_answers(answers)
     assert [(each.prompt, each.tools) for each in prompts] == [
-        ("Hi", None), ([BE, HI], TOOLS), ([BE, HI], None)]  # fmt: skip
+        ("Hi", None),
+        ([BE, HI], TOOLS),
+        ([BE, HI], None),
+    ]
     assert list(by_key) == [prompt_key(each.prompt, each.tools) for each in prompts]
     assert len(by_key) == 3

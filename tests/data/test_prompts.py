@@ -60,9 +60,14 @@ def test_a_record_without_a_prompt_is_an_error_with_its_line(tmp_path, record, m
 
 def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
     """An answer may be empty; messages are a prompt too; programs name an answer differently."""
-    path = write(tmp_path / "a.jsonl", {"prompt": "p", "answer": "1"},
-                 {"prompt": HI, "response": "2"}, {"prompt": "p", "response": ""},
-                 {"prompt": "p", "completion": "3"}, {"prompt": "p", "output": "4"})  # fmt: skip
+    path = write(
+        tmp_path / "a.jsonl",
+        {"prompt": "p", "answer": "1"},
+        {"prompt": HI, "response": "2"},
+        {"prompt": "p", "response": ""},
+        {"prompt": "p", "completion": "3"},
+        {"prompt": "p", "output": "4"},
+    )
     prompts, answers = read_answers(path)
     assert answers == {"p": ["1", "", "3", "4"], prompt_key(HI): ["2"]}
     assert [(record.prompt, record.name) for record in prompts] == [("p", "a:1"), (HI, "a:2")]

@@ -73,18 +73,30 @@ def test_a_template_that_can_not_be_used_names_what_is_in_the_way(tokenizer):
     calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
     answers = (calling, {"role": "assistant", "content": "no"})
     for record, template, message in (
-        (Record([system, user], ("a", "b")), "auto",
-         "--template auto, which is pku here, can't be used for messages of 'system' "
-         "(or the key 'system');"),
-        (Record([system, tool, user], ("a", "b")), "pku",
-         "--template pku can't be used for messages of 'system' (or the key 'system') and "
-         "messages of 'tool';"),
+        (
+            Record([system, user], ("a", "b")),
+            "auto",
+            "--template auto, which is pku here, can't be used for messages of 'system' "
+            "(or the key 'system');",
+        ),
+        (
+            Record([system, tool, user], ("a", "b")),
+            "pku",
+            "--template pku can't be used for messages of 'system' (or the key 'system') and "
+            "messages of 'tool';",
+        ),
         (Record([user], ("a", "b")), "raw", "--template raw can't be used for a list of messages;"),
-        (Record("Hi", ("a", "b")), "chat",
-         "--template chat can't be used for a tokenizer without a chat template;"),
-        (Record("Hi", ("a", "b"), answers=answers), "auto",
-         "--template pku does not show tool_calls;"),
-    ):  # fmt: skip
+        (
+            Record("Hi", ("a", "b")),
+            "chat",
+            "--template chat can't be used for a tokenizer without a chat template;",
+        ),
+        (
+            Record("Hi", ("a", "b"), answers=answers),
+            "auto",
+            "--template pku does not show tool_calls;",
+        ),
+    ):
         with pytest.raises(RunError, match=re.escape(f"test:1: {message}")):
             encode_records([replace(record, name="test:1")], tokenizer, 64, template)
 
@@ -219,7 +231,9 @@ def test_an_eos_within_an_answer_stays(tokenizer):
         assert texts(row, each)[1:] == ["a<eos> b<eos>", "<eos>"]
         assert list(row.responses[0]).count(EOS) == 2
     assert texts(encode("Hi", ("a \n", "b <eos>"), tokenizer, template="raw"), tokenizer)[1:] == [
-        "a \n<eos>", "b <eos>"]  # fmt: skip
+        "a \n<eos>",
+        "b <eos>",
+    ]
 
 
 def test_the_eos_of_pku_is_the_only_one_and_text_that_reads_like_it_stays(tokenizer):
