@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from nanoalign.data.prompts import shown
+from nanoalign.data.prompts import prompt_text
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.evaluation.diagnosis import caution, conclusion, figure_rows
@@ -64,7 +64,7 @@ def _case(each: Compared) -> dict[str, object]:
         "difference": difference,
         "head": f"{each.id}: {result} {difference:+.3f}",
         "cut": any(x.cut for role in ROLES for x in getattr(each, role)),
-        "prompt": shown(each.prompt, "\n"),
+        "prompt": prompt_text(each.prompt, "\n"),
         "answers": {
             role: list(map(_answer, getattr(each, role), own.tolist()))
             for role, own in shares.items()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from nanoalign.data.prompts import shown
+from nanoalign.data.prompts import prompt_text
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.answers import ROLES, Answers
@@ -253,7 +253,7 @@ def _case(place: int, better: Scored, worse: Scored) -> str:
     high, low = (better, worse) if better.score >= worse.score else (worse, better)
     result = "right" if better.score > worse.score else "wrong"
     result = "a tie" if better.score == worse.score else result
-    prompt = shown(better.prompt, "\n\n")
+    prompt = prompt_text(better.prompt, "\n\n")
     probability = 1 / (1 + math.exp(low.score - high.score))
     name = visible(better.pair_id)
     title = f"{place}. {name}: {result}, the winner's probability {probability:.3f}"

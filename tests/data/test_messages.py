@@ -7,7 +7,7 @@ import pytest
 
 from nanoalign import records
 from nanoalign.data.formats import formats
-from nanoalign.data.prompts import prompt_key, read_answers, read_prompts, shown
+from nanoalign.data.prompts import prompt_key, prompt_text, read_answers, read_prompts
 from nanoalign.data.sources import open_source
 from nanoalign.errors import RunError
 
@@ -177,9 +177,9 @@ def test_turns_that_both_replies_share_belong_to_the_prompt(tmp_path):
 
 
 def test_a_page_shows_what_a_message_has_beside_its_content():
-    assert shown("Hi", "\n") == "Hi"
+    assert prompt_text("Hi", "\n") == "Hi"
     assert (
-        shown([HI, CALLING], "|")
+        prompt_text([HI, CALLING], "|")
         == 'user: Hi|assistant:  {"tool_calls": ' + f"{json.dumps([CALL])}}}"
     )
 

@@ -84,7 +84,7 @@ def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
             "'response' and 'answer' may both be the answer",
         ),
         ({"prompt": "p", "answer": None}, "the answer must be text"),
-        ({"prompt": "p", "response": "\ud800"}, "the response must be text"),
+        ({"prompt": "p", "response": "\ud800"}, "the response has half a character"),
         ({"prompt": "", "answer": "a"}, "the prompt is empty"),
     ],
 )
