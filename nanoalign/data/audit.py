@@ -1,6 +1,6 @@
 """--audit: examples token by token, as the loss reads them, and a table of all training data.
 
-Positions, segments and scored tokens are read from the batch that packing makes of a row, so the
+Positions, segments and scored tokens are those of the batch that packing makes of a row, so the
 text shows what the model gets.
 """
 
@@ -36,16 +36,15 @@ def audit(rows: Sequence[Row], counts: Counter, tokenizer, examples: int, reward
 
 
 def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
-    """A line per token of a row, and a line per response."""
+    """A line for each token of a row, and a line for each response. number: of the example."""
     batch = collate([row])
     names = response_names(row)
     scored = scored_tokens(batch, rewards)
     tokens = batch.inputs["input_ids"][0].tolist()
     _, segments, positions = coordinates(batch.inputs["tree"].rows)
     lines = [f"\nexample {number}: {row.name}", COLUMNS]
-    for place, (token, position, segment) in enumerate(
-        zip(tokens, positions, segments, strict=True)
-    ):
+    tokens_in_place = zip(tokens, positions, segments, strict=True)
+    for place, (token, position, segment) in enumerate(tokens_in_place):
         name = "prompt" if segment == 0 else names[segment - 1]
         mark, predicted_at = ("yes", scored[place]) if place in scored else ("-", "-")
         lines.append(
@@ -63,7 +62,7 @@ def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
 
 
 def response_names(row: Row) -> list[str]:
-    """What each response is: chosen or rejected, by each preference; or its rank."""
+    """The name of each response: chosen or rejected, by each preference; or its rank."""
     comparisons = compared(row)
     dimensions = {dimension for dimension, _, _ in comparisons}
     if len(comparisons) != len(dimensions):
@@ -77,8 +76,8 @@ def response_names(row: Row) -> list[str]:
 def compared(row: Row) -> list[tuple[int, int | None, int | None]]:
     """(number of the preference, chosen, rejected) of each pair of a row.
 
-    chosen and rejected are indices of responses. An unpaired response, which is paired with itself,
-    has None in place of the other one.
+    chosen, rejected: indices of responses. A single response, which is paired with itself, is the
+        chosen one where it is desirable, else the rejected one; the other index is None.
     """
     dimensions = row.extra.get("dimensions", np.zeros(len(row.pairs), dtype=np.int64)).tolist()
     desirable = row.extra.get("desirable", np.ones(len(row.pairs), dtype=bool)).tolist()
@@ -91,7 +90,7 @@ def compared(row: Row) -> list[tuple[int, int | None, int | None]]:
 
 
 def scored_tokens(batch: Batch, rewards: bool) -> dict[int, int]:
-    """Place of each scored token -> place of the hidden state that scores it."""
+    """Place of each scored token in the row -> place of the hidden state that scores it."""
     if rewards:
         return {end: end for end in batch.ends_at.tolist()}
     places = [
@@ -112,22 +111,23 @@ def table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
     responses = [response for row in rows for response in row.responses]
     comparisons = [(row, pair) for row in rows for pair in compared(row)]
     pairs = [(row, pair) for row, pair in comparisons if None not in pair]
-    longer = [
+    longer = [  # 1 where the chosen response is longer, 0 where it is shorter, 0.5 for a tie
         np.sign(len(row.responses[chosen]) - len(row.responses[rejected])) / 2 + 0.5
         for row, (_, chosen, rejected) in pairs
     ]
     ended = np.mean([response[-1] == eos for response in responses])
     inside = sum(np.sum(r[:-1] == eos) + np.sum(r == bos) for r in responses)
     begun = [np.sum(row.prompt == bos) for row in rows]
-    same = Counter(contents(row, pair) for row, pair in comparisons)
-    again = sum(count - 1 for count in same.values())
-    opposite = sum((*key[:2], key[3], key[2]) in same for key in same) // 2
+    contents = Counter(contents_of(row, pair) for row, pair in comparisons)
+    duplicates = sum(count - 1 for count in contents.values())
+    swapped = [(*key[:2], key[3], key[2]) for key in contents]
+    contradictions = sum(key in contents for key in swapped) // 2
     figures = {
         "records": f"{len(rows):,}",
         "pairs": f"{len(pairs):,}",
         "single examples": f"{len(comparisons) - len(pairs):,}",
-        "duplicates": f"{again:,} (prompt, responses and label again)",
-        "contradictions": f"{opposite:,} (the same, labelled the other way)",
+        "duplicates": f"{duplicates:,} (prompt, responses and label again)",
+        "contradictions": f"{contradictions:,} (the same, labelled the other way)",
         **{reason: f"{count:,}" for reason, count in (dict.fromkeys(COUNTED, 0) | counts).items()},
         "responses that end with EOS": f"{ended:.1%}",
         "BOS a prompt": "the tokenizer has none" if bos is None else quantiles(begun),
@@ -142,12 +142,14 @@ def table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
     return "\n".join(["\nall of the training data", *lines])
 
 
-def contents(row: Row, pair: tuple[int, int | None, int | None]) -> tuple:
+def contents_of(row: Row, pair: tuple[int, int | None, int | None]) -> tuple:
     """(prompt, preference, chosen, rejected) of a pair, equal for duplicates."""
-    own = [None if k is None else row.responses[k].tobytes() for k in pair[1:]]
-    return row.prompt.tobytes(), pair[0], *own
+    dimension, *indices = pair
+    sides = [None if k is None else row.responses[k].tobytes() for k in indices]
+    return row.prompt.tobytes(), dimension, *sides
 
 
 def quantiles(values: Sequence[int]) -> str:
+    """The median, the 95 % quantile and the maximum, each a value that occurs."""
     median, p95, most = np.quantile(values, (0.5, 0.95, 1.0), method="lower")
     return f"median {median:,}, 95 % up to {p95:,}, most {most:,}"
