@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 
@@ -194,15 +195,26 @@ def test_another_format_is_found_where_the_first_record_is_not_wanted(tmp_path):
         list(read_records(formats(), [source], lambda number: number == 2))
 
 
+def test_a_plain_pair_is_read_by_the_functions_of_the_core(tmp_path):
+    """From the line of the file to the Record; a breakpoint in one of them stops."""
+    path, entered = write(tmp_path / "a.jsonl", PAIR), set()
+
+    def trace(frame, event, _) -> None:
+        if frame.f_code.co_filename == records.__file__:
+            entered.add(frame.f_code.co_name)
+
+    sys.setprofile(trace)
+    try:
+        read(path)
+    finally:
+        sys.setprofile(None)
+    assert entered >= {"lines_of", "read", "parse", "decode", "pair", "check_text"}
+
+
 def test_an_entry_of_the_core_is_a_format_of_the_scripts(monkeypatch):
-    """The hook of nanoalign/pairs.py; its keys come after those of our own pairs."""
-    monkeypatch.setitem(
-        records.FORMATS, ("question", "good", "bad"), lambda record: Record("q", ("g", "b"))
-    )
+    """Its keys come after those of our own formats."""
+    keys = ("question", "good", "bad")
+    monkeypatch.setitem(records.FORMATS, keys, lambda record: Record("q", ("g", "b")))
     known = formats()
-    assert known["question", "good", "bad"]({}) == Record("q", ("g", "b"))
-    order = list(known)
-    assert order.index(("question", "good", "bad")) > order.index(("prompt", "chosen", "rejected"))
-    assert (
-        known["prompt", "chosen", "rejected"] is not records.FORMATS["prompt", "chosen", "rejected"]
-    )
+    assert known[keys]({}) == Record("q", ("g", "b"))
+    assert list(known).index(keys) > list(known).index(("prompt", "chosen", "rejected"))
