@@ -32,6 +32,9 @@ TOKENIZER_FILES = (
 # What a program may have changed of a tokenizer. The pad token is changed in copies of the files.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
+# Those of transformers 4. An architecture with another type (Gemma 4) is none of transformers 4.
+OLDER_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+
 # Name in the files -> a function that returns the tensor, which may be sharded.
 Tensors = dict[str, Callable[[], Tensor]]
 
@@ -126,9 +129,11 @@ def add_older_names(settings: dict) -> None:
     rope = settings.get("rope_parameters") or {}
     rope = rope.get("full_attention", rope) or {}  # Gemma 3 has them for each type of layer
     apart = {"rope_theta", "partial_rotary_factor"}
-    settings |= {name: rope[name] for name in rope.keys() & apart}
-    if rope.get("rope_type", "default") != "default":
-        settings["rope_scaling"] = {name: rope[name] for name in rope.keys() - apart}
+    kind = rope.get("rope_type", "default")
+    if kind in OLDER_ROPE_TYPES:
+        settings |= {name: rope[name] for name in rope.keys() & apart}
+        if kind != "default":
+            settings["rope_scaling"] = {name: rope[name] for name in rope.keys() - apart}
     if isinstance(settings.get("text_config"), dict):
         add_older_names(settings["text_config"])
 

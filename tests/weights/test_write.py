@@ -13,7 +13,14 @@ from conftest import byte_tokenizer, tiny_llama, write_pairs
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from trainings import train
-from transformers import AutoTokenizer, Gemma3TextConfig, GenerationConfig, LlamaConfig
+from transformers import (
+    AutoTokenizer,
+    Gemma3TextConfig,
+    Gemma4TextConfig,
+    GenerationConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+)
 
 import train_rm
 from nanoalign.data.templates import encode_records
@@ -48,11 +55,29 @@ def test_scaled_and_layered_rotary_positions_by_their_older_names():
         assert settings["text_config"] == {"rope_parameters": rope} | expected
 
 
-def test_the_older_names_change_nothing_for_this_transformers():
-    config = Gemma3TextConfig()
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma3TextConfig(),
+        Gemma4TextConfig(),  # its full attention has rotary positions that transformers 4 lacks
+        GPTNeoXConfig(),  # partial_rotary_factor
+        LlamaConfig(
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 512,
+            }
+        ),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_the_older_names_change_nothing_for_this_transformers(config):
     settings = config.to_dict()
     add_older_names(settings)
-    assert Gemma3TextConfig.from_dict(settings).rope_parameters == config.rope_parameters
+    assert type(config).from_dict(settings).rope_parameters == config.rope_parameters
 
 
 @pytest.mark.parametrize(("ends", "expected"), [(None, 258), (7, [258, 7]), ([7, 258], [7, 258])])
