@@ -20,7 +20,6 @@ def messages_of(prompt: str | list[dict]) -> list[dict]:
         return prompt
     if not is_dialogue(prompt):
         return [{"role": "user", "content": prompt}]
-
     return turns_of(prompt)
 
 

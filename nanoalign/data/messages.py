@@ -214,5 +214,4 @@ def from_messages(record: Record, name: str) -> Record:
     """The Record with text in place of responses that are messages. name: of a response."""
     if not any(isinstance(response, dict | list) for response in record.responses):
         return record
-
     return with_answers(record, [answer(response, name) for response in record.responses])
