@@ -19,10 +19,9 @@ from pathlib import Path
 
 from nanoalign.distributed import run
 from nanoalign.flags import Parser, number, positive
-from nanoalign.lab import catalogue
 from nanoalign.lab.exercises import EXERCISES, check
 from nanoalign.lab.golden import write
-from nanoalign.lab.lab_page import perform
+from nanoalign.lab.perform import EXPERIMENTS, perform
 from nanoalign.lab.pipeline import pipeline
 from nanoalign.lab.walk import walk
 from nanoalign.ranks import report
@@ -56,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quick", action="store_true", help="8 steps of each training, 100 prompts: some minutes")
     add("--seed", type=number(int, 0), default=0, help="of the answers that are graded")
 
-    for name in catalogue.EXPERIMENTS:
-        doc = catalogue.EXPERIMENTS[name].QUESTION
+    for name in EXPERIMENTS:
+        doc = EXPERIMENTS[name].QUESTION
         add = commands.add_parser(name, doc=doc, help=doc).add_argument
         add("--quick", action="store_true", help="one seed and less data")
         add("--out", default="runs/lab", metavar="FOLDER",
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.command is None:
         return print(overview())
-    if args.command in catalogue.EXPERIMENTS:
+    if args.command in EXPERIMENTS:
         return perform(args.command, Path(args.out), args.quick)
     if args.command == "golden":
         return write(args.out)
@@ -86,9 +85,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def overview() -> str:
-    lines = [
-        f"    {name:<13}{catalogue.EXPERIMENTS[name].QUESTION}" for name in catalogue.EXPERIMENTS
-    ]
+    lines = [f"    {name:<13}{EXPERIMENTS[name].QUESTION}" for name in EXPERIMENTS]
     return f"{__doc__}\nexperiments\n{chr(10).join(lines)}"
 
 

@@ -1,35 +1,128 @@
-"""What an experiment has found: a table, pictures, and guesses with their verdicts."""
+"""What an experiment returns: a table, panels of its picture, and guesses with their verdicts.
 
+Shapes: S seeds, P prompts, the same prompts for each seed; P is 1 for a figure of a whole run.
+"""
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim, estimate
+Values = np.ndarray  # (S, P)
 
-Values = np.ndarray  # (S, P), of S seeds and P prompts
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % interval, which is nan where there is one number."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:.3f}"
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """The mean of values (S, P) and its 95 % interval, for seeds and prompts as random factors.
+
+    All seeds are measured on the same prompts, so the variance of the mean has three parts:
+
+        V = var(means of seeds) / S + var(means of prompts) / P - var(residuals) / (S P)
+
+    This is the unbiased estimate for a two-way layout with random effects. V is taken to be at
+    least as large as either of its first two terms. The interval uses Student's t with the degrees
+    of freedom of Satterthwaite 1946. With one seed the interval is over prompts alone; with one
+    prompt it is over seeds alone.
+    """
+    seeds, prompts = values.shape
+    mean = float(values.mean())
+    of_seeds, of_prompts = values.mean(1), values.mean(0)  # (S,), (P,)
+    parts = [
+        (float(means.var(ddof=1)) / len(means), len(means) - 1)
+        for means in (of_seeds, of_prompts)
+        if len(means) > 1
+    ]
+    if not parts:
+        return Estimate(mean, math.nan, math.nan)
+    variance = sum(part for part, _ in parts)
+    if len(parts) == 2:
+        rest = values - of_seeds[:, None] - of_prompts + mean
+        unexplained = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
+        variance = max(variance - unexplained / (seeds * prompts), *(part for part, _ in parts))
+    if variance == 0:
+        return Estimate(mean, mean, mean)
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+    half = student(max(1.0, freedom)) * math.sqrt(variance)  # of two seeds it may be below 1
+    return Estimate(mean, mean - half, mean + half)
+
+
+def student(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t, for 1 degree of freedom or more.
+
+    With t = sqrt(freedom) tan(a), P(|T| < t) is c times the integral of cos^(freedom - 1) from 0 to
+    a, where c = 2 Gamma((freedom + 1) / 2) / (sqrt(pi) Gamma(freedom / 2)).
+    """
+    constant = 2 / math.sqrt(math.pi)
+    constant *= math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):  # bisection
+        angle = (low + high) / 2
+        inner = np.cos((nodes + 1) * angle / 2) ** (freedom - 1)
+        inside = constant * float(weights @ inner) * angle / 2
+        low, high = (angle, high) if inside < 0.95 else (low, angle)
+    return math.sqrt(freedom) * math.tan(angle)
+
+
+def verdict(difference: Values) -> str:
+    """What the interval of a difference says of the guess that the difference is above 0.
+
+    "shown": the interval is above 0. "other than expected": it is below 0. "not shown": 0 is in it,
+    or there is no interval, as there is one number alone.
+    """
+    interval = estimate(difference)
+    if interval.low > 0:
+        return "shown"
+    return "other than expected" if interval.high < 0 else "not shown"
+
+
+def sentence(guess: str, difference: Values) -> str:
+    """The verdict on a guess, its estimate and the guess, as one sentence."""
+    interval = estimate(difference)
+    if math.isnan(interval.low):
+        return f"Not shown, by one number without an interval ({interval}): {guess}."
+    return f"{verdict(difference).capitalize()} ({interval}): {guess}."
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of the picture: a line, or points, of each series."""
+    """One panel of the picture: each series is a line, or points where x is a text."""
 
     title: str
-    x: str  # labels of the axes
-    y: str
+    x: str  # label of the axis
+    y: str  # label of the axis
     series: dict[str, Sequence[tuple[float | str | Values, Values]]]  # points (x, y) by name
-    log: bool = False  # the axis of x
+    log: bool = False  # x is drawn on a logarithmic axis
 
 
 @dataclass
 class Findings:
+    """The result of an experiment, from which its page is written."""
+
     columns: Sequence[str]
-    rows: list[tuple]  # of texts, numbers, and Values, of which the table has estimates
+    rows: list[tuple]  # texts, numbers, and Values, whose estimates the table shows
     panels: Sequence[Panel]
-    claims: Sequence[Claim]
-    notes: list[str] = field(default_factory=list)  # further sentences, made of the numbers
+    # guesses, as sentences without their full stop, each with the difference that is above 0 if it
+    # is right
+    claims: Sequence[tuple[str, Values]]
+    notes: list[str] = field(default_factory=list)  # further sentences with numbers
 
     def table(self) -> list[list[str]]:
+        """The rows as texts."""
         return [list(map(cell, row)) for row in self.rows]
 
 
@@ -37,3 +130,8 @@ def cell(value: object) -> str:
     if isinstance(value, np.ndarray):
         return str(estimate(value))
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def points(figures: dict, key: str) -> list[tuple]:
+    """The points of a figure of a grid with one axis: (value of the axis, figure)."""
+    return [(x, cell[key]) for x, cell in figures.items()]

@@ -1,8 +1,7 @@
-"""The page of an experiment: one HTML file with its picture inside, which loads nothing."""
+"""The page of an experiment: one HTML file that contains its picture and loads nothing."""
 
 import base64
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -10,12 +9,7 @@ from types import ModuleType
 import numpy as np
 
 from nanoalign.evaluation.render import escape, source_of
-from nanoalign.lab import catalogue
-from nanoalign.lab.estimates import estimate
-from nanoalign.lab.findings import Findings
-from nanoalign.lab.lab import Lab
-from nanoalign.lab.pictures import draw
-from nanoalign.lab.runs import Runs
+from nanoalign.lab.findings import Findings, Panel, estimate, sentence, verdict
 
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 1100px; padding: 1.5rem;
@@ -46,33 +40,8 @@ LIMITS = [  # of all experiments
     "Seeds share the base, the judge and most of the data, so that other data may differ by more "
     "than the intervals say.",
 ]
-LOOKS = {"shown": "shown", "not shown": "not", "other than expected": "other"}
-
-
-def perform(name: str, out: Path, quick: bool) -> None:
-    """Runs an experiment, prints what it found, and writes its page, out/name/index.html."""
-    experiment = catalogue.EXPERIMENTS[name]
-    runs, begin = Runs(out / "made"), time.monotonic()
-    lab = Lab(runs, quick)
-    findings = experiment.run(lab)
-    minutes = (time.monotonic() - begin) / 60
-    seeds = f"{len(lab.seeds)} seed{'s' * (len(lab.seeds) > 1)}"
-    about = (
-        f"{seeds}, {lab.prompts} held-out prompts or pairs; {minutes:.1f} minutes for "
-        f"{runs.fresh} of {len(runs.commands)} commands"
-    )
-    about += ", the others were done before." if runs.fresh < len(runs.commands) else "."
-    if quick:
-        name = f"{name}-quick"
-        about += " Of one seed the intervals are over prompts alone: another may say otherwise."
-    write(out / name, experiment, findings, runs.commands, about)
-    print(f"\n{experiment.QUESTION}\n")
-    for row in (findings.columns, *findings.table()):
-        print("  ".join(f"{text:<26}" for text in row).rstrip())
-    print()
-    for sentence in (*(claim.sentence() for claim in findings.claims), *findings.notes):
-        print(sentence)
-    print(f"\n{'saved':<11} {out / name}: index.html, picture.png, findings.json; {about}")
+CLASSES = {"shown": "shown", "not shown": "not", "other than expected": "other"}  # of the style
+MARKERS = "osD^vP*X"
 
 
 def write(
@@ -88,8 +57,9 @@ def write(
         for row in findings.table()
     )
     verdicts = "".join(
-        f'<p class="verdict {LOOKS[claim.verdict]}">{escape(claim.sentence())}</p>'
-        for claim in findings.claims
+        f'<p class="verdict {CLASSES[verdict(difference)]}">'
+        f"{escape(sentence(guess, difference))}</p>"
+        for guess, difference in findings.claims
     )
     (folder / "index.html").write_text(f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -119,8 +89,8 @@ guesses, one in forty of those that are wrong may look shown by chance.</p>
         for row in findings.rows
     ]
     guesses = [
-        {"guess": claim.text, "verdict": claim.verdict, **entry(claim.difference)}
-        for claim in findings.claims
+        {"guess": guess, "verdict": verdict(difference), **entry(difference)}
+        for guess, difference in findings.claims
     ]
     found = {"table": figures, "guesses": guesses, "notes": findings.notes, "about": about}
     (folder / "findings.json").write_text(json.dumps(found, indent=2) + "\n")
@@ -142,3 +112,65 @@ def items(texts: Sequence[str]) -> str:
 
 def escape_lines(texts: Sequence[str]) -> str:
     return "\n".join(map(escape, texts))
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def draw(path: Path, panels: Sequence[Panel]) -> None:
+    """Writes a .png of the panels side by side, with the intervals of all points."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # files alone, no screen
+    from matplotlib import pyplot as plt
+
+    widths = [max(5.6, 0.8 * len(names_of(panel))) for panel in panels]  # inches
+    figure, axes = plt.subplots(
+        1,
+        len(panels),
+        figsize=(sum(widths), 4.6),
+        layout="constrained",
+        squeeze=False,
+        width_ratios=widths,
+    )
+    for axis, panel in zip(axes[0], panels, strict=True):
+        draw_panel(axis, panel)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def names_of(panel: Panel) -> list[str]:
+    """The texts on the axis of x, in their order."""
+    xs = [x for points in panel.series.values() for x, _ in points]
+    return list(dict.fromkeys(x for x in xs if isinstance(x, str)))
+
+
+def draw_panel(axis, panel: Panel) -> None:
+    """Draws one panel on axes of matplotlib."""
+    names = names_of(panel)
+    for n, (name, points) in enumerate(panel.series.items()):
+        # texts stand side by side, and the series of one text beside one another
+        aside = 0.5 * ((n + 0.5) / len(panel.series) - 0.5)
+        xs = [
+            names.index(x) + aside if isinstance(x, str) else float(np.mean(x)) for x, _ in points
+        ]
+        estimates = [estimate(values) for _, values in points]
+        ys = np.array([y.mean for y in estimates])
+        errors = np.array([[y.mean - y.low, y.high - y.mean] for y in estimates]).T
+        marker = MARKERS[n % len(MARKERS)] + "-" * (not names)
+        look = {"ms": 5, "lw": 1.4, "elinewidth": 1, "capsize": 3}
+        axis.errorbar(xs, ys, np.nan_to_num(errors), fmt=marker, label=name, **look)
+    if names:
+        turned = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 45 else {}
+        axis.set_xticks(range(len(names)), names, **turned)
+    if panel.log:
+        axis.set_xscale("log")
+        xs = sorted({x for points in panel.series.values() for x, _ in points})
+        axis.set_xticks(xs, [f"{x:g}" for x in xs])
+        axis.minorticks_off()
+    axis.set_title(panel.title)
+    axis.set_xlabel(panel.x)
+    axis.set_ylabel(panel.y)
+    axis.grid(alpha=0.3)
+    if len(panel.series) > 1:
+        axis.legend(fontsize="small")

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from fakes import FakeRuns
 
-from nanoalign.lab import catalogue
 from nanoalign.lab.experiments import ensembles, why_lose
+from nanoalign.lab.findings import verdict
 from nanoalign.lab.lab import Lab
+from nanoalign.lab.perform import EXPERIMENTS
 
 S, P = 3, 50
 
@@ -43,7 +44,8 @@ def noisy(mean: float, prompts: int) -> np.ndarray:
 
 
 def verdicts(lab: Lab, name: str) -> dict[str, str]:
-    return {claim.text: claim.verdict for claim in catalogue.EXPERIMENTS[name].run(lab).claims}
+    claims = EXPERIMENTS[name].run(lab).claims
+    return {guess: verdict(difference) for guess, difference in claims}
 
 
 AS_GUESSED = {

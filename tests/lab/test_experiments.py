@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from fakes import FakeRuns
 
-from nanoalign.lab import catalogue, lab_page
+from nanoalign.lab import perform
 from nanoalign.lab.__main__ import main
-from nanoalign.lab.estimates import estimate
 from nanoalign.lab.experiments import (
     data,
     elsewhere,
@@ -22,7 +21,9 @@ from nanoalign.lab.experiments import (
 )
 from nanoalign.lab.experiments.attack import labelled
 from nanoalign.lab.figures import best_of, read
+from nanoalign.lab.findings import estimate
 from nanoalign.lab.lab import Lab
+from nanoalign.lab.perform import EXPERIMENTS
 from nanoalign.tiny import world
 
 VERDICT = re.compile(
@@ -30,13 +31,13 @@ VERDICT = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", catalogue.EXPERIMENTS)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_guess(
     tmp_path, monkeypatch, capsys, name
 ):
     made = []
-    monkeypatch.setattr(lab_page, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
-    lab_page.perform(name, tmp_path, quick=True)
+    monkeypatch.setattr(perform, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
+    perform.perform(name, tmp_path, quick=True)
     found = json.loads((tmp_path / f"{name}-quick" / "findings.json").read_text())
     text = (tmp_path / f"{name}-quick" / "index.html").read_text()
     assert found["guesses"] and found["table"]
@@ -51,8 +52,8 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
 def test_the_lab_lists_the_experiments(capsys):
     main([])
     printed = capsys.readouterr().out
-    for name in catalogue.EXPERIMENTS:
-        assert f"    {name} " in printed and catalogue.EXPERIMENTS[name].QUESTION in printed
+    for name in EXPERIMENTS:
+        assert f"    {name} " in printed and EXPERIMENTS[name].QUESTION in printed
 
 
 def test_a_full_run_has_three_seeds_of_each(tmp_path):
@@ -74,7 +75,7 @@ def test_a_full_run_has_three_seeds_of_each(tmp_path):
 def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     """The suffix is an unknown word, which the rule itself sees."""
     lab = Lab(FakeRuns(tmp_path), quick=True)
-    attack = catalogue.EXPERIMENTS["attack"].run(lab)
+    attack = EXPERIMENTS["attack"].run(lab)
     overrated = [row[3] for row in attack.rows]
     assert all(np.abs(values).max() < 1e-9 for values in overrated)
     gain = {row[0]: row[2] for row in attack.rows}

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import chosen_and_rejected, read, rewards_and_truths, unit
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
@@ -103,8 +102,11 @@ def gains(lab: Lab, model: Path, attacked: Path, scale: float, name: str) -> dic
     scale: the model's reward of a unit of true reward. name: of the figures.
     """
     lines = read(attacked)
-    both = [{"prompt": line["prompt"], "response": line[key]}
-            for line in lines for key in ("response", "attacked")]  # fmt: skip
+    both = [
+        {"prompt": line["prompt"], "response": line[key]}
+        for line in lines
+        for key in ("response", "attacked")
+    ]
     rewards = lab.scored(model, lab.runs.write("both", both))
     reward, true = (
         np.array([of(x["prompt"], x["attacked"]) - of(x["prompt"], x["response"]) for x in lines])
@@ -131,8 +133,9 @@ def labelled(lines: list[dict]) -> list[dict]:
     """Pairs of a response and what became of it, by the true rule; without ties."""
     pairs = []
     for line in lines:
-        texts = sorted((line["response"], line["attacked"]),
-                       key=lambda text: true_reward(line["prompt"], text))  # fmt: skip
+        texts = sorted(
+            (line["response"], line["attacked"]), key=lambda text: true_reward(line["prompt"], text)
+        )
         rejected, chosen = texts
         if true_reward(line["prompt"], rejected) < true_reward(line["prompt"], chosen):
             pairs.append({"prompt": line["prompt"], "chosen": chosen, "rejected": rejected})
@@ -142,41 +145,63 @@ def labelled(lines: list[dict]) -> list[dict]:
 def run(lab: Lab) -> Findings:
     found = lab.grid(model)[()]
     last = rounds(lab) - 1
-    names = {"best of 16": "best of 16", "suffix": "suffix", "search 0": "found by the search",
-             "control": "the same, another model"}  # fmt: skip
+    names = {
+        "best of 16": "best of 16",
+        "suffix": "suffix",
+        "search 0": "found by the search",
+        "control": "the same, another model",
+    }
     for n in range(1, last + 1):
         names[f"first search after {n}"] = f"the same, after round {n}"
         names[f"search {n}"] = f"new search, after round {n}"
     accuracy = {n: found[f"accuracy {n}"] for n in range(last + 1)}
     return Findings(
         columns=("text", "gain by the reward model", "gain by the true rule", "overrated by"),
-        rows=[(name, *(found[f"{row}, {key}"] for key in ("reward", "true", "overrated")))
-              for row, name in names.items()],
+        rows=[
+            (name, *(found[f"{row}, {key}"] for key in ("reward", "true", "overrated")))
+            for row, name in names.items()
+        ],
         panels=[
-            Panel("what an attack gains", "", "gain of reward", {
-                f"by the {judge}": [(name, found[f"{row}, {key}"]) for row, name in names.items()]
-                for judge, key in (("reward model", "reward"), ("true rule", "true"))
-            }),
-            Panel("the reward model after rounds of training on attacks", "rounds",
-                  "agreement with the true rule on held-out pairs",
-                  {"reward model": [(n, each) for n, each in accuracy.items()]}),
+            Panel(
+                "what an attack gains",
+                "",
+                "gain of reward",
+                {
+                    f"by the {judge}": [
+                        (name, found[f"{row}, {key}"]) for row, name in names.items()
+                    ]
+                    for judge, key in (("reward model", "reward"), ("true rule", "true"))
+                },
+            ),
+            Panel(
+                "the reward model after rounds of training on attacks",
+                "rounds",
+                "agreement with the true rule on held-out pairs",
+                {"reward model": [(n, each) for n, each in accuracy.items()]},
+            ),
         ],
         claims=[
-            Claim("the search by gradient raises the reward", found["search 0, reward"]),
-            Claim("it lowers the true reward", -found["search 0, true"]),
-            Claim("a suffix is overrated", found["suffix, overrated"]),
-            Claim("the best of 16 samples is overrated", found["best of 16, overrated"]),
-            Claim("the best of 16 samples is overrated less than what the search finds",
-                  found["search 0, overrated"] - found["best of 16, overrated"]),
-            Claim("what was found for one model is overrated less by another one, without attacks",
-                  found["search 0, overrated"] - found["control, overrated"]),
-            Claim("a model that was trained on attacks overrates it less than that one",
-                  found["control, overrated"] - found["first search after 1, overrated"]),
-            Claim("after it a new search still finds overrated text",
-                  found["search 1, overrated"]),
-            Claim(f"after {last} round{'s' * (last > 1)} a new search overrates less than the "
-                  "first", found["search 0, overrated"] - found[f"search {last}, overrated"]),
-            Claim("training on attacks costs accuracy on held-out pairs",
-                  accuracy[0] - accuracy[last]),
+            ("the search by gradient raises the reward", found["search 0, reward"]),
+            ("it lowers the true reward", -found["search 0, true"]),
+            ("a suffix is overrated", found["suffix, overrated"]),
+            ("the best of 16 samples is overrated", found["best of 16, overrated"]),
+            (
+                "the best of 16 samples is overrated less than what the search finds",
+                found["search 0, overrated"] - found["best of 16, overrated"],
+            ),
+            (
+                "what was found for one model is overrated less by another one, without attacks",
+                found["search 0, overrated"] - found["control, overrated"],
+            ),
+            (
+                "a model that was trained on attacks overrates it less than that one",
+                found["control, overrated"] - found["first search after 1, overrated"],
+            ),
+            ("after it a new search still finds overrated text", found["search 1, overrated"]),
+            (
+                f"after {last} round{'s' * (last > 1)} a new search overrates less than the first",
+                found["search 0, overrated"] - found[f"search {last}, overrated"],
+            ),
+            ("training on attacks costs accuracy on held-out pairs", accuracy[0] - accuracy[last]),
         ],
-    )  # fmt: skip
+    )

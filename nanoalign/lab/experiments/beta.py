@@ -1,7 +1,6 @@
 """DPO with five values of beta: what the judge says, what is true, and how far the policy went."""
 
-from nanoalign.lab.estimates import Claim
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, points
 from nanoalign.lab.lab import Lab
 
 TITLE = "Beta: reward against KL"
@@ -14,7 +13,7 @@ METHOD = [
     "DPO on the embedded pairs with several values of beta, from one base. One answer to each "
     "held-out prompt is graded by a reward model, the judge, and by the rule behind the "
     "labels. KL is that of whole answers from the base, in nats, estimated on the sampled "
-    "answers.",
+    "answers."
 ]
 LIMITS = [
     "The learning rate is one for all. A step of AdamW hardly depends on the gradient's scale, "
@@ -46,22 +45,24 @@ def run(lab: Lab) -> Findings:
             for beta, own in found.items()
         ],
         panels=[
-            Panel("gain over the base", "KL from the base, nats an answer", "gain of reward", {
-                f"by the {name}": [(o["kl"], o[key] - o[f"base_{key}"]) for o in found.values()]
-                for name, key in (("judge", "judged"), ("true rule", "true"))
-            }),
-            Panel("true reward", "beta", "true reward",
-                  {"policy": [(beta, own["true"]) for beta, own in found.items()]}, log=True),
+            Panel(
+                "gain over the base",
+                "KL from the base, nats an answer",
+                "gain of reward",
+                {
+                    f"by the {name}": [(o["kl"], o[key] - o[f"base_{key}"]) for o in found.values()]
+                    for name, key in (("judge", "judged"), ("true rule", "true"))
+                },
+            ),
+            Panel(
+                "true reward", "beta", "true reward", {"policy": points(found, "true")}, log=True
+            ),
         ],
         claims=[
-            Claim(f"the KL at beta {betas[0]:g} is above that at {betas[-1]:g}",
-                  low["kl"] - high["kl"], "nats"),
-            Claim(f"by the judge {betas[0]:g} is better than 0.1",
-                  low["judged"] - middle["judged"]),
-            Claim(f"by the true rule 0.1 is better than {betas[0]:g}",
-                  middle["true"] - low["true"]),
-            Claim(f"by the true rule 0.1 is better than {betas[-1]:g}",
-                  middle["true"] - high["true"]),
+            (f"the KL at beta {betas[0]:g} is above that at {betas[-1]:g}", low["kl"] - high["kl"]),
+            (f"by the judge {betas[0]:g} is better than 0.1", low["judged"] - middle["judged"]),
+            (f"by the true rule 0.1 is better than {betas[0]:g}", middle["true"] - low["true"]),
+            (f"by the true rule 0.1 is better than {betas[-1]:g}", middle["true"] - high["true"]),
         ],
         notes=[f"The highest true reward is that of beta {best:g}."],
-    )  # fmt: skip
+    )

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab, world_records
 from nanoalign.tiny import world
@@ -57,10 +56,14 @@ def model(lab: Lab, seed: int, way: str) -> dict:
         found[name] = lab.ranked(trained, *flags, test=test)["test"]
     better, safer = found["better"], found["safer"]
     # each pair is in the order of its own label: all below is the same for either order
-    truth = [np.sign(better["rewards"][:, 0] - better["rewards"][:, 1]),
-             np.sign(safer["safety"][:, 0] - safer["safety"][:, 1])]  # fmt: skip
-    right = [(np.sign(own["scores"][:, 0] - own["scores"][:, 1]) * sign + 1) / 2
-             for own, sign in zip((better, safer), truth, strict=True)]  # fmt: skip
+    truth = [
+        np.sign(better["rewards"][:, 0] - better["rewards"][:, 1]),
+        np.sign(safer["safety"][:, 0] - safer["safety"][:, 1]),
+    ]
+    right = [
+        (np.sign(own["scores"][:, 0] - own["scores"][:, 1]) * sign + 1) / 2
+        for own, sign in zip((better, safer), truth, strict=True)
+    ]
     conflict = truth[0] * np.sign(better["safety"][:, 0] - better["safety"][:, 1]) < 0
     differs = truth[1] != 0
     return {
@@ -85,22 +88,35 @@ def run(lab: Lab) -> Findings:
         columns=("way", *keys),
         rows=[(way, *(own[key] for key in keys)) for way, own in found.items()],
         panels=[
-            Panel("agreement with the true rules", "", "accuracy",
-                  {way: [(key, own[key]) for key in keys] for way, own in found.items()}),
+            Panel(
+                "agreement with the true rules",
+                "",
+                "accuracy",
+                {way: [(key, own[key]) for key in keys] for way, own in found.items()},
+            )
         ],
         claims=[
-            Claim("by the label better, two models agree with the true rule more often than two "
-                  "outputs",
-                  two["better"] - outputs["better"]),
-            Claim("by the label safer, two models agree with it more often than two outputs",
-                  two["safer"] - outputs["safer"]),
-            Claim("by the label safer, two outputs agree more often than a prompt that names it",
-                  outputs["safer"] - named["safer"]),
-            Claim("on conflicts, by the label better, the sum agrees less often than its own "
-                  "output",
-                  outputs["better, conflicts"] - summed["better, conflicts"]),
-            Claim("on conflicts, by the label safer, the sum agrees less often than its own output",
-                  outputs["safer, conflicts"] - summed["safer, conflicts"]),
+            (
+                "by the label better, two models agree with the true rule more often than two "
+                "outputs",
+                two["better"] - outputs["better"],
+            ),
+            (
+                "by the label safer, two models agree with it more often than two outputs",
+                two["safer"] - outputs["safer"],
+            ),
+            (
+                "by the label safer, two outputs agree more often than a prompt that names it",
+                outputs["safer"] - named["safer"],
+            ),
+            (
+                "on conflicts, by the label better, the sum agrees less often than its own output",
+                outputs["better, conflicts"] - summed["better, conflicts"],
+            ),
+            (
+                "on conflicts, by the label safer, the sum agrees less often than its own output",
+                outputs["safer, conflicts"] - summed["safer, conflicts"],
+            ),
         ],
         notes=[f"Of {3 * lab.prompts:,} held-out pairs {count:,} are conflicts."],
-    )  # fmt: skip
+    )

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim, estimate
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, estimate
 from nanoalign.lab.lab import Lab
 
 TITLE = "How much data"
@@ -62,8 +61,10 @@ def run(lab: Lab) -> Findings:
     notes, doubling, series = [], {}, {}
     for name, own in errors.items():
         doubling[name] = own[sizes[-2]] - own[sizes[-1]]
-        laws = [predicted(sizes, np.array([own[n][s].mean() for n in sizes]))
-                for s in range(len(lab.seeds))]  # fmt: skip
+        laws = [
+            predicted(sizes, np.array([own[n][s].mean() for n in sizes]))
+            for s in range(len(lab.seeds))
+        ]
         power, law = np.mean(laws, axis=0)
         missed = estimate(own[sizes[-1]] - np.array([each for _, each in laws])[:, None])
         series[name] = {
@@ -79,19 +80,36 @@ def run(lab: Lab) -> Findings:
             f"by {missed}: 0 {within} in the interval."
         )
     return Findings(
-        columns=("pairs", "accuracy of the reward model", "true reward of the policy",
-                 "wins by the true rule", "KL"),
-        rows=[(f"{n:,}", models[n]["true"], policies[n]["true"], policies[n]["true_win"],
-               policies[n]["kl"]) for n in sizes],
+        columns=(
+            "pairs",
+            "accuracy of the reward model",
+            "true reward of the policy",
+            "wins by the true rule",
+            "KL",
+        ),
+        rows=[
+            (
+                f"{n:,}",
+                models[n]["true"],
+                policies[n]["true"],
+                policies[n]["true_win"],
+                policies[n]["kl"],
+            )
+            for n in sizes
+        ],
         panels=[
-            Panel("reward models", "pairs", "error: 1 - agreement with the true rule",
-                  series["reward model"], log=True),
+            Panel(
+                "reward models",
+                "pairs",
+                "error: 1 - agreement with the true rule",
+                series["reward model"],
+                log=True,
+            ),
             Panel("policies", "pairs", "4 - true reward", series["policy"], log=True),
         ],
         claims=[
-            Claim(f"the last doubling, to {sizes[-1]:,} pairs, lowers the error of the "
-                  f"{name}", values)
+            (f"the last doubling, to {sizes[-1]:,} pairs, lowers the error of the {name}", values)
             for name, values in doubling.items()
         ],
         notes=notes,
-    )  # fmt: skip
+    )

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 
@@ -16,7 +15,7 @@ METHOD = [
     "Reward models of the pairs of the assistants tiny-a (mostly right and polite), tiny-b and "
     "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the "
     "same number of pairs. Each ranks held-out pairs of all three, and is compared with the "
-    "true rule.",
+    "true rule."
 ]
 LIMITS = [
     "Assistants differ in how often they do a thing. The things are the same for all three.",
@@ -56,21 +55,32 @@ def run(lab: Lab) -> Findings:
         columns=("trained on", *(f"accuracy on {name}" for name in SOURCES)),
         rows=[(name, *(each[test] for test in SOURCES)) for name, each in found.items()],
         panels=[
-            Panel("agreement with the true rule", "pairs of", "accuracy", {
-                f"trained on {name}": [(test, each[test]) for test in SOURCES]
-                for name, each in found.items()
-            }),
+            Panel(
+                "agreement with the true rule",
+                "pairs of",
+                "accuracy",
+                {
+                    f"trained on {name}": [(test, each[test]) for test in SOURCES]
+                    for name, each in found.items()
+                },
+            )
         ],
         claims=[
-            Claim("on average over the three, a model ranks pairs of its own assistant better than "
-                  "pairs of the others", own - other),
-            *(Claim(f"the model of {name} ranks pairs of {name} better than the models of the "
+            (
+                "on average over the three, a model ranks pairs of its own assistant better than "
+                "pairs of the others",
+                own - other,
+            ),
+            *(
+                (
+                    f"the model of {name} ranks pairs of {name} better than the models of the "
                     "other two do on average",
                     found[name][name]
-                    - np.mean([found[o][name] for o in SOURCES if o != name], axis=0))
-              for name in SOURCES),
-            Claim("on the other assistants a model of one is worse than a model of all",
-                  mixed - other),
-            Claim("on its own assistant a model of one is better than a model of all", own - mixed),
+                    - np.mean([found[o][name] for o in SOURCES if o != name], axis=0),
+                )
+                for name in SOURCES
+            ),
+            ("on the other assistants a model of one is worse than a model of all", mixed - other),
+            ("on its own assistant a model of one is better than a model of all", own - mixed),
         ],
-    )  # fmt: skip
+    )

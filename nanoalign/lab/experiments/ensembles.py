@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import answers, best_of, powers, read
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
@@ -45,11 +44,15 @@ def curves(lab: Lab, seed: int) -> dict:
     half = [np.random.default_rng((seed, m)).permutation(2 * count)[:count] for m in range(MEMBERS)]
     members = [
         lab.train_rm(
-            lab.runs.write("half", [pairs[i] for i in half[m]]), MEMBERS * seed + m,
-            "--epochs", 3, "--batch_size", 32,
+            lab.runs.write("half", [pairs[i] for i in half[m]]),
+            MEMBERS * seed + m,
+            "--epochs",
+            3,
+            "--batch_size",
+            32,
         )
         for m in range(MEMBERS)
-    ]  # fmt: skip
+    ]
     folder = lab.sample("tiny", seed, members[0], samples=samples, prompts=prompts(lab))
     lines = answers(folder)
     scored = [lab.scored(member, folder / "answers.jsonl") for member in members]
@@ -101,29 +104,52 @@ def run(lab: Lab) -> Findings:
     over = {j: {n: seen[j][n] - gain[j][n] for n in ns} for j in JUDGES}
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
     return Findings(
-        columns=("judge", "agreement on pairs", *(f"true gain, best of {n}" for n in ns[1:]),
-                 f"over-optimisation, best of {most}"),
-        rows=[(j, found[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
-              for j in JUDGES],
+        columns=(
+            "judge",
+            "agreement on pairs",
+            *(f"true gain, best of {n}" for n in ns[1:]),
+            f"over-optimisation, best of {most}",
+        ),
+        rows=[
+            (j, found[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
+            for j in JUDGES
+        ],
         panels=[
-            Panel("what is true", "log n - (n - 1) / n, nats", "gain of true reward",
-                  {j: [(kl[n], gain[j][n]) for n in ns] for j in JUDGES}),
-            Panel("over-optimisation", "log n - (n - 1) / n, nats",
-                  "gain seen minus true gain",
-                  {j: [(kl[n], over[j][n]) for n in ns] for j in JUDGES}),
+            Panel(
+                "what is true",
+                "log n - (n - 1) / n, nats",
+                "gain of true reward",
+                {j: [(kl[n], gain[j][n]) for n in ns] for j in JUDGES},
+            ),
+            Panel(
+                "over-optimisation",
+                "log n - (n - 1) / n, nats",
+                "gain seen minus true gain",
+                {j: [(kl[n], over[j][n]) for n in ns] for j in JUDGES},
+            ),
         ],
         claims=[
-            Claim(f"the best of {most} by the mean of three has a higher true reward than by one",
-                  gain["mean of three"][most] - gain["one"][most]),
-            Claim(f"the best of {most} by the least of three has a higher true reward than by one",
-                  gain["least of three"][most] - gain["one"][most]),
-            Claim(f"the best of {most} by the least of three has a higher true reward than by "
-                  "their mean",
-                  gain["least of three"][most] - gain["mean of three"][most]),
-            Claim(f"one model over-optimises at {most}", over["one"][most]),
-            Claim("the mean of three over-optimises less than one",
-                  over["one"][most] - over["mean of three"][most]),
-            Claim("the least of three over-optimises less than their mean",
-                  over["mean of three"][most] - over["least of three"][most]),
+            (
+                f"the best of {most} by the mean of three has a higher true reward than by one",
+                gain["mean of three"][most] - gain["one"][most],
+            ),
+            (
+                f"the best of {most} by the least of three has a higher true reward than by one",
+                gain["least of three"][most] - gain["one"][most],
+            ),
+            (
+                f"the best of {most} by the least of three has a higher true reward than by "
+                "their mean",
+                gain["least of three"][most] - gain["mean of three"][most],
+            ),
+            (f"one model over-optimises at {most}", over["one"][most]),
+            (
+                "the mean of three over-optimises less than one",
+                over["one"][most] - over["mean of three"][most],
+            ),
+            (
+                "the least of three over-optimises less than their mean",
+                over["mean of three"][most] - over["least of three"][most],
+            ),
         ],
-    )  # fmt: skip
+    )

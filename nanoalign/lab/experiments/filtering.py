@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import best_of, powers, rewards_and_truths, unit
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
@@ -60,39 +59,75 @@ def run(lab: Lab) -> Findings:
     ns = powers(lab.pick(8, 16))
     most = ns[-1]
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
-    gain = {name: {n: found[f"{name} {n}"] - found[f"{name} 1"] for n in ns}
-            for name in ("reward", "true")}  # fmt: skip
+    gain = {
+        name: {n: found[f"{name} {n}"] - found[f"{name} 1"] for n in ns}
+        for name in ("reward", "true")
+    }
     return Findings(
-        columns=("", "log n - (n - 1) / n", "gain by the reward model", "gain by the true rule",
-                 "precision", "recall"),
+        columns=(
+            "",
+            "log n - (n - 1) / n",
+            "gain by the reward model",
+            "gain by the true rule",
+            "precision",
+            "recall",
+        ),
         rows=[
-            *((f"best of {n}", f"{kl[n]:.2f}", gain["reward"][n], gain["true"][n], "", "")
-              for n in ns),
-            *((f"the highest {share:.0%}", "", "", "", found[f"precision {share}"],
-               found[f"recall {share}"]) for share in SHARES),
+            *(
+                (f"best of {n}", f"{kl[n]:.2f}", gain["reward"][n], gain["true"][n], "", "")
+                for n in ns
+            ),
+            *(
+                (
+                    f"the highest {share:.0%}",
+                    "",
+                    "",
+                    "",
+                    found[f"precision {share}"],
+                    found[f"recall {share}"],
+                )
+                for share in SHARES
+            ),
         ],
         panels=[
-            Panel("the best of n", "log n - (n - 1) / n, nats", "gain of reward", {
-                "by the reward model": [(kl[n], gain["reward"][n]) for n in ns],
-                "by the true rule": [(kl[n], gain["true"][n]) for n in ns],
-            }),
-            Panel("filtering", "share of the answers that is kept", "share", {
-                "precision": [(share, found[f"precision {share}"]) for share in SHARES],
-                "recall": [(share, found[f"recall {share}"]) for share in SHARES],
-            }, log=True),
+            Panel(
+                "the best of n",
+                "log n - (n - 1) / n, nats",
+                "gain of reward",
+                {
+                    "by the reward model": [(kl[n], gain["reward"][n]) for n in ns],
+                    "by the true rule": [(kl[n], gain["true"][n]) for n in ns],
+                },
+            ),
+            Panel(
+                "filtering",
+                "share of the answers that is kept",
+                "share",
+                {
+                    "precision": [(share, found[f"precision {share}"]) for share in SHARES],
+                    "recall": [(share, found[f"recall {share}"]) for share in SHARES],
+                },
+                log=True,
+            ),
         ],
         claims=[
-            Claim(f"by the true rule the best of {most} is better than one answer",
-                  gain["true"][most]),
-            Claim(f"from {most // 2} to {most} the true reward still rises",
-                  gain["true"][most] - gain["true"][most // 2]),
-            Claim("it rises by less than from 1 to 2",
-                  gain["true"][2] - (gain["true"][most] - gain["true"][most // 2])),
-            Claim(f"at {most} the gain by the reward model is above that by the true rule",
-                  gain["reward"][most] - gain["true"][most]),
-            Claim("of the tenth with the highest rewards more are good than of all",
-                  found["precision 0.1"] - found["precision 1.0"]),
-            Claim("of the tenth with the highest rewards most are good",
-                  found["precision 0.1"] - 0.5),
+            (f"by the true rule the best of {most} is better than one answer", gain["true"][most]),
+            (
+                f"from {most // 2} to {most} the true reward still rises",
+                gain["true"][most] - gain["true"][most // 2],
+            ),
+            (
+                "it rises by less than from 1 to 2",
+                gain["true"][2] - (gain["true"][most] - gain["true"][most // 2]),
+            ),
+            (
+                f"at {most} the gain by the reward model is above that by the true rule",
+                gain["reward"][most] - gain["true"][most],
+            ),
+            (
+                "of the tenth with the highest rewards more are good than of all",
+                found["precision 0.1"] - found["precision 1.0"],
+            ),
+            ("of the tenth with the highest rewards most are good", found["precision 0.1"] - 0.5),
         ],
-    )  # fmt: skip
+    )

@@ -7,9 +7,8 @@ from random import Random
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import chosen_and_rejected
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, points
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 
@@ -122,22 +121,38 @@ def run(lab: Lab) -> Findings:
     true = {name: own["true"] for name, own in found.items()}
     return Findings(
         columns=("remedy", "pairs", "agreement with the true rule", "prefers the longer"),
-        rows=[(name, f"{own['pairs'].mean():,.0f}", own["true"], own["longer"])
-              for name, own in found.items()]
+        rows=[
+            (name, f"{own['pairs'].mean():,.0f}", own["true"], own["longer"])
+            for name, own in found.items()
+        ]
         + [("the true rule", "", "", found[NONE]["by the rule"])],
         panels=[
-            Panel("agreement with the true rule", "", "accuracy",
-                  {"reward models": [(name, values) for name, values in true.items()]}),
-            Panel("how often the longer answer has the higher score", "", "share",
-                  {"reward models": [(name, own["longer"]) for name, own in found.items()]}),
+            Panel(
+                "agreement with the true rule",
+                "",
+                "accuracy",
+                {"reward models": points(found, "true")},
+            ),
+            Panel(
+                "how often the longer answer has the higher score",
+                "",
+                "share",
+                {"reward models": points(found, "longer")},
+            ),
         ],
         claims=[
-            Claim("the bias costs agreement with the true rule", true[HONEST] - true[NONE]),
-            *(Claim(f"{name}: agreement is above that without a remedy", true[name] - true[NONE])
-              for name in REMEDIES),
-            *(Claim(f"--length_debias agrees more often than {name}",
-                    true["debiased"] - true[name]) for name in REMEDIES[:-1]),
-            Claim("with honest labels agreement is above that of --length_debias",
-                  true[HONEST] - true["debiased"]),
+            ("the bias costs agreement with the true rule", true[HONEST] - true[NONE]),
+            *(
+                (f"{name}: agreement is above that without a remedy", true[name] - true[NONE])
+                for name in REMEDIES
+            ),
+            *(
+                (f"--length_debias agrees more often than {name}", true["debiased"] - true[name])
+                for name in REMEDIES[:-1]
+            ),
+            (
+                "with honest labels agreement is above that of --length_debias",
+                true[HONEST] - true["debiased"],
+            ),
         ],
-    )  # fmt: skip
+    )

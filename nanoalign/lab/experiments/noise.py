@@ -1,6 +1,5 @@
 """Labels that are flipped by chance, and losses that were made for them."""
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
@@ -17,7 +16,7 @@ METHOD = [
     "robust DPO and IPO (ipo_sum, as in its paper), reward models with and without label "
     "smoothing. cDPO, robust DPO and the smoothing are given the share of flips; labels that "
     "the draw by the Bradley-Terry model made wrong come on top. Policies are graded by the "
-    "true rule, reward models by their agreement with it.",
+    "true rule, reward models by their agreement with it."
 ]
 LIMITS = [
     "The noise is independent of the pair. That of people is largest where answers are alike.",
@@ -67,29 +66,54 @@ def run(lab: Lab) -> Findings:
         columns=("flipped", "trained by", "true reward", "true accuracy"),
         rows=[
             *((f"{share:.0%}", loss, own["true"], "") for (share, loss), own in policies.items()),
-            *((f"{share:.0%}", f"reward model, {how}", "", own["true"])
-              for (share, how), own in models.items()),
+            *(
+                (f"{share:.0%}", f"reward model, {how}", "", own["true"])
+                for (share, how), own in models.items()
+            ),
         ],
         panels=[
-            Panel("policies", "share of flipped labels", "true reward", {
-                loss: [(s, own["true"]) for (s, each), own in policies.items() if each == loss]
-                for loss in LOSSES
-            }),
-            Panel("reward models", "share of flipped labels", "agreement with the true rule", {
-                how: [(s, own["true"]) for (s, each), own in models.items() if each == how]
-                for how in SMOOTHED
-            }),
+            Panel(
+                "policies",
+                "share of flipped labels",
+                "true reward",
+                {
+                    loss: [(s, own["true"]) for (s, each), own in policies.items() if each == loss]
+                    for loss in LOSSES
+                },
+            ),
+            Panel(
+                "reward models",
+                "share of flipped labels",
+                "agreement with the true rule",
+                {
+                    how: [(s, own["true"]) for (s, each), own in models.items() if each == how]
+                    for how in SMOOTHED
+                },
+            ),
         ],
         claims=[
-            Claim(f"{most:.0%} of flipped labels lower the true reward of DPO",
-                  policies[0.0, "sigmoid"]["true"] - plain),
-            *(Claim(f"at {most:.0%} the true reward of {loss} is above that of DPO",
-                    policies[most, loss]["true"] - plain) for loss in LOSSES[1:]),
-            Claim("without flips the true reward of DPO is above that of IPO",
-                  policies[0.0, "sigmoid"]["true"] - policies[0.0, "ipo_sum"]["true"]),
-            Claim(f"{most:.0%} of flipped labels lower the true accuracy of a reward model",
-                  models[0.0, SMOOTHED[0]]["true"] - models[most, SMOOTHED[0]]["true"]),
-            Claim(f"at {most:.0%} smoothing raises the true accuracy of a reward model",
-                  models[most, SMOOTHED[1]]["true"] - models[most, SMOOTHED[0]]["true"]),
+            (
+                f"{most:.0%} of flipped labels lower the true reward of DPO",
+                policies[0.0, "sigmoid"]["true"] - plain,
+            ),
+            *(
+                (
+                    f"at {most:.0%} the true reward of {loss} is above that of DPO",
+                    policies[most, loss]["true"] - plain,
+                )
+                for loss in LOSSES[1:]
+            ),
+            (
+                "without flips the true reward of DPO is above that of IPO",
+                policies[0.0, "sigmoid"]["true"] - policies[0.0, "ipo_sum"]["true"],
+            ),
+            (
+                f"{most:.0%} of flipped labels lower the true accuracy of a reward model",
+                models[0.0, SMOOTHED[0]]["true"] - models[most, SMOOTHED[0]]["true"],
+            ),
+            (
+                f"at {most:.0%} smoothing raises the true accuracy of a reward model",
+                models[most, SMOOTHED[1]]["true"] - models[most, SMOOTHED[0]]["true"],
+            ),
         ],
-    )  # fmt: skip
+    )

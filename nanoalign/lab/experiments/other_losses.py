@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import read
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, points
 from nanoalign.lab.lab import Lab
 
 TITLE = "Losses side by side"
@@ -17,7 +16,7 @@ METHOD = [
     "Each loss trains on the same pairs with three learning rates. A tenth of the prompts is "
     "held out, and the rate with the lowest held-out loss is kept, for each seed. Its policy "
     "is graded on prompts that neither training nor choice have seen. All else is as the "
-    "scripts have it; IPO is ipo_sum, as in its paper.",
+    "scripts have it; IPO is ipo_sum, as in its paper."
 ]
 LIMITS = [
     "The held-out loss orders learning rates within a loss. It is no measure of reward, and "
@@ -57,23 +56,50 @@ def run(lab: Lab) -> Findings:
     found = lab.grid(policy, loss=LOSSES)
     dpo = found["dpo"]
     return Findings(
-        columns=("loss", "learning rates", "true reward", "wins by the true rule",
-                 "wins by the judge", "KL", "tokens"),
+        columns=(
+            "loss",
+            "learning rates",
+            "true reward",
+            "wins by the true rule",
+            "wins by the judge",
+            "KL",
+            "tokens",
+        ),
         rows=[
-            (loss, " ".join(f"{rate:g}" for rate in own["rate"][:, 0]), own["true"],
-             own["true_win"], own["win"], own["kl"], own["tokens"])
+            (
+                loss,
+                " ".join(f"{rate:g}" for rate in own["rate"][:, 0]),
+                own["true"],
+                own["true_win"],
+                own["win"],
+                own["kl"],
+                own["tokens"],
+            )
             for loss, own in found.items()
         ],
         panels=[
-            Panel("true reward", "", "true reward",
-                  {"policies": [(loss, own["true"]) for loss, own in found.items()]}),
-            Panel("reward against KL", "KL from the base, nats an answer", "true reward",
-                  {loss: [(own["kl"], own["true"])] for loss, own in found.items()}),
+            Panel("true reward", "", "true reward", {"policies": points(found, "true")}),
+            Panel(
+                "reward against KL",
+                "KL from the base, nats an answer",
+                "true reward",
+                {loss: [(own["kl"], own["true"])] for loss, own in found.items()},
+            ),
         ],
         claims=[
-            *(Claim(f"the true reward of {loss} is above that of DPO",
-                    found[loss]["true"] - dpo["true"]) for loss in LOSSES[1:]),
-            *(Claim(f"{loss}, without a reference, is further from the base than DPO",
-                    found[loss]["kl"] - dpo["kl"], "nats") for loss in ("simpo", "orpo")),
+            *(
+                (
+                    f"the true reward of {loss} is above that of DPO",
+                    found[loss]["true"] - dpo["true"],
+                )
+                for loss in LOSSES[1:]
+            ),
+            *(
+                (
+                    f"{loss}, without a reference, is further from the base than DPO",
+                    found[loss]["kl"] - dpo["kl"],
+                )
+                for loss in ("simpo", "orpo")
+            ),
         ],
-    )  # fmt: skip
+    )

@@ -1,6 +1,5 @@
 """Reward models of few and of many pairs, seen once and often."""
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
@@ -14,7 +13,7 @@ GUESS = (
 METHOD = [
     "Reward models of different numbers of pairs and epochs, in batches of 20. All rank the "
     "same held-out pairs, and the first of their training pairs. Labels are drawn with noise: "
-    "the ceiling is the accuracy that the rule behind them has on average.",
+    "the ceiling is the accuracy that the rule behind them has on average."
 ]
 LIMITS = [
     "The learning rate is one for all, and its schedule ends with the last epoch.",
@@ -57,37 +56,66 @@ def run(lab: Lab) -> Findings:
     once, again = found[few, 1], found[few, often]
     ceiling = world.label_ceiling(world.records("test")[: lab.prompts])
     return Findings(
-        columns=("pairs", "epochs", "accuracy, training", "accuracy, held out",
-                 "by the true rule", "loss, held out"),
+        columns=(
+            "pairs",
+            "epochs",
+            "accuracy, training",
+            "accuracy, held out",
+            "by the true rule",
+            "loss, held out",
+        ),
         rows=[
             (f"{pairs:,}", epochs, own["train"], own["test"], own["true"], own["loss"])
             for (pairs, epochs), own in found.items()
         ],
         panels=[
-            Panel(title, "epochs", name, {
-                f"{pairs:,} pairs": [(e, own[key]) for (p, e), own in found.items() if p == pairs]
-                for pairs in sizes
-            }, log=True)
+            Panel(
+                title,
+                "epochs",
+                name,
+                {
+                    f"{pairs:,} pairs": [
+                        (e, own[key]) for (p, e), own in found.items() if p == pairs
+                    ]
+                    for pairs in sizes
+                },
+                log=True,
+            )
             for title, name, key in (
-                ("training pairs", "accuracy", "train"), ("held-out pairs", "accuracy", "test"),
+                ("training pairs", "accuracy", "train"),
+                ("held-out pairs", "accuracy", "test"),
                 ("held-out pairs", "loss, nats", "loss"),
             )
         ],
         claims=[
-            Claim(f"with {few} pairs, {often} epochs rank the training pairs better than one",
-                  again["train"] - once["train"]),
-            Claim(f"with {few} pairs, {often} epochs lower the held-out accuracy",
-                  once["test"] - again["test"]),
-            Claim(f"with {few} pairs, {often} epochs raise the held-out loss",
-                  again["loss"] - once["loss"], "nats"),
-            Claim(f"with {many:,} pairs, {often} epochs lower the held-out accuracy",
-                  found[many, 1]["test"] - found[many, often]["test"]),
-            Claim(f"{many // few} times the pairs raise the held-out accuracy more than "
-                  f"{often} times the epochs", found[many, 1]["test"] - again["test"]),
+            (
+                f"with {few} pairs, {often} epochs rank the training pairs better than one",
+                again["train"] - once["train"],
+            ),
+            (
+                f"with {few} pairs, {often} epochs lower the held-out accuracy",
+                once["test"] - again["test"],
+            ),
+            (
+                f"with {few} pairs, {often} epochs raise the held-out loss",
+                again["loss"] - once["loss"],
+            ),
+            (
+                f"with {many:,} pairs, {often} epochs lower the held-out accuracy",
+                found[many, 1]["test"] - found[many, often]["test"],
+            ),
+            (
+                f"{many // few} times the pairs raise the held-out accuracy more than "
+                f"{often} times the epochs",
+                found[many, 1]["test"] - again["test"],
+            ),
         ],
         notes=[
             f"The ceiling of the held-out accuracy is {ceiling:.3f}.",
-            *(f"With {pairs:,} pairs the held-out accuracy is highest after {best(found, pairs)} "
-              "epochs." for pairs in sizes),
+            *(
+                f"With {pairs:,} pairs the held-out accuracy is highest after {best(found, pairs)} "
+                "epochs."
+                for pairs in sizes
+            ),
         ],
-    )  # fmt: skip
+    )

@@ -1,6 +1,5 @@
 """Pairs of other assistants, one round of the policy's own samples, and three rounds."""
 
-from nanoalign.lab.estimates import Claim
 from nanoalign.lab.figures import read, unit
 from nanoalign.lab.findings import Findings, Panel
 from nanoalign.lab.lab import Lab
@@ -58,30 +57,64 @@ def run(lab: Lab) -> Findings:
     base = offline["base_true"]
     scale = unit(lab.ranked(lab.judge, test=lab.test_pairs())["test"])
     return Findings(
-        columns=("trained on", "pairs", "reward by the judge", "true reward", "wins by the judge",
-                 "wins by the true rule", "KL", "tokens"),
+        columns=(
+            "trained on",
+            "pairs",
+            "reward by the judge",
+            "true reward",
+            "wins by the judge",
+            "wins by the true rule",
+            "KL",
+            "tokens",
+        ),
         rows=[
             ("the base", "", "", base, "", "", "", ""),
-            *((way, f"{own['pairs'].mean():,.0f}", own["judged"], own["true"], own["win"],
-               own["true_win"], own["kl"], own["tokens"]) for way, own in found.items()),
+            *(
+                (
+                    way,
+                    f"{own['pairs'].mean():,.0f}",
+                    own["judged"],
+                    own["true"],
+                    own["win"],
+                    own["true_win"],
+                    own["kl"],
+                    own["tokens"],
+                )
+                for way, own in found.items()
+            ),
         ],
         panels=[
-            Panel("gain over the base", "", "gain of reward", {
-                f"by the {name}": [(w, o[key] - o[f"base_{key}"]) for w, o in found.items()]
-                for name, key in (("judge", "judged"), ("true rule", "true"))
-            }),
-            Panel("reward against KL", "KL from the base, nats an answer", "true reward",
-                  {way: [(own["kl"], own["true"])] for way, own in found.items()}),
+            Panel(
+                "gain over the base",
+                "",
+                "gain of reward",
+                {
+                    f"by the {name}": [(w, o[key] - o[f"base_{key}"]) for w, o in found.items()]
+                    for name, key in (("judge", "judged"), ("true rule", "true"))
+                },
+            ),
+            Panel(
+                "reward against KL",
+                "KL from the base, nats an answer",
+                "true reward",
+                {way: [(own["kl"], own["true"])] for way, own in found.items()},
+            ),
         ],
         claims=[
-            Claim("by the judge one round of own samples is better than offline pairs",
-                  one["judged"] - offline["judged"]),
-            Claim("by the true rule one round is better than offline pairs",
-                  one["true"] - offline["true"]),
-            Claim("by the judge three rounds are better than one", three["judged"] - one["judged"]),
-            Claim("by the true rule three rounds are better than one", three["true"] - one["true"]),
-            Claim("over offline pairs, three rounds gain more by the judge, in units of the true "
-                  "reward, than by the true rule",
-                  (three["judged"] - offline["judged"]) / scale - three["true"] + offline["true"]),
+            (
+                "by the judge one round of own samples is better than offline pairs",
+                one["judged"] - offline["judged"],
+            ),
+            (
+                "by the true rule one round is better than offline pairs",
+                one["true"] - offline["true"],
+            ),
+            ("by the judge three rounds are better than one", three["judged"] - one["judged"]),
+            ("by the true rule three rounds are better than one", three["true"] - one["true"]),
+            (
+                "over offline pairs, three rounds gain more by the judge, in units of the true "
+                "reward, than by the true rule",
+                (three["judged"] - offline["judged"]) / scale - three["true"] + offline["true"],
+            ),
         ],
-    )  # fmt: skip
+    )

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.lab.estimates import Claim, Estimate, estimate
 from nanoalign.lab.figures import answers, grades
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Estimate, Findings, Panel, estimate, points
 from nanoalign.lab.lab import DPO_LR, Lab
 from nanoalign.lab.plant import relabelled
 
@@ -103,8 +102,12 @@ def weak_pairs(lab: Lab, seed: int, own: list[dict]) -> list[dict]:
 
 def pair_of(prompt: str, *responses: str) -> dict:
     """A record whose label `relabelled` draws."""
-    return {"prompt": prompt, "response_0": responses[0], "response_1": responses[1],
-            "better_response_id": 0}  # fmt: skip
+    return {
+        "prompt": prompt,
+        "response_0": responses[0],
+        "response_1": responses[1],
+        "better_response_id": 0,
+    }
 
 
 def wins(rewards: dict[tuple[str, str], float], folder: Path) -> np.ndarray:
@@ -121,29 +124,44 @@ def run(lab: Lab) -> Findings:
     win = {name: own["true_win"] for name, own in found.items()}
     control, together = win["control"], win["all together"]
     repairs = [f"all but {cause}" for cause in CAUSES] + list(REPAIRS)
-    judges = {"the true rule": "true_win", "the reward model": "win",
-              "the judge from elsewhere": "elsewhere_win"}  # fmt: skip
+    judges = {
+        "the true rule": "true_win",
+        "the reward model": "win",
+        "the judge from elsewhere": "elsewhere_win",
+    }
     return Findings(
         columns=("condition", *(f"wins by {judge}" for judge in judges), "true reward", "KL"),
-        rows=[(name, *(own[key] for key in judges.values()), own["true"], own["kl"])
-              for name, own in found.items()],
+        rows=[
+            (name, *(own[key] for key in judges.values()), own["true"], own["kl"])
+            for name, own in found.items()
+        ],
         panels=[
-            Panel("wins over the base; below 0.5 the policy lost", "", "share of wins",
-                  {f"by {judge}": [(name, own[key]) for name, own in found.items()]
-                   for judge, key in judges.items()}),
+            Panel(
+                "wins over the base; below 0.5 the policy lost",
+                "",
+                "share of wins",
+                {f"by {judge}": points(found, key) for judge, key in judges.items()},
+            )
         ],
         claims=[
-            Claim("in the control the policy wins over its base", control - 0.5),
-            *(Claim(f"{cause} alone: the policy loses to its base", 0.5 - win[f"{cause} alone"])
-              for cause in CAUSES),
-            Claim("all together: the policy loses to its base", 0.5 - together),
-            *(Claim(f"{name}: the policy wins more often than with all together",
-                    win[name] - together) for name in repairs),
-            Claim("with all together, the judge from elsewhere gives the policy fewer wins than "
-                  "the true rule does", together - found["all together"]["elsewhere_win"]),
+            ("in the control the policy wins over its base", control - 0.5),
+            *(
+                (f"{cause} alone: the policy loses to its base", 0.5 - win[f"{cause} alone"])
+                for cause in CAUSES
+            ),
+            ("all together: the policy loses to its base", 0.5 - together),
+            *(
+                (f"{name}: the policy wins more often than with all together", win[name] - together)
+                for name in repairs
+            ),
+            (
+                "with all together, the judge from elsewhere gives the policy fewer wins than "
+                "the true rule does",
+                together - found["all together"]["elsewhere_win"],
+            ),
         ],
         notes=answer(found, judges, repairs),
-    )  # fmt: skip
+    )
 
 
 def answer(found: dict, judges: dict[str, str], repairs: list[str]) -> list[str]:

@@ -1,11 +1,11 @@
-"""python -m pytest tests/lab/test_estimates.py"""
+"""python -m pytest tests/lab/test_findings.py"""
 
 import math
 
 import numpy as np
 import pytest
 
-from nanoalign.lab.estimates import Claim, estimate, student
+from nanoalign.lab.findings import estimate, sentence, student, verdict
 
 
 @pytest.mark.parametrize(
@@ -49,22 +49,21 @@ def test_the_interval_holds_the_mean_as_often_as_it_says():
 def test_one_number_has_no_interval():
     found = estimate(np.array([[0.3]]))
     assert found.mean == 0.3 and math.isnan(found.low) and str(found) == "0.300"
-    claim = Claim("more is more", np.array([[0.3]]))
-    assert claim.verdict == "not shown"
-    assert claim.sentence() == (
+    assert verdict(np.array([[0.3]])) == "not shown"
+    assert sentence("more is more", np.array([[0.3]])) == (
         "Not shown, by one number without an interval (0.300): more is more."
     )
 
 
 @pytest.mark.parametrize(
-    ("centre", "verdict"), [(1, "shown"), (0, "not shown"), (-1, "other than expected")]
+    ("centre", "expected"), [(1, "shown"), (0, "not shown"), (-1, "other than expected")]
 )
-def test_the_verdict_is_computed_from_the_interval(centre, verdict):
-    values = centre + np.array([[-0.1, 0.1, 0.0], [0.1, -0.1, 0.0]])
-    claim = Claim("more is more", values, "nats")
-    assert claim.verdict == verdict
-    assert claim.sentence().startswith(verdict.capitalize() + " (")
-    assert claim.sentence().endswith(" nats): more is more.")
+def test_the_verdict_is_computed_from_the_interval(centre, expected):
+    difference = centre + np.array([[-0.1, 0.1, 0.0], [0.1, -0.1, 0.0]])
+    assert verdict(difference) == expected
+    text = sentence("more is more", difference)
+    assert text.startswith(f"{expected.capitalize()} ({centre:.3f} [")
+    assert text.endswith("]): more is more.")
 
 
 def test_equal_numbers_have_an_empty_interval():
