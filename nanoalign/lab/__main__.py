@@ -36,8 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--record", type=number(int, 1), default=1, help="which record of the embedded data")
     add("--beta", type=positive, default=0.1, help="of DPO")
     add("--lr", type=positive, default=5e-4, help="of the one step of AdamW")
-    add("--stop", type=number(int, 1, PLACES + 1), metavar="N",
-        help=f"open the debugger before place N, of 1 to {PLACES}")  # fmt: skip
+    add(
+        "--stop",
+        type=number(int, 1, PLACES + 1),
+        metavar="N",
+        help=f"open the debugger before place N, of 1 to {PLACES}",
+    )
 
     doc = "Inputs, losses and gradients of every loss as JSON, for the tests of other frameworks."
     add = commands.add_parser("golden", doc=doc, help=doc).add_argument
@@ -59,9 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         doc = EXPERIMENTS[name].QUESTION
         add = commands.add_parser(name, doc=doc, help=doc).add_argument
         add("--quick", action="store_true", help="one seed and less data")
-        add("--out", default="runs/lab", metavar="FOLDER",
+        add(
+            "--out",
+            default="runs/lab",
+            metavar="FOLDER",
             help=f"the page is {name}/index.html in it, or {name}-quick/, and is replaced; what "
-            "commands make stays in made")  # fmt: skip
+            "commands make stays in made",
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

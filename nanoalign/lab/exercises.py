@@ -251,20 +251,46 @@ def of_a_batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 ZERO, FAR, ONES = torch.zeros(3), torch.tensor([1e4, -1e4, 0.0]), torch.ones(3, dtype=torch.long)
 EXERCISES = {
-    1: Exercise("hinge", family.hinge, lambda g: (normal(g, 4), normal(g, 4), beta(g)),
-                ((ZERO, ZERO, 0.1), (FAR, -FAR, 0.1)), trained=True),
+    1: Exercise(
+        "hinge",
+        family.hinge,
+        lambda g: (normal(g, 4), normal(g, 4), beta(g)),
+        ((ZERO, ZERO, 0.1), (FAR, -FAR, 0.1)),
+        trained=True,
+    ),
     2: Exercise("labels", labels_of, prompt_and_response),
     3: Exercise("sequence_logps", sequence_logps, logits_and_labels),
-    4: Exercise("accuracy", accuracy, lambda g: (steps_apart(g), steps_apart(g)),
-                ((ZERO, ZERO), (FAR, -FAR))),
-    5: Exercise("reward_loss", losses.pairwise_reward_loss,
-                lambda g: (normal(g, 4), normal(g, 4)), ((FAR, -FAR), (ZERO, ZERO)), trained=True),
-    6: Exercise("gradient", gradient_of_dpo, four_logps,
-                ((-5.0, -5.0, -5.0, -5.0, 0.1), (-100.0, -1e5, -100.0, -1e3, 0.1))),
-    7: Exercise("simpo", family.simpo, of_means,
-                ((-FAR.abs(), ZERO - 1, ONES, ONES, 2.0, 0.5),), trained=True),
+    4: Exercise(
+        "accuracy",
+        accuracy,
+        lambda g: (steps_apart(g), steps_apart(g)),
+        ((ZERO, ZERO), (FAR, -FAR)),
+    ),
+    5: Exercise(
+        "reward_loss",
+        losses.pairwise_reward_loss,
+        lambda g: (normal(g, 4), normal(g, 4)),
+        ((FAR, -FAR), (ZERO, ZERO)),
+        trained=True,
+    ),
+    6: Exercise(
+        "gradient",
+        gradient_of_dpo,
+        four_logps,
+        ((-5.0, -5.0, -5.0, -5.0, 0.1), (-100.0, -1e5, -100.0, -1e3, 0.1)),
+    ),
+    7: Exercise(
+        "simpo",
+        family.simpo,
+        of_means,
+        ((-FAR.abs(), ZERO - 1, ONES, ONES, 2.0, 0.5),),
+        trained=True,
+    ),
     8: Exercise("kl", kl_of_kto, of_a_batch, ((ZERO - 1, ZERO),)),
-    9: Exercise("positions", positions_of,
-                lambda g: (number(g, 1, 6), [number(g, 1, 5) for _ in range(number(g, 1, 4))])),
+    9: Exercise(
+        "positions",
+        positions_of,
+        lambda g: (number(g, 1, 6), [number(g, 1, 5) for _ in range(number(g, 1, 4))]),
+    ),
     10: Exercise("kl_of_best", kl_of_best, lambda g: (number(g, 1, 1000),), ((1,),)),
-}  # fmt: skip
+}

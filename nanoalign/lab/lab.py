@@ -1,4 +1,4 @@
-"""The functions that experiments consist of: trainings, evaluations and their grid.
+"""The functions of which experiments are made: data, trainings, evaluations, and their grid.
 
 Shapes: S seeds, P prompts.
 """
@@ -6,35 +6,39 @@ Shapes: S seeds, P prompts.
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 import numpy as np
 
 from nanoalign.lab.figures import grades, hits, read
-from nanoalign.lab.runs import Runs, Stopped
+from nanoalign.lab.runs import Runs, Stopped, flag_words
 from nanoalign.tiny import world
 
-DPO_LR = "5e-4"  # of --model tiny, which a folder does not get by itself
+DPO_LR = "5e-4"  # the default of --model tiny; a folder has another default
+T = TypeVar("T")
 
 
 class Lab:
-    """What an experiment needs: its size, and functions that run the scripts."""
+    """The size of an experiment, and functions that run the scripts for it."""
 
     def __init__(self, runs: Runs, quick: bool):
         self.runs, self.quick = runs, quick
         self.seeds = (0,) if quick else (0, 1, 2)
-        self.prompts = 150 if quick else 600  # held-out ones on which all is measured
+        self.prompts = 150 if quick else 600  # held-out prompts, on which all is measured
 
-    def pick(self, quick, full):
+    def pick(self, quick: T, full: T) -> T:
+        """A setting of a quick or of a full experiment."""
         return quick if self.quick else full
 
     def grid(self, function: Callable, **axes: Iterable) -> dict:
-        """The figures of function(lab, seed, **values) for each combination of the axes' values.
+        """Calls function(lab, seed, **values) for each seed and combination of the axes' values.
 
-        function returns figures by name, (P,) or a number. Returns by combination (a tuple, or of
-        one axis its value) the figures by name, (S, P) or (S, 1). All are computed at once.
+        function returns figures by name, (P,) or numbers. The grid has the figures by name, (S, P)
+        or (S, 1), of each combination: its key is the tuple of values, or with one axis the value.
+        The calls run in threads, and their commands as many at a time as there are cores.
         """
         combinations = list(product(*axes.values()))
         jobs = list(product(combinations, self.seeds))
@@ -49,15 +53,16 @@ class Lab:
         with ThreadPoolExecutor(max(1, len(jobs))) as threads:
             futures = [threads.submit(job, *each) for each in jobs]
         errors = [error for future in futures if (error := future.exception())]
-        if errors:  # the one that the others were stopped for
+        if errors:  # raises the error because of which the others were stopped
             raise next((e for e in errors if not isinstance(e, Stopped)), errors[0])
-        found = [future.result() for future in futures]
+        results = iter(future.result() for future in futures)
         grid = {}
-        for n, values in enumerate(combinations):
-            own = found[n * len(self.seeds) : (n + 1) * len(self.seeds)]
-            stacked = {name: np.stack([np.atleast_1d(each[name]) for each in own])
-                       for name in own[0]}  # fmt: skip
-            grid[values if len(values) != 1 else values[0]] = stacked
+        for values in combinations:
+            by_seed = list(islice(results, len(self.seeds)))
+            grid[values if len(values) != 1 else values[0]] = {
+                name: np.stack([np.atleast_1d(figures[name]) for figures in by_seed])
+                for name in by_seed[0]
+            }
         return grid
 
     # --- data -------------------------------------------------------------------------------------
@@ -85,35 +90,32 @@ class Lab:
     def train_dpo(
         self, data: Path | str, seed: int, *flags, model: Path | str = "tiny", share: bool = False
     ) -> Path:
-        """The policy of train_dpo.py. No evaluation but those before and after.
+        """Runs train_dpo.py, with evaluations before the first and after the last step alone.
 
-        share: a tenth of the data is held out for these, not the test pairs.
+        share: a tenth of the data is held out for the evaluations; otherwise it is the test pairs.
+        Returns the folder of the policy.
         """
         lr = () if "--lr" in flags else ("--lr", DPO_LR)
         held_out = () if share else ("--eval_data", self.test_pairs())
-        return self.runs.run(
-            "train_dpo.py", "--model", model, "--data", data, *held_out, "--eval_every", 10000,
-            "--seed", seed, *lr, *flags,
-        )  # fmt: skip
+        words = flag_words(model=model, data=data, eval_every=10000, seed=seed)
+        return self.runs.run("train_dpo.py", *words, *held_out, *lr, *flags)
 
     def train_rm(self, data: Path | str, seed: int, *flags) -> Path:
-        """The reward model of train_rm.py, likewise; of one epoch without --epochs."""
+        """Likewise for train_rm.py, of which --epochs is 1 here: the folder of the reward model."""
         epochs = () if "--epochs" in flags else ("--epochs", 1)
-        return self.runs.run(
-            "train_rm.py", "--data", data, "--eval_data", self.test_pairs(),
-            "--eval_every", 10000, "--seed", seed, *epochs, *flags,
-        )  # fmt: skip
+        words = flag_words(data=data, eval_data=self.test_pairs(), eval_every=10000, seed=seed)
+        return self.runs.run("train_rm.py", *words, *epochs, *flags)
 
     @cached_property
     def judge(self) -> Path:
-        """The reward model that judges where none is asked for: of tiny-a, two epochs."""
+        """The reward model that judges by default: trained on pairs of tiny-a for two epochs."""
         data = "tiny:tiny-a*0.3" if self.quick else "tiny:tiny-a"
         return self.train_rm(data, 0, "--epochs", 2)
 
     def own_pairs(
         self, policy: Path | str, prompts: Path | str, judge: Path, seed: int, samples: int = 4
     ) -> Path:
-        """The best and the worst of a policy's answers to each prompt by a judge, as pairs."""
+        """Pairs of the best and the worst of a policy's answers to each prompt, by a judge."""
         flags = ("--pairs_out", "{out}.jsonl")
         out = self.sample(policy, seed, judge, policy, samples, prompts, flags)
         return out.with_suffix(".jsonl")
@@ -121,32 +123,42 @@ class Lab:
     # --- figures ----------------------------------------------------------------------------------
 
     def sample(
-        self, policy: Path | str, seed: int, judge: Path | None = None,
-        baseline: Path | str = "tiny", samples: int = 1, prompts: Path | None = None,
+        self,
+        policy: Path | str,
+        seed: int,
+        judge: Path | None = None,
+        baseline: Path | str = "tiny",
+        samples: int = 1,
+        prompts: Path | None = None,
         flags: tuple[str, ...] = (),
-    ) -> Path:  # fmt: skip
-        """The folder of evaluate.py policy."""
-        return self.runs.run(
-            "evaluate.py", "policy", "--policy", policy, "--baseline", baseline, "--reward",
-            judge or self.judge, "--data", prompts or self.test_prompts, "--samples", samples,
-            "--seed", seed, "--batch_size", 256, "--max_new_tokens", 64, *flags,
-        )  # fmt: skip
+    ) -> Path:
+        """Runs evaluate.py policy; returns its folder. The default judge is `judge`."""
+        words = flag_words(
+            policy=policy,
+            baseline=baseline,
+            reward=judge or self.judge,
+            data=prompts or self.test_prompts,
+            samples=samples,
+            seed=seed,
+            batch_size=256,
+            max_new_tokens=64,
+        )
+        return self.runs.run("evaluate.py", "policy", *words, *flags)
 
     def graded(self, *args, **options) -> dict[str, np.ndarray | float]:
-        """Of `sample`, by prompt: true reward, judge's reward, wins by both; KL of an answer."""
+        """The figures of `sample`, by prompt: see figures.grades."""
         return grades(self.sample(*args, **options))
 
     def ranked(self, model: Path, *flags, **subsets: Path) -> dict[str, dict[str, np.ndarray]]:
-        """Of evaluate.py rm, by subset: agreement with labels and with the true rule, by pair."""
+        """Runs evaluate.py rm; returns figures by subset and pair: see figures.hits."""
         data = [f"{name}={path}" for name, path in subsets.items()]
         folder = self.runs.run("evaluate.py", "rm", "--model", model, "--data", *data, *flags)
         return {name: hits(folder, name) for name in subsets}
 
     def scored(self, model: Path, answers: Path) -> dict[tuple[str, str], float]:
-        """The reward of each (prompt, response) of records, by evaluate.py score."""
-        out = self.runs.run(
-            "evaluate.py", "score", "--model", model, "--data", answers, suffix=".jsonl"
-        )
+        """Runs evaluate.py score; returns the reward of each (prompt, response)."""
+        words = flag_words(model=model, data=answers)
+        out = self.runs.run("evaluate.py", "score", *words, suffix=".jsonl")
         return {(line["prompt"], line["completion"]): line["reward"] for line in read(out)}
 
 

@@ -1,7 +1,7 @@
 """From the pretrained base to a policy, stage by stage: demonstrations, pairs, own answers.
 
-Each stage is a command of the scripts, which is printed; behind it stands the mean grade of sampled
-answers to held-out prompts by the rule behind the embedded labels (nanoalign/tiny/world.py).
+The commands of each stage are printed, and after them the mean true reward of sampled answers to
+held-out prompts (nanoalign/tiny/world.py).
 """
 
 import contextlib
@@ -23,39 +23,45 @@ from nanoalign.weights.folders import load_tokenizer
 from nanoalign.weights.slices import read_slices
 
 ROOT = Path(__file__).parents[2]
+TRAIN = f"train_dpo.py --lr {DPO_LR} --eval_data tiny:test"
+STAGES = {
+    "the pretrained base": [],
+    "demonstrations: the chosen answers, by SFT": [f"{TRAIN} --loss sft --out {{out}}/sft"],
+    "pairs: DPO, with the policy of the stage before as the reference": [
+        f"{TRAIN} --model {{out}}/sft --out {{out}}/dpo"
+    ],
+    "own answers: the best and the worst of four by a reward model, DPO": [
+        "train_rm.py --out {out}/rm",
+        "evaluate.py policy --policy {out}/dpo --baseline {out}/sft --reward {out}/rm "
+        "--data {prompts} --samples 4 --pairs_out {out}/own.jsonl --out {out}/own_pairs",
+        f"{TRAIN} --model {{out}}/dpo --data {{out}}/own.jsonl --out {{out}}/own",
+    ],
+}
 
 
 def stages(out: Path, steps: int | None) -> list[tuple[str, list[list[str]], Path]]:
     """(name, commands, folder of the policy after it) of each stage. steps: of each training."""
-    sft, dpo, own, rm = (str(out / name) for name in ("sft", "dpo", "own", "rm"))
-    pairs = str(out / "own.jsonl")
-    some = ["--steps", str(steps)] if steps else []
-    train = ["train_dpo.py", "--lr", DPO_LR, "--eval_data", "tiny:test", *some]
-    prompts = ["--data", "tiny*0.1" if steps else "tiny"]  # of the training data
-    return [
-        ("the pretrained base", [], TINY),
-        ("demonstrations: the chosen answers, by SFT",
-         [[*train, "--loss", "sft", "--out", sft]], Path(sft)),
-        ("pairs: DPO, with the policy of before as the reference",
-         [[*train, "--model", sft, "--out", dpo]], Path(dpo)),
-        ("own answers: the best and the worst of four by a reward model, DPO",
-         [["train_rm.py", "--out", rm, *some],
-          ["evaluate.py", "policy", "--policy", dpo, "--baseline", sft, "--reward", rm, *prompts,
-           "--samples", "4", "--pairs_out", pairs, "--out", str(out / "own_pairs")],
-          [*train, "--model", dpo, "--data", pairs, "--out", own]], Path(own)),
-    ]  # fmt: skip
+    prompts = "tiny" if steps is None else "tiny*0.1"  # of the training data
+    found = []
+    for name, commands in STAGES.items():
+        split = [[w.format(out=out, prompts=prompts) for w in text.split()] for text in commands]
+        folder = Path(split[-1][-1]) if split else TINY
+        if steps is not None:
+            split = [words + ["--steps", str(steps)] * ("train" in words[0]) for words in split]
+        found.append((name, split, folder))
+    return found
 
 
 def pipeline(out: Path, steps: int | None, prompts: int, seed: int) -> None:
-    """Runs all stages, and prints and writes what each has gained: stages.json.
+    """Runs all stages, prints the gain of each, and writes stages.json.
 
-    steps: of each training; None: those of the scripts. Raises RunError if `out` exists, or if a
-    command fails.
+    steps: of each training; None: as many as the scripts take. Raises RunError if `out` exists, or
+    if a command fails.
     """
     if out.exists():
         raise RunError(f"--out {out} exists; give another, or remove it")
     out.mkdir(parents=True)
-    found, before = [], None
+    results, before = [], None
     for name, commands, folder in stages(out, steps):
         print(f"\n{name}", flush=True)
         for words in commands:
@@ -63,14 +69,14 @@ def pipeline(out: Path, steps: int | None, prompts: int, seed: int) -> None:
         grades = graded(folder, prompts, seed)
         gain = "" if before is None else f"  gained {mean_and_interval(grades - before)}"
         print(f"  true reward {mean_and_interval(grades)}{gain}", flush=True)
-        found.append({"stage": name, "policy": str(folder), "true_reward": grades.mean().item()})
+        results.append({"stage": name, "policy": str(folder), "true_reward": grades.mean().item()})
         before = grades
-    (out / "stages.json").write_text(json.dumps(found, indent=2) + "\n")
+    (out / "stages.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nsaved       {out}: the policies, stages.json, log.txt")
 
 
 def run(words: list[str], log: Path) -> None:
-    """Runs a script in a process of its own; its output goes to the log."""
+    """Runs a script in a process of its own; its output is appended to the log."""
     print(f"  {shlex.join(['python', *words])}", flush=True)
     with log.open("a") as file:
         command = [sys.executable, str(ROOT / words[0]), *words[1:]]

@@ -25,9 +25,13 @@ from nanoalign.errors import RunError
 
 ROOT = Path(__file__).parents[2]
 PRELOADED = [  # with what tests/ranks.py preloads: a process has one list
-    "train_dpo", "train_rm", "evaluate", "nanoalign.runs.result",
-    "nanoalign.runs.checkpoints", "transformers.models.llama.modeling_llama",
-]  # fmt: skip
+    "train_dpo",
+    "train_rm",
+    "evaluate",
+    "nanoalign.runs.result",
+    "nanoalign.runs.checkpoints",
+    "transformers.models.llama.modeling_llama",
+]
 
 
 class Stopped(RunError):
@@ -118,11 +122,18 @@ def outside_lab() -> str:
     return hashed.hexdigest()
 
 
+def flag_words(**values: object) -> list[object]:
+    """The words --name value of each flag."""
+    return [word for name, value in values.items() for word in (f"--{name}", value)]
+
+
 def done(stem: Path) -> Path:
+    """The file that says that a command has ended well."""
     return Path(f"{stem}.done")
 
 
 def log_of(stem: Path) -> Path:
+    """The file with the output of a command."""
     return Path(f"{stem}.log")
 
 

@@ -42,9 +42,11 @@ class Target:
         texts = [self.tokenizer.decode([token]) for token in vocabulary]
         special = set(self.tokenizer.all_special_ids)
         self.allowed = torch.tensor(
-            [token not in special and texts[token].isascii() and texts[token].isprintable()
-             for token in vocabulary]
-        )  # fmt: skip
+            [
+                token not in special and texts[token].isascii() and texts[token].isprintable()
+                for token in vocabulary
+            ]
+        )
 
     def encode(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
         """Tokens of the prompt and of the response with its EOS, as in training."""
@@ -131,9 +133,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--data", type=Path, required=True, help="a .jsonl file of prompt and response")
     add("--edits", type=count, default=8, help="changes of a token of a response, at most")
     add("--tried", type=count, default=48, help="changes whose reward is computed, for each made")
-    add("--suffix", type=count, metavar="TOKENS",
+    add(
+        "--suffix",
+        type=count,
+        metavar="TOKENS",
         help="seek a suffix on the first responses, and append it to the others; default: edits of "
-        "each response")  # fmt: skip
+        "each response",
+    )
     add("--suffix_texts", type=count, default=24, help="how many responses it is sought on")
     add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
     return parser.parse_args(argv)

@@ -73,13 +73,23 @@ def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
     for name, response in zip(RESPONSES, record.responses, strict=True):
         print(f"{name:<9} {response!r}")
     tokenizer = AutoTokenizer.from_pretrained(TINY)
-    text = places.call("A template writes the prompt as the model was trained to read it", render,
-                       record, tokenizer, template="pku")  # fmt: skip
+    text = places.call(
+        "A template writes the prompt as the model was trained to read it",
+        render,
+        record,
+        tokenizer,
+        template="pku",
+    )
     print(f"prompt    {text.prompt!r}")
 
     # tokens
-    (row,) = places.call("Text becomes token ids; each response ends with EOS", encode_all,
-                         [record], tokenizer, template=lambda record, tokenizer: text)  # fmt: skip
+    (row,) = places.call(
+        "Text becomes token ids; each response ends with EOS",
+        encode_all,
+        [record],
+        tokenizer,
+        template=lambda record, tokenizer: text,
+    )
     show_row(row, tokenizer)
     batch = places.call("A line per response, behind its prompt: tensors", collate, [row])
     show_batch(batch)
@@ -95,15 +105,20 @@ def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
         reference_tokens = reference.tokens(batch)
         textbook = policy.textbook(batch)
     show_tokens(batch, tokenizer, {"reference": reference_tokens, "policy": tokens})
-    logps = places.call("Their sums: log pi(y | x), in nats", sums_of_responses, tokens,
-                        batch.lengths)  # fmt: skip
+    logps = places.call(
+        "Their sums: log pi(y | x), in nats", sums_of_responses, tokens, batch.lengths
+    )
     print(f"policy    {shape(logps)} {numbers(logps)}")
     print(f"by all logits of the model's own forward (Policy.textbook): {numbers(textbook)}")
     reference_logps = sums_of_responses(reference_tokens, batch.lengths)
 
     # loss and gradient
-    four = [logps[batch.chosen], logps[batch.rejected],
-            reference_logps[batch.chosen], reference_logps[batch.rejected]]  # fmt: skip
+    four = [
+        logps[batch.chosen],
+        logps[batch.rejected],
+        reference_logps[batch.chosen],
+        reference_logps[batch.rejected],
+    ]
     losses = show_loss(places, four, beta)
     show_gradient(losses, four, beta)
 
@@ -111,8 +126,12 @@ def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
     optimizer = torch.optim.AdamW(policy.parameter_groups(0.0), lr=lr)
     places.call("Back to all parameters", losses.mean().backward)
     print(f"gradient of {policy.count_parameters(trainable=True):,} parameters")
-    norm = places.call("Their gradient is clipped to a norm of 1",
-                       torch.nn.utils.clip_grad_norm_, list(policy.parameters()), 1.0)  # fmt: skip
+    norm = places.call(
+        "Their gradient is clipped to a norm of 1",
+        torch.nn.utils.clip_grad_norm_,
+        list(policy.parameters()),
+        1.0,
+    )
     print(f"norm      {norm.item():.4f} before")
     before = torch.cat([p.detach().flatten() for p in policy.parameters()])
     places.call(f"One step of AdamW, with a learning rate of {lr:g}", optimizer.step)
