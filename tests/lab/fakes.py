@@ -5,6 +5,7 @@ the rule does, and a policy answers as tiny-b.
 """
 
 import json
+from argparse import Namespace
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,15 @@ from nanoalign.lab import runs, search
 from nanoalign.lab.figures import read
 from nanoalign.tiny import world
 
-SCRIPTS = {"train_dpo.py": train_dpo, "train_rm.py": train_rm, "evaluate.py": evaluate}
+TRAINING = {"train_dpo.py": train_dpo, "train_rm.py": train_rm}
+
+
+def parsed(words: list[str]) -> Namespace:
+    """The arguments of a command of a script. Raises RunError if the script refuses them."""
+    if words[0] in TRAINING:
+        return TRAINING[words[0]].parse_args(words[1:])
+    (args,) = evaluate.parse_args(words[1:])
+    return args
 
 
 class FakeRuns(runs.Runs):
@@ -30,7 +39,7 @@ class FakeRuns(runs.Runs):
             assert texts[1] == "nanoalign.lab.search"
             self.search(search.parse_args(texts[2:]))
         else:
-            args = SCRIPTS[texts[0]].parse_args(texts[1:])
+            args = parsed(texts)
             self.parsed.append(args)
             for flag in ("model", "reference", "policy", "baseline", "reward"):
                 name = getattr(args, flag, None)

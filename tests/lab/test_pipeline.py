@@ -4,28 +4,24 @@ import json
 
 import numpy as np
 import pytest
+from fakes import parsed
 
-import evaluate
-import train_dpo
-import train_rm
 from nanoalign.errors import RunError
 from nanoalign.lab import pipeline
 from nanoalign.model import TINY
-
-SCRIPTS = {"train_dpo.py": train_dpo, "train_rm.py": train_rm, "evaluate.py": evaluate}
 
 
 @pytest.mark.parametrize("steps", [None, 8])
 def test_the_commands_are_those_of_the_scripts_and_each_stage_begins_with_the_last(tmp_path, steps):
     before = None
     for _, commands, folder in pipeline.stages(tmp_path, steps):
-        parsed = [SCRIPTS[name].parse_args(words) for name, *words in commands]
-        training = [args for args in parsed if hasattr(args, "loss")]
+        stage = list(map(parsed, commands))
+        training = [args for args in stage if hasattr(args, "loss")]
         for args in training:
             assert args.out == str(folder) and args.steps == steps and args.lr == 5e-4
             assert args.model == ("tiny" if before == TINY else str(before))
         before = folder
-    (_, sampling, own) = parsed
+    (_, sampling, own) = stage
     assert sampling.pairs_out == own.data[0] and sampling.samples == 4
     assert sampling.data == (["tiny"] if steps is None else ["tiny*0.1"])  # not what is graded
 
