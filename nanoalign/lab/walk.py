@@ -1,7 +1,7 @@
-"""One pair from text to gradient: each place calls a function, and prints what it made.
+"""One pair from text to gradient: each place calls a function and prints its result.
 
-The policy starts as the reference, so log-ratios are 0 and the loss is ln 2; one step of AdamW
-later they are not, and the same places are passed once more.
+The policy starts as the reference, so log-ratios are 0 and the loss is ln 2. After one step of
+AdamW they are not, and the log-probabilities, the loss and its gradient are printed once more.
 """
 
 import bdb
@@ -27,7 +27,6 @@ from nanoalign.errors import RunError
 from nanoalign.logps import sums_of_responses
 from nanoalign.losses import dpo_loss
 from nanoalign.model import TINY, Policy
-from nanoalign.records import Record
 from nanoalign.tiny.world import SIZES
 
 ROOT = Path(__file__).parents[2]
@@ -36,13 +35,16 @@ T = TypeVar("T")
 
 
 class Places:
-    """Numbers the places of a walk, and names the file and line of the function of each."""
+    """Numbers the places of a walk, and prints the file and line of the function of each."""
 
     def __init__(self, stop: int | None):
         self.number, self.stop = 0, stop
 
     def call(self, title: str, function: Callable[..., T], *args: object, **options: object) -> T:
-        """function(*args, **options), which begins a place; in the debugger, `step` enters it."""
+        """Begins a place: prints its title and calls function(*args, **options).
+
+        Before place `stop` it opens the debugger, in which `step` enters the function.
+        """
         self.number += 1
         inner = inspect.unwrap(function)  # without decorators
         path, (_, line) = Path(inspect.getsourcefile(inner)), inspect.getsourcelines(inner)
@@ -55,8 +57,9 @@ class Places:
 
 
 def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
-    """Prints the way of one pair. number: of the record in the embedded data, from 1.
+    """Prints one pair on its way from text to gradient.
 
+    number: of the record in the embedded data, from 1. beta: of DPO. lr: of the step of AdamW.
     stop: the place before which the debugger opens. Raises RunError if there is no such record.
     """
     places = Places(stop)
@@ -68,7 +71,10 @@ def walk(number: int, beta: float, lr: float, stop: int | None) -> None:
 
 def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
     # text
-    record = places.call("A line of a file becomes a record", read_record, number)
+    where, line = line_of(number)
+    _, record = places.call(
+        "A line of a file becomes a record", records.parse, line, where, formats()
+    )
     print(f"prompt    {record.prompt!r}")
     for name, response in zip(RESPONSES, record.responses, strict=True):
         print(f"{name:<9} {response!r}")
@@ -145,12 +151,11 @@ def pass_places(places: Places, number: int, beta: float, lr: float) -> None:
     show_gradient(losses, four, beta)
 
 
-def read_record(number: int) -> Record:
-    """Record `number` of the embedded training data, from 1."""
-    found = records.read(["tiny"], formats=formats(), open_source=open_source)
-    if (record := next(islice(found, number - 1, None), None)) is None:
-        raise RunError(f"--record {number}: the embedded data have {SIZES['train']:,} records")
-    return record
+def line_of(number: int) -> tuple[str, str]:
+    """(path and line, JSON text) of record `number` of the embedded training data, from 1."""
+    for where, *_, line in islice(open_source("tiny"), number - 1, number):
+        return where, line
+    raise RunError(f"--record {number}: the embedded data have {SIZES['train']:,} records")
 
 
 # --- what is printed ------------------------------------------------------------------------------
