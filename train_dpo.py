@@ -48,14 +48,13 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add = parser.add_argument_group("policy and loss").add_argument
     add("--model", default="tiny", help="the policy: a Hugging Face folder, OWNER/NAME, or 'tiny'")
     add("--reference", help="the frozen reference: as --model, which is the default")
-    add("--beta", type=positive,
-        help="how much a log-ratio to the reference counts as reward; default: 0.1")  # fmt: skip
-    add("--label_smoothing", type=number(float, 0, 0.5),
-        help="the share of labels that is assumed to be wrong (conservative DPO); "
-        "default: 0")  # fmt: skip
+    text = "how much a log-ratio to the reference counts as reward; default: 0.1"
+    add("--beta", type=positive, help=text)
+    text = "the share of labels that is assumed to be wrong (conservative DPO); default: 0"
+    add("--label_smoothing", type=number(float, 0, 0.5), help=text)
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    for part in (rows, packed, guards, trackers, groups, lora, objectives, store, precomputed):
-        part.add_arguments(parser)
+    parts = rows, packed, guards, trackers, groups, lora, objectives, store, precomputed
+    parser.extend(*(part.add_arguments for part in parts))
     return parser.parse_args(argv)
 
 

@@ -45,23 +45,22 @@ from nanoalign.weights.write import write_model
 def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument_group("reward model and loss").add_argument
-    add("--model", default="tiny",
-        help="a language model that gets a head, or a reward model: a folder, OWNER/NAME, "
-        "or 'tiny'")  # fmt: skip
-    add("--margin", type=number(float, 0), default=0.0,
-        help="the required lead, in rewards: this times the margin of the pair in the data, "
-        "or 1")  # fmt: skip
-    add("--label_smoothing", type=number(float, 0, 0.5), default=0.0,
-        help="the share of labels that is assumed to be wrong")  # fmt: skip
-    add("--center_rewards_coefficient", type=number(float, 0), default=0.0,
-        help="weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; 0.01 is "
-        "usual")  # fmt: skip
+    text = "a language model that gets a head, or a reward model: a folder, OWNER/NAME, or 'tiny'"
+    add("--model", default="tiny", help=text)
+    text = (
+        "the lead that is required, in rewards: this times the margin of the pair in the data, or 1"
+    )
+    add("--margin", type=number(float, 0), default=0.0, help=text)
+    text = "the share of labels that is assumed to be wrong"
+    add("--label_smoothing", type=number(float, 0, 0.5), default=0.0, help=text)
+    text = "weight of (r_chosen + r_rejected)^2, which keeps rewards near 0; 0.01 is usual"
+    add("--center_rewards_coefficient", type=number(float, 0), default=0.0, help=text)
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    rows.add_arguments(parser, several=True)
-    for part in (packed, guards, trackers, groups, store, variants):
-        part.add_arguments(parser)
+    parts = packed, guards, trackers, groups, store, variants
+    of_rows = partial(rows.add_arguments, several=True)
+    parser.extend(of_rows, *(part.add_arguments for part in parts))
     return parser.parse_args(argv)
 
 

@@ -19,20 +19,31 @@ MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
-    Subpackages append functions. rewrites: words of the command line -> words that replace them.
-    derived: flags -> values of flags that were not given, which are None. refusals: flags -> what
-    is wrong with them, or None.
+    Subpackages append functions:
+        rewrites    the words of the command line -> the words that are parsed in their place
+        derived     the flags -> values of other flags, for those that were not given (None)
+        refusals    the flags -> what is wrong with them, or None
     """
 
     def __init__(self, doc: str, **options):
         first, _, rest = doc.partition("\n")
-        options |= {"allow_abbrev": False, "formatter_class": HelpFormatter}
+        options |= {"allow_abbrev": False, "formatter_class": HelpFormatter, "add_help": False}
         super().__init__(description=first, epilog=rest, **options)
         self.rewrites: list[Callable[[list[str]], list[str]]] = []
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
+        self.further: list[argparse._ArgumentGroup] = []  # groups that --help all shows alone
+        self.add_argument("-h", "--help", action=Help, nargs="?", choices=["all"], help="this page")
+
+    def extend(self, *add_arguments: Callable[["Parser"], None]) -> None:
+        """Adds the flags of subpackages, whose groups --help does not show; --help all does."""
+        first = len(self._action_groups)
+        for add in add_arguments:
+            add(self)
+        self.further += self._action_groups[first:]
 
     def parse_args(self, argv: list[str] | None = None) -> Namespace:
+        """Raises RunError for what argparse refuses, and for the first refusal."""
         argv = sys.argv[1:] if argv is None else argv
         for rewrite in self.rewrites:
             argv = rewrite(argv)
@@ -44,12 +55,34 @@ class Parser(argparse.ArgumentParser):
             raise RunError(message)
         return args
 
-    def print_help(self, file=None) -> None:
-        if environment_ranks()[0] == 0:  # of the ranks that torchrun starts
-            super().print_help(file)
+    def help_text(self, everything: bool) -> str:
+        """The page of --help; everything: also the groups of subpackages, as --help all shows."""
+        groups, formatter = self._action_groups, self._get_formatter()
+        formatter.add_usage("%(prog)s [--FLAG VALUE ...]" if self.further else None,
+            self._actions, self._mutually_exclusive_groups)  # fmt: skip
+        formatter.add_text(self.description)
+        for group in groups if everything else [g for g in groups if g not in self.further]:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        if self.further and not everything:
+            titles = "".join(f"\n  {group.title}" for group in self.further)
+            formatter.add_text(f"--help all also explains the flags of{titles}")
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
 
     def error(self, message: str) -> None:
         raise RunError(f"{message} (see {self.prog} --help)")
+
+
+class Help(argparse.Action):
+    """--help [all]: prints the page on rank 0 of those that torchrun starts, and exits."""
+
+    def __call__(self, parser: Parser, args: Namespace, value: str | None, flag: str = "") -> None:
+        if environment_ranks()[0] == 0:
+            print(parser.help_text(everything=value == "all"))
+        parser.exit()
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -85,9 +118,10 @@ positive = number(float, above=0)
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
     """How a forward runs, in training and in evaluation; results do not depend on it."""
     add, count = group.add_argument, number(int, 1)
-    add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS,
-        help="tokens of one forward on one rank, at most (a longer row runs alone)")  # fmt: skip
-    add("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on GPUs that have it")
+    text = "tokens of one forward on one rank, at most; a longer row runs alone"
+    add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS, help=text)
+    text = "type of matrix products; auto: bf16 on GPUs that have it"
+    add("--precision", choices=PRECISIONS, default="auto", help=text)
 
 
 def add_training_arguments(
@@ -98,27 +132,37 @@ def add_training_arguments(
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs: docs/data.md")
     add("--eval_data", nargs="+", metavar="SOURCE", help="held-out pairs; default: --eval_share")
-    add("--eval_share", type=share, default=0.1, help="share of the prompts that is held out")
-    add("--max_length", type=number(int, 2), default=1024,
-        help="tokens of a prompt, which keeps half, and a response; longer are cut")  # fmt: skip
+    text = "share of the prompts that is held out, where --eval_data is not given"
+    add("--eval_share", type=share, default=0.1, help=text)
+    text = (
+        "longest prompt with one response, in tokens; a longer prompt loses its beginning, but "
+        "keeps half of this, and a longer response its end"
+    )
+    add("--max_length", type=number(int, 2), default=1024, help=text)
 
     add = parser.add_argument_group("optimization").add_argument
     add("--batch_size", type=count, default=64, help="records of a step, over all ranks")
     add("--epochs", type=count, help=f"passes over the data; default: 1 (tiny: {epochs})")
     add("--steps", type=count, help="optimizer steps in all; default: those of --epochs")
     add("--lr", type=positive, help=f"peak learning rate; default: {lr:g} (tiny: {tiny_lr:g})")
-    add("--warmup", type=share, default=warmup, help="share of the steps in which --lr is reached")
-    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls after it")
-    add("--weight_decay", type=number(float, 0), default=0.0, help="of AdamW, on matrices alone")
-    add("--max_grad_norm", type=positive, default=1.0, help="larger gradients are scaled to it")
-    add("--seed", type=number(int, 0), default=0, help="of held-out prompts, order and drawn heads")
+    text = "share of the steps in which the learning rate rises to --lr"
+    add("--warmup", type=share, default=warmup, help=text)
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls after that")
+    text = "weight decay of AdamW, on matrices alone"
+    add("--weight_decay", type=number(float, 0), default=0.0, help=text)
+    text = "a gradient of a larger norm is scaled to this norm"
+    add("--max_grad_norm", type=positive, default=1.0, help=text)
+    text = "seed of the held-out prompts, of the order of the rows, and of new parameters"
+    add("--seed", type=number(int, 0), default=0, help=text)
 
     add_forward_arguments(machine := parser.add_argument_group("machine"))
-    machine.add_argument("--activation_checkpointing", action=argparse.BooleanOptionalAction,
-        default=False, help="less memory: run blocks again in the backward pass")  # fmt: skip
+    text = "compute each block again in the backward pass, which takes less memory"
+    action = argparse.BooleanOptionalAction
+    machine.add_argument("--activation_checkpointing", action=action, default=False, help=text)
 
     add = parser.add_argument_group("run").add_argument
-    add("--eval_every", type=count, metavar="STEPS", help="default: about ten evaluations a run")
+    text = "steps between two evaluations; default: about ten evaluations a run"
+    add("--eval_every", type=count, metavar="STEPS", help=text)
     add("--out", default=out, help="folder of the run: model, metrics, curves, checkpoints")
     add("--overwrite", action="store_true", help="replace the run in --out")
     tiny, others = {"lr": tiny_lr, "epochs": epochs}, {"lr": lr, "epochs": 1}

@@ -73,17 +73,22 @@ class Objective:
 
 
 class Batcher:
-    """Rows -> the micro-batches of this rank: padded lines. nanoalign/packing has no padding."""
+    """Makes the micro-batches of this rank, in the padded layout: see nanoalign/batch.py.
+
+    nanoalign/packing has the layout without padding, which a run uses by default.
+    """
 
     advice = "this architecture is not supported"  # in the error where scores of a batch are wrong
 
     def __init__(self, world: World, tokens: int):
-        self.world, self.tokens = world, tokens  # tokens: of a micro-batch, at most
+        """tokens: of a micro-batch, at most; a longer row is a micro-batch by itself."""
+        self.world, self.tokens = world, tokens
 
     def prepare(self, model: Scorer) -> None:
-        """Called with each model that will read these batches."""
+        """Called with each model that will read the batches."""
 
-    collate = staticmethod(collate)  # (rows, weight) -> Batch: the layout
+    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
+        return collate(rows, weight)
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
         """plan[round][rank] = indices of rows: of similar length, at most `tokens` with padding."""
@@ -103,19 +108,19 @@ class Batcher:
         All ranks get equally many batches, because the collectives of sharding must match. The
         first one is made at once, the others when they are asked for.
         """
-        made = self.make(rows)
-        return chain([next(made)], made)
+        batches = self._planned(rows)
+        return chain([next(batches)], batches)
 
-    def make(self, rows: Sequence[Row]) -> Iterator[Batch]:  # those of `step`, when asked for
+    def _planned(self, rows: Sequence[Row]) -> Iterator[Batch]:
         for groups in self.plan(rows):
             group = groups[self.world.rank]
-            chosen = [rows[i] for i in group] or [min(rows, key=len)]
-            batch = self.collate(chosen, float(bool(group))).to(self.world.device)
+            own_rows = [rows[i] for i in group] or [min(rows, key=len)]  # else a filler batch
+            batch = self.collate(own_rows, float(bool(group))).to(self.world.device)
             batch.rows = group
             yield batch
 
     def all(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        """As step, for any number of rows: they are sorted by length and planned in parts."""
+        """As `step`, for any number of rows: they are sorted by length and planned in parts."""
         order = np.argsort(lengths_of(rows), kind="stable").tolist()
         for start in range(0, len(order), PLANNED_ROWS):
             part = order[start : start + PLANNED_ROWS]

@@ -1,4 +1,4 @@
-"""Metrics as exact sums over pairs, whatever the micro-batches and ranks."""
+"""Metrics as exact means over pairs, whatever the micro-batches and ranks."""
 
 import math
 
@@ -7,7 +7,6 @@ from torch import Tensor
 
 from nanoalign.distributed import sum_over_ranks
 
-SQUARE = " squared"  # behind the name of a metric whose standard deviation is reported
 Metric = Tensor | tuple[Tensor, Tensor]  # (B,) or (B, n); or (B,) and a mask (B,) of pairs
 
 
@@ -17,12 +16,12 @@ def hits(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
 
 
 def pair_metrics(
-    losses: Tensor,
-    chosen_rewards: Tensor,
-    rejected_rewards: Tensor,
+    losses: Tensor,  # (B,)
+    chosen_rewards: Tensor,  # (B,)
+    rejected_rewards: Tensor,  # (B,)
     accuracy: str = "rewards/accuracies",
 ) -> dict[str, Metric]:
-    """What every loss of pairs reports, (B,) each, by TRL's names. accuracy: the name of `hits`."""
+    """What every loss of pairs reports, by TRL's names. accuracy: the name of `hits`."""
     return {
         "loss": losses,
         "rewards/chosen": chosen_rewards,
@@ -37,7 +36,8 @@ class Means:
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self.sums: Tensor | None = None  # (names, 2): sums of weights, of weights times values
+        self.deviations: set[str] = set()  # names of which the standard deviation is reported
+        self.sums: Tensor | None = None  # (names, 3): of weights w, of w * value, of w * value^2
 
     def add(self, values: dict[str, Metric], weights: Tensor) -> None:
         """Adds the metrics of a micro-batch, by name. weights (B,): 0 in a filler batch.
@@ -45,20 +45,19 @@ class Means:
         A value (B,) is averaged. Of a value (B, n), n values a pair, the standard deviation is
         reported. A value (value, mask) counts only for the pairs whose mask is True.
         """
-        weighted = {}
+        sums = []
         for name, value in values.items():
             weight = weights.double()
             if isinstance(value, tuple):
                 value, mask = value
                 weight, value = weight * mask, value.where(mask, 0.0)
-            value = value.detach().double()
+            value, squares = value.detach().double(), torch.zeros_like(weight)
             if value.ndim == 2:
-                weighted[name + SQUARE] = weight, value.square().mean(1)
-                value = value.mean(1)
-            weighted[name] = weight, value
-        self.names = list(weighted)
-        sums = [part for w, v in weighted.values() for part in (w.sum(), (w * v).sum())]
-        new = torch.stack(sums).view(-1, 2)
+                self.deviations.add(name)
+                value, squares = value.mean(1), value.square().mean(1)
+            sums += [weight.sum(), (weight * value).sum(), (weight * squares).sum()]
+        self.names = list(values)
+        new = torch.stack(sums).view(-1, 3)
         self.sums = new if self.sums is None else self.sums + new
 
     def reduce(self) -> dict[str, float]:
@@ -67,8 +66,11 @@ class Means:
         A collective: every rank calls it with the same names.
         """
         assert self.sums is not None, "every rank adds at least one micro-batch"
-        sums = zip(self.names, sum_over_ranks(self.sums).tolist(), strict=True)  # waits for the GPU
-        means = {name: total / weight for name, (weight, total) in sums if weight}
-        for name in [name for name in means if name + SQUARE in means]:
-            means[name] = math.sqrt(max(0.0, means.pop(name + SQUARE) - means[name] ** 2))
+        means = {}
+        sums = sum_over_ranks(self.sums).tolist()  # waits for the GPU
+        for name, (weight, total, squares) in zip(self.names, sums, strict=True):
+            if weight:
+                means[name] = total / weight
+                if name in self.deviations:
+                    means[name] = math.sqrt(max(0.0, squares / weight - means[name] ** 2))
         return means

@@ -56,11 +56,13 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
 
 
 class PackedBatcher(Batcher):
-    """Batches of packed rows."""
+    """Makes micro-batches of packed rows."""
 
     advice = "this architecture can't share rows: use --no-share_prefix"
-    costs = (1, 0, 0)  # of plan.operations, which then are tokens
-    collate = staticmethod(collate)
+    costs = (1, 0, 0)  # of `operations`, which then are tokens
+
+    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
+        return collate(rows, weight)
 
     def prepare(self, model: Scorer) -> None:
         """Lets the model read packed rows. Raises RunError for a model that cannot."""
@@ -121,15 +123,15 @@ def pack(tokens: np.ndarray, work: np.ndarray, ranks: int, limit: int) -> list[l
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("packing").add_argument(
-        "--share_prefix",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="compute a prompt once for all its responses, without padding; "
-        "--no-share_prefix: a padded line per response, for models that cannot share",
+    text = (
+        "compute a prompt once for all its responses, without padding; --no-share_prefix: a padded "
+        "line for each response, for models that can't share a prompt"
     )
+    action = argparse.BooleanOptionalAction
+    group = parser.add_argument_group("packing")
+    group.add_argument("--share_prefix", action=action, default=True, help=text)
 
 
 def layout(args: argparse.Namespace) -> type[Batcher]:
-    """PackedBatcher rows, or with --no-share_prefix padded lines."""
+    """The class that makes batches: of packed rows, or with --no-share_prefix of padded lines."""
     return PackedBatcher if args.share_prefix else Batcher

@@ -93,8 +93,8 @@ def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str
     if not off <= (allowed := LAYOUT_TOLERANCE[model.dtype]):
         raise RunError(
             f"self-check: {name} gives {model.SCORES} that differ by up to {off:.2g} from those of "
-            f"its own forward on separate sequences, on {picked[-1].name} and others (at most {allowed:g} "
-            f"allowed); {batcher.advice}"
+            f"its own forward on separate sequences, on {picked[-1].name} and others (at most "
+            f"{allowed:g} allowed); {batcher.advice}"
         )
 
 

@@ -77,8 +77,9 @@ def test_a_batch_moves_whole():
     batch.inputs["is_causal"], batch.rows = True, [5]
     moved = batch.to(torch.device("meta"))
     assert moved.inputs.pop("is_causal") is True and moved.rows == [5]
-    tensors = [moved.inputs["input_ids"], moved.predicted_at, moved.targets, moved.lengths,
-               moved.ends_at, moved.chosen, moved.rejected, moved.weights, moved.extra["margins"]]  # fmt: skip
+    names = ["predicted_at", "targets", "lengths", "ends_at", "chosen", "rejected", "weights"]
+    tensors = [moved.inputs["input_ids"], moved.extra["margins"]]
+    tensors += [getattr(moved, name) for name in names]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
     assert batch.predicted_at.device.type == "cpu"
     with pytest.raises(AttributeError):

@@ -1,128 +1,193 @@
-"""python -m pytest tests/core/test_structure.py"""
+"""python -m pytest tests/core/test_structure.py
+
+The rules of the house, which docs/design.md explains. They are about files as they are read: what
+a rule counts can't be met by moving code to where it is not seen.
+"""
 
 import ast
-import json
+import io
 import re
-import subprocess
 import sys
+import tokenize
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-import train_dpo
-import train_rm
-
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nanoalign"
 CORE = sorted(PACKAGE.glob("*.py"))
-SUBPACKAGES = sorted(path.parent for path in PACKAGE.glob("*/__init__.py"))
-SCRIPTS = [ROOT / "train_rm.py", ROOT / "train_dpo.py"]
-# A plain run, after which it prints what was imported and whether dpo_loss itself was called.
-PLAIN_RUN = """
-import json, sys
-sys.path.insert(0, {root!r})
-import train_dpo
-from nanoalign.losses import dpo_loss
-called = set()
-sys.setprofile(lambda frame, event, value: called.add(frame.f_code))
-train_dpo.main(["--data", "pairs.jsonl", "--steps", "1", "--batch_size", "4"])
-sys.setprofile(None)
-files = [getattr(module, "__file__", None) for module in sys.modules.values()]
-print(json.dumps([dpo_loss.__code__ in called, [file for file in files if file]]))
-"""
+SUBPACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = [ROOT / name for name in ("train_rm.py", "train_dpo.py", "evaluate.py")]
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+FACES = ("__init__.py", "__main__.py")
+# Packages that the core imports, beside the standard library.
+OF_CORE = {"torch", "transformers", "numpy", "tqdm", "nanoalign"}
+# What may be imported inside a function: optional packages, and what would make --help slow.
+INSIDE = {
+    "datasets", "matplotlib", "peft", "pyarrow", "tensorboard", "trackio", "wandb",
+    "torch.utils.tensorboard", "torch.nn.attention.flex_attention", "transformers",
+}  # fmt: skip
 
 
-def imported(path: Path) -> set[str]:
-    """The modules that a file imports, also inside functions: nanoalign.a.b for `import a.b`."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def name_of(path: Path) -> str:
+    """nanoalign/data/rows.py -> nanoalign.data.rows"""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def imports(tree: ast.AST) -> list[tuple[ast.stmt, str]]:
+    """Each import statement and a module or name that it imports, as nanoalign.data.rows."""
+    found = []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found += [(node, alias.name) for alias in node.names]
         if isinstance(node, ast.ImportFrom):
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            assert node.level == 0, "imports name the whole path"
+            found += [(node, node.module)]
+            found += [(node, f"{node.module}.{alias.name}") for alias in node.names]
+    return found
+
+
+def modules_of(path: Path) -> set[str]:
+    """The modules of nanoalign that a file imports, but for the faces of packages."""
+    names = {name for _, name in imports(ast.parse(path.read_text()))}
+    return {name for name in names if MODULES.get(name, path).name != "__init__.py"} & {*MODULES}
 
 
 def lines(path: Path) -> int:
     return len(path.read_text().splitlines())
 
 
+def lines_of_code(path: Path) -> int:
+    """Lines without comments, docstrings and blank lines."""
+    text = path.read_text()
+    docs = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
+            docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
+                              tokenize.DEDENT, tokenize.ENDMARKER):  # fmt: skip
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - docs)
+
+
+def package_of(module: str) -> str:
+    """nanoalign.data.rows -> data; nanoalign.loop -> core"""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 2 else "core"
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def test_the_core_is_read_in_an_hour():
+    assert sum(map(lines_of_code, CORE)) <= 1000
+
+
+def test_lines_of_code_are_counted():
+    assert lines_of_code(PACKAGE / "__init__.py") == 1
+
+
+def test_no_file_is_too_long_or_too_short():
+    code = [*FILES, *SCRIPTS, *TESTS, *BENCHMARKS]
+    assert {path.name: lines(path) for path in code if lines(path) > 450} == {}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert {path.name: lines(path) for path in pages if lines(path) > 450} == {}
+    short = [path for path in (*FILES, *TESTS) if lines(path) < 50 and path.name not in FACES]
+    assert [str(path.relative_to(ROOT)) for path in short] == []
+
+
+def test_a_face_holds_a_docstring_and_names_that_it_hands_on():
+    for path in FILES:
+        if path.name == "__init__.py":
+            tree = ast.parse(path.read_text())
+            assert ast.get_docstring(tree), path
+            for node in tree.body[1:]:
+                handed = isinstance(node, ast.Import | ast.ImportFrom)
+                named = isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+                assert handed or (named and node.targets[0].id in ("__all__", "__version__")), path
+
+
+def test_names_of_files_are_unique():
+    """But for losses.py, which is a public name twice."""
+    names = Counter(path.name for path in FILES if path.name not in FACES)
+    assert {name: count for name, count in names.items() if count > 1} == {"losses.py": 2}
+
+
+def test_the_layout_of_code_is_that_of_the_formatter():
+    skipped = sum(path.read_text().count("# fmt: skip") for path in (*FILES, *SCRIPTS))
+    assert skipped <= 20
+
+
+# --- imports --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
-def test_the_core_imports_no_subpackage(path):
-    subpackages = {f"nanoalign.{folder.name}" for folder in SUBPACKAGES}
-    assert len(subpackages) > 8
-    assert not {name for name in imported(path) if ".".join(name.split(".")[:2]) in subpackages}
+def test_the_core_imports_no_subpackage_and_few_packages(path):
+    names = {name for _, name in imports(ast.parse(path.read_text()))}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | OF_CORE
+    assert {package_of(name) for name in modules_of(path)} <= {"core"}
 
 
-@pytest.mark.parametrize("folder", SUBPACKAGES, ids=lambda path: path.name)
-def test_a_subpackage_is_imported_at_no_cost(folder):
-    """Importing it gives its flags: what it needs itself is imported inside functions."""
-    tree = ast.parse((folder / "__init__.py").read_text())
-    assert ast.get_docstring(tree)
-    top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    names = {
-        node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top
-    }
-    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"nanoalign"}
-    assert {name for name in names if name.startswith("nanoalign")} <= {"nanoalign"}
+def test_own_modules_are_imported_at_the_head_of_a_file():
+    """A reader sees at its head what a file needs, and nothing is imported by a string."""
+    for path in (*FILES, *SCRIPTS):
+        tree = ast.parse(path.read_text())
+        head = {id(node) for node in tree.body}
+        for node, name in imports(tree):
+            allowed = any(f"{name}.".startswith(f"{each}.") for each in INSIDE)
+            assert id(node) in head or allowed, f"{path}:{node.lineno} imports {name}"
+        for node in ast.walk(tree):
+            name = getattr(node, "id", getattr(node, "attr", ""))
+            strings = ("import_module", "__import__", "globals", "find_spec")
+            optional = name == "find_spec" and path.name in ("trackers.py",)  # is it installed?
+            assert name not in strings or optional, f"{path}:{node.lineno} uses {name}"
 
 
-ALLOWED = {"torch", "transformers", "safetensors", "numpy", "tqdm", "nanoalign"}
+def test_no_two_files_import_each_other():
+    """Nor in a circle of more: the files are sorted so that each imports earlier ones alone."""
+    left = {name: modules_of(path) - {name} for name, path in MODULES.items()}
+    done: set[str] = set()
+    while ready := [name for name, needed in left.items() if needed <= done]:
+        done |= set(ready)
+        for name in ready:
+            del left[name]
+    assert not left
 
 
-@pytest.mark.parametrize("path", CORE, ids=lambda path: path.name)
-def test_the_core_imports_few_packages(path):
-    roots = {name.split(".")[0] for name in imported(path)}
-    assert roots <= sys.stdlib_module_names | ALLOWED
+def order() -> list[set[str]]:
+    """The floors of docs/design.md, from the top: what stands on one line is on one floor."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    (block,) = re.findall(r"<!-- floors -->\n((?:    .+\n)+)", text)
+    return [set(re.match(r"    ((?:\w+  ?)+)", line)[1].split()) for line in block.splitlines()]
+
+
+def test_subpackages_import_downwards():
+    floors = order()
+    floor = {name: len(floors) - n for n, names in enumerate(floors) for name in names}
+    assert floor.keys() == {*SUBPACKAGES, "core", "scripts"}
+    for name, path in MODULES.items():
+        for other in modules_of(path):
+            above, below = package_of(name), package_of(other)
+            assert above == below or floor[above] > floor[below], f"{name} imports {other}"
+
+
+# --- the scripts ----------------------------------------------------------------------------------
 
 
 def test_no_function_writes_to_args():
-    for path in [*SCRIPTS, ROOT / "evaluate.py", *PACKAGE.rglob("*.py")]:
+    for path in [*SCRIPTS, *FILES]:
         for node in ast.walk(ast.parse(path.read_text())):
             written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store | ast.Del)
-            assert not (written and getattr(node.value, "id", "") == "args"), (
-                f"{path}:{node.lineno}"
-            )
-            call = isinstance(node, ast.Call) and getattr(node.func, "id", "") in (
-                "setattr",
-                "delattr",
-            )
-            assert not (call and getattr(node.args[0], "id", "") == "args"), f"{path}:{node.lineno}"
-
-
-def test_files_keep_their_caps():
-    """The core is read in an hour, a script at a sitting."""
-    assert sum(map(lines, CORE)) <= 1400
-    assert {path.name: lines(path) for path in SCRIPTS if lines(path) > 170} == {}
-    code = [*CORE, *SCRIPTS, ROOT / "evaluate.py", *PACKAGE.glob("*/*.py")]
-    assert {path.name: lines(path) for path in code if lines(path) > 450} == {}
-
-
-def test_a_plain_run_calls_dpo_loss_and_imports_little(tmp_path):
-    record = {"prompt": "Hi", "response_0": "Hello!", "response_1": "No.", "better_response_id": 0}
-    text = "".join(json.dumps(record | {"prompt": f"Say {n}"}) + "\n" for n in range(12))
-    (tmp_path / "pairs.jsonl").write_text(text)
-    code = PLAIN_RUN.format(root=str(ROOT))
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    called, files = json.loads(run.stdout.splitlines()[-1])
-    assert called
-    own = [Path(file) for file in files if Path(file).is_relative_to(ROOT)]
-    own = [path for path in own if path.name != "__init__.py"]
-    assert len(own) <= 32, sorted(path.name for path in own)
-    assert sum(map(lines, own)) <= 3200
-
-
-@pytest.mark.parametrize("script", [train_rm, train_dpo], ids=lambda script: script.__name__)
-def test_a_script_has_few_flags_of_its_own(script, capsys):
-    """Those of the subpackages follow under headings of their own."""
-    with pytest.raises(SystemExit):
-        script.parse_args(["--help"])
-    sections = re.split(r"^(\S.*):$", capsys.readouterr().out, flags=re.MULTILINE)
-    flags = {
-        heading: set(re.findall(r"^  (--\w+)", text, flags=re.MULTILINE))
-        for heading, text in zip(sections[1::2], sections[2::2], strict=True)
-    }
-    own = ("policy and loss", "reward model and loss", "data", "optimization", "machine", "run")
-    assert 15 < sum(len(flags.get(heading, ())) for heading in own) <= 25
-    assert flags["packing"] == {"--share_prefix"}
+            assert not (written and getattr(node.value, "id", "") == "args"), path
+            call = isinstance(node, ast.Call) and getattr(node.func, "id", "")
+            assert call not in ("setattr", "delattr") or node.args[0].id != "args", path
