@@ -31,7 +31,7 @@ def test_values_that_are_equal_have_no_spread():
     means = Means()
     value, weights = torch.full((3, 2), 0.01, dtype=torch.float64), torch.full((3,), 1 / 3)
     means.add({"spread": value}, weights)
-    (total, squares), (_, values) = means.sums.tolist()
+    ((total, values, squares),) = means.sums.tolist()
     assert squares / total < (values / total) ** 2 and means.reduce() == {"spread": 0.0}
 
 

@@ -166,6 +166,23 @@ def test_help_shows_every_flag_with_its_default(main):
     assert "(default: None)" not in outcome.stdout
 
 
+@pytest.mark.parametrize("script", [train_dpo, train_rm], ids=lambda script: script.__name__)
+def test_help_shows_the_flags_of_the_core_first(script, capsys):
+    """On two screens; it names the groups of the other flags."""
+    pages = []
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit):
+            script.parse_args(words)
+        pages.append(capsys.readouterr().out)
+    first, everything = (set(re.findall(r"^  (--\w+)", page, flags=re.MULTILINE)) for page in pages)
+    assert 15 < len(first) <= 25 and first < everything and len(pages[0].splitlines()) <= 100
+    assert "--share_prefix" not in first and "--share_prefix" in everything
+    groups = pages[0].partition("--help all also explains the flags of\n")[2].split("\n\n")[0]
+    assert {"packing", "checkpoints", "many ranks"} <= {*map(str.strip, groups.splitlines())}
+    for group in groups.splitlines():
+        assert f"\n{group.strip()}:\n" in pages[1]
+
+
 def test_help_does_not_import_the_models_of_transformers():
     """Which takes a second, of about three in all."""
     code = "import sys, train_dpo, train_rm; print('transformers.modeling_utils' in sys.modules)"
@@ -176,7 +193,7 @@ def test_help_does_not_import_the_models_of_transformers():
 
 def _help(main) -> None:
     try:
-        main(["--help"])
+        main(["--help", "all"])
     except SystemExit as ended:
         assert ended.code == 0
 
