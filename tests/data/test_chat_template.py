@@ -212,7 +212,7 @@ def test_every_message_must_be_shown_with_its_parts(tmp_path):
         texts(found, chat(calls=only_look))
 
 
-ENDS = ("", "<end>", "<end>\n", "<eos>", "<end><eos>", "<eos>\n<end> ", "<end><end>")
+ENDS = ("", "<end>", "<end>\n", "<eos>", "<end><eos>", "<eos>\n<end> ", "<end><end>", "<eos> <eos>")
 
 
 @pytest.mark.parametrize("end", ENDS)
