@@ -1,1 +1,1 @@
-"""Data sources -> the rows of a run: files, formats of records, chat templates, what is held out."""
+"""Data sources -> the rows of a run: files, formats of records, templates, what is held out."""
