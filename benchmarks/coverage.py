@@ -69,8 +69,12 @@ def bootstrap_interval(hits: np.ndarray, prompts: list[int], seed: int) -> tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--simulations", type=int, default=2000, help="of each row")
-    parser.add_argument("--bootstraps", type=int, default=400,
-        help="of these simulations, with 1,000 resamples each")  # fmt: skip
+    parser.add_argument(
+        "--bootstraps",
+        type=int,
+        default=400,
+        help="of these simulations, with 1,000 resamples each",
+    )
     args = parser.parse_args()
     draw = np.random.default_rng(0)
     print("| prompts | a prompt has | accuracy | Wilson | bootstrap | prompt_interval | width |")
@@ -78,8 +82,9 @@ def main() -> None:
     for prompts in (200, 20):
         for accuracies in ACCURACIES:
             accuracy = sum(accuracies) / 2
-            shown = f"{accuracy:g}" if len(set(accuracies)) == 1 else "{:g} or {:g}".format(
-                *accuracies)  # fmt: skip
+            shown = (
+                f"{accuracy:g}" if len(set(accuracies)) == 1 else "{:g} or {:g}".format(*accuracies)
+            )
             for name in PROMPTS:
                 intervals = {"Wilson": [], "bootstrap": [], "prompts": []}
                 some = simulations(draw, args.simulations, prompts, name, accuracies)

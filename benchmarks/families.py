@@ -1,11 +1,12 @@
 """Which families of causal language models train: a tiny random model of each in transformers.
 
-    python benchmarks/families.py                   all, about 20 minutes; then the table
+    python benchmarks/families.py                   all, about 20 minutes
     python benchmarks/families.py llama mamba       some of them
 
 A step of DPO with packed rows, one with --no-share_prefix, and one of a reward model, with the
 checks that precede each; and the logits of a policy that was saved, with tied and untied heads.
-Each family runs in a process of its own, for --seconds at most.
+Each family runs in a process of its own, for --seconds at most. Lists of families are printed; the
+errors are in the table runs/families.md.
 """
 
 import argparse
@@ -73,9 +74,13 @@ def write_model_of(family: str, folder: Path, tied: bool) -> Path:
         sizes["num_hidden_layers"] = len(layers)
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos")}
     config = kind(
-        **sizes, **tokens, **({"layer_types": layers} if layers else {}), pad_token_id=None,
-        vocab_size=len(tokenizer), tie_word_embeddings=tied,
-    )  # fmt: skip
+        **sizes,
+        **tokens,
+        **({"layer_types": layers} if layers else {}),
+        pad_token_id=None,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=tied,
+    )
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.save_pretrained(folder)
@@ -154,46 +159,60 @@ def run(family: str, seconds: float) -> dict[str, str]:
         process.join()
 
 
-def table(found: dict[str, dict[str, str]]) -> str:
-    """Markdown: three lists of families, and a line for each of the others."""
-    kinds: dict[str, list[str]] = {"ok": [], "separate": [], "untried": [], "others": []}
-    for name, ways in found.items():
-        bad = {way for way, line in ways.items() if line != "ok"}
-        is_untried = any(line.startswith("no small model") for line in ways.values())
-        kind = "untried" if is_untried else "others" if bad - {"packed"} else "separate"
-        kinds[kind if bad else "ok"].append(name)
-    count = {kind: f"{len(names)} of {len(found)}" for kind, names in kinds.items()}
-    lines = [
-        f"Train in every way ({count['ok']}): {', '.join(kinds['ok'])}.",
-        f"Train with --no-share_prefix, which the error of packed rows names "
-        f"({count['separate']}): {', '.join(kinds['separate'])}.",
-        f"Not tried, since a small config is not accepted ({count['untried']}): "
-        f"{', '.join(kinds['untried'])}.",
-        f"The others ({count['others']}), and the lines that they get:",
-        "| | packed | with --no-share_prefix | reward model | saved |\n|---|---|---|---|---|",
-    ]
-    rows = []
-    for name in kinds["others"]:
-        cells = [" ".join(found[name][way].split())[:110].replace("|", "/") for way in WAYS]
-        # The same error as to the left is not repeated.
-        cells = ["the same" if n and cell == cells[n - 1] != "ok" else cell
-                 for n, cell in enumerate(cells)]  # fmt: skip
-        rows.append(f"| {name} | {' | '.join(cells)} |")
-    *paragraphs, head = lines
-    wrapped = [textwrap.fill(each, 120, break_on_hyphens=False) for each in paragraphs]
-    return "\n\n".join([*wrapped, head]) + "\n" + "\n".join(rows)
+LISTS = {
+    "every way": "Train in every way",
+    "separate": "Train with --no-share_prefix, which the error of packed rows names",
+    "policy": "Train as a policy with --no-share_prefix, but not as a reward model",
+    "refused": "Are refused before the first step, by the self-check or another error",
+    "untried": "Not tried: a small config is not accepted, or takes too long",
+}
+
+
+def kind_of(ways: dict[str, str]) -> str:
+    """The list that a family belongs to."""
+    bad = {way for way, line in ways.items() if line != "ok"}
+    if any(line.startswith(("no small model", "longer than")) for line in ways.values()):
+        return "untried"
+    if bad & {"separate", "saved"}:
+        return "refused"
+    if "reward model" in bad:
+        return "policy"
+    return "separate" if bad else "every way"
+
+
+def summary(results: dict[str, dict[str, str]]) -> str:
+    """Markdown: the families by what they do."""
+    paragraphs = []
+    for kind, text in LISTS.items():
+        names = [name for name, ways in results.items() if kind_of(ways) == kind]
+        line = f"{text} ({len(names)} of {len(results)}): {', '.join(names) or 'none'}."
+        paragraphs.append(textwrap.fill(line, 120, break_on_hyphens=False))
+    return "\n\n".join(paragraphs)
+
+
+def table(results: dict[str, dict[str, str]]) -> str:
+    """Markdown: a row for each family that does not train in every way, with its errors."""
+    lines = [f"| | {' | '.join(WAYS)} |", "|---" * (len(WAYS) + 1) + "|"]
+    for name, ways in results.items():
+        if kind_of(ways) != "every way":
+            cells = [" ".join(ways[way].split())[:110].replace("|", "/") for way in WAYS]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("families", nargs="*", help="as transformers names them; default: all")
     parser.add_argument("--seconds", type=float, default=60, help="for each family")
+    parser.add_argument("--table", type=Path, default=Path("runs/families.md"), help="of errors")
     args = parser.parse_args()
-    found = {}
+    results = {}
     for name in args.families or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        found[name] = run(name, args.seconds)
-        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
-    print(table(found))
+        results[name] = run(name, args.seconds)
+        print(name, json.dumps(results[name]), file=sys.stderr, flush=True)
+    args.table.parent.mkdir(parents=True, exist_ok=True)
+    args.table.write_text(table(results) + "\n")
+    print(summary(results))
 
 
 if __name__ == "__main__":

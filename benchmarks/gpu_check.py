@@ -35,8 +35,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
     parser.add_argument("--jobs", type=int, default=1, help="steps of `correctness` at a time")
-    parser.add_argument("--seconds", type=float, default=570, metavar="S",
-        help="of a section: its steps are ended then, and those left are not run")  # fmt: skip
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=570,
+        metavar="S",
+        help="of a section: its steps are ended then, and those left are not run",
+    )
     parser.add_argument("--run", help=argparse.SUPPRESS)  # a step, in this process
     args = parser.parse_args(argv)
     if unknown := sorted({*(args.steps or ())} - {step.name for step in STEPS}):
@@ -124,9 +129,14 @@ class _Process:
         self.figures.unlink(missing_ok=True)
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
         with self.log.open("w") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-                env=os.environ | hidden | {"NANOALIGN_CACHE": str(out / "cache")})  # fmt: skip
+            self.process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | hidden | {"NANOALIGN_CACHE": str(out / "cache")},
+            )
 
     def result(self) -> dict[str, object] | None:
         """None while it runs. Ends it where its time is over."""

@@ -62,10 +62,16 @@ def write_model(folder: Path) -> None:
     tokenizer = load_tokenizer(model.TINY)
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=24,
-        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=24,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -190,14 +196,21 @@ def run(job: dict) -> dict[str, float]:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         environment["NANOALIGN_CACHE"] = f"{job['folder']}/cache"
         if job["ranks"] > 1:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank),
-                            "WORLD_SIZE": str(job["ranks"]), "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": str(port)}  # fmt: skip
+            environment |= {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(job["ranks"]),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
         script = str(Path(job["checkout"], "benchmarks", "host.py"))  # names are of its commit
         command = [sys.executable, script, "--job", json.dumps(job)]
         error = None if job["profile"] and rank == 0 else subprocess.PIPE
-        processes.append(subprocess.Popen(command, env=environment, text=True,
-                                          stdout=subprocess.PIPE, stderr=error))  # fmt: skip
+        processes.append(
+            subprocess.Popen(
+                command, env=environment, text=True, stdout=subprocess.PIPE, stderr=error
+            )
+        )
     outputs = [process.communicate() for process in processes]
     for process, (_, error) in zip(processes, outputs, strict=True):
         if process.returncode:
@@ -220,8 +233,10 @@ def main() -> None:
         for _ in range(args.rounds):
             for checkout in checkouts:
                 found[checkout].append(run(shared | {"folder": folder, "checkout": checkout}))
-    print(f"ms of a step of {MICRO_BATCHES} micro-batches, {args.precision}, {args.ranks} ranks, "
-          f"{args.flags or 'default flags'}; medians of {args.rounds} runs\n")  # fmt: skip
+    print(
+        f"ms of a step of {MICRO_BATCHES} micro-batches, {args.precision}, {args.ranks} ranks, "
+        f"{args.flags or 'default flags'}; medians of {args.rounds} runs\n"
+    )
     print("|" + " | before" * bool(args.checkout) + " | now |" + " times |" * bool(args.checkout))
     print("|---" * (len(checkouts) * 2) + "|")
     for name in found[checkouts[-1]][0]:

@@ -1,7 +1,7 @@
 """Trains the embedded policy with every loss, by the defaults of its paper, and compares them.
 
     python benchmarks/losses.py                             all losses, about 40 minutes
-    python benchmarks/losses.py sigmoid simpo               some of them
+    python benchmarks/losses.py dpo simpo                   some of them
     python benchmarks/losses.py --curves docs/losses.png    a picture of the losses, no training
 
 The base, the pairs, the reward model (runs/rm: python train_rm.py), the evaluation and the learning
@@ -26,6 +26,7 @@ from nanoalign.family import losses
 from nanoalign.family.losses import FIELDS, KIND, LOSSES
 
 OUT = Path("runs/losses")
+NAMES = [name for name in LOSSES if name != "sigmoid"]  # which is dpo
 COLUMNS = {
     "held-out accuracy": "accuracy",
     "true reward": "policy_true_mean",
@@ -109,10 +110,15 @@ def value(name: str, chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tens
         chosen, rejected = chosen * lengths, rejected * lengths
     zero = torch.zeros_like(chosen)
     pairs = {
-        "chosen_logps": chosen, "rejected_logps": rejected, "chosen_logratios": chosen,
-        "rejected_logratios": rejected, "chosen_lengths": lengths, "rejected_lengths": lengths,
-        "shift": zero, "matched_gaps": zero,
-    }  # fmt: skip
+        "chosen_logps": chosen,
+        "rejected_logps": rejected,
+        "chosen_logratios": chosen,
+        "rejected_logratios": rejected,
+        "chosen_lengths": lengths,
+        "rejected_lengths": lengths,
+        "shift": zero,
+        "matched_gaps": zero,
+    }
     return LOSSES[name](*(pairs[field] for field in FIELDS[name]))
 
 
@@ -123,7 +129,7 @@ def draw(path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = sorted(LOSSES, key=lambda name: (name in WITHOUT_REFERENCE, name not in OF_MARGIN))
+    names = sorted(NAMES, key=lambda name: (name in WITHOUT_REFERENCE, name not in OF_MARGIN))
     rows = math.ceil(len(names) / PANELS)
     figure, axes = plt.subplots(rows, PANELS, figsize=(22, 3.3 * rows), layout="constrained")
     for axis in axes.flat[len(names) :]:
@@ -132,8 +138,9 @@ def draw(path: Path) -> None:
         draw_loss(axis, name)
     figure.suptitle(
         "loss (solid, left axis) and its gradient (dashed, right axis): against the margin, or "
-        "against one response with the other fixed", fontsize="x-large",
-    )  # fmt: skip
+        "against one response with the other fixed",
+        fontsize="x-large",
+    )
     handles = [plt.Line2D([], [], c=c, lw=4, label=curve) for curve, (c, *_) in CURVES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(CURVES))
     figure.savefig(path, dpi=75)
@@ -187,7 +194,7 @@ def main() -> None:
             "there is no reward model in runs/rm; train a reward model: python train_rm.py"
         )
     OUT.mkdir(parents=True, exist_ok=True)
-    text = table(args.names or list(LOSSES))
+    text = table(args.names or NAMES)
     (OUT / "table.md").write_text(text + "\n")
     print(text)
 

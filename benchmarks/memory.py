@@ -198,8 +198,11 @@ def long(args: argparse.Namespace) -> None:
             process.start()
             cells += queue.get()
             process.join()
-        print(f"| {tokens:,} | {cells[0] / GB:.2f} | {cells[1]:.1f} | {cells[2] / GB:.2f} | "
-              f"{cells[3]:.1f} |", flush=True)  # fmt: skip
+        print(
+            f"| {tokens:,} | {cells[0] / GB:.2f} | {cells[1]:.1f} | {cells[2] / GB:.2f} | "
+            f"{cells[3]:.1f} |",
+            flush=True,
+        )
 
 
 def _measure_response(tokens: int, is_packed: bool, window: int | None, cap: float | None, queue):
@@ -245,11 +248,13 @@ def load(args: argparse.Namespace) -> None:
     results = [queue.get() for _ in ranks]
     model = sum(result["parameters"] for result in results)
     before = sum(result["before"] for result in results)
-    print(f"model {model / GB:.2f} GB in float32 over {args.ranks} ranks; peak of private memory "
-          f"{most / GB:.2f} GB ({', '.join(f'{part / GB:.2f}' for part in parts)}), "
-          f"{most / model:.3f} times the model; {before / GB:.2f} GB of it were in use before "
-          f"loading, and without these it is {(most - before) / model:.3f} times; "
-          f"{max(result['seconds'] for result in results):.0f} s")  # fmt: skip
+    print(
+        f"model {model / GB:.2f} GB in float32 over {args.ranks} ranks; peak of private memory "
+        f"{most / GB:.2f} GB ({', '.join(f'{part / GB:.2f}' for part in parts)}), "
+        f"{most / model:.3f} times the model; {before / GB:.2f} GB of it were in use before "
+        f"loading, and without these it is {(most - before) / model:.3f} times; "
+        f"{max(result['seconds'] for result in results):.0f} s"
+    )
 
 
 def _private(pid: int) -> int:
@@ -262,9 +267,14 @@ def _private(pid: int) -> int:
 
 
 def _load_rank(rank: int, ranks: int, port: int, model: str, queue) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks),
-                   "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(port)}  # fmt: skip
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
     world = setup()
     before, begun = _private(os.getpid()), time.perf_counter()

@@ -102,11 +102,16 @@ def estimate(model: Model, gpus: int, shards: int) -> list[str]:
     network, small = ring + between, model.compute(PAIRS * TOKENS)
     tokens = network / model.compute(1)
     return [
-        f"{state / 1e9:.1f}", f"{moved / 1e9:.0f}", f"{ring:.2f}", f"{reduced / 1e9:.1f}",
-        f"{between:.2f}", f"{model.compute(MICRO_BATCH):.2f}",
-        f"{100 * SHARE_OF_PEAK * small / max(small, network):.0f} %", f"{tokens:,.0f}",
+        f"{state / 1e9:.1f}",
+        f"{moved / 1e9:.0f}",
+        f"{ring:.2f}",
+        f"{reduced / 1e9:.1f}",
+        f"{between:.2f}",
+        f"{model.compute(MICRO_BATCH):.2f}",
+        f"{100 * SHARE_OF_PEAK * small / max(small, network):.0f} %",
+        f"{tokens:,.0f}",
         f"{math.ceil(tokens / TOKENS) * gpus:,}",
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -60,20 +60,34 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data", default="tiny", help="preference records, or 'tiny'")
     parser.add_argument("--algorithms", nargs="+", choices=("dpo", "rm"), default=["dpo", "rm"])
     parser.add_argument("--only", choices=("nanoalign", "trl"), help="run one of the two alone")
-    parser.add_argument("--checkout", metavar="FOLDER",
-        help="compare with nanoalign of another commit, in this folder, not with TRL")  # fmt: skip
+    parser.add_argument(
+        "--checkout",
+        metavar="FOLDER",
+        help="compare with nanoalign of another commit, in this folder, not with TRL",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="pairs of an optimizer step")
     parser.add_argument("--max_length", type=int, default=512, help="tokens of prompt and response")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a run, after one more")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, alternating")
-    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8],
-        help="micro-batch sizes, in pairs, that are tried with TRL")  # fmt: skip
-    parser.add_argument("--trl_defaults", action="store_true",
-        help="TRL as it comes: 8 pairs, not sorted, gradient checkpointing")  # fmt: skip
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=int,
+        default=[1, 2, 4, 8],
+        help="micro-batch sizes, in pairs, that are tried with TRL",
+    )
+    parser.add_argument(
+        "--trl_defaults",
+        action="store_true",
+        help="TRL as it comes: 8 pairs, not sorted, gradient checkpointing",
+    )
     parser.add_argument("--ranks", type=int, default=1, help="processes of a run")
-    parser.add_argument("--profile", action="store_true",
-        help="print the table of torch.profiler of a step of nanoalign, and stop")  # fmt: skip
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="print the table of torch.profiler of a step of nanoalign, and stop",
+    )
     parser.add_argument("--flags", default="", help="more flags for nanoalign, in one string")
     return parser.parse_args()
 
@@ -370,8 +384,10 @@ def compare(algorithm: str, job: dict, facts: dict) -> None:
     if "nanoalign" in sides:
         speed = statistics.median(pairs_per_second(result, job) for result in runs["nanoalign"])
         share = facts["flops"][algorithm] * speed / best
-        print(f"\nnanoalign needs {facts['flops'][algorithm] / 1e9:.2f} GFLOP a pair: "
-              f"{share:.1%} of the peak of matrix products")  # fmt: skip
+        print(
+            f"\nnanoalign needs {facts['flops'][algorithm] / 1e9:.2f} GFLOP a pair: "
+            f"{share:.1%} of the peak of matrix products"
+        )
     if len(sides) == 2:
         print_ratios(runs, job)
 

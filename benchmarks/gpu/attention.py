@@ -39,9 +39,13 @@ def dense_mask(tree: Tree, window: int | None, device: str) -> Tensor:
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, softcap: float | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor,
+    softcap: float | None,
     sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """One softmax over all places: (1, T, H, d)."""
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -56,9 +60,15 @@ def dense_attention(
 
 
 def difference(
-    device: str, tokens: int, groups: int, width: int, dtype: torch.dtype,
-    window: int | None = None, softcap: float | None = None, with_sinks: bool = False,
-) -> float:  # fmt: skip
+    device: str,
+    tokens: int,
+    groups: int,
+    width: int,
+    dtype: torch.dtype,
+    window: int | None = None,
+    softcap: float | None = None,
+    with_sinks: bool = False,
+) -> float:
     """How far the attention and its gradients are from the oracle's in float64, relatively.
 
     The largest of the differences of the output and of the gradients of queries, keys, values and
@@ -120,9 +130,13 @@ def masks(check: Check) -> dict[str, object]:
             places = torch.arange(tokens, device=device)
             assert torch.equal(mask.mask_mod(None, None, places[:, None], places), seen)
             expected = create_block_mask(
-                lambda b, h, q, k, seen=seen: seen[q, k], None, None, tokens, tokens,
+                lambda b, h, q, k, seen=seen: seen[q, k],
+                None,
+                None,
+                tokens,
+                tokens,
                 device=check.device,
-            )  # fmt: skip
+            )
             for side in ("kv", "full_kv", "q", "full_q"):
                 for name in (f"{side}_num_blocks", f"{side}_indices"):
                     found, wanted = getattr(mask, name), getattr(expected, name)

@@ -99,9 +99,13 @@ class Steps:
 
 
 def run(
-    check: Check, shape: str, tokens: int, batch: int, *flags: str,
+    check: Check,
+    shape: str,
+    tokens: int,
+    batch: int,
+    *flags: str,
     profiler: torch.profiler.profile | None = None,
-) -> Steps:  # fmt: skip
+) -> Steps:
     """Trains some steps; the last one that begins is not measured."""
     count = WARM_STEPS + TIMED_STEPS + 1
     data = check.work / f"pairs_{batch}.jsonl"

@@ -22,11 +22,15 @@ BAD_FLAGS = {
     "unknown loss": (["--loss", "nope"], r"invalid choice: 'nope' \(choose from .*sigmoid.*aot"),
     "robust at a half": (["--loss", "robust", "--label_smoothing", 0.5], "below 0.5, got '0.5'"),
     "exo_pair at 0": (["--loss", "exo_pair", "--label_smoothing", 0], "must be above 0"),
-    "gamma without simpo": (["--loss", "hinge", "--gamma_beta_ratio", 1],
-                            "no hyperparameter of --loss hinge, .* --beta$"),
+    "gamma without simpo": (
+        ["--loss", "hinge", "--gamma_beta_ratio", 1],
+        "no hyperparameter of --loss hinge, .* --beta$",
+    ),
     "tau with dpo": (["--loss", "dpo", "--tau", 1], "no hyperparameter of --loss dpo"),
-    "smoothing without cdpo": (["--loss", "sigmoid", "--label_smoothing", 0.1],
-                               "no hyperparameter of --loss sigmoid"),
+    "smoothing without cdpo": (
+        ["--loss", "sigmoid", "--label_smoothing", 0.1],
+        "no hyperparameter of --loss sigmoid",
+    ),
     "beta with sft": (["--loss", "sft", "--beta", 0.1], "takes none"),
     "tau of 0": (["--loss", "discopop", "--tau", 0], "a number above 0"),
     "reference with simpo": (["--loss", "simpo", "--reference", "tiny"], "has no reference"),
@@ -50,7 +54,7 @@ BAD_FLAGS = {
     "ld_alpha with sft": (["--loss", "sft", "--ld_alpha", 0], "does not go with --loss sft"),
     "too far a mix": (["--sync_reference_every", 2, "--sync_reference_mix", 2], "give 1 or less"),
     "kto of single records": (["--loss", "kto", "--batch_size", 1], "raise --batch_size"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_FLAGS)

@@ -184,8 +184,10 @@ def test_another_divergence_replaces_log_ratios(models, rows, logps, objective_o
     batch = collate(rows)
     flags = ["--divergence_alpha", 0.3] if divergence == "alpha" else []
     found, metrics = objective_of(models[0], small, "--divergence", divergence, *flags)(batch)
-    u = [(logps["policy_chosen"] - scores[batch.chosen]).exp(),
-         (logps["policy_rejected"] - scores[batch.rejected]).exp()]  # fmt: skip
+    u = [
+        (logps["policy_chosen"] - scores[batch.chosen]).exp(),
+        (logps["policy_rejected"] - scores[batch.rejected]).exp(),
+    ]
     seen = {
         "js": lambda u: torch.log(2 * u / (1 + u)),
         "forward_kl": lambda u: 1 - 1 / u,

@@ -40,8 +40,10 @@ def test_a_config_has_the_kinds_of_all_its_trainings(llama_folder):
 def test_training_writes_the_kind_of_its_data(tmp_path, llama_folder):
     """Dialogues without a prompt of their own: the template raw, by auto."""
     head = PROMPTS["dialogue"]
-    lines = [{"chosen": f"{head} {r.responses[0]}", "rejected": f"{head} {r.responses[1]}"}
-             for r in records(6)]  # fmt: skip
+    lines = [
+        {"chosen": f"{head} {r.responses[0]}", "rejected": f"{head} {r.responses[1]}"}
+        for r in records(6)
+    ]
     data = tmp_path / "hh.jsonl"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     argv = ["--model", llama_folder, "--data", data, "--out", tmp_path / "rm", "--steps", 1,

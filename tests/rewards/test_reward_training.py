@@ -32,8 +32,14 @@ def pairs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_pairs(folder / "pairs.jsonl", 25)
     write_pairs(folder / "eval.jsonl", 9, seed=1)
-    ranked = [{"prompt": f"p{i}", "responses": [f"{i}a", f"{i}bb", f"{i}ccc", f"{i}d"],
-               "scores": [1, 4, 2.5, 2.5]} for i in range(6)]  # fmt: skip
+    ranked = [
+        {
+            "prompt": f"p{i}",
+            "responses": [f"{i}a", f"{i}bb", f"{i}ccc", f"{i}d"],
+            "scores": [1, 4, 2.5, 2.5],
+        }
+        for i in range(6)
+    ]
     (folder / "ranked.jsonl").write_text("".join(json.dumps(r) + "\n" for r in ranked))
     return folder / "pairs.jsonl"
 
@@ -108,9 +114,14 @@ def test_the_last_evaluation_is_the_saved_models(one_rank, pairs, tokenizer):
     settings."""
     metrics, folder = one_rank
     model = RewardModel.load(folder)
-    assert rule_of(model) == {"template": "raw", "max_length": 1024, "eos": EOS_RULE,
-                             "preferences": ["better"], "condition": False,
-                             "prompts": ["text"]}  # fmt: skip
+    assert rule_of(model) == {
+        "template": "raw",
+        "max_length": 1024,
+        "eos": EOS_RULE,
+        "preferences": ["better"],
+        "condition": False,
+        "prompts": ["text"],
+    }
     for name, data in (("eval", records(9, seed=1)), ("train_eval", records(25)[-9:])):
         with torch.no_grad():
             rewards = model(collate(encode_all(data, tokenizer)))

@@ -48,10 +48,15 @@ def flags(*given: str) -> argparse.Namespace:
 def data(tmp_path_factory) -> Path:
     """20 records in PKU-SafeRLHF's format, whose two labels agree in every second one."""
     lines = [
-        {"prompt": r.prompt, "response_0": r.responses[0], "response_1": r.responses[1],
-         "better_response_id": i // 2 % 2, "safer_response_id": (i // 2 + i) % 2}
+        {
+            "prompt": r.prompt,
+            "response_0": r.responses[0],
+            "response_1": r.responses[1],
+            "better_response_id": i // 2 % 2,
+            "safer_response_id": (i // 2 + i) % 2,
+        }
         for i, r in enumerate(records(20))
-    ]  # fmt: skip
+    ]
     path = tmp_path_factory.mktemp("data") / "both.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -169,10 +174,12 @@ def test_the_mark_stands_behind_the_last_question(tokenizer):
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     for prompt, marked in (
         ("p", "p [safer]"),
-        ("\n\nHuman: a\n\nAssistant: b\n\nHuman:c\n\nAssistant:",
-         "\n\nHuman: a\n\nAssistant: b\n\nHuman:c [safer]\n\nAssistant:"),
+        (
+            "\n\nHuman: a\n\nAssistant: b\n\nHuman:c\n\nAssistant:",
+            "\n\nHuman: a\n\nAssistant: b\n\nHuman:c [safer]\n\nAssistant:",
+        ),
         (messages, [messages[0], {"role": "user", "content": "u [safer]"}]),
-    ):  # fmt: skip
+    ):
         assert conditioned(Record(prompt, ("a", "b")), "safer").prompt == marked
     assert messages[1]["content"] == "u"  # the record itself is not changed
     long = conditioned(Record("word " * 100, ("a", "b")), "safer")
@@ -199,8 +206,9 @@ def test_a_conditioned_model_has_one_output_and_trains_on_marked_prompts(
     model = RewardModel.load(tmp_path / "rm", trainable=False)
     assert preferences_of(model) == [*BOTH] and is_conditioned(model)
     assert model.head.out_features == 1
-    marked = [part for record in read([str(data)], formats(BOTH))
-              for part in by_preference(record, BOTH)]  # fmt: skip
+    marked = [
+        part for record in read([str(data)], formats(BOTH)) for part in by_preference(record, BOTH)
+    ]
     batch = collate(encode_records(marked, tokenizer, 1024, "pku"))
     with torch.no_grad():
         rewards = model(batch)
@@ -316,14 +324,20 @@ def test_bad_data_and_models(both, data, llama_folder, tmp_path, subtests):
     train = ["--model", llama_folder, "--data", data, "--out", tmp_path / "x", "--template", "pku"]
     onward = ["--model", both[1], *train[2:]]
     cases = {
-        "one label alone": ([*train, "--data", single, "--preference", *BOTH],
-                            "single.jsonl:1: a record with the keys .* has one label"),
-        "a label is missing": ([*train, "--data", unlabelled, "--preference", *BOTH],
-                               "unlabelled.jsonl:1: safer_response_id is None; .* needs 0 or 1"),
+        "one label alone": (
+            [*train, "--data", single, "--preference", *BOTH],
+            "single.jsonl:1: a record with the keys .* has one label",
+        ),
+        "a label is missing": (
+            [*train, "--data", unlabelled, "--preference", *BOTH],
+            "unlabelled.jsonl:1: safer_response_id is None; .* needs 0 or 1",
+        ),
         "another head": (onward, "a head of 2 outputs, but --preference better needs 1"),
-        "other outputs": ([*onward, "--preference", "safer", "better"],
-                          r"trained with preferences \['better', 'safer'\], not \['safer'"),
-    }  # fmt: skip
+        "other outputs": (
+            [*onward, "--preference", "safer", "better"],
+            r"trained with preferences \['better', 'safer'\], not \['safer'",
+        ),
+    }
     for name, (argv, message) in cases.items():
         with subtests.test(name):
             outcome = run_ranks(1, _train, [str(arg) for arg in argv])

@@ -74,8 +74,13 @@ def test_what_was_saved_scores_the_same(saved, reward_model, rows):
         for options in ({}, {"read": read_slices}, {"head_seed": 5}):
             again = RewardModel.load(saved, **options)
             assert torch.equal(again(collate(rows)), expected)
-    assert rule_of(again) == {"template": "raw", "max_length": 64, "eos": EOS_RULE,
-                              "preferences": ["better"], "condition": False}  # fmt: skip
+    assert rule_of(again) == {
+        "template": "raw",
+        "max_length": 64,
+        "eos": EOS_RULE,
+        "preferences": ["better"],
+        "condition": False,
+    }
     for pad in (False, True):
         scores = transformers_scores(saved, rows, pad)
         assert torch.allclose(scores, expected, rtol=1e-5, atol=1e-5)
