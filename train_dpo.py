@@ -114,20 +114,20 @@ def main(argv: list[str] | None = None) -> None:
         check_start(objective, data.rows[: args.batch_size], batcher, reference)
     held_out = {"eval": data.held_out}
     with log.open_run(args, world, data, folders["--model"], guard.start) as write_metrics:
-        loop.train(policy, optimizer, objective, data.rows, held_out, batcher,
-            loop.Settings.of(args), write_metrics, guard.save, guard.start)  # fmt: skip
+        settings, hooks = loop.Settings.of(args), (write_metrics, guard.save, guard.start)
+        loop.train(policy, optimizer, objective, data.rows, held_out, batcher, settings, *hooks)
     if guard.stopped:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
 
     # result
     write = lora.write_model if args.lora_rank else write_model
     with guard.writing():
-        write(policy, tokenizer, Path(args.out), world, template=data.template,
-            dtype=args.save_dtype)  # fmt: skip
+        options = {"template": data.template, "dtype": args.save_dtype}
+        write(policy, tokenizer, Path(args.out), world, **options)
     result.report_rounding(policy, objective, held_out, batcher, args)
     judge = "runs/rm" if args.model == "tiny" and rows.is_embedded(args) else "REWARD_MODEL"
-    result.finish(args, world, f"{args.loss} of {args.model}", len(data.held_out),
-        ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge])  # fmt: skip
+    evaluation = ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge]
+    result.finish(args, world, f"{args.loss} of {args.model}", len(data.held_out), evaluation)
 
 
 def find_folders(args: Namespace, world: World) -> dict[str, Path]:
@@ -148,8 +148,8 @@ def load_models(
     dtype = compute_dtype(args.precision, world.device)
 
     def load_policy() -> Policy:
-        load = partial(Policy.load, folders["--model"], world, dtype, read=read_slices,
-            checkpointing=args.activation_checkpointing)  # fmt: skip
+        options = {"read": read_slices, "checkpointing": args.activation_checkpointing}
+        load = partial(Policy.load, folders["--model"], world, dtype, **options)
         policy = lora.load_policy(load, args) if args.lora_rank else load()
         prepare(policy, data, batcher, f"--model {args.model}")
         return policy

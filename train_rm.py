@@ -101,8 +101,8 @@ def main(argv: list[str] | None = None) -> None:
     # reward model and what is minimised
     dtype = compute_dtype(args.precision, world.device)
     load, loss = variants.variant_of(args, data.rows, loss_of_batch)
-    reward_model = load(folder, world, dtype, read=read_slices, head_seed=args.seed,
-        checkpointing=args.activation_checkpointing)  # fmt: skip
+    options = {"read": read_slices, "checkpointing": args.activation_checkpointing}
+    reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
     prepare(reward_model, data, batcher, name)
     objective = loop.Objective(partial(loss, reward_model, args))
@@ -119,8 +119,10 @@ def main(argv: list[str] | None = None) -> None:
     again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
     held_out = {"eval": data.held_out, "train_eval": again}
     with log.open_run(args, world, data, folder, guard.start) as write_metrics:
-        loop.train(reward_model, optimizer, objective, data.rows, held_out, batcher,
-            loop.Settings.of(args), write_metrics, guard.save, guard.start)  # fmt: skip
+        settings, hooks = loop.Settings.of(args), (write_metrics, guard.save, guard.start)
+        loop.train(
+            reward_model, optimizer, objective, data.rows, held_out, batcher, settings, *hooks
+        )
     if guard.stopped:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
 
@@ -128,11 +130,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.length_debias:
         reward_model.print_length()
     with guard.writing():
-        write_model(reward_model, tokenizer, Path(args.out), world, template=data.template,
-            dtype=args.save_dtype)  # fmt: skip
+        options = {"template": data.template, "dtype": args.save_dtype}
+        write_model(reward_model, tokenizer, Path(args.out), world, **options)
     result.report_rounding(reward_model, objective, held_out, batcher, args)
-    result.finish(args, world, f"Reward model on {args.model}", len(data.held_out),
-        ["rm", "--model", args.out])  # fmt: skip
+    evaluation = ["rm", "--model", args.out]
+    result.finish(args, world, f"Reward model on {args.model}", len(data.held_out), evaluation)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The flags that train_rm.py and train_dpo.py share, and a parser whose errors are RunErrors."""
 
 import argparse
+import copy
 import math
 import sys
 from argparse import Namespace
@@ -57,20 +58,14 @@ class Parser(argparse.ArgumentParser):
 
     def help_text(self, everything: bool) -> str:
         """The page of --help; everything: also the groups of subpackages, as --help all shows."""
-        groups, formatter = self._action_groups, self._get_formatter()
-        formatter.add_usage("%(prog)s [--FLAG VALUE ...]" if self.further else None,
-            self._actions, self._mutually_exclusive_groups)  # fmt: skip
-        formatter.add_text(self.description)
-        for group in groups if everything else [g for g in groups if g not in self.further]:
-            formatter.start_section(group.title)
-            formatter.add_text(group.description)
-            formatter.add_arguments(group._group_actions)
-            formatter.end_section()
+        page = copy.copy(self)
+        if self.further:
+            page.usage = "%(prog)s [--FLAG VALUE ...]"
         if self.further and not everything:
+            page._action_groups = [g for g in self._action_groups if g not in self.further]
             titles = "".join(f"\n  {group.title}" for group in self.further)
-            formatter.add_text(f"--help all also explains the flags of{titles}")
-        formatter.add_text(self.epilog)
-        return formatter.format_help()
+            page.epilog = f"--help all also explains the flags of{titles}\n{self.epilog}"
+        return page.format_help()
 
     def error(self, message: str) -> None:
         raise RunError(f"{message} (see {self.prog} --help)")

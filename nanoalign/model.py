@@ -25,19 +25,8 @@ CHUNK_LOGITS = {"cuda": 2**28, "cpu": 2**22}
 RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
 Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
-# A rank of nanoalign/checkpoints/slices.py reads only its own slices of the files.
+# (class of transformers, folder, config, dtype) -> (a model, what fills it with its weights)
 Read = Callable[[type, str | Path, object, torch.dtype], tuple[nn.Module, Fill]]
-
-
-def read_whole(auto: type, folder: str | Path, config, dtype: torch.dtype) -> tuple:
-    """Loads by transformers' from_pretrained: every rank reads all weights."""
-    # Nothing is unpickled, and no code of the folder is run.
-    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-    model, info = auto.from_pretrained(folder, config=config, dtype=dtype, **options)
-    known = type(model).__name__ in (config.architectures or ())  # else its head is new
-    if lost := [n for n in info["missing_keys"] if n.startswith(model.base_model_prefix) or known]:
-        raise RunError(f"model folder '{folder}' has no weights for {', '.join(sorted(lost)[:3])}")
-    return model, lambda module, device: module.to(device)
 
 
 class Scorer(nn.Module):
@@ -96,6 +85,20 @@ class Scorer(nn.Module):
 
     def count_parameters(self, trainable: bool = False) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
+
+
+def read_whole(auto: type, folder: str | Path, config, dtype: torch.dtype) -> tuple:
+    """The `read` of notebooks: every rank reads all weights, by transformers' from_pretrained.
+
+    The scripts read slices of the files (nanoalign/weights/slices.py).
+    """
+    # Nothing is unpickled, and no code of the folder is run.
+    options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    model, info = auto.from_pretrained(folder, config=config, dtype=dtype, **options)
+    known = type(model).__name__ in (config.architectures or ())  # else its head is new
+    if lost := [n for n in info["missing_keys"] if n.startswith(model.base_model_prefix) or known]:
+        raise RunError(f"model folder '{folder}' has no weights for {', '.join(sorted(lost)[:3])}")
+    return model, lambda module, device: module.to(device)
 
 
 class Policy(Scorer):

@@ -97,9 +97,14 @@ def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, 
 
 
 def _by_parts(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, attend: Attend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Tree,
+    window: int | None,
+    attend: Attend,
     by_hand: bool,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys = q.shape[2], k.shape[2]
         causal = queries == keys and (window is None or keys <= window)

@@ -22,16 +22,30 @@ BLOCK = 128  # queries, and keys, of a block of the mask
 # the blocks for wide heads where there is less. Both are what Triton's compiler reports.
 AMPLE_SHARED_MEMORY = {2: 160_000, 4: 200_000}
 SMALL_BLOCKS = {
-    2: {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "bwd_BLOCK_M1": 32,
-        "bwd_BLOCK_N1": 32, "bwd_BLOCK_M2": 32, "bwd_BLOCK_N2": 32, "bwd_num_stages": 1},
+    2: {
+        "fwd_BLOCK_M": 64,
+        "fwd_BLOCK_N": 32,
+        "fwd_num_stages": 2,
+        "bwd_BLOCK_M1": 32,
+        "bwd_BLOCK_N1": 32,
+        "bwd_BLOCK_M2": 32,
+        "bwd_BLOCK_N2": 32,
+        "bwd_num_stages": 1,
+    },
     4: {"fwd_BLOCK_M": 16, "fwd_BLOCK_N": 16, "fwd_num_stages": 1},
-}  # fmt: skip
+}
 
 
 def by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, tree: Tree, scaling: float | None,
-    window: int | None, softcap: float | None, sinks: Tensor | None,
-) -> Tensor:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: Tree,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
     """Attention of (1, H, T, d) queries; the arguments are those of attention.tree_attention.
 
     On a CPU it runs uncompiled, for tests.
@@ -48,10 +62,16 @@ def by_blocks(
     if window not in tree.block_masks:
         tree.block_masks[window] = block_mask(tree.rows, window, query.device)
     out = flex(
-        query, key, value, block_mask=tree.block_masks[window], scale=scaling,
-        score_mod=None if softcap is None else cap, enable_gqa=True, kernel_options=options,
+        query,
+        key,
+        value,
+        block_mask=tree.block_masks[window],
+        scale=scaling,
+        score_mod=None if softcap is None else cap,
+        enable_gqa=True,
+        kernel_options=options,
         return_aux=None if sinks is None else AuxRequest(lse=True),
-    )  # fmt: skip
+    )
     if sinks is None:
         return out
     out, aux = out
