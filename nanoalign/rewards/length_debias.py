@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import full, print0
@@ -29,7 +29,7 @@ class LengthDebiased(RewardModel):
 
     METHODS = ("textbook", "lead")
 
-    def __init__(self, model: PreTrainedModel, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: "transformers.PreTrainedModel", dtype: torch.dtype = torch.float32):
         super().__init__(model, dtype)
         self.length = nn.Linear(1, 1, bias=False)
         nn.init.zeros_(self.length.weight)
