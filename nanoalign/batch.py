@@ -45,12 +45,10 @@ class Batch:
     """Rows as tensors. Of scores (S,), scores[chosen] and scores[rejected], (B,), are compared."""
 
     inputs: dict[str, object]  # keyword arguments of the transformer
-    predicted_at: (
-        Tensor  # (M,) where in the flat (N * T) the state is that predicts each scored token
-    )
+    predicted_at: Tensor  # (M,) place in the flat (N * T) whose state predicts each scored token
     targets: Tensor  # (M,) ids of the scored tokens
     lengths: Tensor  # (S,) scored tokens of each response; they sum to M
-    ends_at: Tensor  # (S,) where in the flat (N * T) each response has its last token
+    ends_at: Tensor  # (S,) place in the flat (N * T) of the last token of each response
     chosen: Tensor  # (B,) index of the chosen response of each pair, among the S
     rejected: Tensor  # (B,) index of the rejected response
     weights: Tensor  # (B,) float32: those of a row's pairs sum to 1, or to 0 in a filler batch

@@ -1,7 +1,7 @@
 """One path for 1..N processes: process group, autocast, sums, output of rank 0.
 
 `python train_dpo.py` has one rank, `torchrun --nproc_per_node N train_dpo.py` has N, of which each
-has a shard of the parameters: see sharding.py. nanoalign/hosts has what several hosts need.
+has a shard of the parameters: see sharding.py. nanoalign/ranks has what several hosts need.
 """
 
 import os
@@ -27,7 +27,7 @@ class World:
     rank: int
     size: int
     device: torch.device
-    mesh: DeviceMesh  # (size,); or (copies of the parameters, ranks that share one): see hosts
+    mesh: DeviceMesh  # (size,); or (copies of the parameters, ranks that share one)
 
     @property
     def is_main(self) -> bool:

@@ -74,17 +74,18 @@ class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, targets: Tensor, chunk: int, *fields: object) -> Tensor:
         head, kind = Head(*fields), hidden.device.type
-        own = hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        normaliser = own - torch.inf  # (M,) log of the sum of exp of all logits
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        target_logits = hidden.new_zeros(len(hidden), dtype=dtype)
+        normaliser = target_logits - torch.inf  # (M,) log of the sum of exp of all logits
         for start in range(0, len(head.weight), chunk):
             logits = head(hidden, slice(start, start + chunk))  # (M, C)
             inside, place = _places(targets, start, logits)
-            own = logits.gather(1, place)[:, 0].where(inside, own)
+            target_logits = logits.gather(1, place)[:, 0].where(inside, target_logits)
             normaliser = torch.logaddexp(normaliser, logits.logsumexp(1))
         ctx.save_for_backward(hidden, targets, normaliser, *head[:2])
         ctx.chunk, ctx.options = chunk, head[2:]
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
-        return own - normaliser
+        return target_logits - normaliser
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:

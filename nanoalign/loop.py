@@ -14,7 +14,6 @@ from nanoalign.batch import Batch, Row, collate, lengths_of
 from nanoalign.distributed import World, full
 from nanoalign.errors import RunError
 from nanoalign.metrics import Means, Metric
-from nanoalign.model import Scorer
 
 PLANNED_ROWS = 1024  # of an evaluation, planned at a time: planning takes more than linear time
 MakeBatches = Callable[[Sequence[Row]], Iterator[Batch]]
@@ -84,7 +83,7 @@ class Batcher:
         """tokens: of a micro-batch, at most; a longer row is a micro-batch by itself."""
         self.world, self.tokens = world, tokens
 
-    def prepare(self, model: Scorer) -> None:
+    def prepare(self, model: nn.Module) -> None:
         """Called with each model that will read the batches."""
 
     def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:

@@ -41,20 +41,20 @@ def cast(
     As for parameters that are gathered in dtype, gradients are made in it, and added up in the
     dtype of the parameters: bit for bit the same numbers.
     """
-    others = {part for each in apart for part in each.modules()}
-    parts = [part for part in module.modules() if part not in others]
+    others = {layer for part in apart for layer in part.modules()}
+    layers = [layer for layer in module.modules() if layer not in others]
 
     def cast_and_run(run: Callable, *args, **kwargs) -> object:
-        own = [part._parameters for part in parts]
+        originals = [layer._parameters for layer in layers]
         # By parameter, so that a tied one is cast once. None is a bias that a layer does not have.
-        inside = {p: p.to(dtype) for each in own for p in each.values() if p is not None}
-        for part, each in zip(parts, own, strict=True):
-            part._parameters = {name: inside.get(p) for name, p in each.items()}
+        casts = {p: p.to(dtype) for names in originals for p in names.values() if p is not None}
+        for layer, names in zip(layers, originals, strict=True):
+            layer._parameters = {name: casts.get(p) for name, p in names.items()}
         try:
             return run(*args, **kwargs)
         finally:
-            for part, each in zip(parts, own, strict=True):
-                part._parameters = each
+            for layer, names in zip(layers, originals, strict=True):
+                layer._parameters = names
 
     for name in methods:
         setattr(module, name, partial(cast_and_run, getattr(module, name)))

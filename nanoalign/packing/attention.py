@@ -1,17 +1,11 @@
-"""Attention of packed rows, which stand one behind the other in one sequence, without padding.
+"""Attention functions of transformers that follow a Tree (tree.py), where a batch has one.
 
-    row           0  0  0  0  0  0  0  0 | 1  1  1
-    tokens       p0 p1 p2 c0 c1 c2 r0 r1 | p0 c0 r0
-    position      0  1  2  3  4  5  3  4 | 0  1  1
-    segment       0  0  0  1  1  1  2  2 | 0  1  2
+A dense mask of all tokens would be quadratic in their number, and mostly empty. On a CPU each
+prompt and each response is an attention of its own; on CUDA flex_attention skips empty blocks
+(flex.py).
 
-    attends(q, k) = k <= q and row[q] == row[k] and (segment[k] == 0 or segment[k] == segment[q])
-
-So a prompt is computed once for all of its responses, which do not see each other. A dense mask of
-all tokens would be quadratic in their number, and mostly empty. On a CPU each prompt and each
-response is a small attention of its own; on CUDA flex_attention skips empty blocks: see flex.py.
-
-Shapes: T tokens of all rows, H heads of queries, G heads of keys and values, d their width.
+Shapes: T tokens of all rows, H heads of queries, G heads of keys and values, d their width. Of one
+attention on a CPU: Q queries, K keys.
 """
 
 import sys
@@ -30,8 +24,11 @@ from nanoalign.packing.flex import by_blocks
 from nanoalign.packing.tree import Tree
 
 PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
-# Queries times keys of a mask, at most: else blocks.py. By hand (True) each head has scores too.
+# Queries times keys of a mask, at most; more are attended to in blocks of queries. By hand (True)
+# each head has scores, too.
 PLACES = {False: 2**22, True: 2**20}
+
+QUERIES = (64, 1024)  # of a block: with fewer there are more calls, with more a window is sparse
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -64,7 +61,7 @@ def tree_attention(
     key: Tensor,  # (1, G, T, d)
     value: Tensor,  # (1, G, T, d)
     attention_mask: Tensor | None,  # of the model's own attention
-    own: str,  # name of that
+    own: str,  # the name of the model's own attention
     tree: Tree | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -140,7 +137,10 @@ def attend_by_hand(
     softcap: float | None,
     sinks: Tensor | None,  # (H,)
 ) -> Tensor:
-    """One attention of some queries: (1, H, Q, d)."""
+    """One attention with capped scores (Gemma 2) or sinks (gpt-oss), which torch's own lacks.
+
+    Returns (1, H, Q, d).
+    """
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -155,9 +155,6 @@ def attend_by_hand(
     return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
 
 
-QUERIES = (64, 1024)  # of a block: fewer cost calls, more make a window's masks mostly empty
-
-
 def by_queries(
     q: Tensor,  # (1, H, Q, d), those of the last Q of K tokens
     k: Tensor,  # (1, G, K, d)
@@ -166,7 +163,12 @@ def by_queries(
     attend: Attend,  # takes queries, keys, values of a block, and its mask
     places: int,  # of a mask, about
 ) -> Tensor:
-    """One attention of some queries: (1, H, Q, d). With a gradient, a block is computed twice."""
+    """One attention, in blocks of its queries: (1, H, Q, d). Memory grows linearly with K.
+
+    A mask of 16,000 queries and as many keys has 1 GB, and torch keeps it for the backward pass. A
+    block has a mask of its own, which is dropped, and computed again in the backward pass. It sees
+    the keys up to its own end, and with a sliding window none that all of its queries have left.
+    """
 
     def attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         mask = Tree([]).mask(q.shape[2], k.shape[2], window, q.dtype)  # of a Tree that is dropped

@@ -1,4 +1,4 @@
-"""Attention of packed rows, which stand one behind the other in one sequence, without padding.
+"""Which token sees which in packed rows: one behind the other in a sequence, without padding.
 
     row           0  0  0  0  0  0  0  0 | 1  1  1
     tokens       p0 p1 p2 c0 c1 c2 r0 r1 | p0 c0 r0
@@ -7,9 +7,7 @@
 
     attends(q, k) = k <= q and row[q] == row[k] and (segment[k] == 0 or segment[k] == segment[q])
 
-So a prompt is computed once for all of its responses, which do not see each other. A dense mask of
-all tokens would be quadratic in their number, and mostly empty. On a CPU each prompt and each
-response is a small attention of its own; on CUDA flex_attention skips empty blocks: see flex.py.
+So a prompt is computed once for all of its responses, which do not see each other.
 
 Shapes: T tokens of all rows, H heads of queries, G heads of keys and values, d their width.
 """
@@ -44,9 +42,6 @@ class Tree:
             hidden = torch.zeros(queries, keys, dtype=dtype)
             self._masks[key] = hidden.masked_fill_(~seen, float("-inf"))
         return self._masks[key]
-
-
-# --- the mask -------------------------------------------------------------------------------------
 
 
 def spans(rows: Sequence[tuple[int, ...]], window: int | None) -> np.ndarray:
