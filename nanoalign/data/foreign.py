@@ -39,8 +39,8 @@ def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -
     if isinstance(prompt, list) and prompt and is_of_assistant(prompt[-1]):
         raise ValueError("the prompt ends with a message of 'assistant'")
     keys = next(keys for keys in ours if converted.keys() >= set(keys))
-    found = ours[keys](converted)
-    return replace(found, notes=(*found.notes, *ignored(rest.keys(), keys))) if rest else found
+    parsed = ours[keys](converted)
+    return replace(parsed, notes=(*parsed.notes, *ignored(rest.keys(), keys))) if rest else parsed
 
 
 def refuse_unknown(known: Sequence[tuple[str, ...]], record: dict) -> NoReturn:

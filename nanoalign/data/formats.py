@@ -72,10 +72,10 @@ def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
     texts = [record[key] for key in TEXTS if key in record]
     is_text = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
     is_plain = is_text and not CONTEXT & record.keys()
-    found = read(record) if is_plain else read_messages(read, record)
+    parsed = read(record) if is_plain else read_messages(read, record)
     if columns := record.keys() - {*keys, *LABELS}:
-        found = replace(found, notes=(*found.notes, *ignored(columns, keys)))
-    return found
+        parsed = replace(parsed, notes=(*parsed.notes, *ignored(columns, keys)))
+    return parsed
 
 
 # --- pairs ----------------------------------------------------------------------------------------
@@ -111,20 +111,20 @@ def pku(preferences: Sequence[str], record: dict) -> Record:
         better.append(label)
     responses = (record["response_0"], record["response_1"])[:: -1 if better[0] else 1]
     pairs = tuple((0, 1) if label == better[0] else (1, 0) for label in better)
-    found = from_messages(Record(record["prompt"], responses, pairs), "response")
+    parsed = from_messages(Record(record["prompt"], responses, pairs), "response")
     if len(preferences) == 1:
-        return with_margin(record, found)
-    return replace(found, extra={"dimensions": list(range(len(pairs)))})
+        return with_margin(record, parsed)
+    return replace(parsed, extra={"dimensions": list(range(len(pairs)))})
 
 
-def with_margin(record: dict, found: Record) -> Record:
+def with_margin(record: dict, parsed: Record) -> Record:
     """The pair with the margin of its record: by how much the chosen response is better, else 1."""
     margin = 1.0
     if record.get("margin") is not None:
         margin = number(record["margin"], "margin")
     if margin < 0:
         raise ValueError(f"the margin is {margin:g}; it must not be negative")
-    return replace(found, extra={"margins": [margin]})
+    return replace(parsed, extra={"margins": [margin]})
 
 
 # --- rankings and single responses ----------------------------------------------------------------
@@ -167,8 +167,8 @@ def completion(loss: str, record: dict) -> Record:
         raise ValueError(f"the label must be true or false, found {label!r}")
     if label is not None and not label and loss == "sft":
         raise ValueError("--loss sft learns from good responses; remove those of the label false")
-    found = Record(prompt, (response,), ((0, 0),), {"desirable": [label is None or bool(label)]})
-    return from_messages(found, "completion")
+    parsed = Record(prompt, (response,), ((0, 0),), {"desirable": [label is None or bool(label)]})
+    return from_messages(parsed, "completion")
 
 
 def with_label(read: Format, record: dict) -> Record:
@@ -176,9 +176,9 @@ def with_label(read: Format, record: dict) -> Record:
 
     Pairs and single responses may be in one batch, so all have the same key there.
     """
-    found = read(record)
-    desirable = found.extra.get("desirable", [True] * len(found.pairs))
-    return replace(found, extra={"desirable": desirable})
+    parsed = read(record)
+    desirable = parsed.extra.get("desirable", [True] * len(parsed.pairs))
+    return replace(parsed, extra={"desirable": desirable})
 
 
 def single(loss: str) -> str:
@@ -258,13 +258,13 @@ def renamed(table: Formats, keys: Sequence[str]) -> Formats:
     A record that lacks one of these names is an error, also where it has ours: it would be read as
     something else than was asked for. The embedded data alone keep our names.
     """
-    names, found = names_of(keys), {}
+    names, by_theirs = names_of(keys), {}
     for ours, read in table.items():
         theirs = tuple(names.get(key, key) for key in ours)
-        found.setdefault(theirs, partial(read_renamed, names, read))
-    found[PKU] = partial(read_renamed, names, table[PKU])
-    found[()] = found.pop(())  # the last one, which takes all records
-    return found
+        by_theirs.setdefault(theirs, partial(read_renamed, names, read))
+    by_theirs[PKU] = partial(read_renamed, names, table[PKU])
+    by_theirs[()] = by_theirs.pop(())  # the last one, which takes all records
+    return by_theirs
 
 
 def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:

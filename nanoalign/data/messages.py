@@ -25,10 +25,10 @@ def read_messages(read: Format, record: dict) -> Record:
     record = decode_messages(record)
     if isinstance(record.get("prompt"), list) and record["prompt"]:
         record = record | {"prompt": messages(record["prompt"], "prompt")}
-    found = with_context(read(record), record)
-    if isinstance(found.prompt, list):
-        check_text("prompt", "\n".join(message["content"] for message in found.prompt))
-    return found
+    parsed = with_context(read(record), record)
+    if isinstance(parsed.prompt, list):
+        check_text("prompt", "\n".join(message["content"] for message in parsed.prompt))
+    return parsed
 
 
 def decode_messages(record: dict) -> dict:
@@ -126,9 +126,9 @@ def decode_arguments(function: object, name: str) -> object:
         raise ValueError(f"{name} has a tool call whose arguments are no JSON: {error}") from error
 
 
-def with_context(found: Record, record: dict) -> Record:
+def with_context(parsed: Record, record: dict) -> Record:
     """The Record with `system` as its first message, and with `tools`."""
-    prompt, responses = found.prompt, found.responses
+    prompt, responses = parsed.prompt, parsed.responses
     if prompt == [] or not isinstance(prompt, list):
         check_text("prompt", prompt or "")
     if system := record.get("system"):
@@ -140,19 +140,21 @@ def with_context(found: Record, record: dict) -> Record:
             prompt = [first, *turns]
         elif turns[0] != first:
             raise ValueError("a 'system' beside another message of 'system'; remove one of them")
-    return replace(found, prompt=prompt, responses=responses, tools=tools_of(record.get("tools")))
+    return replace(parsed, prompt=prompt, responses=responses, tools=tools_of(record.get("tools")))
 
 
 def tools_of(tools: object) -> list[dict] | None:
     """The tools of a record, which may be JSON text; None for none."""
     try:
-        found = json.loads(tools) if isinstance(tools, str) and tools else tools
+        decoded = json.loads(tools) if isinstance(tools, str) and tools else tools
     except json.JSONDecodeError:
-        found = tools
-    if found and not (isinstance(found, list) and all(isinstance(tool, dict) for tool in found)):
+        decoded = tools
+    if decoded and not (
+        isinstance(decoded, list) and all(isinstance(tool, dict) for tool in decoded)
+    ):
         raise ValueError(f"tools must be a list of JSON schemas, found {str(tools)[:60]!r}")
-    check_text("tools", json.dumps(found, ensure_ascii=False))
-    return found or None
+    check_text("tools", json.dumps(decoded, ensure_ascii=False))
+    return decoded or None
 
 
 # --- responses ------------------------------------------------------------------------------------

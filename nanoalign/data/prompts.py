@@ -64,8 +64,8 @@ def prompt_of(record: object, where: str) -> Record:
         return prompt
     if len({"chosen", "rejected"} & keys) == 1:
         raise RunError(f"{where}: give both 'chosen' and 'rejected', or 'prompt' without them")
-    _, found = parse(record, where, formats(unpaired="prompts"))
-    return Record(found.prompt, (), (), tools=found.tools)
+    _, parsed = parse(record, where, formats(unpaired="prompts"))
+    return Record(parsed.prompt, (), (), tools=parsed.tools)
 
 
 def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
