@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nanoalign import loop
 from nanoalign.batch import Batch
-from nanoalign.data import audit, formats, precomputed, rows, store
+from nanoalign.data import audit, cache, precomputed, rows
 from nanoalign.data.split import Data
 from nanoalign.distributed import World, compute_dtype, print0, run
 from nanoalign.family import objectives
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     text = "the share of labels that is assumed to be wrong (conservative DPO); default: 0"
     add("--label_smoothing", type=number(float, 0, 0.5), help=text)
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    parts = rows, packed, guards, trackers, groups, lora, objectives, store, precomputed
+    parts = rows, packed, guards, trackers, groups, lora, objectives, cache, precomputed
     parser.extend(*(part.add_arguments for part in parts))
     return parser.parse_args(argv)
 
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # data
     tokenizer = load_tokenizer(folders["--model"])
-    data = rows.load_rows(args, tokenizer, folders["--model"], world, formats.single(args.loss))
+    data = rows.load_rows(rows.DataSettings.of(args), tokenizer, folders["--model"], world)
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=False))
     batcher = packed.layout(args)(world, args.micro_batch_tokens)

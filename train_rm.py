@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nanoalign import loop
 from nanoalign.batch import Batch
-from nanoalign.data import audit, rows, store
+from nanoalign.data import audit, cache, rows
 from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.losses import pairwise_reward_loss
@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    parts = packed, guards, trackers, groups, store, variants
+    parts = packed, guards, trackers, groups, cache, variants
     of_rows = partial(rows.add_arguments, several=True)
     parser.extend(of_rows, *(part.add_arguments for part in parts))
     return parser.parse_args(argv)
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     # data
     tokenizer = load_tokenizer(folder)
     announce(folder)
-    data = rows.load_rows(args, tokenizer, folder, world)
+    data = rows.load_rows(rows.DataSettings.of(args), tokenizer, folder, world)
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=True))
     batcher = packed.layout(args)(world, args.micro_batch_tokens)

@@ -19,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import train_dpo
+from nanoalign.data.encoding import DataSettings
 from nanoalign.data.rows import load_rows
 from nanoalign.data.sources import check_sources
 from nanoalign.data.split import fingerprint
@@ -62,12 +62,12 @@ def repeat(source: str, pairs: int, path: Path) -> None:
 def work(job: dict) -> None:
     """One rank: loads the rows of a run from a store, and plans its first step."""
     world, folder = setup(), local_folder(job["model"])
-    flags = {"--model": job["model"], "--data": job["file"], "--max_length": job["max_length"]}
-    flags |= {"--eval_share": 0.01, "--cache": job["cache"]}
-    args = train_dpo.parse_args([str(word) for flag in flags.items() for word in flag])
+    settings = DataSettings(
+        [job["file"]], eval_share=0.01, max_length=job["max_length"], cache=job["cache"]
+    )
     tokenizer, before = load_tokenizer(folder), memory("VmHWM")
     start = time.perf_counter()
-    rows = load_rows(args, tokenizer, folder, world).rows
+    rows = load_rows(settings, tokenizer, folder, world).rows
     opened = time.perf_counter() - start
     fingerprint(rows)
     step = [rows[i] for i in step_indices(0, len(rows), BATCH, seed=0)]

@@ -16,6 +16,20 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Repositories = dict[str, dict[str, bytes]]  # models/OWNER/NAME or datasets/... -> files
 
 
+def tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
+    """The entries of a folder of a repository; "" is its root."""
+    start, entries = f"{folder}/" if folder else "", {}
+    for name, body in files.items():
+        rest = name.removeprefix(start)
+        if name.startswith(start) and (recursive or "/" not in rest):
+            oid = hashlib.sha1(body).hexdigest()
+            entries[name] = {"type": "file", "path": name, "size": len(body), "oid": oid}
+        elif name.startswith(start):
+            path = start + rest.partition("/")[0]
+            entries[path] = {"type": "directory", "path": path, "oid": "0"}
+    return list(entries.values())
+
+
 @contextmanager
 def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterator[list[str]]:
     """Yields the list of the files that were fetched, each as OWNER/NAME@REVISION/PATH.
@@ -51,10 +65,11 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
             if found := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)/tree/(.*)", path):
                 if found[1] not in repositories:
                     return self.answer(b"", 404, X_Error_Code="RepoNotFound")
-                entries = [
-                    {"type": "file", "path": name, "size": len(body), "oid": "0"}
-                    for name, body in repositories[found[1]].items()
-                ]
+                folder = found[2].partition("/")[2].rstrip("/")
+                recursive = "recursive=true" in self.path.lower()
+                entries = tree(repositories[found[1]], folder, recursive)
+                if not entries:
+                    return self.answer(b"", 404, X_Error_Code="EntryNotFound")
                 return self.answer(json.dumps(entries).encode(), Content_Type="application/json")
             path = path if path.startswith("datasets/") else f"models/{path}"
             repo, _, rest = path.partition("/resolve/")
@@ -62,7 +77,9 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
             if repo == gated:
                 return self.answer(b"", 403, X_Error_Code="GatedRepo",
                     X_Error_Message="Access to it is restricted")  # fmt: skip
-            body = repositories.get(repo, {}).get(name)
+            if repo not in repositories:
+                return self.answer(b"", 404, X_Error_Code="RepoNotFound")
+            body = repositories[repo].get(name)
             if body is None:
                 return self.answer(b"", 404, X_Error_Code="EntryNotFound")
             if self.command == "GET":

@@ -1,10 +1,9 @@
-"""What is kept on disk for further runs: encoded data, and the log-probabilities of a reference.
+"""--precompute_reference: the log-probabilities of a reference, computed once and kept on disk.
 
-load.py         --data -> rows of a store, which is made if it is not there
-encode.py       makes a store: all ranks of a host encode parts of the data
-disk.py         the files of a store, and rows that are read from them
-reference.py    --precompute_reference
-folder.py       where all of it is kept
+    CACHE/reference/KEY/logps.safetensors    (S,) float32: of all responses, row after row
+    CACHE/reference/KEY/checksums.json
+
+KEY is a hash of the weights of the reference, its precision and the rows.
 """
 
 import gc
@@ -13,7 +12,6 @@ import math
 import shutil
 import tempfile
 import time
-import uuid
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,8 +25,8 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
+from nanoalign.data import cache
 from nanoalign.data.split import Data, fingerprint
-from nanoalign.data.store import cache_folder, make_private, writing
 from nanoalign.distributed import World, print0, progress_bar, sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
@@ -42,14 +40,16 @@ from nanoalign.ranks.collectives import gather, on_main
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument_group("precomputed reference").add_argument(
-        "--precompute_reference", action="store_true",
+        "--precompute_reference",
+        action="store_true",
         help="run the reference once, before the policy is loaded, and keep its log-probabilities "
-        "in --cache")  # fmt: skip
+        "in --cache",
+    )
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """What does not go with --precompute_reference, if anything does not."""
+    """The error of flags that do not go with --precompute_reference; None without one."""
     if not args.precompute_reference:
         return None
     for reason, refused in (
@@ -72,9 +72,10 @@ CHECKED_ROWS = 8  # whose kept log-probabilities are compared with those of the 
 class Precomputed:
     """A reference whose log-probabilities are in the batches: Batch -> (S,), in nats.
 
-    tolerances: of checks.check_start, for a policy that is the same function. The other rows of a
-        batch differ from those when the values were computed, which changes the rounding of sums.
-        A loss may multiply that by any factor (ipo_sum by 1 / beta), so only rewards are checked.
+    tolerances: of losses and rewards in self_check.check_start, for a policy that is the same
+        function. Values are computed in other batches than those of the training, so their sums
+        are rounded otherwise. A loss may multiply that by any factor (ipo_sum by 1 / beta), so
+        losses have no limit.
     """
 
     def __init__(self, tolerances: tuple[float, float]):
@@ -114,16 +115,17 @@ def precompute(
     """
     weights = gather(on_main(batcher.world, partial(digest_of_weights, folder)), batcher.world)[0]
     reference, name = load(), f"--reference {args.reference or args.model}"
-    cache, sets = cache_folder(args.cache) / "reference", {"held out": data.held_out}
-    for of, rows in {"data": data.rows, "held out": data.held_out}.items():
+    folder_of_values = cache.cache_folder(args.cache) / "reference"
+    sets = {"data": data.rows, "held out": data.held_out}
+    for of, rows in sets.items():
         if not len(rows):  # nothing is held out
             continue
         start = time.perf_counter()
         key = "\n".join([str(FORMAT), str(weights), fingerprint(rows), str(reference.dtype)])
-        path = cache / hashlib.sha256(key.encode()).hexdigest()[:32]
-        sets[of], found = referenced(rows, reference, path, batcher, name)
+        path = folder_of_values / hashlib.sha256(key.encode()).hexdigest()[:32]
+        sets[of], was_kept = referenced(rows, reference, path, batcher, name)
         seconds = time.perf_counter() - start
-        how = "read from" if found else f"computed in {seconds:.1f} s, kept in"
+        how = "read from" if was_kept else f"computed in {seconds:.1f} s, kept in"
         print0(f"{'reference':<11} {name}, {of}: {len(sets[of].logps):,} responses, {how} {path}")
     first = data.rows[: args.batch_size]
     longest = max(len(response) for row in first for response in row.responses)
@@ -138,18 +140,18 @@ def referenced(
     rows: Sequence[Row], reference: Policy, path: Path, batcher: Batcher, name: str
 ) -> tuple[ReferencedRows, bool]:
     """(the rows with the log-probabilities of a file, whether the file was there). A collective."""
-    known = getattr(rows, "responses", None)  # of rows on disk
-    sizes = [len(row.responses) for row in rows] if known is None else known
-    ends = np.cumsum([0, *sizes])
+    counts = getattr(rows, "responses", None)  # rows on disk know theirs without being read
+    counts = [len(row.responses) for row in rows] if counts is None else counts
+    ends = np.cumsum([0, *counts])
     logps = read(path, int(ends[-1]), batcher.world)
-    found = logps is not None
-    if not found:
+    was_kept = logps is not None
+    if not was_kept:
         on_main(batcher.world, partial(check_writable, path.parent))  # before all is computed
         logps = compute(reference, rows, ends, batcher)
         on_main(batcher.world, partial(write, logps, path))
     result = ReferencedRows(rows, logps, ends)
     check_live(reference, result, batcher, path, name)
-    return result, found
+    return result, was_kept
 
 
 @torch.no_grad()
@@ -173,11 +175,11 @@ def compute(
 def check_live(
     reference: Policy, rows: ReferencedRows, batcher: Batcher, path: Path, name: str
 ) -> None:
-    """Raises RunError where the values of some rows are not those that the reference computes."""
+    """Raises RunError where values of some rows are not those that the reference computes now."""
     last = len(rows) - 1
     picked = sorted({n * last // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)})
     batch = batcher.collate([rows[n] for n in picked]).to(batcher.world.device)
-    # As in checks.check_layout: errors add up over the tokens of a response.
+    # As in self_check.check_layout: errors add up over the tokens of a response.
     off = ((reference(batch) - batch.extra[KEY]).abs() / (batch.lengths + 5)).max().item()
     tolerance = LAYOUT_TOLERANCE[reference.dtype]
     if not off <= tolerance:
@@ -192,21 +194,21 @@ def check_live(
 
 def read(path: Path, count: int, world: World) -> np.ndarray | None:
     """The values of the file that rank 0 finds, on every rank; None: no file. A collective."""
-    found = on_main(world, partial(read_file, path, count))
-    if not gather(found is not None, world)[0]:
+    logps = on_main(world, partial(read_file, path, count))
+    if not gather(logps is not None, world)[0]:
         return None
-    return sum_over_ranks(torch.zeros(count) if found is None else found).numpy()
+    return sum_over_ranks(torch.zeros(count) if logps is None else logps).numpy()
 
 
 def read_file(path: Path, count: int) -> Tensor | None:
+    """The `count` values of a file; None: no file. Raises RunError for a damaged one."""
     if not path.exists():
         return None
     try:
         checksums.verify(path)
         with safe_open(path / LOGPS, framework="pt") as file:
-            logps = file.get_tensor(
-                "logps"
-            ).clone()  # a sum over ranks fills it, which a mapped file must not be
+            # A copy, because the sum over ranks is written into it, not into the mapped file.
+            logps = file.get_tensor("logps").clone()
     except (RunError, SafetensorError) as error:
         raise RunError(f"{path} can't be read: {in_a_line(error)}; remove that folder") from error
     if logps.shape != (count,):
@@ -215,23 +217,18 @@ def read_file(path: Path, count: int) -> Tensor | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises RunError for a folder in which no file can be made."""
-    with writing(folder):
-        make_private(folder)
+    """Makes the folder. Raises RunError if no file can be made in it."""
+    with cache.writing(folder):
+        cache.make_private(folder)
         tempfile.TemporaryFile(dir=folder).close()
 
 
 def write(logps: np.ndarray, path: Path) -> None:
-    """Writes a folder that gets its name when it is whole."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    with writing(path.parent):
+    """Writes a folder, which gets its name when it is complete."""
+    with cache.writing(path.parent):
+        unfinished = cache.begin(path)
         try:
-            unfinished.mkdir()
             (unfinished / LOGPS).write_bytes(save({"logps": logps}))
-            checksums.write(unfinished, checksums.checksums([unfinished / LOGPS]))
-            unfinished.rename(path)
-        except OSError:
-            if not path.exists():  # else another run has computed the same meanwhile
-                raise
+            cache.complete(unfinished, path)
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)

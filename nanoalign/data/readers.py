@@ -1,18 +1,4 @@
-"""Names of data sources -> records. The grammar, which `parse_source` reads:
-
-    [NAME=]SOURCE       NAME begins the names of the records; default: the file's name
-    SOURCE is one of
-        PATH            .jsonl, .json, both also .gz, .parquet, .csv; or a folder of such files
-        tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
-                        tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
-        held_out:RUN    what the run in the folder RUN has held out
-        hf://datasets/OWNER/NAME[/PATH][@REVISION][:SPLIT]
-                        a file on the Hugging Face Hub; with a split, the files in the folder PATH
-                        that have it in their names: data/train-00000-of-00001.parquet
-        SOURCE*SHARE    a share of its records, below 1, drawn by chance
-
-A record's name is that of its source and its line, so names of sources must differ.
-"""
+"""The kinds of files that hold records: .jsonl, .json, both also .gz, .parquet, .csv, .arrow."""
 
 import csv
 import gzip
@@ -22,75 +8,41 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from nanoalign.data.columns import TEXTS
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.records import Located, lines_of
-from nanoalign.tiny import world
+from nanoalign.records import lines_of
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")
-
-SOURCES = ("tiny-a", "tiny-b", "tiny-c")  # simulated assistants of the embedded data
-# The embedded training data, and the data that are held out where these are trained on.
-TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name in SOURCES}
-EMBEDDED = (*TEST_OF, *TEST_OF.values())
-FILES = {"tiny": world.TRAIN, "tiny:test": world.TEST}  # of the embedded data; others are generated
-HELD_OUT, HUB = "held_out:", "hf://"  # what such places begin with
-Numbered = tuple[int | str, str, str | dict]  # line or row, path and line, record
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One source of the grammar. Subclasses have the places that are neither file nor folder."""
-
-    name: str
-    place: str  # as given: a path, tiny:..., hf://..., held_out:...
-
-    @property
-    def absolute(self) -> str:
-        """The place, as it is given in any folder."""
-        return self.place if self.place in FILES else os.path.abspath(self.place)
-
-    @property
-    def origins(self) -> list[tuple[str, str]]:
-        """(name, absolute place) of what the records are read from, under the same names."""
-        return [(self.name, self.absolute)]
-
-    @property
-    def key(self) -> str:
-        """What the records depend on, but for the contents of the files."""
-        return self.name
-
-    def files(self) -> list[Path]:
-        """The local files on which the records depend; those on the Hub are fetched."""
-        path = FILES.get(self.place, Path(self.place))
-        if path.is_file() and path.name.endswith(SUFFIXES):
-            return [path]
-
-        return files_of(self.place)
-
-    def records(self) -> Iterator[Located]:
-        files = self.files()
-        base = os.path.commonpath([path.parent for path in files])  # names must differ
-        for path in files:
-            label = self.name if len(files) == 1 else f"{self.name}/{readable(path, base)}"
-            for n, where, raw in records_of(path):
-                yield where, f"{label}:{n}", self.name, raw
+Numbered = tuple[int | str, str, str | dict]  # number of the line or row; where it is; the record
 
 
 def records_of(path: Path) -> Iterator[Numbered]:
-    """The records of a file. All but a list of JSON are read piece by piece."""
-    if path.suffix in (".parquet", ".arrow", ".csv"):
-        yield from table_of(path)
-        return
+    """The records of a file. A list in a .json file is read as a whole, all others in pieces.
+
+    A record of .jsonl and .json is JSON text, or what was decoded of a list; others are decoded.
+    Raises RunError, with file and line, for a file that can't be read.
+    """
+    if path.suffix == ".csv":
+        yield from csv_of(path)
+    elif path.suffix == ".parquet":
+        yield from parquet_of(path)
+    elif path.suffix == ".arrow":
+        yield from arrow_of(path)
+    else:
+        yield from json_of(path)
+
+
+def json_of(path: Path) -> Iterator[Numbered]:
+    """The lines of a file, each with an object; or the elements of a list."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
-            if first.lstrip().startswith("["):  # an array of JSON may be on one line
+            if first.lstrip().startswith("["):  # a list may be on one line
                 yield from array_of(file.read(), path)
             else:
                 yield from lines_of(file, path)
@@ -98,68 +50,16 @@ def records_of(path: Path) -> Iterator[Numbered]:
         raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
 
 
-def readable(path: str | os.PathLike[str], base: str = "") -> str:
-    """A path below `base` as text that files can hold: its name on the disk may be no UTF-8."""
-    name = os.path.relpath(path, base) if base else os.fspath(path)
-    return name.encode(errors="replace").decode()
-
-
-def files_of(place: str) -> list[Path]:
-    """The files of a folder, in the order of their names. Raises RunError where there are none.
-
-    Of a folder that Dataset.save_to_disk made, they are those that its state.json names.
-    """
-    path = Path(place)
-    above, _, split = place.rpartition(":")
-    if not path.exists() and above and Path(above).is_dir():
-        return files_of_split(Path(above), split)
-    if not path.exists():
-        raise RunError(
-            f"data file '{place}' does not exist; give a path, hf://datasets/... or one of the "
-            f"embedded {', '.join(EMBEDDED)}"
-        )
-    if not path.is_dir():
-        raise RunError(
-            f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
-        )
-    if (path / "dataset_dict.json").is_file():
-        splits = json.loads((path / "dataset_dict.json").read_text())["splits"]
-        raise RunError(
-            f"data source '{place}' has the splits {', '.join(splits)}; give one: "
-            f"{place.rstrip('/')}:{splits[0]}"
-        )
-    if (path / "state.json").is_file():
-        saved = json.loads((path / "state.json").read_text())["_data_files"]
-        return [path / each["filename"] for each in saved]
-    paths = sorted(each for each in path.iterdir() if each.name.endswith(SUFFIXES))
-    if not paths:
-        raise RunError(f"data source '{place}': the folder has no {', '.join(SUFFIXES)} files")
-    return paths
-
-
-def files_of_split(folder: Path, split: str) -> list[Path]:
-    """The files in the folder of a split, or those that have it in their names."""
-    if (folder / split).is_dir():
-        return files_of(str(folder / split))
-    named = re.compile(rf"(.*[._-])?{re.escape(split)}[._-].*")
-    paths = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)]
-    paths = [path for path in paths if path.name.endswith(SUFFIXES)]
-    if not paths:
-        raise RunError(f"data source '{folder}:{split}': the folder has no files of '{split}'")
-    return paths
-
-
 def array_of(text: str, path: Path) -> Iterator[Numbered]:
-    """The elements of a JSON array, decoded one by one, so that each has its line number.
+    """The elements of a JSON list, decoded one by one, so that each has its line number.
 
-    The elements of one line are 7, 7.2, 7.3: the names of records differ.
+    The elements of one line are numbered 7, 7.2, 7.3, so that the names of records differ.
     """
     decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
     place = blank.match(text, blank.match(text).end() + 1).end()  # behind the bracket
     line, counted, number, before = 1, 0, 0, 0
-    if text[place : place + 1] == "]":
-        return _check_end(text, place + 1, path)
-    while True:
+    ended = text[place : place + 1] == "]"
+    while not ended:
         line, counted = line + text.count("\n", counted, place), place
         try:
             record, place = decoder.raw_decode(text, place)
@@ -173,68 +73,27 @@ def array_of(text: str, path: Path) -> Iterator[Numbered]:
         yield line if number == 1 else f"{line}.{number}", f"{path}:{line}", record
         place = blank.match(text, place).end()
         separator = text[place : place + 1]
-        if separator == "]":
-            return _check_end(text, place + 1, path)
-        if separator != ",":
+        ended = separator == "]"
+        if separator not in ("]", ","):
             at = line + text.count("\n", counted, place)
             raise RunError(
                 f"{path}:{at}: not valid JSON: expected ',' or ']' after a record, found "
                 f"{separator!r}"
             )
-        place = blank.match(text, place + 1).end()
-
-
-def _check_end(text: str, place: int, path: Path) -> None:
-    if rest := text[place:].strip():
-        line = text.count("\n", 0, text.index(rest, place)) + 1
-        raise RunError(f"{path}:{line}: not valid JSON: {rest[:40]!r} follows the list of records")
-
-
-def table_of(path: Path) -> Iterator[Numbered]:
-    """The rows of a file, read piece by piece."""
-    return csv_of(path) if path.suffix == ".csv" else batches_of(path)
-
-
-def batches_of(path: Path) -> Iterator[Numbered]:
-    """The rows of a parquet or arrow file."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise RunError(
-            f"{path}: reading it needs pyarrow; pip install pyarrow, or convert to .jsonl"
-        ) from error
-    row = 0
-    try:
-        if path.suffix == ".parquet":
-            batcher = pyarrow.parquet.ParquetFile(path).iter_batches()
-        else:  # of Dataset.save_to_disk, and of the cache of datasets
-            batcher = pyarrow.ipc.open_stream(pyarrow.memory_map(str(path)))
-        for batch in batcher:
-            for record in batch.to_pylist():
-                row += 1
-                # Structs of a column have the same keys in all rows; null: a record lacks the key.
-                values = {key: without_null(each) for key, each in record.items()}
-                yield row, f"{path}:{row}", values
-    except pyarrow.ArrowException as error:
-        raise RunError(f"{path}: not a readable {path.suffix} file: {in_a_line(error)}") from error
-
-
-def without_null(value: object) -> object:
-    """The value whose objects, at any depth, have no keys of null."""
-    if isinstance(value, list):
-        return [without_null(each) for each in value]
-    if isinstance(value, dict):
-        return {key: without_null(each) for key, each in value.items() if each is not None}
-    return value
+        if not ended:
+            place = blank.match(text, place + 1).end()
+    if rest := text[place + 1 :].strip():
+        at = text.count("\n", 0, text.index(rest, place + 1)) + 1
+        raise RunError(f"{path}:{at}: not valid JSON: {rest[:40]!r} follows the list of records")
 
 
 def csv_of(path: Path) -> Iterator[Numbered]:
     """The rows of a .csv file whose first line has the keys.
 
-    Columns that are no texts have JSON where their value is JSON: numbers, true and false, lists.
+    A cell of a column that has no text is decoded where it is JSON: a number, true or false, a
+    list. (The datasets library would make numbers of prompts that look like one.)
     """
-    csv.field_size_limit(sys.maxsize)  # of an answer
+    csv.field_size_limit(sys.maxsize)  # characters of a cell
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -252,7 +111,98 @@ def csv_of(path: Path) -> Iterator[Numbered]:
 
 
 def value_of(text: str) -> object:
+    """The value of a cell: what its JSON says, else the text."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except ValueError:
         return text
+
+
+def parquet_of(path: Path) -> Iterator[Numbered]:
+    """The rows of a .parquet file, read piece by piece."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise RunError(
+            f"{path}: reading it needs pyarrow; pip install pyarrow, or convert to .jsonl"
+        ) from error
+    row = 0
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for record in batch.to_pylist():
+                row += 1
+                yield row, f"{path}:{row}", without_null(record)
+    except pyarrow.ArrowException as error:
+        raise RunError(f"{path}: not a readable .parquet file: {in_a_line(error)}") from error
+
+
+def arrow_of(path: Path) -> Iterator[Numbered]:
+    """The rows of a file of the datasets library, mapped into memory."""
+    datasets = import_datasets(str(path))
+    try:
+        table = datasets.Dataset.from_file(str(path))
+    except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+        raise RunError(f"{path}: not a readable .arrow file: {in_a_line(error)}") from error
+    for row, record in enumerate(table, start=1):
+        yield row, f"{path}:{row}", without_null(record)
+
+
+def import_datasets(place: str) -> ModuleType:
+    """The datasets library, which is optional. place: what is to be read, for the error."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise RunError(
+            f"data source '{place}': reading it needs the datasets library; pip install datasets"
+        ) from error
+    return datasets
+
+
+def without_null(value: object) -> object:
+    """The value without the keys, at any depth, whose value is null.
+
+    The objects of a column have the same keys in all rows of a table; null stands for a missing key
+    there.
+    """
+    if isinstance(value, list):
+        return [without_null(each) for each in value]
+    if isinstance(value, dict):
+        return {key: without_null(each) for key, each in value.items() if each is not None}
+    return value
+
+
+def readable(path: str | os.PathLike[str], base: str = "") -> str:
+    """A path, relative to `base` if that is given, as text in UTF-8, which its bytes may not be."""
+    name = os.path.relpath(path, base) if base else os.fspath(path)
+    return name.encode(errors="replace").decode()
+
+
+def files_of(place: str) -> list[Path]:
+    """The files with records of a place: a file, a folder, or FOLDER:SPLIT, in order of names.
+
+    Of a split they are the files in a folder of its name, or those that have it in their names.
+    No files are returned for a place that does not exist. Raises RunError for one without records.
+    """
+    path = Path(place)
+    above, _, split = place.rpartition(":")
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise RunError(
+                f"data file '{place}': unknown kind of file; expected one of {', '.join(SUFFIXES)}"
+            )
+        return [path]
+    if not path.exists() and above and Path(above).is_dir():
+        if (Path(above) / split).is_dir():
+            return files_of(str(Path(above) / split))
+        name = re.compile(rf"(.*[._-])?{re.escape(split)}[._-].*")
+        paths = [each for each in Path(above).iterdir() if name.fullmatch(each.name)]
+        lacking = f"files of '{split}'"
+    elif path.is_dir():
+        paths, lacking = list(path.iterdir()), f"{', '.join(SUFFIXES)} files"
+    else:
+        return []
+    paths = sorted(each for each in paths if each.name.endswith(SUFFIXES))
+    if not paths:
+        raise RunError(f"data source '{place}': the folder has no {lacking}")
+    return paths

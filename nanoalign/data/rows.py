@@ -2,47 +2,56 @@
 
 import argparse
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from nanoalign import records
-from nanoalign.data import formats, store
-from nanoalign.data.formats import unchanged
+from nanoalign.data.cache import cache_folder
+from nanoalign.data.encoding import DataSettings, EncodedInMemory, Encoding
 from nanoalign.data.held_out import training_mask
-from nanoalign.data.readers import TEST_OF
-from nanoalign.data.sources import check_sources, named, open_source
-from nanoalign.data.split import Data, describe, drop_equal, hold_out, record_digests
-from nanoalign.data.templates import encode_records, resolve_template
+from nanoalign.data.sources import HELD_OUT, TEST_OF, check_sources, named
+from nanoalign.data.split import Data, Encoded, describe, hold_out
+from nanoalign.data.store import open_store
 from nanoalign.distributed import World
 from nanoalign.flags import number
 from nanoalign.ranks.collectives import gather
-from nanoalign.records import Record
 
 PREFERENCES = ("better", "safer")
 TEMPLATES = ("auto", "chat", "raw", "pku")
+LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to encode
 
 
 def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """several: whether --preference may name several labels."""
-
     add = parser.add_argument_group("formats of data").add_argument
-    add("--preference", choices=PREFERENCES, nargs="+" if several else None,
+    add(
+        "--preference",
+        choices=PREFERENCES,
+        nargs="+" if several else None,
         default=["better"] if several else "better",
-        help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several)  # fmt: skip
+        help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several,
+    )
     add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
     add_keys_argument(add)
-    add("--audit", type=number(int, 1), metavar="N",
+    add(
+        "--audit",
+        type=number(int, 1),
+        metavar="N",
         help="print N training examples token by token, and a table of all, and do not train; "
-        "default: train")  # fmt: skip
+        "default: train",
+    )
     parser.derived.append(eval_data_of)
 
 
 def add_keys_argument(add) -> None:
-    add("--keys", nargs="+", default=[], metavar="OURS=THEIRS",
-        help="other names of keys: prompt=question chosen=good rejected=bad")  # fmt: skip
+    """add: the add_argument of a group."""
+    add(
+        "--keys",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="other names of keys: prompt=question chosen=good rejected=bad",
+    )
 
 
 def eval_data_of(args: Namespace) -> dict:
@@ -55,60 +64,36 @@ def is_embedded(args: Namespace) -> bool:
     return TEST_OF.keys() >= set(args.data)
 
 
-LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to encode
+def load_rows(settings: DataSettings, tokenizer, folder: Path, world: World) -> Data:
+    """The rows that a run trains on and those it holds out; prints their counts. A collective.
 
-
-def load_rows(args: Namespace, tokenizer, folder: Path, world: World, unpaired: str = "") -> Data:
-    """The rows of --data and of what is held out, and prints their counts.
-
-    folder: of the tokenizer. unpaired: the loss that learns from single responses, or "".
-    Small data are encoded by every rank and stay in memory. With --cache, or from 64 MiB of files,
-    the ranks of a host encode them together into a store on disk.
+    folder: of the tokenizer. Small data are encoded by every rank and stay in memory. With a cache,
+    or from 64 MiB of files, the ranks of a host encode them together into a store on disk.
     """
-    preferences = [args.preference] if isinstance(args.preference, str) else args.preference
-    change = unchanged
-    if len(preferences) > 1 and args.condition:
-        change = partial(formats.by_preference, preferences=preferences)
-    known = formats.formats(preferences, unpaired, args.keys)
-    files = check_sources(args.data) + check_sources(args.eval_data or [])
+    files = check_sources(settings.data) + check_sources(settings.eval_data or [])
     # Rank 0 decides: hosts may have other copies of a file.
-    if args.cache or gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]:
-        settings = (tuple(preferences), unpaired, change is not unchanged, *args.keys)
-        return store.load_rows(args, tokenizer, folder, known, change, settings, world)
-    read = partial(records.read, formats=known, open_source=open_source)
-    return in_memory(args, tokenizer, read, change)
+    large = gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]
+    encoding = Encoding(tokenizer, settings)
 
+    def encoded(sources: list[str]) -> Encoded:
+        if settings.cache or large:
+            return open_store(encoding, folder, sources, cache_folder(settings.cache), world)
+        return EncodedInMemory(list(encoding.read(sources)), encoding)
 
-def in_memory(
-    args: Namespace, tokenizer, read: Callable[[list[str]], Iterator[Record]],
-    change: Callable[[Record], list[Record]] = unchanged,
-) -> Data:  # fmt: skip
-    """The rows of --data and of --eval_data or --eval_share; prints what was cut and dropped.
-
-    change: maps a record to the records that are encoded in its place, on either side of the split.
-    """
-    records = list(read(args.data))
-    digests = record_digests(records)
-    if args.eval_data:
-        held_out, source = list(read(args.eval_data)), named(args.eval_data)
-        held_digests = record_digests(held_out)
-        chosen = training_mask(digests, held_digests, args.eval_data)
+    training = encoded(settings.data)
+    if settings.eval_data:
+        others, source = encoded(settings.eval_data), named(settings.eval_data)
+        held_out = np.ones(len(others.digests), dtype=bool)
+        unseen = any(HELD_OUT in spec for spec in settings.eval_data)
+        chosen = training_mask(training.digests, others.digests, unseen)
     else:
-        chosen = ~hold_out(digests[:, 0], args.eval_share, args.seed)
-        held_digests, source = digests[~chosen], f"{args.eval_share:g} of the prompts"
-        held_out = [record for record, each in zip(records, chosen, strict=True) if not each]
-    records = [record for record, each in zip(records, chosen, strict=True) if each]
-    digests = digests[chosen]
-    parts = []
-    for name, part, of in (("data", records, named(args.data)), ("held out", held_out, source)):
-        part = [changed for record in part for changed in change(record)]
-        rows, counts = drop_equal(encode_records(part, tokenizer, args.max_length, args.template))
-        describe(name, of, len(part), sum(len(record.pairs) for record in part), counts)
-        parts.append((rows, counts))
-    prompts = [record.prompt for record in (*records, *held_out)]
-    templates = {resolve_template(args.template, prompt, tokenizer) for prompt in prompts}
-    template = templates.pop() if len(templates) == 1 else args.template
-    names = {row.name for row in parts[0][0]}  # of a record that was dropped there is no row
-    trained = [any(each.name in names for each in change(record)) for record in records]
-    digests = digests[np.array(trained)], held_digests
-    return Data(parts[0][0], parts[1][0], parts[0][1], template, digests)
+        others, source = training, f"{settings.eval_share:g} of the prompts"
+        held_out = hold_out(training.digests[:, 0], settings.eval_share, settings.seed)
+        chosen = ~held_out
+    records, pairs, counts = training.counts(chosen)
+    describe("data", named(settings.data), records, pairs, counts)
+    describe("held out", source, *others.counts(held_out))
+    templates = training.templates | others.templates
+    template = templates.pop() if len(templates) == 1 else settings.template
+    digests = training.digests[chosen & training.has_row()], others.digests[held_out]
+    return Data(training.rows(chosen), others.rows(held_out), counts, template, digests)

@@ -2,34 +2,54 @@
 
     [NAME=]SOURCE       NAME begins the names of the records; default: the file's name
     SOURCE is one of
-        PATH            .jsonl, .json, both also .gz, .parquet, .csv; or a folder of such files
+        PATH            .jsonl, .json, both also .gz, .parquet, .csv; a folder of such files, or one
+                        that Dataset.save_to_disk has written; FOLDER:SPLIT a split of either
         tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
                         tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
         held_out:RUN    what the run in the folder RUN has held out
-        hf://datasets/OWNER/NAME[/PATH][@REVISION][:SPLIT]
-                        a file on the Hugging Face Hub; with a split, the files in the folder PATH
-                        that have it in their names: data/train-00000-of-00001.parquet
+        hf://datasets/OWNER/NAME/PATH[@REVISION]
+                        a file on the Hugging Face Hub
+        hf://datasets/OWNER/NAME[/PART][@REVISION][:SPLIT]
+                        a split of a data set there, by default train; PART is a subset or a folder
         SOURCE*SHARE    a share of its records, below 1, drawn by chance
 
 A record's name is that of its source and its line, so names of sources must differ.
 """
 
+import json
+import os
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
 from nanoalign import records, tiny
-from nanoalign.data.held_out import HeldOut
-from nanoalign.data.hub import OnHub
-from nanoalign.data.readers import EMBEDDED, FILES, HELD_OUT, HUB, Located, Source, readable
+from nanoalign.data.formats import decode_renamed, formats, names_of, single
+from nanoalign.data.held_out import held_out_by
+from nanoalign.data.hub import fetch_file, load_saved, load_split
+from nanoalign.data.readers import SUFFIXES, files_of, readable, records_of, without_null
+from nanoalign.data.split import hashes
 from nanoalign.errors import RunError
-from nanoalign.records import Record
+from nanoalign.files.run_folder import ARGS, RECORDS
+from nanoalign.records import Located, Record
 from nanoalign.tiny import world
 
+SOURCES = ("tiny-a", "tiny-b", "tiny-c")  # simulated assistants of the embedded data
+# The embedded training data, and the data that are held out where these are trained on.
+TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name in SOURCES}
+EMBEDDED = (*TEST_OF, *TEST_OF.values())
+HELD_OUT, HUB = "held_out:", "hf://"  # what the places of such sources begin with
+ON_HUB = re.compile(
+    r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(?:/(?P<path>[^@:]+))?"
+    r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
+)
 
-def parse_source(spec: str) -> Source:
+
+def parse_source(spec: str) -> "Source":
     """The Source of a text of the grammar. Files are not opened; PATH may have "=" in its name."""
     name, equals, place = spec.partition("=")
     if not equals or Path(spec).exists() or spec.startswith(HELD_OUT):
@@ -39,22 +59,51 @@ def parse_source(spec: str) -> Source:
     return source_at(place, name)
 
 
-def source_at(place: str, name: str) -> Source:
+def source_at(place: str, name: str) -> "Source":
     """The Source of a place. An empty name becomes that of the file."""
     if "*" in place and not Path(place).exists():
         inner, _, share = place.rpartition("*")
-        return share_of(source_at(inner, name) if inner else None, share, place)
+        if not inner or not (number := as_share(share)):
+            raise RunError(
+                f"data source '{place}': expected SOURCE*SHARE, a number above 0 and below 1; for "
+                "more of one source give less of the others, and more --epochs"
+            )
+        source = source_at(inner, name)
+        return Share(source.name, place, source, number)
     if place.startswith(HELD_OUT):
-        return HeldOut(name, place, source_at)
+        run = Path(place.removeprefix(HELD_OUT)).resolve()
+        return HeldOut(name or f"{HELD_OUT}{run.name}", place)
     if place.startswith(HUB):
-        return OnHub(name, place)
-    if place in EMBEDDED and place not in FILES:
-        return Generated(name, place)
-    return Source(name or readable(Path(place).name.split(".")[0]) or place, place)
+        if not (parts := ON_HUB.fullmatch(place)):
+            raise RunError(
+                f"data source '{place}': expected "
+                "hf://datasets/OWNER/NAME[/PATH][@REVISION][:SPLIT]"
+            )
+        name = name or Path(parts["path"] or parts["repo"]).name.split(".")[0]
+        of_one_file = (parts["path"] or "").endswith(SUFFIXES) and not parts["split"]
+        return (FileOnHub if of_one_file else SplitOnHub)(name, place)
+    if place in EMBEDDED:
+        return Embedded(name or place, place)
+    name = name or readable(Path(place).name.split(".")[0]) or place
+    folder, _, split = place.rpartition(":")
+    if (Path(place) / "dataset_dict.json").exists() or (Path(place) / "state.json").exists():
+        return Saved(name, place)
+    if split and (Path(folder) / split / "state.json").exists():
+        return Saved(name, str(Path(folder) / split))
+    return Source(name, place)
+
+
+def as_share(text: str) -> float:
+    """The number above 0 and below 1 that a text names; else 0."""
+    try:
+        share = float(text)
+    except ValueError:
+        return 0.0
+    return share if 0 < share < 1 else 0.0
 
 
 def open_source(spec: str) -> Iterator[Located]:
-    """The records of a source, in its order: the `open_source` of pairs.read."""
+    """The records of a source, in its order: the `open_source` of records.read."""
     return parse_source(spec).records()
 
 
@@ -68,9 +117,80 @@ def check_sources(specs: Sequence[str]) -> list[Path]:
     return [path for source in sources for path in source.files()]
 
 
-class Generated(Source):
-    def __init__(self, name: str, place: str):
-        super().__init__(name or place, place)
+def read_records(
+    known: dict[tuple[str, ...], records.Format],
+    sources: Sequence[str],
+    wanted: Callable[[int], bool] = lambda number: True,
+) -> Iterator[Record]:
+    """The records of some sources that are wanted, by their number among all, from 0.
+
+    The others are not decoded, but for the first one of each file, which decides its format.
+    """
+    numbers, last = count(), True
+
+    def opened(source: str) -> Iterator[Located]:
+        nonlocal last
+        file = None
+        for located in open_source(source):
+            last, before, file = wanted(next(numbers)), file, located[0].rpartition(":")[0]
+            if last or file != before:
+                yield located
+
+    for record in records.read(sources, known, opened):
+        if last:
+            yield record
+
+
+def named(sources: Sequence[str]) -> str:
+    """Sources as a line names them: a file's name may have escape sequences of terminals."""
+    return " ".join(each if each.isprintable() else repr(each) for each in sources)
+
+
+# --- the sources of the grammar -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or a folder of files; subclasses are the other sources of the grammar."""
+
+    name: str
+    place: str  # as given: a path, tiny:..., hf://..., held_out:...
+
+    @property
+    def absolute(self) -> str:
+        """The place as it can be given in any folder."""
+        return os.path.abspath(self.place)
+
+    @property
+    def origins(self) -> list[tuple[str, str]]:
+        """(name, absolute place) of the sources whose records these are, by the same names."""
+        return [(self.name, self.absolute)]
+
+    @property
+    def key(self) -> str:
+        """What the records depend on beside the contents of `files`."""
+        return self.name
+
+    def files(self) -> list[Path]:
+        """The local files on which the records depend; those on the Hub are fetched."""
+        if not (files := files_of(self.place)):
+            raise RunError(
+                f"data file '{self.place}' does not exist; give a path, hf://datasets/... or one "
+                f"of the embedded {', '.join(EMBEDDED)}"
+            )
+        return files
+
+    def records(self) -> Iterator[Located]:
+        files = self.files()
+        base = os.path.commonpath([path.parent for path in files])
+        for path in files:
+            label = self.name if len(files) == 1 else f"{self.name}/{readable(path, base)}"
+            for n, where, raw in records_of(path):
+                yield where, f"{label}:{n}", self.name, raw
+
+
+class Embedded(Source):
+    """Data of the tiny world: two files, others are generated."""
 
     @property
     def absolute(self) -> str:
@@ -81,17 +201,23 @@ class Generated(Source):
         return f"{self.name}={self.place}"
 
     def files(self) -> list[Path]:
-        """The code that generates them."""
+        """The file, or the code that generates the records."""
+        embedded = {"tiny": world.TRAIN, "tiny:test": world.TEST}
+        if self.place in embedded:
+            return [embedded[self.place]]
         return sorted(Path(tiny.__file__).parent.glob("*.py"))
 
     def records(self) -> Iterator[Located]:
         *_, name = self.place.split(":")
+        if name not in SOURCES:
+            yield from super().records()
+            return
         split = "test" if self.place.startswith("tiny:test") else "train"
         for n, record in enumerate(world.records(split, name), start=1):
             yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Share(Source):
     """A share of the records of another source: SOURCE*SHARE."""
 
@@ -115,44 +241,93 @@ class Share(Source):
         return (located for located in self.inner.records() if draw.random() < self.share)
 
 
-def share_of(inner: Source | None, share: str, place: str) -> Share:
-    """The Share of a source. Raises RunError for a share that is not a number between 0 and 1."""
-    try:
-        number = float(share)
-    except ValueError:
-        number = 0.0
-    if inner is None or not 0 < number < 1:
-        raise RunError(
-            f"data source '{place}': expected SOURCE*SHARE, a number above 0 and below 1; for "
-            "more of one source give less of the others, and more --epochs"
-        )
-    return Share(inner.name, place, inner, number)
+class FileOnHub(Source):
+    """A file of a data set on the Hub, in the cache of huggingface_hub."""
+
+    @property
+    def absolute(self) -> str:
+        return self.place
+
+    def files(self) -> list[Path]:
+        repo, path, revision = ON_HUB.fullmatch(self.place).group("repo", "path", "revision")
+        return [fetch_file(self.place, repo, path, revision)]
 
 
-def read_records(
-    known: dict[tuple[str, ...], records.Format],
-    sources: Sequence[str],
-    wanted: Callable[[int], bool] = lambda number: True,
-) -> Iterator[Record]:
-    """The records of some sources that are wanted, by their number among all, from 0.
+class Saved(Source):
+    """A folder that Dataset.save_to_disk has written."""
 
-    The others are not decoded, but for the first one of each file, which decides its format.
-    """
-    numbers, last = count(), True
+    @cached_property
+    def dataset(self):
+        """The datasets.Dataset."""
+        return load_saved(self.place)
 
-    def opened(source: str) -> Iterator[tuple]:
-        nonlocal last
-        file = None
-        for located in open_source(source):
-            last, before, file = wanted(next(numbers)), file, located[0].rpartition(":")[0]
-            if last or file != before:
-                yield located
+    def files(self) -> list[Path]:
+        return [Path(file["filename"]) for file in self.dataset.cache_files]
 
-    for record in records.read(sources, known, opened):
-        if last:
-            yield record
+    def records(self) -> Iterator[Located]:
+        for n, record in enumerate(self.dataset, start=1):
+            yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, without_null(record)
 
 
-def named(sources: Sequence[str]) -> str:
-    """Sources as a line names them: a file's name may have escape sequences of terminals."""
-    return " ".join(each if each.isprintable() else repr(each) for each in sources)
+class SplitOnHub(Saved):
+    """A split of a data set on the Hub, in the cache of the datasets library."""
+
+    @property
+    def absolute(self) -> str:
+        return self.place
+
+    @cached_property
+    def dataset(self):
+        parts = ON_HUB.fullmatch(self.place).group("repo", "path", "revision", "split")
+        repo, part, revision, split = parts
+        return load_split(self.place, repo, part, revision, split or "train")
+
+
+class HeldOut(Source):
+    """The held-out records of a run. Its folder may have moved; the sources must be in place."""
+
+    @property
+    def run(self) -> Path:
+        return Path(self.place.removeprefix(HELD_OUT))
+
+    @property
+    def absolute(self) -> str:
+        return f"{HELD_OUT}{os.path.abspath(self.run)}"
+
+    @property
+    def origins(self) -> list[tuple[str, str]]:
+        return [(f"{self.name}:{source.name}", source.place) for source in self.sources()]
+
+    def sources(self) -> list[Source]:
+        """The sources of the run."""
+        places = held_out_by(self.run, self.place)["sources"].tolist()
+        return [source_at(place, name) for name, place in places]
+
+    def files(self) -> list[Path]:
+        of_sources = (path for source in self.sources() for path in source.files())
+        return [self.run / RECORDS, *of_sources]
+
+    def records(self) -> Iterator[Located]:
+        """The records, whose keys have the names of docs/data.md also where the run had --keys.
+
+        Raises RunError behind the last record if some have gone or changed since the run.
+        """
+        wanted = Counter(held_out_by(self.run, self.place)["held_out"].tolist())
+        total, sources = wanted.total(), self.sources()
+        # Any labels may be read of the records; those of the run show whether they have changed.
+        settings = json.loads((self.run / ARGS).read_text())
+        known = formats(settings["preference"], single(settings.get("loss", "")))
+        names = names_of(settings.get("keys", ()))
+        for source in sources:
+            for where, name, _, raw in source.records():
+                raw = decode_renamed(raw, where, names)
+                _, record = records.parse(raw, where, known)
+                if wanted[key := int.from_bytes(hashes(record)[16:], "little")]:
+                    wanted[key] -= 1
+                    yield where, f"{self.name}:{name}", self.name, raw
+        if missing := wanted.total():
+            raise RunError(
+                f"data source '{self.place}': {missing:,} of the {total:,} records that the run "
+                f"held out are not in {' '.join(source.place for source in sources)} any more; "
+                "restore these data"
+            )

@@ -1,9 +1,9 @@
-"""--data -> the rows of a run: in memory, or from a store on disk where the data are large."""
+"""What a run trains on and what it holds out, and the hashes of records and rows."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,8 +29,35 @@ class Data(NamedTuple):
     digests: tuple[np.ndarray, np.ndarray]  # record_digests of what is trained on, and held out
 
 
+class Encoded:
+    """R records and what was encoded in their place: E, as many for each. Masks select of the R."""
+
+    digests: np.ndarray  # (R, 3), record_digests
+    kept: np.ndarray  # (E,) bool: whether a row is left, without pairs of equal responses
+    templates: set[str]  # those that rendered the records
+
+    def of_encoded(self, chosen: np.ndarray) -> np.ndarray:
+        """A mask of records, (R,), as one of what was encoded in their place, (E,)."""
+        return np.repeat(chosen, len(self.kept) // len(self.digests))
+
+    def has_row(self) -> np.ndarray:
+        """A mask (R,) of the records of which a row is left."""
+        return self.kept.reshape(len(self.digests), -1).any(axis=1)
+
+    def rows(self, chosen: np.ndarray) -> Sequence[Row]:
+        """The rows of the chosen records that are left."""
+        raise NotImplementedError
+
+    def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
+        """(what was encoded of the chosen records, its pairs, what was cut and dropped by reason).
+
+        Pairs are counted before those of equal responses are dropped.
+        """
+        raise NotImplementedError
+
+
 def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
-    """Prints the counts of one set of records; an empty set of training records is an error."""
+    """Prints the counts of one set of records. Raises RunError if no pairs are left of `data`."""
     if any(reason.startswith(IGNORED) for reason in counts):
         counts = joined(counts)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
@@ -40,34 +67,44 @@ def describe(name: str, source: str, records: int, pairs: int, counts: Counter) 
         raise RunError(f"--data {source}: no pairs are left to train on; see the counts above")
 
 
-def drop_equal(rows: Sequence[Row]) -> tuple[list[Row], Counter]:
-    """(rows without pairs of equal responses, which teach nothing; counts by reason)."""
-    kept, counts = [], Counter(note for row in rows for note in row.notes)
-    for row in rows:
-        # One response that is paired with itself is an unpaired record.
-        differ = np.array(
-            [w == r or not np.array_equal(row.responses[w], row.responses[r]) for w, r in row.pairs]
-        )
-        counts[EQUAL_SCORES] += not row.pairs
-        counts[EQUAL_RESPONSES] += len(differ) - int(differ.sum())
-        if len(differ) and differ.all():
-            kept.append(row)
-        elif differ.any():
-            pairs = tuple(pair for pair, keep in zip(row.pairs, differ, strict=True) if keep)
-            extra = {name: values[differ] for name, values in row.extra.items()}
-            kept.append(replace(row, pairs=pairs, extra=extra))
-    return kept, counts
+def drop_equal(row: Row) -> tuple[Row | None, list[str]]:
+    """(the row without pairs of equal responses, which teach nothing, or None; its notes).
+
+    The notes are those of the row and of what was dropped.
+    """
+    # One response that is paired with itself is an unpaired record.
+    differ = np.array(
+        [w == r or not np.array_equal(row.responses[w], row.responses[r]) for w, r in row.pairs]
+    )
+    notes = [*row.notes, *[EQUAL_RESPONSES] * (len(differ) - int(differ.sum()))]
+    if not row.pairs:
+        notes.append(EQUAL_SCORES)
+    if not differ.any():
+        return None, notes
+    if differ.all():
+        return row, notes
+    pairs = tuple(pair for pair, keep in zip(row.pairs, differ, strict=True) if keep)
+    extra = {name: values[differ] for name, values in row.extra.items()}
+    return replace(row, pairs=pairs, extra=extra), notes
+
+
+def count_notes(notes: Iterable[str]) -> Counter:
+    """How often each note is there. The last two are those of drop_equal, also where they are 0."""
+    counts = Counter(notes)
+    for reason in (EQUAL_SCORES, EQUAL_RESPONSES):
+        counts[reason] = counts.pop(reason, 0)
+    return counts
 
 
 def record_digests(records: Sequence[Record]) -> np.ndarray:
-    """(N, 3) uint64: the three `hashes` of each record."""
+    """The three `hashes` of each record, (R, 3) uint64."""
     return np.frombuffer(b"".join(map(hashes, records)), dtype="<u8").reshape(-1, 3)
 
 
 def hashes(record: Record) -> bytes:
     """Three hashes of 8 bytes: of the prompt; with its responses in any order; of all, with labels.
 
-    They are the same for two records exactly when these are.
+    A hash is the same for two records exactly when what it is of is the same.
     """
     prompt = record.prompt if isinstance(record.prompt, str) else json.dumps(record.prompt)
     if record.tools:  # they are a part of the prompt
@@ -79,10 +116,11 @@ def hashes(record: Record) -> bytes:
 
 
 def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A mask (N,) of `share` of the prompts, with all their records, in whatever order these are.
+    """A mask (R,) of the records of `share` of the prompts, whatever the order of the records.
 
-    These prompts are the first by SplitMix64 (Steele et al. 2014) of the seed and the digest. A
-    share above 0 holds out at least one prompt, and at least one prompt stays.
+    digests: the hash of the prompt of each record, (R,). The prompts that are held out come first
+    by SplitMix64 (Steele et al. 2014) of the seed and the hash. A share above 0 holds out at least
+    one prompt, and at least one prompt stays.
     """
     prompts = np.unique(digests)
     count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
@@ -95,7 +133,7 @@ def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """A hash of the tokens, pairs and margins of all rows in order. Rows on disk have their own."""
+    """A hash of the tokens, pairs and values of all rows in order; rows on disk know theirs."""
     if hasattr(rows, "fingerprint"):
         return rows.fingerprint()
     return hashlib.sha256(b"".join(map(digest, rows))).hexdigest()
@@ -103,11 +141,11 @@ def fingerprint(rows: Sequence[Row]) -> str:
 
 def digest(row: Row) -> bytes:
     """16 bytes that differ where two rows differ in tokens, pairs or values of pairs."""
-    found = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for part in (row.prompt, *row.responses):
-        found.update(len(part).to_bytes(4, "little") + part.tobytes())
-    found.update(repr(row.pairs).encode())
+        hashed.update(len(part).to_bytes(4, "little") + part.tobytes())
+    hashed.update(repr(row.pairs).encode())
     for name, values in sorted(row.extra.items()):
         if name != "reference_logps":  # of the reference, not of the data
-            found.update(name.encode() + np.ascontiguousarray(values).tobytes())
-    return found.digest()
+            hashed.update(name.encode() + np.ascontiguousarray(values).tobytes())
+    return hashed.digest()

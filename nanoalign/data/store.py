@@ -1,17 +1,33 @@
-"""Where encoded data and log-probabilities are kept, in folders of their owner alone."""
+"""Large data: encoded records in a folder, whose arrays are mapped into memory.
+
+    tokens.npy      (T,) int32      all tokens: of each row the prompt, then its responses
+    parts.npy       (P,) int32      tokens of each prompt and each response
+    pairs.npy       (B, 2) int32    (chosen, rejected): indices of responses of the row
+    names.npy       (C,) uint8      the names of the rows in UTF-8
+    extra.NAME.npy  (B,)            a value of each pair, where records have such values
+    offsets.npy     (N + 1, K)      where each row begins in each of these K arrays, in their order
+    digests.npy     (N, 16) uint8   split.digest of each row
+    records.npy     (R, 3) uint64   split.record_digests of the records
+    kept.npy        (E,) bool       whether what was encoded has a row; E / R rows a record
+    compared.npy    (E,) int32      its pairs, before those of equal responses were dropped
+    notes.npy       (M, 2) int64    (which of the E, which reason): what was cut or dropped
+    about.json                      version of these files, names of the K arrays, reasons, ...
+    checksums.json
+
+The ranks of a host encode chunks of records in parallel, a file each; the first rank of the host
+then joins the files. Its name is a hash of all that decides over the rows, so it is never out of
+date.
+"""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
-import uuid
-from argparse import Namespace
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -19,177 +35,86 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from tqdm import tqdm
 
 import nanoalign
 from nanoalign.batch import Row
-from nanoalign.data.held_out import training_mask
-from nanoalign.data.sources import named, parse_source, read_records
-from nanoalign.data.split import (
-    EQUAL_RESPONSES,
-    EQUAL_SCORES,
-    Data,
-    describe,
-    digest,
-    drop_equal,
-    hold_out,
-    record_digests,
-)
-from nanoalign.data.templates import encode_records, resolve_template
+from nanoalign.data import cache
+from nanoalign.data.encoding import Encoding
+from nanoalign.data.sources import parse_source
+from nanoalign.data.split import Encoded, count_notes, digest, drop_equal, record_digests
 from nanoalign.distributed import World, print0, progress_bar
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
-from nanoalign.flags import Parser
 from nanoalign.ranks.collectives import gather, on_every
-from nanoalign.records import Format, Record
+from nanoalign.records import Record
+
+FORMAT = 4  # version of these files; a part of their key
+ABOUT = "about.json"
+CHUNK = 2048  # records that a rank has in memory at a time
+STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error
+# The arrays of which each row has a part, of any length, and extra.NAME.
+PARTS = {"tokens": np.int32, "parts": np.int32, "pairs": np.int32, "names": np.uint8}
+EXTRA = "extra."
+# The files on which the rows depend beside the data: our code, and those of the tokenizer.
+CODE = ("batch.py", "encode.py", "records.py", "data/*.py")
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
 
 
-def add_arguments(parser: Parser) -> None:
-    parser.add_argument_group("what is kept on disk").add_argument(
-        "--cache", metavar="FOLDER",
-        help="keep encoded data here for further runs; default: data of less than 64 MiB are "
-        "not kept, others in $NANOALIGN_CACHE, or nanoalign in $XDG_CACHE_HOME or "
-        "~/.cache")  # fmt: skip
-
-
-def cache_folder(given: str | None) -> Path:
-    """--cache; else $NANOALIGN_CACHE; else nanoalign in $XDG_CACHE_HOME or ~/.cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nanoalign"
-    return Path(given or os.environ.get("NANOALIGN_CACHE") or default).expanduser()
-
-
-def make_private(folder: Path) -> None:
-    """Makes a folder, and those above it that are missing, which their owner alone can read.
-
-    A folder that is there keeps its permissions.
-    """
-    for path in reversed((folder, *folder.parents)):
-        if not path.exists():
-            path.mkdir(mode=0o700, exist_ok=True)  # another rank may be first
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Names the folder, and what to do, in the error of a write to it."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cache folder '{folder}' can't be written: {in_a_line(error)}; give another --cache"
-        ) from error
-
-
-FORMAT = 3  # version of these files; a store of another one is refused
-ABOUT = "about.json"  # of a folder: format, number of chunks; checksums.json has those of all files
-EXTRA = "extra/"
-
-
-def name_of(chunk: int) -> str:
-    return f"{chunk:09d}.safetensors"
-
-
-class Chunk:
-    """The arrays of one file by name, mapped into memory."""
-
-    def __init__(self, path: Path):
-        with safe_open(path, framework="pt") as file:  # numpy's get_tensor would copy
-            self.arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-            self.about = json.loads(file.metadata()["about"])
-        self.extra = [n for n in self.arrays if n.startswith(EXTRA) and not n.endswith("_starts")]
-
-    def __len__(self) -> int:
-        return len(self.arrays["digests"])
-
-    def values(self, name: str, n: int) -> np.ndarray:
-        start, end = self.arrays[f"{name}_starts"][n : n + 2]
-        return self.arrays[name][start:end]
-
-    def row(self, n: int) -> Row:
-        tokens, ids, start = self.values("tokens", n), [], 0
-        for length in self.values("parts", n).tolist():
-            ids.append(tokens[start : start + length])
-            start += length
-        extra = {name.removeprefix(EXTRA): self.values(name, n) for name in self.extra}
-        return Row(
-            self.values("names", n).tobytes().decode(),
-            ids[0],
-            tuple(ids[1:]),
-            tuple(map(tuple, self.values("pairs", n).tolist())),
-            {name: values for name, values in extra.items() if len(values)},
-        )
-
-
-class Store:
-    """The encoded records of a folder. A mask (E,) of what was encoded selects rows."""
+class Store(Encoded):
+    """The encoded records of a folder."""
 
     def __init__(self, folder: Path):
-        """Raises RunError for a folder of another format, and for damaged files."""
+        """Raises RunError for a folder of another format, and for files that can't be read."""
         try:
             about = json.loads((folder / ABOUT).read_text())
-            if about.get("format") != FORMAT:
-                raise RunError(
-                    f"{folder}: the encoded data have the format {about.get('format', 0)} of "
-                    f"another version of nanoalign, not {FORMAT}; remove that folder"
-                )
-            self.chunks = [Chunk(folder / name_of(n)) for n in range(about["chunks"])]
-        except (OSError, json.JSONDecodeError, SafetensorError) as error:
+            self.arrays = {
+                path.stem: np.load(path, mmap_mode="r").view(np.ndarray)
+                for path in folder.glob("*.npy")
+            }
+        except (OSError, ValueError) as error:
             raise RunError(
                 f"{folder}: the encoded data can't be read: {in_a_line(error)}; remove that folder"
             ) from error
-        self.first = np.cumsum([0, *map(len, self.chunks)]).tolist()  # row of each chunk
-        self.records = self.of_chunks("records")  # (R, 3)
-        self.kept = self.of_chunks("kept")  # (E,)
+        if about.get("format") != FORMAT:
+            raise RunError(
+                f"{folder}: the encoded data have the format {about.get('format', 0)} of another "
+                f"version of nanoalign, not {FORMAT}; remove that folder"
+            )
+        self.columns, self.reasons = about["columns"], np.array(about["reasons"], dtype=object)
+        self.templates = set(about["templates"])
+        # (token id, tokens of a prompt and one response) that no row exceeds
+        self.limits: tuple[int, int] = tuple(about["limits"])
+        self.digests, self.kept = self.arrays["records"], self.arrays["kept"]
 
-    def __len__(self) -> int:
-        """E."""
-        return len(self.kept)
+    def rows(self, chosen: np.ndarray) -> "StoredRows":
+        return StoredRows(self, np.flatnonzero(self.of_encoded(chosen)[self.kept]))
 
-    def encoded(self, records: np.ndarray) -> np.ndarray:
-        """A mask (R,) of records as one of what was encoded, (E,)."""
-        return np.repeat(records, len(self) // len(self.records))
-
-    def with_rows(self) -> np.ndarray:
-        """A mask (R,) of the records that have a row."""
-        return self.kept.reshape(len(self.records), -1).any(1)
-
-    def of_chunks(self, name: str) -> np.ndarray:
-        return np.concatenate([chunk.arrays[name] for chunk in self.chunks])
+    def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
+        chosen = self.of_encoded(chosen)
+        encoded, reasons = self.arrays["notes"].T
+        notes = self.reasons[reasons[chosen[encoded]]]
+        return int(chosen.sum()), int(self.arrays["compared"][chosen].sum()), count_notes(notes)
 
     def sizes(self, name: str) -> np.ndarray:
-        """How many values each row has: (N,)."""
-        return np.concatenate([np.diff(chunk.arrays[f"{name}_starts"]) for chunk in self.chunks])
-
-    def rows(self, records: np.ndarray) -> "StoredRows":
-        return StoredRows(self, np.flatnonzero(records[self.kept]))
+        """How many values of an array each row has, (N,)."""
+        return np.diff(self.arrays["offsets"][:, self.columns.index(name)])
 
     def row(self, n: int) -> Row:
-        chunk = bisect_right(self.first, n) - 1
-        return self.chunks[chunk].row(n - self.first[chunk])
-
-    def counts(self, records: np.ndarray) -> tuple[int, int, Counter]:
-        """(records, their pairs, counts by reason), as formats.rows counts them in memory."""
-        counts, start = Counter(), 0
-        for chunk in self.chunks:
-            own = records[start : start + len(chunk.arrays["kept"])]
-            notes = chunk.arrays["notes"][own[chunk.arrays["noted"]]]
-            counts.update(chunk.about["reasons"][note] for note in notes.tolist())
-            start += len(own)
-        for reason in (EQUAL_SCORES, EQUAL_RESPONSES):  # the last ones, also where they are 0
-            counts[reason] = counts.pop(reason, 0)
-        return int(records.sum()), int(self.of_chunks("compared")[records].sum()), counts
-
-    @property
-    def templates(self) -> set[str]:
-        return {name for chunk in self.chunks for name in chunk.about["templates"]}
-
-    @property
-    def limits(self) -> tuple[int, int]:
-        """(token id, tokens of a prompt and one response) that no row exceeds."""
-        limits = np.array([chunk.about["limits"] for chunk in self.chunks])
-        largest, longest = limits.max(0).tolist()
-        return largest, longest
+        starts, ends = self.arrays["offsets"][n : n + 2].tolist()
+        values = {
+            name: self.arrays[name][start:end]
+            for name, start, end in zip(self.columns, starts, ends, strict=True)
+        }
+        prompt, *responses = np.split(values["tokens"], np.cumsum(values["parts"])[:-1])
+        extra = {name: part for name, part in values.items() if name.startswith(EXTRA)}
+        return Row(
+            values["names"].tobytes().decode(),
+            prompt,
+            tuple(responses),
+            tuple(map(tuple, values["pairs"].tolist())),
+            {name.removeprefix(EXTRA): part for name, part in extra.items() if len(part)},
+        )
 
 
 class StoredRows(Sequence[Row]):
@@ -217,239 +142,233 @@ class StoredRows(Sequence[Row]):
         return self.store.sizes("parts")[self.indices] - 1  # one part is the prompt
 
     def fingerprint(self) -> str:
-        """What checkpoints.resume.fingerprint computes of rows in memory."""
-        digests = self.store.of_chunks("digests")[self.indices]
+        """What split.fingerprint computes of the same rows in memory."""
+        digests = self.store.arrays["digests"][self.indices]
         return hashlib.sha256(digests.tobytes()).hexdigest()
 
 
-def write_chunk(
-    path: Path, rows: Sequence[Row], records: np.ndarray, compared: Sequence[int],
-    templates: set[str],
-) -> None:  # fmt: skip
-    """Writes the file of one chunk.
-
-    rows: of its records, with the pairs that are to be dropped. records: digests, (R, 3).
-    compared: pairs of each row. templates: names of those that rendered them.
-    """
-    left = [drop_equal([row]) for row in rows]
-    kept = [row for own, _ in left for row in own]
-    noted = [(n, reason) for n, (_, counts) in enumerate(left) for reason in counts.elements()]
-    reasons = list(dict.fromkeys(reason for _, reason in noted))
-    arrays = {
-        "digests": np.frombuffer(b"".join(map(digest, kept)), np.uint8).reshape(-1, 16),
-        "kept": np.array([bool(own) for own, _ in left]),
-        "records": records,
-        "compared": np.array(compared, np.int32),
-        "notes": np.array([reasons.index(reason) for _, reason in noted], np.uint16),
-        "noted": np.array([n for n, _ in noted], np.int32),
-    }
-    parts = [(row.prompt, *row.responses) for row in kept]
-    of_rows = {
-        "tokens": [np.concatenate(part) for part in parts],
-        "parts": [np.array(list(map(len, part)), np.int32) for part in parts],
-        "pairs": [np.array(row.pairs, np.int32) for row in kept],
-        "names": [np.frombuffer(row.name.encode(), np.uint8) for row in kept],
-    }
-    for name in sorted({name for row in kept for name in row.extra}):
-        dtype = next(row.extra[name].dtype for row in kept if name in row.extra)
-        of_rows[EXTRA + name] = [row.extra.get(name, np.empty(0, dtype)) for row in kept]
-    for name, values in of_rows.items():
-        # No rows are left: none of the arrays has a type, and nothing reads them.
-        arrays[name] = np.concatenate(values, casting="no") if values else np.empty(0, np.int32)
-        arrays[f"{name}_starts"] = np.cumsum([0, *map(len, values)])
-    largest, longest = arrays["tokens"].max(initial=0), max((r.longest for r in kept), default=0)
-    about = {"reasons": reasons, "templates": sorted(templates), "limits": [int(largest), longest]}
-    # Not save_file, which reports a full disk as an error of its own.
-    path.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))
+# --- found or written -----------------------------------------------------------------------------
 
 
-CHUNK = 2048  # records that a rank has in memory at a time
-STALE = 24 * 3600  # seconds without a new file, after which an unfinished store is of a killed run
-# The code on which the content of a store depends.
-CODE = ("batch.py", "encode.py", "records.py", "data/*.py")
-TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
-STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error
+def open_store(
+    encoding: Encoding, tokenizer_folder: Path, sources: Sequence[str], folder: Path, world: World
+) -> Store:
+    """The store of some sources in the cache `folder`, written if it is not there; prints which.
 
-
-@dataclass(frozen=True)
-class Encoding:
-    """How records are read and encoded."""
-
-    tokenizer: object
-    folder: Path  # of the tokenizer
-    max_length: int
-    template: str
-    # (sources, which records by number) -> these records
-    read: Callable[[Sequence[str], Callable[[int], bool]], Iterator[Record]]
-    change: Callable[[Record], list[Record]]  # makes the records that are encoded (--condition)
-    settings: tuple  # what decides over `read` and `change`; its repr is part of the key
-
-    def key(self, sources: Sequence[str]) -> tuple[str, int | None]:
-        """(hash of all that decides over the store, lines of the files if all are .jsonl)."""
-        how = (self.settings, self.template, self.max_length, type(self.tokenizer))
-        versions = (FORMAT, transformers.__version__, tokenizers.__version__)
-        digest = hashlib.sha256(repr((how, versions)).encode())
-        for folder, patterns in (
-            (Path(nanoalign.__file__).parent, CODE),
-            (self.folder, TOKENIZER_FILES),
-        ):
-            for path in sorted({path for each in patterns for path in folder.glob(each)}):
-                if path.is_file():
-                    digest.update(path.name.encode())
-                    add_file(digest, path)
-        lines: int | None = 0
-        for source in map(parse_source, sources):
-            digest.update(repr(source.key).encode())
-            for path in (files := source.files()):
-                digest.update(path.name.encode() * (len(files) > 1))  # part of a record's name
-                found = add_file(digest, path)
-                lines = lines + found if lines is not None and path.suffix == ".jsonl" else None
-        return digest.hexdigest()[:32], lines
-
-    def chunks(
-        self, sources: Sequence[str], rank: int, ranks: int
-    ) -> Iterator[tuple[int, list[Record]]]:
-        """(number, records) of the chunks of a rank: every `ranks`-th chunk."""
-        records = self.read(sources, lambda number: number // CHUNK % ranks == rank)
-        number = rank
-        while chunk := list(islice(records, CHUNK)):
-            yield number, chunk
-            number += ranks
-
-    def write(self, path: Path, records: Sequence[Record]) -> None:
-        """Encodes the records of a chunk, and writes its file."""
-        changed = [self.change(record) for record in records]
-        flat = [record for own in changed for record in own]
-        rows = encode_records(flat, self.tokenizer, self.max_length, self.template)
-        names = {resolve_template(self.template, r.prompt, self.tokenizer) for r in records}
-        with writing(path.parent.parent):
-            pairs = [len(record.pairs) for record in flat]
-            write_chunk(path, rows, record_digests(records), pairs, names)
-
-
-def encoded(encoding: Encoding, sources: Sequence[str], cache: Path, world: World) -> Store:
-    """The store of some sources, from the cache or made now; prints which. A collective.
-
-    Raises RunError on all ranks for an error of any rank.
+    A collective. Raises RunError on all ranks for an error of any rank.
     """
     start = time.perf_counter()
     # Hosts need not share a disk: each has a cache of its own, which its first rank opens.
     local = int(os.environ.get("LOCAL_RANK", 0))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    find = partial(find_or_open, encoding, sources, cache) if local == 0 else lambda: None
-    final, unfinished, total = gather(on_every(world, find), world)[world.rank - local]
+
+    def find() -> tuple[Path, Path | None] | None:
+        if local != 0:
+            return None
+        path = folder / key(encoding, tokenizer_folder, sources)
+        if path.exists():
+            try:
+                checksums.verify(path)
+            except RunError as error:
+                raise RunError(
+                    f"{path}: of the encoded data {error}; remove that folder"
+                ) from error
+            return path, None
+        with cache.writing(folder):
+            return path, cache.begin(path)
+
+    def finish() -> None:
+        if local == 0:
+            with cache.writing(folder):
+                join(unfinished)
+                cache.complete(unfinished, path)
+
+    path, unfinished = gather(on_every(world, find), world)[world.rank - local]
     if unfinished:
-        bar = progress_bar(total, "record", world.is_main, delay=10, desc="encoding")
+        bar = progress_bar(None, "record", world.is_main, delay=10, desc="encoding")
         try:
-            on_every(
-                world, partial(write_share, encoding, sources, unfinished, (local, ranks), bar)
-            )
-            on_every(world, partial(finish, unfinished, final) if local == 0 else lambda: None)
+            with bar:
+                write = partial(write_chunks, encoding, sources, unfinished, local, ranks, bar)
+                on_every(world, write)
+            on_every(world, finish)
         finally:
-            bar.close()
             if local == 0:
                 shutil.rmtree(unfinished, ignore_errors=True)
     seconds = time.perf_counter() - start
     how = f"encoded in {seconds:.1f} s on {ranks} rank{'s' * (ranks > 1)}, kept in"
-    print0(f"{'rows':<11} {how if unfinished else 'read from'} {final}")
-    return Store(final)
+    print0(f"{'rows':<11} {how if unfinished else 'read from'} {path}")
+    return Store(path)
 
 
-def find_or_open(
-    encoding: Encoding, sources: Sequence[str], cache: Path
-) -> tuple[Path, Path | None, int | None]:
-    """(folder of the store, folder to write its files to, number of its records).
+def key(encoding: Encoding, folder: Path, sources: Sequence[str]) -> str:
+    """A hash of all that decides over a store. folder: of the tokenizer."""
+    versions = (FORMAT, transformers.__version__, tokenizers.__version__)
+    hashed = hashlib.sha256(repr((encoding.key, versions)).encode())
 
-    The second is None if the store is there; the third is None if no file shows it cheaply.
-    """
-    key, total = encoding.key(sources)
-    final, unfinished = cache / key, cache / f".{key}.{uuid.uuid4().hex}.partial"
-    if final.exists():
-        try:
-            checksums.verify(final)
-        except RunError as error:
-            raise RunError(f"{final}: of the encoded data {error}; remove that folder") from error
-        return final, None, total
-    with writing(cache):
-        make_private(cache)
-        for old in cache.glob(".*.partial"):
-            with suppress(FileNotFoundError):  # another run has ended just now
-                if time.time() - old.stat().st_mtime > STALE:
-                    shutil.rmtree(old, ignore_errors=True)
-        make_private(unfinished)
-    return final, unfinished, total
+    def add(path: Path) -> None:
+        about = path.stat()
+        hashed.update(checksums.digest_of_file(path, about.st_size, about.st_mtime_ns))
+
+    package = Path(nanoalign.__file__).parent
+    for root, patterns in ((package, CODE), (folder, TOKENIZER_FILES)):
+        for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+            if path.is_file():
+                hashed.update(path.name.encode())
+                add(path)
+    for source in map(parse_source, sources):
+        hashed.update(repr(source.key).encode())
+        for path in (files := source.files()):
+            hashed.update(path.name.encode() * (len(files) > 1))  # part of a record's name
+            add(path)
+    return hashed.hexdigest()[:32]
 
 
-def write_share(
-    encoding: Encoding, sources: Sequence[str], folder: Path, place: tuple[int, int], bar: tqdm
+def write_chunks(
+    encoding: Encoding, sources: Sequence[str], folder: Path, rank: int, ranks: int, bar: tqdm
 ) -> None:
-    """Writes the chunks of a rank, until all are written or another rank fails.
+    """Encodes every `ranks`-th chunk of records, and writes a file of each into the folder.
 
-    place: (rank on this host, ranks of it).
+    Ends early where another rank of the host has failed.
     """
     try:
-        for number, records in encoding.chunks(sources, *place):
+        for number, records in chunks(encoding, sources, rank, ranks):
             if (folder / STOPPED).exists():
                 return
-            encoding.write(folder / name_of(number), records)
-            done = number * CHUNK + len(records) * place[1]  # the other ranks are as far
-            bar.update(min(done, bar.total or done) - bar.n)
+            chunk = io.BytesIO()  # np.savez reports a full disk where it closes a file
+            np.savez(chunk, **arrays_of(records, encoding))
+            with cache.writing(folder.parent):
+                (folder / f"{number:09d}.npz").write_bytes(chunk.getbuffer())
+            bar.update(len(records) * ranks)  # the other ranks are as far
     except (RunError, OSError):
         (folder / STOPPED).touch()
         raise
 
 
-def finish(unfinished: Path, final: Path) -> None:
-    """Gives a folder whose files are all written its name."""
-    with writing(final.parent):
-        about = {"format": FORMAT, "chunks": len(list(unfinished.glob("*.safetensors")))}
-        (unfinished / ABOUT).write_text(json.dumps(about) + "\n")
-        checksums.write(unfinished, checksums.checksums(unfinished.iterdir()))
-        try:
-            unfinished.rename(final)
-        except OSError:
-            if not final.exists():  # else another run has made the same meanwhile
-                raise
+def chunks(
+    encoding: Encoding, sources: Sequence[str], rank: int, ranks: int
+) -> Iterator[tuple[int, list[Record]]]:
+    """(number, records) of the chunks of a rank: every `ranks`-th chunk."""
+    records = encoding.read(sources, lambda number: number // CHUNK % ranks == rank)
+    number = rank
+    while chunk := list(islice(records, CHUNK)):
+        yield number, chunk
+        number += ranks
 
 
-def add_file(digest, path: Path) -> int:
-    """Adds the content of a file to a hash; returns how many lines it has."""
-    lines = 0
-    digest.update(path.stat().st_size.to_bytes(8, "little"))
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-            lines += block.count(b"\n")
-    return lines
+def arrays_of(records: Sequence[Record], encoding: Encoding) -> dict[str, np.ndarray]:
+    """The arrays of a store of these records alone.
+
+    In place of the offsets it has the sizes of the rows, (N, K); `about` is JSON, as bytes.
+    """
+    encoded, compared, templates = encoding.encode(records)
+    dropped = [drop_equal(row) for row in encoded]
+    rows = [row for row, _ in dropped if row is not None]
+    notes = [(n, note) for n, (_, notes) in enumerate(dropped) for note in notes]
+    reasons = list(dict.fromkeys(note for _, note in notes))
+    values = {
+        "tokens": [np.concatenate((row.prompt, *row.responses)) for row in rows],
+        "parts": [[len(row.prompt), *map(len, row.responses)] for row in rows],
+        "pairs": [row.pairs for row in rows],
+        "names": [np.frombuffer(row.name.encode(), np.uint8) for row in rows],
+    }
+    types = dict(PARTS)
+    for name in sorted({name for row in rows for name in row.extra}):
+        types[EXTRA + name] = next(row.extra[name].dtype for row in rows if name in row.extra)
+        values[EXTRA + name] = [row.extra.get(name, ()) for row in rows]
+    sizes = [[len(value) for value in each] for each in values.values()]  # (K, N)
+    arrays = {
+        name: np.concatenate([np.empty((0, 2) if name == "pairs" else 0, types[name]),
+            *(np.asarray(value, types[name]) for value in each)])
+        for name, each in values.items()
+    }  # fmt: skip
+    largest, longest = (
+        arrays["tokens"].max(initial=0),
+        max((row.longest for row in rows), default=0),
+    )
+    about = {
+        "columns": list(values),
+        "reasons": reasons,
+        "templates": sorted(templates),
+        "limits": [int(largest), longest],
+    }
+    return arrays | {
+        "sizes": np.array(sizes, np.int64).T,
+        "digests": np.frombuffer(b"".join(map(digest, rows)), np.uint8).reshape(-1, 16),
+        "records": record_digests(records),
+        "kept": np.array([row is not None for row, _ in dropped]),
+        "compared": np.array(compared, np.int32),
+        "notes": np.array([(n, reasons.index(note)) for n, note in notes], np.int64).reshape(-1, 2),
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+    }
 
 
-def load_rows(
-    args: Namespace, tokenizer, folder: Path, known: dict[tuple[str, ...], Format],
-    change: Callable[[Record], list[Record]], settings: tuple, world: World,
-) -> Data:  # fmt: skip
-    """As formats.rows.load_rows. known, change: formats, and what changes a record, by settings."""
-    read = partial(read_records, known)
-    how = (args.max_length, args.template, read, change, settings)
-    return load(args, Encoding(tokenizer, folder, *how), world)
+def join(folder: Path) -> None:
+    """Joins the files of all chunks, in their order, into the arrays of a store. One is in memory.
+
+    The result does not depend on the size of the chunks.
+    """
+    paths, columns = sorted(folder.glob("*.npz")), list(PARTS)
+    for path in paths:
+        with np.load(path) as file:
+            columns += json.loads(file["about"].tobytes())["columns"]
+    columns = [*PARTS, *sorted({*columns} - {*PARTS})]
+    reasons, templates, limits = {}, set(), (0, 0)
+    ends, encoded = np.zeros((1, len(columns)), np.int64), 0
+    with ExitStack() as stack:
+        files: dict[str, GrowingArray] = {}
+
+        def append(name: str, values: np.ndarray) -> None:
+            if name not in files:
+                files[name] = stack.enter_context(GrowingArray(folder / f"{name}.npy", values))
+            files[name].append(values)
+
+        append("offsets", ends)
+        for path in paths:
+            with np.load(path) as file:
+                arrays = dict(file)
+            path.unlink()
+            about, sizes = json.loads(arrays.pop("about").tobytes()), arrays.pop("sizes")
+            offsets = np.zeros((len(sizes), len(columns)), np.int64)
+            offsets[:, [columns.index(name) for name in about["columns"]]] = sizes
+            offsets = ends[-1] + np.cumsum(offsets, axis=0)
+            ends = np.concatenate((ends[-1:], offsets))[-1:]
+            numbers = [reasons.setdefault(each, len(reasons)) for each in about["reasons"]]
+            notes = arrays["notes"] + (encoded, 0)
+            notes[:, 1] = np.array(numbers, np.int64)[arrays["notes"][:, 1]]
+            encoded += len(arrays["kept"])
+            templates |= set(about["templates"])
+            limits = np.maximum(limits, about["limits"]).tolist()
+            for name, values in (arrays | {"offsets": offsets, "notes": notes}).items():
+                append(name, values)
+    about = {"format": FORMAT, "columns": columns, "reasons": list(reasons)}
+    about |= {"templates": sorted(templates), "limits": limits}
+    (folder / ABOUT).write_text(json.dumps(about) + "\n")
 
 
-def load(args: Namespace, encoding: Encoding, world: World) -> Data:
-    """What formats.rows.in_memory returns and prints, with rows on disk. A collective."""
-    cache = cache_folder(args.cache)
-    training = encoded(encoding, args.data, cache, world)
-    if args.eval_data:
-        other, source = encoded(encoding, args.eval_data, cache, world), named(args.eval_data)
-        held = np.ones(len(other.records), dtype=bool)
-        chosen = training_mask(training.records, other.records, args.eval_data)
-    else:
-        other, source = training, f"{args.eval_share:g} of the prompts"
-        held = hold_out(training.records[:, 0], args.eval_share, args.seed)
-        chosen = ~held
-    digests = training.records[chosen & training.with_rows()], other.records[held]
-    chosen, held = training.encoded(chosen), other.encoded(held)
-    records, pairs, counts = training.counts(chosen)
-    describe("data", named(args.data), records, pairs, counts)
-    describe("held out", source, *other.counts(held))
-    templates = training.templates | other.templates
-    template = templates.pop() if len(templates) == 1 else args.template
-    return Data(training.rows(chosen), other.rows(held), counts, template, digests)
+class GrowingArray:
+    """A .npy file to whose first axis arrays are appended."""
+
+    def __init__(self, path: Path, like: np.ndarray):
+        """like: an array of the type and the further axes."""
+        self.file, self.count = path.open("wb"), 0
+        self.descr, self.axes = np.lib.format.dtype_to_descr(like.dtype), like.shape[1:]
+        self.write_header()
+
+    def write_header(self) -> None:
+        # numpy leaves room for the digits of the first axis, so the length is always the same.
+        header = {"descr": self.descr, "fortran_order": False, "shape": (self.count, *self.axes)}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        assert np.lib.format.dtype_to_descr(values.dtype) == self.descr
+        assert values.shape[1:] == self.axes
+        self.count += len(values)
+        self.file.write(np.ascontiguousarray(values))
+
+    def __enter__(self) -> "GrowingArray":
+        return self
+
+    def __exit__(self, *error) -> None:
+        with self.file:
+            self.file.seek(0)
+            self.write_header()

@@ -4,8 +4,8 @@ import argparse
 from argparse import Namespace
 from math import isfinite
 
-from nanoalign.data.readers import SOURCES
 from nanoalign.data.rows import PREFERENCES, TEMPLATES, add_keys_argument
+from nanoalign.data.sources import SOURCES
 from nanoalign.flags import PRECISIONS, add_forward_arguments, number, positive
 from nanoalign.packing import packed
 

@@ -37,10 +37,12 @@ def open_run(
     start: the steps that were done before.
     Raises RunError on a host that does not see the file that rank 0 wrote.
     """
-    out, sources = Path(args.out), [parse_source(spec) for spec in args.eval_data or args.data]
+    out, held_out = Path(args.out), [parse_source(spec) for spec in args.eval_data or args.data]
 
     def prepare() -> None:
-        records = record_arrays(data, folder, sources)  # first: it may read those of a run in --out
+        # First, as it may read the records of a run in --out.
+        origins = [origin for source in held_out for origin in source.origins]
+        records = record_arrays(data, folder, origins)
         out.mkdir(parents=True, exist_ok=True)
         if (out / ARGS).exists() and not args.resume:
             remove_run(out)

@@ -15,8 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from nanoalign.batch import Row
-from nanoalign.data.readers import TEST_OF
-from nanoalign.data.sources import named
+from nanoalign.data.sources import TEST_OF, named
 from nanoalign.distributed import World, print0
 from nanoalign.files.run_folder import ARGS, METRICS, launcher
 from nanoalign.files.text import visible

@@ -1,41 +1,42 @@
-"""Shared by the tests of stores."""
+"""Stores of encoded data, and the data that their tests share."""
 
 import json
-from argparse import Namespace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
 from nanoalign.batch import Row
-from nanoalign.data.formats import formats, unchanged
-from nanoalign.data.sources import read_records
-from nanoalign.data.store import Encoding, Store, StoredRows
+from nanoalign.data.encoding import DataSettings, Encoding
+from nanoalign.data.store import Store, StoredRows, open_store
+from nanoalign.distributed import setup
 
 PAIR = {"prompt": "Why is the sky blue?", "chosen": "Light scatters.", "rejected": "It is painted."}
-PAIRS = partial(read_records, formats())
 
 
 def write(path: Path, records: list) -> str:
+    """The path, as text, of a new .jsonl file of the records."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
 
-def encoding(model: Path, read=PAIRS, change=unchanged, **changes) -> Encoding:
-    default = {"max_length": 64, "template": "auto", "settings": ("better",)}
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return Encoding(tokenizer, model, read=read, change=change, **default | changes)
+def settings(*sources: str, **changes) -> DataSettings:
+    """Those of a run on some sources, of which nothing is held out."""
+    return DataSettings(list(sources), **{"eval_share": 0.0, "max_length": 64} | changes)
 
 
-def arguments(*sources: str, **changes) -> Namespace:
-    default = {"data": list(sources), "eval_data": None, "eval_share": 0.0, "seed": 0,
-               "max_length": 64, "template": "auto", "cache": None}  # fmt: skip
-    return Namespace(**default | changes)
+def encoding(model: Path, **changes) -> Encoding:
+    """By the tokenizer in a folder. changes: of `settings`."""
+    return Encoding(AutoTokenizer.from_pretrained(model), settings(**changes))
 
 
-def everything(store: Store) -> StoredRows:
-    return store.rows(np.ones(len(store), dtype=bool))
+def opened(model: Path, sources: list[str], cache: Path, **changes) -> Store:
+    """The store of some sources, which is written if it is not in the cache."""
+    return open_store(encoding(model, **changes), model, sources, cache, setup())
+
+
+def all_rows(store: Store) -> StoredRows:
+    return store.rows(np.ones(len(store.digests), dtype=bool))
 
 
 def assert_same_rows(a: list[Row], b: list[Row]) -> None:
@@ -47,3 +48,4 @@ def assert_same_rows(a: list[Row], b: list[Row]) -> None:
         parts = [(row.prompt, *row.responses, *row.extra.values()) for row in (x, y)]
         for left, right in zip(*parts, strict=True):
             assert left.dtype == right.dtype and np.array_equal(left, right)
+            assert type(left) is type(right) is np.ndarray

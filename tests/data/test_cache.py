@@ -5,11 +5,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from stores import PAIR, encoding, write
+from stores import PAIR, opened, write
 
 from nanoalign.data.precomputed import check_writable
-from nanoalign.data.store import encoded
-from nanoalign.distributed import setup
 
 
 def modes(folder: Path) -> dict[str, str]:
@@ -29,7 +27,7 @@ def usual(tmp_path):
 
 def test_encoded_data_are_their_owner_s_alone(usual, llama_folder, tmp_path):
     path = write(tmp_path / "pairs.jsonl", [PAIR | {"prompt": f"{n}?"} for n in range(4)])
-    encoded(encoding(llama_folder), [path], usual / "a" / "cache", setup())
+    opened(llama_folder, [path], usual / "a" / "cache")
     (store,) = (usual / "a" / "cache").iterdir()
     assert modes(usual) == {
         "a": "0o700", "a/cache": "0o700", f"a/cache/{store.name}": "0o700",
@@ -44,5 +42,5 @@ def test_kept_log_probabilities_are_their_owner_s_alone(usual):
 
 def test_a_store_in_a_folder_that_others_read_is_not_read_by_them(usual, llama_folder, tmp_path):
     path = write(tmp_path / "pairs.jsonl", [PAIR])
-    encoded(encoding(llama_folder), [path], usual, setup())
+    opened(llama_folder, [path], usual)
     assert set(modes(usual).values()) == {"0o700"}

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from conftest import byte_tokenizer
 from jinja2 import TemplateError
+from stores import opened
 from tokenizers import AddedToken
 
 from nanoalign import records
 from nanoalign.data import chat_template
 from nanoalign.data.formats import formats
-from nanoalign.data.sources import open_source, read_records
+from nanoalign.data.sources import open_source
 from nanoalign.data.split import record_digests
-from nanoalign.data.store import ABOUT, FORMAT, Encoding, Store, name_of
 from nanoalign.data.templates import encode_records
 from nanoalign.errors import RunError
 from nanoalign.records import Record
@@ -86,13 +86,7 @@ def test_tools_calls_and_reasoning_are_in_the_text_by_hand(tmp_path):
     assert texts(record, chat()) == expected
     folder = tmp_path / "model"  # and from a store
     chat().save_pretrained(folder)
-    how = (1024, "auto", lambda *given: read_records(formats(), *given), lambda each: [each], ())
-    encoding = Encoding(chat(), folder, *how)
-    store = tmp_path / "cache" / "store"
-    store.mkdir(parents=True)
-    encoding.write(store / name_of(0), [record])
-    (store / ABOUT).write_text(json.dumps({"format": FORMAT, "chunks": 1}))
-    row = Store(store).row(0)
+    row = opened(folder, [str(tmp_path / "a.jsonl")], tmp_path / "cache", max_length=1024).row(0)
     assert [chat().decode(part) for part in (row.prompt, *row.responses)] == expected
 
 

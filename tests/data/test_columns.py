@@ -1,12 +1,12 @@
 """python -m pytest tests/data/test_columns.py columns that nothing reads are named"""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 from conftest import byte_tokenizer
 
+from nanoalign.data.encoding import DataSettings
 from nanoalign.data.formats import formats
 from nanoalign.data.rows import load_rows
 from nanoalign.data.templates import encode_records
@@ -32,21 +32,10 @@ def printed(records: list[dict], tmp_path: Path, capsys, tokenizer, world, **cha
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in records))
     tokenizer.save_pretrained(tmp_path / "model")
-    default = {
-        "data": [str(path)],
-        "eval_data": None,
-        "eval_share": 0.0,
-        "seed": 0,
-        "keys": [],
-        "cache": None,
-        "max_length": 64,
-        "template": "auto",
-        "preference": "better",
-    }
     found = []
     for cache in (None, str(tmp_path / "cache")):
-        args = Namespace(**default | changes | {"cache": cache})
-        load_rows(args, tokenizer, tmp_path / "model", world)
+        settings = DataSettings([str(path)], eval_share=0.0, max_length=64, cache=cache, **changes)
+        load_rows(settings, tokenizer, tmp_path / "model", world)
         lines = capsys.readouterr().out.splitlines()
         found += [line for line in lines if line.startswith("data")]
     assert found[0] == found[1]

@@ -1,23 +1,20 @@
 """python -m pytest tests/data/test_disk.py rows on disk are those in memory"""
 
-from argparse import Namespace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import byte_tokenizer, tiny_llama
-from stores import PAIR, arguments, assert_same_rows, encoding, everything, write
+from stores import PAIR, all_rows, assert_same_rows, opened, settings, write
 from transformers import AutoTokenizer
 
 from nanoalign.batch import lengths_of
 from nanoalign.data import rows, store
-from nanoalign.data import rows as formats_rows
-from nanoalign.data.formats import by_preference, formats, unchanged
-from nanoalign.data.rows import in_memory
-from nanoalign.data.sources import read_records
+from nanoalign.data.encoding import DataSettings
+from nanoalign.data.rows import load_rows
 from nanoalign.data.split import Data, fingerprint
-from nanoalign.data.store import Encoding, Store, StoredRows, encoded, load
+from nanoalign.data.store import Store, StoredRows
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
 from nanoalign.model import Policy
@@ -42,12 +39,11 @@ DATA = {
     "messages": [MESSAGES] * 3,
 }  # fmt: skip
 BOTH = ("better", "safer")
-READERS = {
-    "single": (partial(read_records, formats(unpaired="kto")), unchanged),
-    "several": (partial(read_records, formats(BOTH)), unchanged),
-    "conditioned": (partial(read_records, formats(BOTH)),
-                    partial(by_preference, preferences=BOTH)),
-}  # fmt: skip
+SETTINGS = {
+    "single": {"single": "kto"},
+    "several": {"preferences": BOTH},
+    "conditioned": {"preferences": BOTH, "condition": True},
+}
 
 
 @pytest.fixture
@@ -56,11 +52,15 @@ def model(tmp_path) -> Path:
     return tmp_path / "model"
 
 
-def both(args: Namespace, how: Encoding, capsys) -> tuple[Data, Data]:
+def load(given: DataSettings, model: Path) -> Data:
+    return load_rows(given, AutoTokenizer.from_pretrained(model), model, setup())
+
+
+def both(given: DataSettings, model: Path, cache: Path, capsys) -> tuple[Data, Data]:
     """The data of a run in memory and from a store, whose printed counts are the same."""
-    memory = in_memory(args, how.tokenizer, how.read, how.change)
+    memory = load(given, model)
     printed = capsys.readouterr().out
-    stored = load(args, how, setup())
+    stored = load(replace(given, cache=cache), model)
     lines = capsys.readouterr().out.splitlines(keepends=True)
     assert "".join(line for line in lines if not line.startswith("rows  ")) == printed
     return memory, stored
@@ -71,8 +71,9 @@ def test_data_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
     """Rows, counts, what is printed, template, fingerprint, lengths; in chunks of two records."""
     monkeypatch.setattr(store, "CHUNK", 2)
     path = write(tmp_path / f"{name}.jsonl", DATA[name])
-    how = encoding(model, *READERS.get(name, ()))
-    memory, stored = both(arguments(path, cache=tmp_path / "cache"), how, capsys)
+    given = settings(path, **SETTINGS.get(name, {}))
+    memory, stored = both(given, model, tmp_path / "cache", capsys)
+    assert type(memory.rows) is list
     assert isinstance(stored.rows, StoredRows) and stored.template == memory.template
     assert list(stored.counts.items()) == list(memory.counts.items())
     assert_same_rows(stored.rows, memory.rows)
@@ -89,11 +90,10 @@ def test_data_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
 def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, share, capsys, monkeypatch):
     """Prompts that occur twice; cut responses, of which each side has other counts."""
     monkeypatch.setattr(store, "CHUNK", 7)
-    made = [{**DATA[name][i % 3], "prompt": f"{i // 2}" * (i % 5 + 1)} for i in range(60)]
-    path = write(tmp_path / "a.jsonl", made)
-    how = encoding(model, *READERS.get(name, ()), max_length=20)
-    args = arguments(path, cache=tmp_path / "cache", eval_share=share, max_length=20, seed=3)
-    memory, stored = both(args, how, capsys)
+    pairs = [{**DATA[name][i % 3], "prompt": f"{i // 2}" * (i % 5 + 1)} for i in range(60)]
+    path = write(tmp_path / "a.jsonl", pairs)
+    given = settings(path, eval_share=share, max_length=20, seed=3, **SETTINGS.get(name, {}))
+    memory, stored = both(given, model, tmp_path / "cache", capsys)
     assert_same_rows(stored.held_out, memory.held_out)
     assert_same_rows(stored.rows, memory.rows)
     assert stored.counts == memory.counts and min(len(memory.rows), len(memory.held_out)) > 5
@@ -102,8 +102,8 @@ def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, share, caps
 
 def test_held_out_files_have_a_store_of_their_own(tmp_path, model, capsys):
     first, second = (write(tmp_path / f"{n}.jsonl", [PAIR | {"prompt": n}]) for n in "ab")
-    args = arguments(first, eval_data=[second], cache=tmp_path / "cache")
-    memory, stored = both(args, encoding(model), capsys)
+    given = settings(first, eval_data=[second])
+    memory, stored = both(given, model, tmp_path / "cache", capsys)
     assert_same_rows(stored.rows, memory.rows)
     assert_same_rows(stored.held_out, memory.held_out)
     assert len(list((tmp_path / "cache").iterdir())) == 2
@@ -111,16 +111,15 @@ def test_held_out_files_have_a_store_of_their_own(tmp_path, model, capsys):
 
 def test_templates_of_both_sets_decide_over_the_runs_template(tmp_path, model, capsys):
     first, second = write(tmp_path / "a.jsonl", [HH]), write(tmp_path / "b.jsonl", [PAIR])
-    for args in (arguments(first, second), arguments(first, eval_data=[second])):
-        args.cache = tmp_path / "cache"
-        memory, stored = both(args, encoding(model), capsys)
+    for given in (settings(first, second), settings(first, eval_data=[second])):
+        memory, stored = both(given, model, tmp_path / "cache", capsys)
         assert memory.template == stored.template == "auto"
 
 
 def test_data_without_a_pair_are_an_error(tmp_path, model):
     path = write(tmp_path / "a.jsonl", [PAIR | {"rejected": PAIR["chosen"]}])
     with pytest.raises(RunError, match="--data .*a.jsonl: no pairs are left to train on"):
-        load(arguments(path, cache=tmp_path / "cache"), encoding(model), setup())
+        load(settings(path, cache=tmp_path / "cache"), model)
 
 
 def test_slices_read_no_rows_and_are_of_their_rows_alone(tmp_path, model, monkeypatch):
@@ -130,7 +129,7 @@ def test_slices_read_no_rows_and_are_of_their_rows_alone(tmp_path, model, monkey
 
     def rows_of(name: str, records: list) -> StoredRows:
         path = write(tmp_path / name, records)
-        return everything(encoded(encoding(model), [path], tmp_path / "cache", setup()))
+        return all_rows(opened(model, [path], tmp_path / "cache"))
 
     rows = rows_of("a.jsonl", records)
     tail = rows[-2:]
@@ -146,7 +145,7 @@ def test_slices_read_no_rows_and_are_of_their_rows_alone(tmp_path, model, monkey
 def test_the_first_row_that_a_model_can_not_take_is_named(tmp_path, model):
     records = [PAIR, PAIR | {"prompt": "longer " * 3}, PAIR | {"prompt": "the longest " * 3}]
     path = write(tmp_path / "a.jsonl", records)
-    rows = everything(encoded(encoding(model), [path], tmp_path / "cache", setup()))
+    rows = all_rows(opened(model, [path], tmp_path / "cache"))
 
     def check(rows, ids: int, positions: int) -> None:
         policy = Policy(tiny_llama(vocab_size=ids, max_position_embeddings=positions,
@@ -166,14 +165,13 @@ def test_the_first_row_that_a_model_can_not_take_is_named(tmp_path, model):
 
 def test_small_data_stay_in_memory_and_large_ones_do_not(tmp_path, model, monkeypatch):
     path = write(tmp_path / "a.jsonl", [PAIR | {"prompt": f"{i}"} for i in range(9)])
-    tokenizer, size = AutoTokenizer.from_pretrained(model), Path(path).stat().st_size
+    size = Path(path).stat().st_size
     for changes, large, kind in (
         ({}, size + 1, list),
         ({}, size, StoredRows),  # in NANOALIGN_CACHE
         ({"cache": tmp_path / "cache"}, size + 1, StoredRows),
         ({"eval_data": [write(tmp_path / "b.jsonl", [PAIR])]}, size + 1, StoredRows),
     ):
-        monkeypatch.setattr(formats_rows, "LARGE", large)
-        args = arguments(path, preference="better", condition=False, keys=[], **changes)
-        data = rows.load_rows(args, tokenizer, model, setup())
+        monkeypatch.setattr(rows, "LARGE", large)
+        data = load(settings(path, **changes), model)
         assert type(data.rows) is kind and len(data.rows) == 9

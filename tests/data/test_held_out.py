@@ -15,6 +15,7 @@ import pytest
 import train_dpo
 import train_rm
 from nanoalign import records
+from nanoalign.data.encoding import DataSettings
 from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
 from nanoalign.data.prompts import read_prompts
@@ -53,9 +54,7 @@ def write(path: Path, *records: dict) -> Path:
 
 
 def read(source: str, preferences: tuple[str, ...] = ("better",), kto: bool = False):
-    return list(
-        records.read([source], formats(preferences, "kto" if kto else ""), open_source)
-    )
+    return list(records.read([source], formats(preferences, "kto" if kto else ""), open_source))
 
 
 @pytest.fixture
@@ -68,10 +67,8 @@ def begin(llama_folder, tmp_path, world, monkeypatch):
         monkeypatch.chdir(tmp_path / "here")
         argv = ["--model", str(model), "--out", out, "--template", "raw", *flags]
         args = script.parse_args(argv if "--eval_share" in argv else [*argv, "--eval_share", "0.4"])
-        kto = getattr(args, "loss", None) == "kto"
-        data = load_rows(
-            args, load_tokenizer(llama_folder), llama_folder, world, unpaired="kto" if kto else ""
-        )
+        tokenizer = load_tokenizer(llama_folder)
+        data = load_rows(DataSettings.of(args), tokenizer, llama_folder, world)
         with open_run(args, world, data, model, 0):
             pass
         monkeypatch.chdir(tmp_path / "there")

@@ -4,13 +4,18 @@ Data sets and models of the Hub, asked of a server on this machine.
 """
 
 import json
+import re
+from contextlib import contextmanager
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hub_server import COMMIT, serving
+from huggingface_hub import constants
 
 from nanoalign import records
 from nanoalign.data.formats import formats
-from nanoalign.data.sources import open_source
+from nanoalign.data.sources import check_sources, open_source
 from nanoalign.errors import RunError
 from nanoalign.weights.folders import fetch, local_folder
 
@@ -20,18 +25,45 @@ def lines(*prompts: str) -> bytes:
     return "".join(json.dumps(record) + "\n" for record in records).encode()
 
 
+CARD = b"""---
+configs:
+- config_name: easy
+  data_files: [{split: train, path: one.jsonl}, {split: test, path: two.jsonl}]
+- config_name: hard
+  data_files: [{split: train, path: two.jsonl}]
+---
+"""
+CALLS = [{"a": {"b": 1}}, {"a": {"c": "x"}}]  # two types of one column
+VARIED = [
+    {"prompt": "a", "chosen": [{"role": "assistant", "content": "c", "tool_calls": CALLS[:1]}],
+     "rejected": "r"},
+    {"prompt": [{"role": "user", "content": "b"}], "chosen": "c", "rejected": "r",
+     "tools": CALLS},
+]  # fmt: skip
 DATA = {
     "datasets/o/splits": {
         "README.md": b"text", "data/train-0.jsonl": lines("a"), "data/train-1.jsonl": lines("b"),
         "data/test-0.jsonl": lines("c"),
     },
     "datasets/o/several": {
-        "data/train_prefs-0-of-1.jsonl": lines("g"), "data/train_sft-0-of-1.jsonl": lines("h"),
+        "data/train_prefs-00000-of-00001.jsonl": lines("g"),
+        "data/train_sft-00000-of-00001.jsonl": lines("h"),
     },
     "datasets/o/folders": {"a/train.jsonl": lines("i"), "b/train.jsonl": lines("j")},
-    "datasets/o/plain": {"first.jsonl": lines("d"), "second.jsonl": lines("e"),
-                         "more/validation.jsonl": lines("f")},
+    "datasets/o/subsets": {"README.md": CARD, "one.jsonl": lines("k"), "two.jsonl": lines("l")},
+    "datasets/o/plain": {"first.jsonl": lines("d"), "second.jsonl": lines("e")},
+    "datasets/o/varied": {"train.jsonl": "\n".join(map(json.dumps, VARIED)).encode()},
 }  # fmt: skip
+
+
+@contextmanager
+def serving_data(cache: Path, **options):
+    """`serving` of DATA to the datasets library, too."""
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    with serving(DATA, cache, **options) as fetched:
+        changes = {"HF_ENDPOINT": constants.ENDPOINT, "HF_DATASETS_CACHE": cache / "datasets"}
+        with patch.multiple(datasets.config, **changes):
+            yield fetched
 
 
 def prompts(source: str) -> list[str]:
@@ -48,48 +80,71 @@ def prompts(source: str) -> list[str]:
         ("splits/data/test-0.jsonl", ["c"]),
         ("plain", ["d", "e"]),
         ("several:train_prefs", ["g"]),
-        ("plain:validation", ["f"]),
+        ("folders", ["i", "j"]),
+        ("folders/b", ["j"]),
+        ("subsets/easy", ["k"]),
+        ("subsets/easy:test", ["l"]),
+        ("subsets/hard", ["l"]),
     ],
 )
-def test_a_data_set_is_its_training_split_or_one_that_is_named(tmp_path, place, expected):
-    with serving(DATA, tmp_path):
+def test_a_file_or_a_split_of_a_data_set(tmp_path, place, expected):
+    """By default the training split; of a subset, or of a folder, where one is named."""
+    with serving_data(tmp_path):
         assert prompts(f"hf://datasets/o/{place}") == expected
 
 
-def test_files_of_one_name_have_records_of_different_names(tmp_path):
-    with serving(DATA, tmp_path):
+def test_records_of_a_split_are_numbered(tmp_path):
+    with serving_data(tmp_path):
         found = records.read(["x=hf://datasets/o/folders"], formats(), open_source)
-        assert [r.name for r in found] == ["x/a/train.jsonl:1", "x/b/train.jsonl:1"]
+        assert [(r.name, r.subset) for r in found] == [("x:1", "x"), ("x:2", "x")]
 
 
-def test_the_revision_is_asked_for(tmp_path):
-    with serving(DATA, tmp_path) as fetched:
+def test_records_are_as_in_their_file(tmp_path):
+    """Also where a column has values of different types, and other keys in each row."""
+    with serving_data(tmp_path):
+        rows = [raw for *_, raw in open_source("hf://datasets/o/varied")]
+        lines = [json.loads(raw) for *_, raw in open_source("hf://datasets/o/varied/train.jsonl")]
+    assert rows == lines == VARIED
+
+
+def test_the_revision_of_a_file_is_asked_for(tmp_path):
+    with serving_data(tmp_path) as fetched:
         prompts("hf://datasets/o/plain/first.jsonl@v2")
     assert fetched == ["o/plain@v2/first.jsonl"]
 
 
-def test_several_training_splits_are_not_mixed(tmp_path):
-    several = "^data source 'hf://.*' has the training splits train_prefs, train_sft; give one: hf://datasets/o/several:train_prefs"
-    with serving(DATA, tmp_path), pytest.raises(RunError, match=several):
-        prompts("hf://datasets/o/several")
+def test_a_split_is_read_again_without_the_hub(tmp_path, monkeypatch):
+    with serving_data(tmp_path) as fetched:
+        (file,) = check_sources(["hf://datasets/o/splits:test"])
+        before = len(fetched)
+        assert prompts("hf://datasets/o/splits:test") == ["c"]
+    assert len([name for name in fetched[before:] if not name.endswith("README.md")]) == 0
+    assert file.suffix == ".arrow" and tmp_path in file.parents
 
 
-def test_what_is_not_there_is_one_error(tmp_path):
-    with serving(DATA, tmp_path):
-        for place in ("plain/third.jsonl", "plain:train"):
-            with pytest.raises(RunError, match=f"data source 'hf://datasets/o/{place}'"):
-                prompts(f"hf://datasets/o/{place}")
-        private = "the Hub has no public data set o/none; for a private one set HF_TOKEN"
-        with pytest.raises(RunError, match=private):
-            prompts("hf://datasets/o/none")
-        with pytest.raises(RunError, match="nor a public model of the Hub; .* set HF_TOKEN"):
-            local_folder("o/none")
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("several", r"can't be fetched: .* Should be one of \['train_prefs', 'train_sft'\]"),
+        ("plain:test", r"can't be fetched: .* Should be one of \['train'\]"),
+        ("subsets", r"can't be fetched: .* available configs: \['easy', 'hard'\]"),
+        ("plain/third.jsonl", "can't be fetched: "),
+        ("none", "the Hub has no public data set o/none; for a private one set HF_TOKEN"),
+        ("none/a.jsonl", "the Hub has no public data set o/none; for a private one set HF_TOKEN"),
+    ],
+)
+def test_what_is_not_there_is_one_error(tmp_path, place, message):
+    source = f"hf://datasets/o/{place}"
+    with serving_data(tmp_path), pytest.raises(RunError) as caught:
+        prompts(source)
+    assert re.match(f"data source '{source}' .*{message}", str(caught.value))
+    assert "\n" not in str(caught.value)
 
 
-def test_all_files_are_of_one_commit(tmp_path):
-    with serving(DATA, tmp_path) as fetched:
-        prompts("hf://datasets/o/splits")
-    assert {name.split("@")[1].split("/")[0] for name in fetched} == {COMMIT}
+def test_a_model_that_is_not_there_is_one_error(tmp_path):
+    private = "nor a public model of the Hub; .* set HF_TOKEN"
+    with serving(DATA, tmp_path), pytest.raises(RunError, match=private):
+        local_folder("o/none")
 
 
 @pytest.fixture
@@ -126,5 +181,6 @@ def test_a_gated_model_says_what_to_do(tmp_path, models):
     refused = pytest.raises(RunError, match="'.*' is gated: accept its terms .* o/.*HF_TOKEN")
     with serving(models, tmp_path, gated="models/o/whole"), refused:
         local_folder("o/whole")
-    with serving(DATA, tmp_path, gated="datasets/o/plain"), refused:
-        prompts("hf://datasets/o/plain/first.jsonl")
+    for place in ("plain", "plain/first.jsonl"):
+        with serving_data(tmp_path, gated="datasets/o/plain"), refused:
+            prompts(f"hf://datasets/o/{place}")

@@ -1,7 +1,6 @@
 """python -m pytest tests/data/test_load.py"""
 
 import json
-from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +9,18 @@ import pytest
 from conftest import byte_tokenizer
 
 from nanoalign.batch import Row
-from nanoalign.data.rows import in_memory
-from nanoalign.data.split import EQUAL_RESPONSES, EQUAL_SCORES, drop_equal, hold_out, record_digests
+from nanoalign.data.encoding import DataSettings
+from nanoalign.data.rows import load_rows
+from nanoalign.data.split import (
+    EQUAL_RESPONSES,
+    EQUAL_SCORES,
+    Data,
+    count_notes,
+    drop_equal,
+    hold_out,
+    record_digests,
+)
+from nanoalign.distributed import setup
 from nanoalign.encode import CUT_RESPONSE, encode_all
 from nanoalign.errors import RunError
 from nanoalign.records import Record, read
@@ -33,27 +42,28 @@ def row(*responses: list[int], **fields) -> Row:
 
 def test_equal_responses_are_dropped_with_their_values():
     """Of pairs a-b, a-c, b-c, where a and b are equal, the last two are left."""
+    assert drop_equal(row([5], [5])) == (None, [EQUAL_RESPONSES])
     values = {"margins": np.float32([1, 3, 2]), "dimensions": np.array([0, 1, 2])}
     ranked = row([5], [5], [6], pairs=((0, 1), (0, 2), (1, 2)), extra=values)
-    rows, counts = drop_equal([row([5], [5]), ranked, row([5], [6])])
-    assert [each.pairs for each in rows] == [((0, 2), (1, 2)), ((0, 1),)]
-    assert rows[0].extra["margins"].tolist() == [3, 2]
-    assert rows[0].extra["dimensions"].tolist() == [1, 2]
-    assert {name: each.dtype for name, each in rows[0].extra.items()} == {
+    left, notes = drop_equal(ranked)
+    assert left.pairs == ((0, 2), (1, 2)) and notes == [EQUAL_RESPONSES]
+    assert left.extra["margins"].tolist() == [3, 2]
+    assert left.extra["dimensions"].tolist() == [1, 2]
+    assert {name: each.dtype for name, each in left.extra.items()} == {
         name: each.dtype for name, each in values.items()
     }
-    assert counts == {EQUAL_RESPONSES: 2, EQUAL_SCORES: 0}
 
 
-def test_a_response_that_is_paired_with_itself_is_kept():
+def test_rows_without_equal_responses_are_kept():
+    """Also a response that is paired with itself."""
     single = row([5], pairs=((0, 0),), extra={"desirable": np.array([True])})
-    rows, counts = drop_equal([single])
-    assert rows == [single] and counts[EQUAL_RESPONSES] == 0
+    for kept in (single, row([5], [6])):
+        left, notes = drop_equal(kept)
+        assert left is kept and notes == []
 
 
-def test_records_of_equal_scores_are_dropped_and_counted():
-    rows, counts = drop_equal([row([5], [6], pairs=()), row([5], [6])])
-    assert len(rows) == 1 and counts[EQUAL_SCORES] == 1 and counts[EQUAL_RESPONSES] == 0
+def test_records_of_equal_scores_are_dropped():
+    assert drop_equal(row([5], [6], pairs=())) == (None, [EQUAL_SCORES])
 
 
 def test_pairs_that_are_equal_after_cutting_are_dropped_and_all_notes_counted(tokenizer):
@@ -61,9 +71,11 @@ def test_pairs_that_are_equal_after_cutting_are_dropped_and_all_notes_counted(to
     ranked = Record("01234", ("abcdeX", "abcdeY", "z"), ((0, 1), (0, 2), (1, 2)),
                     {"margins": [1.0, 3.0, 2.0]})  # fmt: skip
     equal, unequal = (Record("01234", ("abcdeX", "abcdeY")), Record("01234", ("abc", "abd")))
-    rows, counts = drop_equal(encode_all([ranked, equal, unequal], tokenizer, 10))
-    assert [each.pairs for each in rows] == [((0, 2), (1, 2)), ((0, 1),)]
-    assert rows[0].extra["margins"].tolist() == [3.0, 2.0]
+    rows = encode_all([ranked, equal, unequal], tokenizer, 10)
+    (first, of_first), (second, of_second), (third, of_third) = map(drop_equal, rows)
+    assert first.pairs == ((0, 2), (1, 2)) and second is None and third.pairs == ((0, 1),)
+    assert first.extra["margins"].tolist() == [3.0, 2.0]
+    counts = count_notes([*of_first, *of_second, *of_third])
     assert counts == {CUT_RESPONSE: 4, EQUAL_SCORES: 0, EQUAL_RESPONSES: 2}
 
 
@@ -116,16 +128,16 @@ def test_digests_tell_prompts_apart():
 # --- the rows of a run
 
 
-def arguments(data: str, **changes) -> Namespace:
-    default = {"data": [data], "eval_data": None, "eval_share": 0.25, "seed": 0,
-               "max_length": 64, "template": "auto"}  # fmt: skip
-    return Namespace(**default | changes)
+def load(tokenizer, source: str, **changes) -> Data:
+    """The data of a run, in memory: a quarter is held out."""
+    settings = DataSettings([source], **{"eval_share": 0.25, "max_length": 64} | changes)
+    return load_rows(settings, tokenizer, Path("."), setup())
 
 
 def test_data_are_held_out_by_share_or_from_files(tmp_path, tokenizer, capsys):
     records = [PAIR | {"prompt": f"{i}"} for i in range(7)]
     source = write(tmp_path / "a.jsonl", *records, PAIR | {"prompt": "1", "rejected": "c"})
-    data = in_memory(arguments(source), tokenizer, read)
+    data = load(tokenizer, source)
     held = hold_out(prompts_of(list(read([source]))), 0.25, 0)
     assert held.sum() == 2
     names = [f"a:{n}" for n in range(1, 8)]  # the last one has equal responses
@@ -141,7 +153,7 @@ def test_data_are_held_out_by_share_or_from_files(tmp_path, tokenizer, capsys):
         "held out    0.25 of the prompts: 2 pairs\n"
     )
     other = write(tmp_path / "b.jsonl", PAIR)
-    data = in_memory(arguments(source, eval_data=[other]), tokenizer, read)
+    data = load(tokenizer, source, eval_data=[other])
     assert len(data.rows) == 7 and [row.name for row in data.held_out] == ["b:1"]
     assert f"held out    {other}: 1 pairs\n" in capsys.readouterr().out
 
@@ -152,29 +164,31 @@ def test_the_template_is_the_one_that_all_records_have(tmp_path, tokenizer):
         tmp_path / "a.jsonl", dialogue, dialogue | {"prompt": "\n\nHuman: r\n\nAssistant:"}
     )
     both = write(tmp_path / "b.jsonl", PAIR, dialogue)
-    assert in_memory(arguments(source), tokenizer, read).template == "raw"
-    assert in_memory(arguments(both), tokenizer, read).template == "auto"
-    assert in_memory(arguments(both, template="pku"), tokenizer, read).template == "pku"
+    assert load(tokenizer, source).template == "raw"
+    assert load(tokenizer, both).template == "auto"
+    assert load(tokenizer, both, template="pku").template == "pku"
     chat = byte_tokenizer(chat_template="{% for m in messages %}{{ m.content }}{% endfor %}")
-    assert in_memory(arguments(both), chat, read).template == "chat"
+    assert load(chat, both).template == "chat"
 
 
 def test_data_without_a_pair_to_train_on_are_an_error(tmp_path, tokenizer):
     source = write(tmp_path / "a.jsonl", PAIR | {"rejected": "c"})
     with pytest.raises(RunError, match="--data .*a.jsonl: no pairs are left to train on"):
-        in_memory(arguments(source), tokenizer, read)
+        load(tokenizer, source)
 
 
 def test_records_are_changed_after_prompts_are_held_out(tmp_path, tokenizer):
     """So all records that are made of one prompt are on the same side."""
 
-    def change(record: Record) -> list[Record]:
-        return [Record(record.prompt + mark, record.responses) for mark in ("!", "?")]
-
-    source = write(tmp_path / "a.jsonl", *(PAIR | {"prompt": f"{i}"} for i in range(40)))
-    data = in_memory(arguments(source, template="raw"), tokenizer, read, change)
+    records = [
+        {"prompt": f"{i}", "response_0": "a", "response_1": "b", "better_response_id": i % 2,
+         "safer_response_id": i % 3 % 2} for i in range(40)
+    ]  # fmt: skip
+    source, both = write(tmp_path / "a.jsonl", *records), ("better", "safer")
+    data = load(tokenizer, source, template="raw", preferences=both, condition=True)
     texts = [[tokenizer.decode(row.prompt) for row in part] for part in (data.rows, data.held_out)]
     assert list(map(len, texts)) == [60, 20]
     for part in texts:
-        assert set(Counter(text[:-1] for text in part).values()) == {2}
-        assert Counter(text[-1] for text in part) == {"!": len(part) / 2, "?": len(part) / 2}
+        assert set(Counter(text.partition(" [")[0] for text in part).values()) == {2}
+        marks = Counter(text.partition(" [")[2] for text in part)
+        assert marks == {"better]": len(part) / 2, "safer]": len(part) / 2}

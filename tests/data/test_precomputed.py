@@ -5,7 +5,7 @@ import math
 import re
 import weakref
 from argparse import Namespace
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,10 @@ from transformers import AutoTokenizer
 
 import train_dpo
 import train_rm
-from nanoalign.data.formats import formats, unchanged
+from nanoalign.data.encoding import DataSettings
 from nanoalign.data.precomputed import KEY, LOGPS, Precomputed, ReferencedRows, precompute
-from nanoalign.data.rows import in_memory
-from nanoalign.data.sources import read_records
+from nanoalign.data.rows import load_rows
 from nanoalign.data.split import fingerprint
-from nanoalign.data.store import Encoding, load
 from nanoalign.distributed import setup
 from nanoalign.errors import RunError
 from nanoalign.files import checksums
@@ -76,7 +74,7 @@ def test_a_run_may_be_resumed_from_a_store(llama_folder, pairs, plain, tmp_path)
 
 
 def train_rm_without_picture(argv: list[str]) -> None:
-    train_rm.finish = lambda *args: None
+    train_rm.result.finish = lambda *args: None
     train_rm.main(argv)
 
 
@@ -153,7 +151,7 @@ def test_no_reference_is_held_in_training(llama_folder, pairs, tmp_path, monkeyp
         return policy
 
     monkeypatch.setattr(train_dpo.Policy, "load", watched)
-    monkeypatch.setattr(train_dpo, "finish", lambda *args: None)
+    monkeypatch.setattr(train_dpo.result, "finish", lambda *args: None)
     argv = ["--model", llama_folder, "--data", pairs, "--steps", 1, *SHARE, "--out",
             tmp_path / "run", "--cache", tmp_path / "cache", "--precompute_reference"]  # fmt: skip
     train_dpo.main([str(arg) for arg in argv])
@@ -165,13 +163,21 @@ def test_no_reference_is_held_in_training(llama_folder, pairs, tmp_path, monkeyp
 
 def data_of(folder: Path, pairs: Path, cache: Path | None):
     """The data of a run in memory or, with a cache, on disk."""
-    tokenizer, read = AutoTokenizer.from_pretrained(folder), partial(read_records, formats())
-    args = Namespace(data=[str(pairs)], eval_data=None, eval_share=0.2, seed=0, max_length=60,
-                     template="raw", cache=cache)  # fmt: skip
-    if cache is None:
-        return in_memory(args, tokenizer, read)
-    how = Encoding(tokenizer, folder, 60, "raw", read, unchanged, ())
-    return load(args, how, setup())
+    settings = DataSettings(
+        [str(pairs)], eval_share=0.2, max_length=60, template="raw", cache=cache
+    )
+    return load_rows(settings, AutoTokenizer.from_pretrained(folder), folder, setup())
+
+
+def loader(folder: Path, batcher: Batcher) -> Callable[[], Policy]:
+    """What loads the reference in a folder, which is to read the batches."""
+
+    def load() -> Policy:
+        policy = Policy.load(folder, trainable=False)
+        batcher.prepare(policy)
+        return policy
+
+    return load
 
 
 def arguments(cache: Path, **changes) -> Namespace:
@@ -186,10 +192,8 @@ def test_values_are_textbook_logps_of_separate_sequences(
 ):
     data = data_of(llama_folder, pairs, tmp_path / "cache" if stored else None)
     batcher, model = layout(setup(), 300), tiny_llama()
-    loader = partial(Policy.load, llama_folder, trainable=False)
-    found, reference = precompute(
-        loader, llama_folder, data, batcher, arguments(tmp_path / "cache")
-    )
+    load, args = loader(llama_folder, batcher), arguments(tmp_path / "cache")
+    found, reference = precompute(load, llama_folder, data, batcher, args)
     assert (found.counts, found.template) == (data.counts, data.template)
     for before, rows in zip(data[:2], found[:2], strict=True):
         assert len(rows) == len(before) > 3 and fingerprint(rows) == fingerprint(before)
@@ -240,10 +244,9 @@ def test_what_needs_the_reference_otherwise_is_refused(more):
 def computed(llama_folder, pairs, tmp_path):
     """A cache with the values of a reference, and the flags of a run that reads it."""
     data = data_of(llama_folder, pairs, None)
-    loader = partial(Policy.load, llama_folder, trainable=False)
-    precompute(
-        loader, llama_folder, data, PackedBatcher(setup(), 300), arguments(tmp_path / "cache")
-    )
+    batcher = PackedBatcher(setup(), 300)
+    load, args = loader(llama_folder, batcher), arguments(tmp_path / "cache")
+    precompute(load, llama_folder, data, batcher, args)
     files = sorted((tmp_path / "cache" / "reference").iterdir())
     assert len(files) == 2
     argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", *SHARE,
@@ -325,7 +328,7 @@ def test_rewards_at_the_start_are_checked_with_a_precomputed_reference(
     """Values that are off by more than rounding stop the run, whatever the loss makes of them."""
     argv = ["--model", llama_folder, "--data", pairs, "--steps", 1, *SHARE, "--template", "raw",
             "--cache", tmp_path / "cache", "--precompute_reference", "--beta", 1]  # fmt: skip
-    monkeypatch.setattr(train_dpo, "finish", lambda *args: None)
+    monkeypatch.setattr(train_dpo.result, "finish", lambda *args: None)
 
     def run(out: str, added: float, *more: str) -> None:
         """A run whose reference gives values that are `added` too large."""
@@ -344,10 +347,11 @@ def test_tolerances_at_the_start_by_hand(llama_folder, pairs, tmp_path):
     """beta times 1e-4 nats a token, for the longest response of the first batch and 5 more."""
     data = data_of(llama_folder, pairs, None)
     lengths = [max(map(len, row.responses)) for row in data.rows]
-    loader = partial(Policy.load, llama_folder, trainable=False)
+    batcher = Batcher(setup(), 300)
     for size, beta in ((1, 0.1), (7, 0.5), (7, None)):
         args = arguments(tmp_path, batch_size=size, beta=beta)
-        reference = precompute(loader, llama_folder, data, Batcher(setup(), 300), args)[1]
+        load = loader(llama_folder, batcher)
+        reference = precompute(load, llama_folder, data, batcher, args)[1]
         assert reference.tolerances[0] == math.inf
         expected = (beta or 1) * 1e-4 * (max(lengths[:size]) + 5)
         assert reference.tolerances[1] == pytest.approx(expected)

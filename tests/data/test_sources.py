@@ -2,14 +2,13 @@
 
 import gzip
 import json
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import huggingface_hub
 import pytest
 
 from nanoalign import records
-from nanoalign.data import readers, sources
+from nanoalign.data import sources
 from nanoalign.data.formats import formats as known_formats
 from nanoalign.data.sources import check_sources, open_source, parse_source
 from nanoalign.errors import RunError
@@ -137,10 +136,13 @@ def test_names_and_places(spec, name, place):
          ("o/n", "data", "refs/convert/parquet", "test")),
     ],
 )  # fmt: skip
-def test_files_on_the_hub(spec, name, parts):
+def test_places_on_the_hub(spec, name, parts):
     source = parse_source(spec)
     assert source.name == name
-    assert source.parts == parts
+    found = sources.ON_HUB.fullmatch(source.place)
+    assert found.group("repo", "path", "revision", "split") == parts
+    of_one_file = isinstance(source, sources.FileOnHub)
+    assert of_one_file == bool(Path(parts[1]).suffix)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +225,7 @@ def test_embedded_data_of_one_assistant():
     """A pair for every prompt of the split; the files have every third of them."""
     prompts = world.split_prompts()
     in_file = read("tiny:test")
-    for i, name in enumerate(readers.SOURCES):
+    for i, name in enumerate(sources.SOURCES):
         records = read(f"tiny:test:{name}")
         assert [record.prompt for record in records] == prompts["test"]
         assert [(r.prompt, r.responses) for r in records[i::3]] == [
@@ -231,55 +233,13 @@ def test_embedded_data_of_one_assistant():
         ]
         assert records[0].name == f"tiny:test:{name}:1"
     assert [record.prompt for record in read("tiny:tiny-b")] == prompts["train"]
-    assert tuple(world.SOURCES) == readers.SOURCES
+    assert tuple(world.SOURCES) == sources.SOURCES
 
 
 def test_embedded_test_data_are_held_out_of_embedded_training_data():
-    assert readers.TEST_OF["tiny"] == "tiny:test"
-    assert readers.TEST_OF["tiny:tiny-b"] == "tiny:test:tiny-b"
+    assert sources.TEST_OF["tiny"] == "tiny:test"
+    assert sources.TEST_OF["tiny:tiny-b"] == "tiny:test:tiny-b"
     assert check_sources(["tiny", "tiny:test"]) == [world.TRAIN, world.TEST]
-
-
-# --- the Hub
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> list[tuple]:
-    """A data set without network; the list of what was asked for."""
-    files = ["README.md", "a.jsonl", "data/test-0.jsonl", "data/train-1.jsonl",
-             "data/train-0.jsonl", "other/train.jsonl", "all/default/train/0.jsonl"]  # fmt: skip
-    asked = []
-
-    def download(repo, name, repo_type, revision):
-        asked.append((repo, name, repo_type, revision))
-        if name not in files:
-            raise OSError(f"no {name}\nmore")
-        path = tmp_path / name.replace("/", "_")
-        return write(path, PAIR | {"prompt": name})
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    siblings = [SimpleNamespace(rfilename=name) for name in files]
-    info = SimpleNamespace(sha="commit", siblings=siblings)
-    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
-    return asked
-
-
-def test_a_file_on_the_hub_is_fetched_at_its_revision(hub):
-    (record,) = read("hf://datasets/o/n/a.jsonl@v2")
-    assert (record.prompt, record.name) == ("a.jsonl", "a:1")
-    assert hub == [("o/n", "a.jsonl", "dataset", "v2")]
-    with pytest.raises(RunError, match="b.jsonl' can't be fetched: OSError: no b.jsonl$"):
-        read("hf://datasets/o/n/b.jsonl")
-
-
-def test_a_split_is_the_files_that_have_it_in_their_names(hub):
-    assert [r.prompt for r in read("x=hf://datasets/o/n/data:train")] == [
-        "data/train-0.jsonl", "data/train-1.jsonl"]  # fmt: skip
-    assert [r.prompt for r in read("hf://datasets/o/n/all:train")] == ["all/default/train/0.jsonl"]
-    assert {revision for *_, revision in hub} == {"commit"}
-    for split in ("validation", "rain", "tra"):
-        with pytest.raises(RunError, match=f"data has no files of '{split}'"):
-            read(f"hf://datasets/o/n/data:{split}")
 
 
 # --- tables
@@ -303,14 +263,34 @@ def test_csv_reads_the_same(tmp_path):
 
 
 def test_a_folder_that_datasets_saved(tmp_path):
+    """Rows in their order, without the keys that null stands for; its files are those of a key."""
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    saved = datasets.Dataset.from_list([PAIR, PAIR | {"prompt": "2"}])
+    rows = [PAIR | {"margin": None}, PAIR | {"prompt": "2", "margin": 2.0}]
+    saved = datasets.Dataset.from_list(rows)
     saved.save_to_disk(tmp_path / "one", num_shards=2)
-    assert [record.prompt for record in read(str(tmp_path / "one"))] == ["p", "2"]
+    first, second = read(str(tmp_path / "one"))
+    assert (first.name, first.prompt, first.extra) == ("one:1", "p", {"margins": [1.0]})
+    assert (second.name, second.prompt, second.extra) == ("one:2", "2", {"margins": [2.0]})
+    files = check_sources([str(tmp_path / "one")])
+    assert files == sorted((tmp_path / "one").glob("*.arrow")) and len(files) == 2
+    assert [record.name for record in read(str(files[1]))] == ["data-00001-of-00002:1"]
     datasets.DatasetDict({"train": saved, "test": saved}).save_to_disk(tmp_path / "many")
     with pytest.raises(RunError, match="many' has the splits train, test; give one: .*many:train$"):
         read(str(tmp_path / "many"))
     assert len(read(str(tmp_path / "many/test"))) == len(read(f"{tmp_path}/many:test")) == 2
+    (tmp_path / "one" / "state.json").write_text("{}")
+    with pytest.raises(RunError, match="one': not a readable data set of Dataset.save_to_disk"):
+        read(str(tmp_path / "one"))
+
+
+def test_what_the_datasets_library_reads_needs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "a.arrow").write_bytes(b"")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    for place in (tmp_path / "a.arrow", tmp_path / "saved", "hf://datasets/o/n:train"):
+        with pytest.raises(RunError, match=rf"'{place}': .* needs .*; pip install datasets$"):
+            read(str(place))
 
 
 def test_a_split_of_a_folder(tmp_path):

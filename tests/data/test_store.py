@@ -11,12 +11,21 @@ from pathlib import Path
 import pytest
 from conftest import byte_tokenizer
 from processes import run_ranks
-from stores import PAIR, arguments, assert_same_rows, encoding, everything, write
+from stores import (
+    PAIR,
+    all_rows,
+    assert_same_rows,
+    encoding,
+    opened,
+    settings,
+    write,
+)
 from tqdm import tqdm
 
-from nanoalign.data import store
-from nanoalign.data.rows import in_memory
-from nanoalign.data.store import ABOUT, Encoding, Store, cache_folder, encoded, load
+from nanoalign.data import cache, store
+from nanoalign.data.cache import cache_folder
+from nanoalign.data.rows import load_rows
+from nanoalign.data.store import ABOUT, Store, chunks, write_chunks
 from nanoalign.distributed import run, setup
 from nanoalign.errors import RunError
 from nanoalign.files import checksums
@@ -31,11 +40,11 @@ def model(tmp_path) -> Path:
 
 def encode_anywhere(model: str, folder: str, chunk: int, *sources: str) -> None:
     store.CHUNK = chunk
-    encoded(encoding(Path(model)), sources, Path(folder), setup())
+    opened(Path(model), list(sources), Path(folder))
 
 
 def test_the_rows_are_the_same_by_any_number_of_ranks_and_chunks(tmp_path, model):
-    """And the files, to the byte, by any number of ranks; a chunk has records of two sources."""
+    """And the files, to the byte; a chunk has records of two sources."""
     records = [PAIR | {"prompt": f"{i} " * (i % 7 + 1), "chosen": f"{i}"} for i in range(40)]
     sources = write(tmp_path / "a.jsonl", records[:25]), write(tmp_path / "b.jsonl", records[25:])
     found = []
@@ -44,12 +53,12 @@ def test_the_rows_are_the_same_by_any_number_of_ranks_and_chunks(tmp_path, model
         outcome = run_ranks(ranks, encode_anywhere, str(model), str(folder), chunk, *sources)
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert f" s on {ranks} rank" in outcome.stdout
-        (store,) = folder.iterdir()  # and nothing unfinished
-        found.append((store.name, {p.name: p.read_bytes() for p in store.iterdir()}, Store(store)))
-    assert len({name for name, *_ in found}) == 1
-    assert found[1][1] == found[2][1] == found[3][1] and len(found[1][1]) == 14 + 2
-    assert_same_rows(everything(found[0][2]), everything(found[1][2]))
-    assert len(everything(found[0][2])) == 40
+        (path,) = folder.iterdir()  # and nothing unfinished
+        found.append((path.name, {file.name: file.read_bytes() for file in path.iterdir()}))
+    assert found[0] == found[1] == found[2] == found[3]
+    rows = all_rows(Store(path))
+    assert [row.name for row in rows] == [*(f"a:{n}" for n in range(1, 26)),
+                                          *(f"b:{n}" for n in range(1, 16))]  # fmt: skip
 
 
 def test_a_rank_decodes_its_own_records_alone(tmp_path, model, monkeypatch):
@@ -59,35 +68,43 @@ def test_a_rank_decodes_its_own_records_alone(tmp_path, model, monkeypatch):
     lines[2] = "{"
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
-    chunks = [
-        [(n, [record.prompt for record in records]) for n, records in how.chunks(sources, rank, 3)]
+    found = [
+        [(n, [record.prompt for record in each]) for n, each in chunks(how, sources, rank, 3)]
         for rank in (0, 2)
     ]
-    assert chunks == [[(0, ["0", "1"]), (3, ["6", "7"])], [(2, ["4", "5"])]]
+    assert found == [[(0, ["0", "1"]), (3, ["6", "7"])], [(2, ["4", "5"])]]
     with pytest.raises(RunError, match="a.jsonl:3: not valid JSON"):
-        list(how.chunks(sources, 1, 3))
+        list(chunks(how, sources, 1, 3))
 
 
 def test_a_second_run_reads_what_the_first_one_encoded(tmp_path, model, monkeypatch, capsys):
-    how, sources = encoding(model), [write(tmp_path / "a.jsonl", [PAIR] * 5)]
-    first = encoded(how, sources, tmp_path / "cache", setup())
+    sources = [write(tmp_path / "a.jsonl", [PAIR] * 5)]
+    first = opened(model, sources, tmp_path / "cache")
     assert "rows        encoded in " in capsys.readouterr().out
-    monkeypatch.setattr(Encoding, "write", None)
-    second = encoded(how, sources, tmp_path / "cache", setup())
+    monkeypatch.setattr(store, "write_chunks", None)
+    second = opened(model, sources, tmp_path / "cache")
     assert "rows        read from " in capsys.readouterr().out
-    assert_same_rows(everything(first), everything(second))
+    assert_same_rows(all_rows(first), all_rows(second))
 
 
 def test_all_that_decides_is_in_the_key(tmp_path, model, monkeypatch):
     path = write(tmp_path / "a.jsonl", [PAIR] * 3)
 
     def key(*sources: str, **changes) -> str:
-        return encoding(model, **changes).key(sources or [path])[0]
+        return store.key(encoding(model, **changes), model, sources or [path])
 
     keys = [key()]
     shutil.copy(path, tmp_path / "elsewhere.jsonl")
     assert key(f"a={tmp_path / 'elsewhere.jsonl'}") == keys[0]  # not where the data are
-    for change in ({"max_length": 63}, {"template": "raw"}, {"settings": ("safer",)}):
+    for change in (
+        {"max_length": 63},
+        {"template": "raw"},
+        {"preferences": ("safer",)},
+        {"single": "kto"},
+        {"keys": ("prompt=question",)},
+        {"preferences": ("better", "safer")},
+        {"preferences": ("better", "safer"), "condition": True},
+    ):
         keys.append(key(**change))
     other = str(tmp_path / "elsewhere.jsonl")
     keys += [key(path, other), key(other, path), key(f"named={path}")]  # names begin with it
@@ -116,50 +133,50 @@ def test_all_that_decides_is_in_the_key(tmp_path, model, monkeypatch):
 def test_the_code_that_encodes_is_in_the_key(tmp_path, model, monkeypatch):
     folder = Path(store.nanoalign.__file__).parent
     code = [path.relative_to(folder) for each in store.CODE for path in folder.glob(each)]
-    assert all(any(folder.glob(each)) for each in store.CODE) and len(code) > 20
+    assert all(any(folder.glob(each)) for each in store.CODE) and len(code) >= 20
     shutil.copytree(folder, tmp_path / "nanoalign", ignore=shutil.ignore_patterns("__pycache__"))
     path = write(tmp_path / "a.jsonl", [PAIR])
-    keys = [encoding(model).key([path])[0]]
+    keys = [store.key(encoding(model), model, [path])]
     monkeypatch.setattr(store.nanoalign, "__file__", str(tmp_path / "nanoalign" / "__init__.py"))
-    assert encoding(model).key([path])[0] == keys[0]
+    assert store.key(encoding(model), model, [path]) == keys[0]
     for name in code:
         with (tmp_path / "nanoalign" / name).open("a") as file:
             file.write("# changed\n")
-        keys.append(encoding(model).key([path])[0])
+        keys.append(store.key(encoding(model), model, [path]))
     assert len(set(keys)) == len(keys)
 
 
 def killed(model: str, folder: str, source: str) -> None:
     store.CHUNK = 3
-    store.finish = lambda *_: os._exit(9)
-    encoded(encoding(Path(model)), [source], Path(folder), setup())
+    store.join = lambda folder: os._exit(9)
+    opened(Path(model), [source], Path(folder))
 
 
 def test_what_a_killed_run_leaves_is_never_read_and_removed_in_time(tmp_path, model):
     path, folder = write(tmp_path / "a.jsonl", [PAIR] * 10), tmp_path / "cache"
     assert run_ranks(1, killed, str(model), str(folder), path).codes == [9]
     (left,) = folder.iterdir()
-    assert len(list(left.glob("*.safetensors"))) == 4
-    store = encoded(encoding(model), [path], folder, setup())
-    assert len(everything(store)) == 10 and left.exists()  # it might still be at work
-    os.utime(left, (0, time.time() - store.STALE - 1))
-    encoded(encoding(model, max_length=50), [path], folder, setup())
+    assert len(list(left.glob("*.npz"))) == 4
+    found = opened(model, [path], folder)
+    assert len(all_rows(found)) == 10 and left.exists()  # it might still be at work
+    os.utime(left, (0, time.time() - cache.STALE - 1))
+    opened(model, [path], folder, max_length=50)
     assert not left.exists() and len(list(folder.iterdir())) == 2
 
 
 def test_of_two_that_encode_the_same_the_first_to_end_is_taken(tmp_path, model, monkeypatch):
-    sources, cache = [write(tmp_path / "a.jsonl", [PAIR] * 4)], tmp_path / "cache"
-    inner, finish = [], store.finish
+    sources, folder = [write(tmp_path / "a.jsonl", [PAIR] * 4)], tmp_path / "cache"
+    inner, join = [], store.join
 
-    def overtaken(*args):
-        monkeypatch.setattr(store, "finish", finish)
-        inner.append(encoded(encoding(model), sources, cache, setup()))
-        finish(*args)
+    def overtaken(unfinished: Path) -> None:
+        monkeypatch.setattr(store, "join", join)
+        inner.append(opened(model, sources, folder))
+        join(unfinished)
 
-    monkeypatch.setattr(store, "finish", overtaken)
-    found = encoded(encoding(model), sources, cache, setup())
-    assert len(everything(found)) == 4 and len(inner) == 1
-    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(store, "join", overtaken)
+    found = opened(model, sources, folder)
+    assert len(all_rows(found)) == 4 and len(inner) == 1
+    assert len(list(folder.iterdir())) == 1
 
 
 # --- errors
@@ -193,24 +210,23 @@ def test_a_rank_stops_where_another_one_failed(tmp_path, model, monkeypatch):
     how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
     with tqdm(disable=True) as bar:
         with pytest.raises(RunError, match="a.jsonl:5: not valid JSON"):
-            store.write_share(how, sources, tmp_path, (0, 2), bar)
+            write_chunks(how, sources, tmp_path, 0, 2, bar)
         assert (tmp_path / store.STOPPED).exists()
-        store.write_share(how, sources, tmp_path, (1, 2), bar)
-    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["000000000.safetensors"]
+        write_chunks(how, sources, tmp_path, 1, 2, bar)
+    assert [path.name for path in tmp_path.glob("*.npz")] == ["000000000.npz"]
 
 
 def test_a_cache_that_can_not_be_written_is_an_error(tmp_path, model):
     (tmp_path / "file").write_text("")
     sources = [write(tmp_path / "a.jsonl", [PAIR])]
     with pytest.raises(RunError, match="file' can't be written: .*; give another --cache"):
-        encoded(encoding(model), sources, tmp_path / "file", setup())
+        opened(model, sources, tmp_path / "file")
 
 
-def stored(tmp_path, model, monkeypatch) -> tuple[Path, Callable[[], Store]]:
-    """A store of three chunks, and what reads it."""
-    monkeypatch.setattr(store, "CHUNK", 4)
+def stored(tmp_path, model) -> tuple[Path, Callable[[], Store]]:
+    """A store, and what reads it."""
     sources = [write(tmp_path / "a.jsonl", [PAIR] * 9)]
-    read = partial(encoded, encoding(model), sources, tmp_path / "cache", setup())
+    read = partial(opened, model, sources, tmp_path / "cache")
     read()
     (folder,) = (tmp_path / "cache").iterdir()
     return folder, read
@@ -220,9 +236,9 @@ def stored(tmp_path, model, monkeypatch) -> tuple[Path, Callable[[], Store]]:
     ("damage", "message"),
     [
         (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
-         "of the encoded data 000000001.safetensors is not as it was written"),
+         "of the encoded data tokens.npy is not as it was written"),
         (lambda folder, name: (folder / name).unlink(),
-         "of the encoded data 000000001.safetensors is missing"),
+         "of the encoded data tokens.npy is missing"),
         (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
          "of the encoded data about.json is not as it was written"),
         (lambda folder, name: (folder / ABOUT).unlink(),
@@ -231,11 +247,9 @@ def stored(tmp_path, model, monkeypatch) -> tuple[Path, Callable[[], Store]]:
          "of the encoded data checksums.json is missing"),
     ],
 )  # fmt: skip
-def test_a_damaged_store_is_an_error_of_one_line_that_names_it(
-    tmp_path, model, monkeypatch, damage, message
-):
-    folder, read = stored(tmp_path, model, monkeypatch)
-    damage(folder, "000000001.safetensors")
+def test_a_damaged_store_is_an_error_of_one_line_that_names_it(tmp_path, model, damage, message):
+    folder, read = stored(tmp_path, model)
+    damage(folder, "tokens.npy")
     with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
         read()
     assert "\n" not in str(caught.value)
@@ -245,20 +259,20 @@ def test_a_damaged_store_is_an_error_of_one_line_that_names_it(
     ("damage", "message"),
     [
         (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
-         "the encoded data can't be read: SafetensorError"),
+         "the encoded data can't be read: ValueError: mmap length is greater than file size"),
         (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
          "the encoded data can't be read: JSONDecodeError"),
         (lambda folder, name: (folder / ABOUT).write_text('{"format": 1, "chunks": 3}'),
-         "the encoded data have the format 1 of another version of nanoalign, not 3"),
-        # The file of the versions before this format.
+         "the encoded data have the format 1 of another version of nanoalign, not 4"),
+        # As versions before these formats wrote it.
         (lambda folder, name: (folder / ABOUT).write_text('{"largest": 258, "longest": 64}'),
-         "the encoded data have the format 0 of another version of nanoalign, not 3"),
+         "the encoded data have the format 0 of another version of nanoalign, not 4"),
     ],
 )  # fmt: skip
-def test_a_store_of_others_is_an_error_too(tmp_path, model, monkeypatch, damage, message):
+def test_a_store_of_others_is_an_error_too(tmp_path, model, damage, message):
     """Whose checksums are those of its files."""
-    folder, read = stored(tmp_path, model, monkeypatch)
-    damage(folder, "000000001.safetensors")
+    folder, read = stored(tmp_path, model)
+    damage(folder, "tokens.npy")
     (folder / "checksums.json").unlink()
     checksums.write(folder, checksums.checksums(folder.iterdir()))
     with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
@@ -282,15 +296,16 @@ def test_the_cache_is_where_flag_or_environment_put_it(monkeypatch):
 
 def growth(model: str, folder: str, source: str, whole: bool) -> int:
     """By how many bytes a process grows at most that encodes a source, in chunks or as a whole."""
-    how, world, store.CHUNK = encoding(Path(model)), setup(), 256
+    store.CHUNK = 256
+    how, world = encoding(Path(model)), setup()
 
     def status(name: str) -> int:
         (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if name in x]
         return int(line.split()[1]) * 1024
 
     before = status("VmRSS")
-    args = arguments(source, cache=folder)
-    data = in_memory(args, how.tokenizer, how.read) if whole else load(args, how, world)
+    given = settings(source, cache=None if whole else folder)
+    data = load_rows(given, how.tokenizer, Path(model), world)
     assert len(data.rows) == 10_000
     return status("VmHWM") - before
 
