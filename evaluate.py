@@ -110,42 +110,42 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         lengths = scoring.lengths_of(model, view.shares, compared, tokenizer, template, encoded)
         prepared.append((view, score, compared, encoded, lengths))
 
-    # scores, figures, files
+    # scores, figures
     truth = embedded_truth()
-    scored, trained, figures = [], [], {"subsets": {}}
+    scored, trained, subsets = [], [], {}
     for view, score, records, encoded, lengths in prepared:
         scores = scoring.score_encoded(score, encoded, batcher, name)
         lines = ranking.scored_lines(records, lengths, scores, view.name)
         for subset in dict.fromkeys(line.subset for line in lines):
-            own = [line for line in lines if line.subset == subset]
-            figures["subsets"][subset] = ranking.reward_metrics(own)
-            figures["subsets"][subset] |= ranking.true_figures(own, view.preference, truth)
+            of_subset = [line for line in lines if line.subset == subset]
+            subsets[subset] = ranking.reward_metrics(of_subset)
+            subsets[subset] |= ranking.true_figures(of_subset, view.preference, truth)
         scored += lines
         trained += seen.lines_trained_on(args.model, records, lines)
     if not world.is_main:
         return
-    figures["all"] = ranking.reward_metrics(scored)
+    figures = {"subsets": subsets, "all": ranking.reward_metrics(scored)}
     if len(prepared) == 1:
         figures["all"] |= ranking.true_figures(scored, prepared[0][0].preference, truth)
     seen.add_pairs(figures, args.model, trained)
+
+    # files, result
     settings = vars(args) | {"template": template, "max_length": max_length}
     with results.results_folder(args.out, settings) as out:
         results.write_ranking(out, scored, figures, args.cases)
     table = ranking.table(figures["subsets"] | {"all": figures["all"]})
     print(f"\n{visible(table)}\n")
-    for subset, own in figures["subsets"].items():
-        subset = visible(subset)
-        shown = [f"{key} = {own[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")]
-        print(f"{subset:<11} Evaluation: {', '.join(shown)}")
-        if rests_on := ranking.about_cut(own):
-            print(f"{subset:<11} {rests_on}")
+    for subset, subset_figures in figures["subsets"].items():
+        print(visible(f"{subset:<11} {ranking.summary(subset_figures)}"))
+        if rests_on := ranking.about_cut(subset_figures):
+            print(visible(f"{subset:<11} {rests_on}"))
     if note := seen.note_on_pairs(figures["all"], args.model):
         print(f"{'trained on':<11} {note}")
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 
 def check_subsets(records: Sequence[Record], compared: Sequence[Record]) -> None:
-    """Raises RunError if subsets have one file name, or one has no pairs."""
+    """Raises RunError if two subsets have one file name, or a subset has no pairs."""
     pictures = {results.picture_name("all"): "the row of all"}
     for name in dict.fromkeys(record.subset for record in records):
         if (other := pictures.setdefault(results.picture_name(name), name)) != name:
@@ -164,8 +164,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     # prompts, given answers, policies, reward model
     given = {role: getattr(args, f"{role}_answers") for role in answers.ROLES}
     given = {role: source for role, source in given.items() if source}
-    prompts, found, left_out = answers.read_given(given, args.data, args.keys)
-    names = {role: getattr(args, role) for role in answers.ROLES if role not in found}
+    prompts, given_answers, left_out = answers.read_given(given, args.data, args.keys)
+    names = {role: getattr(args, role) for role in answers.ROLES if role not in given}
     samplers = {  # by name: where policy and baseline are one model, it is loaded once
         name: answers.load_sampler(name, prompts, args, world)
         for name in dict.fromkeys(names.values())
@@ -188,12 +188,12 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for name, sampler in samplers.items():
         sampled[name] = answers.sample(sampler, sampling, world)
         print0(f"{'sampled':<11} {name}: {sampled[name].summary(args.max_new_tokens)}")
-    found |= {role: sampled[name] for role, name in names.items()}
-    for role in names:
-        on_main(world, partial(results.keep_answers, args.out, role, prompts, found[role]))
+    for role, name in names.items():
+        on_main(world, partial(results.keep_answers, args.out, role, prompts, sampled[name]))
+    all_answers = given_answers | {role: sampled[name] for role, name in names.items()}
     as_sampled = len(both) == 2 and answers.share_vocabulary(both)
-    compared = compare(judge, prompts, found, as_sampled, batcher)
-    kl = answers.kl_estimate(*both, found["policy"], batcher) if kl_is_known else {}
+    compared = compare(judge, prompts, all_answers, as_sampled, batcher)
+    kl = answers.kl_estimate(*both, all_answers["policy"], batcher) if kl_is_known else {}
     if not world.is_main:
         return
 
@@ -203,30 +203,27 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     figures["prompts_left_out"] = left_out
     models = {"policy_trained_on": args.policy, "reward_trained_on": args.reward}
     figures |= seen.prompts_trained_on(prompts, models)
+    best_of_n = comparison.best_of_n(compared, truth)
     title = (
         f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
         f"judged by {args.reward}"
     )
-    run_log = local_folder(args.policy) / "metrics.jsonl" if args.policy else None
-    log = diagnosis.read_log(run_log) if run_log else []
+    log = diagnosis.read_log(local_folder(args.policy) / "metrics.jsonl") if args.policy else []
     with results.results_folder(args.out, vars(args)) as out:
-        results.write_comparison(out, title, compared, figures, log)
-        best = comparison.best_of_n(compared, truth)
-        if len(best) > 1:
-            results.write_records(out / "best_of_n.jsonl", best)
-            plots.best_of_n_picture(out / "best_of_n.png", best)
+        results.write_comparison(out, title, compared, figures, best_of_n, log)
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
+
+    # result
     print(render.table(diagnosis.figure_rows(figures), left=3))
-    if len(best) > 1:
+    if len(best_of_n) > 1:
         print("\nthe best of n answers of the policy, by the reward model")
-        print(comparison.best_of_n_table(best))
+        print(comparison.best_of_n_table(best_of_n))
     print(f"\n{diagnosis.conclusion(figures)}")
-    if rests_on := diagnosis.caution(figures):
-        print(rests_on)
-    if note := seen.note_on_prompts(figures):
-        print(note)
-    more = ", best_of_n.jsonl, best_of_n.png" if len(best) > 1 else ""
+    for note in (diagnosis.caution(figures), seen.note_on_prompts(figures)):
+        if note:
+            print(note)
+    more = ", best_of_n.jsonl, best_of_n.png" if len(best_of_n) > 1 else ""
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}")
 
 
@@ -246,13 +243,13 @@ def evaluate_score(args: Namespace, world: World) -> None:
     rule = scoring_rule(model, args.model, args.template, args.max_length)
     if args.data:
         check_sources(args.data)
-        found = candidates.read_candidates(args.data, args.keys)
+        prompts = candidates.read_candidates(args.data, args.keys)
     else:
         labels = dict.fromkeys(args.response, [])
-        found = [candidates.Candidates(args.prompt, None, "--prompt", labels)]
+        prompts = [candidates.Candidates(args.prompt, None, "--prompt", labels)]
 
-    # rewards, files
-    records, rewards = [each.record() for each in found], {}
+    # rewards
+    records, rewards = [prompt.record() for prompt in prompts], {}
     for view in scoring.views(model, args.combine and "better", args.combine):
         score = Mixed(model, view.shares)
         encoded = scoring.encode_for(model, view.shares, records, tokenizer, rule)
@@ -260,15 +257,18 @@ def evaluate_score(args: Namespace, world: World) -> None:
         rewards[view.name] = scoring.score_encoded(score, encoded, batcher, name)
     if not world.is_main:
         return
-    lines = candidates.scored_lines(found, rewards)
-    chosen, pairs_made = candidates.kept(lines, keep), candidates.pairs_of(lines)
-    for line in chosen if args.prompt is not None else ():
-        print(f"{line['reward']:9.4f}  {visible(line['completion'])}")
+    lines = candidates.scored_lines(prompts, rewards)
+    kept, pairs = candidates.kept(lines, keep), candidates.pairs_of(lines)
+
+    # files, result
+    if args.prompt is not None:
+        for line in kept:
+            print(f"{line['reward']:9.4f}  {visible(line['completion'])}")
     if args.data:
         counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items())
-        print(f"{'data':<11} {named(args.data)}: {len(found):,} prompts{counts}")
-        print(candidates.quantiles(lines, chosen))
-    for path, written in ((args.out, chosen), (args.pairs_out, pairs_made)):
+        print(f"{'data':<11} {named(args.data)}: {len(prompts):,} prompts{counts}")
+        print(candidates.quantiles(lines, kept))
+    for path, written in ((args.out, kept), (args.pairs_out, pairs)):
         if path is not None:
             results.write_records(Path(path), written)
             print(f"{'saved':<11} {path}: {len(written):,} records")

@@ -58,7 +58,7 @@ class Sampler:
     name: str
     policy: Policy
     tokenizer: object
-    template: str  # the one that `auto` selected; `auto` where it selected several
+    template: str  # which "auto" has selected; "auto" where it selects another for some prompts
     rows: list[Row]
 
 
@@ -68,33 +68,34 @@ class Sampler:
 def read_given(
     sources: dict[str, str], data: list[str] | None, keys: Sequence[str] = ()
 ) -> tuple[list[Record], dict[str, Answers], int]:
-    """The prompts of a comparison, each once; by role their answers in files; prompts left out.
+    """(prompts of a comparison, their answers in files by role, how many prompts were left out).
 
     sources: of answers, by role. data: sources of prompts; None: the prompts are those of the
-        sources of answers. Prompts that are not in all of these are left out: their number is
-        printed, and returned. keys: of --keys, for data.
-    Raises RunError if no prompt is left.
+        sources of answers. A prompt that not all sources have is left out. keys: of --keys, for
+        data.
+    A prompt is there once. Raises RunError if no prompt is left.
     """
     prompts: dict[str, dict[str, Record]] = {}  # by source, by prompt_key
     given: dict[str, dict[str, list[str]]] = {}  # by role: the answers by prompt_key
     if data:
         records = read_prompts(data, keys)
-        own = prompts[" ".join(data)] = by_key(records)
-        if len(own) < len(records):
-            print0(f"{'data':<11} {len(records):,} records of {len(own):,} prompts, each used once")
+        once = prompts[" ".join(data)] = by_key(records)
+        if len(once) < len(records):
+            count = f"{len(records):,} records of {len(once):,} prompts"
+            print0(f"{'data':<11} {count}, each used once")
     for role, source in sources.items():
         records, given[role] = read_answers(source)
         prompts[source] = by_key(records)
         total = sum(map(len, given[role].values()))
         print0(f"{'answers':<11} {named([source])}: {total:,} answers to {len(records):,} prompts")
     first, *others = prompts.values()
-    common = {key: record for key, record in first.items() if all(key in own for own in others)}
+    common = {key: record for key, record in first.items() if all(key in other for other in others)}
     answers_of = {source: given[role] for role, source in sources.items()}
     left_out = [
-        f"{source}: {len(own) - len(common):,} of {len(own):,} prompts"
-        + _missing(own.keys() - common.keys(), own, answers_of.get(source))
-        for source, own in prompts.items()
-        if len(own) > len(common)
+        f"{source}: {len(records) - len(common):,} of {len(records):,} prompts"
+        + _missing(records.keys() - common.keys(), records, answers_of.get(source))
+        for source, records in prompts.items()
+        if len(records) > len(common)
     ]
     if not common:
         raise RunError(
@@ -102,22 +103,24 @@ def read_given(
         )
     if left_out:
         print0(f"{'left out':<11} what is not in all files: {'; '.join(left_out)}")
-    answers = {role: Answers([own[key] for key in common]) for role, own in given.items()}
-    count = len({key for own in prompts.values() for key in own}) - len(common)
+    answers = {role: Answers([texts[key] for key in common]) for role, texts in given.items()}
+    count = len({key for records in prompts.values() for key in records}) - len(common)
     return list(common.values()), answers, count
 
 
 def by_key(records: Sequence[Record]) -> dict[str, Record]:
     """The first record of each prompt, by its prompt_key."""
-    found: dict[str, Record] = {}
+    first: dict[str, Record] = {}
     for record in records:
-        found.setdefault(prompt_key(record.prompt, record.tools), record)
-    return found
+        first.setdefault(prompt_key(record.prompt, record.tools), record)
+    return first
 
 
-def _missing(keys: Set[str], own: dict[str, Record], answers: dict[str, list[str]] | None) -> str:
-    """How many answers the prompts of `keys` have, and the first of these prompts."""
-    first = next(record for key, record in own.items() if key in keys)
+def _missing(
+    keys: Set[str], records: dict[str, Record], answers: dict[str, list[str]] | None
+) -> str:
+    """How many answers the prompts of `keys` have, and the name and text of the first prompt."""
+    first = next(record for key, record in records.items() if key in keys)
     count = f" with {sum(len(answers[key]) for key in keys):,} answers" if answers else ""
     return f"{count}, the first {first.name}, {prompt_key(first.prompt)[:60]!r}"
 
@@ -188,13 +191,16 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     """The answers of the policy to every prompt. A collective."""
     eos = eos_ids(sampler.policy, sampler.tokenizer)
     sampled = generate(sampler.policy, sampler.rows, eos, settings, world)
-    texts = [[decode_continuation(a.tokens, sampler.tokenizer) for a in some] for some in sampled]
+    texts = [
+        [decode_continuation(answer.tokens, sampler.tokenizer) for answer in answers]
+        for answers in sampled
+    ]
     return Answers(texts, sampled)
 
 
 def share_vocabulary(samplers: Sequence[Sampler]) -> bool:
     first, *others = (sampler.tokenizer.get_vocab() for sampler in samplers)
-    return all(each == first for each in others)
+    return all(other == first for other in others)
 
 
 def kl_is_known(samplers: Sequence[Sampler], temperature: float, top_p: float) -> bool:
@@ -207,19 +213,19 @@ def kl_is_known(samplers: Sequence[Sampler], temperature: float, top_p: float) -
 def kl_estimate(
     policy: Sampler, baseline: Sampler, answers: Answers, batcher: Batcher
 ) -> dict[str, float]:
-    """KL(policy || baseline): the mean difference of log-probabilities, in nats, of the answers.
+    """KL(policy || baseline), in nats: the mean difference of the log-probabilities of the answers.
 
     answers: of the policy, at temperature 1 without top_p. A stopped answer counts with the tokens
-    that it has.
+        that it has.
     """
-    logps = []  # of policy and baseline: (answers,) each
+    logps = []  # of the policy and of the baseline: (answers,)
     for sampler in (policy, baseline):
         rows = [
             Row(row.name, row.prompt, (np.array(answer.drawn, np.int32),), ())
-            for row, some in zip(sampler.rows, answers.sampled, strict=True)
-            for answer in some
+            for row, sampled in zip(sampler.rows, answers.sampled, strict=True)
+            for answer in sampled
         ]
         logps.append(np.array(score_rows(sampler.policy, rows, batcher, f"'{sampler.name}'"))[:, 0])
     difference = logps[0] - logps[1]
-    tokens = sum(len(answer.drawn) for some in answers.sampled for answer in some)
+    tokens = sum(len(answer.drawn) for sampled in answers.sampled for answer in sampled)
     return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}

@@ -33,17 +33,18 @@ class Candidates:
 
 
 def read_candidates(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Candidates]:
-    """The candidates of all prompts of some sources. keys: of --keys."""
-    found: dict[str, Candidates] = {}
+    """The candidates of all prompts of the sources. keys: of --keys."""
+    by_prompt: dict[str, Candidates] = {}
     for source in sources:
         for record in records_of(source, keys):
             key = prompt_key(record.prompt, record.tools)
-            own = found.setdefault(key, Candidates(record.prompt, record.tools, record.name))
+            empty = Candidates(record.prompt, record.tools, record.name)
+            candidates = by_prompt.setdefault(key, empty)
             for n, response in enumerate(record.responses):
-                labels = own.labels.setdefault(response, [])
+                labels = candidates.labels.setdefault(response, [])
                 label = label_of(record, n)
                 labels += [label] * (label is not None and label not in labels)
-    return list(found.values())
+    return list(by_prompt.values())
 
 
 def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
@@ -88,21 +89,30 @@ def scored_lines(
     names = list(rewards)
     return [
         [
-            {"prompt": each.prompt, **({"tools": each.tools} if each.tools else {})}
+            {"prompt": prompt.prompt, **({"tools": prompt.tools} if prompt.tools else {})}
             | {"completion": response, "reward": rewards[names[0]][n][k]}
             | ({"rewards": {name: rewards[name][n][k] for name in names}} if names[1:] else {})
             | ({"labels": labels} if labels else {})
-            for k, (response, labels) in enumerate(each.labels.items())
+            for k, (response, labels) in enumerate(prompt.labels.items())
         ]
-        for n, each in enumerate(candidates)
+        for n, prompt in enumerate(candidates)
     ]
 
 
 def kept(lines: Sequence[Sequence[dict]], keep: float | str | None) -> list[dict]:
-    """The lines that --keep names: the best of each prompt, the first of equal ones; or above X."""
+    """The lines that --keep selects: the best one of each prompt, or all whose reward is larger.
+
+    Of equal rewards the first is the best. keep: see parse_keep.
+    """
     if keep == "best":
-        return [max(own, key=lambda line: line["reward"]) for own in lines]
-    return [line for own in lines for line in own if keep is None or line["reward"] > keep]
+        return [max(of_prompt, key=_reward) for of_prompt in lines]
+    return [
+        line for of_prompt in lines for line in of_prompt if keep is None or _reward(line) > keep
+    ]
+
+
+def _reward(line: dict) -> float:
+    return line["reward"]
 
 
 def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
@@ -110,21 +120,22 @@ def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
 
     Prompts whose responses all have one reward have none.
     """
-    found = []
-    for own in lines:
-        best, worst = (pick(own, key=lambda line: line["reward"]) for pick in (max, min))
+    pairs = []
+    for of_prompt in lines:
+        best, worst = (pick(of_prompt, key=_reward) for pick in (max, min))
         if best["reward"] > worst["reward"]:
             pair = {"chosen": best["completion"], "rejected": worst["completion"]}
             shared = {key: best[key] for key in ("prompt", "tools") if key in best}
-            found.append(shared | pair | {"margin": best["reward"] - worst["reward"]})
-    return found
+            pairs.append(shared | pair | {"margin": best["reward"] - worst["reward"]})
+    return pairs
 
 
 def quantiles(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> str:
     """Number, mean and quantiles of the rewards of all responses, and of those that are kept."""
     rows = [("", "responses", "mean", *(f"{q} %" for q in QUANTILES))]
-    for name, own in (("all", [line for each in lines for line in each]), ("kept", chosen)):
-        values = np.array([line["reward"] for line in own])
+    everything = [line for of_prompt in lines for line in of_prompt]
+    for name, selected in (("all", everything), ("kept", chosen)):
+        values = np.array(list(map(_reward, selected)))
         figures = [values.mean(), *np.percentile(values, QUANTILES)] if len(values) else []
-        rows.append((name, f"{len(own):,}", *(f"{figure:.4f}" for figure in figures)))
+        rows.append((name, f"{len(selected):,}", *(f"{figure:.4f}" for figure in figures)))
     return table(rows, left=0, width=9)

@@ -1,8 +1,8 @@
 """The answers of two models to the same prompts, compared by their rewards.
 
 Each answer of the policy is compared with each of the baseline to its prompt. The prompts may have
-different numbers of answers, and all count equally: every mean, share and win rate is the mean over
-prompts of the mean over the answers or pairs of a prompt.
+different numbers of answers, and every prompt counts as one: a mean, share or win rate is the mean
+over prompts of the mean over the answers or pairs of a prompt.
 
 Shapes: N prompts, P pairs of answers, one of the policy and one of the baseline to the same prompt.
 """
@@ -56,13 +56,17 @@ class Compared:
     baseline: tuple[Judged, ...]
     tools: list[dict] | None = None  # of the prompt
 
+    def answers(self, role: str) -> tuple[Judged, ...]:
+        """The answers of the policy or of the baseline."""
+        return self.policy if role == "policy" else self.baseline
+
     def margins(self) -> np.ndarray:
         """Rewards of the policy's answers minus those of the baseline's: (policy's, baseline's)."""
-        return np.subtract.outer(*([x.score for x in getattr(self, role)] for role in ROLES))
+        return np.subtract.outer(*([x.score for x in self.answers(role)] for role in ROLES))
 
     def longer(self) -> np.ndarray:
         """Tokens of the policy's answers minus those of the baseline's, likewise."""
-        return np.subtract.outer(*([float(x.tokens) for x in getattr(self, r)] for r in ROLES))
+        return np.subtract.outer(*([float(x.tokens) for x in self.answers(r)] for r in ROLES))
 
     def win_rate(self) -> float:
         """The policy's share of wins; a tie is half a win."""
@@ -73,8 +77,8 @@ def answer_lines(compared: Sequence[Compared]) -> list[dict]:
     """The lines of answers.jsonl: one an answer."""
     return [
         {
-            "id": each.id,
-            "prompt": each.prompt,
+            "id": case.id,
+            "prompt": case.prompt,
             "side": role,
             "answer": x.answer,
             "score": x.score,
@@ -83,9 +87,9 @@ def answer_lines(compared: Sequence[Compared]) -> list[dict]:
             "cut": x.cut,
             "read_share": x.read_share,
         }
-        for each in compared
+        for case in compared
         for role in ROLES
-        for x in getattr(each, role)
+        for x in case.answers(role)
     ]
 
 
@@ -102,7 +106,7 @@ def comparison_metrics(
     """
     figures = pair_metrics(compared, truth) | {"reward_max_length": max_length}
     for role in ROLES:
-        answers = [x for each in compared for x in getattr(each, role)]
+        answers = [x for case in compared for x in case.answers(role)]
         figures[f"{role}_answers"] = len(answers)
         figures[f"{role}_cut_count"] = sum(x.cut for x in answers)
         figures[f"{role}_cut_share"] = mean_of(compared, role, lambda x: x.cut)
@@ -115,10 +119,10 @@ def comparison_metrics(
 def without_cut(compared: Sequence[Compared]) -> list[Compared]:
     """Without the answers that were cut, and without the prompts that then lack one side."""
     whole = [
-        replace(each, **{r: tuple(x for x in getattr(each, r) if not x.cut) for r in ROLES})
-        for each in compared
+        replace(case, **{r: tuple(x for x in case.answers(r) if not x.cut) for r in ROLES})
+        for case in compared
     ]
-    return [each for each in whole if each.policy and each.baseline]
+    return [case for case in whole if case.policy and case.baseline]
 
 
 def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) -> Figures:
@@ -130,8 +134,8 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
     known. The figures with "true" are those of `true_metrics`.
     """
     won, weights = won_pairs(compared)
-    longer = np.concatenate([each.longer().ravel() for each in compared])  # (P,)
-    pairs = [len(each.policy) * len(each.baseline) for each in compared]  # (N,)
+    longer = np.concatenate([case.longer().ravel() for case in compared])  # (P,)
+    pairs = [len(case.policy) * len(case.baseline) for case in compared]  # (N,)
     policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
     policy_tokens, baseline_tokens = (mean_of(compared, role, lambda x: x.tokens) for role in ROLES)
     figures = {
@@ -153,7 +157,7 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
         "no_dpo_better_than_dpo_count": int((won == 0).sum()),
         "no_dpo_worse_than_dpo_count": int((won == 1).sum()),
     }
-    if truth is not None and truth.knows(each.prompt for each in compared):
+    if truth is not None and truth.knows(case.prompt for case in compared):
         figures |= true_metrics(compared, truth)
     return figures
 
@@ -162,39 +166,40 @@ def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, flo
     """Means and win rates by a true rule, in place of the reward model. It knows all prompts."""
     true_reward = truth.rewards["better"]
 
-    def judged(each: Compared, role: str) -> tuple[Judged, ...]:
-        answers = getattr(each, role)
-        return tuple(replace(x, score=true_reward(each.prompt, x.answer)) for x in answers)
+    def judged(case: Compared, role: str) -> tuple[Judged, ...]:
+        return tuple(
+            replace(x, score=true_reward(case.prompt, x.answer)) for x in case.answers(role)
+        )
 
-    truly = [replace(each, **{role: judged(each, role) for role in ROLES}) for each in compared]
+    truly = [replace(case, **{role: judged(case, role) for role in ROLES}) for case in compared]
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
     return means | win_rate_figures("true_", truly)
 
 
 def won_pairs(compared: Sequence[Compared]) -> tuple[np.ndarray, np.ndarray]:
     """(win_shares of all pairs (P,), their weights (P,), together 1 a prompt)."""
-    won = [win_shares(each.margins()).ravel() for each in compared]
-    return np.concatenate(won), np.concatenate([np.full(len(own), 1 / len(own)) for own in won])
+    won = [win_shares(case.margins()).ravel() for case in compared]
+    return np.concatenate(won), np.concatenate([np.full(len(x), 1 / len(x)) for x in won])
 
 
 def win_rate_figures(judge: str, compared: Sequence[Compared]) -> dict[str, float]:
     """The mean of the win rates of the prompts, with its interval. judge: "" or "true_"."""
     won, weights = won_pairs(compared)
-    prompts = [n for n, each in enumerate(compared) for _ in range(each.margins().size)]
+    prompts = [n for n, case in enumerate(compared) for _ in range(case.margins().size)]
     low, high = prompt_interval(won, prompts, weights)
-    rate = float(np.mean([each.win_rate() for each in compared]))
+    rate = float(np.mean([case.win_rate() for case in compared]))
     means = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high}
     return {f"{judge}{name}": value for name, value in means.items()}
 
 
 def mean_of(compared: Sequence[Compared], role: str, value: Callable[[Judged], float]) -> float:
     """The mean over prompts of the mean over one model's answers to a prompt."""
-    return float(np.mean([np.mean([value(x) for x in getattr(each, role)]) for each in compared]))
+    return float(np.mean([np.mean([value(x) for x in case.answers(role)]) for case in compared]))
 
 
 def ended_share(compared: Sequence[Compared], role: str) -> float | None:
     """The share of answers that ended with EOS; None if they were made elsewhere."""
-    known = all(x.ended is not None for each in compared for x in getattr(each, role))
+    known = all(x.ended is not None for case in compared for x in case.answers(role))
     return mean_of(compared, role, lambda x: x.ended) if known else None
 
 
@@ -209,17 +214,17 @@ def best_of_n(
     reward: the mean over prompts of the expected reward of the best of n; true_reward: the mean of
     the true rewards of the same answers, if `truth` knows all prompts.
     """
-    answers = [sorted(each.policy, key=lambda x: x.score) for each in compared]
-    rewards = {"reward": [np.array([x.score for x in own]) for own in answers]}
-    if truth is not None and truth.knows(each.prompt for each in compared):
+    answers = [sorted(case.policy, key=lambda x: x.score) for case in compared]
+    rewards = {"reward": [np.array([x.score for x in ranked]) for ranked in answers]}
+    if truth is not None and truth.knows(case.prompt for case in compared):
         rewards["true_reward"] = [
-            np.array([truth.rewards["better"](each.prompt, x.answer) for x in own])
-            for each, own in zip(compared, answers, strict=True)
+            np.array([truth.rewards["better"](case.prompt, x.answer) for x in ranked])
+            for case, ranked in zip(compared, answers, strict=True)
         ]
     return [
         {"n": n, "kl": math.log(n) - (n - 1) / n}
         | {
-            name: float(np.mean([best_of_weights(n, len(own)) @ own for own in values]))
+            name: float(np.mean([best_of_weights(n, len(x)) @ x for x in values]))
             for name, values in rewards.items()
         }
         for n in range(1, min(map(len, answers)) + 1)
@@ -233,26 +238,26 @@ def best_of_n_table(lines: Sequence[dict[str, float]]) -> str:
 
 
 def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]:
-    """Preference records of the policy's own answers: of each prompt the best and the worst.
+    """Preference records of the policy's answers: the best and the worst answer to each prompt.
 
-    Left out are answers that sampling stopped, because training would append an EOS to them, and
-    answers that the reward model read only in part, because their reward is not that of the text.
-    A prompt without two different answers of different reward has no record.
+    Answers that sampling stopped are left out, because training would append an EOS to them, and so
+    are answers that the reward model read only in part, because their reward is not that of the
+    text. A prompt without two different answers of different reward has no record.
     """
     records = []
-    for each in compared:
-        answers = [x for x in each.policy if x.ended is not False and x.answer and not x.cut]
+    for case in compared:
+        answers = [x for x in case.policy if x.ended is not False and x.answer and not x.cut]
         # Equal texts once: in another row their reward differs by rounding, which is no preference.
         answers = list({x.answer: x for x in reversed(answers)}.values())
         best = max(answers, key=lambda x: x.score, default=None)
         worst = min(answers, key=lambda x: x.score, default=None)
         if best is None or best.score == worst.score:
             continue
-        if is_dialogue(each.prompt):
-            record = {"chosen": each.prompt + best.answer, "rejected": each.prompt + worst.answer}
+        if is_dialogue(case.prompt):
+            record = {"chosen": case.prompt + best.answer, "rejected": case.prompt + worst.answer}
         else:
-            record = {"prompt": each.prompt, "chosen": best.answer, "rejected": worst.answer}
-        if each.tools:
-            record["tools"] = each.tools
+            record = {"prompt": case.prompt, "chosen": best.answer, "rejected": worst.answer}
+        if case.tools:
+            record["tools"] = case.tools
         records.append(record)
     return records

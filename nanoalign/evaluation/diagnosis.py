@@ -98,7 +98,7 @@ def figure_rows(figures: Figures) -> list[list[str]]:
         columns.append(figures["without_cut"])
         heads = [["", "all", "without cut answers"]]
     return heads + [
-        [name, *(cell(own[name], 4, "not known") if name in own else "" for own in columns)]
+        [name, *(cell(x[name], 4, "not known") if name in x else "" for x in columns)]
         for name in values
     ]
 
@@ -121,10 +121,16 @@ def diagnosis(figures: Figures, log: Sequence[dict]) -> list[str]:
 
     log: the lines of metrics.jsonl of the policy's training; empty if it is not at hand.
     """
-    notes = [note_on_cut_answers(figures), note_on_missing_prompts(figures),
-             note_on_length(figures), note_on_stopped_answers(figures),
-             note_on_kl(figures)]  # fmt: skip
-    notes += [note_on_prompts(figures), note_on_logps(log), note_on_margins(log)]
+    notes = [
+        note_on_cut_answers(figures),
+        note_on_missing_prompts(figures),
+        note_on_length(figures),
+        note_on_stopped_answers(figures),
+        note_on_kl(figures),
+        note_on_prompts(figures),
+        note_on_logps(log),
+        note_on_margins(log),
+    ]
     return [note for note in notes if note]
 
 

@@ -96,7 +96,7 @@ def generate(
         seen[row.prompt.tobytes()] += 1
     size = sampling.batch_size
     batcher = [wanted[start : start + size] for start in range(0, len(wanted), size)]
-    own: dict[tuple[int, int], Answer] = {}
+    sampled: dict[tuple[int, int], Answer] = {}
     share = batcher[world.rank :: world.size]
     shown = world.is_main and len(share) > 1
     with progress_bar(len(share), "batch", shown, desc="sampling") as progress:
@@ -105,9 +105,9 @@ def generate(
                 _uniform(rows[i], earlier[i] * sampling.samples + k, sampling) for i, k in batch
             ]
             drawn = _sample(policy, [rows[i] for i, _ in batch], uniform, eos, sampling, world)
-            own |= dict(zip(batch, drawn, strict=True))
+            sampled |= dict(zip(batch, drawn, strict=True))
             progress.update()
-    answers = {key: answer for part in gather(own, world) for key, answer in part.items()}
+    answers = {key: answer for part in gather(sampled, world) for key, answer in part.items()}
     return [[answers[i, k] for k in range(sampling.samples)] for i in range(len(rows))]
 
 
@@ -168,7 +168,7 @@ def _sample(
                 x[picked] for x in (tokens, positions, mask, chances)
             )
             cache.batch_select_indices(picked)
-    return [Answer(tuple(some), end) for some, end in zip(drawn, ends, strict=True)]
+    return [Answer(tuple(tokens), end) for tokens, end in zip(drawn, ends, strict=True)]
 
 
 def decode_continuation(tokens: Sequence[int], tokenizer) -> str:

@@ -101,9 +101,12 @@ def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -
 
 
 def compare(
-    judge: Judge, prompts: Sequence[Record], answers: dict[str, Answers], as_sampled: bool,
+    judge: Judge,
+    prompts: Sequence[Record],
+    answers: dict[str, Answers],
+    as_sampled: bool,
     batcher: Batcher,
-) -> list[Compared]:  # fmt: skip
+) -> list[Compared]:
     """All answers of both models to each prompt, and their rewards. A collective.
 
     as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
@@ -124,12 +127,12 @@ def compare(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
-    scores = np.sum([rewards_of(judge, each, batcher) for each in encoded], axis=0).tolist()
+    scores = np.sum([rewards_of(judge, part, batcher) for part in encoded], axis=0).tolist()
     whole = encode((judge.rule[0], sys.maxsize), [[flag] for flag in ended])[0].rows
     judged = {(n, role): [] for n in range(len(prompts)) for role in ROLES}
     for i, (n, role, k) in enumerate(places):
         tokens = len(whole[i].responses[0])
-        read = min(len(each.rows[i].responses[0]) for each in encoded) / tokens
+        read = min(len(part.rows[i].responses[0]) for part in encoded) / tokens
         if as_sampled:
             tokens = len(answers[role].sampled[n][k].drawn)
         text = answers[role].texts[n][k]
@@ -145,7 +148,7 @@ def compare(
 def rewards_of(judge: Judge, encoded: Encoded, batcher: Batcher) -> list[float]:
     """The reward of the one response of each row. A collective.
 
-    Responses to the same tokens of a prompt share rows, of about `batches.tokens` tokens. Equal
+    Responses to the same tokens of a prompt share rows, of about `batcher.tokens` tokens. Equal
     ones are scored once: in another row rounding differs, and they would no longer tie.
     """
     shared: dict[bytes, tuple[Row, dict[bytes, np.ndarray]]] = {}  # by prompt, by response
@@ -156,11 +159,11 @@ def rewards_of(judge: Judge, encoded: Encoded, batcher: Batcher) -> list[float]:
         keys.append((prompt, response))
     rows = []
     for row, responses in shared.values():
-        some = tuple(responses.values())
-        size = max(1, batcher.tokens // (len(row.prompt) + max(map(len, some))))
-        rows += [replace(row, responses=some[i : i + size]) for i in range(0, len(some), size)]
+        alone = tuple(responses.values())
+        size = max(1, batcher.tokens // (len(row.prompt) + max(map(len, alone))))
+        rows += [replace(row, responses=alone[i : i + size]) for i in range(0, len(alone), size)]
     parts = [Encoded(rows, encoded.factor)]
     scores = chain(*score_encoded(judge.model, parts, batcher, f"--reward {judge.name}"))
-    places = [(prompt, response) for prompt, (_, own) in shared.items() for response in own]
+    places = [(prompt, response) for prompt, (_, once) in shared.items() for response in once]
     known = dict(zip(places, scores, strict=True))
     return [known[key] for key in keys]

@@ -50,11 +50,11 @@ def _breakable(text: str) -> Markup:
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
-def _case(each: Compared) -> dict[str, object]:
+def _case(case: Compared) -> dict[str, object]:
     """What the page has about one prompt."""
-    difference, rate = float(each.margins().mean()), each.win_rate()
+    difference, rate = float(case.margins().mean()), case.win_rate()
     kind = "win" if rate > 0.5 else "loss" if rate < 0.5 else "tie"
-    won = win_shares(each.margins())  # (policy's, baseline's)
+    won = win_shares(case.margins())  # (policy's, baseline's)
     result = kind
     if won.size > 1:
         result += f", the policy wins {rate:.0%} of {won.size} comparisons; mean difference"
@@ -62,12 +62,12 @@ def _case(each: Compared) -> dict[str, object]:
     return {
         "kind": kind,
         "difference": difference,
-        "head": f"{each.id}: {result} {difference:+.3f}",
-        "cut": any(x.cut for role in ROLES for x in getattr(each, role)),
-        "prompt": prompt_text(each.prompt, "\n"),
+        "head": f"{case.id}: {result} {difference:+.3f}",
+        "cut": any(x.cut for role in ROLES for x in case.answers(role)),
+        "prompt": prompt_text(case.prompt, "\n"),
         "answers": {
-            role: list(map(_answer, getattr(each, role), own.tolist()))
-            for role, own in shares.items()
+            role: list(map(_answer, case.answers(role), won_shares.tolist()))
+            for role, won_shares in shares.items()
         },
     }
 

@@ -172,10 +172,10 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
     What the reward model read only in part is a cross.
     """
     policy, baseline = (
-        np.array([np.mean([x.score for x in getattr(each, role)]) for each in compared])
+        np.array([np.mean([x.score for x in case.answers(role)]) for case in compared])
         for role in ROLES
     )  # (N,) each
-    cut = np.array([any(x.cut for r in ROLES for x in getattr(each, r)) for each in compared])
+    cut = np.array([any(x.cut for r in ROLES for x in case.answers(r)) for case in compared])
     plt = pyplot()
     figure, axes = plt.subplot_mosaic(
         [["order", "order"], ["difference", "length"]], figsize=(14, 10), layout="constrained"
@@ -230,10 +230,10 @@ def _order_of_prompts(axis, policy: np.ndarray, baseline: np.ndarray, cut: np.nd
 def _difference(axis, compared: Sequence[Compared], figures: Figures) -> None:
     """The differences of all pairs, in which each prompt counts as one."""
     pairs = [
-        (a.score - b.score, 1 / each.margins().size, not (a.cut or b.cut))
-        for each in compared
-        for a in each.policy
-        for b in each.baseline
+        (a.score - b.score, 1 / case.margins().size, not (a.cut or b.cut))
+        for case in compared
+        for a in case.policy
+        for b in case.baseline
     ]
     margins, weights, whole = map(np.array, zip(*pairs, strict=True))  # (P,) each
     edges = bins_of(margins)
@@ -253,7 +253,7 @@ def _difference(axis, compared: Sequence[Compared], figures: Figures) -> None:
 
 def _length_of_answers(axis, compared: Sequence[Compared], figures: Figures) -> None:
     """Reward against tokens of every answer."""
-    answers = {role: [x for each in compared for x in getattr(each, role)] for role in ROLES}
+    answers = {role: [x for case in compared for x in case.answers(role)] for role in ROLES}
     for role, colour in (("baseline", WORSE), ("policy", BETTER)):
         mean, count = figures[f"{role}_tokens_mean"], figures[f"{role}_cut_count"]
         for cut, mark, label in (
@@ -306,27 +306,29 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
     names = sorted(results, key=lambda name: results[name]["kl_per_answer"])
     figures = [results[name] for name in names]
     # The estimate of a KL near 0 may be negative.
-    kl = np.array([max(0.0, each["kl_per_answer"]) for each in figures])
+    kl = np.array([max(0.0, result["kl_per_answer"]) for result in figures])
     judges = {"": ("reward model", BETTER)}
-    if all("policy_true_mean" in each for each in figures):
+    if all("policy_true_mean" in result for result in figures):
         judges["true_"] = ("true rule of the embedded world", "tab:green")
     plt = pyplot()
     figure, (gain, wins, length) = plt.subplots(1, 3, figsize=(16, 5.5), layout="constrained")
     for key, (judge, colour) in judges.items():
         style = {"color": colour, "marker": "o", "ls": "", "label": judge}
-        means = [each[f"policy_{key}mean"] - each[f"baseline_{key}mean"] for each in figures]
+        means = [result[f"policy_{key}mean"] - result[f"baseline_{key}mean"] for result in figures]
         gain.plot([0, *kl], [0, *means], **style)
         rate, low, high = (
-            np.array([each[f"{key}win_rate{end}"] for each in figures])
+            np.array([result[f"{key}win_rate{end}"] for result in figures])
             for end in ("", "_low", "_high")
         )
         wins.errorbar(kl, rate, [rate - low, high - rate], capsize=3, **style)
     wins.axhline(0.5, color="black", lw=1)
-    for n, (name, each) in enumerate(zip(names, figures, strict=True)):
+    for n, (name, result) in enumerate(zip(names, figures, strict=True)):
         label = Path(name).name.removesuffix("_eval")
-        length.plot(kl[n], each["policy_tokens_mean"], MARKERS[n % len(MARKERS)], label=label)
+        length.plot(kl[n], result["policy_tokens_mean"], MARKERS[n % len(MARKERS)], label=label)
     length.axhline(
-        np.mean([each["baseline_tokens_mean"] for each in figures]), color="black", label="baseline"
+        np.mean([result["baseline_tokens_mean"] for result in figures]),
+        color="black",
+        label="baseline",
     )
     for axis, title, what in (
         (gain, "gain in mean reward over the baseline", "policy's mean minus the baseline's"),

@@ -65,9 +65,9 @@ def scored_lines(
     """
     suffix = f"/{view}" if view else ""
     scored = []
-    for record, own, rewards in zip(records, lengths, scores, strict=True):
+    for record, record_lengths, rewards in zip(records, lengths, scores, strict=True):
         worse = {rejected for _, rejected in record.pairs}
-        responses = zip(record.responses, rewards, own, strict=True)
+        responses = zip(record.responses, rewards, record_lengths, strict=True)
         scored += [
             Scored(
                 pair_id=record.name + suffix,
@@ -98,9 +98,9 @@ def pairs_of(scored: Sequence[Scored]) -> Pairs:
 
 
 def reward_metrics(scored: Sequence[Scored]) -> Figures:
-    """The figures of some responses and their pairs: see pairs_of.
+    """The figures of scored responses and of their pairs, which `pairs_of` makes.
 
-    Unlike those of training, they weigh each pair of a ranked record as much as any other pair.
+    Each pair of a ranked record counts as much as any other pair; in training, each record does.
 
     accuracy counts a tie as half a hit; accuracy_low and accuracy_high are its 95 % interval, by
     statistics.prompt_interval. reward_mean and reward_std are those of all responses,
@@ -171,7 +171,7 @@ def true_figures(
     )  # (P,)
     agrees = np.array([b.score - w.score for b, w in pairs]) * np.sign(margins)
     differ = margins != 0
-    prompts = [prompt for prompt, each in zip(_prompts(pairs), differ, strict=True) if each]
+    prompts = [prompt for prompt, differs in zip(_prompts(pairs), differ, strict=True) if differs]
     low, high = prompt_interval(win_shares(agrees[differ]), prompts)
     return {
         "label_ceiling": float((1 / (1 + np.exp(-np.abs(margins)))).mean()),
@@ -193,6 +193,11 @@ def _prompts(pairs: Pairs) -> list[str]:
 def share_with_interval(figures: Figures) -> str:
     low, high = figures["accuracy_low"], figures["accuracy_high"]
     return f"{figures['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def summary(figures: Figures) -> str:
+    shown = [f"{key} = {figures[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")]
+    return f"Evaluation: {', '.join(shown)}"
 
 
 def about_cut(figures: Figures) -> str | None:
@@ -227,8 +232,8 @@ PRINTED = (
 
 def table(rows: dict[str, Figures]) -> str:
     """The figures of PRINTED that some row has; trained_on only where it is above 0."""
-    shown = [key for key in PRINTED if any(key in own for own in rows.values())]
-    if not any(own.get("trained_on") for own in rows.values()):
+    shown = [key for key in PRINTED if any(key in figures for figures in rows.values())]
+    if not any(figures.get("trained_on") for figures in rows.values()):
         shown = [key for key in shown if key != "trained_on"]
-    printed = {name: {key: own.get(key) for key in shown} for name, own in rows.items()}
+    printed = {name: {key: figures.get(key) for key in shown} for name, figures in rows.items()}
     return figures_table(printed, "subset")

@@ -69,8 +69,8 @@ def check_out(name: str) -> None:
     if old.exists() and not out.exists():  # a replacement was interrupted
         os.rename(old, out)
     if out.is_dir():
-        own = {ARGS, *_files_of(out / ARGS)} if (out / ARGS).exists() else set()
-        if foreign := sorted(path.name for path in out.iterdir() if path.name not in own):
+        known = {ARGS, *_files_of(out / ARGS)} if (out / ARGS).exists() else set()
+        if foreign := sorted(path.name for path in out.iterdir() if path.name not in known):
             raise RunError(
                 f"--out {name} has files that are not an evaluation's "
                 f"({', '.join(foreign[:3])}); give another --out"
@@ -222,9 +222,9 @@ def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: 
     write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     (folder / "cases.md").write_text(cases(scored, count), encoding="utf-8")
-    for subset, own in figures["subsets"].items():
+    for subset, subset_figures in figures["subsets"].items():
         lines = [line for line in scored if line.subset == subset]
-        plots.reward_picture(folder / picture_name(subset), subset, lines, own)
+        plots.reward_picture(folder / picture_name(subset), subset, lines, subset_figures)
 
 
 def cases(scored: Sequence[Scored], count: int) -> str:
@@ -278,20 +278,31 @@ def picture_name(subset: str) -> str:
 
 
 def write_comparison(
-    folder: Path, title: str, compared: Sequence[Compared], figures: Figures, log: list[dict]
+    folder: Path,
+    title: str,
+    compared: Sequence[Compared],
+    figures: Figures,
+    best_of_n: Sequence[dict[str, float]],
+    log: list[dict],
 ) -> None:
-    """Writes the files of `evaluate.py policy`. log: the lines of the policy's metrics.jsonl."""
+    """Writes the files of `evaluate.py policy`.
+
+    best_of_n: lines of comparison.best_of_n; log: the lines of the policy's metrics.jsonl.
+    """
     write_records(folder / "answers.jsonl", answer_lines(compared))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     picture = folder / "answers.png"
     plots.policy_picture(picture, compared, figures)
     page = comparison_page(title, compared, figures, diagnosis(figures, log), picture)
     (folder / "report.html").write_text(page, encoding="utf-8")
+    if len(best_of_n) > 1:
+        write_records(folder / "best_of_n.jsonl", best_of_n)
+        plots.best_of_n_picture(folder / "best_of_n.png", best_of_n)
 
 
 def write_pairs(name: str, compared: Sequence[Compared]) -> None:
     """Writes the preference records of --pairs_out, and prints how many there are."""
-    answers = [x for each in compared for x in each.policy]
+    answers = [x for case in compared for x in case.policy]
     counts = {
         "sampling stopped": sum(x.ended is False for x in answers),
         "the reward model read only in part": sum(x.cut for x in answers),

@@ -128,8 +128,8 @@ class Encoded(NamedTuple):
         """
         rows = zip(prompt_keys(records), self.rows, strict=True)
         notes = [(key, note) for key, row in rows for note in row.notes]
-        once = dict.fromkeys(each for each in notes if each[1] in OF_PROMPTS)
-        rest = [each for each in notes if each[1] not in OF_PROMPTS]
+        once = dict.fromkeys((key, note) for key, note in notes if note in OF_PROMPTS)
+        rest = [(key, note) for key, note in notes if note not in OF_PROMPTS]
         return joined(Counter(note for _, note in (*once, *rest)))
 
 
@@ -174,11 +174,10 @@ def encode_for(
 def encode_answers(
     records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
 ) -> list[Row]:
-    """As formats.templates.encode_records, but a response that was cut where it was sampled has no
-    end.
+    """As data.templates.encode_records, but a response that sampling has cut has no end.
 
-    It gets neither EOS nor what a chat template writes behind an answer. A cut response without
-    tokens keeps its EOS, because a reward is read at the last token of a response.
+    A cut response gets neither EOS nor what a chat template writes behind an answer. Without tokens
+    it keeps its EOS, because a reward is read at the last token of a response.
     """
     rows = encode_records(records, tokenizer, sys.maxsize, template)
     cut_rows = []
@@ -190,8 +189,8 @@ def encode_answers(
             for k in [k for k, flag in enumerate(flags) if flag is False]:
                 tokens = responses[k][:-1]
                 if name == "chat":
-                    own = without_end(record.responses[k], tokenizer.eos_token)
-                    text = without_tail(texts[k], own)
+                    answer = without_end(record.responses[k], tokenizer.eos_token)
+                    text = without_tail(texts[k], answer)
                     tokens = tokenize_continuations([text], tokenizer)[0]
                 responses[k] = tokens or [tokenizer.eos_token_id]
         prompt = row.prompt.tolist()
@@ -201,11 +200,11 @@ def encode_answers(
 
 def without_tail(text: str, answer: str) -> str:
     """What a chat template rendered for an answer, up to the end of the answer's own text."""
-    own = answer.strip()
-    if not own:
+    answer = answer.strip()
+    if not answer:
         return ""
-    place = text.rfind(own)
-    return text if place < 0 else text[: place + len(own)]
+    place = text.rfind(answer)
+    return text if place < 0 else text[: place + len(answer)]
 
 
 def lengths_of(
@@ -221,12 +220,12 @@ def lengths_of(
     noted = [
         n
         for n in range(len(records))
-        if any(CUT_RESPONSE in each.rows[n].notes for each in encoded)
+        if any(CUT_RESPONSE in part.rows[n].notes for part in encoded)
     ]
-    some = [records[n] for n in noted]
-    whole = encode_for(model, shares, some, tokenizer, (template, sys.maxsize))[0].rows
+    cut = [records[n] for n in noted]
+    whole = encode_for(model, shares, cut, tokenizer, (template, sys.maxsize))[0].rows
     for n, row in zip(noted, whole, strict=True):
-        read = zip(*([len(r) for r in each.rows[n].responses] for each in encoded), strict=True)
+        read = zip(*([len(r) for r in part.rows[n].responses] for part in encoded), strict=True)
         lengths[n] = [
             (len(response), min(lengths_read) < len(response))
             for response, lengths_read in zip(row.responses, read, strict=True)
@@ -236,19 +235,19 @@ def lengths_of(
 
 def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str) -> None:
     """Raises RunError for rows that the model cannot score, or scores wrongly in a batch."""
-    for each in encoded:
-        check_fits(score, each.rows, name)
-        check_layout(score, each.rows, batcher, name)
+    for part in encoded:
+        check_fits(score, part.rows, name)
+        check_layout(score, part.rows, batcher, name)
 
 
 def score_encoded(
     score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str
 ) -> list[list[float]]:
     """The reward of every response of each record, the same on all ranks. A collective."""
-    parts = [score_rows(score, each.rows, batcher, name) for each in encoded]
+    parts = [score_rows(score, part.rows, batcher, name) for part in encoded]
     return [
         [
-            sum(each.factor * x for each, x in zip(encoded, values, strict=True))
+            sum(part.factor * x for part, x in zip(encoded, values, strict=True))
             for values in zip(*row, strict=True)
         ]
         for row in zip(*parts, strict=True)

@@ -13,16 +13,16 @@ from nanoalign.weights.folders import local_folder
 
 
 def lines_trained_on(name: str, records: Sequence[Record], lines: Sequence[Scored]) -> list[Scored]:
-    """Those of the lines of some records whose record the model `name` was trained on.
+    """The lines whose record the model `name` was trained on, with the responses in any order.
 
-    The order of the responses and the label do not matter.
+    lines: of all responses of the records, in their order.
     """
     known = recall(local_folder(name))
     if known is None:
         return []
     seen = np.isin(record_digests(records)[:, 1], known["trained"])
     seen = np.repeat(seen, [len(record.responses) for record in records])
-    return [line for line, each in zip(lines, seen.tolist(), strict=True) if each]
+    return [line for line, is_seen in zip(lines, seen.tolist(), strict=True) if is_seen]
 
 
 def add_pairs(figures: dict, name: str, trained: Sequence[Scored]) -> None:
@@ -32,9 +32,12 @@ def add_pairs(figures: dict, name: str, trained: Sequence[Scored]) -> None:
     """
     if recall(local_folder(name)) is None:
         return
-    for subset, own in figures["subsets"].items():
+    for subset, subset_figures in figures["subsets"].items():
         count = len(pairs_of([line for line in trained if line.subset == subset]))
-        figures["subsets"][subset] = {"pairs": own["pairs"], "trained_on": count} | own
+        figures["subsets"][subset] = {
+            "pairs": subset_figures["pairs"],
+            "trained_on": count,
+        } | subset_figures
     figures["all"] = {"pairs": 0, "trained_on": len(pairs_of(trained))} | figures["all"]
 
 
