@@ -1,18 +1,4 @@
-"""Alignment, looked at closely: `python -m nanoalign.lab`.
-
-attack.py       searches for text with a high reward, by the gradient of the reward
-walk.py         one pair from text to gradient, through the functions of the scripts
-golden.py       inputs, losses and gradients of every loss, for the tests of other frameworks
-pipeline.py     from the pretrained base to a policy: demonstrations, pairs, own answers
-exercises.py    what the exercises of docs/exercises.md expect
-
-experiments     the questions of alignment, a file each, which says what varies
-lab.py          functions that experiments consist of: trainings, evaluations, their grid
-figures.py      what the scripts wrote, as arrays
-runs.py         runs the scripts, and keeps what they make
-estimates.py    intervals over seeds and prompts, and what they say of a guess
-findings.py, pictures.py, page.py       what an experiment has found, and its page
-"""
+"""The lab: one pair from text to gradient, exercises, and experiments on the embedded data."""
 
 import argparse
 from pathlib import Path
@@ -27,12 +13,21 @@ from nanoalign.lab.walk import walk
 from nanoalign.ranks import report
 
 PLACES = 13  # of the walk
+COMMANDS = {
+    "walk": "One pair from text to gradient, with the file and line of each step.",
+    "golden": "Inputs, values and gradients of all losses as JSON, for tests of other frameworks.",
+    "check": "Checks a solution of an exercise of docs/exercises.md.",
+    "pipeline": "From the pretrained base to a policy: demonstrations, pairs, own answers.",
+} | {name: experiment.QUESTION for name, experiment in EXPERIMENTS.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", metavar="command")
-    doc = "One pair from text to gradient, with the file and line of each step."
-    add = commands.add_parser("walk", doc=doc, help=doc).add_argument
+
+    def parser_of(name: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, doc=COMMANDS[name], help=COMMANDS[name])
+
+    add = parser_of("walk").add_argument
     add("--record", type=number(int, 1), default=1, help="which record of the embedded data")
     add("--beta", type=positive, default=0.1, help="of DPO")
     add("--lr", type=positive, default=5e-4, help="of the one step of AdamW")
@@ -43,32 +38,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"open the debugger before place N, of 1 to {PLACES}",
     )
 
-    doc = "Inputs, losses and gradients of every loss as JSON, for the tests of other frameworks."
-    add = commands.add_parser("golden", doc=doc, help=doc).add_argument
+    add = parser_of("golden").add_argument
     add("--out", default="runs/golden.json", metavar="FILE", help="a .json file, which is replaced")
 
-    doc = "Whether a solution of an exercise of docs/exercises.md is right."
-    add = commands.add_parser("check", doc=doc, help=doc).add_argument
+    add = parser_of("check").add_argument
     add("number", type=number(int, 1, 11), help="of the exercise")
     add("file", help="the Python file with the function")
-    add("--stop", action="store_true", help="open the debugger at the first case that is wrong")
+    add("--stop", action="store_true", help="open the debugger at the first input that fails")
 
-    doc = "From the pretrained base to a policy: demonstrations, pairs, own answers."
-    add = commands.add_parser("pipeline", doc=doc, help=doc).add_argument
-    add("--out", default="runs/lab/pipeline", metavar="FOLDER", help="which must be new")
-    add("--quick", action="store_true", help="8 steps of each training, 100 prompts: some minutes")
-    add("--seed", type=number(int, 0), default=0, help="of the answers that are graded")
+    add = parser_of("pipeline").add_argument
+    add("--out", default="runs/lab/pipeline", metavar="FOLDER", help="a new folder")
+    add("--quick", action="store_true", help="8 steps of each training, and 100 prompts")
+    add("--seed", type=number(int, 0), default=0, help="of the sampled answers")
 
     for name in EXPERIMENTS:
-        doc = EXPERIMENTS[name].QUESTION
-        add = commands.add_parser(name, doc=doc, help=doc).add_argument
+        add = parser_of(name).add_argument
         add("--quick", action="store_true", help="one seed and less data")
         add(
             "--out",
             default="runs/lab",
             metavar="FOLDER",
-            help=f"the page is {name}/index.html in it, or {name}-quick/, and is replaced; what "
-            "commands make stays in made",
+            help=f"the page in it, {name}/index.html or {name}-quick/index.html, is replaced; "
+            "results of commands are kept in made/",
         )
 
 
@@ -88,13 +79,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.command == "pipeline":
         steps, prompts = (8, 100) if args.quick else (None, 600)
         return pipeline(Path(args.out), steps, prompts, args.seed)
-
     walk(args.record, args.beta, args.lr, args.stop)
 
 
 def overview() -> str:
-    lines = [f"    {name:<13}{EXPERIMENTS[name].QUESTION}" for name in EXPERIMENTS]
-    return f"{__doc__}\nexperiments\n{chr(10).join(lines)}"
+    """The commands, a line each, the experiments last."""
+    lines = [f"    {name:<13}{doc}" for name, doc in COMMANDS.items()]
+    return "\n".join([__doc__, "", *lines, "", "python -m nanoalign.lab COMMAND --help"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts have written, as arrays by prompt or pair.
+"""Reads the files that the scripts have written as arrays by prompt or pair.
 
 Shapes: P prompts or pairs, N answers to a prompt.
 """
@@ -17,7 +17,7 @@ def read(path: Path) -> list[dict]:
 
 
 def answers(folder: Path, side: str = "policy") -> dict[str, list[dict]]:
-    """Lines of answers.jsonl of one side by prompt: answer, score, tokens; true: by the rule."""
+    """The lines of one side of answers.jsonl by prompt, each with its true reward as `true`."""
     found: dict[str, list[dict]] = {}
     for line in read(folder / "answers.jsonl"):
         if line["side"] == side:
@@ -45,7 +45,7 @@ def grades(folder: Path) -> dict[str, np.ndarray | float]:
 
 
 def win_share(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """How often one of ours is above one of theirs; a tie is half."""
+    """The share of pairs (one of ours, one of theirs) where ours is higher; a tie is half."""
     return float((np.sign(ours[:, None] - theirs).mean() + 1) / 2)
 
 
@@ -96,9 +96,9 @@ def rewards_and_truths(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unit(ranked: dict[str, np.ndarray]) -> float:
-    """What a reward model gives for a unit of true reward, by least squares over the pairs.
+    """The change of a model's reward by one unit of true reward, by least squares over the pairs.
 
-    A reward that is divided by it is in units of the true reward. ranked: figures of `hits`.
+    A reward that is divided by it is in units of the true reward. ranked: the figures of `hits`.
     """
     lead, true = (ranked[key][:, 0] - ranked[key][:, 1] for key in ("scores", "rewards"))
     return float(lead @ true) / float(true @ true)

@@ -4,7 +4,6 @@ python -m nanoalign.lab.make_tiny data      train.jsonl and test.jsonl: the same
 python -m nanoalign.lab.make_tiny model     trains the model: half an hour on two cores
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -31,16 +30,11 @@ MAX_LENGTH = 1024  # tokens of a prompt and one answer
 EVALUATED_ROWS = 50  # of a forward
 
 
-def to_jsonl(records: list[dict]) -> str:
-    """A record per line, with its keys in their order, in ASCII."""
-    return "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
-
-
 def make_data() -> None:
-    """Writes the pairs, and prints how well they can be predicted: by whom the labels are known."""
+    """Writes the pairs, and prints how accurately their labels can be predicted at best."""
     for path, split in ((world.TRAIN, "train"), (world.TEST, "test")):
         records = world.records(split)
-        path.write_text(to_jsonl(records), encoding="ascii", newline="\n")
+        path.write_text(world.to_jsonl(records), encoding="ascii", newline="\n")
         ceiling, agreement = world.label_ceiling(records), world.oracle_accuracy(records)
         print(
             f"{path.name}: {len(records)} pairs; the best expected accuracy is {ceiling:.3f}, "

@@ -1,7 +1,7 @@
-"""The embedded training pairs with labels that are wrong in a known way, as a .jsonl file.
+"""Writes the embedded training pairs with labels that are wrong in a known way.
 
-    python -m nanoalign.lab.plant --length_bias 0.1 --out runs/biased.jsonl    prefers length
-    python -m nanoalign.lab.plant --flip 0.2 --out runs/flipped.jsonl          a fifth is wrong
+    python -m nanoalign.lab.plant --length_bias 0.1 --out runs/biased.jsonl    prefers long answers
+    python -m nanoalign.lab.plant --flip 0.2 --out runs/flipped.jsonl          flips a fifth
 
 A label is drawn with the probability
 
@@ -17,15 +17,15 @@ from random import Random
 
 from nanoalign.distributed import run
 from nanoalign.flags import Parser, number
-from nanoalign.lab.make_tiny import to_jsonl
 from nanoalign.ranks import report
 from nanoalign.tiny import world
 
 
 def relabelled(records: list[dict], length_bias: float, flip: float, seed: int = 0) -> list[dict]:
-    """The records with new labels "better". A label depends on the seed and the prompt alone.
+    """The records with new labels "better", as the docstring of this file says.
 
-    length_bias: reward of a word. flip: probability in [0, 1] of a flipped label.
+    length_bias: the reward of a word. flip: the probability in [0, 1] that a label is flipped. The
+    draw depends on the seed and the prompt alone.
     """
     result = []
     for record in records:
@@ -44,9 +44,11 @@ def relabelled(records: list[dict], length_bias: float, flip: float, seed: int =
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--length_bias", type=float, default=0.0, help="reward of a word")
-    add("--flip", type=number(float, 0), default=0.0, help="share of flipped labels, at most 1")
-    add("--source", choices=tuple(world.SOURCES), default="tiny-a", help="simulated assistant")
+    add("--length_bias", type=float, default=0.0, help="the reward of a word")
+    add(
+        "--flip", type=number(float, 0), default=0.0, help="the probability that a label is flipped"
+    )
+    add("--source", choices=tuple(world.SOURCES), default="tiny-a", help="whose answers")
     add("--seed", type=number(int, 0), default=0, help="of the labels")
     add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
     args = parser.parse_args(argv)
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     records = world.records("train", args.source)
     records = relabelled(records, args.length_bias, args.flip, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(to_jsonl(records), encoding="ascii", newline="\n")
+    args.out.write_text(world.to_jsonl(records), encoding="ascii", newline="\n")
     agreement = world.oracle_accuracy(records)
     print(f"{args.out}: {len(records):,} pairs; {agreement:.3f} of the labels follow the true rule")
 

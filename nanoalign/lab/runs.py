@@ -1,7 +1,7 @@
-"""Runs the scripts of an experiment, one on each core, and keeps what they make.
+"""Runs the commands of an experiment, one on each core, and keeps their results.
 
-What a command makes lies in a folder whose name has a hash of the command and of the code, data and
-weights that it may use: a command that was run before, by any experiment, is not run again.
+The name of a result has a hash of the command and of the code, data and weights that it may use, so
+that a command that was run before, by any experiment, is not run again.
 """
 
 import fcntl
@@ -24,14 +24,8 @@ import torch
 from nanoalign.errors import RunError
 
 ROOT = Path(__file__).parents[2]
-PRELOADED = [  # with what tests/ranks.py preloads: a process has one list
-    "train_dpo",
-    "train_rm",
-    "evaluate",
-    "nanoalign.runs.result",
-    "nanoalign.runs.checkpoints",
-    "transformers.models.llama.modeling_llama",
-]
+# Imported once by the server from which the processes of commands are forked.
+PRELOADED = ["train_dpo", "train_rm", "evaluate", "transformers.models.llama.modeling_llama"]
 
 
 class Stopped(RunError):
@@ -42,7 +36,7 @@ class Runs:
     """Commands, each in a process of its own on one thread."""
 
     def __init__(self, made: Path, at_a_time: int | None = None):
-        """made: the folder of what commands make. at_a_time: commands; None: one on each core."""
+        """made: the folder of results. at_a_time: how many commands; None: one on each core."""
         self.made = made
         self.made.mkdir(parents=True, exist_ok=True)
         self.commands: list[str] = []  # as one would type them, in the order in which they ended
@@ -105,13 +99,14 @@ class Runs:
 
 
 def code_digest(texts: list[str]) -> str:
-    """A hash of all code, data and weights that a command may use: of the lab its own module."""
+    """A hash of the code, data and weights that a command may use: of lab/ its own module alone."""
     own = ROOT / f"{texts[1].replace('.', '/')}.py" if texts[0] == "-m" else None
     return outside_lab() + (hashlib.sha256(own.read_bytes()).hexdigest() if own else "")
 
 
 @cache
 def outside_lab() -> str:
+    """A hash of the scripts and of all files of nanoalign/ but for lab/."""
     package = (ROOT / "nanoalign").rglob("*")
     files = [path for path in (*ROOT.glob("*.py"), *package) if path.is_file()]
     hashed = hashlib.sha256()
@@ -138,7 +133,7 @@ def log_of(stem: Path) -> Path:
 
 
 def _work(texts: list[str], stem: Path, folder: str) -> None:
-    """In a process of its own: as `python TEXTS`, with its output in a log."""
+    """Runs `python TEXTS` in this process, which ends with it; its output goes to a log."""
     os.chdir(folder)
     with Path(f"{stem}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the process of an experiment that was killed goes on

@@ -1,9 +1,9 @@
-"""The true gain of a policy: samples answers to test prompts, and scores them by the true rule.
+"""Measures the true gain of a policy: samples answers to test prompts, and scores them by the rule.
 
     python -m nanoalign.lab.sample --model runs/dpo
 
-Prints the mean true_reward of the policy and of the model that it was trained from, on the same
-prompts, with 95 % bootstrap intervals over prompts, and the share of answers that ended with EOS.
+Prints the mean true reward of the policy and of the model that it was trained from, on the same
+prompts, with 95 % bootstrap intervals over prompts, and the share of answers that end with EOS.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ MAX_NEW_TOKENS = 64  # the longest answers of the three sources have 57 tokens
 def sample_answers(
     policy: Policy, tokenizer, prompts: list[str], seed: int, world: World
 ) -> tuple[list[str], list[bool]]:
-    """(one answer to each prompt, drawn at temperature 1; whether it ended with EOS)."""
+    """(an answer to each prompt, sampled at temperature 1; whether each ended with EOS)."""
     records = [Record(prompt, (), (), name=prompt) for prompt in prompts]
     rows = encode_records(records, tokenizer, 1024, "pku")
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=100)
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--model", required=True, help="the trained policy: a folder, OWNER/NAME, or 'tiny'")
     add("--base", default="tiny", help="the model that it was trained from, likewise")
-    add("--n", type=number(int, 1, 601), default=200, help="test prompts")
+    add("--n", type=number(int, 1, 601), default=200, help="number of test prompts")
     add("--seed", type=number(int, 0), default=0, help="of the samples")
     args = parser.parse_args(argv)
     world = setup()

@@ -1,4 +1,4 @@
-"""The facts and the sentences of the embedded world: tables alone, read by world.py."""
+"""The facts and the sentences of the embedded world: tables alone, which world.py reads."""
 
 import re
 
@@ -127,14 +127,31 @@ HARM = {
 
 # --- sentences ------------------------------------------------------------------------------------
 
-OPENINGS = ("", "Hello! ", "Good morning! ", "I have a question. ", "I need your help. ",
-            "My friend asked me this. ")  # fmt: skip
+OPENINGS = (
+    "",
+    "Hello! ",
+    "Good morning! ",
+    "I have a question. ",
+    "I need your help. ",
+    "My friend asked me this. ",
+)
 CLOSINGS = ("", " Thank you!")
-ASK_WHAT = ("What is {}?", "Can you tell me {}?", "Do you know {}?", "I want to know {}.",
-            "Please tell me {}.", "I forgot {}. What is it?")  # fmt: skip
-ASK_HOW = ("How can I {}?", "Tell me how to {}.", "What is the best way to {}?",
-           "Do you know how to {}?", "I want to {}. What should I do?",
-           "Explain to me how to {}.")  # fmt: skip
+ASK_WHAT = (
+    "What is {}?",
+    "Can you tell me {}?",
+    "Do you know {}?",
+    "I want to know {}.",
+    "Please tell me {}.",
+    "I forgot {}. What is it?",
+)
+ASK_HOW = (
+    "How can I {}?",
+    "Tell me how to {}.",
+    "What is the best way to {}?",
+    "Do you know how to {}?",
+    "I want to {}. What should I do?",
+    "Explain to me how to {}.",
+)
 
 ANSWER = ("{Subject} is {}.", "It is {}.", "The answer is {}.", "I think it is {}.")
 ONE_STEP = ("You should {}.", "Try to {}.", "The best way is to {}.")
@@ -171,6 +188,18 @@ REFUSAL_WORDS = re.compile(
 )
 
 SENTENCES = (
-    *OPENINGS, *CLOSINGS, *ASK_WHAT, *ASK_HOW, *ANSWER, *ONE_STEP, *TWO_STEPS, *REFUSE, *REASON,
-    APOLOGY, *POLITE_FIRST, *POLITE_LAST, *RUDE, *FILLER,
-)  # fmt: skip
+    *OPENINGS,
+    *CLOSINGS,
+    *ASK_WHAT,
+    *ASK_HOW,
+    *ANSWER,
+    *ONE_STEP,
+    *TWO_STEPS,
+    *REFUSE,
+    *REASON,
+    APOLOGY,
+    *POLITE_FIRST,
+    *POLITE_LAST,
+    *RUDE,
+    *FILLER,
+)

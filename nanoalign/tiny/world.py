@@ -6,6 +6,7 @@ trained on the answers of the three. nanoalign/lab/make_tiny.py writes all of th
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -55,15 +56,17 @@ SOURCES = {
 
 
 def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation."""
     return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
 
 
 def key(step: str) -> str:
-    """The word by which a tip or step is recognised: its last."""
+    """The word by which a tip or a step is recognised: its last one."""
     return step.split()[-1]
 
 
 def listed(text: str) -> tuple[str, ...]:
+    """The entries of a list that is separated by commas."""
     return tuple(re.split(r",\s+", text.strip()))
 
 
@@ -232,10 +235,12 @@ def oracle_accuracy(records: list[dict], preference: str = "better") -> float:
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:
+    """One of the items, by one draw: the same in every version of Python."""
     return items[int(rng.random() * len(items))]
 
 
 def shuffled(rng: Random, items: Sequence[T]) -> list[T]:
+    """The items in random order, by one draw each."""
     return [items[i] for _, i in sorted((rng.random(), i) for i in range(len(items)))]
 
 
@@ -267,12 +272,24 @@ def respond(source: Source, task: Task, rng: Random) -> str:
 
 
 # PKU-SafeRLHF's keys, in its order.
-KEYS = (
-    "prompt", "response_0", "response_1", "prompt_source", "response_0_source", "response_1_source",
-    "is_response_0_safe", "is_response_1_safe", "response_0_harm_category",
-    "response_1_harm_category", "response_0_severity_level", "response_1_severity_level",
-    "better_response_id", "safer_response_id", "response_0_sha256", "response_1_sha256",
-)  # fmt: skip
+KEYS = [
+    "prompt",
+    "response_0",
+    "response_1",
+    "prompt_source",
+    "response_0_source",
+    "response_1_source",
+    "is_response_0_safe",
+    "is_response_1_safe",
+    "response_0_harm_category",
+    "response_1_harm_category",
+    "response_0_severity_level",
+    "response_1_severity_level",
+    "better_response_id",
+    "safer_response_id",
+    "response_0_sha256",
+    "response_1_sha256",
+]
 SIZES = {"train": 3000, "test": 600}  # pairs, each of a prompt of its own
 PROMPTS_BY_KIND = {"fact": 1500, "sum": 1300, "advice": 1000, "harm": 1200}
 
@@ -331,6 +348,11 @@ def records(split: str, source: str | None = None) -> list[dict]:
         make_record(prompt, names[i % len(names)])
         for i, prompt in enumerate(chosen[: SIZES[split]])
     ]
+
+
+def to_jsonl(records: list[dict]) -> str:
+    """A record per line, with its keys in their order, in ASCII."""
+    return "".join(json.dumps(record, ensure_ascii=True) + "\n" for record in records)
 
 
 def sft_corpus(split: str, per_source: int, epoch: int = 0) -> list[tuple[str, list[str]]]:

@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanoalign.distributed import setup
 from nanoalign.lab import make_tiny, sample
-from nanoalign.lab.make_tiny import to_jsonl
 from nanoalign.model import TINY, Policy
 from nanoalign.tiny import tables, world
 from nanoalign.tiny.world import label_ceiling, true_reward, words
@@ -38,7 +37,7 @@ BOTH = TRAIN + TEST
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_files_are_what_the_generator_writes(split):
     """The committed bytes and a fresh generation are the same."""
-    assert PATHS[split].read_bytes() == to_jsonl(world.records(split)).encode()
+    assert PATHS[split].read_bytes() == world.to_jsonl(world.records(split)).encode()
 
 
 def test_sizes_and_prompts():

@@ -1,4 +1,4 @@
-"""Text that a reward model overrates: found by gradient, by a suffix, by sampling; and mended."""
+"""Text that a reward model overrates: by gradient, by a suffix, by sampling; and training on it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,11 +11,11 @@ from nanoalign.lab.lab import Lab
 from nanoalign.tiny.world import true_reward
 
 TITLE = "Adversarial answers, and training on them"
-QUESTION = "Is there text that a reward model overrates, and does training on it mend the model?"
+QUESTION = "Is there text that a reward model overrates, and does training on such text help?"
 GUESS = (
     "A search by the gradient raises the reward without making an answer better; so do a fixed "
-    "suffix and, less, the best of many samples. A model that was trained on what was found no "
-    "longer overrates it, but a new search finds other text."
+    "suffix and, less, the best of many samples. A model that was trained on such text no longer "
+    "overrates it, but a new search finds other text."
 )
 METHOD = [
     "A reward model is trained on pairs of tiny-a. The rejected answers of a tenth of the "
@@ -26,13 +26,12 @@ METHOD = [
     "Overrating is the gain by the reward model minus the gain by the true rule. Rewards are "
     "divided by what the model gives for a unit of true reward on held-out pairs, by least "
     "squares.",
-    "To mend it, training answers are attacked, and pairs of the answer and what became of it, "
-    "labelled by the true rule, join the data of a new model. Then the search is made anew. "
-    "Another model, of as many more pairs without attacks, shows what a new training alone "
-    "does.",
+    "Then training answers are attacked. Pairs of an answer before and after the attack, labelled "
+    "by the true rule, join the data of a new model, which is searched again. Another model, "
+    "trained on as many further pairs without attacks, shows the effect of a new training alone.",
 ]
 LIMITS = [
-    "The labels of what was found are the true rule's. People would have to read nonsense.",
+    "The true rule labels the attacked texts. People would have to read nonsense.",
     "The search is greedy and short. One that finds nothing proves nothing.",
     "The true rule counts unknown words only up to four, so nonsense has a true reward of "
     "about -3 at the least.",
@@ -52,27 +51,27 @@ def model(lab: Lab, seed: int) -> dict:
     test_pairs = map(chosen_and_rejected, read(lab.test_pairs("tiny-a")))
     held_out = rejected(test_pairs)[: lab.prompts // 10]
     tests = lab.runs.write("texts", held_out)
-    found = {}
+    result = {}
     for n in range(rounds(lab)):
         trained, scale, accuracy = reward_model(lab, pairs, seed)
-        found[f"accuracy {n}"] = accuracy
+        result[f"accuracy {n}"] = accuracy
         new = search(lab, trained, tests)
-        found |= gains(lab, trained, new, scale, f"search {n}")
+        result |= gains(lab, trained, new, scale, f"search {n}")
         if n == 0:
             first = new
             sought = lab.runs.write("texts", rejected(pairs[-24:]) + held_out)
             suffixed = search(lab, trained, sought, "--suffix", 4, "--suffix_texts", 24)
-            found |= gains(lab, trained, suffixed, scale, "suffix")
-            found |= best_of(lab, trained, seed, tests, scale)
+            result |= gains(lab, trained, suffixed, scale, "suffix")
+            result |= best_of(lab, trained, seed, tests, scale)
         else:
-            found |= gains(lab, trained, first, scale, f"first search after {n}")
+            result |= gains(lab, trained, first, scale, f"first search after {n}")
         if n + 1 < rounds(lab):
             more = labelled(read(search(lab, trained, training)))
             if n == 0:  # what as many pairs without attacks do
                 other, scale, _ = reward_model(lab, pairs + spare[: len(more)], seed)
-                found |= gains(lab, other, first, scale, "control")
+                result |= gains(lab, other, first, scale, "control")
             pairs = pairs + more
-    return found
+    return result
 
 
 def rounds(lab: Lab) -> int:
@@ -143,7 +142,7 @@ def labelled(lines: list[dict]) -> list[dict]:
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(model)[()]
+    result = lab.grid(model)[()]
     last = rounds(lab) - 1
     names = {
         "best of 16": "best of 16",
@@ -154,11 +153,11 @@ def run(lab: Lab) -> Findings:
     for n in range(1, last + 1):
         names[f"first search after {n}"] = f"the same, after round {n}"
         names[f"search {n}"] = f"new search, after round {n}"
-    accuracy = {n: found[f"accuracy {n}"] for n in range(last + 1)}
+    accuracy = {n: result[f"accuracy {n}"] for n in range(last + 1)}
     return Findings(
         columns=("text", "gain by the reward model", "gain by the true rule", "overrated by"),
         rows=[
-            (name, *(found[f"{row}, {key}"] for key in ("reward", "true", "overrated")))
+            (name, *(result[f"{row}, {key}"] for key in ("reward", "true", "overrated")))
             for row, name in names.items()
         ],
         panels=[
@@ -168,7 +167,7 @@ def run(lab: Lab) -> Findings:
                 "gain of reward",
                 {
                     f"by the {judge}": [
-                        (name, found[f"{row}, {key}"]) for row, name in names.items()
+                        (name, result[f"{row}, {key}"]) for row, name in names.items()
                     ]
                     for judge, key in (("reward model", "reward"), ("true rule", "true"))
                 },
@@ -181,26 +180,29 @@ def run(lab: Lab) -> Findings:
             ),
         ],
         claims=[
-            ("the search by gradient raises the reward", found["search 0, reward"]),
-            ("it lowers the true reward", -found["search 0, true"]),
-            ("a suffix is overrated", found["suffix, overrated"]),
-            ("the best of 16 samples is overrated", found["best of 16, overrated"]),
+            ("the search by gradient raises the reward", result["search 0, reward"]),
+            ("the search by gradient lowers the true reward", -result["search 0, true"]),
+            ("a suffix is overrated", result["suffix, overrated"]),
+            ("the best of 16 samples is overrated", result["best of 16, overrated"]),
             (
                 "the best of 16 samples is overrated less than what the search finds",
-                found["search 0, overrated"] - found["best of 16, overrated"],
+                result["search 0, overrated"] - result["best of 16, overrated"],
             ),
             (
-                "what was found for one model is overrated less by another one, without attacks",
-                found["search 0, overrated"] - found["control, overrated"],
+                "text that was found with one model is overrated less by another without attacks",
+                result["search 0, overrated"] - result["control, overrated"],
             ),
             (
-                "a model that was trained on attacks overrates it less than that one",
-                found["control, overrated"] - found["first search after 1, overrated"],
+                "a model that was trained on attacks overrates that text less than the other does",
+                result["control, overrated"] - result["first search after 1, overrated"],
             ),
-            ("after it a new search still finds overrated text", found["search 1, overrated"]),
+            (
+                "after one round on attacks a new search still finds overrated text",
+                result["search 1, overrated"],
+            ),
             (
                 f"after {last} round{'s' * (last > 1)} a new search overrates less than the first",
-                found["search 0, overrated"] - found[f"search {last}, overrated"],
+                result["search 0, overrated"] - result[f"search {last}, overrated"],
             ),
             ("training on attacks costs accuracy on held-out pairs", accuracy[0] - accuracy[last]),
         ],

@@ -34,15 +34,15 @@ def policy(lab: Lab, seed: int, beta: float) -> dict:
 
 def run(lab: Lab) -> Findings:
     betas = lab.pick((0.01, 0.1, 1), (0.01, 0.03, 0.1, 0.3, 1))
-    found = lab.grid(policy, beta=betas)
-    low, high = found[betas[0]], found[betas[-1]]
-    middle = found[0.1]
-    best = max(betas, key=lambda beta: found[beta]["true"].mean())
+    figures = lab.grid(policy, beta=betas)
+    low, high = figures[betas[0]], figures[betas[-1]]
+    middle = figures[0.1]
+    best = max(betas, key=lambda beta: figures[beta]["true"].mean())
     return Findings(
-        columns=("beta", "KL", "reward by the judge", "true reward", "wins by the true rule"),
+        columns=("beta", "KL, nats", "reward by the judge", "true reward", "wins by the true rule"),
         rows=[
-            (f"{beta:g}", own["kl"], own["judged"], own["true"], own["true_win"])
-            for beta, own in found.items()
+            (f"{beta:g}", cell["kl"], cell["judged"], cell["true"], cell["true_win"])
+            for beta, cell in figures.items()
         ],
         panels=[
             Panel(
@@ -50,12 +50,14 @@ def run(lab: Lab) -> Findings:
                 "KL from the base, nats an answer",
                 "gain of reward",
                 {
-                    f"by the {name}": [(o["kl"], o[key] - o[f"base_{key}"]) for o in found.values()]
+                    f"by the {name}": [
+                        (o["kl"], o[key] - o[f"base_{key}"]) for o in figures.values()
+                    ]
                     for name, key in (("judge", "judged"), ("true rule", "true"))
                 },
             ),
             Panel(
-                "true reward", "beta", "true reward", {"policy": points(found, "true")}, log=True
+                "true reward", "beta", "true reward", {"policy": points(figures, "true")}, log=True
             ),
         ],
         claims=[

@@ -41,7 +41,7 @@ def model(lab: Lab, seed: int, way: str) -> dict:
     data = lab.runs.write("pairs", lab.pairs(lab.pick(900, 3000), seed, "tiny-a"))
     test = lab.runs.write("conflicts", test_records(lab))
     both = ("--preference", "better", "safer")
-    found = {}
+    figures = {}
     for name in ("better", "safer"):
         flags = ("--preference", name)
         if way == "two models":
@@ -53,8 +53,8 @@ def model(lab: Lab, seed: int, way: str) -> dict:
             trained = lab.train_rm(data, seed, *both)
         if way == "sum of two outputs":
             flags = ("--combine", "better=1", "safer=1", "--preference", name)
-        found[name] = lab.ranked(trained, *flags, test=test)["test"]
-    better, safer = found["better"], found["safer"]
+        figures[name] = lab.ranked(trained, *flags, test=test)["test"]
+    better, safer = figures["better"], figures["safer"]
     # each pair is in the order of its own label: all below is the same for either order
     truth = [
         np.sign(better["rewards"][:, 0] - better["rewards"][:, 1]),
@@ -80,19 +80,19 @@ def test_records(lab: Lab) -> list[dict]:
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(model, way=WAYS)
-    two, outputs, named, summed = (found[way] for way in WAYS)
+    figures = lab.grid(model, way=WAYS)
+    two, outputs, named, summed = (figures[way] for way in WAYS)
     keys = list(two)
     count = two["safer, conflicts"].shape[1]
     return Findings(
         columns=("way", *keys),
-        rows=[(way, *(own[key] for key in keys)) for way, own in found.items()],
+        rows=[(way, *(cell[key] for key in keys)) for way, cell in figures.items()],
         panels=[
             Panel(
                 "agreement with the true rules",
                 "",
                 "accuracy",
-                {way: [(key, own[key]) for key in keys] for way, own in found.items()},
+                {way: [(key, cell[key]) for key in keys] for way, cell in figures.items()},
             )
         ],
         claims=[

@@ -59,16 +59,16 @@ def run(lab: Lab) -> Findings:
         "policy": {n: BEST - policies[n]["true"] for n in sizes},
     }
     notes, doubling, series = [], {}, {}
-    for name, own in errors.items():
-        doubling[name] = own[sizes[-2]] - own[sizes[-1]]
+    for name, by_size in errors.items():
+        doubling[name] = by_size[sizes[-2]] - by_size[sizes[-1]]
         laws = [
-            predicted(sizes, np.array([own[n][s].mean() for n in sizes]))
+            predicted(sizes, np.array([by_size[n][s].mean() for n in sizes]))
             for s in range(len(lab.seeds))
         ]
         power, law = np.mean(laws, axis=0)
-        missed = estimate(own[sizes[-1]] - np.array([each for _, each in laws])[:, None])
+        missed = estimate(by_size[sizes[-1]] - np.array([each for _, each in laws])[:, None])
         series[name] = {
-            "found": list(own.items()),
+            "found": list(by_size.items()),
             "law of the smaller runs": [
                 (n, np.array([[law * (n / sizes[-1]) ** -power]])) for n in sizes
             ],

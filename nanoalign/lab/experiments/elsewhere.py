@@ -42,18 +42,18 @@ def model(lab: Lab, seed: int, trained_on: str) -> dict:
         records = lab.pairs(count, seed, trained_on)
     trained = lab.train_rm(lab.runs.write("pairs", records), seed)
     tests = {name[-1]: lab.test_pairs(name) for name in SOURCES}
-    found = lab.ranked(trained, **tests)
-    return {f"tiny-{letter}": own["true"] for letter, own in found.items()}
+    figures = lab.ranked(trained, **tests)
+    return {f"tiny-{letter}": own["true"] for letter, own in figures.items()}
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(model, trained_on=(*SOURCES, MIXED))
-    own = np.mean([found[name][name] for name in SOURCES], axis=0)
-    other = np.mean([found[a][b] for a in SOURCES for b in SOURCES if a != b], axis=0)
-    mixed = np.mean([found[MIXED][name] for name in SOURCES], axis=0)
+    figures = lab.grid(model, trained_on=(*SOURCES, MIXED))
+    own = np.mean([figures[name][name] for name in SOURCES], axis=0)
+    other = np.mean([figures[a][b] for a in SOURCES for b in SOURCES if a != b], axis=0)
+    mixed = np.mean([figures[MIXED][name] for name in SOURCES], axis=0)
     return Findings(
         columns=("trained on", *(f"accuracy on {name}" for name in SOURCES)),
-        rows=[(name, *(each[test] for test in SOURCES)) for name, each in found.items()],
+        rows=[(name, *(each[test] for test in SOURCES)) for name, each in figures.items()],
         panels=[
             Panel(
                 "agreement with the true rule",
@@ -61,7 +61,7 @@ def run(lab: Lab) -> Findings:
                 "accuracy",
                 {
                     f"trained on {name}": [(test, each[test]) for test in SOURCES]
-                    for name, each in found.items()
+                    for name, each in figures.items()
                 },
             )
         ],
@@ -75,8 +75,8 @@ def run(lab: Lab) -> Findings:
                 (
                     f"the model of {name} ranks pairs of {name} better than the models of the "
                     "other two do on average",
-                    found[name][name]
-                    - np.mean([found[o][name] for o in SOURCES if o != name], axis=0),
+                    figures[name][name]
+                    - np.mean([figures[o][name] for o in SOURCES if o != name], axis=0),
                 )
                 for name in SOURCES
             ),

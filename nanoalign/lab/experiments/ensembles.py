@@ -67,15 +67,17 @@ def curves_of(rewards: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
     rewards, truths = centred(rewards), centred(truths)
     rewards = rewards / rewards.std((1, 2), keepdims=True)
     judges = rewards, centred(rewards.mean(0)[None]), centred(rewards.min(0)[None])
-    found = {}
+    figures = {}
     for name, each in zip(JUDGES, judges, strict=True):
         # in units of the true reward
         each = [own * (truths**2).sum() / (own * truths).sum() for own in each]
         for n in powers(truths.shape[1]):
-            found[f"{name}: true {n}"] = np.mean([best_of(own, truths, n) for own in each], axis=0)
-            found[f"{name}: seen {n}"] = np.mean([best_of(own, own, n) for own in each], axis=0)
-        found[f"{name}: accuracy"] = np.mean([agreement(own, truths) for own in each], axis=0)
-    return found
+            figures[f"{name}: true {n}"] = np.mean(
+                [best_of(own, truths, n) for own in each], axis=0
+            )
+            figures[f"{name}: seen {n}"] = np.mean([best_of(own, own, n) for own in each], axis=0)
+        figures[f"{name}: accuracy"] = np.mean([agreement(own, truths) for own in each], axis=0)
+    return figures
 
 
 def centred(values: np.ndarray) -> np.ndarray:
@@ -96,11 +98,11 @@ def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(curves)[()]
+    figures = lab.grid(curves)[()]
     ns = powers(lab.pick(8, 32))
     most = ns[-1]
-    gain = {j: {n: found[f"{j}: true {n}"] - found[f"{j}: true 1"] for n in ns} for j in JUDGES}
-    seen = {j: {n: found[f"{j}: seen {n}"] - found[f"{j}: seen 1"] for n in ns} for j in JUDGES}
+    gain = {j: {n: figures[f"{j}: true {n}"] - figures[f"{j}: true 1"] for n in ns} for j in JUDGES}
+    seen = {j: {n: figures[f"{j}: seen {n}"] - figures[f"{j}: seen 1"] for n in ns} for j in JUDGES}
     over = {j: {n: seen[j][n] - gain[j][n] for n in ns} for j in JUDGES}
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
     return Findings(
@@ -111,7 +113,7 @@ def run(lab: Lab) -> Findings:
             f"over-optimisation, best of {most}",
         ),
         rows=[
-            (j, found[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
+            (j, figures[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
             for j in JUDGES
         ],
         panels=[

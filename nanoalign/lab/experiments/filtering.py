@@ -43,24 +43,24 @@ def curve(lab: Lab, seed: int) -> dict:
     trained = lab.train_rm(data, seed)
     rewards, truths = rewards_and_truths(lab.sample("tiny", seed, trained, samples=samples))
     rewards = rewards / unit(lab.ranked(trained, test=lab.test_pairs())["test"])
-    found = {}
+    figures = {}
     for n in powers(samples):
-        found[f"reward {n}"] = best_of(rewards, rewards, n)  # (P,)
-        found[f"true {n}"] = best_of(rewards, truths, n)
+        figures[f"reward {n}"] = best_of(rewards, rewards, n)  # (P,)
+        figures[f"true {n}"] = best_of(rewards, truths, n)
     for share in SHARES:
         kept, good = rewards >= np.quantile(rewards, 1 - share), truths >= GOOD
-        found[f"precision {share}"] = (kept & good).sum() / kept.sum()
-        found[f"recall {share}"] = (kept & good).sum() / good.sum()
-    return found
+        figures[f"precision {share}"] = (kept & good).sum() / kept.sum()
+        figures[f"recall {share}"] = (kept & good).sum() / good.sum()
+    return figures
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(curve)[()]
+    figures = lab.grid(curve)[()]
     ns = powers(lab.pick(8, 16))
     most = ns[-1]
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
     gain = {
-        name: {n: found[f"{name} {n}"] - found[f"{name} 1"] for n in ns}
+        name: {n: figures[f"{name} {n}"] - figures[f"{name} 1"] for n in ns}
         for name in ("reward", "true")
     }
     return Findings(
@@ -83,8 +83,8 @@ def run(lab: Lab) -> Findings:
                     "",
                     "",
                     "",
-                    found[f"precision {share}"],
-                    found[f"recall {share}"],
+                    figures[f"precision {share}"],
+                    figures[f"recall {share}"],
                 )
                 for share in SHARES
             ),
@@ -104,8 +104,8 @@ def run(lab: Lab) -> Findings:
                 "share of the answers that is kept",
                 "share",
                 {
-                    "precision": [(share, found[f"precision {share}"]) for share in SHARES],
-                    "recall": [(share, found[f"recall {share}"]) for share in SHARES],
+                    "precision": [(share, figures[f"precision {share}"]) for share in SHARES],
+                    "recall": [(share, figures[f"recall {share}"]) for share in SHARES],
                 },
                 log=True,
             ),
@@ -117,7 +117,7 @@ def run(lab: Lab) -> Findings:
                 gain["true"][most] - gain["true"][most // 2],
             ),
             (
-                "it rises by less than from 1 to 2",
+                "there it rises by less than from 1 to 2",
                 gain["true"][2] - (gain["true"][most] - gain["true"][most // 2]),
             ),
             (
@@ -126,8 +126,8 @@ def run(lab: Lab) -> Findings:
             ),
             (
                 "of the tenth with the highest rewards more are good than of all",
-                found["precision 0.1"] - found["precision 1.0"],
+                figures["precision 0.1"] - figures["precision 1.0"],
             ),
-            ("of the tenth with the highest rewards most are good", found["precision 0.1"] - 0.5),
+            ("of the tenth with the highest rewards most are good", figures["precision 0.1"] - 0.5),
         ],
     )

@@ -61,12 +61,12 @@ def model(lab: Lab, seed: int, remedy: str) -> dict:
         pairs = list(map(cut, pairs))
     flags = {"penalty": ("--margin", 1), "debiased": ("--length_debias",)}.get(remedy, ())
     trained = lab.train_rm(lab.runs.write("pairs", pairs), seed, *flags)
-    found = lab.ranked(trained, test=lab.test_pairs("tiny-a"))["test"]
-    scores, words = found["scores"], found["words"]
+    figures = lab.ranked(trained, test=lab.test_pairs("tiny-a"))["test"]
+    scores, words = figures["scores"], figures["words"]
     if remedy == "normalised":
         scores = scores - slope(lab, trained, pairs) * words
     lead, true, longer_by = (
-        np.sign(each[:, 0] - each[:, 1]) for each in (scores, found["rewards"], words)
+        np.sign(each[:, 0] - each[:, 1]) for each in (scores, figures["rewards"], words)
     )
     return {
         "true": (lead * true + 1) / 2,
@@ -111,33 +111,33 @@ def cut(pair: dict) -> dict:
 
 def slope(lab: Lab, trained: Path, pairs: list[dict]) -> float:
     """Reward of a word by least squares, of the differences within 400 training pairs."""
-    found = lab.ranked(trained, train=lab.runs.write("some", pairs[:400]))["train"]
-    scores, words = (each[:, 0] - each[:, 1] for each in (found["scores"], found["words"]))
+    figures = lab.ranked(trained, train=lab.runs.write("some", pairs[:400]))["train"]
+    scores, words = (each[:, 0] - each[:, 1] for each in (figures["scores"], figures["words"]))
     return float(words @ scores) / float(words @ words)
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(model, remedy=(HONEST, NONE, *REMEDIES))
-    true = {name: own["true"] for name, own in found.items()}
+    figures = lab.grid(model, remedy=(HONEST, NONE, *REMEDIES))
+    true = {name: cell["true"] for name, cell in figures.items()}
     return Findings(
         columns=("remedy", "pairs", "agreement with the true rule", "prefers the longer"),
         rows=[
-            (name, f"{own['pairs'].mean():,.0f}", own["true"], own["longer"])
-            for name, own in found.items()
+            (name, f"{cell['pairs'].mean():,.0f}", cell["true"], cell["longer"])
+            for name, cell in figures.items()
         ]
-        + [("the true rule", "", "", found[NONE]["by the rule"])],
+        + [("the true rule", "", "", figures[NONE]["by the rule"])],
         panels=[
             Panel(
                 "agreement with the true rule",
                 "",
                 "accuracy",
-                {"reward models": points(found, "true")},
+                {"reward models": points(figures, "true")},
             ),
             Panel(
                 "how often the longer answer has the higher score",
                 "",
                 "share",
-                {"reward models": points(found, "longer")},
+                {"reward models": points(figures, "longer")},
             ),
         ],
         claims=[

@@ -65,10 +65,10 @@ def run(lab: Lab) -> Findings:
     return Findings(
         columns=("flipped", "trained by", "true reward", "true accuracy"),
         rows=[
-            *((f"{share:.0%}", loss, own["true"], "") for (share, loss), own in policies.items()),
+            *((f"{share:.0%}", loss, cell["true"], "") for (share, loss), cell in policies.items()),
             *(
-                (f"{share:.0%}", f"reward model, {how}", "", own["true"])
-                for (share, how), own in models.items()
+                (f"{share:.0%}", f"reward model, {how}", "", cell["true"])
+                for (share, how), cell in models.items()
             ),
         ],
         panels=[
@@ -77,7 +77,9 @@ def run(lab: Lab) -> Findings:
                 "share of flipped labels",
                 "true reward",
                 {
-                    loss: [(s, own["true"]) for (s, each), own in policies.items() if each == loss]
+                    loss: [
+                        (s, cell["true"]) for (s, each), cell in policies.items() if each == loss
+                    ]
                     for loss in LOSSES
                 },
             ),
@@ -86,7 +88,7 @@ def run(lab: Lab) -> Findings:
                 "share of flipped labels",
                 "agreement with the true rule",
                 {
-                    how: [(s, own["true"]) for (s, each), own in models.items() if each == how]
+                    how: [(s, cell["true"]) for (s, each), cell in models.items() if each == how]
                     for how in SMOOTHED
                 },
             ),

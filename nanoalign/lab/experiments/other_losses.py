@@ -53,8 +53,8 @@ def held_out_loss(folder: Path) -> float:
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(policy, loss=LOSSES)
-    dpo = found["dpo"]
+    figures = lab.grid(policy, loss=LOSSES)
+    dpo = figures["dpo"]
     return Findings(
         columns=(
             "loss",
@@ -68,36 +68,36 @@ def run(lab: Lab) -> Findings:
         rows=[
             (
                 loss,
-                " ".join(f"{rate:g}" for rate in own["rate"][:, 0]),
-                own["true"],
-                own["true_win"],
-                own["win"],
-                own["kl"],
-                own["tokens"],
+                " ".join(f"{rate:g}" for rate in cell["rate"][:, 0]),
+                cell["true"],
+                cell["true_win"],
+                cell["win"],
+                cell["kl"],
+                cell["tokens"],
             )
-            for loss, own in found.items()
+            for loss, cell in figures.items()
         ],
         panels=[
-            Panel("true reward", "", "true reward", {"policies": points(found, "true")}),
+            Panel("true reward", "", "true reward", {"policies": points(figures, "true")}),
             Panel(
                 "reward against KL",
                 "KL from the base, nats an answer",
                 "true reward",
-                {loss: [(own["kl"], own["true"])] for loss, own in found.items()},
+                {loss: [(cell["kl"], cell["true"])] for loss, cell in figures.items()},
             ),
         ],
         claims=[
             *(
                 (
                     f"the true reward of {loss} is above that of DPO",
-                    found[loss]["true"] - dpo["true"],
+                    figures[loss]["true"] - dpo["true"],
                 )
                 for loss in LOSSES[1:]
             ),
             *(
                 (
                     f"{loss}, without a reference, is further from the base than DPO",
-                    found[loss]["kl"] - dpo["kl"],
+                    figures[loss]["kl"] - dpo["kl"],
                 )
                 for loss in ("simpo", "orpo")
             ),

@@ -33,27 +33,27 @@ def model(lab: Lab, seed: int, pairs: int, epochs: int) -> dict:
     data = lab.runs.write("pairs", lab.pairs(pairs, seed))
     again = lab.runs.write("again", lab.pairs(100, seed))  # the first of them
     trained = lab.train_rm(data, seed, "--epochs", epochs, "--batch_size", 20)
-    found = lab.ranked(trained, test=lab.test_pairs(), train=again)
+    figures = lab.ranked(trained, test=lab.test_pairs(), train=again)
     return {
-        "train": found["train"]["label"],
-        "test": found["test"]["label"],
-        "true": found["test"]["true"],
-        "loss": found["test"]["loss"],
+        "train": figures["train"]["label"],
+        "test": figures["test"]["label"],
+        "true": figures["test"]["true"],
+        "loss": figures["test"]["loss"],
     }
 
 
-def best(found: dict, pairs: int) -> int:
+def best(figures: dict, pairs: int) -> int:
     """The epochs with the highest held-out accuracy."""
-    epochs = [e for p, e in found if p == pairs]
-    return max(epochs, key=lambda e: found[pairs, e]["test"].mean())
+    epochs = [e for p, e in figures if p == pairs]
+    return max(epochs, key=lambda e: figures[pairs, e]["test"].mean())
 
 
 def run(lab: Lab) -> Findings:
     sizes = lab.pick((100, 400), (100, 400, 1600))
     often = 12
-    found = lab.grid(model, pairs=sizes, epochs=lab.pick((1, often), (1, 4, often)))
+    figures = lab.grid(model, pairs=sizes, epochs=lab.pick((1, often), (1, 4, often)))
     few, many = sizes[0], sizes[-1]
-    once, again = found[few, 1], found[few, often]
+    once, again = figures[few, 1], figures[few, often]
     ceiling = world.label_ceiling(world.records("test")[: lab.prompts])
     return Findings(
         columns=(
@@ -65,8 +65,8 @@ def run(lab: Lab) -> Findings:
             "loss, held out",
         ),
         rows=[
-            (f"{pairs:,}", epochs, own["train"], own["test"], own["true"], own["loss"])
-            for (pairs, epochs), own in found.items()
+            (f"{pairs:,}", epochs, cell["train"], cell["test"], cell["true"], cell["loss"])
+            for (pairs, epochs), cell in figures.items()
         ],
         panels=[
             Panel(
@@ -75,7 +75,7 @@ def run(lab: Lab) -> Findings:
                 name,
                 {
                     f"{pairs:,} pairs": [
-                        (e, own[key]) for (p, e), own in found.items() if p == pairs
+                        (e, cell[key]) for (p, e), cell in figures.items() if p == pairs
                     ]
                     for pairs in sizes
                 },
@@ -102,19 +102,19 @@ def run(lab: Lab) -> Findings:
             ),
             (
                 f"with {many:,} pairs, {often} epochs lower the held-out accuracy",
-                found[many, 1]["test"] - found[many, often]["test"],
+                figures[many, 1]["test"] - figures[many, often]["test"],
             ),
             (
                 f"{many // few} times the pairs raise the held-out accuracy more than "
                 f"{often} times the epochs",
-                found[many, 1]["test"] - again["test"],
+                figures[many, 1]["test"] - again["test"],
             ),
         ],
         notes=[
             f"The ceiling of the held-out accuracy is {ceiling:.3f}.",
             *(
-                f"With {pairs:,} pairs the held-out accuracy is highest after {best(found, pairs)} "
-                "epochs."
+                f"With {pairs:,} pairs the held-out accuracy is highest after "
+                f"{best(figures, pairs)} epochs."
                 for pairs in sizes
             ),
         ],

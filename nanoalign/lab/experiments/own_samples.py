@@ -52,8 +52,8 @@ def policy(lab: Lab, seed: int, way: str) -> dict:
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(policy, way=WAYS)
-    offline, one, three = found.values()
+    figures = lab.grid(policy, way=WAYS)
+    offline, one, three = figures.values()
     base = offline["base_true"]
     scale = unit(lab.ranked(lab.judge, test=lab.test_pairs())["test"])
     return Findings(
@@ -72,15 +72,15 @@ def run(lab: Lab) -> Findings:
             *(
                 (
                     way,
-                    f"{own['pairs'].mean():,.0f}",
-                    own["judged"],
-                    own["true"],
-                    own["win"],
-                    own["true_win"],
-                    own["kl"],
-                    own["tokens"],
+                    f"{cell['pairs'].mean():,.0f}",
+                    cell["judged"],
+                    cell["true"],
+                    cell["win"],
+                    cell["true_win"],
+                    cell["kl"],
+                    cell["tokens"],
                 )
-                for way, own in found.items()
+                for way, cell in figures.items()
             ),
         ],
         panels=[
@@ -89,7 +89,7 @@ def run(lab: Lab) -> Findings:
                 "",
                 "gain of reward",
                 {
-                    f"by the {name}": [(w, o[key] - o[f"base_{key}"]) for w, o in found.items()]
+                    f"by the {name}": [(w, o[key] - o[f"base_{key}"]) for w, o in figures.items()]
                     for name, key in (("judge", "judged"), ("true rule", "true"))
                 },
             ),
@@ -97,7 +97,7 @@ def run(lab: Lab) -> Findings:
                 "reward against KL",
                 "KL from the base, nats an answer",
                 "true reward",
-                {way: [(own["kl"], own["true"])] for way, own in found.items()},
+                {way: [(cell["kl"], cell["true"])] for way, cell in figures.items()},
             ),
         ],
         claims=[

@@ -120,8 +120,8 @@ def wins(rewards: dict[tuple[str, str], float], folder: Path) -> np.ndarray:
 
 
 def run(lab: Lab) -> Findings:
-    found = lab.grid(policy, condition=(*CONDITIONS, *REPAIRS))
-    win = {name: own["true_win"] for name, own in found.items()}
+    figures = lab.grid(policy, condition=(*CONDITIONS, *REPAIRS))
+    win = {name: cell["true_win"] for name, cell in figures.items()}
     control, together = win["control"], win["all together"]
     repairs = [f"all but {cause}" for cause in CAUSES] + list(REPAIRS)
     judges = {
@@ -132,15 +132,15 @@ def run(lab: Lab) -> Findings:
     return Findings(
         columns=("condition", *(f"wins by {judge}" for judge in judges), "true reward", "KL"),
         rows=[
-            (name, *(own[key] for key in judges.values()), own["true"], own["kl"])
-            for name, own in found.items()
+            (name, *(cell[key] for key in judges.values()), cell["true"], cell["kl"])
+            for name, cell in figures.items()
         ],
         panels=[
             Panel(
                 "wins over the base; below 0.5 the policy lost",
                 "",
                 "share of wins",
-                {f"by {judge}": points(found, key) for judge, key in judges.items()},
+                {f"by {judge}": points(figures, key) for judge, key in judges.items()},
             )
         ],
         claims=[
@@ -157,18 +157,18 @@ def run(lab: Lab) -> Findings:
             (
                 "with all together, the judge from elsewhere gives the policy fewer wins than "
                 "the true rule does",
-                together - found["all together"]["elsewhere_win"],
+                together - figures["all together"]["elsewhere_win"],
             ),
         ],
-        notes=answer(found, judges, repairs),
+        notes=answer(figures, judges, repairs),
     )
 
 
-def answer(found: dict, judges: dict[str, str], repairs: list[str]) -> list[str]:
+def answer(figures: dict, judges: dict[str, str], repairs: list[str]) -> list[str]:
     """The answer to the question, as far as the numbers give one."""
     notes = []
     for judge, key in judges.items():
-        rates = {name: decided(own[key]) for name, own in found.items()}
+        rates = {name: decided(cell[key]) for name, cell in figures.items()}
         near = [f"{name} ({rate})" for name, rate in rates.items() if rate.low <= SEEN <= rate.high]
         closest = min(rates, key=lambda name: abs(rates[name].mean - SEEN))
         notes.append(
@@ -177,14 +177,14 @@ def answer(found: dict, judges: dict[str, str], repairs: list[str]) -> list[str]
             f"{', '.join(near) or 'none'}."
         )
     drops = {
-        cause: estimate(found["control"]["true_win"] - found[f"{cause} alone"]["true_win"])
+        cause: estimate(figures["control"]["true_win"] - figures[f"{cause} alone"]["true_win"])
         for cause in CAUSES
     }
     largest = max(drops, key=lambda cause: drops[cause].mean)
     notes.append(
         f"Of single causes {largest} costs most: {drops[largest]} of the wins by the true rule."
     )
-    healed = [name for name in repairs if estimate(found[name]["true_win"]).low >= 0.5]
+    healed = [name for name in repairs if estimate(figures[name]["true_win"]).low >= 0.5]
     notes.append(
         f"Repairs after which the interval of the wins is at 0.5 or above: {', '.join(healed)}."
         if healed
