@@ -1,0 +1,1 @@
+"""The embedded world: its rule and its records, a small language model and data on disk."""

@@ -1,0 +1,119 @@
+"""python -m pytest tests/lab/test_make_tiny.py
+
+The commands around the embedded world: make_tiny trains its model, sample measures the true gain of
+a policy, plant writes labels that are wrong in a known way.
+"""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nanoalign.distributed import setup
+from nanoalign.errors import RunError
+from nanoalign.lab import make_tiny, plant, sample
+from nanoalign.model import TINY, Policy
+from nanoalign.tiny import world
+from nanoalign.tiny.world import true_reward
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(TINY)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+
+
+def test_model_predicts_held_out_answers(model, tokenizer):
+    """Measured: 0.416 nats a token on test prompts; a uniform guess has ln 1536 = 7.3."""
+    policy = make_tiny.load_policy(model)
+    rows = make_tiny.make_rows("test", 1, 0, tokenizer)[:100]
+    assert make_tiny.mean_loss(policy, rows) < 0.43
+    # The same as by transformers: the cross-entropy of the labels of one answer at a time.
+    total = tokens = 0
+    for row in rows[:3]:
+        for response in row.responses:
+            ids = torch.tensor([[*row.prompt.tolist(), *response.tolist()]])
+            labels = ids.clone()
+            labels[0, : len(row.prompt)] = -100
+            with torch.no_grad():
+                total += model(ids, labels=labels).loss.item() * len(response)
+            tokens += len(response)
+    assert make_tiny.mean_loss(policy, rows[:3]) == pytest.approx(total / tokens, rel=1e-5)
+
+
+def test_model_answers_like_its_sources(model, tokenizer):
+    """Its samples end, and their mean true reward is that of the mixture that it imitates."""
+    prompts = world.split_prompts()["test"][:200]
+    answers, ended = sample.sample_answers(Policy(model), tokenizer, prompts, 0, setup())
+    assert sum(ended) >= 0.97 * len(prompts)
+    rewards = [true_reward(p, a) for p, a in zip(prompts, answers, strict=True)]
+    mixture = [
+        true_reward(p, a) for p, responses in world.sft_corpus("test", 1)[:200] for a in responses
+    ]
+    assert abs(sum(rewards) / len(rewards) - sum(mixture) / len(mixture)) < 0.6
+
+
+def test_make_model_writes_a_model_and_its_tokenizer(tmp_path, monkeypatch, capsys):
+    """Two steps on twenty prompts, in bfloat16; the loss of random weights is near ln 300."""
+    corpus = world.sft_corpus("train", 1)[:20]
+    monkeypatch.setattr(world, "sft_corpus", lambda *args: corpus)
+    make_tiny.main(["model", "--steps", "2", "--vocabulary", "300", "--out", str(tmp_path)])
+    loss = float(re.search(r"([\d.]+) nats a token, held out", capsys.readouterr().out)[1])
+    assert abs(loss - math.log(300)) < 1
+    written = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert written.dtype == torch.bfloat16 and written.config.vocab_size == 300
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) == 300
+
+
+def test_sample_prints_the_gain_over_the_base(capsys):
+    """A model has no gain over itself, and its answers are those of sample_answers."""
+    sample.main(["--model", "tiny", "--n", "8", "--seed", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    base, model, gain = (line.split() for line in lines[:3])
+    assert (base[0], model[0], gain[0]) == ("base", "model", "gain")
+    assert base[1:4] == model[1:4] and float(gain[1]) == 0
+    policy, tokenizer = Policy.load("tiny"), AutoTokenizer.from_pretrained(TINY)
+    prompts = world.split_prompts()["test"][:8]
+    answers, _ = sample.sample_answers(policy, tokenizer, prompts, 1, setup())
+    rewards = [true_reward(p, a) for p, a in zip(prompts, answers, strict=True)]
+    assert base[1] == f"{sum(rewards) / 8:+.3f}"
+    assert lines[4] == prompts[0] and answers[0] in lines[5]
+
+
+# --- labels that are wrong in a known way
+
+
+def test_new_labels_have_the_known_errors():
+    """Labels follow the rule; all flipped, its opposite; by a large bias, the length."""
+    honest = world.records("test", "tiny-a")
+    agreement = {
+        name: world.oracle_accuracy(plant.relabelled(honest, bias, flip))
+        for name, bias, flip in (("honest", 0, 0), ("flipped", 0, 1), ("a fifth", 0, 0.2))
+    }
+    assert agreement["honest"] == pytest.approx(world.label_ceiling(honest), abs=0.04)
+    assert agreement["flipped"] == pytest.approx(1 - agreement["honest"])
+    mixed = 0.8 * agreement["honest"] + 0.2 * agreement["flipped"]
+    assert agreement["a fifth"] == pytest.approx(mixed, abs=0.04)
+    for record in plant.relabelled(honest, 1e6, 0):
+        words = [len(record[f"response_{i}"].split()) for i in (0, 1)]
+        assert words[0] == words[1] or record["better_response_id"] == int(words[1] > words[0])
+
+
+def test_the_file_has_the_pairs_of_one_source_and_the_flags_are_checked(tmp_path, monkeypatch):
+    honest = world.records("test", "tiny-c")
+    monkeypatch.setattr(plant.world, "records", lambda *asked: {("train", "tiny-c"): honest}[asked])
+    plant.main(["--flip", "1", "--source", "tiny-c", "--out", str(tmp_path / "new" / "p.jsonl")])
+    lines = (tmp_path / "new" / "p.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record, own in zip(records, honest, strict=True):
+        assert record | {"better_response_id": 0} == own | {"better_response_id": 0}
+    assert world.oracle_accuracy(records) < 0.2
+    with pytest.raises(RunError, match="--flip 1.5 is a probability"):
+        plant.main(["--flip", "1.5", "--out", str(tmp_path / "other.jsonl")])
