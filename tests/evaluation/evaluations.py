@@ -106,9 +106,21 @@ def wins_of(policy: list[list[float]], baseline: list[list[float]]) -> list[list
 
 def policy_argv(folder: Path, out: str, *flags: object) -> list[object]:
     """The command line of `policy` in a folder of write_policies; --out is `out` in this folder."""
-    base = ["policy", "--reward", folder / "rm", "--data", folder / "prompts.jsonl",
-            "--template", "raw", "--max_new_tokens", 6, "--batch_size", 4,
-            "--out", folder / out]  # fmt: skip
+    base = [
+        "policy",
+        "--reward",
+        folder / "rm",
+        "--data",
+        folder / "prompts.jsonl",
+        "--template",
+        "raw",
+        "--max_new_tokens",
+        6,
+        "--batch_size",
+        4,
+        "--out",
+        folder / out,
+    ]
     for role in ("policy", "baseline"):
         if f"--{role}_answers" not in flags:
             base += [f"--{role}", folder / role]

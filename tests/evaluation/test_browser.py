@@ -74,9 +74,17 @@ def drive(
     if allowed:
         page = page.replace("script-src ", f"script-src {source_of(driver)} ")
     (folder / "report.html").write_text(page, encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-               "--disable-background-networking", f"--user-data-dir={folder / 'profile'}",
-               "--dump-dom", (folder / "report.html").as_uri()]  # fmt: skip
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        f"--user-data-dir={folder / 'profile'}",
+        "--dump-dom",
+        (folder / "report.html").as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     if not allowed and not found:

@@ -70,10 +70,14 @@ def test_answers_made_elsewhere_have_no_share_that_ended():
 # --- uneven numbers of answers
 
 UNEVEN = [  # p: 2 x 3 pairs, of which 3 are won, 1 is tied; q: 1 x 2 pairs, one won, one lost
-    Compared("p", "p", (judged(1.0, 10), judged(3.0, 20)),
-             (judged(0.0, 5), judged(2.0, 10), judged(3.0, 30))),
+    Compared(
+        "p",
+        "p",
+        (judged(1.0, 10), judged(3.0, 20)),
+        (judged(0.0, 5), judged(2.0, 10), judged(3.0, 30)),
+    ),
     Compared("q", "q", (judged(0.0, 7, read=0.5),), (judged(-1.0, 8), judged(4.0, 9))),
-]  # fmt: skip
+]
 
 
 def test_every_prompt_counts_as_one_by_hand():
@@ -113,8 +117,9 @@ def by_brute_force(lines: list[Compared]) -> dict[str, float]:
     rates, sums = [], {"policy_mean": [], "baseline_mean": [], "difference": []}
     for each in lines:
         pairs = list(itertools.product(each.policy, each.baseline))
-        rates.append(statistics.fmean((a.score > b.score) + (a.score == b.score) / 2
-                                      for a, b in pairs))  # fmt: skip
+        rates.append(
+            statistics.fmean((a.score > b.score) + (a.score == b.score) / 2 for a, b in pairs)
+        )
         sums["policy_mean"].append(statistics.fmean(a.score for a, _ in pairs))
         sums["baseline_mean"].append(statistics.fmean(b.score for _, b in pairs))
         sums["difference"].append(statistics.fmean(a.tokens - b.tokens for a, b in pairs))
@@ -162,21 +167,36 @@ def test_copies_of_answers_change_no_figure_but_counts():
     for figures in (plain, copied):
         for key in ("without_cut", *ends):
             del figures[key]
-    counts = {"pairs", "wins", "losses", "ties", "no_dpo_better_than_dpo_count",
-              "no_dpo_worse_than_dpo_count", *(f"{role}_{what}" for role in ("policy", "baseline")
-              for what in ("answers", "cut_count"))}  # fmt: skip
+    counts = {
+        "pairs",
+        "wins",
+        "losses",
+        "ties",
+        "no_dpo_better_than_dpo_count",
+        "no_dpo_worse_than_dpo_count",
+        *(f"{role}_{what}" for role in ("policy", "baseline") for what in ("answers", "cut_count")),
+    }
     assert {key for key in plain if plain[key] != pytest.approx(copied[key])} == counts
 
 
 def test_a_line_an_answer():
     lines = answer_lines(UNEVEN)
     assert [(x["id"], x["side"], x["score"], x["cut"]) for x in lines[-3:]] == [
-        ("q", "policy", 0.0, True), ("q", "baseline", -1.0, False), ("q", "baseline", 4.0, False),
-    ]  # fmt: skip
+        ("q", "policy", 0.0, True),
+        ("q", "baseline", -1.0, False),
+        ("q", "baseline", 4.0, False),
+    ]
     assert lines[-3] == {
-        "id": "q", "prompt": "q", "side": "policy", "answer": "a", "score": 0.0, "tokens": 7,
-        "ended": True, "cut": True, "read_share": 0.5,
-    }  # fmt: skip
+        "id": "q",
+        "prompt": "q",
+        "side": "policy",
+        "answer": "a",
+        "score": 0.0,
+        "tokens": 7,
+        "ended": True,
+        "cut": True,
+        "read_share": 0.5,
+    }
 
 
 # --- the true rule
@@ -190,11 +210,19 @@ def test_figures_of_the_embedded_world_by_hand():
         for p in (first, second)
     }
     lines = [
-        Compared("1", first, tuple(judged(0.0, answer=texts[first][n]) for n in (2, 1)),
-                 tuple(judged(1.0, answer=texts[first][n]) for n in (0, 1))),
-        Compared("2", second, (judged(1.0, answer=texts[second][0]),),
-                 (judged(0.0, answer=texts[second][2]),)),
-    ]  # fmt: skip
+        Compared(
+            "1",
+            first,
+            tuple(judged(0.0, answer=texts[first][n]) for n in (2, 1)),
+            tuple(judged(1.0, answer=texts[first][n]) for n in (0, 1)),
+        ),
+        Compared(
+            "2",
+            second,
+            (judged(1.0, answer=texts[second][0]),),
+            (judged(0.0, answer=texts[second][2]),),
+        ),
+    ]
     figures = comparison_metrics(lines, 320, EMBEDDED)
     rewards = [
         [[world.true_reward(each.prompt, x.answer) for x in side] for side in sides]

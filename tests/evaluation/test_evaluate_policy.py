@@ -187,8 +187,10 @@ def test_the_flags_reach_the_sampler(world):
 
 def test_the_report_is_written_whole(world):
     """The page has the conclusion, the picture, notes on the training, and every answer."""
-    log = [{"eval/logps/chosen": -9.0, "eval/logps/rejected": -9.0},
-           {"eval/logps/chosen": -8.0, "eval/logps/rejected": -11.0}]  # fmt: skip
+    log = [
+        {"eval/logps/chosen": -9.0, "eval/logps/rejected": -9.0},
+        {"eval/logps/chosen": -8.0, "eval/logps/rejected": -11.0},
+    ]
     torn = '{"eval/logps/ch'
     lines = "".join(json.dumps(line) + "\n" for line in log)
     (world / "policy" / "metrics.jsonl").write_text(f"3\n{lines}{torn}")

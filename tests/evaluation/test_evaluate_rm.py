@@ -54,9 +54,19 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
 
 
 def argv(folder: Path, out: str, *flags: object) -> list[object]:
-    return ["rm", "--model", folder / "rm", "--data", f"first={folder / 'a.jsonl'}",
-            f"second={folder / 'b.jsonl'}", "--micro_batch_tokens", 300, *flags,
-            "--out", folder / out]  # fmt: skip
+    return [
+        "rm",
+        "--model",
+        folder / "rm",
+        "--data",
+        f"first={folder / 'a.jsonl'}",
+        f"second={folder / 'b.jsonl'}",
+        "--micro_batch_tokens",
+        300,
+        *flags,
+        "--out",
+        folder / out,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +80,15 @@ def results(world) -> tuple[list[dict], dict, str]:
 def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
     scores = results[0]
     assert list(scores[0]) == [
-        "pair_id", "subset", "prompt", "response", "side", "score", "tokens", "cut"]  # fmt: skip
+        "pair_id",
+        "subset",
+        "prompt",
+        "response",
+        "side",
+        "score",
+        "tokens",
+        "cut",
+    ]
     prompts = len({line["prompt"] for line in scores})
     assert prompts <= 10 and f" 26 responses to {prompts} prompts, " in results[2]
     assert len(scores) == 26 and len({line["pair_id"] for line in scores}) == 13
@@ -120,9 +138,11 @@ def recomputed(lines: list[dict]) -> dict:
         "calibration_error": calibration / len(pairs),
         "longer_accuracy": statistics.fmean((d > 0) + (d == 0) / 2 for d in longer),
         "length_correlation": statistics.correlation(
-            ranks_of(scores), ranks_of([line["tokens"] for line in lines])),
-        "cut_count": 0, "cut_share": 0.0,
-    }  # fmt: skip
+            ranks_of(scores), ranks_of([line["tokens"] for line in lines])
+        ),
+        "cut_count": 0,
+        "cut_share": 0.0,
+    }
 
 
 def test_metrics_are_those_of_the_scores_in_plain_python(results):
@@ -259,8 +279,16 @@ def cut(world) -> tuple[list[dict], dict, str]:
 
 def test_answers_that_max_length_cut_are_marked_and_have_their_true_length(cut):
     found = [(line.get("cut"), line["tokens"]) for line in cut[0]]
-    assert found == [(False, 10), (True, 401), (False, 252), (False, 13),
-                     (True, 401), (True, 301), (False, 31), (False, 21)]  # fmt: skip
+    assert found == [
+        (False, 10),
+        (True, 401),
+        (False, 252),
+        (False, 13),
+        (True, 401),
+        (True, 301),
+        (False, 31),
+        (False, 21),
+    ]
 
 
 def test_accuracy_is_told_with_and_without_the_pairs_of_cut_answers(cut):
@@ -296,7 +324,12 @@ def test_an_older_evaluation_is_replaced_whole(world):
     (world / "again").rename(world / ".again.old")
     _, metrics, _ = evaluated(argv(world, "again", "--data", f"other={world / 'b.jsonl'}"))
     assert sorted(path.name for path in (world / "again").iterdir()) == [
-        "args.json", "cases.md", "metrics.json", "other.png", "scores.jsonl"]  # fmt: skip
+        "args.json",
+        "cases.md",
+        "metrics.json",
+        "other.png",
+        "scores.jsonl",
+    ]
     assert list(metrics["subsets"]) == ["other"]
 
 

@@ -22,8 +22,11 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
         "greedy": ["--temperature", 0],
     }.items():
         evaluated(policy_argv(folder, name, *flags))
-    for key, value in (("combine", [["safer", 1.0]]), ("reward_template", "chat"),
-                       ("reward_max_length", 99)):  # fmt: skip
+    for key, value in (
+        ("combine", [["safer", 1.0]]),
+        ("reward_template", "chat"),
+        ("reward_max_length", 99),
+    ):
         shutil.copytree(folder / "results", folder / key)
         settings = json.loads((folder / key / "args.json").read_text())
         (folder / key / "args.json").write_text(json.dumps(settings | {key: value}))

@@ -25,9 +25,16 @@ from nanoalign.model import Policy
 from nanoalign.records import Record
 
 EOS = {258}
-SMALL = {"vocab_size": 259, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16,
-         "pad_token_id": 256}  # fmt: skip
+SMALL = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 48,
+    "head_dim": 16,
+    "pad_token_id": 256,
+}
 ARCHITECTURES = {
     "llama": SMALL,
     "mistral": SMALL | {"sliding_window": 8},
@@ -204,8 +211,15 @@ def test_a_sampled_answer_ends_before_the_end_of_its_turn():
     """Of a model whose EOS is another token, so that it writes a newline between the two."""
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens([AddedToken("<end>", special=True)])
-    expected = {"Fine.<end>\n": "Fine.", "Fine.<end>": "Fine.", "Fine.\n": "Fine.\n",
-                "a\n<end>\n": "a\n", "a<end>b\n": "ab\n", "<end>": "", "": ""}  # fmt: skip
+    expected = {
+        "Fine.<end>\n": "Fine.",
+        "Fine.<end>": "Fine.",
+        "Fine.\n": "Fine.\n",
+        "a\n<end>\n": "a\n",
+        "a<end>b\n": "ab\n",
+        "<end>": "",
+        "": "",
+    }
     for text, answer in expected.items():
         assert decode_continuation(tokenizer(text)["input_ids"], tokenizer) == answer
 

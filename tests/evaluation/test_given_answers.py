@@ -37,8 +37,17 @@ def test_uneven_answers_of_two_files_need_no_flag(world):
             if k < count
         ]
         write_jsonl(world / f"{name}.jsonl", lines)
-    argv = ["policy", "--policy_answers", world / "a.jsonl", "--baseline_answers",
-            world / "b.jsonl", "--reward", world / "rm", "--out", world / "uneven"]  # fmt: skip
+    argv = [
+        "policy",
+        "--policy_answers",
+        world / "a.jsonl",
+        "--baseline_answers",
+        world / "b.jsonl",
+        "--reward",
+        world / "rm",
+        "--out",
+        world / "uneven",
+    ]
     lines, figures, printed = evaluated(argv)
     found = {side: list(map(len, by_prompt(lines, side))) for side in ("policy", "baseline")}
     assert found == {"policy": [2, 1], "baseline": [3, 2]}
@@ -99,8 +108,17 @@ def test_the_policys_answers_of_a_file_make_pairs(world):
 
 def test_without_data_the_prompts_are_those_of_the_answers(world):
     given = world / "answers.jsonl"
-    argv = ["policy", "--policy_answers", given, "--baseline_answers", given, "--reward",
-            world / "rm", "--out", world / "no data"]  # fmt: skip
+    argv = [
+        "policy",
+        "--policy_answers",
+        given,
+        "--baseline_answers",
+        given,
+        "--reward",
+        world / "rm",
+        "--out",
+        world / "no data",
+    ]
     lines, figures, _ = evaluated(argv)
     assert answers_of(lines, "policy") == ["a0", "a8", *(f"a{i}" for i in range(1, 8))]
     assert figures["win_rate"] == 0.5 and figures["prompts_left_out"] == 0

@@ -47,9 +47,17 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
 
 @pytest.fixture(scope="module")
 def results(world) -> tuple[list[dict], dict, str]:
-    argv = ["policy", "--policy_answers", world / "short answers.jsonl", "--baseline_answers",
-            world / "long answers.jsonl", "--reward", world / "short", "--out",
-            world / "cut"]  # fmt: skip
+    argv = [
+        "policy",
+        "--policy_answers",
+        world / "short answers.jsonl",
+        "--baseline_answers",
+        world / "long answers.jsonl",
+        "--reward",
+        world / "short",
+        "--out",
+        world / "cut",
+    ]
     return evaluated(argv)
 
 
@@ -58,9 +66,15 @@ def test_answers_that_max_length_cut_are_marked_and_have_their_true_length(resul
     lines, figures, _ = results
     found = [(line.get("side"), line.get("cut"), line.get("tokens")) for line in lines]
     assert found == [
-        ("policy", False, 4), ("baseline", True, 31), ("policy", False, 4), ("baseline", True, 31),
-        ("policy", False, 4), ("baseline", False, 4), ("policy", True, 31), ("baseline", False, 16),
-    ]  # fmt: skip
+        ("policy", False, 4),
+        ("baseline", True, 31),
+        ("policy", False, 4),
+        ("baseline", True, 31),
+        ("policy", False, 4),
+        ("baseline", False, 4),
+        ("policy", True, 31),
+        ("baseline", False, 16),
+    ]
     assert figures["policy_tokens_mean"] == (4 + 4 + 4 + 31) / 4
     assert figures["baseline_tokens_mean"] == (31 + 31 + 4 + 16) / 4
     assert (figures["policy_cut_share"], figures["baseline_cut_share"]) == (0.25, 0.5)

@@ -67,8 +67,13 @@ def test_all_answers_of_a_prompt_are_in_one_case(tmp_path):
     page = page_of([Compared("p:1", "q", policy, baseline)], tmp_path)
     assert page.count("<article") == 1 and page.count('<div class="answer ') == 5
     found = re.findall(r'<div class="answer (\w+)">.*?<div class="text">(\w+)<', page)
-    assert found == [("worse", "third"), ("tie", "fourth"), ("tie", "fifth"), ("worse", "first"),
-                     ("better", "second")]  # fmt: skip
+    assert found == [
+        ("worse", "third"),
+        ("tie", "fourth"),
+        ("tie", "fifth"),
+        ("worse", "first"),
+        ("better", "second"),
+    ]
     assert "p:1: win, the policy wins 67% of 6 comparisons; mean difference +0.667" in page
 
 
@@ -211,7 +216,7 @@ def test_the_diagnosis_reads_the_runs_metrics(compared, tmp_path):
         {"step": 1} | dict(zip(keys, (-12.0, -17.0, 0.4), strict=True)),
         {"step": 2, "eval/logps/chosen": -99.0},
         3,
-    ]  # fmt: skip
+    ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3, "eval/lo')
     text = " ".join(diagnosis(figures_of(compared), read_log(path)))

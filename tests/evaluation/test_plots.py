@@ -44,8 +44,14 @@ def faults(figure: Figure) -> list[str]:
                 if not min(limits) - 1e-9 <= tick.get_loc() <= max(limits) + 1e-9:
                     tick.set_visible(False)
     hidden = {t for axis in figure.axes if axis not in shown for t in axis.findobj(Text)}
-    hidden |= {t for a in shown for line in (a.xaxis, a.yaxis) for tick in line.get_major_ticks()
-               if not tick.get_visible() for t in tick.findobj(Text)}  # fmt: skip
+    hidden |= {
+        t
+        for a in shown
+        for line in (a.xaxis, a.yaxis)
+        for tick in line.get_major_ticks()
+        if not tick.get_visible()
+        for t in tick.findobj(Text)
+    }
     texts = [
         t for t in figure.findobj(Text) if t.get_visible() and t.get_text() and t not in hidden
     ]
@@ -90,10 +96,24 @@ def curve(scale: float = 1.0, metric_names=(), start: float = 0.0) -> list[dict]
     return lines
 
 
-POLICY = ("loss", "rewards/accuracies", "rewards/chosen", "rewards/rejected", "rewards/margins",
-          "logps/chosen", "logps/rejected")  # fmt: skip
-REWARD = ("loss", "accuracy", "rewards/chosen", "rewards/rejected", "rewards/margins",
-          "reward_mean", "reward_std")  # fmt: skip
+POLICY = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "logps/chosen",
+    "logps/rejected",
+)
+REWARD = (
+    "loss",
+    "accuracy",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "reward_mean",
+    "reward_std",
+)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +129,11 @@ def test_curves(drawn, lines):
 
 def test_log_probabilities_are_drawn_as_changes(drawn):
     """A gap of 1,000 nats between chosen and rejected responses would make lines of both flat."""
-    lines = [{"step": 0, "eval/logps/chosen": -100.0, "eval/logps/rejected": -1100.0},
-             {"step": 1, "logps/chosen": -103.0, "logps/rejected": -1110.0},
-             {"step": 1, "eval/logps/chosen": -101.0, "eval/logps/rejected": -1104.0}]  # fmt: skip
+    lines = [
+        {"step": 0, "eval/logps/chosen": -100.0, "eval/logps/rejected": -1100.0},
+        {"step": 1, "logps/chosen": -103.0, "logps/rejected": -1110.0},
+        {"step": 1, "eval/logps/chosen": -101.0, "eval/logps/rejected": -1104.0},
+    ]
     (axis,) = [a for a in drawn(lambda path: result.draw(lines, "", path)).axes if a.lines]
     drawn_points = [
         list(map(float, line.get_ydata())) for line in axis.lines if len(line.get_ydata())
@@ -141,12 +163,21 @@ def test_rewards(drawn, pairs, scale, cut):
 
 @pytest.mark.parametrize("policies", [1, 4, 12])
 def test_the_frontier(drawn, policies):
-    keys = ("policy_mean", "baseline_mean", "policy_true_mean", "baseline_true_mean",
-            "policy_tokens_mean", "baseline_tokens_mean")  # fmt: skip
+    keys = (
+        "policy_mean",
+        "baseline_mean",
+        "policy_true_mean",
+        "baseline_true_mean",
+        "policy_tokens_mean",
+        "baseline_tokens_mean",
+    )
     results = {}
     for n in range(policies):
-        rates = {f"{judge}win_rate{end}": 0.5 + shift for judge in ("", "true_")
-                 for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.1))}  # fmt: skip
+        rates = {
+            f"{judge}win_rate{end}": 0.5 + shift
+            for judge in ("", "true_")
+            for end, shift in (("", 0.0), ("_low", -0.1), ("_high", 0.1))
+        }
         values = {key: float(n + len(key)) for key in keys} | rates
         results[f"runs/policy_with_a_name_{n}_eval"] = values | {"kl_per_answer": 1.7**n}
     figure = drawn(plots.frontier_picture, results)

@@ -152,8 +152,21 @@ def test_a_judge_of_two_outputs_combines_them(evaluate_rm, models, records, tmp_
 
 def test_wrong_preferences_are_refused(data, models, llama_folder, tmp_path, subtests):
     rm = ["rm", "--model", models / "two", "--data", f"set={data}", "--out", tmp_path / "x"]
-    policy = ["policy", "--policy", llama_folder, "--baseline", llama_folder, "--data", data,
-              "--reward", models / "two", "--template", "raw", "--out", tmp_path / "x"]  # fmt: skip
+    policy = [
+        "policy",
+        "--policy",
+        llama_folder,
+        "--baseline",
+        llama_folder,
+        "--data",
+        data,
+        "--reward",
+        models / "two",
+        "--template",
+        "raw",
+        "--out",
+        tmp_path / "x",
+    ]
     cases = {
         "no such name": ([*rm, "--combine", "nice=1"], "no preference 'nice'; it has better, "),
         "a name twice": ([*rm, "--combine", "better=1", "better=2"], "has a preference twice"),
@@ -162,7 +175,7 @@ def test_wrong_preferences_are_refused(data, models, llama_folder, tmp_path, sub
         "not finite": ([*rm, "--combine", "better=nan"], "expected NAME=NUMBER, got 'better=nan'"),
         "no weights": (policy, "has the preferences better, safer; give the factor of each"),
         "no such weight": ([*policy, "--combine", "nice=1"], "no preference 'nice'; it has better"),
-    }  # fmt: skip
+    }
     for name, (argv, message) in cases.items():
         with subtests.test(name):
             outcome = run_ranks(1, script, list(map(str, argv)))

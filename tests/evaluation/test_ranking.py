@@ -12,8 +12,14 @@ from nanoalign.runs.result import wilson_interval
 
 def line(record: int, prompt: int, side: str, score: float, tokens: int = 3, **more) -> Scored:
     settings = {"subset": "s", "response": "r", "cut": False} | more
-    return Scored(pair_id=f"s:{record}", prompt=f"prompt {prompt}", side=side, score=score,
-                  tokens=tokens, **settings)  # fmt: skip
+    return Scored(
+        pair_id=f"s:{record}",
+        prompt=f"prompt {prompt}",
+        side=side,
+        score=score,
+        tokens=tokens,
+        **settings,
+    )
 
 
 def pairs(hits: list[bool], copies: int = 1) -> list[Scored]:

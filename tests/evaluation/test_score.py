@@ -41,10 +41,20 @@ def test_rewards_are_those_of_each_text_alone(model, tmp_path, sources):
     """The oracle is the model as transformers loads it, on one text at a time; on 1 and 2 ranks."""
     lines = scored(model, tmp_path / "out.jsonl", "--data", *sources)
     texts = [(line["prompt"], line["completion"]) for line in lines]
-    assert texts == [("Say it.", "It is nine."), ("Say it.", "No."), ("Say it.", "Maybe."),
-                     ("Count.", "One."), ("Count.", "One, two.")]  # fmt: skip
+    assert texts == [
+        ("Say it.", "It is nine."),
+        ("Say it.", "No."),
+        ("Say it.", "Maybe."),
+        ("Count.", "One."),
+        ("Count.", "One, two."),
+    ]
     assert [line.get("labels") for line in lines] == [
-        ["chosen"], ["rejected"], None, ["chosen"], ["rejected"]]  # fmt: skip
+        ["chosen"],
+        ["rejected"],
+        None,
+        ["chosen"],
+        ["rejected"],
+    ]
     plain = AutoModelForSequenceClassification.from_pretrained(model).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     for line in lines:
@@ -59,12 +69,21 @@ def test_rewards_are_those_of_each_text_alone(model, tmp_path, sources):
 
 def test_what_is_kept_and_paired_are_records_to_train_on(model, tmp_path, sources):
     everything = scored(model, tmp_path / "all.jsonl", "--data", *sources)
-    best = scored(model, tmp_path / "best.jsonl", "--data", *sources, "--keep", "best",
-                  "--pairs_out", str(tmp_path / "made.jsonl"))  # fmt: skip
+    best = scored(
+        model,
+        tmp_path / "best.jsonl",
+        "--data",
+        *sources,
+        "--keep",
+        "best",
+        "--pairs_out",
+        str(tmp_path / "made.jsonl"),
+    )
     pairs = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
     for prompt, one, pair in zip(("Say it.", "Count."), best, pairs, strict=True):
-        own = sorted((line["reward"], line["completion"]) for line in everything
-                     if line["prompt"] == prompt)  # fmt: skip
+        own = sorted(
+            (line["reward"], line["completion"]) for line in everything if line["prompt"] == prompt
+        )
         assert (one["reward"], one["completion"]) == own[-1]
         assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (prompt, own[-1][1], own[0][1])
         assert pair["margin"] == pytest.approx(own[-1][0] - own[0][0])

@@ -168,13 +168,16 @@ def test_lengths_are_those_of_the_dialogue_without_the_cut(tokenizer):
     given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
     encoded = encode_for(*given, ("raw", 50))
     assert lengths_of(*given, "raw", encoded) == [
-        [(27, False), (28, True), (62, True)], [(3, False)]]  # fmt: skip
+        [(27, False), (28, True), (62, True)],
+        [(3, False)],
+    ]
 
 
 def test_both_commands_score_plain_prompts_as_dialogues(tmp_path, llama_folder, tokenizer):
     """The rewards of the same pairs, as text and written out by hand."""
-    model = write_reward_model(tmp_path / "rm", llama_folder, tokenizer,
-        RULE | {"prompts": ["dialogue"]})  # fmt: skip
+    model = write_reward_model(
+        tmp_path / "rm", llama_folder, tokenizer, RULE | {"prompts": ["dialogue"]}
+    )
     plain = [{"prompt": f"ask {n}", "chosen": f"{n} yes", "rejected": f"no {n}"} for n in range(3)]
     sides = ("chosen", "rejected")
     by_hand = [

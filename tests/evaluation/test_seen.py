@@ -30,17 +30,33 @@ def runs(tmp_path_factory, llama_folder) -> Path:
         patch.chdir(folder)
         for main, out in ((train_rm, "rm"), (train_dpo, "dpo")):
             patch.setattr(result, "finish", lambda *args: None)
-            main.main(["--model", str(llama_folder), "--data", "pairs.jsonl", "--template", "raw",
-                       "--eval_share", "0.3", "--steps", "1", "--batch_size", "2",
-                       "--out", out])  # fmt: skip
+            main.main(
+                [
+                    "--model",
+                    str(llama_folder),
+                    "--data",
+                    "pairs.jsonl",
+                    "--template",
+                    "raw",
+                    "--eval_share",
+                    "0.3",
+                    "--steps",
+                    "1",
+                    "--batch_size",
+                    "2",
+                    "--out",
+                    out,
+                ]
+            )
     return folder
 
 
 def test_a_reward_model_is_scored_on_what_it_held_out(runs):
     """3 of 10 pairs; the others were trained on, also where their responses are swapped."""
     lines = [json.loads(line) for line in (runs / "pairs.jsonl").read_text().splitlines()]
-    swapped = [{"prompt": x["prompt"], "chosen": x["rejected"], "rejected": x["chosen"]}
-               for x in lines]  # fmt: skip
+    swapped = [
+        {"prompt": x["prompt"], "chosen": x["rejected"], "rejected": x["chosen"]} for x in lines
+    ]
     write_jsonl(runs / "swapped.jsonl", swapped)
     write_jsonl(runs / "new.jsonl", [line | {"rejected": "new"} for line in lines])
     argv = [
@@ -53,7 +69,7 @@ def test_a_reward_model_is_scored_on_what_it_held_out(runs):
         f"held_out:{runs / 'rm'}",
         *(runs / f"{x}.jsonl" for x in ("pairs", "swapped", "new")),
     ]
-    scores, figures, printed = evaluated(argv, ranks=2)  # fmt: skip
+    scores, figures, printed = evaluated(argv, ranks=2)
     names = [line["pair_id"] for line in scores if line["subset"] == "held_out:rm"]
     assert len(names) == 2 * 3
     assert {name.rpartition(":")[0] for name in names} == {"held_out:rm:pairs"}
@@ -71,9 +87,22 @@ def test_a_reward_model_is_scored_on_what_it_held_out(runs):
 
 def policy(runs: Path, *flags: object) -> tuple[dict, str]:
     """(metrics.json, what was printed) of a comparison of answers of two tokens."""
-    argv = ["policy", "--policy", runs / "dpo", "--baseline_answers", runs / "answers.jsonl",
-            "--reward", runs / "rm", "--out", runs / "dpo_eval", "--template", "raw",
-            "--max_new_tokens", 2, *flags]  # fmt: skip
+    argv = [
+        "policy",
+        "--policy",
+        runs / "dpo",
+        "--baseline_answers",
+        runs / "answers.jsonl",
+        "--reward",
+        runs / "rm",
+        "--out",
+        runs / "dpo_eval",
+        "--template",
+        "raw",
+        "--max_new_tokens",
+        2,
+        *flags,
+    ]
     return evaluated(argv)[1:]
 
 
