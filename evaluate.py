@@ -23,7 +23,7 @@ from pathlib import Path
 
 from nanoalign import loop
 from nanoalign.data.formats import formats
-from nanoalign.data.sources import check_sources, named, open_source
+from nanoalign.data.sources import check_sources, open_source
 from nanoalign.data.split import EQUAL_SCORES
 from nanoalign.distributed import World, compute_dtype, print0, run
 from nanoalign.errors import RunError
@@ -44,7 +44,7 @@ from nanoalign.evaluation.ask import print_answers, read_lines
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.evaluation.ranking import TrueRule
-from nanoalign.files.text import visible
+from nanoalign.files.text import named, visible
 from nanoalign.flags import Parser
 from nanoalign.packing import packed
 from nanoalign.ranks import groups, report

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 import re
 import sys
 import zlib
@@ -170,12 +169,6 @@ def without_null(value: object) -> object:
     if isinstance(value, dict):
         return {key: without_null(each) for key, each in value.items() if each is not None}
     return value
-
-
-def readable(path: str | os.PathLike[str], base: str = "") -> str:
-    """A path, relative to `base` if that is given, as text in UTF-8, which its bytes may not be."""
-    name = os.path.relpath(path, base) if base else os.fspath(path)
-    return name.encode(errors="replace").decode()
 
 
 def files_of(place: str) -> list[Path]:

@@ -9,10 +9,11 @@ import numpy as np
 from nanoalign.data.cache import cache_folder
 from nanoalign.data.encoding import DataSettings, EncodedInMemory, Encoding
 from nanoalign.data.held_out import training_mask
-from nanoalign.data.sources import HELD_OUT, TEST_OF, check_sources, named
+from nanoalign.data.sources import HELD_OUT, TEST_OF, check_sources
 from nanoalign.data.split import Data, Encoded, describe, hold_out
 from nanoalign.data.store import open_store
 from nanoalign.distributed import World
+from nanoalign.files.text import named
 from nanoalign.flags import number
 from nanoalign.ranks.collectives import gather
 

@@ -31,10 +31,11 @@ from nanoalign import records, tiny
 from nanoalign.data.formats import decode_renamed, formats, names_of, single
 from nanoalign.data.held_out import held_out_by
 from nanoalign.data.hub import fetch_file, load_saved, load_split
-from nanoalign.data.readers import SUFFIXES, files_of, readable, records_of, without_null
+from nanoalign.data.readers import SUFFIXES, files_of, records_of, without_null
 from nanoalign.data.split import hashes
 from nanoalign.errors import RunError
 from nanoalign.files.run_folder import ARGS, RECORDS
+from nanoalign.files.text import readable
 from nanoalign.records import Located, Record
 from nanoalign.tiny import world
 
@@ -139,11 +140,6 @@ def read_records(
     for record in records.read(sources, known, opened):
         if last:
             yield record
-
-
-def named(sources: Sequence[str]) -> str:
-    """Sources as a line names them: a file's name may have escape sequences of terminals."""
-    return " ".join(each if each.isprintable() else repr(each) for each in sources)
 
 
 # --- the sources of the grammar -------------------------------------------------------------------

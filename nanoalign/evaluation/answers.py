@@ -9,7 +9,6 @@ import numpy as np
 
 from nanoalign.batch import Row
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
-from nanoalign.data.sources import named
 from nanoalign.data.templates import encode_records, resolve_template
 from nanoalign.distributed import World, compute_dtype, print0
 from nanoalign.errors import RunError
@@ -21,6 +20,7 @@ from nanoalign.evaluation.generation import (
     generate,
 )
 from nanoalign.evaluation.scoring import score_rows
+from nanoalign.files.text import named
 from nanoalign.loop import Batcher
 from nanoalign.model import Policy
 from nanoalign.packing.self_check import check_layout

@@ -1,7 +1,9 @@
 """Text of data, models and errors as a terminal, a log or a page may show it."""
 
 import logging
+import os
 import unicodedata
+from collections.abc import Sequence
 from functools import cache
 
 LENGTH = 3000  # characters of an error: more of a message would hide what precedes it
@@ -31,6 +33,17 @@ def printable(record: logging.LogRecord) -> bool:
     """A filter that keeps each record of a log, with its controls as escapes."""
     record.msg, record.args = visible(record.getMessage()), ()
     return True
+
+
+def named(sources: Sequence[str]) -> str:
+    """Sources as a line names them: a file's name may have escape sequences of terminals."""
+    return " ".join(each if each.isprintable() else repr(each) for each in sources)
+
+
+def readable(path: str | os.PathLike[str], base: str = "") -> str:
+    """A path, relative to `base` if that is given, as text in UTF-8, which its bytes may not be."""
+    name = os.path.relpath(path, base) if base else os.fspath(path)
+    return name.encode(errors="replace").decode()
 
 
 @cache

@@ -1,4 +1,7 @@
-"""Objects and errors of all ranks."""
+"""Objects and errors of all ranks, by torch's process group.
+
+Every rank calls these functions in the same order; in a run of one process they do without a group.
+"""
 
 from collections.abc import Callable
 from typing import TypeVar

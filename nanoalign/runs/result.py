@@ -15,10 +15,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from nanoalign.batch import Row
-from nanoalign.data.sources import TEST_OF, named
+from nanoalign.data.sources import TEST_OF
 from nanoalign.distributed import World, print0
 from nanoalign.files.run_folder import ARGS, METRICS, launcher
-from nanoalign.files.text import visible
+from nanoalign.files.text import named, visible
 from nanoalign.loop import Batcher, Objective, evaluate
 from nanoalign.runs import best
 from nanoalign.runs.best import up_to_best

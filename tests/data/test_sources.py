@@ -12,6 +12,7 @@ from nanoalign.data import sources
 from nanoalign.data.formats import formats as known_formats
 from nanoalign.data.sources import check_sources, open_source, parse_source
 from nanoalign.errors import RunError
+from nanoalign.files.text import named
 from nanoalign.tiny import world
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -194,7 +195,7 @@ def test_names_that_are_no_text_become_text(tmp_path):
     assert record.name == "d?:1" and record.subset == "d?"
     both = records.read([f"all={tmp_path}"], known_formats(), open_source)
     assert sorted(record.name for record in both) == ["all/d?.jsonl:1", "all/e.jsonl:1"]
-    assert sources.named(["a.jsonl", "d\udcff.jsonl"]) == r"a.jsonl 'd\udcff.jsonl'"
+    assert named(["a.jsonl", "d\udcff.jsonl"]) == r"a.jsonl 'd\udcff.jsonl'"
 
 
 def test_names_keep_sources_apart(tmp_path):
