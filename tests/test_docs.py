@@ -1,11 +1,18 @@
 """python -m pytest tests/test_docs.py
 
-What README.md and docs/ name exists. tests/docs.py runs their commands.
+What README.md and docs/ name exists, and their code is that of the scripts, or runs. tests/docs.py
+runs their commands.
 """
 
 import contextlib
+import inspect
 import io
+import json
+import os
 import re
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -16,27 +23,33 @@ import train_rm
 from docs import PAGES, ROOT, first_missing
 from nanoalign.lab import __main__ as lab
 from nanoalign.lab import plant, sample
-from nanoalign.runs import trackers as tracking
+from nanoalign.runs import trackers
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
-# Flags of other programs: torchrun, pip, pytest, srun, sbatch.
-OTHERS = {"nnodes", "node_rank", "nproc_per_node", "master_addr", "master_port", "rdzv_backend",
-          "rdzv_id", "rdzv_endpoint", "kill", "job", "nodes", "ntasks", "gpus", "cpus", "time",
-          "requeue", "open", "signal", "signals", "shutdown", "include_path", "model_args",
-          "tasks", "times", "seed"}  # fmt: skip
-COMMANDS = ((train_rm, []), (train_dpo, []), (sample, []), (plant, []),
-            (evaluate, ["rm"]), (evaluate, ["policy"]), (evaluate, ["score"]),
-            (evaluate, ["frontier"]), (tracking, []), (lab, ["walk"]),
-            (lab, ["golden"]), (lab, ["check"]), (lab, ["pipeline"]))  # fmt: skip
+# Flags of other programs: torchrun, srun, sbatch, lm_eval; and of tests/storm.py.
+OTHERS = set(
+    re.findall(
+        r"\w+",
+        """nnodes node_rank nproc_per_node master_addr master_port rdzv_backend rdzv_id
+    rdzv_endpoint kill job nodes ntasks gpus cpus time requeue open signal signals shutdown
+    include_path model_args tasks times seed""",
+    )
+)
+HELP = [
+    *((script, ["--help", "all"]) for script in (train_rm, train_dpo)),
+    *((module, ["--help"]) for module in (sample, plant, trackers)),
+    *((evaluate, [word, "--help"]) for word in ("rm", "policy", "score", "frontier", "ask")),
+    *((lab, [word, "--help"]) for word in ("walk", "golden", "check", "pipeline")),
+]
 
 
 @pytest.fixture(scope="module")
 def flags():
     """The flags of all commands of the project."""
     text = io.StringIO()
-    for module, words in COMMANDS:
+    for module, argv in HELP:
         with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
-            module.main([*words, "--help"])
+            module.main(argv)
     found = set(re.findall(r"--(\w+)", text.getvalue()))
     for benchmark in ROOT.glob("benchmarks/*.py"):
         found |= set(re.findall(r'"--(\w+)"', benchmark.read_text()))
@@ -69,20 +82,52 @@ def test_the_python_files_that_a_page_names_exist(page):
     assert missing <= {"train_sft.py"}  # which docs/design.md writes
 
 
-def test_readme_keeps_its_caps_and_names_every_page_and_subpackage():
+def test_readme_is_short_and_names_every_page_and_subpackage():
     text = (ROOT / "README.md").read_text()
     lines = text.splitlines()
-    assert len(lines) <= 160
+    assert len(lines) <= 110
     assert [line for line in lines if len(line) > 120] == []
     assert not [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text]
     subpackages = [path.parent.name for path in ROOT.glob("nanoalign/*/__init__.py")]
-    assert not [name for name in subpackages if f"(nanoalign/{name}/__init__.py)" not in text]
+    assert not [name for name in subpackages if f"(nanoalign/{name})" not in text]
 
 
 def test_readme_names_every_file_of_the_core():
     text = (ROOT / "README.md").read_text()
     core = {path.name for path in ROOT.glob("nanoalign/*.py")} - {"__init__.py", "errors.py"}
     assert not [name for name in core if f"(nanoalign/{name})" not in text]
+
+
+def test_readme_shows_the_algorithm_as_train_dpo_has_it():
+    """A block of README.md is the body of loss_of_batch, but for the metrics behind it."""
+    (shown,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    body = textwrap.indent(shown, "    ")
+    assert "dpo_loss(" in body
+    source = inspect.getsource(train_dpo.loss_of_batch)
+    signature, docstring, rest = source.split('"""')
+    assert rest.startswith(f"\n{body}    return losses, {{")
+
+
+def test_the_script_of_the_design_page_trains(tmp_path):
+    """docs/design.md writes a script of at most 55 lines, which trains as it is printed."""
+    text = (ROOT / "docs" / "design.md").read_text()
+    (script,) = re.findall(
+        r"cat > train_sft.py <<'END'\n(.*?)^END$", text, re.DOTALL | re.MULTILINE
+    )
+    assert len(script.splitlines()) <= 55
+    (tmp_path / "train_sft.py").write_text(script)
+    flags = ["--data", "tiny:test", "--steps", "3", "--batch_size", "8", "--save_every", "2"]
+    argv = [sys.executable, "train_sft.py", *flags]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "runs" / "sft"
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in metrics if "loss" in line] == [1, 2, 3]
+    held_out = [line["eval/loss"] for line in metrics if "eval/loss" in line]
+    assert held_out[-1] < held_out[0]
+    files = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "curves.png", "checkpoints"} <= files
 
 
 def test_blocks_of_other_languages_are_no_commands():
