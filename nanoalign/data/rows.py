@@ -19,6 +19,10 @@ from nanoalign.ranks.collectives import gather
 
 PREFERENCES = ("better", "safer")
 TEMPLATES = ("auto", "chat", "raw", "pku")
+TEMPLATE_HELP = (
+    "how a prompt becomes text: chat, by the tokenizer's chat template; raw, as it is; pku, as "
+    "PKU-SafeRLHF writes it; auto picks one of them (docs/data.md)"
+)
 LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to encode
 
 
@@ -30,15 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         choices=PREFERENCES,
         nargs="+" if several else None,
         default=["better"] if several else "better",
-        help="which label of PKU-SafeRLHF orders a pair" + ", or both" * several,
+        help="the label of PKU-SafeRLHF that says which response is chosen"
+        + ("; with both, the model learns both" if several else ""),
     )
-    add("--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md")
+    add("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
     add_keys_argument(add)
     add(
         "--audit",
         type=number(int, 1),
         metavar="N",
-        help="print N training examples token by token, and a table of all, and do not train; "
+        help="show N training examples token by token and a table of all data, then stop; "
         "default: train",
     )
     parser.derived.append(eval_data_of)
@@ -51,7 +56,8 @@ def add_keys_argument(add) -> None:
         nargs="+",
         default=[],
         metavar="OURS=THEIRS",
-        help="other names of keys: prompt=question chosen=good rejected=bad",
+        help="the names that the records have for our keys, where they differ: prompt=question "
+        "chosen=good rejected=bad",
     )
 
 

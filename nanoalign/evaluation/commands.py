@@ -4,7 +4,7 @@ import argparse
 from argparse import Namespace
 from math import isfinite
 
-from nanoalign.data.rows import PREFERENCES, TEMPLATES, add_keys_argument
+from nanoalign.data.rows import PREFERENCES, TEMPLATE_HELP, TEMPLATES, add_keys_argument
 from nanoalign.data.sources import SOURCES
 from nanoalign.flags import PRECISIONS, add_forward_arguments, number, positive
 from nanoalign.packing import packed
@@ -202,9 +202,7 @@ def add_rule_arguments(group: argparse._ActionsContainer) -> None:
 
 def add_prompt_arguments(group: argparse._ActionsContainer) -> None:
     """How a policy reads prompts."""
-    group.add_argument(
-        "--template", choices=TEMPLATES, default="auto", help="text of a prompt: docs/data.md"
-    )
+    group.add_argument("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
     group.add_argument(
         "--max_length",
         type=number(int, 2),
