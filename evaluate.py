@@ -208,9 +208,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
         f"judged by {args.reward}"
     )
-    log = diagnosis.read_log(local_folder(args.policy) / "metrics.jsonl") if args.policy else []
     with results.results_folder(args.out, vars(args)) as out:
-        results.write_comparison(out, title, compared, figures, best_of_n, log)
+        results.write_comparison(out, title, compared, figures, best_of_n)
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
 

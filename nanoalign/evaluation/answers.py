@@ -12,13 +12,7 @@ from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.data.templates import encode_records, resolve_template
 from nanoalign.distributed import World, compute_dtype, print0
 from nanoalign.errors import RunError
-from nanoalign.evaluation.generation import (
-    Answer,
-    Sampling,
-    decode_continuation,
-    eos_ids,
-    generate,
-)
+from nanoalign.evaluation.generation import Answer, Sampling, decode_continuation, eos_ids, generate
 from nanoalign.evaluation.scoring import score_rows
 from nanoalign.files.text import named
 from nanoalign.loop import Batcher

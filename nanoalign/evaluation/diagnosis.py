@@ -1,9 +1,5 @@
 """What the figures of a comparison mean: the result in a sentence, and what to try."""
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
-
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.render import cell
 from nanoalign.evaluation.seen import note_on_prompts
@@ -103,24 +99,8 @@ def figure_rows(figures: Figures) -> list[list[str]]:
     ]
 
 
-def read_log(path: Path) -> list[dict]:
-    """The readable lines of a metrics.jsonl; none if there is no such file."""
-    lines = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            metrics = json.loads(line)
-        except ValueError:  # incomplete: the run was killed
-            continue
-        if isinstance(metrics, dict):
-            lines.append(metrics)
-    return lines
-
-
-def diagnosis(figures: Figures, log: Sequence[dict]) -> list[str]:
-    """Why the policy may not be better, and what to try: a note per group of figures.
-
-    log: the lines of metrics.jsonl of the policy's training; empty if it is not at hand.
-    """
+def diagnosis(figures: Figures) -> list[str]:
+    """Why the policy may not be better, and what to try: a note per group of figures."""
     notes = [
         note_on_cut_answers(figures),
         note_on_missing_prompts(figures),
@@ -128,8 +108,6 @@ def diagnosis(figures: Figures, log: Sequence[dict]) -> list[str]:
         note_on_stopped_answers(figures),
         note_on_kl(figures),
         note_on_prompts(figures),
-        note_on_logps(log),
-        note_on_margins(log),
     ]
     return [note for note in notes if note]
 
@@ -201,30 +179,4 @@ def note_on_kl(figures: Figures) -> str | None:
         f"{figures['kl_per_token']:.3f} a token. Near 0 the policy has hardly changed: raise --lr "
         "or --epochs, or lower --beta. At tens of nats an answer it has changed too much: do the "
         "opposite."
-    )
-
-
-def note_on_logps(log: Sequence[dict]) -> str | None:
-    keys = ("eval/logps/chosen", "eval/logps/rejected")
-    evaluations = [line for line in log if all(key in line for key in keys)]
-    if not evaluations:
-        return None
-    chosen, rejected = (evaluations[-1][key] - evaluations[0][key] for key in keys)
-    return (
-        "In training the held-out chosen answers' log-probability moved by "
-        f"{chosen:+.2f} nats, the rejected ones' by {rejected:+.2f}. That chosen falls too is "
-        "usual in DPO, which rewards the difference alone; where it falls as fast as rejected, "
-        "lower --lr or raise --beta."
-    )
-
-
-def note_on_margins(log: Sequence[dict]) -> str | None:
-    held_out = [line["eval/rewards/margins"] for line in log if "eval/rewards/margins" in line]
-    training = [line["rewards/margins"] for line in log if "rewards/margins" in line][-10:]
-    if not (held_out and training):
-        return None
-    return (
-        f"The margin is {held_out[-1]:.3f} on held-out pairs, and "
-        f"{sum(training) / len(training):.3f} on the last {len(training)} training steps. If they "
-        "are far apart, the policy memorises its pairs: train fewer epochs, or on more pairs."
     )

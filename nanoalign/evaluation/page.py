@@ -20,11 +20,7 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def comparison_page(
-    title: str,
-    compared: Sequence[Compared],
-    figures: Figures,
-    notes: Sequence[str],
-    picture: Path,
+    title: str, compared: Sequence[Compared], figures: Figures, notes: Sequence[str], picture: Path
 ) -> str:
     """The page as text. notes: what the figures mean and what to try, a paragraph each."""
     kinds = {"all": "all", "win": "wins", "loss": "losses", "tie": "ties"}

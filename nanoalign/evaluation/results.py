@@ -283,17 +283,13 @@ def write_comparison(
     compared: Sequence[Compared],
     figures: Figures,
     best_of_n: Sequence[dict[str, float]],
-    log: list[dict],
 ) -> None:
-    """Writes the files of `evaluate.py policy`.
-
-    best_of_n: lines of comparison.best_of_n; log: the lines of the policy's metrics.jsonl.
-    """
+    """Writes the files of `evaluate.py policy`. best_of_n: the lines of comparison.best_of_n."""
     write_records(folder / "answers.jsonl", answer_lines(compared))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     picture = folder / "answers.png"
     plots.policy_picture(picture, compared, figures)
-    page = comparison_page(title, compared, figures, diagnosis(figures, log), picture)
+    page = comparison_page(title, compared, figures, diagnosis(figures), picture)
     (folder / "report.html").write_text(page, encoding="utf-8")
     if len(best_of_n) > 1:
         write_records(folder / "best_of_n.jsonl", best_of_n)

@@ -18,13 +18,7 @@ from nanoalign.data.formats import conditioned
 from nanoalign.data.prompts import prompt_key
 from nanoalign.data.templates import encode_records, render, resolve_template
 from nanoalign.distributed import World, progress_bar, sum_over_ranks
-from nanoalign.encode import (
-    CUT_PROMPT,
-    CUT_RESPONSE,
-    tokenize_continuations,
-    truncate,
-    without_end,
-)
+from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, tokenize_continuations, truncate, without_end
 from nanoalign.errors import RunError
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
