@@ -37,6 +37,7 @@ from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import report
 from nanoalign.runs import folder as run_folder
 from nanoalign.runs import guards, log, result, trackers
+from nanoalign.runs.speed import Meter
 from nanoalign.weights import lora
 from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder
 from nanoalign.weights.slices import read_slices
@@ -113,7 +114,9 @@ def main(argv: list[str] | None = None) -> None:
     if guard.start == 0 and len({*folders.values()}) == 1 and reference is not None:
         check_start(objective, data.rows[: args.batch_size], batcher, reference)
     held_out = {"eval": data.held_out}
-    with log.open_run(args, world, data, folders["--model"], guard.start) as write_metrics:
+    meter = Meter(policy, args, world)
+    run_log = log.open_run(args, world, data, folders["--model"], guard.start, meter)
+    with guard.signals, run_log as write_metrics:
         settings, hooks = loop.Settings.of(args), (write_metrics, guard.save, guard.start)
         loop.train(policy, optimizer, objective, data.rows, held_out, batcher, settings, *hooks)
     if guard.stopped:

@@ -36,6 +36,7 @@ from nanoalign.rewards.prompt_kinds import kinds_of
 from nanoalign.rewards.rule import set_rule
 from nanoalign.runs import folder as run_folder
 from nanoalign.runs import guards, log, result, trackers
+from nanoalign.runs.speed import Meter
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.heads import announce
 from nanoalign.weights.slices import read_slices
@@ -118,7 +119,9 @@ def main(argv: list[str] | None = None) -> None:
     check_layout(reward_model, data.rows, batcher, name)
     again = data.rows[-len(data.held_out) or len(data.rows) :]  # as many of the training rows
     held_out = {"eval": data.held_out, "train_eval": again}
-    with log.open_run(args, world, data, folder, guard.start) as write_metrics:
+    meter = Meter(reward_model, args, world)
+    run_log = log.open_run(args, world, data, folder, guard.start, meter)
+    with guard.signals, run_log as write_metrics:
         settings, hooks = loop.Settings.of(args), (write_metrics, guard.save, guard.start)
         loop.train(
             reward_model, optimizer, objective, data.rows, held_out, batcher, settings, *hooks

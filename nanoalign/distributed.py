@@ -97,9 +97,13 @@ LINE_SECONDS = 10.0  # between two lines of a progress bar, where standard error
 class Lines:
     """Standard error without a terminal: each state of a bar is a line, without \\r before it."""
 
+    shown = ""  # the count of the last line, which tqdm writes again when a bar is closed
+
     def write(self, text: str) -> None:
-        if text := text.strip():
-            print(text, file=sys.stderr, flush=True)
+        count, _, _ = text.strip().partition(" [")
+        if count not in ("", self.shown):
+            self.shown = count
+            print(text.strip(), file=sys.stderr, flush=True)
 
 
 def progress_bar(total: int | None, unit: str, shown: bool = True, **options: object) -> tqdm:

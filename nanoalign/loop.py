@@ -1,6 +1,7 @@
 """The training loop. One optimizer step is a pure function of its number: see step_indices."""
 
 import math
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -152,6 +153,7 @@ def train(
     world, step_rows = batcher.world, settings.step_rows(start, rows)
     micro_batches = batcher.step(step_rows)
     for step in range(start, total):
+        began, tokens = time.perf_counter(), sum(map(len, step_rows))
         # the learning rate of this step
         lr = get_lr(step, total, settings.lr, settings.warmup, settings.schedule)
         for group in optimizer.param_groups:
@@ -180,7 +182,8 @@ def train(
         objective.after_step(done, metrics)
 
         # log, evaluate, save
-        log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch})
+        line = metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch}
+        log(done, line | (speed(tokens, began) if step > start else {}))  # the first compiles
         if done == total or done % epoch == 0 or done % every == 0:
             check_parameters(model, done)
             evaluation = evaluate(objective, held_out, batcher)
@@ -188,6 +191,12 @@ def train(
             metrics |= evaluation
         if save(done, done == total, metrics):
             return
+
+
+def speed(tokens: int, began: float) -> dict[str, float]:
+    """The metrics of a step's speed. tokens: of all ranks. began: its time by perf_counter."""
+    seconds = time.perf_counter() - began  # the host's: every step waits for the GPU once
+    return {"tokens_per_second": tokens / seconds, "ms_per_step": 1000 * seconds}
 
 
 @torch.no_grad()

@@ -257,8 +257,8 @@ def flags(chance: random.Random, folder: Path, world: World) -> str | None:
         ["--model", "\x1b[31m"], ["--eval_share", "1"], ["--eval_share", "0.999999"],
         ["--keep", "0"], ["--stop_after", "-1"],
         ["--warmup", "1e300"], ["--max_grad_norm", "0"], ["--weight_decay", "1e300"],
-        ["--label_smoothing", "1"], ["--cache", "/dev/null"], ["--args", "/dev/null"],
-        ["--args", str(world.pairs)], ["--shard_size", "7"], ["--save_every", "9" * 30],
+        ["--label_smoothing", "1"], ["--cache", "/dev/null"],
+        ["--shard_size", "7"], ["--save_every", "9" * 30],
     ])  # fmt: skip
     outcome = run_ranks(1, script, "train_dpo.py", [*argv, *more], timeout=SECONDS)
     problem = bad_ending(outcome, (0, 1, 2))

@@ -13,7 +13,6 @@ is printed with its number, which --only repeats.
 
 import argparse
 import functools
-import json
 import random
 import re
 import shutil
@@ -40,6 +39,7 @@ from storm_runs import (
     signal_after,
     train,
 )
+from trainings import metrics_of
 
 Mishap = Callable[[random.Random, Path, World], str | None]  # what went wrong, if anything did
 
@@ -173,10 +173,8 @@ def bit_flips(kind: str, chance: random.Random, folder: Path, world: World) -> s
 
 
 def same_metrics(out: Path, world: World) -> str | None:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    whole = [json.loads(line) for line in world.whole[1][0].decode().splitlines()]
-    close = [abs(a["loss"] - b["loss"]) < 1e-5 for a, b in zip(lines, whole, strict=True)
-             if "loss" in a]  # fmt: skip
+    pairs = zip(metrics_of(out), world.whole[1][0], strict=True)
+    close = [abs(a["loss"] - b["loss"]) < 1e-5 for a, b in pairs if "loss" in a]
     return None if all(close) else "other metrics"
 
 

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from conftest import byte_tokenizer, tiny_llama, write_pairs  # noqa: E402
 from processes import Outcome, run_ranks  # noqa: E402
+from trainings import metrics_of  # noqa: E402
 
 import evaluate  # noqa: E402
 import train_dpo  # noqa: E402
@@ -35,7 +36,7 @@ def script(name: str, argv: list[str], *before: tuple) -> None:
     sys.argv = [name, *argv]
     module = SCRIPTS[name]
     if name != "evaluate.py":
-        module.finish = lambda *args: None
+        module.result.finish = lambda *args: None
     for function, *arguments in before:
         function(*arguments)
     run(module.main, report)
@@ -127,8 +128,8 @@ class World:
                  *flags]  # fmt: skip
         return [str(word) for word in words]
 
-    def files(self, out: Path) -> tuple[bytes, bytes]:
-        return (out / "metrics.jsonl").read_bytes(), (out / "model.safetensors").read_bytes()
+    def files(self, out: Path) -> tuple[list[dict], bytes]:
+        return metrics_of(out), (out / "model.safetensors").read_bytes()
 
     def wrong(self, out: Path, ranks: int) -> str | None:
         """How a finished run differs from the undisturbed one."""

@@ -11,6 +11,7 @@ from processes import run_ranks
 import train_dpo
 from nanoalign.distributed import run
 from nanoalign.ranks.report import report
+from nanoalign.runs import speed
 
 
 def script(argv: list[str]) -> None:
@@ -21,7 +22,7 @@ def script(argv: list[str]) -> None:
 
 def without_picture(argv: list[str]) -> None:
     """train_dpo.main, but for the picture, which takes half of the time of a run this small."""
-    train_dpo.finish = lambda *args: None
+    train_dpo.result.finish = lambda *args: None
     train_dpo.main(argv)
 
 
@@ -38,7 +39,9 @@ def train(
 
 
 def metrics_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    """The lines of metrics.jsonl, without speed and memory, which differ from run to run."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in speed.KEYS} for line in lines]
 
 
 def losses(metrics: list[dict]) -> list[float]:

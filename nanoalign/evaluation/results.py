@@ -196,7 +196,7 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         for role in ROLES:
             _kept_file(name, role).unlink(missing_ok=True)
-        lock.let_go(_lock_of(out))
+        lock.release(_lock_of(out))
     except OSError as error:
         advice = f"; {kept}" if (kept := kept_answers(name)) else ""
         raise RunError(

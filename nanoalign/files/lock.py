@@ -1,67 +1,66 @@
-"""One writer of a folder at a time, by a lock that the operating system frees when it ends."""
+"""One process at a time writes to a folder: a lock that the operating system frees when it ends."""
 
 import errno
-import fcntl
 import os
 import socket
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 
-NAME = ".lock"
-held: dict[Path, int] = {}  # the file of each lock of this process, and its descriptor
+NAME = ".lock"  # of the file that is locked, in the folder
+locks: dict[Path, FileLock] = {}  # the locks of this process, by the path of their file
+# The errors by which file systems say that they have no locks.
+WITHOUT_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL,
+                 errno.EBADF}  # fmt: skip
 
 
-def hold(path: Path, what: str) -> None:
-    """Locks a file, which is made, until this process ends. Rank 0 alone.
+def hold(path: Path, flag: str) -> None:
+    """Locks a file, which is created, until this process ends. Rank 0 alone calls it.
 
-    what: the flag and its value, for errors. Raises RunError if another process has the lock.
+    flag: the flag that names the folder, and its value, for errors. On a file system without locks
+    a line is printed instead. Raises RunError if another process has the lock.
     """
     path = Path(os.path.realpath(path))
-    if path in held and path.exists():
-        return
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    if path in locks:
+        if path.exists():
+            return
+        locks.pop(path).release()  # somebody has removed the file, and may have made a new one
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not_locked(file, path, what, error)
-    held[path] = file
-    os.truncate(file, 0)
-    os.write(file, f"process {os.getpid()} on {socket.gethostname()}".encode())
-
-
-# How file systems say that they have no locks.
-WITHOUT = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EBADF}
-
-
-def not_locked(file: int, path: Path, what: str, error: OSError) -> None:
-    """Raises RunError if another process has the lock; prints that a file system has no locks.
-
-    file: the descriptor, which is closed. path: of the file. what: the flag and its value.
-    """
-    holder = " ".join(os.read(file, 200).decode(errors="replace").split())
-    os.close(file)
-    if isinstance(error, BlockingIOError):
+        lock.acquire()
+    except Timeout as error:
+        holder = " ".join(path.read_text(errors="replace")[:200].split())
         raise RunError(
-            f"{what} is being written by {holder or 'another process'}; wait until it has ended, "
+            f"{flag} is being written by {holder or 'another process'}; wait until it has ended, "
             "or give another --out"
+        ) from error
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        folder = path.parent
+        return print0(
+            f"{'lock':<11} none: {folder} has no file locks; let one run at a time write there"
         )
-    if error.errno not in WITHOUT:
-        raise error
-    print0(f"{'lock':<11} none: {path.parent} has no file locks; let one run at a time write there")
+    locks[path] = lock
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
 
 
-def let_go(path: Path) -> None:
-    """Removes a lock of this process, if it has it: another one may make the file anew."""
-    if path in held:
+def release(path: Path) -> None:
+    """Removes a locked file, if this process has its lock: another process may create it anew."""
+    if path in locks:
         path.unlink(missing_ok=True)
-        os.close(held.pop(path))
+        locks.pop(path).release()
 
 
-def leave_nothing() -> None:
-    """Removes a lock beside a folder, and a folder that has nothing else in it than its lock."""
-    for path in filter(Path.exists, held):
+def remove_empty_folders() -> None:
+    """Removes what a run that wrote nothing leaves: its locked file, and the folder around it.
+
+    A file that lies beside its folder, as that of an evaluation, is removed alone.
+    """
+    for path in filter(Path.exists, locks):
         if path.name != NAME:
             path.unlink()
         elif [path] == list(path.parent.iterdir()):

@@ -1,25 +1,31 @@
-"""The folder of a run: args.json, records.npz, metrics.jsonl, checkpoints/; then the model."""
+"""The files in the folder of a run, by name, and the commands that continue it.
+
+    args.json     flags, command line and versions        records.npz   what was trained on
+    metrics.jsonl a line per step and per evaluation      checkpoints/  step_000100, ...
+
+The model, curves.png and README.md are written beside them at the end of the run.
+"""
 
 import json
 import re
 import shlex
 from pathlib import Path
 
-ARGS, METRICS = "args.json", "metrics.jsonl"
-RECORDS, RECORDS_FORMAT = "records.npz", 1  # formats/remembered.py reads it
+ARGS, METRICS, CARD = "args.json", "metrics.jsonl", "README.md"
+RECORDS, RECORDS_FORMAT = "records.npz", 1  # data/held_out.py reads it
 
 STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 
 
 def complete_checkpoints(out: Path) -> list[Path]:
     """The checkpoints of a run, oldest first; none of them is still being written or removed."""
-    found = [p for p in (out / "checkpoints").glob("step_*") if STEP.fullmatch(p.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    paths = [path for path in (out / "checkpoints").glob("step_*") if STEP.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def newest(out: Path) -> Path:
-    """The newest complete checkpoint of a run, which has one."""
-    return complete_checkpoints(out)[-1]
+def checkpoint_of(out: Path, step: int) -> Path:
+    """The folder of the checkpoint of a step."""
+    return out / "checkpoints" / f"step_{step:06d}"
 
 
 def launcher(ranks: int) -> list[str]:
@@ -28,9 +34,9 @@ def launcher(ranks: int) -> list[str]:
 
 
 def advice(folder: Path) -> str | None:
-    """That the run in a folder has not finished, and the command that finishes it.
+    """Says that the run in a folder has not finished, and by which command it does.
 
-    None if it is not the folder of a run.
+    None if the folder is not that of a run.
     """
     try:
         settings = json.loads((folder / ARGS).read_text())
@@ -47,10 +53,10 @@ def advice(folder: Path) -> str | None:
 
 def resuming(argv: list[str], ranks: int) -> str:
     """The command of a run as one that continues it to its end, on as many ranks."""
-    words, kept = iter(argv), launcher(ranks)
+    words, command = iter(argv), launcher(ranks)
     for word in words:
         if word == "--stop_after":
             next(words, None)
         elif word not in ("--resume", "--overwrite") and not word.startswith("--stop_after="):
-            kept.append(word)
-    return shlex.join([*kept, "--resume"])
+            command.append(word)
+    return shlex.join([*command, "--resume"])

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from nanoalign.distributed import environment_ranks
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.lock import leave_nothing
+from nanoalign.files.lock import remove_empty_folders
 from nanoalign.files.text import in_short
 
 RANK_0_SECONDS = 10.0  # that the other ranks wait for rank 0 to report an error
@@ -63,7 +63,7 @@ def report(error: BaseException) -> int:
         if rank == 0 or not _was_reported(RANK_0_SECONDS, if_store_ended=True):
             kind = "" if isinstance(error, Stopped) else "error: "
             print(f"{kind}{in_short(str(error))}", file=sys.stderr, flush=True)
-            leave_nothing()
+            remove_empty_folders()
             if size > 1:
                 _store().set(REPORTED, "yes")
         return error.code if isinstance(error, Stopped) else 1

@@ -36,9 +36,8 @@ from nanoalign.data.split import fingerprint
 from nanoalign.distributed import World, environment_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
-from nanoalign.files.checksums import digest_of_weights, verify
-from nanoalign.files.run_folder import METRICS, complete_checkpoints, newest, resuming
-from nanoalign.loop import Objective
+from nanoalign.files.run_folder import METRICS, checkpoint_of, complete_checkpoints, resuming
+from nanoalign.loop import Objective, check_parameters
 from nanoalign.ranks.collectives import gather, on_every, on_main
 from nanoalign.runs.unpickle import Planner, Reader
 
@@ -46,7 +45,8 @@ FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
 DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
-# Flags that may differ: they do not alter the steps of a run, or only how many there are.
+# Flags that may differ: they do not alter the steps of a run, or only how many there are. A version
+# of before had --args.
 FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "eval_data",
                "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
                "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
@@ -54,26 +54,47 @@ FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "
 
 
 class Checkpoints:
-    """Writes the checkpoints of a run when they are due, and loads the newest one."""
+    """Writes checkpoints of a run, and continues it from the newest one."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, objective: Objective,
-        rows: Sequence[Row], args: Namespace, world: World, folders: dict[str, Path],
-    ):  # fmt: skip
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        rows: Sequence[Row],
+        args: Namespace,
+        world: World,
+        folders: dict[str, Path],
+    ):
         """folders: of the models that the run started from, by the flag that names each."""
         self.model, self.optimizer, self.objective = model, optimizer, objective
         self.args, self.world, self.out = args, world, Path(args.out)
-        self.fingerprint, self.folders = fingerprint(rows), folders
+        self.rows, self.folders, self.inputs = rows, folders, {}
+
+    def read_inputs(self) -> dict[str, object]:
+        """What the run computes from: a hash of its rows, and one of each model's files.
+
+        A collective. The files, of many gigabytes perhaps, are read when it is first called.
+        """
 
         def digests() -> dict[str, str]:
-            return {flag: digest_of_weights(folder) for flag, folder in folders.items()}
+            return {
+                flag: checksums.digest_of_weights(folder) for flag, folder in self.folders.items()
+            }
 
-        self.models = gather(on_main(world, digests), world)[0]
+        if not self.inputs:
+            models = gather(on_main(self.world, digests), self.world)[0]
+            self.inputs = {"rows": fingerprint(self.rows), "models": models}
+        return self.inputs
 
     def write(self, step: int) -> None:
-        """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective."""
-        folder = self.out / "checkpoints"
-        final, temporary = folder / f"step_{step:06d}", folder / f".step_{step:06d}.partial"
+        """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective.
+
+        Raises RunError if a parameter is not finite, or the checkpoint can't be written.
+        """
+        check_parameters(self.model, step)
+        inputs, final = self.read_inputs(), checkpoint_of(self.out, step)
+        folder, temporary = final.parent, final.with_name(f".{final.name}.partial")
 
         def prepare() -> None:
             for path in folder.glob(".*.partial"):  # of a run that was killed
@@ -84,12 +105,19 @@ class Checkpoints:
         def complete() -> None:
             path = self.out / METRICS
             lines = path.read_bytes() if path.exists() else b""
-            about = {"format": FORMAT, "step": step, "state": self.objective.state,
-                     "rows": self.fingerprint, "models": self.models, "args": vars(self.args),
-                     "metrics": [len(lines), zlib.crc32(lines)]}  # fmt: skip
+            about = {
+                "format": FORMAT,
+                "step": step,
+                "state": self.objective.state,
+                **inputs,
+                "args": vars(self.args),
+                "metrics": [len(lines), zlib.crc32(lines)],
+            }
             (temporary / ABOUT).write_text(json.dumps(about, indent=2))
-            own = checksums.checksums([temporary / ABOUT, temporary / ".metadata"])
-            checksums.write(temporary, {k: v for each in (*written, own) for k, v in each.items()})
+            of_files = checksums.checksums([temporary / ABOUT, temporary / ".metadata"])
+            for of_shards in of_ranks:
+                of_files |= of_shards
+            checksums.write(temporary, of_files)
             if final.exists():
                 remove(final)
             os.rename(temporary, final)
@@ -101,9 +129,9 @@ class Checkpoints:
             dcp.save(self.state(), checkpoint_id=temporary)
         except dcp.api.CheckpointException as error:  # a failure of any rank, raised on all
             raise RunError(f"{final}: the checkpoint can't be written: {causes(error)}") from error
-        shards = partial(temporary.glob, f"__{self.world.rank}_*")  # of this rank
-        found = on_every(self.world, lambda: checksums.checksums(shards()))
-        written = gather(found, self.world)
+        shards = f"__{self.world.rank}_*"  # of this rank
+        of_rank = on_every(self.world, lambda: checksums.checksums(temporary.glob(shards)))
+        of_ranks = gather(of_rank, self.world)
         on_main(self.world, complete)
 
     def resume(self) -> int:
@@ -112,17 +140,17 @@ class Checkpoints:
         A collective. Raises RunError where the training rows, or the models that the run started
         from, are not those of the checkpoint.
         """
-        path = newest(self.out)
+        path = complete_checkpoints(self.out)[-1]
         share = (self.world.rank, self.world.size)
         on_every(self.world, partial(check_whole, path, share=share))
-        about = read_about(path)
-        if about["rows"] != self.fingerprint:
+        about, inputs = read_about(path), self.read_inputs()
+        if about["rows"] != inputs["rows"]:
             raise RunError(
                 f"--resume: the training pairs are not those of {path}; give the same data and the "
                 f"same {', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
             )
         for flag, folder in self.folders.items():  # a reference and frozen weights are not in it
-            if about["models"].get(flag) != self.models[flag]:
+            if about["models"].get(flag) != inputs["models"][flag]:
                 name = getattr(self.args, flag.strip("-"))
                 raise RunError(
                     f"--resume: the files of {flag} {name} ({folder}) are not those with which "
@@ -170,13 +198,13 @@ def refusal_of_resume(args: Namespace) -> str | None:
     """Why --resume is refused, by the flags and the newest checkpoint's run.json, or None."""
     if args.overwrite:
         return "--resume continues a run and --overwrite replaces it; give one of them"
-    found = complete_checkpoints(Path(args.out))
-    if not found:
+    checkpoints = complete_checkpoints(Path(args.out))
+    if not checkpoints:
         return f"--resume: {args.out} has no checkpoint; --save_every and --stop_after write them"
-    about = read_about(found[-1])
+    newest, about = checkpoints[-1], read_about(checkpoints[-1])
     if args.stop_after is not None and args.stop_after <= about["step"]:
         return (
-            f"--stop_after {args.stop_after}: {found[-1]} is at step {about['step']}; give a later "
+            f"--stop_after {args.stop_after}: {newest} is at step {about['step']}; give a later "
             "step, or leave it out"
         )
     before, now = about["args"], vars(args)
@@ -189,7 +217,7 @@ def refusal_of_resume(args: Namespace) -> str | None:
     if not changed:
         return None
     return (
-        f"--resume continues the run of {found[-1]}, but settings differ: {'; '.join(changed)}; "
+        f"--resume continues the run of {newest}, but settings differ: {'; '.join(changed)}; "
         "give the old ones, or start a new run with another --out"
     )
 
@@ -251,19 +279,19 @@ def restore_metrics(about: list, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def damaged(path: Path, problem: str) -> RunError:
-    """path: of the newest checkpoint. Older ones are read, to find one that is whole."""
-    error = f"the checkpoint {path} can't be read: {problem}; "
-    found = complete_checkpoints(path.parents[1])
-    older = found[: found.index(path)]
-    for each in reversed(older):
-        try:
-            verify(each)
-        except RunError:
+def damaged(newest: Path, problem: str) -> RunError:
+    """The error of the newest checkpoint. It names the newest one before it that can be read."""
+    error = f"the checkpoint {newest} can't be read: {problem}; "
+    unreadable = [newest]  # newest first
+    for path in reversed(complete_checkpoints(newest.parents[1])):
+        if path == newest:
             continue
-        removed = [str(other) for other in (*older[older.index(each) + 1 :], path)]
-        command = (
-            f"{shlex.join(['rm', '-r', *removed])} && {resuming(sys.argv, environment_ranks()[1])}"
-        )
-        return RunError(f"{error}{each.name} is whole; continue from it: {command}")
+        try:
+            checksums.verify(path)
+        except RunError:
+            unreadable.append(path)
+            continue
+        remove_all = shlex.join(["rm", "-r", *map(str, reversed(unreadable))])
+        command = f"{remove_all} && {resuming(sys.argv, environment_ranks()[1])}"
+        return RunError(f"{error}{path.name} is whole; continue from it: {command}")
     return RunError(f"{error}no older one is whole; train again, with --overwrite")

@@ -1,52 +1,70 @@
-"""What guards a run: room on the disk, checkpoints, signals, and a result that can't be written."""
+"""What protects a run: room on the disk, checkpoints, signals, a result that can't be written."""
 
+import os
 import shutil
 import signal
 import sys
+import threading
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
 from pathlib import Path
 
 import torch
+from torch.distributed import ReduceOp
 
 from nanoalign.batch import Row
-from nanoalign.distributed import World
+from nanoalign.distributed import World, sum_over_ranks
 from nanoalign.errors import RunError
-from nanoalign.files.run_folder import complete_checkpoints, resuming
+from nanoalign.files.run_folder import checkpoint_of, complete_checkpoints, resuming
 from nanoalign.flags import Parser, number
-from nanoalign.loop import Objective, Settings, check_parameters
+from nanoalign.loop import Objective, Settings
 from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import Stopped
 from nanoalign.runs.best import Best, keeps_best
 from nanoalign.runs.checkpoints import Checkpoints, refusal_of_resume
-from nanoalign.runs.folder import with_flags_of_file
-from nanoalign.runs.signals import received
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+ONE_EVENT = 1.0  # seconds: within them a repeated signal is of one event, such as torchrun's death
 
 
 def add_arguments(parser: Parser) -> None:
     add, count = parser.add_argument_group("checkpoints").add_argument, number(int, 1)
-    add("--save_every", type=count, metavar="STEPS",
-        help="write a checkpoint every so many steps and after the last; default: none is "
-        "written")  # fmt: skip
+    add(
+        "--save_every",
+        type=count,
+        metavar="STEPS",
+        help="write a checkpoint every so many steps and after the last; default: never",
+    )
     add("--keep", type=count, default=2, metavar="COUNT", help="how many checkpoints are kept")
-    add("--stop_after", type=count, metavar="STEP",
-        help="write a checkpoint after this step, and end; default: the last step")  # fmt: skip
+    add(
+        "--stop_after",
+        type=count,
+        metavar="STEP",
+        help="write a checkpoint after this step, and end; default: the last step",
+    )
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
-    add("--keep_best", action="store_true",
-        help="the weights with the lowest held-out loss become the result, not the last")  # fmt: skip
-    add("--patience", type=count, metavar="COUNT",
-        help="end the run after so many evaluations without a lower held-out loss, and keep the "
-        "best weights; default: it goes on")  # fmt: skip
-    add("--args", metavar="FILE",
-        help="repeat the run of this args.json; flags beside it count more; default: "
-        "none")  # fmt: skip
-    add("--save_dtype", choices=("fp32", "bf16"), default="fp32",
+    add(
+        "--keep_best",
+        action="store_true",
+        help="the weights with the lowest held-out loss become the result, not the last",
+    )
+    add(
+        "--patience",
+        type=count,
+        metavar="COUNT",
+        help="end the run after so many evaluations in a row without a lower held-out loss, and "
+        "keep the best weights; default: the run goes on to its last step",
+    )
+    add(
+        "--save_dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
         help="type of the weights in --out; rounding to bf16 undoes small changes of weights, and "
-        "the run prints how many")  # fmt: skip
-    parser.rewrites.append(partial(with_flags_of_file, parser))
+        "the run prints how many",
+    )
     parser.refusals.append(refusal)
 
 
@@ -57,6 +75,35 @@ def refusal(args: Namespace) -> str | None:
     return refusal_of_resume(args) if args.resume else None
 
 
+class Signals:
+    """Inside of `with`, a signal is noted and does not end the process; the same one again does.
+
+    number: of the first signal that came; 0 if none did.
+    """
+
+    number, since = 0, 0.0
+
+    def __enter__(self) -> None:
+        self.number, self.before = 0, {}
+        if threading.current_thread() is threading.main_thread():  # others can't have handlers
+            self.before = {one: signal.signal(one, self.handle) for one in SIGNALS}
+
+    def __exit__(self, *error: object) -> None:
+        for signal_number, handler in self.before.items():
+            signal.signal(signal_number, handler)
+
+    def handle(self, number: int, frame: object) -> None:
+        if number == self.number and time.monotonic() > self.since + ONE_EVENT:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not self.number:  # torchrun sends SIGTERM after Ctrl-C
+            self.number, self.since = number, time.monotonic()
+
+    def of_any_rank(self) -> int:
+        """The signal of this or another rank; 0 if there was none. A collective."""
+        return int(sum_over_ranks(torch.tensor(self.number), ReduceOp.MAX))
+
+
 class Guard:
     """Saves a run while it trains, ends it in order, and keeps what was trained if writing fails.
 
@@ -64,39 +111,36 @@ class Guard:
     """
 
     def __init__(
-        self, model: Scorer, optimizer: torch.optim.Optimizer, objective: Objective,
-        rows: Sequence[Row], args: Namespace, world: World, folders: dict[str, Path],
-    ):  # fmt: skip
+        self,
+        model: Scorer,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        rows: Sequence[Row],
+        args: Namespace,
+        world: World,
+        folders: dict[str, Path],
+    ):
         """A collective. folders: of the models that are read, by the flag that names each.
 
         Raises RunError if the disk has less room than the result needs, and where --resume can't
         continue.
         """
-        self.model, self.optimizer, self.objective, self.rows = model, optimizer, objective, rows
-        self.args, self.world, self.folders = args, world, folders
+        self.model, self.args, self.world = model, args, world
         self.total, self.start, self.stopped = Settings.of(args).total(len(rows)), 0, False
+        self.signals = Signals()
         # First, because its copy of the weights is part of a checkpoint.
         self.best = Best(model, objective, args.patience) if keeps_best(args) else None
         on_main(world, self.check_room)
+        self.checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
+        if args.save_every or args.stop_after or args.resume:
+            self.checkpoints.read_inputs()
         if args.resume:
             self.start = self.checkpoints.resume()
         if self.best:
             self.start = self.best.resume(self.start, self.total)
 
-    @cached_property
-    def checkpoints(self) -> Checkpoints:
-        """Made when it is first needed, since it reads the files of the models. A collective."""
-        return Checkpoints(
-            self.model,
-            self.optimizer,
-            self.objective,
-            self.rows,
-            self.args,
-            self.world,
-            self.folders,
-        )
-
     def check_room(self) -> None:
+        """Raises RunError if the disk has less room than the result, and a checkpoint, need."""
         args = self.args
         size = self.model.count_parameters() * (2 if args.save_dtype == "bf16" else 4)
         if args.save_every or args.stop_after:  # a parameter and the two moments of AdamW
@@ -109,55 +153,52 @@ class Guard:
             )
 
     def save(self, step: int, last: bool, metrics: dict[str, float]) -> bool:
-        """The `save` of loop.train: a checkpoint, if one is due, and whether the run ends here.
+        """The `save` of loop.train: writes a checkpoint if one is due; whether the run ends here.
 
         Raises Stopped after a signal to any rank.
         """
-        args, is_over = self.args, False
+        args, out_of_patience = self.args, False
         if self.best:
             self.best.note(step, metrics)
-            is_over = self.best.is_over()
+            out_of_patience = self.best.is_over()
         ends = step == args.stop_after
-        if ends or (args.save_every and (last or is_over or step % args.save_every == 0)):
-            check_parameters(self.model, step)
+        is_last = last or out_of_patience
+        if ends or (args.save_every and (is_last or step % args.save_every == 0)):
             self.checkpoints.write(step)
-        if self.best and (last or is_over):
+        if self.best and is_last:
             self.best.restore()
         self.stopped = ends and not last
-        number = received.of_any_rank()
-        if number and not (last or ends or is_over):
+        number = self.signals.of_any_rank()
+        if number and not (is_last or ends):
             self.keep(step)
-            raise Stopped(
-                f"{signal.Signals(number).name}: stopped after step {step}; continue it: "
-                f"{resuming(sys.argv, self.world.size)}",
-                number,
-            )
-        return ends or is_over
+            command = resuming(sys.argv, self.world.size)
+            name = signal.Signals(number).name
+            raise Stopped(f"{name}: stopped after step {step}; continue it: {command}", number)
+        return ends or out_of_patience
 
     def keep(self, step: int) -> Path:
         """Writes a checkpoint of a step, unless the step has one; returns its folder."""
-        path = self.checkpoints.out / "checkpoints" / f"step_{step:06d}"
-        if path not in complete_checkpoints(self.checkpoints.out):
+        path = checkpoint_of(Path(self.args.out), step)
+        if path not in complete_checkpoints(Path(self.args.out)):
             self.checkpoints.write(step)
         return path
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Inside it the result is written. If that fails, a checkpoint keeps what was trained.
+        """Inside of it the result is written. If that fails, a checkpoint keeps what was trained.
 
         The error, which is of all ranks, says how to finish. A signal waits until the end.
         """
         try:
-            with received:
+            with self.signals:
                 yield
         except (OSError, RunError) as error:
             try:
                 path = self.keep(self.total)
-            except (RunError, OSError) as other:
-                raise RunError(
-                    f"{error}; no checkpoint could be written either: {other}"
-                ) from error
+            except (RunError, OSError) as second:
+                message = f"{error}; no checkpoint could be written either: {second}"
+                raise RunError(message) from error
+            command = resuming(sys.argv, self.world.size)
             raise RunError(
-                f"{error}; {path} has what was trained. Make room, and finish: "
-                f"{resuming(sys.argv, self.world.size)}"
+                f"{error}; {path} has what was trained. Make room, and finish: {command}"
             ) from error

@@ -1,4 +1,4 @@
-"""The log of a run: args.json, records.npz, metrics.jsonl, the progress bar, and what is printed first."""
+"""The log of a run: its settings, a line of metrics for each step, a progress bar, a summary."""
 
 import contextlib
 import json
@@ -21,20 +21,30 @@ from nanoalign.loop import Batcher, Settings
 from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import on_main
 from nanoalign.runs.folder import remove_run, versions
-from nanoalign.runs.signals import received
+from nanoalign.runs.speed import Meter
 from nanoalign.runs.trackers import tracked
 
-SHOWN = ("loss", "accuracy", "rewards/accuracies", "rewards/margins")  # beside the progress bar
+# Metrics beside the progress bar -> (their name there, how they are written).
+SHOWN = {
+    "loss": ("loss", ".3f"),
+    "accuracy": ("accuracy", ".3f"),
+    "rewards/accuracies": ("rewards/accuracies", ".3f"),
+    "rewards/margins": ("rewards/margins", ".3f"),
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "ms_per_step": ("ms/step", ",.0f"),
+    "memory_gb": ("GB", ".2f"),
+    "mfu": ("mfu", ".2f"),
+}
 
 
 @contextlib.contextmanager
 def open_run(
-    args: Namespace, world: World, data: Data, folder: Path, start: int
+    args: Namespace, world: World, data: Data, folder: Path, start: int, meter: Meter
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Prepares --out, writes args.json and records.npz. Yields the `log` of loop.train.
 
-    It adds lines to metrics.jsonl, and shows a progress bar. folder: of the model that is trained.
-    start: the steps that were done before.
+    That adds lines to metrics.jsonl, and shows a progress bar. folder: of the model that is
+    trained. start: the steps that were done before. meter: adds memory and use to a step's metrics.
     Raises RunError on a host that does not see the file that rank 0 wrote.
     """
     out, held_out = Path(args.out), [parse_source(spec) for spec in args.eval_data or args.data]
@@ -51,9 +61,11 @@ def open_run(
         np.savez(out / RECORDS, **records)
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        if shown := {name: f"{metrics[name]:.3f}" for name in SHOWN if name in metrics}:
+        if "loss" in metrics:  # of a step of training
+            metrics = metrics | meter.measure(metrics.get("tokens_per_second"))
+            shown = [(*SHOWN[key], value) for key, value in metrics.items() if key in SHOWN]
             bar.set_description(f"step {step}/{total}", refresh=False)
-            bar.set_postfix(shown, refresh=False)
+            bar.set_postfix({name: format(v, form) for name, form, v in shown}, refresh=False)
         bar.update(step - bar.n)
         if world.is_main and metrics:
             try:
@@ -65,11 +77,12 @@ def open_run(
     on_main(world, prepare)
     if not (path := out / ARGS).exists():
         raise RunError(f"rank {world.rank} does not see {path}; --out must be on a shared disk")
-    total, tracking = Settings.of(args).total(len(data.rows)), contextlib.nullcontext(log)
+    total = Settings.of(args).total(len(data.rows))
+    tracking = contextlib.nullcontext(log)
     if args.track and world.is_main:
         tracking = tracked(log, args)
     bars = progress_bar(total, "record", world.is_main, initial=start, unit_scale=args.batch_size)
-    with received, bars as bar, tracking as log_and_track:
+    with bars as bar, tracking as log_and_track:
         yield log_and_track
 
 

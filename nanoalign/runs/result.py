@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-import jinja2
+import jinja2  # a package that torch needs, too
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -17,14 +17,15 @@ from torch.distributed.tensor import DTensor
 from nanoalign.batch import Row
 from nanoalign.data.sources import TEST_OF
 from nanoalign.distributed import World, print0
-from nanoalign.files.run_folder import ARGS, METRICS, launcher
+from nanoalign.files.run_folder import ARGS, CARD, METRICS, launcher
 from nanoalign.files.text import named, visible
 from nanoalign.loop import Batcher, Objective, evaluate
-from nanoalign.runs import best
-from nanoalign.runs.best import up_to_best
+from nanoalign.runs.best import keeps_best, up_to_best
 from nanoalign.weights.folders import public_name
 
+CARD_MARK = "<!-- Written by nanoalign."
 CHOSEN, REJECTED, ALL = "tab:blue", "tab:orange", "black"
+COLUMNS = 4  # of panels in curves.png
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
 PANELS = [
     ("loss", {"loss": ALL}),
@@ -36,6 +37,7 @@ PANELS = [
     ("standard deviation of rewards", {"reward_std": ALL}),
     ("learning rate", {"lr": ALL}),
     ("gradient norm", {"grad_norm": ALL}),
+    ("tokens a second", {"tokens_per_second": ALL}),
 ]
 # Prefix of a metric's key -> (the pairs that it is measured on, the style of its line).
 KINDS = {
@@ -55,7 +57,7 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
         lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
         title = f"{title}, data {named(args.data)}, lr {args.lr:g}"
         draw(lines, re.sub(r"(?<![^ =])[./]\S*/", "", title), out / "curves.png")  # names alone
-        if best.keeps_best(args):
+        if keeps_best(args):
             lines = up_to_best(lines)
         if args.model != "tiny":
             write_card(out, lines, records, is_reward_model=command[0] == "rm")
@@ -104,11 +106,15 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
 
     known = {key for line in lines for key in line}
     panels = [panel for panel in PANELS if known.intersection(panel[1])]
-    figure, axes = plt.subplots(2, 4, figsize=(16, 7), layout="constrained")
+    lines_of_panels = max(1, math.ceil(len(panels) / COLUMNS))
+    size = (4 * COLUMNS, 3.5 * lines_of_panels)
+    figure, axes = plt.subplots(
+        lines_of_panels, COLUMNS, figsize=size, layout="constrained", squeeze=False
+    )
     figure.suptitle(
         textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large"
     )
-    for axis, (name, metrics) in zip(axes.flat, panels, strict=False):
+    for axis, (name, metrics) in zip(axes.flat[: len(panels)], panels, strict=True):
         for metric, colour in metrics.items():
             start = 0.0
             for kind, (_, style) in KINDS.items():
@@ -130,37 +136,44 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-CARD = "README.md"
-CARD_MARK = "<!-- Written by nanoalign."
-
-
 def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool) -> None:
-    """Writes the model card by card.jinja, unless there is one that was not written here."""
+    """Writes README.md, the model card of the Hub, by card.jinja; one that a user wrote stays.
+
+    lines: of metrics.jsonl. records: how many were held out.
+    """
     path = out / CARD
     if path.exists() and CARD_MARK not in path.read_text():
         return
     run = json.loads((out / ARGS).read_text())
-    lines = [line for line in lines if "eval/loss" in line]
-    found = (re.match(r"(?:[^/=]+=)?hf://datasets/([^/]+/[^/@:]+)", name) for name in run["data"])
-    command = shlex.join([*launcher(run["ranks"]), Path(run["argv"][0]).name, *run["argv"][1:]])
-    tokenizer = [path.read_text() for path in out.glob("chat_template.jinja")]
-    tokenizer += [path.read_text() for path in out.glob("tokenizer_config.json")]
-    template = Path(__file__).with_name("card.jinja").read_text()
+    evaluations = [line for line in lines if "eval/loss" in line]
+    pattern = re.compile(r"(?:[^/=]+=)?hf://datasets/([^/]+/[^/@:]+)")
+    matches = map(pattern.match, run["data"])
+    command = [*launcher(run["ranks"]), Path(run["argv"][0]).name, *run["argv"][1:]]
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    text = environment.from_string(template).render(
-        run=run, base=public_name(run["model"]), is_reward_model=is_reward_model, records=records,
-        first=lines[0] if lines else None, last=lines[-1] if lines else None,
-        datasets=sorted({match[1] for match in found if match}), command=command,
-        has_chat_template=len(tokenizer) > 1 or '"chat_template"' in tokenizer[0],
-    )  # fmt: skip
+    template = environment.from_string(Path(__file__).with_name("card.jinja").read_text())
+    text = template.render(
+        run=run,
+        name=Path(run["out"]).name,
+        base=public_name(run["model"]),
+        is_reward_model=is_reward_model,
+        auto="AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM",
+        datasets=sorted({match[1] for match in matches if match}),
+        records=records,
+        first=evaluations[0] if evaluations else None,
+        last=evaluations[-1] if evaluations else None,
+        command=shlex.join(command),
+    )
     path.write_text(visible(text))
 
 
 @torch.no_grad()
 def report_rounding(
-    model: nn.Module, objective: Objective, held_out: dict[str, Sequence[Row]], batcher: Batcher,
+    model: nn.Module,
+    objective: Objective,
+    held_out: dict[str, Sequence[Row]],
+    batcher: Batcher,
     args: Namespace,
-) -> None:  # fmt: skip
+) -> None:
     """With --save_dtype bf16: prints the held-out loss before and after rounding. A collective.
 
     Rounding to bfloat16 undoes small changes of weights. The model remains rounded.

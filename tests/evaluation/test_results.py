@@ -82,6 +82,6 @@ def test_an_evaluation_waits_for_no_other_one(world):
     assert outcome.codes == [1]
     assert f" is being written by process {os.getpid()} on " in outcome.stderr
     assert (world / ".locked.partial").exists()
-    os.close(lock.held.pop(path))
+    lock.locks.pop(path).release()
     evaluated(argv)
     assert hidden(world) == []

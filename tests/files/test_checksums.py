@@ -28,7 +28,7 @@ def change_a_weight(folder: Path) -> None:
 @pytest.fixture
 def train(llama_folder, tmp_path, monkeypatch):
     """Trains with the models "policy" and "reference" of tmp_path, which are equal, in `out`."""
-    monkeypatch.setattr(train_dpo, "finish", lambda *args: None)
+    monkeypatch.setattr(train_dpo.result, "finish", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     for name in ("policy", "reference"):
         shutil.copytree(llama_folder, name)
@@ -75,7 +75,7 @@ def test_frozen_weights_under_adapters_are_compared_too(train):
 
 def test_a_run_without_checkpoints_reads_no_weights_for_it(train, monkeypatch):
     """Weights may be many gigabytes."""
-    monkeypatch.delattr("nanoalign.runs.checkpoints.digest_of_weights")
+    monkeypatch.delattr("nanoalign.files.checksums.digest_of_weights")
     train()
 
 

@@ -17,6 +17,7 @@ from trainings import metrics_of, script, without_picture
 
 from nanoalign.batch import Row
 from nanoalign.loop import Batcher
+from nanoalign.ranks.groups import SyncedBatcher
 
 STEPS = 6
 

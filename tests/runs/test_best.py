@@ -1,6 +1,7 @@
 """python -m pytest tests/runs/test_best.py"""
 
 import math
+from argparse import Namespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import train_dpo
 from nanoalign.errors import RunError
 from nanoalign.loop import Objective
 from nanoalign.runs.best import Best, up_to_best
+from nanoalign.runs.guards import Guard, Signals
 
 LOSSES = [5.0, 3.0, 4.0, 2.0, 2.0, 6.0]
 
@@ -23,14 +25,16 @@ def follow(losses: list, patience: int | None = None, stop_after: int | None = N
     """
     model = torch.nn.ParameterList([torch.zeros(1)])
     best = Best(model, Objective(lambda batch: ()), patience)
-    save = lambda step, last, metrics: False if step == stop_after else None  # noqa: E731
+    guard = Guard.__new__(Guard)  # without a disk
+    guard.args = Namespace(save_every=None, stop_after=stop_after)
+    guard.best, guard.signals, guard.stopped = best, Signals(), False
+    guard.checkpoints = Namespace(write=lambda step: None)
     for step, loss in enumerate(losses, start=1):
         model[0].data.fill_(step)
         metrics = {"loss": 0.0} | ({} if loss is None else {"eval/loss": loss})
-        complete = best(step, step == len(losses), metrics, save)
-        if complete is not None:
+        if guard.save(step, step == len(losses), metrics):
             break
-    return model[0].item(), step, complete
+    return model[0].item(), step, not guard.stopped
 
 
 def test_the_best_weights_are_the_result():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import trainings
 from conftest import write_pairs
 from processes import run_ranks
 from torch.distributed import checkpoint as dcp
@@ -24,9 +25,8 @@ from nanoalign.batch import Row
 from nanoalign.data import split
 from nanoalign.files import run_folder
 from nanoalign.runs import checkpoints
-from nanoalign.runs import checkpoints as resume
 
-LR = 1e-2  # of runs.train
+LR = 1e-2  # of trainings.train
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def train(llama_folder, pairs):
-    return partial(runs.train, llama_folder, pairs)
+    return partial(trainings.train, llama_folder, pairs)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def stopped(train, tmp_path_factory) -> Path:
     return out
 
 
-def checkpoints(out: Path) -> list[str]:
+def names(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "checkpoints").iterdir())
 
 
@@ -114,7 +114,7 @@ def test_parameters_that_are_not_finite_are_never_saved(llama_folder, pairs, tmp
     outcome = run_ranks(2, _with_a_last_rate_of_1e39, [str(arg) for arg in argv])
     assert outcome.codes == [1, 1]
     assert outcome.stderr.count("error: after step 3: norm of the parameters is inf") == 1
-    assert checkpoints(tmp_path / "run") == ["step_000001", "step_000002"]
+    assert names(tmp_path / "run") == ["step_000001", "step_000002"]
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
@@ -147,12 +147,12 @@ def test_a_killed_run_continues_from_its_newest_complete_checkpoint(train, one_r
     """Steps after the checkpoint are run again and logged once; incomplete ones are not read."""
     train(tmp_path / "b", "--save_every", 2, "--stop_after", 7, "--keep", 10)
     folder = tmp_path / "b" / "checkpoints"
-    assert checkpoints(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
+    assert names(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
     (folder / "step_000007").rename(folder / ".step_000007.partial")  # as if killed while writing
     resumed = train(tmp_path / "b", "--resume", "--save_every", 10, "--keep", 10)
     assert losses(resumed) == losses(one_rank)
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
-    assert checkpoints(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 10)]
+    assert names(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 10)]
 
 
 def test_an_incomplete_line_of_metrics_is_written_again(train, one_rank, tmp_path):
@@ -164,12 +164,12 @@ def test_an_incomplete_line_of_metrics_is_written_again(train, one_rank, tmp_pat
 
 def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
     train(tmp_path / "run", "--save_every", 2, "--keep", 2)
-    assert checkpoints(tmp_path / "run") == ["step_000008", "step_000010"]
+    assert names(tmp_path / "run") == ["step_000008", "step_000010"]
 
 
 def test_the_last_step_has_a_checkpoint(train, tmp_path):
     train(tmp_path / "run", "--save_every", 4)
-    assert checkpoints(tmp_path / "run") == ["step_000008", "step_000010"]
+    assert names(tmp_path / "run") == ["step_000008", "step_000010"]
 
 
 def test_a_run_without_the_flags_writes_none(two_ranks):
@@ -182,13 +182,12 @@ def test_steps_are_compared_as_numbers_and_hidden_folders_are_not_seen(tmp_path)
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     found = [path.name for path in run_folder.complete_checkpoints(tmp_path)]
     assert found == ["step_000900", "step_999999", "step_1000000"]
-    assert run_folder.newest(tmp_path).name == "step_1000000"
 
 
 def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints" / "step_000002"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(resume.shutil, "rmtree", lambda path: None)  # as if killed before it
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", lambda path: None)  # as if killed before it
     checkpoints.remove(folder)
     assert run_folder.complete_checkpoints(tmp_path) == []
 

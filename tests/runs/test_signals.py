@@ -16,8 +16,7 @@ from trainings import metrics_of, script, train
 from nanoalign import loop
 from nanoalign.distributed import environment_ranks, run
 from nanoalign.ranks.report import report
-from nanoalign.runs import signals
-from nanoalign.runs.signals import NUMBERS, Received
+from nanoalign.runs.guards import ONE_EVENT, SIGNALS, Signals
 
 
 def _with_signals(numbers: list[int], rank: int, argv: list[str], pause: float = 0) -> None:
@@ -81,7 +80,7 @@ def test_the_same_signal_again_ends_the_process(llama_folder, pairs, tmp_path):
     argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--batch_size", 7]
     numbers = [signal.SIGTERM, signal.SIGTERM]
     argv = [str(word) for word in argv]
-    outcome = run_ranks(1, _with_signals, numbers, 0, argv, signals.ONE_EVENT + 0.1)
+    outcome = run_ranks(1, _with_signals, numbers, 0, argv, ONE_EVENT + 0.1)
     assert outcome.codes == [-signal.SIGTERM]
     assert not (tmp_path / "run" / "checkpoints").exists()
     # Within a second they are one event: Linux sends as many as a torchrun that dies has threads.
@@ -99,11 +98,11 @@ def test_a_signal_at_the_last_step_changes_nothing(llama_folder, pairs, tmp_path
 
 
 def test_handlers_are_those_of_before_when_training_ends():
-    before = [signal.getsignal(number) for number in NUMBERS]
-    received = Received()
-    with received:
-        assert signal.getsignal(signal.SIGTERM) == received.handle
-    assert [signal.getsignal(number) for number in NUMBERS] == before
+    before = [signal.getsignal(number) for number in SIGNALS]
+    signals = Signals()
+    with signals:
+        assert signal.getsignal(signal.SIGTERM) == signals.handle
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def _interrupted() -> None:

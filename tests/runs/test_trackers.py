@@ -16,7 +16,6 @@ from trainings import losses, metrics_of, train
 import train_dpo
 from nanoalign.errors import RunError
 from nanoalign.runs import trackers
-from nanoalign.runs import trackers as tracking
 
 LINES = [
     {"step": 0, "eval/loss": 0.75},
@@ -83,7 +82,14 @@ def test_wandb_and_trackio_get_one_call_a_step(run, monkeypatch, name):
 
 def test_a_run_is_followed_until_it_ends(run, monkeypatch):
     """Lines that are written later are sent; half a line waits for its end."""
-    monkeypatch.setattr(tracking, "SECONDS", 0.02)
+    monkeypatch.setattr(trackers, "SECONDS", 0.02)
+    steps = []
+    fake = SimpleNamespace(
+        init=lambda **options: None,
+        log=lambda metrics, step: steps.append((step, metrics)),
+        finish=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "trackio", fake)
     path = run / "metrics.jsonl"
     path.write_text(json.dumps(LINES[0]) + '\n{"step": 1')
 
@@ -95,9 +101,10 @@ def test_a_run_is_followed_until_it_ends(run, monkeypatch):
 
     thread = threading.Thread(target=go_on)
     thread.start()
-    assert list(trackers.lines_of(run, follow=True)) == [
-        LINES[0], {"step": 1, "loss": 0.5}, LINES[2]]  # fmt: skip
+    trackers.main([str(run), "--track", "trackio", "--follow"])
     thread.join()
+    later = {"loss": 0.375, "lr": 0.125}
+    assert steps == [(0, {"eval/loss": 0.75}), (1, {"loss": 0.5}), (2, later)]
 
 
 def test_what_is_missing_is_one_error(run, tmp_path, monkeypatch):

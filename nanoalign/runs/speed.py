@@ -1,0 +1,69 @@
+"""How fast a run is, and how much memory it takes: keys of the lines of steps in metrics.jsonl.
+
+    tokens_per_second  of the prompts (each counted once) and responses of a step, over all ranks
+    ms_per_step        from the first forward of a step to its optimizer step
+    memory_gb          the largest so far on this rank: of the GPU's allocator, or of the process
+    mfu                model FLOPs utilization (PaLM, arXiv 2204.02311): the share of the GPU's peak
+                       that the products with weights take; in bfloat16 on a GPU of PEAKS
+
+loop.train measures the first two. They leave out evaluations, checkpoints, and the first step of a
+process, which compiles. They differ from run to run; all other keys are the same.
+"""
+
+import resource
+import sys
+from argparse import Namespace
+
+import torch
+
+from nanoalign.distributed import World
+from nanoalign.model import Scorer
+
+KEYS = ("tokens_per_second", "ms_per_step", "memory_gb", "mfu")
+# Dense products in bfloat16, FLOP/s, by a part of the name of a GPU; from NVIDIA's data sheets.
+PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12,
+         "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12}  # fmt: skip
+
+
+class Meter:
+    """Measures a run on this rank.
+
+    args: of the run; they say whether a step computes a frozen reference, too.
+    """
+
+    def __init__(self, model: Scorer, args: Namespace, world: World):
+        self.device, self.flops, self.peak = world.device, 0.0, 0.0
+        config = model.model.config.get_text_config().to_dict()
+        mixture = any("expert" in key for key in config)  # of which a token takes some blocks alone
+        if self.device.type == "cuda" and model.dtype == torch.bfloat16 and not mixture:
+            gpu = torch.cuda.get_device_name(self.device)
+            peaks = [peak for name, peak in PEAKS.items() if name in gpu]
+            self.peak = world.size * peaks[0] if peaks else 0.0
+            reference = vars(args).get("reference", "none") != "none"
+            computed = reference and not vars(args).get("precompute_reference")
+            self.flops = flops_per_token(model, computed)
+
+    def measure(self, tokens_per_second: float | None) -> dict[str, float]:
+        """memory_gb, and mfu where it is known. tokens_per_second: None in the first step."""
+        if self.device.type == "cuda":
+            measured = {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            measured = {"memory_gb": peak * unit / 1e9}
+        if self.peak and tokens_per_second:
+            measured["mfu"] = tokens_per_second * self.flops / self.peak
+        return measured
+
+
+def flops_per_token(model: Scorer, reference: bool) -> float:
+    """The FLOPs of one token in a step, in products with the weights of blocks: an estimate.
+
+    2 for each weight in the forward pass, 2 for gradients of activations, 2 for the gradient of a
+    weight that is trained; 2 more where a frozen reference is computed. Left out are attention
+    scores, the head (which reads the scored tokens alone), and blocks that run again in the
+    backward pass (--activation_checkpointing).
+    """
+    weights = [p for block in model.blocks() for p in block.parameters() if p.ndim >= 2]
+    trained = sum(p.numel() for p in weights if p.requires_grad)
+    return (4 + 2 * reference) * sum(p.numel() for p in weights) + 2.0 * trained
