@@ -16,6 +16,7 @@ from conftest import tiny_llama, write_pairs
 from preferences import argv, settings, train_and_report
 from processes import run_ranks
 from safetensors.torch import load_file
+from trainings import metrics_of
 
 import train_dpo
 from nanoalign import loop, model, records
@@ -51,10 +52,6 @@ def other(llama_folder, tmp_path_factory) -> Path:
     tiny_llama(4).save_pretrained(folder)
     load_tokenizer(llama_folder).save_pretrained(folder)
     return folder
-
-
-def metrics_of(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 VARIANTS = {name: ["--loss", name] for name in LOSSES} | {

@@ -13,6 +13,7 @@ import torch
 from conftest import records, write_pairs
 from matplotlib import pyplot as plt
 from processes import run_ranks
+from trainings import metrics_of
 
 import train_rm
 from nanoalign.batch import collate
@@ -73,7 +74,7 @@ def train(llama_folder, pairs):
                 "--steps", steps, *flags]  # fmt: skip
         outcome = run_ranks(ranks, _train_without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
-        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return metrics_of(out)
 
     return run
 

@@ -15,6 +15,7 @@ import torch
 from conftest import records
 from processes import run_ranks
 from test_reward_training import assert_same_curve
+from trainings import metrics_of
 from transformers import AutoModelForSequenceClassification
 
 import train_rm
@@ -75,7 +76,7 @@ def train(llama_folder, data):
                 *flags]  # fmt: skip
         outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
-        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return metrics_of(out)
 
     return trained
 
@@ -280,8 +281,7 @@ def test_labels_by_length_alone_are_explained_by_length(llama_folder, tmp_path):
                 "--steps", 20, *given]  # fmt: skip
         outcome = run_ranks(1, _train, [str(arg) for arg in argv])
         assert outcome.codes == [0], outcome.stderr
-        metrics = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        margin[name] = json.loads(metrics[-1])["eval/rewards/margins"]
+        margin[name] = metrics_of(tmp_path / name)[-1]["eval/rewards/margins"]
     per_token = re.search(r"labels prefer a token by (\S+), left out", outcome.stdout)[1]
     assert float(per_token) > 0.02
     assert margin["debiased"] < margin["plain"]

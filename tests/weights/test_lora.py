@@ -1,6 +1,5 @@
 """python -m pytest tests/weights/test_lora.py"""
 
-import json
 import shutil
 import sys
 from functools import partial
@@ -12,7 +11,7 @@ from conftest import records, tiny_llama, write_pairs
 from processes import run_ranks
 from torch.distributed.checkpoint import FileSystemReader
 from torch.func import functional_call
-from trainings import losses, without_picture
+from trainings import losses, metrics_of, without_picture
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 import train_dpo
@@ -210,7 +209,7 @@ def train(llama_folder, tmp_path_factory):
         outcome = run_ranks(ranks, without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert "rank 4, alpha 8, on 14 layers (" in outcome.stdout
-        return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return metrics_of(out)
 
     return run
 
