@@ -3,7 +3,6 @@
 import argparse
 import copy
 import math
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 
@@ -21,7 +20,6 @@ class Parser(argparse.ArgumentParser):
     """argparse with defaults in its help and without abbreviations; an error is a RunError.
 
     Subpackages append functions:
-        rewrites    the words of the command line -> the words that are parsed in their place
         derived     the flags -> values of other flags, for those that were not given (None)
         refusals    the flags -> what is wrong with them, or None
     """
@@ -30,7 +28,6 @@ class Parser(argparse.ArgumentParser):
         first, _, rest = doc.partition("\n")
         options |= {"allow_abbrev": False, "formatter_class": HelpFormatter, "add_help": False}
         super().__init__(description=first, epilog=rest, **options)
-        self.rewrites: list[Callable[[list[str]], list[str]]] = []
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
         self.further: list[argparse._ArgumentGroup] = []  # groups that --help all shows alone
@@ -45,9 +42,6 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv: list[str] | None = None) -> Namespace:
         """Raises RunError for what argparse refuses, and for the first refusal."""
-        argv = sys.argv[1:] if argv is None else argv
-        for rewrite in self.rewrites:
-            argv = rewrite(argv)
         args = super().parse_args(argv)
         for derive in self.derived:
             missing = {k: v for k, v in derive(args).items() if getattr(args, k) is None}
