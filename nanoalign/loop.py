@@ -138,7 +138,7 @@ def train(
     """Trains from step `start` to the last one, or until `save` ends the run.
 
     held_out: rows by the name that begins the keys of their metrics ("eval" -> "eval/loss").
-    log: takes the number of steps done and metrics.
+    log: takes the number of steps done and metrics; those of a step have its tokens and seconds.
     save: takes the number of steps done, whether it is the last, and the metrics of the step and
         of an evaluation after it. Returns whether the run ends here.
     """
@@ -182,8 +182,8 @@ def train(
         objective.after_step(done, metrics)
 
         # log, evaluate, save
-        line = metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch}
-        log(done, line | (speed(tokens, began) if step > start else {}))  # the first compiles
+        speed = {"tokens": tokens, "seconds": time.perf_counter() - began}
+        log(done, metrics | {"lr": lr, "grad_norm": grad_norm, "epoch": done / epoch} | speed)
         if done == total or done % epoch == 0 or done % every == 0:
             check_parameters(model, done)
             evaluation = evaluate(objective, held_out, batcher)
@@ -191,12 +191,6 @@ def train(
             metrics |= evaluation
         if save(done, done == total, metrics):
             return
-
-
-def speed(tokens: int, began: float) -> dict[str, float]:
-    """The metrics of a step's speed. tokens: of all ranks. began: its time by perf_counter."""
-    seconds = time.perf_counter() - began  # the host's: every step waits for the GPU once
-    return {"tokens_per_second": tokens / seconds, "ms_per_step": 1000 * seconds}
 
 
 @torch.no_grad()

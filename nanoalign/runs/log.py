@@ -61,8 +61,9 @@ def open_run(
         np.savez(out / RECORDS, **records)
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        if "loss" in metrics:  # of a step of training
-            metrics = metrics | meter.measure(metrics.get("tokens_per_second"))
+        metrics = dict(metrics)
+        if "seconds" in metrics:  # of a step of training
+            metrics |= meter.measure(metrics.pop("tokens"), metrics.pop("seconds"))
             shown = [(*SHOWN[key], value) for key, value in metrics.items() if key in SHOWN]
             bar.set_description(f"step {step}/{total}", refresh=False)
             bar.set_postfix({name: format(v, form) for name, form, v in shown}, refresh=False)

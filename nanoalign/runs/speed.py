@@ -6,8 +6,9 @@
     mfu                model FLOPs utilization (PaLM, arXiv 2204.02311): the share of the GPU's peak
                        that the products with weights take; in bfloat16 on a GPU of PEAKS
 
-loop.train measures the first two. They leave out evaluations, checkpoints, and the first step of a
-process, which compiles. They differ from run to run; all other keys are the same.
+loop.train gives tokens and seconds of a step: without evaluations and checkpoints, and without a
+wait for the GPU, for which a step waits once anyway. The first step of a process, which compiles,
+has no speed. These keys differ from run to run; all others are the same.
 """
 
 import resource
@@ -21,8 +22,16 @@ from nanoalign.model import Scorer
 
 KEYS = ("tokens_per_second", "ms_per_step", "memory_gb", "mfu")
 # Dense products in bfloat16, FLOP/s, by a part of the name of a GPU; from NVIDIA's data sheets.
-PEAKS = {"B200": 2250e12, "H200": 989e12, "H100": 989e12, "H20": 148e12, "A100": 312e12,
-         "L40S": 362e12, "L4": 121e12, "A10": 125e12, "RTX 4090": 165e12}  # fmt: skip
+# The first part that fits counts.
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 class Meter:
@@ -32,28 +41,32 @@ class Meter:
     """
 
     def __init__(self, model: Scorer, args: Namespace, world: World):
-        self.device, self.flops, self.peak = world.device, 0.0, 0.0
+        self.device, self.steps, self.flops, self.peak = world.device, 0, 0.0, 0.0
         config = model.model.config.get_text_config().to_dict()
         mixture = any("expert" in key for key in config)  # of which a token takes some blocks alone
         if self.device.type == "cuda" and model.dtype == torch.bfloat16 and not mixture:
             gpu = torch.cuda.get_device_name(self.device)
-            peaks = [peak for name, peak in PEAKS.items() if name in gpu]
-            self.peak = world.size * peaks[0] if peaks else 0.0
+            peak = next((peak for name, peak in PEAKS.items() if name in gpu), 0.0)
+            self.peak = world.size * peak
             reference = vars(args).get("reference", "none") != "none"
             computed = reference and not vars(args).get("precompute_reference")
             self.flops = flops_per_token(model, computed)
 
-    def measure(self, tokens_per_second: float | None) -> dict[str, float]:
-        """memory_gb, and mfu where it is known. tokens_per_second: None in the first step."""
+    def measure(self, tokens: int, seconds: float) -> dict[str, float]:
+        """The values of KEYS that are known, for a step of so many tokens and seconds."""
         if self.device.type == "cuda":
             measured = {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
         else:
             unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             measured = {"memory_gb": peak * unit / 1e9}
-        if self.peak and tokens_per_second:
-            measured["mfu"] = tokens_per_second * self.flops / self.peak
-        return measured
+        self.steps += 1
+        if self.steps == 1:
+            return measured
+        speed = {"tokens_per_second": tokens / seconds, "ms_per_step": 1000 * seconds}
+        if self.peak:
+            measured["mfu"] = speed["tokens_per_second"] * self.flops / self.peak
+        return speed | measured
 
 
 def flops_per_token(model: Scorer, reference: bool) -> float:

@@ -16,12 +16,15 @@ from nanoalign.runs import log
 def show(world, start: int = 0, steps: int = 3) -> None:
     """Some steps of a run of 3 on 24 records, 8 a step."""
     args = train_dpo.parse_args(["--steps", "3", "--batch_size", "8", "--out", "run"])
-    data, meter = Data(range(24), [], {}, "raw", None), Namespace(measure=lambda speed: {})
+    data, meter = (
+        Data(range(24), [], {}, "raw", None),
+        Namespace(measure=lambda tokens, seconds: {}),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log, "record_arrays", lambda *args: {})
         with log.open_run(args, world, data, "", start, meter) as write:
             for step in range(start + 1, start + steps + 1):
-                write(step, {"loss": 7.0, "lr": 1.0})
+                write(step, {"loss": 7.0, "lr": 1.0, "tokens": 9, "seconds": 0.5})
                 write(step, {"eval/loss": 9.0})
 
 

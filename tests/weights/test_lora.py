@@ -19,7 +19,7 @@ from nanoalign.batch import Batch, collate
 from nanoalign.distributed import full, setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.files.run_folder import newest
+from nanoalign.files.run_folder import complete_checkpoints
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
 from nanoalign.weights import lora
@@ -259,7 +259,7 @@ def test_resume_continues_on_any_number_of_ranks(train, two_ranks, tmp_path):
     B of 14 layers, and two moments of each.
     """
     train(tmp_path / "run", "--stop_after", 2, ranks=2)
-    stored = FileSystemReader(newest(tmp_path / "run")).read_metadata().state_dict_metadata
+    stored = FileSystemReader(complete_checkpoints(tmp_path / "run")[-1]).read_metadata().state_dict_metadata
     matrices = {name for name, kept in stored.items() if len(getattr(kept, "size", ())) == 2}
     assert len(matrices) == 2 * 14 * 3 and all(".lora_" in name for name in matrices)
     shutil.copytree(tmp_path / "run", tmp_path / "alone")
