@@ -181,7 +181,7 @@ def same_metrics(out: Path, world: World) -> str | None:
 # --- all of it ------------------------------------------------------------------------------------
 
 FLIPPED = ("run/*.distcp", "run/.metadata", "run/run.json", "run/checksums.json",
-           "run/metrics.jsonl", "run/records.npz", "cache/0*.safetensors", "cache/about.json",
+           "run/metrics.jsonl", "run/records.npz", "cache/*.npy", "cache/about.json",
            "cache/logps.safetensors")  # fmt: skip
 KINDS: dict[str, tuple[Mishap, int]] = {
     "kills": (kills, 20),
