@@ -10,8 +10,8 @@
     records.npy     (R, 3) uint64   split.record_digests of the records
     kept.npy        (E,) bool       whether what was encoded has a row; E / R rows a record
     compared.npy    (E,) int32      its pairs, before those of equal responses were dropped
-    notes.npy       (M, 2) int64    (which of the E, which reason): what was cut or dropped
-    about.json                      version of these files, names of the K arrays, reasons, ...
+    notes.npy       (E,) int64      what was cut or dropped: an index of the notes in about.json
+    about.json                      version of these files, names of the K arrays, notes, ...
     checksums.json
 
 The ranks of a host encode chunks of records in parallel, a file each; the first rank of the host
@@ -26,10 +26,10 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +53,7 @@ FORMAT = 4  # version of these files; a part of their key
 ABOUT = "about.json"
 CHUNK = 2048  # records that a rank has in memory at a time
 STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error
-# The arrays of which each row has a part, of any length, and extra.NAME.
-PARTS = {"tokens": np.int32, "parts": np.int32, "pairs": np.int32, "names": np.uint8}
-EXTRA = "extra."
+EXTRA = "extra."  # what the names of arrays with values of pairs begin with
 # The files on which the rows depend beside the data: our code, and those of the tokenizer.
 CODE = ("batch.py", "encode.py", "records.py", "data/*.py")
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
@@ -81,7 +79,7 @@ class Store(Encoded):
                 f"{folder}: the encoded data have the format {about.get('format', 0)} of another "
                 f"version of nanoalign, not {FORMAT}; remove that folder"
             )
-        self.columns, self.reasons = about["columns"], np.array(about["reasons"], dtype=object)
+        self.columns, self.notes = about["columns"], about["notes"]
         self.templates = set(about["templates"])
         # (token id, tokens of a prompt and one response) that no row exceeds
         self.limits: tuple[int, int] = tuple(about["limits"])
@@ -92,9 +90,9 @@ class Store(Encoded):
 
     def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
         chosen = self.of_encoded(chosen)
-        encoded, reasons = self.arrays["notes"].T
-        notes = self.reasons[reasons[chosen[encoded]]]
-        return int(chosen.sum()), int(self.arrays["compared"][chosen].sum()), count_notes(notes)
+        notes = (self.notes[n] for n in self.arrays["notes"][chosen].tolist())
+        pairs = int(self.arrays["compared"][chosen].sum())
+        return int(chosen.sum()), pairs, count_notes(chain.from_iterable(notes))
 
     def sizes(self, name: str) -> np.ndarray:
         """How many values of an array each row has, (N,)."""
@@ -263,43 +261,44 @@ def arrays_of(records: Sequence[Record], encoding: Encoding) -> dict[str, np.nda
     encoded, compared, templates = encoding.encode(records)
     dropped = [drop_equal(row) for row in encoded]
     rows = [row for row, _ in dropped if row is not None]
-    notes = [(n, note) for n, (_, notes) in enumerate(dropped) for note in notes]
-    reasons = list(dict.fromkeys(note for _, note in notes))
+    notes: dict[tuple[str, ...], int] = {}  # the notes of a row -> their index
+    parts = [(row.prompt, *row.responses) for row in rows]
+    empty = {"pairs": np.empty((0, 2), np.int32), "names": np.empty(0, np.uint8)}
+    empty |= {"tokens": np.empty(0, np.int32), "parts": np.empty(0, np.int32)}
     values = {
-        "tokens": [np.concatenate((row.prompt, *row.responses)) for row in rows],
-        "parts": [[len(row.prompt), *map(len, row.responses)] for row in rows],
-        "pairs": [row.pairs for row in rows],
+        "tokens": list(map(np.concatenate, parts)),
+        "parts": [np.array(list(map(len, part)), np.int32) for part in parts],
+        "pairs": [np.array(row.pairs, np.int32) for row in rows],
         "names": [np.frombuffer(row.name.encode(), np.uint8) for row in rows],
     }
-    types = dict(PARTS)
     for name in sorted({name for row in rows for name in row.extra}):
-        types[EXTRA + name] = next(row.extra[name].dtype for row in rows if name in row.extra)
-        values[EXTRA + name] = [row.extra.get(name, ()) for row in rows]
-    sizes = [[len(value) for value in each] for each in values.values()]  # (K, N)
-    arrays = {
-        name: np.concatenate([np.empty((0, 2) if name == "pairs" else 0, types[name]),
-            *(np.asarray(value, types[name]) for value in each)])
-        for name, each in values.items()
-    }  # fmt: skip
-    largest, longest = (
-        arrays["tokens"].max(initial=0),
-        max((row.longest for row in rows), default=0),
-    )
+        column = EXTRA + name
+        empty[column] = next(row.extra[name][:0] for row in rows if name in row.extra)
+        values[column] = [row.extra.get(name, empty[column]) for row in rows]
+    arrays = {name: np.concatenate([empty[name], *values[name]], casting="no") for name in values}
     about = {
         "columns": list(values),
-        "reasons": reasons,
         "templates": sorted(templates),
-        "limits": [int(largest), longest],
+        "limits": [
+            int(arrays["tokens"].max(initial=0)),
+            max((row.longest for row in rows), default=0),
+        ],
     }
-    return arrays | {
-        "sizes": np.array(sizes, np.int64).T,
+    arrays |= {
+        "sizes": np.array([list(map(len, values[name])) for name in values], np.int64).T,
         "digests": np.frombuffer(b"".join(map(digest, rows)), np.uint8).reshape(-1, 16),
         "records": record_digests(records),
         "kept": np.array([row is not None for row, _ in dropped]),
         "compared": np.array(compared, np.int32),
-        "notes": np.array([(n, reasons.index(note)) for n, note in notes], np.int64).reshape(-1, 2),
-        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+        "notes": np.array([notes.setdefault(tuple(each), len(notes)) for _, each in dropped]),
     }
+    return arrays | {"about": np.frombuffer(json.dumps(about | {"notes": [*notes]}).encode(), "u1")}
+
+
+def about_of(path: Path) -> dict:
+    """What arrays_of says about a chunk. No other array of the file is read."""
+    with np.load(path) as file:
+        return json.loads(file["about"].tobytes())
 
 
 def join(folder: Path) -> None:
@@ -307,68 +306,57 @@ def join(folder: Path) -> None:
 
     The result does not depend on the size of the chunks.
     """
-    paths, columns = sorted(folder.glob("*.npz")), list(PARTS)
-    for path in paths:
-        with np.load(path) as file:
-            columns += json.loads(file["about"].tobytes())["columns"]
-    columns = [*PARTS, *sorted({*columns} - {*PARTS})]
-    reasons, templates, limits = {}, set(), (0, 0)
-    ends, encoded = np.zeros((1, len(columns)), np.int64), 0
+    paths = sorted(folder.glob("*.npz"))
+    columns = sorted({name for path in paths for name in about_of(path)["columns"]})
+    notes: dict[tuple[str, ...], int] = {}
+    templates, limits, start = set(), (0, 0), np.zeros(len(columns), np.int64)
     with ExitStack() as stack:
-        files: dict[str, GrowingArray] = {}
+        files: dict[str, Callable[[np.ndarray], None]] = {}
 
         def append(name: str, values: np.ndarray) -> None:
             if name not in files:
-                files[name] = stack.enter_context(GrowingArray(folder / f"{name}.npy", values))
-            files[name].append(values)
+                files[name] = stack.enter_context(growing(folder / f"{name}.npy", values))
+            files[name](values)
 
-        append("offsets", ends)
+        append("offsets", start[None])
         for path in paths:
+            about = about_of(path)
             with np.load(path) as file:
-                arrays = dict(file)
+                arrays = {name: file[name] for name in file.files if name != "about"}
             path.unlink()
-            about, sizes = json.loads(arrays.pop("about").tobytes()), arrays.pop("sizes")
-            offsets = np.zeros((len(sizes), len(columns)), np.int64)
-            offsets[:, [columns.index(name) for name in about["columns"]]] = sizes
-            offsets = ends[-1] + np.cumsum(offsets, axis=0)
-            ends = np.concatenate((ends[-1:], offsets))[-1:]
-            numbers = [reasons.setdefault(each, len(reasons)) for each in about["reasons"]]
-            notes = arrays["notes"] + (encoded, 0)
-            notes[:, 1] = np.array(numbers, np.int64)[arrays["notes"][:, 1]]
-            encoded += len(arrays["kept"])
-            templates |= set(about["templates"])
+            sizes = np.zeros((len(arrays["sizes"]), len(columns)), np.int64)
+            sizes[:, [columns.index(name) for name in about["columns"]]] = arrays.pop("sizes")
+            arrays["offsets"] = start + np.cumsum(sizes, axis=0)
+            start = start + sizes.sum(axis=0)
+            indices = [notes.setdefault(tuple(each), len(notes)) for each in about["notes"]]
+            arrays["notes"] = np.array(indices)[arrays["notes"]]
+            templates.update(about["templates"])
             limits = np.maximum(limits, about["limits"]).tolist()
-            for name, values in (arrays | {"offsets": offsets, "notes": notes}).items():
+            for name, values in arrays.items():
                 append(name, values)
-    about = {"format": FORMAT, "columns": columns, "reasons": list(reasons)}
+    about = {"format": FORMAT, "columns": columns, "notes": list(notes)}
     about |= {"templates": sorted(templates), "limits": limits}
     (folder / ABOUT).write_text(json.dumps(about) + "\n")
 
 
-class GrowingArray:
-    """A .npy file to whose first axis arrays are appended."""
+@contextmanager
+def growing(path: Path, like: np.ndarray) -> Iterator[Callable[[np.ndarray], None]]:
+    """A new .npy file; yields what appends an array to it, of the type and the axes of `like`."""
+    count, descr = 0, np.lib.format.dtype_to_descr(like.dtype)
 
-    def __init__(self, path: Path, like: np.ndarray):
-        """like: an array of the type and the further axes."""
-        self.file, self.count = path.open("wb"), 0
-        self.descr, self.axes = np.lib.format.dtype_to_descr(like.dtype), like.shape[1:]
-        self.write_header()
-
-    def write_header(self) -> None:
+    def write_header() -> None:
         # numpy leaves room for the digits of the first axis, so the length is always the same.
-        header = {"descr": self.descr, "fortran_order": False, "shape": (self.count, *self.axes)}
-        np.lib.format.write_array_header_1_0(self.file, header)
+        header = {"descr": descr, "fortran_order": False, "shape": (count, *like.shape[1:])}
+        np.lib.format.write_array_header_1_0(file, header)
 
-    def append(self, values: np.ndarray) -> None:
-        assert np.lib.format.dtype_to_descr(values.dtype) == self.descr
-        assert values.shape[1:] == self.axes
-        self.count += len(values)
-        self.file.write(np.ascontiguousarray(values))
+    def append(values: np.ndarray) -> None:
+        nonlocal count
+        assert (values.dtype, values.shape[1:]) == (like.dtype, like.shape[1:])
+        count += len(values)
+        file.write(np.ascontiguousarray(values))
 
-    def __enter__(self) -> "GrowingArray":
-        return self
-
-    def __exit__(self, *error) -> None:
-        with self.file:
-            self.file.seek(0)
-            self.write_header()
+    with path.open("wb") as file:
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()
