@@ -29,7 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, partial
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,8 @@ class Store(Encoded):
             name: self.arrays[name][start:end]
             for name, start, end in zip(self.columns, starts, ends, strict=True)
         }
-        prompt, *responses = np.split(values["tokens"], np.cumsum(values["parts"])[:-1])
+        ends = accumulate(values["parts"].tolist(), initial=0)
+        prompt, *responses = (values["tokens"][start:end] for start, end in pairwise(ends))
         extra = {name: part for name, part in values.items() if name.startswith(EXTRA)}
         return Row(
             values["names"].tobytes().decode(),
