@@ -5,6 +5,7 @@ A single file of the Hub comes through huggingface_hub, all else through the dat
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import huggingface_hub
@@ -49,11 +50,18 @@ def load_split(place: str, repo: str, part: str | None, revision: str | None, sp
     part: a configuration of the data set ("subset" on its page), or a folder in it.
     """
     datasets = import_datasets(place)
+    load = partial(datasets.load_dataset, repo, split=split, revision=revision)
     with hub_errors(place, repo):
-        options = {"data_dir": part}
-        if part and part in datasets.get_dataset_config_names(repo, revision=revision):
-            options = {"name": part}
-        return datasets.load_dataset(repo, split=split, revision=revision, **options)
+        if not part:
+            return load()
+        if part in datasets.get_dataset_config_names(repo, revision=revision):
+            return load(name=part)
+        try:
+            return load(data_dir=part)
+        except ValueError:
+            if not datasets.config.HF_HUB_OFFLINE:
+                raise
+            return load(name=part)  # without the Hub the configurations are not known
 
 
 def load_saved(place: str):

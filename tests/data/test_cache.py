@@ -1,4 +1,4 @@
-"""python -m pytest tests/data/test_cache.py who can read what is kept"""
+"""python -m pytest tests/data/test_cache.py where data are kept, and who can read them"""
 
 import os
 import stat
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from stores import PAIR, opened, write
 
+from nanoalign.data.cache import cache_folder
 from nanoalign.data.precomputed import check_writable
 
 
@@ -44,3 +45,14 @@ def test_a_store_in_a_folder_that_others_read_is_not_read_by_them(usual, llama_f
     path = write(tmp_path / "pairs.jsonl", [PAIR])
     opened(llama_folder, [path], usual)
     assert set(modes(usual).values()) == {"0o700"}
+
+
+def test_the_cache_is_where_flag_or_environment_put_it(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("NANOALIGN_CACHE", "/own")
+    assert cache_folder("flag") == Path("flag")
+    assert cache_folder(None) == Path("/own")
+    monkeypatch.delenv("NANOALIGN_CACHE")
+    assert cache_folder(None) == Path("/xdg/nanoalign")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder(None) == Path.home() / ".cache" / "nanoalign"

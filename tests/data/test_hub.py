@@ -5,6 +5,7 @@ Data sets and models of the Hub, asked of a server on this machine.
 
 import json
 import re
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
@@ -113,13 +114,21 @@ def test_the_revision_of_a_file_is_asked_for(tmp_path):
     assert fetched == ["o/plain@v2/first.jsonl"]
 
 
-def test_a_split_is_read_again_without_the_hub(tmp_path, monkeypatch):
-    with serving_data(tmp_path) as fetched:
-        (file,) = check_sources(["hf://datasets/o/splits:test"])
-        before = len(fetched)
-        assert prompts("hf://datasets/o/splits:test") == ["c"]
-    assert len([name for name in fetched[before:] if not name.endswith("README.md")]) == 0
+@pytest.mark.parametrize("place", ["splits:test", "subsets/easy:test"])
+def test_a_split_is_read_again_without_the_hub(tmp_path, place):
+    """With HF_HUB_OFFLINE, from the files of the cache."""
+    source = f"hf://datasets/o/{place}"
+    with serving_data(tmp_path):
+        (file,) = check_sources([source])
+        before = prompts(source)
     assert file.suffix == ".arrow" and tmp_path in file.parents
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": True}
+    config = sys.modules["datasets"].config
+    with (
+        patch.multiple(config, HF_DATASETS_CACHE=tmp_path / "datasets", **offline),
+        patch.multiple(constants, HF_HUB_CACHE=str(tmp_path), HF_HUB_OFFLINE=True),
+    ):
+        assert prompts(source) == before
 
 
 @pytest.mark.parametrize(

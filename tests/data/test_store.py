@@ -23,7 +23,6 @@ from stores import (
 from tqdm import tqdm
 
 from nanoalign.data import cache, store
-from nanoalign.data.cache import cache_folder
 from nanoalign.data.rows import load_rows
 from nanoalign.data.store import ABOUT, Store, chunks, write_chunks
 from nanoalign.distributed import run, setup
@@ -278,17 +277,6 @@ def test_a_store_of_others_is_an_error_too(tmp_path, model, damage, message):
     with pytest.raises(RunError, match=f"^{folder}: {message}.*; remove that folder$") as caught:
         read()
     assert "\n" not in str(caught.value)
-
-
-def test_the_cache_is_where_flag_or_environment_put_it(monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    monkeypatch.setenv("NANOALIGN_CACHE", "/own")
-    assert cache_folder("flag") == Path("flag")
-    assert cache_folder(None) == Path("/own")
-    monkeypatch.delenv("NANOALIGN_CACHE")
-    assert cache_folder(None) == Path("/xdg/nanoalign")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder(None) == Path.home() / ".cache" / "nanoalign"
 
 
 # --- memory
