@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,8 @@ from stores import (
 from tqdm import tqdm
 
 from nanoalign.data import cache, store
+from nanoalign.data.cache import cache_folder
+from nanoalign.data.precomputed import check_writable
 from nanoalign.data.rows import load_rows
 from nanoalign.data.store import ABOUT, Store, chunks, write_chunks
 from nanoalign.distributed import run, setup
@@ -306,3 +309,53 @@ def test_encoding_takes_far_less_memory_than_all_rows(tmp_path, model):
     assert [outcome.codes for outcome in outcomes] == [[0], [0]], outcomes
     chunked, whole = (outcome.results[0] for outcome in outcomes)
     assert chunked < whole / 3, (chunked, whole)
+
+
+# --- where data are kept, and who can read them ----------------------------------------------------
+
+
+def modes(folder: Path) -> dict[str, str]:
+    """The permissions of all folders below one, by their relative paths."""
+    found = sorted(path for path in folder.rglob("*") if path.is_dir())
+    return {str(path.relative_to(folder)): oct(stat.S_IMODE(path.stat().st_mode)) for path in found}
+
+
+@pytest.fixture
+def usual(tmp_path):
+    """The usual umask, 022, and a folder that was there before."""
+    before = os.umask(0o022)
+    (tmp_path / "there").mkdir()
+    yield tmp_path / "there"
+    os.umask(before)
+
+
+def test_encoded_data_are_their_owner_s_alone(usual, llama_folder, tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [PAIR | {"prompt": f"{n}?"} for n in range(4)])
+    opened(llama_folder, [path], usual / "a" / "cache")
+    (store,) = (usual / "a" / "cache").iterdir()
+    assert modes(usual) == {
+        "a": "0o700", "a/cache": "0o700", f"a/cache/{store.name}": "0o700",
+    }  # fmt: skip
+    assert modes(tmp_path)["there"] == "0o755"  # as it was
+
+
+def test_kept_log_probabilities_are_their_owner_s_alone(usual):
+    check_writable(usual / "cache" / "reference")
+    assert modes(usual) == {"cache": "0o700", "cache/reference": "0o700"}
+
+
+def test_a_store_in_a_folder_that_others_read_is_not_read_by_them(usual, llama_folder, tmp_path):
+    path = write(tmp_path / "pairs.jsonl", [PAIR])
+    opened(llama_folder, [path], usual)
+    assert set(modes(usual).values()) == {"0o700"}
+
+
+def test_the_cache_is_where_flag_or_environment_put_it(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.setenv("NANOALIGN_CACHE", "/own")
+    assert cache_folder("flag") == Path("flag")
+    assert cache_folder(None) == Path("/own")
+    monkeypatch.delenv("NANOALIGN_CACHE")
+    assert cache_folder(None) == Path("/xdg/nanoalign")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder(None) == Path.home() / ".cache" / "nanoalign"
