@@ -311,7 +311,7 @@ def test_encoding_takes_far_less_memory_than_all_rows(tmp_path, model):
     assert chunked < whole / 3, (chunked, whole)
 
 
-# --- where data are kept, and who can read them ----------------------------------------------------
+# --- where data are kept, and who can read them ---------------------------------------------------
 
 
 def modes(folder: Path) -> dict[str, str]:
