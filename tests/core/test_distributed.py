@@ -52,7 +52,7 @@ def test_a_run_on_a_mac_is_on_its_cpu(monkeypatch):
     assert setup().device == CPU
 
 
-# --- versions of packages ---------------------------------------------------------------------------
+# --- versions of packages -------------------------------------------------------------------------
 
 
 ROOT = Path(__file__).parents[2]

@@ -156,7 +156,7 @@ def test_options_are_made_anew():
     assert "fwd_num_warps" not in kernel_options(256, torch.bfloat16, L40)
 
 
-# --- CUDA's kernels, which torch's build for CUDA compiles without a GPU: about 90 s for each ------
+# --- kernels of CUDA, compiled without a GPU by its build of torch: about 90 s for each -----------
 
 
 @pytest.mark.skipif(

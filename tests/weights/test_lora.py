@@ -255,11 +255,14 @@ def test_what_is_saved_is_the_model_with_its_adapter_merged(two_ranks, llama_fol
 
 def test_resume_continues_on_any_number_of_ranks(train, two_ranks, tmp_path):
     """A checkpoint holds the adapters and their optimizer's state, and none of the frozen weights:
-    A and
-    B of 14 layers, and two moments of each.
+    A and B of 14 layers, and two moments of each.
     """
     train(tmp_path / "run", "--stop_after", 2, ranks=2)
-    stored = FileSystemReader(complete_checkpoints(tmp_path / "run")[-1]).read_metadata().state_dict_metadata
+    stored = (
+        FileSystemReader(complete_checkpoints(tmp_path / "run")[-1])
+        .read_metadata()
+        .state_dict_metadata
+    )
     matrices = {name for name, kept in stored.items() if len(getattr(kept, "size", ())) == 2}
     assert len(matrices) == 2 * 14 * 3 and all(".lora_" in name for name in matrices)
     shutil.copytree(tmp_path / "run", tmp_path / "alone")
