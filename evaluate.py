@@ -158,7 +158,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     on_main(world, partial(results.check_models, [args.reward, args.policy]))
     on_main(world, partial(results.check_out, args.out))
     if args.pairs_out is not None:
-        on_main(world, partial(results.check_pairs_out, args.pairs_out, args.out))
+        on_main(world, partial(results.check_new_file, "--pairs_out", args.pairs_out, args.out))
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # prompts, given answers, policies, reward model
@@ -182,8 +182,6 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     sampling = Sampling(
         args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed, args.batch_size
     )
-    total = len(prompts) * args.samples * len(names)
-    on_main(world, partial(results.check_room, args.out, total, args.max_new_tokens))
     sampled = {}
     for name, sampler in samplers.items():
         sampled[name] = answers.sample(sampler, sampling, world)
@@ -222,7 +220,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for note in (diagnosis.caution(figures), seen.note_on_prompts(figures)):
         if note:
             print(note)
-    more = ", best_of_n.jsonl, best_of_n.png" if len(best_of_n) > 1 else ""
+    more = ", best_of_n.jsonl" if len(best_of_n) > 1 else ""
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}")
 
 

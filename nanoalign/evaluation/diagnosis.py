@@ -24,13 +24,8 @@ def conclusion(figures: Figures) -> str:
     result = RESULTS[by_model]
     if "true_win_rate" in figures:
         wins += f", by the true rule of the embedded world {_share(figures, 'true_')}"
-        by_rule = _better(figures, "true_")
-        if by_model == 0 != by_rule:
-            result = "The true rule shows a difference, the reward model does not"
-        elif by_rule == 0 != by_model:
-            result = "The reward model shows a difference, the true rule does not"
-        elif by_model != by_rule:
-            result = "The reward model contradicts the true rule"
+        if _better(figures, "true_") != by_model:
+            result = "The reward model and the true rule do not agree"
     return f"{result}: {wins}."
 
 
@@ -99,84 +94,31 @@ def figure_rows(figures: Figures) -> list[list[str]]:
     ]
 
 
-def diagnosis(figures: Figures) -> list[str]:
-    """Why the policy may not be better, and what to try: a note per group of figures."""
-    notes = [
-        note_on_cut_answers(figures),
-        note_on_missing_prompts(figures),
-        note_on_length(figures),
-        note_on_stopped_answers(figures),
-        note_on_kl(figures),
-        note_on_prompts(figures),
-    ]
-    return [note for note in notes if note]
-
-
-def note_on_length(figures: Figures) -> str:
-    text = f"The policy's answers are {_longer(figures)} than the baseline's"
-    if figures.get("without_cut", {}).get("pairs"):
-        text += f" ({_longer(figures['without_cut'])} where the reward model read both whole)"
-    controlled = figures["length_controlled_win_rate"]
-    if controlled is None:
-        text += ", so much that their lengths hardly overlap, and length can't be controlled. "
-    else:
-        text += (
-            "; with length controlled (a logistic regression of the wins on the difference of "
-            f"lengths, at a difference of 0) it wins {controlled:.1%}. "
-        )
-    return (
-        f"{text}Where the two win rates are far apart the reward model may reward length: look at "
-        "length_correlation in evaluate.py rm."
-    )
-
-
-def _longer(figures: Figures) -> str:
-    difference = figures["tokens_difference"]
-    return f"{abs(difference):.1f} tokens {'longer' if difference > 0 else 'shorter'}"
-
-
-def note_on_cut_answers(figures: Figures) -> str | None:
-    if "without_cut" not in figures:
-        return None
-    return (
+# (whether a sentence is about the figures, the sentence, in which {names} are figures)
+NOTES = (
+    (
+        lambda figures: "without_cut" in figures,
         "The reward of an answer that was cut is read in the middle of its text, where no reward "
         "was learned, and long answers are cut first: so neither figure is that of all answers "
         "read whole. For that, train a reward model with a larger --max_length, or compare shorter "
-        "answers. metrics.json has all figures also without the answers that were cut."
-    )
+        "answers. metrics.json has all figures also without the answers that were cut.",
+    ),
+    (
+        lambda figures: figures["policy_ended_share"] not in (None, 1),
+        "{policy_ended_share:.1%} of the policy's answers ended with EOS; the others were stopped "
+        "at --max_new_tokens. A policy that does not stop by itself needs chosen answers that end "
+        "with EOS, a larger --beta, or here a larger --max_new_tokens.",
+    ),
+    (
+        lambda figures: "kl_per_answer" in figures,
+        "KL(policy || baseline) is {kl_per_answer:.2f} nats an answer, {kl_per_token:.3f} a token. "
+        "Near 0 the policy has hardly changed: raise --lr or --epochs, or lower --beta. At tens of "
+        "nats an answer it has changed too much: do the opposite.",
+    ),
+)
 
 
-def note_on_stopped_answers(figures: Figures) -> str | None:
-    stopped = {
-        role: 1 - figures[f"{role}_ended_share"]
-        for role in ROLES
-        if figures[f"{role}_ended_share"] is not None
-    }
-    if not stopped:
-        return None
-    shares = " and ".join(f"{share:.1%} of the {role}'s" for role, share in stopped.items())
-    return (
-        f"Sampling stopped at --max_new_tokens in {shares} answers. A policy that does not stop by "
-        "itself needs chosen answers that end with EOS, a larger --beta, or here a larger "
-        "--max_new_tokens."
-    )
-
-
-def note_on_missing_prompts(figures: Figures) -> str | None:
-    if not figures.get("prompts_left_out"):
-        return None
-    return (
-        f"{figures['prompts_left_out']:,} prompts were left out, because not all files have them; "
-        f"the figures are of the other {figures['prompts']:,}."
-    )
-
-
-def note_on_kl(figures: Figures) -> str | None:
-    if "kl_per_answer" not in figures:
-        return None
-    return (
-        f"KL(policy || baseline) is {figures['kl_per_answer']:.2f} nats an answer, "
-        f"{figures['kl_per_token']:.3f} a token. Near 0 the policy has hardly changed: raise --lr "
-        "or --epochs, or lower --beta. At tens of nats an answer it has changed too much: do the "
-        "opposite."
-    )
+def diagnosis(figures: Figures) -> list[str]:
+    """What the figures say about the next training or evaluation, a sentence or two per cause."""
+    notes = [text.format(**figures) for applies, text in NOTES if applies(figures)]
+    return notes + [note for note in [note_on_prompts(figures)] if note]

@@ -1,15 +1,16 @@
 """The folder of an evaluation, and the files in it."""
 
 import json
-import math
 import os
 import re
-import shlex
 import shutil
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+
+import numpy as np
 
 from nanoalign.data.prompts import prompt_text
 from nanoalign.errors import RunError, in_a_line
@@ -37,7 +38,6 @@ FRONTIER = (
     *("kl_per_answer", "policy_mean", "win_rate", "policy_true_mean", "true_win_rate"),
     *("policy_tokens_mean", "policy_ended_share", "policy_cut_share"),
 )
-BYTES = 32  # of a token in all results: in answers.jsonl, in report.html, in the kept answers
 
 
 # --- before an evaluation -------------------------------------------------------------------------
@@ -54,7 +54,7 @@ def check_models(names: Iterable[str | None]) -> None:
 def check_out(name: str) -> None:
     """Raises RunError if --out can't be written, or has other files than those of an evaluation.
 
-    Locks the folder, until its results are written, and names what a killed evaluation has left.
+    Locks the folder, until its results are written.
     """
     out = Path(os.path.realpath(name))
     if not out.name:
@@ -63,37 +63,28 @@ def check_out(name: str) -> None:
         raise RunError(f"--out {name} is a symbolic link that leads nowhere; give a folder")
     if out.exists() and not out.is_dir():
         raise RunError(f"--out {name} is a file; give a folder")
-    partial, old = _beside(out)
+    partial, old = _beside(out, "partial"), _beside(out, "old")
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock.hold(_lock_of(out), f"--out {name}")
+    lock.hold(_beside(out, "lock"), f"--out {name}")
     if old.exists() and not out.exists():  # a replacement was interrupted
         os.rename(old, out)
-    if out.is_dir():
-        known = {ARGS, *_files_of(out / ARGS)} if (out / ARGS).exists() else set()
-        if foreign := sorted(path.name for path in out.iterdir() if path.name not in known):
-            raise RunError(
-                f"--out {name} has files that are not an evaluation's "
-                f"({', '.join(foreign[:3])}); give another --out"
-            )
+    if foreign := _foreign_files(out):
+        raise RunError(
+            f"--out {name} has files that are not an evaluation's ({', '.join(foreign[:3])}); give "
+            "another --out"
+        )
     shutil.rmtree(partial, ignore_errors=True)  # of an evaluation that was killed
     partial.mkdir(parents=True)  # raises OSError here, not after hours of scoring
     partial.rmdir()
-    if advice := kept_answers(name):  # of an evaluation that did not end
-        print(f"{'answers':<11} {advice}")
 
 
-def check_pairs_out(name: str, out: str) -> None:
-    """Raises RunError if --pairs_out can't be written, exists, or would be lost with --out."""
-    if Path(out).resolve() in Path(name).resolve().parents:
-        raise RunError(
-            f"--pairs_out {name} is in --out, which the next evaluation replaces; give another path"
-        )
-    check_new_file("--pairs_out", name)
-
-
-def check_new_file(flag: str, name: str) -> None:
-    """Raises RunError if a .jsonl file of a flag can't be written, or exists."""
+def check_new_file(flag: str, name: str, out: str | None = None) -> None:
+    """Raises RunError if a .jsonl file of a flag can't be written, exists, or is inside --out."""
     path = Path(name)
+    if out is not None and Path(out).resolve() in path.resolve().parents:
+        raise RunError(
+            f"{flag} {name} is in --out, which the next evaluation replaces; give another path"
+        )
     if path.suffix != ".jsonl":
         raise RunError(f"{flag} {name}: give a file that ends with .jsonl")
     if path.exists():
@@ -106,66 +97,43 @@ def check_new_file(flag: str, name: str) -> None:
         raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
 
 
-def _lock_of(out: Path) -> Path:
-    return out.with_name(f".{out.name}.lock")
+def _beside(out: Path, kind: str) -> Path:
+    """A hidden path beside --out.
+
+    kind: "lock"; "partial": new results; "old": older results, while new ones replace them; or the
+        sampled answers of a role.
+    """
+    return out.with_name(f".{out.name}.{kind}")
 
 
-def _beside(out: Path) -> tuple[Path, Path]:
-    """Where new results are written, and where older ones are kept while they are replaced."""
-    return out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-
-
-def _files_of(path: Path) -> list[str]:
-    """The files of an evaluation, by its args.json."""
+def _foreign_files(out: Path) -> list[str]:
+    """The names of the files in --out that its args.json, of an older evaluation, does not list."""
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if ARGS not in names:
+        return sorted(names)
     try:
-        return list(json.loads(path.read_text()).get("files", []))
+        return sorted(names - {ARGS, *json.loads((out / ARGS).read_text()).get("files", [])})
     except (ValueError, AttributeError, TypeError) as error:
         raise RunError(
-            f"{path} is not an evaluation's ({in_a_line(error)}); give another --out"
+            f"{out / ARGS} is not an evaluation's ({in_a_line(error)}); give another --out"
         ) from error
 
 
-# --- sampled answers, which are kept beside --out until the results are written -------------------
-
-
-def check_room(out: str, answers: int, tokens: int) -> None:
-    """Raises RunError if the disk of --out has no room for so many answers of so many tokens."""
-    free, size = shutil.disk_usage(Path(out).absolute().parent).free, answers * tokens * BYTES
-    if free < size:
-        raise RunError(
-            f"--out {out}: the answers may need {size / 1e6:.3g} MB, and the disk has "
-            f"{free / 1e6:.3g} MB left; make room, or give another --out"
-        )
-
-
 def keep_answers(out: str, role: str, prompts: Sequence[Record], answers: Answers) -> None:
-    """Writes the answers of a role, as --policy_answers and --baseline_answers read them."""
-    path = _kept_file(out, role)
+    """Writes the sampled answers of a role beside --out, until `results_folder` removes them.
+
+    --policy_answers and --baseline_answers read the files, so that an evaluation that is
+    interrupted later need not sample again.
+    """
+    path = _beside(Path(os.path.realpath(out)), f"{role}.jsonl")
     lines = (
         {"prompt": prompt.prompt, "completion": text}
         | ({"tools": prompt.tools} if prompt.tools else {})
         for prompt, texts in zip(prompts, answers.texts, strict=True)
         for text in texts
     )
-    try:
-        write_records(path, lines)
-    except OSError as error:
-        raise RunError(f"answers can't be written to {path}: {in_a_line(error)}") from error
-
-
-def kept_answers(out: str) -> str | None:
-    """Which sampled answers are kept beside --out, and the flags that read them; None if none."""
-    kept = [role for role in ROLES if _kept_file(out, role).exists()]
-    if not kept:
-        return None
-    flags = " ".join(f"--{role}_answers {shlex.quote(str(_kept_file(out, role)))}" for role in kept)
-    sampled = " and ".join(f"--{role}" for role in kept)
-    samples = ", without --samples" if kept == list(ROLES) else ""
-    return f"sampled answers are kept; to use them, give in place of {sampled}{samples}: {flags}"
-
-
-def _kept_file(out: str, role: str) -> Path:
-    return Path(out).with_name(f".{Path(out).name}.{role}.jsonl")
+    write_records(path, lines)
+    print(f"{'answers':<11} kept until the results are written, for --{role}_answers: {path}")
 
 
 # --- after it -------------------------------------------------------------------------------------
@@ -179,7 +147,7 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
     while it replaces --out, `check_out` restores the older results. Rank 0 alone.
     """
     out = Path(os.path.realpath(name))
-    partial, old = _beside(out)
+    partial, old = _beside(out, "partial"), _beside(out, "old")
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -188,31 +156,29 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             os.rename(out, old)
-        try:
-            os.rename(partial, out)
-        except OSError:
-            os.rename(old, out)
-            raise
+        os.rename(partial, out)
         shutil.rmtree(old, ignore_errors=True)
         for role in ROLES:
-            _kept_file(name, role).unlink(missing_ok=True)
-        lock.release(_lock_of(out))
+            _beside(out, f"{role}.jsonl").unlink(missing_ok=True)
+        lock.release(_beside(out, "lock"))
     except OSError as error:
-        advice = f"; {kept}" if (kept := kept_answers(name)) else ""
-        raise RunError(
-            f"results can't be written to '{name}': {in_a_line(error)}{advice}"
-        ) from error
+        raise RunError(f"results can't be written to '{name}': {in_a_line(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_records(path: Path, records: Iterable[dict]) -> None:
-    """Writes a JSON object per line; the file gets its name when it is complete."""
+    """Writes a JSON object per line; the file gets its name when it is complete.
+
+    Raises RunError if the file can't be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         partial.replace(path)
+    except OSError as error:
+        raise RunError(f"{path} can't be written: {in_a_line(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -229,48 +195,30 @@ def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: 
 
 def cases(scored: Sequence[Scored], count: int) -> str:
     """cases.md: of each subset `count` pairs: the surest right, the surest wrong, the closest."""
-    text = (
-        "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves; the winner's "
-        "probability is the reward model's, sigmoid of the difference of the two rewards.\n"
-    )
+    text = "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves.\n"
     for subset in dict.fromkeys(line.subset for line in scored):
         pairs = pairs_of([line for line in scored if line.subset == subset])
-        falling = sorted(pairs, key=lambda pair: pair[1].score - pair[0].score)  # by margin
-        right = [pair for pair in falling if pair[0].score > pair[1].score]
-        wrong = [pair for pair in reversed(falling) if pair[0].score < pair[1].score]
-        close = sorted(pairs, key=lambda pair: abs(pair[0].score - pair[1].score))
-        kinds = {"surest right": right, "surest wrong": wrong, "closest": close}
-        for title, chosen in kinds.items():
+        margins = np.array([better.score - worse.score for better, worse in pairs])  # (P,)
+        kinds = {
+            "surest right": [n for n in np.argsort(-margins) if margins[n] > 0],
+            "surest wrong": [n for n in np.argsort(margins) if margins[n] < 0],
+            "closest": np.argsort(np.abs(margins)),
+        }
+        for title, places in kinds.items():
             text += f"\n## {visible(subset)}: {title}\n"
-            if not chosen:
-                text += "\nNone.\n"
-            for place, pair in enumerate(chosen[:count], start=1):
-                text += _case(place, *pair)
+            for n in places[:count]:
+                text += f"\n### {visible(pairs[n][0].pair_id)}: {margins[n]:+.3f}\n"
+                text += _indented("Prompt", prompt_text(pairs[n][0].prompt, "\n\n"))
+                for line in pairs[n]:
+                    cut = ", cut: the model read only its beginning" * line.cut
+                    about = f"{line.side}, reward {line.score:+.3f}, {line.tokens} tokens{cut}"
+                    text += _indented(about, line.response)
     return text
 
 
-def _case(place: int, better: Scored, worse: Scored) -> str:
-    high, low = (better, worse) if better.score >= worse.score else (worse, better)
-    result = "right" if better.score > worse.score else "wrong"
-    result = "a tie" if better.score == worse.score else result
-    prompt = prompt_text(better.prompt, "\n\n")
-    probability = 1 / (1 + math.exp(low.score - high.score))
-    name = visible(better.pair_id)
-    title = f"{place}. {name}: {result}, the winner's probability {probability:.3f}"
-    text = f"\n### {title}\n\nPrompt\n\n{_fenced(prompt)}"
-    for name, line in (("Higher", high), ("Lower", low)):
-        cut = ", cut: the model read only its beginning" * line.cut
-        side = f"({line.side} in the data; tokens: {line.tokens}{cut})"
-        text += f"\n{name} reward **{line.score:+.3f}** {side}\n\n{_fenced(line.response)}"
-    return text
-
-
-def _fenced(text: str) -> str:
-    """A code block, with a fence that is longer than any run of backticks in the text."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{visible(text)}\n{fence}\n"
+def _indented(title: str, text: str) -> str:
+    """Text as a block of Markdown in which nothing has a meaning."""
+    return f"\n{title}\n\n{textwrap.indent(visible(text), '    ', lambda line: True)}\n"
 
 
 def picture_name(subset: str) -> str:
@@ -293,7 +241,6 @@ def write_comparison(
     (folder / "report.html").write_text(page, encoding="utf-8")
     if len(best_of_n) > 1:
         write_records(folder / "best_of_n.jsonl", best_of_n)
-        plots.best_of_n_picture(folder / "best_of_n.png", best_of_n)
 
 
 def write_pairs(name: str, compared: Sequence[Compared]) -> None:
@@ -310,10 +257,7 @@ def write_pairs(name: str, compared: Sequence[Compared]) -> None:
             f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward{notes}"
         )
         return
-    try:
-        write_records(Path(name), records)
-    except OSError as error:
-        raise RunError(f"--pairs_out {name} can't be written: {in_a_line(error)}") from error
+    write_records(Path(name), records)
     print(f"{'pairs':<11} {name}: {len(records):,} of {len(compared):,} prompts{notes}")
 
 
@@ -324,13 +268,17 @@ def read_comparable(folders: Sequence[str]) -> dict[str, Figures]:
     """
     settings, results = {}, {}
     for name in folders:
-        settings[name], results[name] = read_results(name)
-        for key in ("kl_per_answer", "policy_tokens_mean"):
-            if key not in results[name]:
-                raise RunError(
-                    f"{name} has no {key}; it needs evaluate.py policy with two models of one "
-                    "vocabulary, at temperature 1 without top_p"
-                )
+        try:
+            settings[name], results[name] = (
+                dict(json.loads((Path(name) / file).read_text())) for file in (ARGS, METRICS)
+            )
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{name} has no results of evaluate.py: {in_a_line(error)}") from error
+        if missing := {"kl_per_answer", "policy_tokens_mean"} - results[name].keys():
+            raise RunError(
+                f"{name} has no {min(missing)}; it needs evaluate.py policy with two models of one "
+                "vocabulary, at temperature 1 without top_p"
+            )
         for key in COMPARABLE:
             value, first = settings[name].get(key), settings[folders[0]].get(key)
             if value != first:
@@ -339,16 +287,3 @@ def read_comparable(folders: Sequence[str]) -> dict[str, Figures]:
                     "can't be compared"
                 )
     return results
-
-
-def read_results(folder: str) -> tuple[dict, dict]:
-    """(settings, figures) of the evaluation in a folder."""
-    try:
-        settings, figures = (
-            json.loads((Path(folder) / name).read_text()) for name in (ARGS, METRICS)
-        )
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} has no results of evaluate.py: {in_a_line(error)}") from error
-    if not (isinstance(settings, dict) and isinstance(figures, dict)):
-        raise RunError(f"{folder} has no results of evaluate.py: they must be JSON objects")
-    return settings, figures

@@ -25,7 +25,6 @@ class Calibration(NamedTuple):
     confidence: np.ndarray  # (bins,) mean probability of the response with the higher reward
     hit_rate: np.ndarray  # (bins,) share of labels that agree; a tie is half a hit
     counts: np.ndarray  # (bins,)
-    places: np.ndarray  # (P,) the bin of each pair
     error: float  # mean absolute difference of the two, weighted by the counts
 
 
@@ -44,7 +43,7 @@ def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
     sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, hit)]
     error = np.abs(sums[0] - sums[1]).sum() / len(margins)
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
-        return Calibration(sums[0] / counts, sums[1] / counts, counts, place, float(error))
+        return Calibration(sums[0] / counts, sums[1] / counts, counts, float(error))
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -118,15 +118,11 @@ def test_few_cut_answers_are_said_and_no_more():
 def test_no_comparison_of_whole_answers_is_said():
     assert "no comparison is of two answers read whole" in caution(figures_of(partly(3, 0)))
     note = " ".join(diagnosis(figures_of(partly(3, 0))))
-    assert "491.0 tokens shorter than" in note and "larger --max_length" in note
+    assert "larger --max_length" in note
 
 
-def test_lengths_and_figures_have_a_column_without_cut_answers():
-    """(491 * 3 - 1) / 4 tokens shorter in all, 1 longer in the last comparison."""
+def test_figures_have_a_column_without_cut_answers():
     figures = figures_of(partly(3, 1))
-    assert "368.0 tokens shorter than the baseline's (1.0 tokens longer where" in " ".join(
-        diagnosis(figures)
-    )
     rows = {name: values for name, *values in figure_rows(figures)}
     assert rows[""] == ["all", "without cut answers"]
     assert rows["pairs"] == ["4", "1"] and rows["baseline_cut_count"] == ["3", ""]
@@ -158,11 +154,8 @@ def _figures(judged: int, true: int | None) -> dict:
     ("judged", "true", "result"),
     [(1, None, "is better"), (-1, None, "is worse"), (0, None, "is within chance"),
      (1, 1, "is better"), (-1, -1, "is worse"), (0, 0, "is within chance"),
-     (1, -1, "contradicts the true rule"), (-1, 1, "contradicts the true rule"),
-     (1, 0, "The reward model shows a difference, the true rule does not"),
-     (-1, 0, "The reward model shows a difference, the true rule does not"),
-     (0, 1, "The true rule shows a difference, the reward model does not"),
-     (0, -1, "The true rule shows a difference, the reward model does not")],
+     (1, -1, "do not agree"), (-1, 1, "do not agree"), (1, 0, "do not agree"),
+     (-1, 0, "do not agree"), (0, 1, "do not agree"), (0, -1, "do not agree")],
 )  # fmt: skip
 def test_the_conclusion_follows_the_intervals(judged, true, result):
     text = conclusion(_figures(judged, true))
@@ -204,17 +197,16 @@ def test_the_result_is_that_of_the_printed_interval(won, result, interval):
 
 
 def test_the_diagnosis_by_hand(compared):
-    """One of three answers of the baseline was stopped; its answers have 4 tokens, others 3."""
-    text = " ".join(diagnosis(figures_of(compared)))
-    assert "0.0% of the policy's and 33.3% of the baseline's" in text
-    assert "1.0 tokens shorter" in text and "KL" not in text
-    kl = {"kl_per_answer": 1.5, "kl_per_token": 0.25}
-    assert "KL(policy || baseline) is 1.50 nats an answer, 0.250 a token" in " ".join(
-        diagnosis(figures_of(compared) | kl)
-    )
-    assert len(diagnosis(figures_of(compared))) == 2
-
-
-def test_lengths_that_hardly_overlap_are_not_controlled(compared):
-    figures = figures_of(compared) | {"length_controlled_win_rate": None}
-    assert "length can't be controlled" in diagnosis(figures)[0]
+    """A sentence is there only where its cause is: a stopped answer, a cut one, a known KL."""
+    figures = figures_of(compared)
+    assert diagnosis(figures) == []  # all answers of the policy ended
+    causes = {
+        "75.0% of the policy's answers ended with EOS": {"policy_ended_share": 0.75},
+        "train a reward model with a larger --max_length": {"without_cut": {}},
+        "is 1.50 nats an answer, 0.250 a token": {"kl_per_answer": 1.5, "kl_per_token": 0.25},
+        "2 of 3 prompts were trained on by the policy": {"policy_trained_on": 2},
+    }
+    for text, cause in causes.items():
+        (note,) = diagnosis(figures | cause)
+        assert text in note
+    assert diagnosis(figures | {"policy_ended_share": None}) == []  # answers of a file

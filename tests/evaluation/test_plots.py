@@ -183,15 +183,9 @@ def test_the_frontier(drawn, policies):
     figure = drawn(plots.frontier_picture, results)
     assert faults(figure) == []
     gain, wins, length = figure.axes
-    names = [text.get_text() for text in figure.legends[1].get_texts()]
+    names = [text.get_text() for text in length.get_legend().get_texts()]
     assert names == [f"policy_with_a_name_{n}" for n in range(policies)] + ["baseline"]
     assert [line.get_linestyle() for line in gain.lines] == ["None", "None"]  # nothing in between
-
-
-@pytest.mark.parametrize("n", [1, 4, 64])
-def test_best_of_n(drawn, n):
-    lines = [{"n": k, "kl": np.log(k) - (k - 1) / k, "reward": float(k)} for k in range(1, n + 1)]
-    assert faults(drawn(plots.best_of_n_picture, lines)) == []
 
 
 def test_the_losses(drawn):
