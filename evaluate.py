@@ -242,14 +242,14 @@ def evaluate_score(args: Namespace, world: World) -> None:
         check_sources(args.data)
         prompts = candidates.read_candidates(args.data, args.keys)
     else:
-        labels = dict.fromkeys(args.response, [])
-        prompts = [candidates.Candidates(args.prompt, None, "--prompt", labels)]
+        responses = tuple(dict.fromkeys(args.response))
+        prompts = [Record(args.prompt, responses, (), name="--prompt")]
 
     # rewards
-    records, rewards = [prompt.record() for prompt in prompts], {}
+    rewards = {}
     for view in scoring.views(model, args.combine and "better", args.combine):
         score = Mixed(model, view.shares)
-        encoded = scoring.encode_for(model, view.shares, records, tokenizer, rule)
+        encoded = scoring.encode_for(model, view.shares, prompts, tokenizer, rule)
         scoring.check_encoded(score, encoded, batcher, name)
         rewards[view.name] = scoring.score_encoded(score, encoded, batcher, name)
     if not world.is_main:
@@ -262,7 +262,7 @@ def evaluate_score(args: Namespace, world: World) -> None:
         for line in kept:
             print(f"{line['reward']:9.4f}  {visible(line['completion'])}")
     if args.data:
-        counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items())
+        counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(prompts).items())
         print(f"{'data':<11} {named(args.data)}: {len(prompts):,} prompts{counts}")
         print(candidates.quantiles(lines, kept))
     for path, written in ((args.out, kept), (args.pairs_out, pairs)):

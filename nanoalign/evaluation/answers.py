@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,22 +84,14 @@ def read_given(
         print0(f"{'answers':<11} {named([source])}: {total:,} answers to {len(records):,} prompts")
     first, *others = prompts.values()
     common = {key: record for key, record in first.items() if all(key in other for other in others)}
-    answers_of = {source: given[role] for role, source in sources.items()}
-    left_out = [
-        f"{source}: {len(records) - len(common):,} of {len(records):,} prompts"
-        + _missing(records.keys() - common.keys(), records, answers_of.get(source))
-        for source, records in prompts.items()
-        if len(records) > len(common)
-    ]
     if not common:
         raise RunError(
             f"no prompt is in all of {', '.join(prompts)}: a prompt must be the same text"
         )
-    if left_out:
-        print0(f"{'left out':<11} what is not in all files: {'; '.join(left_out)}")
+    if left_out := len(set().union(*prompts.values())) - len(common):
+        print0(f"{'left out':<11} {left_out:,} prompts that are not in all of {named(prompts)}")
     answers = {role: Answers([texts[key] for key in common]) for role, texts in given.items()}
-    count = len({key for records in prompts.values() for key in records}) - len(common)
-    return list(common.values()), answers, count
+    return list(common.values()), answers, left_out
 
 
 def by_key(records: Sequence[Record]) -> dict[str, Record]:
@@ -108,15 +100,6 @@ def by_key(records: Sequence[Record]) -> dict[str, Record]:
     for record in records:
         first.setdefault(prompt_key(record.prompt, record.tools), record)
     return first
-
-
-def _missing(
-    keys: Set[str], records: dict[str, Record], answers: dict[str, list[str]] | None
-) -> str:
-    """How many answers the prompts of `keys` have, and the name and text of the first prompt."""
-    first = next(record for key, record in records.items() if key in keys)
-    count = f" with {sum(len(answers[key]) for key in keys):,} answers" if answers else ""
-    return f"{count}, the first {first.name}, {prompt_key(first.prompt)[:60]!r}"
 
 
 # --- answers of a policy --------------------------------------------------------------------------

@@ -5,7 +5,8 @@ row, so the prompt is computed once for all of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 
@@ -17,34 +18,24 @@ from nanoalign.evaluation.render import table
 from nanoalign.records import Record, decode, read
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
+REWARD = itemgetter("reward")  # of a line
 
 
-@dataclass
-class Candidates:
-    """The different responses to one prompt, in their order in the data."""
+def read_candidates(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record]:
+    """The prompts of all sources, with their different responses in the order of the data.
 
-    prompt: str | list[dict]
-    tools: list[dict] | None
-    name: str
-    labels: dict[str, list[str]] = field(default_factory=dict)  # response -> what the data call it
-
-    def record(self) -> Record:
-        return Record(self.prompt, tuple(self.labels), (), name=self.name, tools=self.tools)
-
-
-def read_candidates(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Candidates]:
-    """The candidates of all prompts of the sources. keys: of --keys."""
-    by_prompt: dict[str, Candidates] = {}
+    keys: of --keys.
+    """
+    by_prompt: dict[str, tuple[Record, dict[str, None]]] = {}
     for source in sources:
         for record in records_of(source, keys):
             key = prompt_key(record.prompt, record.tools)
-            empty = Candidates(record.prompt, record.tools, record.name)
-            candidates = by_prompt.setdefault(key, empty)
-            for n, response in enumerate(record.responses):
-                labels = candidates.labels.setdefault(response, [])
-                label = label_of(record, n)
-                labels += [label] * (label is not None and label not in labels)
-    return list(by_prompt.values())
+            _, responses = by_prompt.setdefault(key, (record, {}))
+            responses.update(dict.fromkeys(record.responses))
+    return [
+        Record(first.prompt, tuple(responses), (), name=first.name, tools=first.tools)
+        for first, responses in by_prompt.values()
+    ]
 
 
 def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
@@ -57,13 +48,6 @@ def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
         texts = [answers[prompt_key(prompt.prompt, prompt.tools)] for prompt in prompts]
         return [replace(p, responses=tuple(t)) for p, t in zip(prompts, texts, strict=True)]
     return list(read([source], formats(unpaired="prompts", keys=renaming), open_source))
-
-
-def label_of(record: Record, n: int) -> str | None:
-    """chosen or rejected, where response n is one of a single pair; of others None."""
-    if len(record.responses) != 2 or len(record.pairs) != 1:
-        return None
-    return "chosen" if record.pairs[0][0] == n else "rejected"
 
 
 def parse_keep(words: Sequence[str] | None) -> float | str | None:
@@ -79,9 +63,9 @@ def parse_keep(words: Sequence[str] | None) -> float | str | None:
 
 
 def scored_lines(
-    candidates: Sequence[Candidates], rewards: dict[str, list[list[float]]]
+    prompts: Sequence[Record], rewards: dict[str, list[list[float]]]
 ) -> list[list[dict]]:
-    """A line for each response, by prompt: prompt, completion, reward, and what the data call it.
+    """A line for each response, by prompt: prompt, completion, reward.
 
     rewards: by preference of the model, of each prompt's responses. `reward` is the first one's;
         where there are several, `rewards` has all.
@@ -92,10 +76,9 @@ def scored_lines(
             {"prompt": prompt.prompt, **({"tools": prompt.tools} if prompt.tools else {})}
             | {"completion": response, "reward": rewards[names[0]][n][k]}
             | ({"rewards": {name: rewards[name][n][k] for name in names}} if names[1:] else {})
-            | ({"labels": labels} if labels else {})
-            for k, (response, labels) in enumerate(prompt.labels.items())
+            for k, response in enumerate(prompt.responses)
         ]
-        for n, prompt in enumerate(candidates)
+        for n, prompt in enumerate(prompts)
     ]
 
 
@@ -105,14 +88,10 @@ def kept(lines: Sequence[Sequence[dict]], keep: float | str | None) -> list[dict
     Of equal rewards the first is the best. keep: see parse_keep.
     """
     if keep == "best":
-        return [max(of_prompt, key=_reward) for of_prompt in lines]
+        return [max(of_prompt, key=REWARD) for of_prompt in lines]
     return [
-        line for of_prompt in lines for line in of_prompt if keep is None or _reward(line) > keep
+        line for of_prompt in lines for line in of_prompt if keep is None or REWARD(line) > keep
     ]
-
-
-def _reward(line: dict) -> float:
-    return line["reward"]
 
 
 def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
@@ -122,7 +101,7 @@ def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
     """
     pairs = []
     for of_prompt in lines:
-        best, worst = (pick(of_prompt, key=_reward) for pick in (max, min))
+        best, worst = (pick(of_prompt, key=REWARD) for pick in (max, min))
         if best["reward"] > worst["reward"]:
             pair = {"chosen": best["completion"], "rejected": worst["completion"]}
             shared = {key: best[key] for key in ("prompt", "tools") if key in best}
@@ -135,7 +114,7 @@ def quantiles(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> str:
     rows = [("", "responses", "mean", *(f"{q} %" for q in QUANTILES))]
     everything = [line for of_prompt in lines for line in of_prompt]
     for name, selected in (("all", everything), ("kept", chosen)):
-        values = np.array(list(map(_reward, selected)))
+        values = np.array(list(map(REWARD, selected)))
         figures = [values.mean(), *np.percentile(values, QUANTILES)] if len(values) else []
         rows.append((name, f"{len(selected):,}", *(f"{figure:.4f}" for figure in figures)))
     return table(rows, left=0, width=9)

@@ -50,18 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         add_flags(commands.add_parser(name, doc=doc, help=text))
     parser.derived.append(policy_defaults)
-    parser.refusals += [
-        refusal_of_combine,
-        refusal_of_score,
-        refusal_of_sampling,
-        refusal_of_policy,
-    ]
+    parser.refusals.append(refusal)
 
 
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reward model and data")
     add = group.add_argument
-    add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add(
         "--data",
         nargs="+",
@@ -69,35 +63,28 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=SOURCE",
         help="preference pairs, a subset each: docs/data.md",
     )
-    add_keys_argument(add)
-    add_rule_arguments(group)
     add("--cases", type=number(int, 0), default=5, help="pairs of each kind in cases.md")
     add(
         "--preference",
         choices=PREFERENCES,
         help="the label of PKU-SafeRLHF that orders a pair; default: each that the model has",
     )
-    add_combine_argument(group)
+    add_reward_model_arguments(parser, group)
     add_out_argument(group, "runs/rm_eval")
-    add_forward_arguments(parser.add_argument_group("machine"))
-    packed.add_arguments(parser)
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reward model and responses")
     add = group.add_argument
-    add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add(
         "--data",
         nargs="+",
         metavar="SOURCE",
         help="prompts with responses, in records of any format: docs/data.md",
     )
-    add_keys_argument(add)
     add("--prompt", metavar="TEXT", help="one prompt, in place of --data")
     add("--response", nargs="+", metavar="TEXT", help="responses to --prompt")
-    add_rule_arguments(group)
-    add_combine_argument(group)
+    add_reward_model_arguments(parser, group)
     add(
         "--keep",
         nargs="+",
@@ -112,8 +99,6 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         help="a new file (.jsonl) for pairs of the best and the worst response to a prompt; "
         "default: none",
     )
-    add_forward_arguments(parser.add_argument_group("machine"))
-    packed.add_arguments(parser)
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,8 +150,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="answers that each rank samples at a time",
     )
-    add_forward_arguments(parser.add_argument_group("machine"))
-    packed.add_arguments(parser)
+    add_machine_arguments(parser)
 
 
 def add_frontier_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,15 +173,27 @@ def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
     machine("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on GPUs with it")
 
 
-def add_rule_arguments(group: argparse._ActionsContainer) -> None:
-    """How a reward model reads prompts and responses."""
+def add_reward_model_arguments(
+    parser: argparse.ArgumentParser, group: argparse._ActionsContainer
+) -> None:
+    """The reward model of rm and score, how it reads records, and the machine."""
     add = group.add_argument
+    add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
+    add_keys_argument(add)
     add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
     add(
         "--max_length",
         type=number(int, 2),
         help="tokens of a prompt and one response; default: those of its training",
     )
+    add_combine_argument(group)
+    add_machine_arguments(parser)
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a model is computed."""
+    add_forward_arguments(parser.add_argument_group("machine"))
+    packed.add_arguments(parser)
 
 
 def add_prompt_arguments(group: argparse._ActionsContainer) -> None:
@@ -276,53 +272,76 @@ def policy_defaults(args: Namespace) -> dict:
     }
 
 
-def refusal_of_combine(args: Namespace) -> str | None:
-    names = [name for name, _ in getattr(args, "combine", None) or ()]
-    if len(set(names)) < len(names):
-        return "--combine has a preference twice; give each one weight"
-    return None
+Rules = list[tuple[bool, str]]  # (whether the flags break a rule, what is wrong)
 
 
-def refusal_of_score(args: Namespace) -> str | None:
-    if args.command != "score":
-        return None
-    if (args.data is None) == (args.prompt is None):
-        return "give either --data, or --prompt and --response"
-    if (args.prompt is None) != (args.response is None):
-        return "--prompt and --response belong together; give both"
-    return None
+def refusal(args: Namespace) -> str | None:
+    """What is wrong with the flags of a command; None if nothing is."""
+    rules = [rule for rules_of in RULES.get(args.command, ()) for rule in rules_of(args)]
+    return next((text for is_broken, text in rules if is_broken), None)
 
 
-def refusal_of_sampling(args: Namespace) -> str | None:
-    if args.command not in ("policy", "ask"):
-        return None
-    if 0 < args.temperature < 1e-3:
-        return f"--temperature {args.temperature:g}: give 0, or 0.001 and more"
-    if args.top_p > 1:
-        return f"--top_p {args.top_p:g} is a probability; give 1 or less"
+def rules_of_combine(args: Namespace) -> Rules:
+    names = [name for name, _ in args.combine or ()]
+    twice = len(set(names)) < len(names)
+    return [(twice, "--combine has a preference twice; give each one weight")]
+
+
+def rules_of_score(args: Namespace) -> Rules:
+    return [
+        (
+            (args.data is None) == (args.prompt is None),
+            "give either --data, or --prompt and --response",
+        ),
+        (
+            (args.prompt is None) != (args.response is None),
+            "--prompt and --response belong together; give both",
+        ),
+    ]
+
+
+def rules_of_sampling(args: Namespace) -> Rules:
     samples = args.command == "ask" or args.policy or args.baseline
-    if args.temperature == 0 and args.samples > 1 and samples:
-        return (
+    return [
+        (
+            0 < args.temperature < 1e-3,
+            f"--temperature {args.temperature:g}: give 0, or 0.001 and more",
+        ),
+        (args.top_p > 1, f"--top_p {args.top_p:g} is a probability; give 1 or less"),
+        (
+            bool(samples) and args.temperature == 0 and args.samples > 1,
             f"with --temperature 0 all --samples {args.samples} of a prompt are the same; give 1, "
-            "or another temperature"
+            "or another temperature",
+        ),
+    ]
+
+
+def rules_of_policy(args: Namespace) -> Rules:
+    twice = [
+        (
+            None not in (getattr(args, role), getattr(args, f"{role}_answers")),
+            f"--{role} and --{role}_answers both give the answers of the {role}; give one",
         )
-    return None
-
-
-def refusal_of_policy(args: Namespace) -> str | None:
-    if args.command != "policy":
-        return None
-    for role in ("policy", "baseline"):
-        if None not in (getattr(args, role), getattr(args, f"{role}_answers")):
-            return f"--{role} and --{role}_answers both give the answers of the {role}; give one"
-    if args.samples > 1 and not (args.policy or args.baseline):
-        return (
+        for role in ("policy", "baseline")
+    ]
+    return [
+        *twice,
+        (
+            args.samples > 1 and not (args.policy or args.baseline),
             f"--samples {args.samples} samples answers, but both files have theirs, which are all "
-            "compared; leave it out"
-        )
-    if args.pairs_out is not None and args.policy and args.samples < 2:
-        return (
+            "compared; leave it out",
+        ),
+        (
+            args.pairs_out is not None and bool(args.policy) and args.samples < 2,
             f"--pairs_out compares the answers to a prompt; --samples is {args.samples}, give 2 or "
-            "more"
-        )
-    return None
+            "more",
+        ),
+    ]
+
+
+RULES = {
+    "rm": (rules_of_combine,),
+    "policy": (rules_of_combine, rules_of_sampling, rules_of_policy),
+    "score": (rules_of_combine, rules_of_score),
+    "ask": (rules_of_sampling,),
+}

@@ -10,7 +10,6 @@ RESULTS = {
     -1: "The policy is worse than the baseline",
     0: "The difference between policy and baseline is within chance",
 }
-FEW = 0.02  # of the answers: where more were cut, the result is not that of whole answers
 
 
 def conclusion(figures: Figures) -> str:
@@ -42,8 +41,6 @@ def caution(figures: Figures) -> str | None:
         f"The reward model read only the beginning of {' and '.join(cut)}: its max_length of "
         f"{figures['reward_max_length']:,} tokens cut them."
     )
-    if max(figures[f"{role}_cut_share"] for role in ROLES) <= FEW:
-        return text
     whole = figures["without_cut"]
     if not whole["pairs"]:
         return f"{text} The result rests on these: no comparison is of two answers read whole."

@@ -1,10 +1,8 @@
 """A reward model that scores the answers of policy and baseline."""
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -18,6 +16,7 @@ from nanoalign.evaluation.scoring import (
     Encoded,
     check_encoded,
     encode_for,
+    lengths_of,
     load_reward_model,
     score_encoded,
 )
@@ -120,23 +119,22 @@ def compare(
     # Each answer by itself, so that its reward does not depend on how long the others are.
     records = [replace(prompts[n], responses=[answers[role].texts[n][k]]) for n, role, k in places]
     ended = [answers[role].ended(n, k) for n, role, k in places]
-    encode = partial(encode_for, judge.model, judge.shares, records, judge.tokenizer)
-    encoded = encode(judge.rule, [[flag] for flag in ended])
+    given = judge.model, judge.shares, records, judge.tokenizer
+    encoded = encode_for(*given, judge.rule, [[flag] for flag in ended])
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts(records).items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
     scores = np.sum([rewards_of(judge, part, batcher) for part in encoded], axis=0).tolist()
-    whole = encode((judge.rule[0], sys.maxsize), [[flag] for flag in ended])[0].rows
+    lengths = lengths_of(*given, judge.rule[0], encoded, [[flag] for flag in ended])
     judged = {(n, role): [] for n in range(len(prompts)) for role in ROLES}
     for i, (n, role, k) in enumerate(places):
-        tokens = len(whole[i].responses[0])
-        read = min(len(part.rows[i].responses[0]) for part in encoded) / tokens
+        ((tokens, read_share),) = lengths[i]
         if as_sampled:
             tokens = len(answers[role].sampled[n][k].drawn)
         text = answers[role].texts[n][k]
-        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read))
+        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read_share))
     return [
         Compared(
             prompt.name, prompt.prompt, *(tuple(judged[n, role]) for role in ROLES), prompt.tools

@@ -54,7 +54,7 @@ Pairs = list[tuple[Scored, Scored]]  # (better, worse)
 
 def scored_lines(
     records: Sequence[Record],
-    lengths: Sequence[Sequence[tuple[int, bool]]],
+    lengths: Sequence[Sequence[tuple[int, float]]],
     scores: Sequence[Sequence[float]],
     view: str,
 ) -> list[Scored]:
@@ -77,9 +77,9 @@ def scored_lines(
                 side="rejected" if i in worse else "chosen",
                 score=score,
                 tokens=tokens,
-                cut=cut,
+                cut=read_share < 1,
             )
-            for i, (response, score, (tokens, cut)) in enumerate(responses)
+            for i, (response, score, (tokens, read_share)) in enumerate(responses)
         ]
     return scored
 

@@ -18,7 +18,7 @@ from nanoalign.data.formats import conditioned
 from nanoalign.data.prompts import prompt_key
 from nanoalign.data.templates import encode_records, render, resolve_template
 from nanoalign.distributed import World, progress_bar, sum_over_ranks
-from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, tokenize_continuations, truncate, without_end
+from nanoalign.encode import CUT_PROMPT, tokenize_continuations, truncate, without_end
 from nanoalign.errors import RunError
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
@@ -208,23 +208,17 @@ def lengths_of(
     tokenizer,
     template: str,
     encoded: list[Encoded],  # of the records
-) -> list[list[tuple[int, bool]]]:
-    """(tokens with the EOS, whether max_length cut it) of every response of each record."""
-    lengths = [[(len(response), False) for response in row.responses] for row in encoded[0].rows]
-    noted = [
-        n
-        for n in range(len(records))
-        if any(CUT_RESPONSE in part.rows[n].notes for part in encoded)
-    ]
-    cut = [records[n] for n in noted]
-    whole = encode_for(model, shares, cut, tokenizer, (template, sys.maxsize))[0].rows
-    for n, row in zip(noted, whole, strict=True):
-        read = zip(*([len(r) for r in part.rows[n].responses] for part in encoded), strict=True)
-        lengths[n] = [
-            (len(response), min(lengths_read) < len(response))
-            for response, lengths_read in zip(row.responses, read, strict=True)
+    ended: Sequence[Ended] | None = None,
+) -> list[list[tuple[int, float]]]:
+    """(tokens, with the EOS; the share that was read of them) of every response of each record."""
+    whole = encode_for(model, shares, records, tokenizer, (template, sys.maxsize), ended)[0].rows
+    return [
+        [
+            (len(response), min(len(part.rows[n].responses[k]) for part in encoded) / len(response))
+            for k, response in enumerate(row.responses)
         ]
-    return lengths
+        for n, row in enumerate(whole)
+    ]
 
 
 def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str) -> None:

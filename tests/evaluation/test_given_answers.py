@@ -52,9 +52,7 @@ def test_uneven_answers_of_two_files_need_no_flag(world):
     found = {side: list(map(len, by_prompt(lines, side))) for side in ("policy", "baseline")}
     assert found == {"policy": [2, 1], "baseline": [3, 2]}
     check_figures(lines, figures)
-    (left_out,) = re.findall("left out .*", printed)
-    assert "a.jsonl: 1 of 3 prompts with 4 answers, the first a:2, 'Prompt r?'" in left_out
-    assert "b.jsonl: 1 of 3 prompts with 1 answers, the first b:3, 'Prompt s?'" in left_out
+    assert re.search(r"left out    2 prompts that are not in all of .*a\.jsonl.*b\.jsonl", printed)
 
 
 def test_all_answers_to_a_prompt_are_compared_with_each_other(world):
@@ -132,9 +130,7 @@ def test_prompts_that_are_not_in_all_files_are_left_out_and_counted(world):
     assert answers_of(lines, "policy", "id") == [f"prompts:{i}" for i in range(3, 9)]
     assert set(answers_of(lines, "baseline")) == {"a"}
     assert figures["prompts_left_out"] == 4  # the first two, and two of further.jsonl
-    (left_out,) = re.findall("left out .*", printed)
-    assert "prompts.jsonl: 2 of 8 prompts, the first prompts:1" in left_out
-    assert "further.jsonl: 4 of 10 prompts with 5 answers" in left_out
+    assert "left out    4 prompts that are not in all of " in printed
 
 
 def test_a_reward_model_of_another_template_needs_reward_template(world):

@@ -48,13 +48,6 @@ def test_rewards_are_those_of_each_text_alone(model, tmp_path, sources):
         ("Count.", "One."),
         ("Count.", "One, two."),
     ]
-    assert [line.get("labels") for line in lines] == [
-        ["chosen"],
-        ["rejected"],
-        None,
-        ["chosen"],
-        ["rejected"],
-    ]
     plain = AutoModelForSequenceClassification.from_pretrained(model).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     for line in lines:
@@ -88,7 +81,7 @@ def test_what_is_kept_and_paired_are_records_to_train_on(model, tmp_path, source
         assert (pair["prompt"], pair["chosen"], pair["rejected"]) == (prompt, own[-1][1], own[0][1])
         assert pair["margin"] == pytest.approx(own[-1][0] - own[0][0])
     found = read_candidates([str(tmp_path / "best.jsonl"), str(tmp_path / "made.jsonl")])
-    assert [[*each.labels] for each in found] == [
+    assert [[*each.responses] for each in found] == [
         [pair["chosen"], pair["rejected"]] for pair in pairs
     ]
 

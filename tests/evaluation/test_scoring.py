@@ -168,8 +168,8 @@ def test_lengths_are_those_of_the_dialogue_without_the_cut(tokenizer):
     given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
     encoded = encode_for(*given, ("raw", 50))
     assert lengths_of(*given, "raw", encoded) == [
-        [(27, False), (28, True), (62, True)],
-        [(3, False)],
+        [(27, 1.0), (28, 27 / 28), (62, 27 / 62)],
+        [(3, 1.0)],
     ]
 
 
