@@ -23,6 +23,7 @@ from pathlib import Path
 
 from nanoalign import loop
 from nanoalign.data.formats import formats
+from nanoalign.data.held_out import recall
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.data.split import EQUAL_SCORES
 from nanoalign.distributed import World, compute_dtype, print0, run
@@ -111,7 +112,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         prepared.append((view, score, compared, encoded, lengths))
 
     # scores, figures
-    truth = embedded_truth()
+    truth, known = embedded_truth(), recall(folder)
     scored, trained, subsets = [], [], {}
     for view, score, records, encoded, lengths in prepared:
         scores = scoring.score_encoded(score, encoded, batcher, name)
@@ -121,13 +122,15 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             subsets[subset] = ranking.reward_metrics(of_subset)
             subsets[subset] |= ranking.true_figures(of_subset, view.preference, truth)
         scored += lines
-        trained += seen.lines_trained_on(args.model, records, lines)
+        if known is not None:
+            trained += seen.lines_trained_on(known, records, lines)
     if not world.is_main:
         return
     figures = {"subsets": subsets, "all": ranking.reward_metrics(scored)}
     if len(prepared) == 1:
         figures["all"] |= ranking.true_figures(scored, prepared[0][0].preference, truth)
-    seen.add_pairs(figures, args.model, trained)
+    if known is not None:
+        seen.add_pairs(figures, trained)
 
     # files, result
     settings = vars(args) | {"template": template, "max_length": max_length}
@@ -139,8 +142,8 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         print(visible(f"{subset:<11} {ranking.summary(subset_figures)}"))
         if rests_on := ranking.about_cut(subset_figures):
             print(visible(f"{subset:<11} {rests_on}"))
-    if note := seen.note_on_pairs(figures["all"], args.model):
-        print(f"{'trained on':<11} {note}")
+    if known is not None:
+        print(f"{'trained on':<11} {seen.note_on_pairs(figures['all'], args.model, known)}")
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 
@@ -215,7 +218,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     print(render.table(diagnosis.figure_rows(figures), left=3))
     if len(best_of_n) > 1:
         print("\nthe best of n answers of the policy, by the reward model")
-        print(comparison.best_of_n_table(best_of_n))
+        print(render.figures_table({f"best of {line['n']}": line for line in best_of_n}, ""))
     print(f"\n{diagnosis.conclusion(figures)}")
     for note in (diagnosis.caution(figures), seen.note_on_prompts(figures)):
         if note:
@@ -264,7 +267,7 @@ def evaluate_score(args: Namespace, world: World) -> None:
     if args.data:
         counts = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(prompts).items())
         print(f"{'data':<11} {named(args.data)}: {len(prompts):,} prompts{counts}")
-        print(candidates.quantiles(lines, kept))
+        print(render.figures_table(candidates.quantiles(lines, kept), "rewards"))
     for path, written in ((args.out, kept), (args.pairs_out, pairs)):
         if path is not None:
             results.write_records(Path(path), written)

@@ -14,7 +14,7 @@ from nanoalign.data.formats import formats
 from nanoalign.data.prompts import ANSWER_KEYS, prompt_key, read_answers
 from nanoalign.data.sources import open_source
 from nanoalign.errors import RunError
-from nanoalign.evaluation.render import table
+from nanoalign.evaluation.statistics import Figures
 from nanoalign.records import Record, decode, read
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
@@ -109,12 +109,14 @@ def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
     return pairs
 
 
-def quantiles(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> str:
+def quantiles(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> dict[str, Figures]:
     """Number, mean and quantiles of the rewards of all responses, and of those that are kept."""
-    rows = [("", "responses", "mean", *(f"{q} %" for q in QUANTILES))]
     everything = [line for of_prompt in lines for line in of_prompt]
+    figures: dict[str, Figures] = {}
     for name, selected in (("all", everything), ("kept", chosen)):
-        values = np.array(list(map(REWARD, selected)))
-        figures = [values.mean(), *np.percentile(values, QUANTILES)] if len(values) else []
-        rows.append((name, f"{len(selected):,}", *(f"{figure:.4f}" for figure in figures)))
-    return table(rows, left=0, width=9)
+        figures[name] = {"responses": len(selected)}
+        if selected:
+            values = np.array(list(map(REWARD, selected)))
+            figures[name]["mean"] = float(values.mean())
+            figures[name] |= {f"{q} %": float(np.percentile(values, q)) for q in QUANTILES}
+    return figures

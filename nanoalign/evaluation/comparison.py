@@ -16,7 +16,6 @@ import numpy as np
 from nanoalign.data.dialogues import is_dialogue
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import TrueRule
-from nanoalign.evaluation.render import cell, table
 from nanoalign.evaluation.statistics import (
     Figures,
     best_of_weights,
@@ -164,14 +163,19 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
 
 def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, float]:
     """Means and win rates by a true rule, in place of the reward model. It knows all prompts."""
-    true_reward = truth.rewards["better"]
-
-    def judged(case: Compared, role: str) -> tuple[Judged, ...]:
-        return tuple(
-            replace(x, score=true_reward(case.prompt, x.answer)) for x in case.answers(role)
+    rule = truth.rewards["better"]
+    truly = [
+        replace(
+            case,
+            **{
+                role: tuple(
+                    replace(x, score=rule(case.prompt, x.answer)) for x in case.answers(role)
+                )
+                for role in ROLES
+            },
         )
-
-    truly = [replace(case, **{role: judged(case, role) for role in ROLES}) for case in compared]
+        for case in compared
+    ]
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
     return means | win_rate_figures("true_", truly)
 
@@ -229,12 +233,6 @@ def best_of_n(
         }
         for n in range(1, min(map(len, answers)) + 1)
     ]
-
-
-def best_of_n_table(lines: Sequence[dict[str, float]]) -> str:
-    """The lines of best_of_n as text."""
-    names = [name.replace("_", " ") for name in lines[0]]
-    return table([names, *([cell(x, 4) for x in line.values()] for line in lines)], 0, 11)
 
 
 def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]:

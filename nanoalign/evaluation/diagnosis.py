@@ -1,7 +1,7 @@
 """What the figures of a comparison mean: the result in a sentence, and what to try."""
 
 from nanoalign.evaluation.answers import ROLES
-from nanoalign.evaluation.render import cell
+from nanoalign.evaluation.render import cell, share
 from nanoalign.evaluation.seen import note_on_prompts
 from nanoalign.evaluation.statistics import Figures
 
@@ -18,11 +18,11 @@ def conclusion(figures: Figures) -> str:
     Where the figures include those of the true rule of the embedded world, and these differ from
     those of the reward model, the sentence is about the difference.
     """
-    wins = f"by the reward model it wins {_share(figures, '')} of {_comparisons(figures)}"
+    wins = f"by the reward model it wins {share(figures, 'win_rate')} of {_comparisons(figures)}"
     by_model = _better(figures, "")
     result = RESULTS[by_model]
     if "true_win_rate" in figures:
-        wins += f", by the true rule of the embedded world {_share(figures, 'true_')}"
+        wins += f", by the true rule of the embedded world {share(figures, 'true_win_rate')}"
         if _better(figures, "true_") != by_model:
             result = "The reward model and the true rule do not agree"
     return f"{result}: {wins}."
@@ -47,23 +47,15 @@ def caution(figures: Figures) -> str | None:
     result = RESULTS[_better(whole, "")]
     return (
         f"{text} The result rests on these beginnings. Where it read both answers whole, it has "
-        f"the policy win {_share(whole, '')} of {_comparisons(whole)}: "
+        f"the policy win {share(whole, 'win_rate')} of {_comparisons(whole)}: "
         f"{result[0].lower()}{result[1:]}."
     )
 
 
 def _comparisons(figures: Figures) -> str:
     pairs, prompts = figures["pairs"], figures["prompts"]
-    if pairs == prompts:
-        return f"{pairs:,} comparison{'s' * (pairs != 1)}"
-    if prompts == 1:
-        return f"{pairs:,} comparisons, all of one prompt"
-    return f"{pairs:,} comparisons (each of {prompts:,} prompts counts as one)"
-
-
-def _share(figures: Figures, judge: str) -> str:
-    low, high = figures[f"{judge}win_rate_low"], figures[f"{judge}win_rate_high"]
-    return f"{figures[f'{judge}win_rate']:.1%} [{low:.1%}, {high:.1%}]"
+    of_prompts = f" (each of {prompts:,} prompts counts as one)" if 1 < prompts < pairs else ""
+    return f"{pairs:,} comparison{'s' * (pairs != 1)}{of_prompts}"
 
 
 def _better(figures: Figures, judge: str) -> int:

@@ -19,12 +19,13 @@ from nanoalign.evaluation.scoring import (
     lengths_of,
     load_reward_model,
     score_encoded,
+    views,
 )
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.records import Record
 from nanoalign.rewards.rule import scoring_rule
-from nanoalign.rewards.several import Mixed, preferences_of
+from nanoalign.rewards.several import Mixed
 from nanoalign.weights.folders import load_tokenizer, local_folder
 
 
@@ -67,13 +68,14 @@ def shares_of(
     model: RewardModel, name: str, combine: list[tuple[str, float]] | None
 ) -> dict[str, float]:
     """The factor of each preference. Raises RunError if there are several and no --combine."""
-    names = preferences_of(model)
-    if combine is None and len(names) > 1:
+    first, *others = views(model, combine and combine[0][0], combine)
+    if others:
+        names = [view.name for view in (first, *others)]
         raise RunError(
             f"reward model '{name}' has the preferences {', '.join(names)}; give the factor of "
             f"each that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
         )
-    return dict(combine or [(names[0], 1.0)])
+    return first.shares
 
 
 def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -> tuple[str, int]:

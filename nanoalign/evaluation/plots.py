@@ -11,7 +11,8 @@ import numpy as np
 
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared, Judged
-from nanoalign.evaluation.ranking import Scored, about_cut, pairs_of, share_with_interval
+from nanoalign.evaluation.ranking import Scored, about_cut, pairs_of
+from nanoalign.evaluation.render import share
 from nanoalign.evaluation.statistics import Figures, calibration
 
 BETTER, WORSE = "tab:blue", "tab:orange"
@@ -56,7 +57,7 @@ def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: F
     pairs = pairs_of(scored)
     better, worse = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))  # (P,)
     title = (
-        f"{subset}: accuracy {share_with_interval(figures)} on {len(pairs):,} pairs, "
+        f"{subset}: accuracy {share(figures, 'accuracy')} on {len(pairs):,} pairs, "
         f"{figures['ties']:,} ties; always the longer answer: {figures['longer_accuracy']:.3f}"
     )
     title = "\n".join(filter(None, (title, about_cut(figures))))
@@ -77,10 +78,12 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
         np.array([np.mean([x.score for x in case.answers(role)]) for case in compared])
         for role in ROLES
     )  # (N,) each
-    title = f"the policy wins {_rate(figures)}, by the reward model"
+    title = f"the policy wins {share(figures, 'win_rate')}, by the reward model"
     whole = figures.get("without_cut", {})
     if whole:
-        result = f"it wins {_rate(whole)}" if whole["pairs"] else "there is no comparison"
+        result = (
+            f"it wins {share(whole, 'win_rate')}" if whole["pairs"] else "no comparison is left"
+        )
         title += f"\nwithout the answers that it read only in part {result}"
     mosaic = [["order", "order"], ["difference", "length"]]
     with panels(path, mosaic, title, (14, 10)) as axes:
@@ -90,13 +93,6 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
         controlled = figures["length_controlled_win_rate"]
         shown = "unknown" if controlled is None else f"{controlled:.3f}"
         _length_panel(axes["length"], answers, f"win rate with length controlled {shown}")
-
-
-def _rate(figures: Figures) -> str:
-    return (
-        f"{figures['win_rate']:.3f} [{figures['win_rate_low']:.3f}, "
-        f"{figures['win_rate_high']:.3f}] of {figures['pairs']:,} comparisons"
-    )
 
 
 def _order_panel(axis, what: str, rewards: dict[str, np.ndarray]) -> None:

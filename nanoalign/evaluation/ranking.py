@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanoalign.data.prompts import prompt_key
-from nanoalign.evaluation.render import figures_table
+from nanoalign.evaluation.render import figures_table, share
 from nanoalign.evaluation.statistics import (
     Figures,
     calibration,
@@ -190,11 +190,6 @@ def _prompts(pairs: Pairs) -> list[str]:
     return [prompt_key(better.prompt) for better, _ in pairs]
 
 
-def share_with_interval(figures: Figures) -> str:
-    low, high = figures["accuracy_low"], figures["accuracy_high"]
-    return f"{figures['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-
-
 def summary(figures: Figures) -> str:
     shown = [f"{key} = {figures[key]:.4f}" for key in ("accuracy", "reward_mean", "reward_std")]
     return f"Evaluation: {', '.join(shown)}"
@@ -211,7 +206,7 @@ def about_cut(figures: Figures) -> str | None:
         return f"{text}, and one of each pair: no accuracy of whole responses is known"
     return (
         f"{text}; in the {whole['pairs']:,} of {figures['pairs']:,} pairs without one the accuracy "
-        f"is {share_with_interval(whole)}"
+        f"is {share(whole, 'accuracy')}"
     )
 
 

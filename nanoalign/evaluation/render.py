@@ -54,14 +54,14 @@ def picture(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1, width: int = 0) -> str:
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Rows of cells as text, a line a row.
 
     left: how many of the first columns are aligned on the left; the others are on the right.
-    width: letters of a column, at least. A row may have fewer cells than others.
+    A row may have fewer cells than others.
     """
     columns = list(zip_longest(*rows, fillvalue=""))
-    widths = [max(width, *map(len, column)) for column in columns]
+    widths = [max(map(len, column)) for column in columns]
     lines = []
     for row in zip(*columns, strict=True):
         cells = [
@@ -87,3 +87,9 @@ def cell(value: float | int | None, digits: int, missing: str = "-") -> str:
     if value is None:
         return missing
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def share(figures: Figures, name: str) -> str:
+    """A share with its 95 % interval as text, by the figures `name`, `name`_low, `name`_high."""
+    value, low, high = (figures[f"{name}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:.1%} [{low:.1%}, {high:.1%}]"

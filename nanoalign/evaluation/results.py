@@ -57,12 +57,8 @@ def check_out(name: str) -> None:
     Locks the folder, until its results are written.
     """
     out = Path(os.path.realpath(name))
-    if not out.name:
+    if not out.name or out.is_symlink() or (out.exists() and not out.is_dir()):  # /, a loop, a file
         raise RunError(f"--out {name} can't be replaced by a folder of results; give another")
-    if out.is_symlink():  # a loop
-        raise RunError(f"--out {name} is a symbolic link that leads nowhere; give a folder")
-    if out.exists() and not out.is_dir():
-        raise RunError(f"--out {name} is a file; give a folder")
     partial, old = _beside(out, "partial"), _beside(out, "old")
     out.parent.mkdir(parents=True, exist_ok=True)
     lock.hold(_beside(out, "lock"), f"--out {name}")
@@ -245,20 +241,12 @@ def write_comparison(
 
 def write_pairs(name: str, compared: Sequence[Compared]) -> None:
     """Writes the preference records of --pairs_out, and prints how many there are."""
-    answers = [x for case in compared for x in case.policy]
-    counts = {
-        "sampling stopped": sum(x.ended is False for x in answers),
-        "the reward model read only in part": sum(x.cut for x in answers),
-    }
-    notes = "".join(f"; without {n:,} answers that {what}" for what, n in counts.items() if n)
     records = new_pairs(compared)
     if not records:
-        print(
-            f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward{notes}"
-        )
+        print(f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward")
         return
     write_records(Path(name), records)
-    print(f"{'pairs':<11} {name}: {len(records):,} of {len(compared):,} prompts{notes}")
+    print(f"{'pairs':<11} {name}: {len(records):,} of {len(compared):,} prompts")
 
 
 def read_comparable(folders: Sequence[str]) -> dict[str, Figures]:

@@ -12,40 +12,32 @@ from nanoalign.records import Record
 from nanoalign.weights.folders import local_folder
 
 
-def lines_trained_on(name: str, records: Sequence[Record], lines: Sequence[Scored]) -> list[Scored]:
-    """The lines whose record the model `name` was trained on, with the responses in any order.
+def lines_trained_on(
+    known: dict[str, np.ndarray], records: Sequence[Record], lines: Sequence[Scored]
+) -> list[Scored]:
+    """The lines whose record a model was trained on, with the responses in any order.
 
-    lines: of all responses of the records, in their order.
+    known: what `recall` reads of the model. lines: of all responses of the records, in their order.
     """
-    known = recall(local_folder(name))
-    if known is None:
-        return []
     seen = np.isin(record_digests(records)[:, 1], known["trained"])
     seen = np.repeat(seen, [len(record.responses) for record in records])
     return [line for line, is_seen in zip(lines, seen.tolist(), strict=True) if is_seen]
 
 
-def add_pairs(figures: dict, name: str, trained: Sequence[Scored]) -> None:
-    """Adds the pairs that were trained on to the figures of each subset and of all.
+def add_pairs(figures: dict, trained: Sequence[Scored]) -> None:
+    """Adds how many pairs were trained on to the figures of each subset and of all.
 
-    trained: lines_trained_on by the model `name`. Nothing is added for a model of another program.
+    trained: the lines that were trained on.
     """
-    if recall(local_folder(name)) is None:
-        return
     for subset, subset_figures in figures["subsets"].items():
-        count = len(pairs_of([line for line in trained if line.subset == subset]))
-        figures["subsets"][subset] = {
-            "pairs": subset_figures["pairs"],
-            "trained_on": count,
-        } | subset_figures
-    figures["all"] = {"pairs": 0, "trained_on": len(pairs_of(trained))} | figures["all"]
+        of_subset = [line for line in trained if line.subset == subset]
+        subset_figures["trained_on"] = len(pairs_of(of_subset))
+    figures["all"]["trained_on"] = len(pairs_of(trained))
 
 
-def note_on_pairs(figures: Figures, name: str) -> str | None:
-    """The pairs that were trained on, in a sentence; None where that is not known."""
-    if "trained_on" not in figures:
-        return None
-    count, known = figures["trained_on"], recall(local_folder(name))
+def note_on_pairs(figures: Figures, name: str, known: dict[str, np.ndarray]) -> str:
+    """The pairs that the model `name` was trained on, in a sentence."""
+    count = figures["trained_on"]
     text = f"{count:,} of {figures['pairs']:,} pairs were trained on by --model {name}"
     return text + f"; for others: --data held_out:{name}" * (count > 0 < len(known["held_out"]))
 

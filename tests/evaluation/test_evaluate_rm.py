@@ -294,7 +294,7 @@ def test_accuracy_is_told_with_and_without_the_pairs_of_cut_answers(cut):
         assert found == pytest.approx(expected, rel=1e-9)
         assert figures["longer_accuracy"] == 3 / 4  # by the true lengths
     own = metrics["subsets"]["long"]["without_cut"]
-    shown = f"{own['accuracy']:.3f} [{own['accuracy_low']:.3f}, {own['accuracy_high']:.3f}]"
+    shown = f"{own['accuracy']:.1%} [{own['accuracy_low']:.1%}, {own['accuracy_high']:.1%}]"
     assert (
         "long        max_length cut 3 responses (37.5%); in the 2 of 4 pairs without one the "
         f"accuracy is {shown}\n"
@@ -360,7 +360,7 @@ BAD_INPUT = {
     "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
     "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the"),
     "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its"),
-    "a file as folder": ("a.jsonl", [], "is a file; give a folder"),
+    "a file as folder": ("a.jsonl", [], "can't be replaced by a folder of results"),
     "unknown command": ("new", None, "invalid choice: 'reward'"),
 }  # fmt: skip
 

@@ -91,7 +91,7 @@ def test_a_file_of_uneven_answers_is_compared_with_all_samples(world):
     assert by_prompt(lines, "policy", "answer") == [["00"], ["10", "11"], ["20", "21", "22"]]
     assert [len(own) for own in by_prompt(lines, "baseline")] == [2, 2, 2]
     check_figures(lines, figures)
-    assert "6 answers to 3 prompts" in printed and "5 of 8 prompts, the first prompts:4" in printed
+    assert "6 answers to 3 prompts" in printed and "left out    5 prompts" in printed
     assert figures["prompts_left_out"] == 5
 
 

@@ -162,7 +162,7 @@ def test_the_conclusion_follows_the_intervals(judged, true, result):
 @pytest.mark.parametrize(
     ("pairs", "prompts", "text"),
     [(1, 1, "of 1 comparison."), (600, 600, "of 600 comparisons."),
-     (6, 1, "of 6 comparisons, all of one prompt."),
+     (6, 1, "of 6 comparisons."),
      (9367, 360, "of 9,367 comparisons (each of 360 prompts counts as one).")],
 )  # fmt: skip
 def test_the_conclusion_says_what_was_counted(pairs, prompts, text):
