@@ -47,11 +47,6 @@ def alpha_of(points: int) -> float:
     return min(0.9, max(0.1, 300 / points))
 
 
-def bins_of(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Edges of the bins of a histogram: 2 n^(1/3) of n values (Rice's rule), 40 at most."""
-    return np.histogram_bin_edges(values, min(40, round(2 * len(values) ** (1 / 3))))
-
-
 def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: Figures) -> None:
     """The rewards of one subset by a reward model, in three panels: order, calibration, length."""
     pairs = pairs_of(scored)
@@ -136,7 +131,8 @@ def _difference_panel(axis, compared: Sequence[Compared], figures: Figures) -> N
     """The differences of reward of all pairs of answers, in which each prompt counts as one."""
     margins = np.concatenate([case.margins().ravel() for case in compared])  # (P,)
     weights = np.concatenate([np.full(n, 1 / n) for n in (c.margins().size for c in compared)])
-    axis.hist(margins, bins_of(margins), weights=weights, color=BETTER, alpha=0.6, label="all")
+    bins = min(40, round(2 * len(margins) ** (1 / 3)))  # Rice's rule
+    axis.hist(margins, bins, weights=weights, color=BETTER, alpha=0.6, label="all")
     axis.axvline(0, color="black", lw=1)
     mean = np.average(margins, weights=weights)
     axis.axvline(mean, color=BETTER, lw=2, ls="--", label=f"mean {mean:+.2f}")

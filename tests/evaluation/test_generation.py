@@ -167,21 +167,6 @@ def test_a_prompt_that_comes_again_gets_other_answers(policy, prompts):
     assert twice[0] + twice[1] == four[0] and len(set(four[0])) == 4
 
 
-def _greedy(folder: Path, prompts: list[Row], batch_size: int) -> list:
-    sampling = Sampling(temperature=0.0, max_new_tokens=16, batch_size=batch_size)
-    ends = set(range(0, 259, 6))  # so that answers end at different places, and leave the batch
-    return generate(Policy.load(folder, trainable=False), prompts, ends, sampling, setup())
-
-
-@pytest.mark.parametrize(("ranks", "batch_size"), [(1, 1), (1, 64), (2, 3), (4, 2)])
-def test_greedy_answers_depend_on_neither_ranks_nor_batch(llama_folder, prompts, ranks, batch_size):
-    expected = _greedy(llama_folder, prompts, 4)
-    outcome = run_ranks(ranks, _greedy, llama_folder, prompts, batch_size)
-    assert outcome.codes == [0] * ranks, outcome.stderr
-    assert outcome.results == [expected] * ranks
-    assert len({len(answer.tokens) for (answer,) in expected}) > 2
-
-
 def test_an_answer_stops_at_its_eos(policy, prompts):
     """Any of half of the vocabulary ends an answer, each at its own place."""
     ends = set(range(0, 259, 2))

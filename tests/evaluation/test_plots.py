@@ -190,8 +190,3 @@ def test_the_frontier(drawn, policies):
 
 def test_the_losses(drawn):
     assert faults(drawn(losses.draw)) == []
-
-
-@pytest.mark.parametrize(("count", "bins"), [(1, 2), (60, 8), (600, 17), (10**6, 40)])
-def test_few_values_have_few_bins(count, bins):
-    assert len(plots.bins_of(np.arange(count))) == bins + 1

@@ -3,7 +3,6 @@
 The figures of scored pairs: their intervals are over prompts, and answers that were cut are told.
 """
 
-import numpy as np
 import pytest
 
 from nanoalign.evaluation.ranking import PRINTED, Scored, reward_metrics, table
@@ -55,26 +54,6 @@ def test_one_ranked_record_is_one_prompt():
     ranked = [line(0, 0, "chosen", 1.0)] + [line(0, 0, "rejected", 0.1 * n) for n in range(7)]
     assert interval(ranked) == pytest.approx(wilson_interval(1.0, 1), rel=1e-12)
     assert reward_metrics(ranked)["pairs"] == 7
-
-
-def test_the_interval_covers_the_accuracy_of_ranked_records():
-    """Six chosen and six rejected answers to each of 50 prompts: 36 pairs that share answers.
-
-    A reward is that of the side, +-m, and a normal: a pair is a hit with the probability
-    Phi(2 m / sqrt 2), 0.7 for m = 0.3708.
-    """
-    draw, covered = np.random.default_rng(0), 0
-    for _ in range(60):
-        rewards = draw.normal(size=(50, 2, 6)) + 0.3708 * np.array([[1], [-1]])
-        scored = [
-            line(n, n, side, float(score))
-            for n in range(50)
-            for side, scores in zip(("chosen", "rejected"), rewards[n], strict=True)
-            for score in scores
-        ]
-        low, high = interval(scored)
-        covered += low <= 0.7 <= high
-    assert covered >= 54
 
 
 def test_the_printed_table_fits_a_terminal():
