@@ -132,7 +132,7 @@ def _difference_panel(axis, compared: Sequence[Compared], figures: Figures) -> N
     margins = np.concatenate([case.margins().ravel() for case in compared])  # (P,)
     weights = np.concatenate([np.full(n, 1 / n) for n in (c.margins().size for c in compared)])
     bins = min(40, round(2 * len(margins) ** (1 / 3)))  # Rice's rule
-    axis.hist(margins, bins, weights=weights, color=BETTER, alpha=0.6, label="all")
+    axis.hist(margins, bins, weights=weights, color=BETTER, alpha=0.6, label="pairs of answers")
     axis.axvline(0, color="black", lw=1)
     mean = np.average(margins, weights=weights)
     axis.axvline(mean, color=BETTER, lw=2, ls="--", label=f"mean {mean:+.2f}")

@@ -18,7 +18,6 @@ from nanoalign.evaluation.comparison import (
     Judged,
     answer_lines,
     best_of_n,
-    best_of_n_table,
     comparison_metrics,
     new_pairs,
     without_cut,
@@ -280,7 +279,6 @@ def test_the_true_rule_judges_what_the_reward_model_chose():
     lines = best_of_n([sampled(1.0, 2.0, prompt=prompt, answers=("It is 5.", "No."))], EMBEDDED)
     assert lines[1]["true_reward"] == pytest.approx(truly[1])  # of the larger reward
     assert lines[0]["true_reward"] == pytest.approx(sum(truly) / 2)
-    assert best_of_n_table(lines).splitlines()[0].split() == ["n", "kl", "reward", "true", "reward"]
 
 
 # --- preference pairs of the policy's answers
