@@ -56,7 +56,9 @@ def kills(chance: random.Random, folder: Path, world: World) -> str | None:
         at = (kill_at, chance.randint(1, 90), str(out), chance.randrange(ranks))
         if chance.random() < 0.3:
             at = (signal_after, chance.uniform(0, 0.8), signal.SIGKILL, chance.randrange(ranks))
-        outcome = train(world.argv(out, *more), ranks, at)
+        # A rank waits for one that was killed before their group existed: torchrun, which would end
+        # it, is not here.
+        outcome = train(world.argv(out, *more, "--timeout", 30), ranks, at)
         if "Traceback" in outcome.stderr:
             return f"traceback: {outcome.stderr.strip().splitlines()[-1][:200]}"
     return world.finish(out, ranks)
