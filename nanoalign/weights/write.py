@@ -127,11 +127,14 @@ def add_older_names(settings: dict) -> None:
     without an error, other rotary positions (a base of 10000, no scaling).
     """
     rope = settings.get("rope_parameters") or {}
-    rope = rope.get("full_attention", rope) or {}  # Gemma 3 has them for each type of layer
+    local = rope.get("sliding_attention") or {}  # Gemma 3 has them for each type of layer
+    rope = rope.get("full_attention", rope) or {}
     apart = {"rope_theta", "partial_rotary_factor"}
     kind = rope.get("rope_type", "default")
     if kind in OLDER_ROPE_TYPES:
         settings |= {name: rope[name] for name in rope.keys() & apart}
+        if "rope_theta" in local:
+            settings["rope_local_base_freq"] = local["rope_theta"]
         if kind != "default":
             settings["rope_scaling"] = {name: rope[name] for name in rope.keys() - apart}
     if isinstance(settings.get("text_config"), dict):

@@ -48,11 +48,12 @@ def test_the_base_of_rotary_positions_is_where_older_programs_read_it(tmp_path, 
 
 def test_scaled_and_layered_rotary_positions_by_their_older_names():
     scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
-    for rope in (scaled, {"full_attention": scaled, "sliding_attention": {"rope_theta": 1e4}}):
+    layers = {"full_attention": scaled, "sliding_attention": {"rope_theta": 2e4}}
+    for rope, more in ((scaled, {}), (layers, {"rope_local_base_freq": 2e4})):
         settings = {"text_config": {"rope_parameters": rope}}
         add_older_names(settings)
         expected = {"rope_scaling": {"rope_type": "linear", "factor": 8.0}, "rope_theta": 5e5}
-        assert settings["text_config"] == {"rope_parameters": rope} | expected
+        assert settings["text_config"] == {"rope_parameters": rope} | expected | more
 
 
 @pytest.mark.parametrize(
