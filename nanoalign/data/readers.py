@@ -131,7 +131,7 @@ def parquet_of(path: Path) -> Iterator[Numbered]:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
             for record in batch.to_pylist():
                 row += 1
-                yield row, f"{path}:{row}", without_null(record)
+                yield row, f"{path}:{row}", row_of(record)
     except pyarrow.ArrowException as error:
         raise RunError(f"{path}: not a readable .parquet file: {in_a_line(error)}") from error
 
@@ -144,7 +144,7 @@ def arrow_of(path: Path) -> Iterator[Numbered]:
     except (OSError, ValueError) as error:  # what pyarrow raises is one of these
         raise RunError(f"{path}: not a readable .arrow file: {in_a_line(error)}") from error
     for row, record in enumerate(table, start=1):
-        yield row, f"{path}:{row}", without_null(record)
+        yield row, f"{path}:{row}", row_of(record)
 
 
 def import_datasets(place: str) -> ModuleType:
@@ -158,8 +158,13 @@ def import_datasets(place: str) -> ModuleType:
     return datasets
 
 
+def row_of(record: dict) -> dict:
+    """The row of a table as a record, with all columns: by them its format is found."""
+    return {name: without_null(value) for name, value in record.items()}
+
+
 def without_null(value: object) -> object:
-    """The value without the keys, at any depth, whose value is null.
+    """The value of a column without the keys, at any depth, whose value is null.
 
     The objects of a column have the same keys in all rows of a table; null stands for a missing key
     there.

@@ -198,6 +198,19 @@ def test_names_that_are_no_text_become_text(tmp_path):
     assert named(["a.jsonl", "d\udcff.jsonl"]) == r"a.jsonl 'd\udcff.jsonl'"
 
 
+def test_a_row_of_a_table_keeps_its_format_where_a_column_is_null(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"prompt": "p", "completion": "c", "label": label} for label in (True, None)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path := tmp_path / "a.parquet")
+    first, second = records.read([str(path)], known_formats(unpaired="sft"), open_source)
+    assert first.extra == second.extra == {"desirable": [True]}
+    rows = [PAIR, PAIR | {"rejected": None}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    with pytest.raises(RunError, match="a.parquet:2: the response 2 of 2, .* found NoneType"):
+        read(str(path))
+
+
 def test_names_keep_sources_apart(tmp_path):
     path = write(tmp_path / "a.jsonl", PAIR)
     named = [f"x={path}", f"y={path}"]
