@@ -31,7 +31,8 @@ class Parser(argparse.ArgumentParser):
         self.derived: list[Callable[[Namespace], dict]] = []
         self.refusals: list[Callable[[Namespace], str | None]] = []
         self.further: list[argparse._ArgumentGroup] = []  # groups that --help all shows alone
-        self.add_argument("-h", "--help", action=Help, nargs="?", choices=["all"], help="this page")
+        help_options = {"nargs": "?", "choices": ["all"], "default": argparse.SUPPRESS}
+        self.add_argument("-h", "--help", action=Help, help="this page", **help_options)
 
     def extend(self, *add_arguments: Callable[["Parser"], None]) -> None:
         """Adds the flags of subpackages, whose groups --help does not show; --help all does."""

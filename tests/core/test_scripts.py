@@ -166,6 +166,10 @@ def test_help_shows_every_flag_with_its_default(main):
     assert "(default: None)" not in outcome.stdout
 
 
+def test_help_is_no_setting_of_a_run():
+    assert "help" not in vars(train_dpo.parse_args([]))
+
+
 @pytest.mark.parametrize("script", [train_dpo, train_rm], ids=lambda script: script.__name__)
 def test_help_shows_the_flags_of_the_core_first(script, capsys):
     """On two screens; it names the groups of the other flags."""
