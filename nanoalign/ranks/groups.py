@@ -1,16 +1,6 @@
-"""Many ranks, on one host or several: docs/hosts.md.
+"""Groups of ranks that each have a copy of the parameters (HSDP), and sums of gradients.
 
-collectives.py  objects and errors of all ranks
-report.py       prints an error once, and one line per host when a rank is lost
-terminal.py     text of data and models, as a terminal or a page may show it
-progress.py     progress bars
-signals.py      signals end a run after its step
-stopped.py      its checkpoint, and the line that says how to go on
-lock.py         one writer of a folder at a time
-locked.py       what a run does that did not get its lock
-parent.py       ranks end when torchrun does
-debug.py        a debugger on rank 0
-groups.py       groups of ranks that each have a copy of the parameters (HSDP), gradient sums
+docs/hosts.md says how many ranks are started, on one host or several.
 """
 
 import argparse
