@@ -48,8 +48,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument_group("policy and loss").add_argument
     add("--model", default="tiny", help="the policy: a Hugging Face folder, OWNER/NAME, or 'tiny'")
-    add("--reference", help="the frozen reference: as --model, which is the default")
-    text = "how much a log-ratio to the reference counts as reward; default: 0.1"
+    add("--reference", help="the frozen reference, same forms; default: that of --model")
+    text = (
+        "factor beta of the log-ratio log(pi / pi_ref) in the reward; larger keeps the policy "
+        "closer to the reference; default: 0.1"
+    )
     add("--beta", type=positive, help=text)
     text = "the share of labels that is assumed to be wrong (conservative DPO); default: 0"
     add("--label_smoothing", type=number(float, 0, 0.5), help=text)
@@ -134,7 +137,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def find_folders(args: Namespace, world: World) -> dict[str, Path]:
-    """The folders of the models, by the flag that names each. Locks --out, which is another one."""
+    """Returns the folders of the models, by the flag that names each. Checks and locks --out.
+
+    Raises RunError for a model that can't be used, another vocabulary of --reference, or a wrong
+    --out.
+    """
     folders = {"--model": local_folder(args.model)}
     folders["--reference"] = folders["--model"]
     if args.reference not in (None, "none"):
@@ -147,7 +154,7 @@ def find_folders(args: Namespace, world: World) -> dict[str, Path]:
 def load_models(
     args: Namespace, folders: dict[str, Path], world: World, data: Data, batcher: loop.Batcher
 ) -> tuple[Policy, Callable[[Batch], Tensor] | None, Data]:
-    """(the policy, its reference or None, the data with the values of a precomputed reference)."""
+    """Returns (the policy, its reference or None, the data with precomputed reference values)."""
     dtype = compute_dtype(args.precision, world.device)
 
     def load_policy() -> Policy:

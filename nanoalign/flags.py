@@ -106,9 +106,9 @@ positive = number(float, above=0)
 
 
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
-    """How a forward runs, in training and in evaluation; results do not depend on it."""
+    """Adds the flags of a forward, in training and evaluation; results do not depend on them."""
     add, count = group.add_argument, number(int, 1)
-    text = "tokens of one forward on one rank, at most; a longer row runs alone"
+    text = "maximum tokens of one forward on one rank; a longer row runs alone"
     add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS, help=text)
     text = "type of matrix products; auto: bf16 on GPUs that have it"
     add("--precision", choices=PRECISIONS, default="auto", help=text)
@@ -117,30 +117,36 @@ def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
 def add_training_arguments(
     parser: Parser, data: str, out: str, warmup: float, lr: float, tiny_lr: float, epochs: int = 1
 ) -> None:
-    """The flags of both training scripts. epochs: the default with --model tiny."""
+    """Adds the flags of both training scripts. epochs: the default with --model tiny."""
     count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
-    add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs: docs/data.md")
-    add("--eval_data", nargs="+", metavar="SOURCE", help="held-out pairs; default: --eval_share")
-    text = "share of the prompts that is held out, where --eval_data is not given"
+    add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs (docs/data.md)")
+    text = (
+        "held-out pairs; default: tiny:test for --data tiny, else a part of --data (--eval_share)"
+    )
+    add("--eval_data", nargs="+", metavar="SOURCE", help=text)
+    text = "share of the prompts of --data to hold out; not used with --eval_data or --data tiny"
     add("--eval_share", type=share, default=0.1, help=text)
     text = (
-        "longest prompt with one response, in tokens; a longer prompt loses its beginning, but "
-        "keeps half of this, and a longer response its end"
+        "maximum tokens of a prompt plus one response; if there are more, the prompt's beginning "
+        "is cut first (at least half of this limit stays), then the response's end"
     )
     add("--max_length", type=number(int, 2), default=1024, help=text)
 
     add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=count, default=64, help="records of a step, over all ranks")
-    add("--epochs", type=count, help=f"passes over the data; default: 1 (tiny: {epochs})")
-    add("--steps", type=count, help="optimizer steps in all; default: those of --epochs")
-    add("--lr", type=positive, help=f"peak learning rate; default: {lr:g} (tiny: {tiny_lr:g})")
+    add("--batch_size", type=count, default=64, help="records per step, over all ranks")
+    text = "passes over the data; default: 1" + f" (with --model tiny: {epochs})" * (epochs > 1)
+    add("--epochs", type=count, help=text)
+    add("--steps", type=count, help="optimizer steps in all; default: as many as --epochs needs")
+    text = f"peak learning rate; default: {lr:g} (with --model tiny: {tiny_lr:g})"
+    add("--lr", type=positive, help=text)
     text = "share of the steps in which the learning rate rises to --lr"
     add("--warmup", type=share, default=warmup, help=text)
-    add("--schedule", choices=SCHEDULES, default="cosine", help="how the rate falls after that")
-    text = "weight decay of AdamW, on matrices alone"
+    text = "how the learning rate falls after the warmup"
+    add("--schedule", choices=SCHEDULES, default="cosine", help=text)
+    text = "weight decay of AdamW, only on matrices"
     add("--weight_decay", type=number(float, 0), default=0.0, help=text)
-    text = "a gradient of a larger norm is scaled to this norm"
+    text = "scale a gradient of a larger norm down to this norm"
     add("--max_grad_norm", type=positive, default=1.0, help=text)
     text = "seed of the held-out prompts, of the order of the rows, and of new parameters"
     add("--seed", type=number(int, 0), default=0, help=text)

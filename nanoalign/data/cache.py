@@ -22,8 +22,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument_group("what is kept on disk").add_argument(
         "--cache",
         metavar="FOLDER",
-        help="keep encoded data here for further runs; default: data of less than 64 MiB are not "
-        "kept, others in $NANOALIGN_CACHE, or nanoalign in $XDG_CACHE_HOME or ~/.cache",
+        help="folder in which encoded data and precomputed reference values are kept for later "
+        "runs; default: $NANOALIGN_CACHE, else nanoalign/ in $XDG_CACHE_HOME or ~/.cache. Without "
+        "this flag, data below 64 MiB are encoded anew in each run",
     )
 
 
@@ -45,7 +46,7 @@ def make_private(folder: Path) -> None:
 
 @contextmanager
 def writing(cache: Path) -> Iterator[None]:
-    """Raises RunError, with the name of the folder, for what can't be written to it."""
+    """Turns an OSError inside this context into a RunError that names the cache folder."""
     try:
         yield
     except OSError as error:

@@ -24,7 +24,7 @@ def messages_of(prompt: str | list[dict]) -> list[dict]:
 
 
 def split_dialogues(chosen: str, rejected: str) -> Record:
-    """The prompt that both dialogues begin with, and the responses behind it.
+    """Splits two dialogues into the prompt that both begin with, and the responses behind it.
 
     Raises ValueError if they share no prompt.
     """
@@ -43,17 +43,19 @@ def split_dialogues(chosen: str, rejected: str) -> Record:
         return split_texts(chosen, rejected, shared)
     if not shared.startswith(HUMAN) or ASSISTANT not in shared:
         raise ValueError(
-            "without a prompt, chosen and rejected must be HH-RLHF dialogues that begin with the "
-            f"same '\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}"
+            "'prompt' is missing, and chosen and rejected have no common first turn "
+            f"'\\n\\nHuman: ...\\n\\nAssistant:'; they share only {shared[:60]!r}. Give 'prompt', "
+            "or remove the record"
         )
     end = shared.rfind(ASSISTANT) + len(ASSISTANT)
     return Record(chosen[:end], (chosen[end:], rejected[end:]))
 
 
 def split_texts(chosen: str, rejected: str, shared: str) -> Record:
-    """Other texts: the prompt is what both begin with, up to the last white space.
+    """Splits other texts: the prompt is what both begin with, up to the last white space.
 
     Words that both responses begin with become part of the prompt, so such records are counted.
+    Raises ValueError if they begin with different words.
     """
     end = max((shared.rfind(blank) for blank in " \n\t"), default=-1)
     if end < 1 or not shared[:end].strip():

@@ -29,7 +29,10 @@ HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
 
 
 def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -> Record:
-    """The Record of a record that `convert`, of FOREIGN, makes one of `ours`."""
+    """Reads a record that `convert`, a function of FOREIGN, turns into one of `ours`.
+
+    Raises ValueError if the prompt ends with a message of the assistant.
+    """
     rest = dict(record)
     converted = convert(rest)
     for key in KEPT:
@@ -62,7 +65,10 @@ def is_of_assistant(message: object) -> bool:
 
 
 def turns(values: object, name: str) -> list[dict]:
-    """Messages of ShareGPT, {"from", "value"}, as {"role", "content"}; others unchanged."""
+    """Converts messages of ShareGPT, {"from", "value"}, to {"role", "content"}; others unchanged.
+
+    Raises ValueError if there are none, or one is from an unknown role. name: for errors.
+    """
     if not isinstance(values, list) or not values:
         raise ValueError(f"{name} must be a list of at least one message")
     return [turn(value, name) for value in values]
@@ -79,7 +85,10 @@ def turn(value: object, name: str) -> dict:
 
 
 def calls(text: object, name: str) -> list[dict]:
-    """The tool calls of a function_call, which is JSON: one {name, arguments}, or a list."""
+    """Parses the tool calls of a function_call: JSON of one {name, arguments}, or a list of them.
+
+    Raises ValueError for any other text. name: for errors.
+    """
     try:
         values = json.loads(text)
         return [
@@ -94,7 +103,10 @@ def calls(text: object, name: str) -> list[dict]:
 
 
 def instruction(rest: dict) -> list[dict] | str:
-    """The prompt of Alpaca's keys: instruction, input in a line of its own, and earlier turns."""
+    """Makes a prompt of Alpaca's keys: earlier turns, instruction, and input in its own line.
+
+    Raises ValueError if instruction or input is no text, or history no list of turns.
+    """
     text, more, history = rest.pop("instruction"), rest.pop("input", ""), rest.pop("history", None)
     check_text("instruction", text)
     if more:
@@ -116,7 +128,7 @@ def is_turn(value: object) -> bool:
 
 
 def objects(values: object, name: str, *keys: str) -> list[dict]:
-    """The values, if they are a list of objects that have these keys; else raises ValueError."""
+    """Returns the values. Raises ValueError unless they are a list of objects with these keys."""
     if not isinstance(values, list) or not all(
         isinstance(value, dict) and value.keys() >= {*keys} for value in values
     ):
@@ -128,24 +140,30 @@ def objects(values: object, name: str, *keys: str) -> list[dict]:
 
 
 def renamed_prompt(name: str, rest: dict) -> dict:
-    """A pair whose prompt has another name."""
+    """Reads a pair whose prompt has another name. Removes these three keys from `rest`."""
     return {"prompt": rest.pop(name)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
 
 
 def sharegpt(rest: dict) -> dict:
-    """LLaMA-Factory, sharegpt: conversations, and two answers {from, value}."""
+    """Reads a pair in LLaMA-Factory's sharegpt format. Removes its keys from `rest`.
+
+    `conversations` is the prompt; `chosen` and `rejected` are one turn {from, value} each.
+    """
     prompt = turns(rest.pop("conversations"), "conversations")
     sides = {side: [turn(rest.pop(side), side)] for side in ("chosen", "rejected")}
     return {"prompt": prompt} | sides
 
 
 def alpaca(rest: dict) -> dict:
-    """LLaMA-Factory, alpaca: instruction, input, chosen, rejected."""
+    """Reads a pair in LLaMA-Factory's alpaca format: instruction, input, chosen, rejected."""
     return {"prompt": instruction(rest)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
 
 
 def shp(rest: dict) -> dict:
-    """Stanford SHP: a post and two comments; labels is 1 where A has the higher score."""
+    """Reads Stanford SHP: a post and two comments; `labels` is 1 if A has the higher score.
+
+    Raises ValueError if `labels` is not 0 or 1.
+    """
     label = rest.pop("labels")
     if isinstance(label, bool) or label not in (0, 1):
         raise ValueError(f"labels is {label!r}; expected 1 where A is preferred, else 0")
@@ -158,7 +176,7 @@ def shp(rest: dict) -> dict:
 
 
 def nectar(rest: dict) -> dict:
-    """Nectar: answers with ranks, of which 1 is the best; its prompts are HH-RLHF dialogues."""
+    """Reads Nectar: HH-RLHF dialogues as prompts, and answers with ranks (1 is the best)."""
     prompt, answers = rest.pop("prompt"), objects(rest.pop("answers"), "answers", "answer", "rank")
     texts = [answer["answer"] for answer in answers]
     if isinstance(prompt, str) and prompt.rstrip(" ").endswith("\n\nAssistant:"):
@@ -168,14 +186,17 @@ def nectar(rest: dict) -> dict:
 
 
 def ultrafeedback(rest: dict) -> dict:
-    """UltraFeedback as it was rated: a score is the mean of the ratings of an answer's aspects."""
+    """Reads rated UltraFeedback: the score of an answer is the mean of its aspects' ratings."""
     answers = objects(rest.pop("completions"), "completions", "response")
     prompt, responses = instruction(rest), [answer["response"] for answer in answers]
     return {"prompt": prompt, "responses": responses, "scores": [rating(each) for each in answers]}
 
 
 def rating(answer: dict) -> float:
-    """The mean of its ratings, of which some may be "N/A"; without any its overall_score."""
+    """Computes the mean of an answer's ratings other than "N/A"; without any: its overall_score.
+
+    Raises ValueError if it has neither.
+    """
     aspects = answer.get("annotations")
     parts = aspects.values() if isinstance(aspects, dict) else ()
     ratings = [part.get("Rating") for part in parts if isinstance(part, dict)]
@@ -189,13 +210,16 @@ def rating(answer: dict) -> float:
 
 
 def helpsteer2(rest: dict) -> dict:
-    """HelpSteer2's preferences: from -3, the first answer is much better, to 3, the second is."""
+    """Reads HelpSteer2's preferences: from -3 (first answer much better) to 3 (second is)."""
     answers = [rest.pop(f"response_{n}") for n in (1, 2)]
     return two_ranked(turns_of_helpsteer(rest.pop("prompt")), answers, "preference_strength", rest)
 
 
 def turns_of_helpsteer(prompt: object) -> object:
-    """A prompt of several turns, which has "<extra_id_1>Assistant" and "<extra_id_1>User" lines."""
+    """Splits a prompt at its lines "<extra_id_1>Assistant" and "<extra_id_1>User" into messages.
+
+    Returns a prompt without such lines unchanged. Raises ValueError for a turn of someone else.
+    """
     if not isinstance(prompt, str) or HEADER not in prompt:
         return prompt
     messages = []
@@ -208,13 +232,16 @@ def turns_of_helpsteer(prompt: object) -> object:
 
 
 def helpsteer3(rest: dict) -> dict:
-    """HelpSteer3: a context of messages, and overall_preference from -3 to 3, as HelpSteer2."""
+    """Reads HelpSteer3: `context` is messages, `overall_preference` as HelpSteer2's."""
     answers = [rest.pop(f"response{n}") for n in (1, 2)]
     return two_ranked(rest.pop("context"), answers, "overall_preference", rest)
 
 
 def two_ranked(prompt: object, answers: list, name: str, rest: dict) -> dict:
-    """Two answers and how much better the second one is, which `rest` has by that name."""
+    """Makes a ranking of two answers. rest[name]: how much better the second one is.
+
+    Raises ValueError if that is no number.
+    """
     strength = rest.pop(name)
     if isinstance(strength, bool) or not isinstance(strength, int | float):
         raise ValueError(
@@ -234,7 +261,10 @@ def helpsteer_ratings(rest: dict) -> NoReturn:
 
 
 def conversation(name: str, rest: dict) -> dict:
-    """Messages whose last one is the assistant's: a demonstration, or with kto_tag a label."""
+    """Reads messages, of which the last one is the response, and perhaps its label (kto_tag).
+
+    Raises ValueError if there is one message alone.
+    """
     *prompt, last = turns(rest.pop(name), name)
     if not prompt:
         raise ValueError(f"{name} has one message; expected a prompt and an answer")
@@ -242,12 +272,12 @@ def conversation(name: str, rest: dict) -> dict:
 
 
 def instructed(rest: dict) -> dict:
-    """Alpaca: instruction, input, output, and perhaps kto_tag."""
+    """Reads an Alpaca record: instruction, input, output, and perhaps kto_tag."""
     return {"prompt": instruction(rest), "completion": rest.pop("output")} | label(rest)
 
 
 def label(rest: dict) -> dict:
-    """The label of a response under our name, if it has one."""
+    """Returns {"label": the label of a response}, or {} if it has none; removes it from `rest`."""
     labels = [rest.pop(key) for key in ("kto_tag", "label") if key in rest]
     return {"label": labels[0]} if labels else {}
 

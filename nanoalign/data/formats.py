@@ -82,14 +82,14 @@ def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
 
 
 def pair_with_prompt(record: dict) -> Record:
-    """A prompt, a chosen and a rejected response; each is text, or a list of messages."""
+    """Reads a prompt, a chosen and a rejected response; each is text, or a list of messages."""
     if isinstance(record["chosen"], list) and isinstance(record["rejected"], list):
         return with_margin(record, pair_of_messages(record))
     return with_margin(record, from_messages(pair(record), "response"))
 
 
 def pair_without_prompt(record: dict) -> Record:
-    """Two texts that begin with the same prompt, or two lists of messages that do."""
+    """Reads two texts, or two lists of messages, that begin with the same prompt."""
     chosen, rejected = record["chosen"], record["rejected"]
     if isinstance(chosen, list) and isinstance(rejected, list):
         return with_margin(record, pair_of_messages(record))
@@ -97,10 +97,11 @@ def pair_without_prompt(record: dict) -> Record:
 
 
 def pku(preferences: Sequence[str], record: dict) -> Record:
-    """PKU-SafeRLHF: two responses and, by each preference, the number of the better one.
+    """Reads a PKU-SafeRLHF record: two responses and, for each preference, the index of the better.
 
-    One preference makes a pair with a margin. Several make a pair each, whose extra["dimensions"]
-    is the number of its preference; the first preference orders the responses.
+    The better response by the first preference comes first. One preference: one pair, whose margin
+    is record["margin"] or 1. Several: one pair per preference; extra["dimensions"] holds the index
+    of each pair's preference. Raises ValueError if an index is not 0 or 1.
     """
     better = []
     for name in preferences:
@@ -118,7 +119,10 @@ def pku(preferences: Sequence[str], record: dict) -> Record:
 
 
 def with_margin(record: dict, parsed: Record) -> Record:
-    """The pair with the margin of its record: by how much the chosen response is better, else 1."""
+    """Returns the pair with the margin of its record: how much better chosen is; 1 if not given.
+
+    Raises ValueError for a margin that is negative or no number.
+    """
     margin = 1.0
     if record.get("margin") is not None:
         margin = number(record["margin"], "margin")
@@ -131,9 +135,10 @@ def with_margin(record: dict, parsed: Record) -> Record:
 
 
 def ranked(record: dict) -> Record:
-    """K responses with scores, best first, and all their pairs of unequal scores.
+    """Reads K responses with scores: sorts them, best first, and pairs all of unequal scores.
 
-    The margin of a pair is the difference of its scores.
+    The margin of a pair is the difference of its scores. Raises ValueError unless responses and
+    scores are lists of the same length, of at least two.
     """
     prompt, responses, scores = (record[key] for key in RANKED)
     for name, values in (("responses", responses), ("scores", scores)):
@@ -151,9 +156,10 @@ def ranked(record: dict) -> Record:
 
 
 def completion(loss: str, record: dict) -> Record:
-    """One response, which is paired with itself; extra["desirable"] is its label.
+    """Reads one response and pairs it with itself; extra["desirable"] is its label.
 
     loss: kto, sft, or "" where pairs are needed. A response without a label is a demonstration.
+    Raises ValueError if the loss needs pairs, or can't use this label.
     """
     prompt, response, label = record["prompt"], record["completion"], record.get("label")
     if not loss:
@@ -197,12 +203,12 @@ def refuse_single_label(preferences: Sequence[str], record: dict) -> NoReturn:
 
 
 def unchanged(record: Record) -> list[Record]:
-    """What is encoded of a record without --condition: the record itself."""
+    """Returns what is encoded of a record without --condition: the record itself."""
     return [record]
 
 
 def by_preference(record: Record, preferences: Sequence[str]) -> list[Record]:
-    """What is encoded of a record with --condition: a record for each preference.
+    """Returns what is encoded of a record with --condition: a record for each preference.
 
     Its prompt names the preference, and its pairs are those of the preference.
     """
@@ -241,7 +247,10 @@ OURS = (
 
 
 def names_of(keys: Sequence[str]) -> dict[str, str]:
-    """The records' name of each key of ours. Raises RunError for what is not OURS=THEIRS."""
+    """Returns the records' name of each of our keys.
+
+    Raises RunError for a text that is not OURS=THEIRS, or a key of ours that is unknown or twice.
+    """
     names: dict[str, str] = {}
     for given in keys:
         ours, _, theirs = given.partition("=")

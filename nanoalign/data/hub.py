@@ -17,7 +17,10 @@ from nanoalign.errors import RunError, in_a_line
 
 @contextmanager
 def hub_errors(place: str, repo: str) -> Iterator[None]:
-    """Raises a RunError of one line for what the Hub does not give. place: the source."""
+    """Turns errors of the Hub's libraries inside this context into a RunError of one line.
+
+    These are: gated, not found, no network. place: the data source, for the message.
+    """
     try:
         yield
     except RunError:
@@ -38,16 +41,20 @@ def hub_errors(place: str, repo: str) -> Iterator[None]:
 
 
 def fetch_file(place: str, repo: str, path: str, revision: str | None) -> Path:
-    """A file of a data set, in the local cache of huggingface_hub."""
+    """Downloads a file of a data set into the cache of huggingface_hub; returns its path.
+
+    Raises RunError as hub_errors does.
+    """
     with hub_errors(place, repo):
         options = {"repo_type": "dataset", "revision": revision}
         return Path(huggingface_hub.hf_hub_download(repo, path, **options))
 
 
 def load_split(place: str, repo: str, part: str | None, revision: str | None, split: str):
-    """A split of a data set as a datasets.Dataset, in the cache of the datasets library.
+    """Loads a split of a data set as a datasets.Dataset, in the cache of the datasets library.
 
     part: a configuration of the data set ("subset" on its page), or a folder in it.
+    Raises RunError as hub_errors does.
     """
     datasets = import_datasets(place)
     load = partial(datasets.load_dataset, repo, split=split, revision=revision)
@@ -65,7 +72,10 @@ def load_split(place: str, repo: str, part: str | None, revision: str | None, sp
 
 
 def load_saved(place: str):
-    """The datasets.Dataset of a folder that Dataset.save_to_disk has written."""
+    """Loads the datasets.Dataset of a folder that Dataset.save_to_disk has written.
+
+    Raises RunError if it can't be read, or has several splits.
+    """
     datasets = import_datasets(place)
     try:
         saved = datasets.load_from_disk(place)

@@ -60,16 +60,20 @@ def json_messages(value: object) -> list[dict] | None:
 
 
 def messages(values: object, name: str) -> list[dict]:
-    """The checked messages of a list. name: of the list, for errors."""
+    """Checks the messages of a list. Raises ValueError for none, or a wrong one.
+
+    name: of the list, for errors.
+    """
     if not isinstance(values, list) or not values:
         raise ValueError(f"{name} must be a list of at least one message")
     return [message(value, name) for value in values]
 
 
 def message(value: object, name: str) -> dict:
-    """A checked message: role, content as one text, and further keys in the alphabet's order.
+    """Checks a message: role, content as one text, and further keys in the alphabet's order.
 
-    Keys without a value are left out: a table of records has all keys in every message.
+    Leaves out keys without a value: a table of records has all keys in every message. Raises
+    ValueError if role or content is missing or no text. name: of the list, for errors.
     """
     further = {}
     for key, item in sorted(value.items()) if isinstance(value, dict) else ():
@@ -90,7 +94,10 @@ def message(value: object, name: str) -> dict:
 
 
 def text_of(part: object, name: str) -> str:
-    """The text of a part of a content that is a list."""
+    """Returns the text of one part of a message whose content is a list of parts.
+
+    Raises ValueError if the part is not text. name: of the field, for errors.
+    """
     kind, text = type(part).__name__, None
     if isinstance(part, dict):
         kind, text = part.get("type", "text"), part.get("text")
@@ -100,9 +107,10 @@ def text_of(part: object, name: str) -> str:
 
 
 def tool_calls(calls: object, name: str) -> list[dict]:
-    """The calls with their arguments as objects, which chat templates expect.
+    """Returns the calls with their arguments as objects, which chat templates expect.
 
-    Arguments may be JSON text, of the call itself or of its "function".
+    Arguments may be JSON text, of the call itself or of its "function". Raises ValueError for calls
+    that are no list of objects, or text that is no JSON.
     """
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise ValueError(f"{name} has the tool_calls {calls!r}; expected a list of objects")
@@ -116,7 +124,10 @@ def tool_calls(calls: object, name: str) -> list[dict]:
 
 
 def decode_arguments(function: object, name: str) -> object:
-    """A called function with an object in place of JSON text of its arguments."""
+    """Replaces JSON text of a called function's arguments by an object.
+
+    Raises ValueError if the text is no JSON.
+    """
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(arguments, str):
         return function
@@ -127,7 +138,10 @@ def decode_arguments(function: object, name: str) -> object:
 
 
 def with_context(parsed: Record, record: dict) -> Record:
-    """The Record with `system` as its first message, and with `tools`."""
+    """Returns the Record with `system` as its first message, and with `tools`.
+
+    Raises ValueError if its messages begin with another system prompt.
+    """
     prompt, responses = parsed.prompt, parsed.responses
     if prompt == [] or not isinstance(prompt, list):
         check_text("prompt", prompt or "")
@@ -139,12 +153,17 @@ def with_context(parsed: Record, record: dict) -> Record:
                 responses = tuple(response.removeprefix(" ") for response in responses)
             prompt = [first, *turns]
         elif turns[0] != first:
-            raise ValueError("a 'system' beside another message of 'system'; remove one of them")
+            raise ValueError(
+                "the key 'system' and the first message are different system prompts; remove one"
+            )
     return replace(parsed, prompt=prompt, responses=responses, tools=tools_of(record.get("tools")))
 
 
 def tools_of(tools: object) -> list[dict] | None:
-    """The tools of a record, which may be JSON text; None for none."""
+    """Returns the tools of a record, which may be JSON text; None if there are none.
+
+    Raises ValueError if they are no list of objects.
+    """
     try:
         decoded = json.loads(tools) if isinstance(tools, str) and tools else tools
     except json.JSONDecodeError:
@@ -161,12 +180,18 @@ def tools_of(tools: object) -> list[dict] | None:
 
 
 def answer(value: object, name: str) -> dict:
-    """A response as a message: it is text, one message of the assistant, or a list of one."""
+    """Returns a response as a message: it is text, one message of the assistant, or a list of one.
+
+    Raises ValueError for anything else. name: of the response, for errors.
+    """
     if isinstance(value, str):
         return {"role": "assistant", "content": value}
     first, *more = messages(value if isinstance(value, list) else [value], name)
     if more or first["role"] != "assistant":
-        raise ValueError(f"the {name} must be one message of 'assistant', or text")
+        found = f"{1 + len(more)} messages" if more else f"role {first['role']!r}"
+        raise ValueError(
+            f"the {name} must be text or exactly one message with role 'assistant'; found {found}"
+        )
     return first
 
 
@@ -185,9 +210,10 @@ def with_answers(record: Record, answers: Sequence[dict]) -> Record:
 
 
 def pair_of_messages(record: dict) -> Record:
-    """Two lists of messages: the last one is the response, those before it are the prompt.
+    """Reads two lists of messages: the last one is the response, those before it are the prompt.
 
-    A prompt of the record goes before them, unless they begin or end with it.
+    A prompt of the record goes before them, unless they begin or end with it. Raises ValueError if
+    the prompts differ or are empty, or a list does not end with the assistant.
     """
     prompt = record.get("prompt", [])
     if isinstance(prompt, str):

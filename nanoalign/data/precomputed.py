@@ -54,8 +54,8 @@ def refusal(args: Namespace) -> str | None:
         return None
     for reason, refused in (
         (f"--loss {args.loss} has no reference", args.reference == "none"),
-        ("--loss kto needs it for responses to other prompts", args.loss == "kto"),
-        ("--ld_alpha needs it for single tokens", args.ld_alpha is not None),
+        ("--loss kto needs it again, for responses to other prompts", args.loss == "kto"),
+        ("--ld_alpha needs its log-probabilities of single tokens", args.ld_alpha is not None),
         ("--sync_reference_every moves it", args.sync_reference_every is not None),
     ):
         if refused:
@@ -67,6 +67,7 @@ FORMAT = 3  # version of the files; part of their key
 LOGPS = "logps.safetensors"  # in a folder, with checksums.json
 KEY = "reference_logps"  # in Row.extra and Batch.extra
 CHECKED_ROWS = 8  # whose kept log-probabilities are compared with those of the reference
+AGAIN = "remove this folder, and the next run computes them again"
 
 
 class Precomputed:
@@ -175,7 +176,10 @@ def compute(
 def check_live(
     reference: Policy, rows: ReferencedRows, batcher: Batcher, path: Path, name: str
 ) -> None:
-    """Raises RunError where values of some rows are not those that the reference computes now."""
+    """Compares the values of some rows with those that the reference computes now.
+
+    Raises RunError if they differ by more than rounding.
+    """
     last = len(rows) - 1
     picked = sorted({n * last // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)})
     batch = batcher.collate([rows[n] for n in picked]).to(batcher.world.device)
@@ -184,8 +188,8 @@ def check_live(
     tolerance = LAYOUT_TOLERANCE[reference.dtype]
     if not off <= tolerance:
         raise RunError(
-            f"{path}: its log-probabilities differ by up to {off:.2g} nats a token from those that "
-            f"{name} computes now (at most {tolerance:g} allowed); remove that folder"
+            f"the precomputed log-probabilities in {path} differ from those that {name} computes "
+            f"now by up to {off:.2g} nats per token (allowed: {tolerance:g}); {AGAIN}"
         )
 
 
@@ -193,7 +197,10 @@ def check_live(
 
 
 def read(path: Path, count: int, world: World) -> np.ndarray | None:
-    """The values of the file that rank 0 finds, on every rank; None: no file. A collective."""
+    """Returns the values of the file of rank 0 on every rank; None: no file. A collective.
+
+    Raises RunError for a damaged file.
+    """
     logps = on_main(world, partial(read_file, path, count))
     if not gather(logps is not None, world)[0]:
         return None
@@ -210,9 +217,15 @@ def read_file(path: Path, count: int) -> Tensor | None:
             # A copy, because the sum over ranks is written into it, not into the mapped file.
             logps = file.get_tensor("logps").clone()
     except (RunError, SafetensorError) as error:
-        raise RunError(f"{path} can't be read: {in_a_line(error)}; remove that folder") from error
+        raise RunError(
+            f"the precomputed log-probabilities in {path} can't be read: {in_a_line(error)}; "
+            f"{AGAIN}"
+        ) from error
     if logps.shape != (count,):
-        raise RunError(f"{path} has {logps.numel()} values, not {count}; remove that folder")
+        raise RunError(
+            f"the precomputed log-probabilities in {path} are damaged: the file has "
+            f"{logps.numel()} values, not {count}; {AGAIN}"
+        )
     return logps
 
 

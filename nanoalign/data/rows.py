@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         choices=PREFERENCES,
         nargs="+" if several else None,
         default=["better"] if several else "better",
-        help="the label of PKU-SafeRLHF that says which response is chosen"
+        help="label of PKU-SafeRLHF that says which response is chosen"
         + ("; with both, the model learns both" if several else ""),
     )
     add("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         "--audit",
         type=number(int, 1),
         metavar="N",
-        help="show N training examples token by token and a table of all data, then stop; "
-        "default: train",
+        help="show N training examples token by token and a table of all data, then stop without "
+        "training; default: off",
     )
     parser.derived.append(eval_data_of)
 
@@ -56,8 +56,8 @@ def add_keys_argument(add) -> None:
         nargs="+",
         default=[],
         metavar="OURS=THEIRS",
-        help="the names that the records have for our keys, where they differ: prompt=question "
-        "chosen=good rejected=bad",
+        help="the records' names of our keys, if they differ, such as prompt=question chosen=good "
+        "rejected=bad",
     )
 
 

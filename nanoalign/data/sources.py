@@ -51,7 +51,11 @@ ON_HUB = re.compile(
 
 
 def parse_source(spec: str) -> "Source":
-    """The Source of a text of the grammar. Files are not opened; PATH may have "=" in its name."""
+    """Parses a data source (the grammar is at the top of this file) without opening its files.
+
+    A spec with "=" is read as NAME=SOURCE, unless a file of that whole name exists or it begins
+    with held_out:. Raises RunError for a spec that the grammar does not have.
+    """
     name, equals, place = spec.partition("=")
     if not equals or Path(spec).exists() or spec.startswith(HELD_OUT):
         name, place = "", spec
@@ -61,7 +65,10 @@ def parse_source(spec: str) -> "Source":
 
 
 def source_at(place: str, name: str) -> "Source":
-    """The Source of a place. An empty name becomes that of the file."""
+    """The Source of a place. An empty name is replaced by the file's name.
+
+    Raises RunError for a place that the grammar does not have.
+    """
     if "*" in place and not Path(place).exists():
         inner, _, share = place.rpartition("*")
         if not inner or not (number := as_share(share)):
@@ -95,7 +102,7 @@ def source_at(place: str, name: str) -> "Source":
 
 
 def as_share(text: str) -> float:
-    """The number above 0 and below 1 that a text names; else 0."""
+    """The number in a text, if it is above 0 and below 1; else 0."""
     try:
         share = float(text)
     except ValueError:
@@ -109,7 +116,10 @@ def open_source(spec: str) -> Iterator[Located]:
 
 
 def check_sources(specs: Sequence[str]) -> list[Path]:
-    """The files of some sources. Raises RunError if one is missing, or two names are the same."""
+    """Returns the files of some sources.
+
+    Raises RunError for a spec that the grammar does not have, a missing file, or two equal names.
+    """
     sources = list(map(parse_source, specs))
     names = [source.name for source in sources]
     for name in names:
@@ -168,7 +178,10 @@ class Source:
         return self.name
 
     def files(self) -> list[Path]:
-        """The local files on which the records depend; those on the Hub are fetched."""
+        """The local files on which the records depend; fetches those that are on the Hub.
+
+        Raises RunError if there are none.
+        """
         if not (files := files_of(self.place)):
             raise RunError(
                 f"data file '{self.place}' does not exist; give a path, hf://datasets/... or one "

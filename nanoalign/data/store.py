@@ -50,6 +50,7 @@ from nanoalign.ranks.collectives import gather, on_every
 from nanoalign.records import Record
 
 FORMAT = 4  # version of these files; a part of their key
+AGAIN = "remove this folder, and the next run encodes them again"
 ABOUT = "about.json"
 CHUNK = 2048  # records that a rank has in memory at a time
 STOPPED = "stopped"  # a file that lets the other ranks of a host know of an error
@@ -72,12 +73,12 @@ class Store(Encoded):
             }
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{folder}: the encoded data can't be read: {in_a_line(error)}; remove that folder"
+                f"the encoded data in {folder} can't be read: {in_a_line(error)}; {AGAIN}"
             ) from error
         if about.get("format") != FORMAT:
             raise RunError(
-                f"{folder}: the encoded data have the format {about.get('format', 0)} of another "
-                f"version of nanoalign, not {FORMAT}; remove that folder"
+                f"the encoded data in {folder} have the format {about.get('format', 0)} of another "
+                f"version of nanoalign, not {FORMAT}; {AGAIN}"
             )
         self.columns, self.notes = about["columns"], about["notes"]
         self.templates = set(about["templates"])
@@ -170,7 +171,7 @@ def open_store(
                 checksums.verify(path)
             except RunError as error:
                 raise RunError(
-                    f"{path}: of the encoded data {error}; remove that folder"
+                    f"the encoded data in {path} are damaged: {error}; {AGAIN}"
                 ) from error
             return path, None
         with cache.writing(folder):

@@ -25,7 +25,7 @@ of means divides by them itself. Defaults are those of the paper where it names 
 A new loss is a function below an entry `@loss(KIND, FIELDS, HYPERPARAMETERS...)`. Its kind decides
 which add-ons do not combine with it (INCOMPATIBLE), its fields are those of pairs.Pairs in the
 order of its arguments, and its hyperparameters become flags of train_dpo.py with the defaults of
-the function.
+the function. A hyperparameter of a new name needs a line in MEANINGS.
 
 Shapes: B pairs.
 """
@@ -43,6 +43,15 @@ LOSSES: dict[str, Callable[..., Tensor]] = {}
 KIND: dict[str, str] = {}  # of each loss, by name
 FIELDS: dict[str, tuple[str, ...]] = {}  # of pairs.Pairs that it takes, in order
 DEFAULTS: dict[str, dict[str, float]] = {}  # of its hyperparameters, which follow the fields
+MEANINGS = {  # hyperparameter -> the help of its flag; train_dpo.py has beta and label_smoothing
+    "tau": "margin, in rewards, over which the loss turns from logistic into exponential",
+    "dpop_lambda": "weight of the nats that the chosen response lost against the reference",
+    "desirable_weight": "weight of the losses of desirable responses",
+    "undesirable_weight": "weight of the losses of undesirable responses",
+    "gamma_beta_ratio": "lead that the chosen response is to have, in nats per token: gamma / beta",
+    "odds_weight": "weight of the odds ratio, beside the NLL of the chosen response",
+    "cpo_alpha": "weight of the NLL of the chosen response",
+}
 
 MARGIN, MEANS, SEPARATE, SINGLE = "margin", "means", "separate", "single"
 POLICY, POLICY_MEANS, SORTED = "policy", "policy_means", "sorted"

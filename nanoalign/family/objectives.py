@@ -16,6 +16,7 @@ from nanoalign.family.losses import (
     INCOMPATIBLE,
     KIND,
     LOSSES,
+    MEANINGS,
     POLICY_MEANS,
     has_reference,
 )
@@ -34,7 +35,11 @@ ADD_ONS = ("nll_weight", "ld_alpha", "length_alpha", "divergence", "wpo", "sync_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("other losses and their hyperparameters", "")
     group.add_argument(
-        "--loss", choices=tuple(LOSSES), default="dpo", metavar="NAME", help="one of %(choices)s"
+        "--loss",
+        choices=tuple(LOSSES),
+        default="dpo",
+        metavar="NAME",
+        help="the loss: one of %(choices)s",
     )
     add_hyperparameters(group)
     count, share, weight = number(int, 1), number(float, 0, 1), number(float, 0)
@@ -42,25 +47,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--nll_weight",
         type=weight,
-        help="add the NLL of the chosen response, a mean over its tokens, with this weight (RPO); "
-        "default: off",
+        help="weight of the chosen response's NLL, a mean over its tokens, which is added to the "
+        "loss (RPO); default: off",
     )
     add(
         "--ld_alpha",
         type=share,
-        help="weight of the tokens of a response beyond the length of the shorter one (LD-DPO); "
-        "default: off",
+        help="weight of the tokens of the longer response beyond the length of the shorter one of "
+        "the pair; the other tokens have weight 1 (LD-DPO); default: off",
     )
     add(
         "--length_alpha",
         type=weight,
-        help="reward of each token in the loss, so that the policy does not learn length (R-DPO); "
-        "default: off",
+        help="add this times (tokens of chosen - tokens of rejected) to the reward margin in the "
+        "loss, so that the policy need not learn to prefer length (R-DPO); default: off",
     )
     add(
         "--divergence",
         choices=DIVERGENCES,
-        help="the divergence from the reference that is penalised (f-DPO); default: reverse_kl",
+        help="divergence from the reference that the loss penalises (f-DPO); default: reverse_kl",
     )
     add(
         "--divergence_alpha",
@@ -70,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--wpo",
         action="store_true",
-        help="weight each pair by the probability of its responses under the policy (WPO)",
+        help="weight each pair by how probable its responses are under the policy, averaged per "
+        "token (WPO)",
     )
     add(
         "--sync_reference_every",
@@ -81,14 +87,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--sync_reference_mix",
         type=positive,
-        help="the share of the way that the reference moves; 1 makes it the policy; default: 0.6",
+        help="share of the way to the policy that the reference moves each time; 1: all of it; "
+        "default: 0.6",
     )
     parser.derived.append(defaults)
     parser.refusals.append(refusal)
 
 
 def add_hyperparameters(group: argparse._ArgumentGroup) -> None:
-    """Adds a flag for each hyperparameter of losses.py but --beta and --label_smoothing.
+    """Adds a flag for each hyperparameter of losses.py except --beta and --label_smoothing.
 
     train_dpo.py has these two; their defaults by loss are added to the description of the group.
     """
@@ -101,7 +108,7 @@ def add_hyperparameters(group: argparse._ArgumentGroup) -> None:
         else:
             text = "; ".join(f"{name}, default: {value:g}" for name, value in values.items())
             kind = positive if flag == "tau" else number(float, 0)  # a loss divides by tau
-            group.add_argument(f"--{flag}", type=kind, help=f"of --loss {text}")
+            group.add_argument(f"--{flag}", type=kind, help=f"{MEANINGS[flag]} ({text})")
 
 
 def is_used(args: Namespace) -> bool:

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser_of("walk").add_argument
     add("--record", type=number(int, 1), default=1, help="which record of the embedded data")
-    add("--beta", type=positive, default=0.1, help="of DPO")
-    add("--lr", type=positive, default=5e-4, help="of the one step of AdamW")
+    add("--beta", type=positive, default=0.1, help="beta of the DPO loss")
+    add("--lr", type=positive, default=5e-4, help="learning rate of the one step of AdamW")
     add(
         "--stop",
         type=number(int, 1, PLACES + 1),
@@ -42,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", default="runs/golden.json", metavar="FILE", help="a .json file, which is replaced")
 
     add = parser_of("check").add_argument
-    add("number", type=number(int, 1, 11), help="of the exercise")
+    add("number", type=number(int, 1, 11), help="number of the exercise")
     add("file", help="the Python file with the function")
     add("--stop", action="store_true", help="open the debugger at the first input that fails")
 
     add = parser_of("pipeline").add_argument
     add("--out", default="runs/lab/pipeline", metavar="FOLDER", help="a new folder")
     add("--quick", action="store_true", help="8 steps of each training, and 100 prompts")
-    add("--seed", type=number(int, 0), default=0, help="of the sampled answers")
+    add("--seed", type=number(int, 0), default=0, help="random seed for sampling")
 
     for name in EXPERIMENTS:
         add = parser_of(name).add_argument

@@ -173,9 +173,14 @@ def main(argv: list[str] | None = None) -> None:
     add("--out", type=Path, default=TINY, help="the folder to write")
     add("--steps", type=count, default=3000, help="optimizer steps")
     add("--batch_size", type=count, default=8, help="prompts of a step, with 3 answers each")
-    add("--lr", type=positive, default=2.5e-3, help="the peak of the learning rate")
+    add("--lr", type=positive, default=2.5e-3, help="peak learning rate")
     add("--vocabulary", type=number(int, 259), default=1536, help="tokens of the tokenizer")
-    add("--seed", type=number(int, 0), default=0, help="of the weights and the order of prompts")
+    add(
+        "--seed",
+        type=number(int, 0),
+        default=0,
+        help="random seed of the weights and the order of prompts",
+    )
     args = parser.parse_args(argv)
     if args.command == "data":
         make_data()

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         "--flip", type=number(float, 0), default=0.0, help="the probability that a label is flipped"
     )
     add("--source", choices=tuple(world.SOURCES), default="tiny-a", help="whose answers")
-    add("--seed", type=number(int, 0), default=0, help="of the labels")
+    add("--seed", type=number(int, 0), default=0, help="random seed of the labels")
     add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
     args = parser.parse_args(argv)
     if args.flip > 1:

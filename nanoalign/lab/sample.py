@@ -47,9 +47,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--model", required=True, help="the trained policy: a folder, OWNER/NAME, or 'tiny'")
-    add("--base", default="tiny", help="the model that it was trained from, likewise")
+    add("--base", default="tiny", help="the model from which --model was trained; same forms")
     add("--n", type=number(int, 1, 601), default=200, help="number of test prompts")
-    add("--seed", type=number(int, 0), default=0, help="of the samples")
+    add("--seed", type=number(int, 0), default=0, help="random seed for sampling")
     args = parser.parse_args(argv)
     world = setup()
 

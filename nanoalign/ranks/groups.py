@@ -30,15 +30,22 @@ from nanoalign.loop import Batcher
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("many ranks").add_argument
-    add("--shard_size", type=number(int, 1), metavar="RANKS",
-        help="how many ranks share a copy of parameters, gradients and optimizer state, usually "
-        "the GPUs of a host; default: all ranks")  # fmt: skip
-    add("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch",
-        help="when gradients are summed over ranks and sharded; step: once a step, for which each "
-        "rank needs memory for all gradients in float32")  # fmt: skip
-    add("--timeout", type=number(float, above=0, below=1e9), default=600.0, metavar="SECONDS",
-        help="the run ends if a rank waits this long for another one; it must be more than rank 0 "
-        "takes to read or write a model")  # fmt: skip
+    text = (
+        "number of ranks among which one copy of parameters, gradients and optimizer state is "
+        "divided, usually the GPUs of a host; default: all ranks"
+    )
+    add("--shard_size", type=number(int, 1), metavar="RANKS", help=text)
+    text = (
+        "when the ranks that share one copy sum their gradients: after every micro-batch, or once "
+        "per step (less communication, but each rank holds all gradients in float32)"
+    )
+    add("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch", help=text)
+    text = (
+        "the run ends if a rank waits this long for another one; must be more than rank 0 takes to "
+        "read or write a model"
+    )
+    seconds = number(float, above=0, below=1e9)
+    add("--timeout", type=seconds, default=600.0, metavar="SECONDS", help=text)
     parser.refusals.append(refusal)
 
 

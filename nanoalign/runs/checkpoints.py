@@ -135,10 +135,11 @@ class Checkpoints:
         on_main(self.world, complete)
 
     def resume(self) -> int:
-        """Fills model, optimizer and objective from the newest checkpoint; returns its step.
+        """Loads model, optimizer and objective from the newest checkpoint; returns its step.
 
-        A collective. Raises RunError where the training rows, or the models that the run started
-        from, are not those of the checkpoint.
+        Removes the lines of later steps from metrics.jsonl. A collective. There must be a
+        checkpoint (refusal_of_resume checks it). Raises RunError if it is damaged, if metrics.jsonl
+        was changed, or if the training rows or the initial models differ from the checkpoint's.
         """
         path = complete_checkpoints(self.out)[-1]
         share = (self.world.rank, self.world.size)
@@ -249,7 +250,10 @@ def remove(path: Path) -> None:
 def check_whole(
     path: Path, names: list[str] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Raises RunError, which tells how to go on, where checksums.verify does."""
+    """Verifies the checksums of a checkpoint. names, share: as in checksums.verify.
+
+    Raises a RunError that says how to continue if a file is missing or changed.
+    """
     try:
         checksums.verify(path, names, share)
     except RunError as error:
@@ -261,9 +265,9 @@ def causes(error: dcp.api.CheckpointException) -> str:
 
 
 def restore_metrics(about: list, path: Path) -> None:
-    """Removes the lines of later steps. about: (bytes of the lines until the checkpoint, CRC-32).
+    """Removes the lines of metrics.jsonl that were written after the checkpoint.
 
-    Raises RunError if these lines are not as they were written.
+    about: (bytes of the lines before it, their CRC-32). Raises RunError if these were changed.
     """
     size, checksum = about
     if not path.exists():
@@ -280,7 +284,7 @@ def restore_metrics(about: list, path: Path) -> None:
 
 
 def damaged(newest: Path, problem: str) -> RunError:
-    """The error of the newest checkpoint. It names the newest one before it that can be read."""
+    """Returns the error for a damaged newest checkpoint; it names the newest undamaged one."""
     error = f"the checkpoint {newest} can't be read: {problem}; "
     unreadable = [newest]  # newest first
     for path in reversed(complete_checkpoints(newest.parents[1])):

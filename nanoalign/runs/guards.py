@@ -36,34 +36,34 @@ def add_arguments(parser: Parser) -> None:
         "--save_every",
         type=count,
         metavar="STEPS",
-        help="write a checkpoint every so many steps and after the last; default: never",
+        help="write a checkpoint after every STEPS steps and after the last one; default: never",
     )
-    add("--keep", type=count, default=2, metavar="COUNT", help="how many checkpoints are kept")
+    add("--keep", type=count, default=2, metavar="COUNT", help="number of checkpoints to keep")
     add(
         "--stop_after",
         type=count,
         metavar="STEP",
-        help="write a checkpoint after this step, and end; default: the last step",
+        help="write a checkpoint after this step and end the run there; default: run to the end",
     )
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
     add(
         "--keep_best",
         action="store_true",
-        help="the weights with the lowest held-out loss become the result, not the last",
+        help="save the weights with the lowest held-out loss in place of those of the last step",
     )
     add(
         "--patience",
         type=count,
         metavar="COUNT",
-        help="end the run after so many evaluations in a row without a lower held-out loss, and "
-        "keep the best weights; default: the run goes on to its last step",
+        help="end the run after this many evaluations in a row without a lower held-out loss "
+        "(implies --keep_best); default: run to the end",
     )
     add(
         "--save_dtype",
         choices=("fp32", "bf16"),
         default="fp32",
-        help="type of the weights in --out; rounding to bf16 undoes small changes of weights, and "
-        "the run prints how many",
+        help="type of the saved weights; rounding to bf16 loses small weight changes, and the run "
+        "prints the share of changes that remain",
     )
     parser.refusals.append(refusal)
 
@@ -153,9 +153,9 @@ class Guard:
             )
 
     def save(self, step: int, last: bool, metrics: dict[str, float]) -> bool:
-        """The `save` of loop.train: writes a checkpoint if one is due; whether the run ends here.
+        """The `save` of loop.train: writes a checkpoint if one is due. Returns whether to end.
 
-        Raises Stopped after a signal to any rank.
+        Raises Stopped after a signal to any rank, and RunError if a checkpoint can't be written.
         """
         args, out_of_patience = self.args, False
         if self.best:
@@ -177,7 +177,10 @@ class Guard:
         return ends or out_of_patience
 
     def keep(self, step: int) -> Path:
-        """Writes a checkpoint of a step, unless the step has one; returns its folder."""
+        """Writes a checkpoint of a step, unless the step has one; returns its folder.
+
+        Raises RunError if it can't be written.
+        """
         path = checkpoint_of(Path(self.args.out), step)
         if path not in complete_checkpoints(Path(self.args.out)):
             self.checkpoints.write(step)
@@ -185,9 +188,9 @@ class Guard:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Inside of it the result is written. If that fails, a checkpoint keeps what was trained.
+        """A context in which the result is written. If that fails, writes a checkpoint.
 
-        The error, which is of all ranks, says how to finish. A signal waits until the end.
+        Then raises RunError on all ranks, which says how to finish. A signal waits until the end.
         """
         try:
             with self.signals:

@@ -28,10 +28,10 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def local_folder(name: str | Path) -> Path:
-    """The folder of a model: a local one, "tiny", or OWNER/NAME, which is downloaded from the Hub.
+    """Returns the folder of a model: a local one, "tiny", or OWNER/NAME, downloaded from the Hub.
 
-    Raises RunError for a path that does not exist, which is not sent to the Hub, for a run that has
-    not finished, and for a folder without a config that read_config accepts.
+    Raises RunError for a path that does not exist (it is not sent to the Hub), a file, a run that
+    has not finished, a folder that read_config refuses, and as fetch does.
     """
     folder = model.TINY if str(name) == "tiny" else Path(name).expanduser()
     if not folder.exists():
@@ -53,7 +53,7 @@ def local_folder(name: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
-    """The config of a model folder. Its Python code is not run; a line says so if it has any.
+    """Reads the config of a model folder. Its Python code is not run; prints a line if it has any.
 
     Raises RunError if there is no config that transformers can use, or if the model is quantized.
     """
@@ -78,7 +78,10 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
 
 
 def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
-    """The tokenizer of a model folder, without OWN_TEMPLATE. Raises RunError if there is none."""
+    """Loads the tokenizer of a model folder, without OWN_TEMPLATE.
+
+    Raises RunError if there is none, or it can't be used.
+    """
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("x")  # settings that can't be used are errors here
@@ -115,9 +118,9 @@ def is_hub_name(name: str) -> bool:
 
 
 def public_name(name: str) -> str | None:
-    """OWNER/NAME of a model that was given so, or as its folder in the cache of the Hub.
+    """Returns OWNER/NAME, without @REVISION, of a Hub name or a folder in the Hub's cache.
 
-    None for another folder, whose name says nothing on other machines.
+    Returns None for any other local path.
     """
     if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
         return "/".join(found.groups())
@@ -126,7 +129,7 @@ def public_name(name: str) -> str | None:
 
 @cache  # a script may ask for a model twice
 def fetch(name: str) -> Path:
-    """Downloads a model of the Hub, after a line that says so; its folder in the cache of the Hub.
+    """Downloads a model of the Hub, after printing a line; returns its folder in the Hub's cache.
 
     name: OWNER/NAME, or OWNER/NAME@REVISION. Its weights are fetched from safetensors files alone,
         and from no others than the index names.
@@ -145,7 +148,7 @@ def fetch(name: str) -> Path:
 
 
 def download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Downloads the files of a model that match patterns; their folder in the cache of the Hub.
+    """Downloads the files of a model that match patterns; returns their folder in the Hub's cache.
 
     One rank of a host downloads, the others wait for its lock. Raises RunError as fetch.
     """

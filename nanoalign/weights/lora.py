@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         help="names of the layers that get adapters, such as q_proj; default: all linear layers "
-        "but the head",
+        "except the head",
     )
     parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
     parser.refusals.append(refusal)
@@ -102,10 +102,10 @@ class Adapters:
     frozen_dtype: torch.dtype | None = None  # of the frozen weights; None: as they are loaded
 
     def load(self, load_policy: Callable[..., Policy]) -> Policy:
-        """A policy with adapters; nothing but the adapters is trained.
+        """Loads a policy, adds adapters (A random, B zero) and freezes all other parameters.
 
-        load_policy: Policy.load with all its arguments but before_sharding.
-        Raises RunError for targets that no layer has, or that are not linear layers of the blocks.
+        load_policy: takes before_sharding; all other arguments of Policy.load are bound.
+        Raises RunError as put_into does.
         """
         policy = load_policy(before_sharding=self.put_into)
         generator = torch.Generator().manual_seed(self.seed)
@@ -117,7 +117,11 @@ class Adapters:
         return policy
 
     def put_into(self, model: "transformers.PreTrainedModel") -> None:
-        """Puts adapters beside linear layers of a model, in place, and freezes its parameters."""
+        """Puts adapters beside linear layers of a model, in place, and freezes its parameters.
+
+        Raises RunError if the rank is larger than every layer, or if a target matches no layer, the
+        head, or a layer that is not linear.
+        """
         from peft import LoraConfig, inject_adapter_in_model
         from peft.tuners.lora import Linear, LoraLayer
 
@@ -139,7 +143,7 @@ class Adapters:
         try:
             inject_adapter_in_model(config, model, NAME)
         except ValueError as error:
-            raise RunError(f"--lora_targets: no adapters for them: {in_a_line(error)}") from error
+            raise RunError(f"--lora_targets: can't add adapters: {in_a_line(error)}") from error
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer) and (module is head or type(module) is not Linear):
@@ -153,10 +157,11 @@ class Adapters:
 
 
 def load_policy(load: partial, args: Namespace) -> Policy:
-    """The policy with the adapters of the flags; prints what is trained.
+    """Loads the policy with the adapters of the flags; prints what is trained.
 
     load: Policy.load with its first three arguments: folder, world, dtype. Frozen weights are kept
         in this dtype if the files store them in it, since they lose nothing.
+    Raises RunError as Adapters.load does.
     """
     folder, _, dtype = load.args
     frozen = dtype if read_config(folder).dtype == dtype else None
@@ -241,13 +246,13 @@ class Base:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Tensor:
-        """As Policy.forward: (S,)."""
+        """Computes Policy.forward with the adapters off: log pi_ref(y | x), (S,)."""
         with off(self.policy.model):
             return self.policy(batch)
 
     @torch.no_grad()
     def tokens(self, batch: Batch) -> Tensor:
-        """As Policy.tokens: (M,)."""
+        """Computes Policy.tokens with the adapters off: log pi_ref of every scored token, (M,)."""
         with off(self.policy.model):
             return self.policy.tokens(batch)
 

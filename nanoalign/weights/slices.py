@@ -88,9 +88,10 @@ def parameters_on_meta() -> Iterator[None]:
 def build(
     auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, folder: Path
 ) -> "transformers.PreTrainedModel":
-    """A model of this config without weights. folder: has its weights.
+    """Builds a model of this config without weights. folder: of the weights.
 
-    Raises RunError for an architecture or settings of which transformers can't build a model.
+    Raises RunError for an architecture or settings of which transformers can't build a model, or a
+    model whose transformer without its head can't be found.
     """
     # None is the default of transformers. A config.json may ask for code that the Hub would send.
     config._attn_implementation = config._experts_implementation = None
@@ -109,7 +110,8 @@ def build(
         bodies = [n for n, part in parts.items() if isinstance(part, transformers.PreTrainedModel)]
         if len(bodies) != 1:
             raise RunError(
-                f"model '{folder}': {type(model).__name__} has no body apart from its head"
+                f"model '{folder}': can't find the transformer without its head in "
+                f"{type(model).__name__}, so this architecture can't be used; give another model"
             )
         model.base_model_prefix = bodies[0]
     return model
@@ -119,7 +121,7 @@ def build(
 
 
 def places_of(model: nn.Module) -> dict[str, Place]:
-    """Name -> place of every parameter and persistent buffer; a tied one has several names."""
+    """Maps every name of each parameter and persistent buffer to its place."""
     persistent = model.state_dict().keys()
     places = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -131,7 +133,10 @@ def places_of(model: nn.Module) -> dict[str, Place]:
 
 
 def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
-    """All names of a tensor -> the tensor, as it is in the model now."""
+    """Maps all names of each tensor (several if tied) to the module's current parameter or buffer.
+
+    It is a DTensor if the model is sharded; nothing is gathered.
+    """
     names: dict[int, list[str]] = {}
     for name, (module, attribute) in places.items():
         names.setdefault(id(getattr(module, attribute)), []).append(name)

@@ -183,8 +183,9 @@ def change_json(path: Path, changes: dict) -> None:
 def set_pad_token(
     model: "transformers.PreTrainedModel", tokenizer: "transformers.PreTrainedTokenizerBase"
 ) -> None:
-    """Gives a reward model and its tokenizer a pad token that is not EOS, or no pad token.
+    """Sets the pad token of a reward model's config and of its tokenizer to one that is not EOS.
 
+    If there is none, sets the config's pad_token_id to None and leaves the tokenizer unchanged.
     transformers reads a reward at the last token that is not the pad token: this must be EOS.
     """
     ids = model.get_input_embeddings().num_embeddings

@@ -117,7 +117,7 @@ def test_unpaired_records_are_paired_with_themselves(tmp_path):
 def test_what_is_wrong_with_unpaired_records(tmp_path):
     for bad in ([assistant("c")] * 2, [user("c")]):
         source = write(tmp_path / "a.jsonl", SINGLE | {"completion": bad})
-        with pytest.raises(RunError, match="jsonl:1: the completion must be one message of 'assis"):
+        with pytest.raises(RunError, match="jsonl:1: the completion must be text or exactly one"):
             read(source, unpaired="kto")
     with pytest.raises(RunError, match="jsonl:1: the label must be true or false, found 2"):
         read(write(tmp_path / "a.jsonl", SINGLE | {"label": 2}), unpaired="kto")

@@ -138,7 +138,7 @@ def test_a_system_prompt_goes_before_the_turns_of_a_dialogue(tmp_path):
 
 IMAGE = {"type": "image_url", "image_url": "x"}
 BAD = {
-    "two system prompts": (PAIR | {"prompt": [BE, HI], "system": "Be long."}, "'system' beside"),
+    "two system prompts": (PAIR | {"prompt": [BE, HI], "system": "Be long."}, "different system"),
     "system of a list": (PAIR | {"system": [BE]}, "system prompt must be text"),
     "tools of text": (PAIR | {"tools": "look"}, "a list of JSON schemas, found 'look'"),
     "tools of names": (PAIR | {"tools": ["look"]}, "tools must be a list of JSON schemas"),
@@ -153,9 +153,9 @@ BAD = {
     "ends with a tool": ({"prompt": [HI], "chosen": [CALLING, FOUND], "rejected": [NO]},
                          "chosen ends with a message of 'tool'"),
     "two answers": ({"prompt": "Hi", "responses": ["a", [YES, YES]], "scores": [1, 2]},
-                    "the response must be one message of 'assistant', or text"),
+                    "exactly one message with role 'assistant'; found 2 messages"),
     "JSON of a user": (PAIR | {"chosen": json.dumps([HI])},
-                       "the response must be one message of 'assistant', or text"),
+                       "the response must be text or exactly .*; found role 'user'"),
     "a message without a prompt": ({"chosen": YES, "rejected": NO},
                                    "'prompt' is missing: .* found dict and dict"),
     "JSON of one side": ({"chosen": json.dumps([HI, YES]), "rejected": "no"},

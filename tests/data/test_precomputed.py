@@ -262,7 +262,7 @@ def test_values_are_compared_with_those_that_the_reference_computes(computed, tm
         logps = load_file(path / LOGPS)["logps"]
         save_file({"logps": logps + np.float32(0.5)}, path / LOGPS)
         checksums.write(path, checksums.checksums([path / LOGPS]))
-    with pytest.raises(RunError, match=r": its log-probabilities differ .* remove that folder"):
+    with pytest.raises(RunError, match="^the precomputed log-probabilities in .* differ .* remove"):
         train_dpo.main(argv)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
@@ -285,7 +285,7 @@ def test_a_damaged_file_is_one_line(computed, damage, message):
     outcome = run_ranks(2, script, argv)
     assert outcome.codes == [1, 1]
     errors = [line for line in outcome.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 1 and message in errors[0] and "remove that folder" in errors[0]
+    assert len(errors) == 1 and message in errors[0] and "remove this folder" in errors[0]
     assert "Traceback" not in outcome.stderr
 
 
