@@ -13,7 +13,10 @@ from nanoalign.records import Record
 
 
 def read_lines() -> Iterator[str]:
-    """The lines of the standard input, as they come, until it ends; empty ones are left out."""
+    """Yields the lines of the standard input as they come, except empty ones, until it ends.
+
+    Raises RunError if they are not UTF-8.
+    """
     mark = "> " if sys.stdin.isatty() else ""
     while True:
         try:
@@ -35,9 +38,9 @@ def print_answers(
     sampling: Sampling,
     world: World,
 ) -> None:
-    """Prints the answers to a prompt: on one process.
+    """Samples and prints the answers to one prompt. Must be called in a run of one process.
 
-    What was cut of the prompt, and of answers, is printed to the standard error.
+    Prints a note to stderr if the prompt was cut or an answer reached --max_new_tokens.
     """
     record = Record(prompt, (), (), name="the prompt")
     sampler = sampler_of(

@@ -92,27 +92,28 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         help="best: the best response to each prompt; above NUMBER: all whose reward is larger; "
         "default: all",
     )
-    add("--out", metavar="FILE", help="a new file (.jsonl) for what is kept; default: none")
+    add("--out", metavar="FILE", help="write what is kept to this new .jsonl file; default: none")
     add(
         "--pairs_out",
         metavar="FILE",
-        help="a new file (.jsonl) for pairs of the best and the worst response to a prompt; "
-        "default: none",
+        help="write the best and the worst response to each prompt as pairs to this new .jsonl "
+        "file; default: none",
     )
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models and prompts")
     add = group.add_argument
-    add("--policy", help=f"a folder, OWNER/NAME, or 'tiny'; default: {POLICY}")
-    add("--baseline", help="the model that the policy is compared with, likewise; default: tiny")
+    text = "the policy to evaluate: a model folder, OWNER/NAME on the Hub, or 'tiny'; default: "
+    add("--policy", help=f"{text}{POLICY}")
+    add("--baseline", help="the model to compare it with; same forms; default: tiny")
     add(
         "--policy_answers",
         metavar="SOURCE",
-        help="answers of another program, in place of --policy: records of a prompt and an answer. "
-        "Prompts that are not in all files are left out",
+        help="data source of prompts with ready answers, used in place of sampling --policy; only "
+        "prompts that --data (if given) and all answer files contain are compared",
     )
-    add("--baseline_answers", metavar="SOURCE", help="likewise, in place of --baseline")
+    add("--baseline_answers", metavar="SOURCE", help="the same for the baseline")
     add("--reward", default=REWARD_MODEL, help="the reward model that scores the answers")
     add(
         "--data",
@@ -126,21 +127,22 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--reward_template",
         choices=TEMPLATES,
-        help="template of the reward model, if it was trained with another one than --template",
+        help="template with which the reward model was trained; give it to allow a template other "
+        "than that of the policies; default: that of its training, which must equal theirs",
     )
     add(
         "--reward_max_length",
         type=number(int, 2),
-        help="tokens of a prompt and an answer that the reward model reads; default: those of its "
-        "training",
+        help="maximum tokens of prompt plus answer for the reward model; default: the value of its "
+        "training (1024 if unknown)",
     )
-    add_combine_argument(group)
+    add_combine_argument(group, "required if the model has several")
     add_out_argument(group, "runs/dpo_eval")
     add(
         "--pairs_out",
         metavar="FILE",
-        help="a new file (.jsonl) for pairs of the policy's best and worst answer to a prompt, of "
-        "--samples of 2 or more; default: none",
+        help="write the policy's best and worst answer to each prompt as pairs to this new .jsonl "
+        "file; needs --samples 2 or more, or --policy_answers; default: none",
     )
     sampling = parser.add_argument_group("sampling")
     add_sampling_arguments(sampling)
@@ -176,39 +178,39 @@ def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
 def add_reward_model_arguments(
     parser: argparse.ArgumentParser, group: argparse._ActionsContainer
 ) -> None:
-    """The reward model of rm and score, how it reads records, and the machine."""
+    """Adds the flags of the reward model of rm and score, of its reading, and of the machine."""
     add = group.add_argument
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add_keys_argument(add)
-    add("--template", choices=TEMPLATES, help="text of a prompt; default: that of its training")
+    add("--template", choices=TEMPLATES, help="how a prompt becomes text; default: as in training")
     add(
         "--max_length",
         type=number(int, 2),
-        help="tokens of a prompt and one response; default: those of its training",
+        help="maximum tokens of a prompt plus one response; default: the value of its training",
     )
     add_combine_argument(group)
     add_machine_arguments(parser)
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a model is computed."""
+    """Adds the flags of how a model is computed."""
     add_forward_arguments(parser.add_argument_group("machine"))
     packed.add_arguments(parser)
 
 
 def add_prompt_arguments(group: argparse._ActionsContainer) -> None:
-    """How a policy reads prompts."""
+    """Adds the flags of how a policy reads prompts."""
     group.add_argument("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
     group.add_argument(
         "--max_length",
         type=number(int, 2),
         default=1024,
-        help="tokens of a prompt; a longer one loses its beginning",
+        help="maximum tokens of a prompt; a longer one loses its beginning",
     )
 
 
 def add_sampling_arguments(group: argparse._ActionsContainer) -> None:
-    """How answers are drawn: the fields of generation.Sampling."""
+    """Adds the flags of how answers are drawn: the fields of generation.Sampling."""
     add, count = group.add_argument, number(int, 1)
     add(
         "--temperature",
@@ -220,16 +222,17 @@ def add_sampling_arguments(group: argparse._ActionsContainer) -> None:
         "--top_p",
         type=positive,
         default=1.0,
-        help="draw from the most probable tokens that together have this probability",
+        help="sample only from the smallest set of most probable tokens whose total probability "
+        "reaches this value",
     )
     add(
         "--max_new_tokens",
         type=count,
         default=256,
-        help="tokens of an answer at which sampling stops",
+        help="maximum tokens of an answer, at which sampling stops",
     )
     add("--samples", type=count, default=1, help="answers to each prompt")
-    add("--seed", type=number(int, 0), default=0, help="of the random numbers of the answers")
+    add("--seed", type=number(int, 0), default=0, help="random seed for sampling")
 
 
 def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:
@@ -238,14 +241,15 @@ def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:
     )
 
 
-def add_combine_argument(group: argparse._ActionsContainer) -> None:
+def add_combine_argument(
+    group: argparse._ActionsContainer, default: str = "default: each reward by itself"
+) -> None:
     group.add_argument(
         "--combine",
         nargs="+",
         type=weight_by_name,
         metavar="NAME=WEIGHT",
-        help="the weighted sum of the rewards of a model of several preferences; default: each "
-        "reward by itself",
+        help=f"weights of the reward model's preferences in one weighted sum; {default}",
     )
 
 

@@ -64,7 +64,7 @@ class Compared:
         return np.subtract.outer(*([x.score for x in self.answers(role)] for role in ROLES))
 
     def longer(self) -> np.ndarray:
-        """Tokens of the policy's answers minus those of the baseline's, likewise."""
+        """Tokens of the policy's answers minus the baseline's: (policy's, baseline's)."""
         return np.subtract.outer(*([float(x.tokens) for x in self.answers(r)] for r in ROLES))
 
     def win_rate(self) -> float:
@@ -202,7 +202,10 @@ def mean_of(compared: Sequence[Compared], role: str, value: Callable[[Judged], f
 
 
 def ended_share(compared: Sequence[Compared], role: str) -> float | None:
-    """The share of answers that ended with EOS; None if they were made elsewhere."""
+    """Computes the mean over prompts of the share of a model's answers that ended with EOS.
+
+    Returns None if this is unknown for any answer, as for answers from a file.
+    """
     known = all(x.ended is not None for case in compared for x in case.answers(role))
     return mean_of(compared, role, lambda x: x.ended) if known else None
 

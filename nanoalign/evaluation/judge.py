@@ -43,9 +43,10 @@ class Judge:
 def load_judge(
     prompts: Sequence[Record], samplers: Sequence[Sampler], batcher: Batcher, args: Namespace
 ) -> Judge:
-    """The judge of --reward.
+    """Loads the judge of --reward.
 
-    Raises RunError before anything is sampled if the model cannot read every prompt with an answer.
+    Raises RunError before anything is sampled if the model can't be loaded, or can't read every
+    prompt with an answer.
     """
     folder, world = local_folder(args.reward), batcher.world
     model = load_reward_model(folder, world, compute_dtype(args.precision, world.device))
@@ -79,7 +80,7 @@ def shares_of(
 
 
 def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -> tuple[str, int]:
-    """(template, max_length) of the answers as the judge reads them: those of its training.
+    """Returns (template, max_length) by which the judge reads answers: those of its training.
 
     A reward model of another program, which has no rule, gets the template of the policies.
     Raises RunError if its template is not that of the policies, unless --reward_template is given.
@@ -94,9 +95,9 @@ def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -
     for sampler in samplers:
         if sampler.template != template:
             raise RunError(
-                f"reward model '{args.reward}' has the template {template}, but the prompts of "
-                f"'{sampler.name}' have {sampler.template}; give --template {template}, or, if the "
-                f"difference is intended, --reward_template {template}"
+                f"reward model '{args.reward}' reads prompts with template {template}, but model "
+                f"'{sampler.name}' with template {sampler.template}; give --template {template} to "
+                f"use it for both, or --reward_template {template} to confirm that they differ"
             )
     return template, max_length
 

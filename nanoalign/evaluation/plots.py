@@ -128,7 +128,10 @@ def _calibration_panel(axis, margins: np.ndarray) -> None:
 
 
 def _difference_panel(axis, compared: Sequence[Compared], figures: Figures) -> None:
-    """The differences of reward of all pairs of answers, in which each prompt counts as one."""
+    """Draws a histogram of the policy's reward minus the baseline's, over all pairs of answers.
+
+    A pair is of two answers to one prompt; the pairs of a prompt have a total weight of 1.
+    """
     margins = np.concatenate([case.margins().ravel() for case in compared])  # (P,)
     weights = np.concatenate([np.full(n, 1 / n) for n in (c.margins().size for c in compared)])
     bins = min(40, round(2 * len(margins) ** (1 / 3)))  # Rice's rule

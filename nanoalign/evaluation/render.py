@@ -15,11 +15,11 @@ from nanoalign.files.text import visible
 
 
 def render(template: Path, **values: object) -> str:
-    """The page of a jinja2 template, in which every value is escaped.
+    """Renders a jinja2 template as HTML. A name without a value is an error.
 
-    Text is shown as text, controls as visible marks, whatever models and data have written. Two
-    functions are for the template: source_of(text), for the page's Content Security Policy, and
-    picture(path), the address of a PNG file that is then part of the page.
+    Every value is HTML-escaped, and control characters are shown as escapes (\\x1b). The template
+    can call source_of(text), which returns the CSP source of an inline script or style, and
+    picture(path), which returns a PNG file as a data: address.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),

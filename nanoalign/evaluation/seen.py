@@ -15,9 +15,10 @@ from nanoalign.weights.folders import local_folder
 def lines_trained_on(
     known: dict[str, np.ndarray], records: Sequence[Record], lines: Sequence[Scored]
 ) -> list[Scored]:
-    """The lines whose record a model was trained on, with the responses in any order.
+    """Returns the scored lines of the records that a model was trained on.
 
-    known: what `recall` reads of the model. lines: of all responses of the records, in their order.
+    The order of a record's responses does not matter. known: what `recall` reads of the model.
+    lines: one per response of `records`, in the same order.
     """
     seen = np.isin(record_digests(records)[:, 1], known["trained"])
     seen = np.repeat(seen, [len(record.responses) for record in records])

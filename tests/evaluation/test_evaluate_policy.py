@@ -230,8 +230,8 @@ BAD_INPUT = {
     "no common prompt": (["--policy_answers", "strange.jsonl"], "no prompt is in all of .*strange"),
     "samples of files": (["--policy_answers", "few.jsonl", "--baseline_answers", "few.jsonl",
                           "--samples", "2"], "--samples 2 samples answers, but both files have"),
-    "another template": (["--template", "pku"], "has the template raw, but the prompts of '.*' "
-                         "have pku; give --template raw"),
+    "another template": (["--template", "pku"], "reads prompts with template raw, but model "
+                         "'.*' with template pku; give --template raw"),
     "another one of the judge": (["--reward_template", "pku"], "trained with template 'raw', .*"
                                  "give --reward_template raw"),
     "both": (["--policy", "policy", "--policy_answers", "answers.jsonl"], "both give the answers"),
