@@ -142,12 +142,10 @@ def add_training_arguments(
     add("--lr", type=positive, help=text)
     text = "share of the steps in which the learning rate rises to --lr"
     add("--warmup", type=share, default=warmup, help=text)
-    text = "how the learning rate falls after the warmup"
-    add("--schedule", choices=SCHEDULES, default="cosine", help=text)
+    add("--schedule", choices=SCHEDULES, default="cosine", help="how --lr falls after --warmup")
     text = "weight decay of AdamW, only on matrices"
     add("--weight_decay", type=number(float, 0), default=0.0, help=text)
-    text = "scale a gradient of a larger norm down to this norm"
-    add("--max_grad_norm", type=positive, default=1.0, help=text)
+    add("--max_grad_norm", type=positive, default=1.0, help="gradients are clipped to this norm")
     text = "seed of the held-out prompts, of the order of the rows, and of new parameters"
     add("--seed", type=number(int, 0), default=0, help=text)
 
