@@ -23,23 +23,26 @@ def checksums(paths: Iterable[Path]) -> dict[str, str]:
     """Name of each file -> its checksum. Several files are read at a time."""
     paths = sorted(paths)
     with ThreadPoolExecutor() as pool:
-        return {path.name: found for path, found in zip(paths, pool.map(_crc, paths), strict=True)}
+        return {path.name: crc for path, crc in zip(paths, pool.map(_crc, paths), strict=True)}
 
 
-def write(folder: Path, found: dict[str, str]) -> None:
-    (folder / NAME).write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
+def write(folder: Path, of_files: dict[str, str]) -> None:
+    """Writes checksums.json. of_files: name of each file -> its checksum."""
+    (folder / NAME).write_text(json.dumps(of_files, indent=2, sort_keys=True) + "\n")
 
 
-def verify(folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)):
+def verify(
+    folder: Path, names: Iterable[str] | None = None, share: tuple[int, int] = (0, 1)
+) -> None:
     """Raises RunError if a file of a folder is missing or is not as it was written.
 
-    names: of the files; by default all. share: (rank, ranks) that read every ranks-th file.
+    names: of the files; by default all. share: (rank, ranks): only each ranks-th file is read.
     """
     try:
         written = json.loads((folder / NAME).read_text())
         names = sorted(written if names is None else names)[share[0] :: share[1]]
-        found = checksums(folder / name for name in names)
-        bad = [name for name in names if written[name] != found[name]]
+        actual = checksums(folder / name for name in names)
+        bad = [name for name in names if written[name] != actual[name]]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         missing = isinstance(error, FileNotFoundError) and Path(error.filename).name
         raise RunError(f"{missing} is missing" if missing else f"{NAME} is damaged") from error

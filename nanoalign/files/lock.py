@@ -13,8 +13,8 @@ from nanoalign.errors import RunError
 NAME = ".lock"  # of the file that is locked, in the folder
 locks: dict[Path, FileLock] = {}  # the locks of this process, by the path of their file
 # The errors by which file systems say that they have no locks.
-WITHOUT_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL,
-                 errno.EBADF}  # fmt: skip
+WITHOUT_LOCKS = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS}
+WITHOUT_LOCKS |= {errno.EINVAL, errno.EBADF}
 
 
 def hold(path: Path, flag: str) -> None:

@@ -51,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def refusal(args: Namespace) -> str | None:
     """Why --shard_size is refused, or None. It is called before anything is loaded."""
-
     _, ranks, _ = environment_ranks()
     if args.shard_size and ranks % args.shard_size:
         return (
@@ -61,9 +60,8 @@ def refusal(args: Namespace) -> str | None:
     return None
 
 
-def setup(args: Namespace):
+def setup(args: Namespace) -> World:
     """The World of a script. With --shard_size, so many ranks share a copy of the parameters."""
-
     for handler in logging.getLogger("transformers").handlers:
         handler.addFilter(printable)  # what it prints of a config may have escape sequences
     if distributed.environment_ranks()[1] > 1:
@@ -98,10 +96,10 @@ def divide(world: World, shard_size: int, timeout: float) -> World:
 
 
 class SyncedBatcher:
-    """Batches that set, before each is returned, what its backward pass does with gradients.
+    """A Batcher that says to the model, before each batch, whether ranks then sum gradients.
 
-    Groups sum their gradients in the last batch of a step alone. gradient_sync: when the ranks of a
-    group sum theirs: "micro_batch", or "step", for which each keeps all gradients in float32.
+    The groups sum theirs in the last batch of a step. gradient_sync: when the ranks inside of a
+    group do: in each "micro_batch", or once a "step", for which each keeps gradients in float32.
     """
 
     def __init__(self, batcher: Batcher, model: FSDPModule, gradient_sync: str):
@@ -128,7 +126,7 @@ class SyncedBatcher:
 
 
 def synced(batcher: Batcher, model: nn.Module, args: Namespace) -> Batcher | SyncedBatcher:
-    """The batches of a training, whose gradients are summed as the flags say."""
+    """The batcher, which also sums gradients as --shard_size and --gradient_sync say."""
     if batcher.world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
         return SyncedBatcher(batcher, model, args.gradient_sync)
     return batcher

@@ -11,6 +11,7 @@ from nanoalign.loop import Objective
 
 
 def keeps_best(args: Namespace) -> bool:
+    """Whether the best weights of a run become its result, not those of the last step."""
     return args.keep_best or args.patience is not None
 
 
@@ -34,13 +35,15 @@ class Weights(nn.Module):
 
     @torch.no_grad()
     def keep(self) -> None:
-        for kept, parameter in zip(self.buffers(), self.trained(), strict=True):
-            kept.copy_(parameter)
+        """Copies the parameters of the model."""
+        for copy, parameter in zip(self.buffers(), self.trained(), strict=True):
+            copy.copy_(parameter)
 
     @torch.no_grad()
     def restore(self) -> None:
-        for kept, parameter in zip(self.buffers(), self.trained(), strict=True):
-            parameter.copy_(kept)
+        """Gives the model the parameters of the copy."""
+        for copy, parameter in zip(self.buffers(), self.trained(), strict=True):
+            parameter.copy_(copy)
 
 
 class Best:
@@ -65,6 +68,7 @@ class Best:
                 state[WORSE] += 1
 
     def is_over(self) -> bool:
+        """Whether --patience is used up."""
         return self.patience is not None and self.objective.state[WORSE] >= self.patience
 
     def restore(self) -> None:
@@ -73,7 +77,10 @@ class Best:
             self.weights.restore()
 
     def resume(self, step: int, total: int) -> int:
-        """The step at which a run continues; `total` where it is complete."""
+        """The step at which a run continues; if nothing is left to train, restores and gives total.
+
+        step: of the checkpoint. total: the steps of the run.
+        """
         if step < total and not self.is_over():
             return step
         self.restore()
@@ -82,9 +89,9 @@ class Best:
 
 def up_to_best(lines: list[dict[str, float]]) -> list[dict[str, float]]:
     """The lines of metrics.jsonl up to the best evaluation after step 0; prints which that is."""
-    found = [line for line in lines if "eval/loss" in line and line["step"]]
-    if not found:
+    evaluations = [line for line in lines if "eval/loss" in line and line["step"]]
+    if not evaluations:
         return lines
-    best = min(found, key=lambda line: line["eval/loss"])["step"]
+    best = min(evaluations, key=lambda line: line["eval/loss"])["step"]
     print(f"{'best':<11} the weights after step {best}, of {lines[-1]['step']} that were done")
     return [line for line in lines if line["step"] <= best]

@@ -25,7 +25,7 @@ from nanoalign.weights.folders import public_name
 
 CARD_MARK = "<!-- Written by nanoalign."
 CHOSEN, REJECTED, ALL = "tab:blue", "tab:orange", "black"
-COLUMNS = 4  # of panels in curves.png
+COLUMNS = 5  # of panels in curves.png, at most
 # (title, metrics and their colours). A panel is drawn if the run has one of its metrics.
 PANELS = [
     ("loss", {"loss": ALL}),
@@ -106,11 +106,10 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
 
     known = {key for line in lines for key in line}
     panels = [panel for panel in PANELS if known.intersection(panel[1])]
-    lines_of_panels = max(1, math.ceil(len(panels) / COLUMNS))
-    size = (4 * COLUMNS, 3.5 * lines_of_panels)
-    figure, axes = plt.subplots(
-        lines_of_panels, COLUMNS, figsize=size, layout="constrained", squeeze=False
-    )
+    rows = max(1, math.ceil(len(panels) / COLUMNS))
+    columns = max(1, math.ceil(len(panels) / rows))
+    size = (max(12, 4 * columns), 3.5 * rows)  # the legend is 12 inches wide
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(
         textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large"
     )
@@ -125,6 +124,7 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
                     start = start or points[0][1]
                 axis.plot([s for s, _ in points], [v - start for _, v in points], c=colour, **style)
         axis.set(title=name, xlabel="step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)

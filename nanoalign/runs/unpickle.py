@@ -1,7 +1,8 @@
 """Reads the files of torch.distributed.checkpoint, which are pickles, without running their code.
 
-torch unpickles whatever .metadata and the objects of a checkpoint (learning rates) name, so that a
-folder from elsewhere could call any function. Here both can name a list of classes alone.
+A pickle names the functions that build its values. torch calls all of them, for .metadata and for
+the objects of a checkpoint (learning rates), so a folder from elsewhere could run anything. The
+classes here refuse all names but those of a list.
 """
 
 import io
@@ -19,15 +20,23 @@ from nanoalign.errors import in_a_line
 CHECKPOINT = "torch.distributed.checkpoint"
 # All that .metadata of a checkpoint names beside dtypes. None of these does more than hold values.
 NAMED = {
-    *(f"{CHECKPOINT}.metadata.{name}" for name in (
-        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-        "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING")),
-    f"{CHECKPOINT}.filesystem._StorageInfo", "torch.Size", "torch.serialization._get_layout",
-    "pathlib.PosixPath", "pathlib._local.PosixPath",  # the latter as Python 3.13 writes it
-}  # fmt: skip
+    f"{CHECKPOINT}.metadata.BytesStorageMetadata",
+    f"{CHECKPOINT}.metadata.ChunkStorageMetadata",
+    f"{CHECKPOINT}.metadata.Metadata",
+    f"{CHECKPOINT}.metadata.MetadataIndex",
+    f"{CHECKPOINT}.metadata.StorageMeta",
+    f"{CHECKPOINT}.metadata.TensorProperties",
+    f"{CHECKPOINT}.metadata.TensorStorageMetadata",
+    f"{CHECKPOINT}.metadata._MEM_FORMAT_ENCODING",
+    f"{CHECKPOINT}.filesystem._StorageInfo",
+    "torch.Size",
+    "torch.serialization._get_layout",
+    "pathlib.PosixPath",
+    "pathlib._local.PosixPath",  # as Python 3.13 writes it
+}
 # What pickle raises for files that are damaged, beside UnpicklingError and EOFError.
-DAMAGED = (AttributeError, LookupError, MemoryError, OverflowError, RuntimeError, TypeError,
-           ValueError)  # fmt: skip
+DAMAGED = (AttributeError, LookupError, MemoryError, OverflowError)
+DAMAGED += (RuntimeError, TypeError, ValueError)
 REFUSED = "which is not part of a checkpoint and was not run"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_pairs
+from matplotlib import pyplot
 from trainings import train
 
 import train_dpo
@@ -79,6 +80,21 @@ def test_next_names_the_data(changes, held_out, data):
     assert result.next_command(args, held_out, ["rm", "--model", "x y"]) == (
         f"python evaluate.py rm --model 'x y' --out {out}{data}"
     )
+
+
+# --- the curves
+
+
+def test_every_panel_is_drawn(tmp_path, monkeypatch):
+    """Also of a run that has all metrics; steps are whole numbers."""
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    line = {metric: 0.5 for _, metrics in result.PANELS for metric in metrics}
+    result.draw([{"step": step} | line for step in (1, 2)], "title", tmp_path / "curves.png")
+    axes = [axis for axis in figures[0].axes if axis.get_visible()]
+    assert [axis.get_title() for axis in axes] == [name for name, _ in result.PANELS]
+    assert all(axis.lines for axis in axes)
+    assert all(tick == int(tick) for axis in axes for tick in axis.get_xticks())
 
 
 # --- the model card
