@@ -12,6 +12,7 @@ PACKAGES = {
     "numpy": (2, 1),
     "tqdm": (4, 67),
     "matplotlib": (3, 9),
+    "jinja2": (3, 1),
     "filelock": (3, 31),
 }
 

@@ -71,8 +71,8 @@ class Kto(Paired):
         losses, metrics = super().loss_of_pairs(batch)
         chosen, rejected = present(batch)
         masks = {"loss": torch.ones_like(chosen), "chosen": chosen, "rejected": rejected}
-        masks |= {"margins": chosen & rejected, "accuracies": chosen & rejected}
-        masked = {name: (value, masks[name.split("/")[-1]]) for name, value in metrics.items()}
+        pairs = chosen & rejected  # other metrics compare the two responses of a pair
+        masked = {k: (value, masks.get(k.split("/")[-1], pairs)) for k, value in metrics.items()}
         return losses, masked | {"kl": self.kl.expand_as(losses)}
 
 

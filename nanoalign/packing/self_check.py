@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch.distributed import DistError, ReduceOp
+from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Row, collate, lengths_of
 from nanoalign.distributed import sum_over_ranks
@@ -86,6 +87,8 @@ def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str
     batch = batcher.collate(picked).to(device)
     with one_line_errors(name, batcher.advice):
         scores = model(batch)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # else an optimizer that is made after this would get the gathered copies
     # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors
     # of rewards are proportional to their size.
     unit = batch.lengths + 5 if isinstance(model, Policy) else 1 + plain.abs().max()

@@ -69,7 +69,7 @@ def begin(llama_folder, tmp_path, world, monkeypatch):
         args = script.parse_args(argv if "--eval_share" in argv else [*argv, "--eval_share", "0.4"])
         tokenizer = load_tokenizer(llama_folder)
         data = load_rows(DataSettings.of(args), tokenizer, llama_folder, world)
-        with open_run(args, world, data, model, 0):
+        with open_run(args, world, data, model, 0, meter=None):
             pass
         monkeypatch.chdir(tmp_path / "there")
         return tmp_path / "here" / out

