@@ -3,7 +3,6 @@
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-PYTHON = (3, 11)  # the oldest version that runs this
 # The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
 PACKAGES = {
     "torch": (2, 11),
@@ -38,7 +37,7 @@ def check_versions() -> None:
 
     It reads the versions of the installed packages and imports none of them.
     """
-    if sys.version_info < PYTHON:
+    if sys.version_info < (3, 11):
         found = ".".join(map(str, sys.version_info[:2]))
         raise RunError(f"this is Python {found}, and nanoalign needs 3.11 or newer")
     if sys.platform == "win32":
