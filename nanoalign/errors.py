@@ -3,6 +3,7 @@
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+PYTHON = (3, 11)  # the oldest version that runs this
 # The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
 PACKAGES = {
     "torch": (2, 11),
@@ -37,9 +38,8 @@ def check_versions() -> None:
 
     It reads the versions of the installed packages and imports none of them.
     """
-    if sys.version_info < (3, 11):
-        found = ".".join(map(str, sys.version_info[:2]))
-        raise RunError(f"this is Python {found}, and nanoalign needs 3.11 or newer")
+    if sys.version_info < PYTHON:
+        raise RunError(f"nanoalign needs Python 3.11 or newer; this is {sys.version.split()[0]}")
     if sys.platform == "win32":
         raise RunError("nanoalign runs on Linux and macOS; on Windows, in WSL")
     lacking = []

@@ -78,7 +78,7 @@ def test_a_run_on_old_packages_ends_with_what_to_install(monkeypatch):
     assert called == [True]
     assert reported == ["torch 2.5.1+cu124 is older than 2.11: pip install -r requirements.txt"]
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
-    with pytest.raises(RunError, match="this is Python 3.9, and nanoalign needs 3.11 or newer"):
+    with pytest.raises(RunError, match="nanoalign needs Python 3.11 or newer; this is 3"):
         errors.check_versions()
 
 
