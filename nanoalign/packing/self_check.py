@@ -89,8 +89,9 @@ def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str
         scores = model(batch)
     if isinstance(model, FSDPModule):
         model.reshard()  # else an optimizer that is made after this would get the gathered copies
-    # Errors of a log-probability add up over its tokens (few do not average out, so 5 more); errors
-    # of rewards are proportional to their size.
+    # The error of a log-probability grows with its tokens, so it is divided by their number. 5 is
+    # added because the errors of few tokens do not average out. Errors of rewards are proportional
+    # to the rewards.
     unit = batch.lengths + 5 if isinstance(model, Policy) else 1 + plain.abs().max()
     off = ((scores - plain).abs() / unit).max().item()
     if not off <= (allowed := LAYOUT_TOLERANCE[model.dtype]):

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import records
+from processes import run_ranks
+from torch.distributed.tensor import DTensor
 
 import train_dpo
 from nanoalign.batch import Row, collate
+from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.loop import Batcher, Objective, Settings, evaluate, get_lr, step_indices, train
@@ -306,6 +309,21 @@ def test_check_start_finds_another_reference(llama_folder, rows, world):
         next(reference.parameters()).mul_(1.001)
     with pytest.raises(RunError, match="self-check: with policy == reference, losses are up to"):
         check_start(objective, rows, Batcher(world, 1000))
+
+
+def _sharded_after_its_check(folder: str, rows: list[Row]) -> list[str]:
+    """The parameters that are not sharded after a self-check of a policy on this rank."""
+    world = setup()
+    policy, batcher = Policy.load(folder, world), PackedBatcher(world, 300)
+    batcher.prepare(policy)
+    check_layout(policy, rows, batcher, "--model m")
+    return [name for name, p in policy.named_parameters() if not isinstance(p, DTensor)]
+
+
+def test_an_optimizer_after_check_layout_gets_sharded_parameters(llama_folder, rows):
+    """Gathered ones, which a forward leaves, would be copies that are trained in vain."""
+    outcome = run_ranks(2, _sharded_after_its_check, str(llama_folder), rows)
+    assert outcome.results == [[], []], outcome.stderr
 
 
 def test_check_layout_finds_wrong_scores(llama_folder, rows, world):
