@@ -3,15 +3,17 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 from processes import run_ranks
 
 import train_dpo
+import train_rm
 from nanoalign.distributed import run
 from nanoalign.ranks.report import report
-from nanoalign.runs import speed
+from nanoalign.runs import result, speed
 
 
 def script(argv: list[str]) -> None:
@@ -20,10 +22,21 @@ def script(argv: list[str]) -> None:
     run(train_dpo.main, report)
 
 
+def rm_script(argv: list[str]) -> None:
+    """As `python train_rm.py`: see script."""
+    run(partial(train_rm.main, argv), report)
+
+
 def without_picture(argv: list[str]) -> None:
     """train_dpo.main, but for the picture, which takes half of the time of a run this small."""
-    train_dpo.result.finish = lambda *args: None
+    result.finish = lambda *args: None
     train_dpo.main(argv)
+
+
+def rm_without_picture(argv: list[str]) -> None:
+    """train_rm.main, but for the picture."""
+    result.finish = lambda *args: None
+    train_rm.main(argv)
 
 
 def train(

@@ -14,11 +14,18 @@ import torch
 from conftest import byte_tokenizer, tiny_llama, write_pairs
 from processes import run_ranks
 from safetensors.numpy import load_file, save_file
-from trainings import assert_same_curve, losses, metrics_of, script, train, without_picture
+from trainings import (
+    assert_same_curve,
+    losses,
+    metrics_of,
+    rm_without_picture,
+    script,
+    train,
+    without_picture,
+)
 from transformers import AutoTokenizer
 
 import train_dpo
-import train_rm
 from nanoalign.data.encoding import DataSettings
 from nanoalign.data.precomputed import KEY, LOGPS, Precomputed, ReferencedRows, precompute
 from nanoalign.data.rows import load_rows
@@ -73,11 +80,6 @@ def test_a_run_may_be_resumed_from_a_store(llama_folder, pairs, plain, tmp_path)
     assert_same_curve(plain(), resumed)
 
 
-def train_rm_without_picture(argv: list[str]) -> None:
-    train_rm.result.finish = lambda *args: None
-    train_rm.main(argv)
-
-
 def test_a_reward_model_from_a_store_is_the_plain_one(llama_folder, tmp_path):
     """By two preferences, and with the preference in the prompt; with --length_debias."""
     records = [
@@ -95,7 +97,7 @@ def test_a_reward_model_from_a_store_is_the_plain_one(llama_folder, tmp_path):
             out = tmp_path / f"{name}{number}"
             argv = ["--model", llama_folder, "--data", data, "--out", out, "--steps", 4,
                     "--batch_size", 5, *SHARE, *flags.split(), *more]  # fmt: skip
-            outcome = run_ranks(1, train_rm_without_picture, [str(arg) for arg in argv])
+            outcome = run_ranks(1, rm_without_picture, [str(arg) for arg in argv])
             assert outcome.codes == [0], outcome.stderr
             found.append(metrics_of(out))
         assert found[0] == found[1]

@@ -13,9 +13,8 @@ import torch
 from conftest import records, write_pairs
 from matplotlib import pyplot as plt
 from processes import run_ranks
-from trainings import metrics_of
+from trainings import assert_same_curve, losses, metrics_of, rm_without_picture
 
-import train_rm
 from nanoalign.batch import collate
 from nanoalign.encode import encode_all
 from nanoalign.model import RewardModel
@@ -45,25 +44,6 @@ def pairs(tmp_path_factory) -> Path:
     return folder / "pairs.jsonl"
 
 
-def losses(metrics: list[dict]) -> list[float]:
-    return [line["loss"] for line in metrics if "loss" in line]
-
-
-def assert_same_curve(a: list[dict], b: list[dict]) -> None:
-    """Losses to 1e-5 relative; rewards and accuracies to 1e-4 too."""
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for key in x:
-            absolute = 0 if key in ("loss", "lr", "epoch") else 1e-4
-            assert y[key] == pytest.approx(x[key], rel=1e-5, abs=absolute), key
-
-
-def _train_without_picture(argv: list[str]) -> None:
-    result.finish = lambda *args: None  # half of the time of a run this small
-    train_rm.main(argv)
-
-
 @pytest.fixture(scope="module")
 def train(llama_folder, pairs):
     """Runs train_rm.main on some ranks; 20 steps of 7 pairs (5 epochs) unless told otherwise."""
@@ -72,7 +52,7 @@ def train(llama_folder, pairs):
         argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7,
                 "--lr", 3e-3, "--template", "raw", "--eval_data", pairs.with_name("eval.jsonl"),
                 "--steps", steps, *flags]  # fmt: skip
-        outcome = run_ranks(ranks, _train_without_picture, [str(arg) for arg in argv])
+        outcome = run_ranks(ranks, rm_without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         return metrics_of(out)
 

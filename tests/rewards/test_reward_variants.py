@@ -14,8 +14,7 @@ import pytest
 import torch
 from conftest import records
 from processes import run_ranks
-from test_reward_training import assert_same_curve
-from trainings import metrics_of
+from trainings import assert_same_curve, metrics_of, rm_script, rm_without_picture
 from transformers import AutoModelForSequenceClassification
 
 import train_rm
@@ -23,16 +22,14 @@ from nanoalign import loop
 from nanoalign.batch import collate
 from nanoalign.data.formats import by_preference, conditioned, formats
 from nanoalign.data.templates import encode_records
-from nanoalign.distributed import run, setup
+from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_layout
-from nanoalign.ranks.report import report
 from nanoalign.records import Record, read
 from nanoalign.rewards import length_debias, several
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
-from nanoalign.runs import result
 
 BOTH = ("better", "safer")
 
@@ -63,18 +60,13 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-def _train(argv: list[str]) -> None:
-    result.finish = lambda *args: None
-    run(partial(train_rm.main, argv), report)
-
-
 @pytest.fixture(scope="module")
 def train(llama_folder, data):
     def trained(out: Path, *flags: object, ranks: int = 1) -> list[dict]:
         argv = ["--model", llama_folder, "--data", data, "--eval_data", data, "--out", out,
                 "--batch_size", 5, "--lr", 3e-3, "--template", "pku", "--steps", 6,
                 *flags]  # fmt: skip
-        outcome = run_ranks(ranks, _train, [str(arg) for arg in argv])
+        outcome = run_ranks(ranks, rm_without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0] * ranks, outcome.stderr
         return metrics_of(out)
 
@@ -279,7 +271,7 @@ def test_labels_by_length_alone_are_explained_by_length(llama_folder, tmp_path):
         argv = ["--model", llama_folder, "--data", path, "--eval_data", path, "--out",
                 tmp_path / name, "--batch_size", 8, "--lr", 1e-3, "--template", "raw",
                 "--steps", 20, *given]  # fmt: skip
-        outcome = run_ranks(1, _train, [str(arg) for arg in argv])
+        outcome = run_ranks(1, rm_without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0], outcome.stderr
         margin[name] = metrics_of(tmp_path / name)[-1]["eval/rewards/margins"]
     per_token = re.search(r"labels prefer a token by (\S+), left out", outcome.stdout)[1]
@@ -340,7 +332,7 @@ def test_bad_data_and_models(both, data, llama_folder, tmp_path, subtests):
     }
     for name, (argv, message) in cases.items():
         with subtests.test(name):
-            outcome = run_ranks(1, _train, [str(arg) for arg in argv])
+            outcome = run_ranks(1, rm_script, [str(arg) for arg in argv])
             assert outcome.codes == [1]
             assert re.search(f"error: .*{message}", outcome.stderr), outcome.stderr
     assert not (tmp_path / "x").exists()
