@@ -155,9 +155,10 @@ def without_end(text: str, end: str) -> str:
 def encode(
     prompt: str, responses: Sequence[str], tokenizer, max_length: int = 1024, name: str = ""
 ) -> Row:
-    """The Row of one prompt and its responses as they are, for notebooks: see `encode_all`.
+    """The Row of one prompt and its responses, without a chat template, for notebooks.
 
-    Of two responses the first is the chosen one. name: for errors.
+    Two responses are a pair, the chosen one first; any other number has no pairs. max_length and
+    errors are those of `encode_all`. name: for errors.
     """
     record = Record(prompt, responses, ((0, 1),) if len(responses) == 2 else (), name=name)
     return encode_all([record], tokenizer, max_length)[0]

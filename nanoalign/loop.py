@@ -59,7 +59,7 @@ class Objective:
         return self.loss_of_batch(batch)
 
     def losses_at_start(self, batch: Batch) -> Tensor | float:
-        """The losses of a batch, where policy and reference are one function: (B,), or of all."""
+        """The losses of a batch if policy and reference were one function: (B,), or one for all."""
         return math.log(2)
 
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:

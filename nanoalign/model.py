@@ -235,7 +235,10 @@ class RewardModel(Scorer):
 
     @property
     def head(self) -> nn.Linear:
-        """The linear layer beside the body: weight (K, D), no bias; `score` in most models."""
+        """The one linear layer beside the body: weight (outputs, D), no bias; `score` in most.
+
+        Raises RunError if there is no such layer.
+        """
         heads = [part for part in self.model.children() if part is not self.model.base_model]
         heads = [part for part in heads if any(True for _ in part.parameters())]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear) or heads[0].bias is not None:

@@ -36,10 +36,11 @@ def shard(
 def cast(
     module: nn.Module, methods: Iterable[str], dtype: torch.dtype, apart: Iterable[nn.Module] = ()
 ) -> None:
-    """Lets methods of a module run with its parameters in dtype, but for those of `apart`.
+    """Replaces methods of a module by ones that run with its parameters cast to dtype.
 
-    As for parameters that are gathered in dtype, gradients are made in it, and added up in the
-    dtype of the parameters: bit for bit the same numbers.
+    The parameters of `apart`, and of parts of these, are not cast. As for parameters that `shard`
+    gathers in dtype, gradients are made in dtype and added up in the dtype of the parameters: both
+    give the same numbers, bit for bit.
     """
     others = {layer for part in apart for layer in part.modules()}
     layers = [layer for layer in module.modules() if layer not in others]

@@ -208,7 +208,10 @@ def read(path: Path, count: int, world: World) -> np.ndarray | None:
 
 
 def read_file(path: Path, count: int) -> Tensor | None:
-    """The `count` values of a file; None: no file. Raises RunError for a damaged one."""
+    """The `count` values in the folder `path`; None if it does not exist.
+
+    Raises RunError if its files are damaged, or have another number of values.
+    """
     if not path.exists():
         return None
     try:

@@ -41,7 +41,7 @@ class Judged:
 
     @property
     def cut(self) -> bool:
-        """Whether the reward model read only its beginning, because of its max_length."""
+        """Whether its max_length let the reward model read only the beginning of the answer."""
         return self.read_share < 1
 
 

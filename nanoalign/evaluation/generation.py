@@ -112,7 +112,10 @@ def generate(
 
 
 def _uniform(row: Row, number: int, sampling: Sampling) -> np.ndarray:
-    """(max_new_tokens,) random numbers in [0, 1) of one answer to a prompt. number: from 0."""
+    """(max_new_tokens,) random numbers in [0, 1), which depend on prompt, seed and number alone.
+
+    number: of the answer, from 0; it counts on over rows that have the same prompt.
+    """
     digest = hashlib.sha256(row.prompt.astype("<i4").tobytes()).digest()
     key = np.frombuffer(digest, dtype="<u4").tolist()
     return np.random.default_rng((sampling.seed, number, *key)).random(sampling.max_new_tokens)
@@ -172,11 +175,11 @@ def _sample(
 
 
 def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
-    """The text of a sampled response, with a space that it begins with.
+    """The text of a sampled response, without special tokens, with a space that it begins with.
 
-    White space behind a special token is of the chat template, which ends a turn with both. A
-    SentencePiece tokenizer removes the first space of a text, so the tokens are decoded behind a
-    newline.
+    If white space alone follows the last special token, it is removed: a chat template ends a turn
+    with both. A SentencePiece tokenizer removes the first space of a text, so the tokens are
+    decoded behind a newline.
     """
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))

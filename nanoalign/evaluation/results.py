@@ -111,7 +111,8 @@ def _foreign_files(out: Path) -> list[str]:
         return sorted(names - {ARGS, *json.loads((out / ARGS).read_text()).get("files", [])})
     except (ValueError, AttributeError, TypeError) as error:
         raise RunError(
-            f"{out / ARGS} is not an evaluation's ({in_a_line(error)}); give another --out"
+            f"{out / ARGS} is damaged or not an evaluation's ({in_a_line(error)}); "
+            "give another --out"
         ) from error
 
 
@@ -240,7 +241,7 @@ def write_comparison(
 
 
 def write_pairs(name: str, compared: Sequence[Compared]) -> None:
-    """Writes the preference records of --pairs_out, and prints how many there are."""
+    """Writes the records of `new_pairs` to the file `name`, if there are any; prints how many."""
     records = new_pairs(compared)
     if not records:
         print(f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward")

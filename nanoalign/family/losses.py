@@ -376,7 +376,7 @@ def orpo(
 
 
 def _log_odds(mean_logps: Tensor) -> Tensor:
-    """log(P / (1 - P)) of log P; where P rounds to 1, of the nearest P whose odds are finite."""
+    """log(P / (1 - P)) of log P, which is clamped to at most -1e-6: at 0 the odds are infinite."""
     mean_logps = mean_logps.clamp(max=-1e-6)
     return mean_logps - torch.log(-torch.expm1(mean_logps))  # log1p(-exp) would be -inf near 0
 

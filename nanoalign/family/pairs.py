@@ -93,7 +93,7 @@ def logps_of_responses(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(log-probabilities of the responses (S,), of their tokens (M,), WPO's weights (S,)).
 
-    The last two are None unless per_token or wpo asks for them.
+    The second is None unless per_token or wpo is true, the third unless wpo is true.
     """
     if not (per_token or wpo):
         return model(batch), None, None

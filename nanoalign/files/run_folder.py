@@ -34,9 +34,9 @@ def launcher(ranks: int) -> list[str]:
 
 
 def advice(folder: Path) -> str | None:
-    """Says that the run in a folder has not finished, and by which command it does.
+    """Says, of a run's folder without a model, that the run has not finished, and how to finish it.
 
-    None if the folder is not that of a run.
+    None if the folder is not that of a run. The caller has checked that there is no model.
     """
     try:
         settings = json.loads((folder / ARGS).read_text())

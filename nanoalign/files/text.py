@@ -36,7 +36,7 @@ def printable(record: logging.LogRecord) -> bool:
 
 
 def named(sources: Sequence[str]) -> str:
-    """Sources as a line names them: a file's name may have escape sequences of terminals."""
+    """The sources with spaces between them; repr of one that has unprintable characters."""
     return " ".join(each if each.isprintable() else repr(each) for each in sources)
 
 

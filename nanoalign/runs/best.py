@@ -72,7 +72,7 @@ class Best:
         return self.patience is not None and self.objective.state[WORSE] >= self.patience
 
     def restore(self) -> None:
-        """Gives the model the best weights; it keeps its own where nothing was held out."""
+        """Copies the best weights into the model; does nothing if no step had a held-out loss."""
         if self.objective.state[STEP]:
             self.weights.restore()
 

@@ -265,9 +265,9 @@ def causes(error: dcp.api.CheckpointException) -> str:
 
 
 def restore_metrics(about: list, path: Path) -> None:
-    """Removes the lines of metrics.jsonl that were written after the checkpoint.
+    """Cuts metrics.jsonl, at `path`, to its length at the checkpoint; a missing file stays missing.
 
-    about: (bytes of the lines before it, their CRC-32). Raises RunError if these were changed.
+    about: [bytes at the checkpoint, their CRC-32]. Raises RunError if these bytes were changed.
     """
     size, checksum = about
     if not path.exists():

@@ -73,7 +73,9 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
     if getattr(config, "auto_map", None):
         print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
     if getattr(config, "quantization_config", None) is not None:
-        raise RunError(f"model folder '{folder}' is quantized; training needs its full weights")
+        raise RunError(
+            f"model folder '{folder}' is quantized; give the model with its full weights"
+        )
     return config
 
 

@@ -356,7 +356,7 @@ BAD_INPUT = {
     "foreign folder": ("mine", [], r"has files that are not an evaluation's \(notes.txt\)"),
     "a model's folder": ("rm", [], "has files that are not an evaluation's"),
     "a run's folder": ("run", [], r"files that are not an evaluation's \(model.safetensors\)"),
-    "damaged folder": ("damaged", [], "args.json is not an evaluation's"),
+    "damaged folder": ("damaged", [], "args.json is damaged or not an evaluation's"),
     "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
     "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the"),
     "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its"),

@@ -395,7 +395,7 @@ def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
         ("torn file", "not a readable safetensors file"),
         ("no language model", "can't be built: ValueError: Unrecognized configuration [^\n]*$"),
         ("unknown", "config.json: "),
-        ("quantized", "is quantized; training needs its full weights"),
+        ("quantized", "is quantized; give the model with its full weights"),
         ("missing shard", "names the file model-00002-of-00002.safetensors, which is missing"),
         ("torn index", "not an index of files"),
     ],
