@@ -23,6 +23,7 @@ from torch import Tensor
 from nanoalign import loop
 from nanoalign.batch import Batch
 from nanoalign.data import audit, cache, precomputed, rows
+from nanoalign.data.chat_template import with_arguments
 from nanoalign.data.split import Data
 from nanoalign.distributed import World, compute_dtype, print0, run
 from nanoalign.family import objectives
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     folders = find_folders(args, world)
 
     # data
-    tokenizer = load_tokenizer(folders["--model"])
+    tokenizer = with_arguments(load_tokenizer(folders["--model"]), args.template_args)
     data = rows.load_rows(rows.DataSettings.of(args), tokenizer, folders["--model"], world)
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=False))

@@ -21,6 +21,7 @@ from torch import Tensor
 from nanoalign import loop
 from nanoalign.batch import Batch
 from nanoalign.data import audit, cache, rows
+from nanoalign.data.chat_template import with_arguments
 from nanoalign.distributed import compute_dtype, print0, run
 from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.losses import pairwise_reward_loss
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     on_main(world, partial(run_folder.check_folder, args, [folder]))
 
     # data
-    tokenizer = load_tokenizer(folder)
+    tokenizer = with_arguments(load_tokenizer(folder), args.template_args)
     announce(folder)
     data = rows.load_rows(rows.DataSettings.of(args), tokenizer, folder, world)
     if args.audit:

@@ -1,42 +1,84 @@
-"""The chat template of a tokenizer, and what of a record it does not show.
+"""The chat template of a tokenizer: renders dialogues, and finds what of a record it leaves out.
 
-A template may leave out tools, tool calls, reasoning, messages of a role or further keys without a
-word. So each part of a record is changed or taken away: where the text stays the same, the template
-does not show the part, and it would be trained on as if it were not there.
+A template may leave out tools, tool calls, reasoning, messages, or a part of a content without a
+word, and what is left out would be trained on as if it were not there. So every text of a record is
+looked for in its rendering. A short text may be there by chance: of each new shape of a dialogue, a
+copy whose texts are words that nothing else has is rendered and looked through, too.
 """
 
+import datetime
+import json
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 
 from jinja2 import TemplateError
 
 from nanoalign.data.columns import with_names
 from nanoalign.data.dialogues import messages_of
-from nanoalign.data.messages import BARE, FURTHER, REASONING
+from nanoalign.data.messages import BARE, FURTHER, REASONING, is_of_assistant
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import Record
 
 SECONDS = 5.0  # of one dialogue, which takes less than a thousandth of that
 LETTERS = 20_000_000  # of its text
-OTHER = "another text"
+END_OF_THINKING = "</think>"
+EARLIER_REASONING = "prompts without earlier reasoning, which the chat template leaves out"
+NOT_TEXT = {"type", "id", "index"}  # keys of a tool call that templates need not show
+ANYWHERE = {"system", "developer"}  # roles whose messages some templates move
 
-# (messages, tools, add_generation_prompt) -> text; raises TemplateError whatever goes wrong
+# (messages, tools) -> text; raises TemplateError whatever goes wrong
 Renderer = Callable[..., str]
 
 
-def renderer(tokenizer) -> Renderer:
-    """What renders messages by the chat template of a tokenizer."""
+def with_arguments(tokenizer, arguments: Sequence[str]):
+    """The tokenizer, whose chat templates have these values where a caller gives no others.
 
-    def render(
-        messages: list[dict], tools: list | None = None, add_generation_prompt: bool = False
-    ) -> str:
-        options = {"tools": tools, "add_generation_prompt": add_generation_prompt}
+    arguments: NAME=VALUE each, a JSON value or text. A model that is saved with the tokenizer keeps
+        them. Raises RunError for what has another form, or that no chat template reads.
+    """
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        templates = tokenizer.chat_template or {}
+        texts = templates.values() if isinstance(templates, dict) else [templates]
+        if not name.isidentifier() or not value or not any(name in text for text in texts):
+            raise RunError(
+                f"--template_args {argument}: expected NAME=VALUE, with a NAME that the chat "
+                f"template of the model reads{'' if templates else '; it has no chat template'}"
+            )
+        with suppress(ValueError):  # text without quotation marks
+            value = json.loads(value)
+        # As repr writes it, a value is one of Jinja, too: True, None, 'text', [1], {'a': 1}.
+        default = f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+        if isinstance(templates, dict):
+            tokenizer.chat_template = {key: default + text for key, text in templates.items()}
+        else:
+            tokenizer.chat_template = default + templates
+    return tokenizer
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer. date: the day that it may write; None: today."""
+
+    def __init__(self, tokenizer, date: datetime.date | None = None):
+        self.tokenizer = tokenizer
+        self.options = {"strftime_now": date.strftime} if date else {}
+        self.added_tokens = tuple(tokenizer.get_added_vocab())  # "<|im_end|>" is one of these
+        self.shapes: set[tuple] = set()  # of dialogues whose copies `check_shown` looked through
+
+    def render(self, messages: list[dict], tools: list | None = None, **options: object) -> str:
+        """The text of messages. options: further arguments of apply_chat_template.
+
+        Raises TemplateError whatever goes wrong.
+        """
+        options |= {"tools": tools, "tokenize": False} | self.options
         try:
             with time_limit(SECONDS):
-                text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+                text = self.tokenizer.apply_chat_template(messages, **options)
         except TemplateError:
             raise
         except Exception as error:
@@ -45,12 +87,48 @@ def renderer(tokenizer) -> Renderer:
             raise TemplateError(f"it writes {len(text):,} characters")
         return text
 
-    return render
+    def check_shown(
+        self, record: Record, dialogues: Sequence[list[dict]], texts: Sequence[str]
+    ) -> None:
+        """Raises RunError for a text of a record that is not in its rendering.
 
+        dialogues: the messages of the prompt with each answer. texts: what they are rendered to.
+        """
+        lost: dict[str, str] = {}
+        for messages, text in zip(dialogues, texts, strict=True):
+            lost = lost_parts(messages, record.tools, text) | lost
+            shape = (bool(record.tools), *map(shape_of, messages))
+            if not lost and shape not in self.shapes:
+                self.shapes.add(shape)
+                copy = marked(messages, record.tools)
+                with suppress(TemplateError):  # it accepts some contents alone, as the record's
+                    lost = dict.fromkeys(lost_parts(*copy, self.render(*copy)), "")
+        if lost:
+            word = next(iter(lost.values()))
+            found = f": {word[:40]!r} is not in the text that it renders" if word else ""
+            raise RunError(
+                f"{record.name}: the chat template of this tokenizer does not show "
+                f"{' and '.join(lost)}{found}. Take a tokenizer whose chat template does, "
+                "--template pku or raw, or remove what is not to be learned from the record"
+            )
 
-def render_nothing(messages: list[dict], tools: list | None = None) -> str:
-    """The Renderer of a template that shows no part of a record beside its texts."""
-    return ""
+    def check_begin(self, record: Record, messages: list[dict], prompt: str) -> None:
+        """Raises RunError for a text that begins as a turn does: that would be there twice.
+
+        prompt: the rendering of the messages of the record's prompt.
+        """
+        answers = [answer["content"] for answer in record.answers] or record.responses
+        texts = [*answers, *([record.prompt] if isinstance(record.prompt, str) else [])]
+        for text in texts:
+            if text.lstrip().startswith(self.added_tokens):
+                without_header = self.render(messages, record.tools)
+                header = prompt[len(os.path.commonprefix([prompt, without_header])) :].lstrip()
+                first = next(filter(header.startswith, self.added_tokens), None)
+                if first and text.lstrip().startswith(first):
+                    raise RunError(
+                        f"{record.name}: {text[:40]!r} begins with {first!r}, as the turns that "
+                        "the chat template writes; remove such headers, or use --template raw"
+                    )
 
 
 @contextmanager
@@ -81,67 +159,154 @@ def differs(render: Renderer, *dialogues: tuple[list[dict], list | None]) -> boo
     return first != second
 
 
-def messages_with_context(record: Record) -> list[tuple[list[dict], dict]]:
-    """(messages before it, message) of each message of the prompt, and of each answer.
+# --- texts that are not in the rendering ----------------------------------------------------------
 
-    So a message is looked at where an answer is, last: some templates show reasoning only there.
+
+def shape_of(message: dict) -> tuple:
+    """What the parts are that a message has: its role and keys, and how many tool calls."""
+    calls = len(message.get("tool_calls", ()))
+    return message["role"], bool(message["content"].strip()), calls, *sorted(message.keys() - BARE)
+
+
+def lost_parts(messages: Sequence[dict], tools: list[dict] | None, text: str) -> dict[str, str]:
+    """The parts of a dialogue that are not all in its text, and a missing word of each."""
+    start, names = 0, [name for name in names_of_tools(tools) if name not in text]
+    lost = {"tools": names[0]} if names else {}
+    for message in messages:
+        ends = []
+        for part, groups in parts_of(message):
+            place = 0 if message["role"] in ANYWHERE else start
+            try:
+                for texts in groups:
+                    place = max(end_of(each, text, place) for each in texts)
+                ends.append(place)
+            except LookupError as error:
+                lost.setdefault(part, error.args[0])
+        if message["role"] not in ANYWHERE:
+            start = ends[0] if ends else start
+    return lost
+
+
+def parts_of(message: dict) -> Iterator[tuple[str, list[list[str]]]]:
+    """(part, its groups of texts) of a message, for the parts that have a text.
+
+    Groups follow one another in a rendering, the texts of a group have any order.
     """
-    prompt = messages_of(record.prompt)
-    in_prompt = [(prompt[:n], message) for n, message in enumerate(prompt)]
-    return in_prompt + [(prompt, answer) for answer in record.answers]
+    if message["content"].strip():
+        yield f"the text of a message of '{message['role']}'", [[message["content"]]]
+    for key in (*REASONING, "function_call", "tool_calls"):
+        values = message.get(key, ())
+        groups = [list(texts_in(each)) for each in (values if key == "tool_calls" else [values])]
+        if groups := [group for group in groups if group]:
+            yield key, groups
 
 
-def check_roles(record: Record, render: Renderer, shown_roles: set[str]) -> None:
-    """Raises RunError for a message of the prompt whose content is not in the text.
+def texts_in(value: object) -> Iterator[str]:
+    """The texts of a tool call, or of reasoning, that are not blank: also names of arguments."""
+    if isinstance(value, str) and value.strip():
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from texts_in(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key == "arguments" and isinstance(each, dict):
+                yield from each
+            if key not in NOT_TEXT:
+                yield from texts_in(each)
 
-    shown_roles: the roles whose messages the template shows, which are not looked at; this adds to
-        them.
+
+def names_of_tools(tools: list[dict] | None) -> Iterator[str]:
+    """The names of tools, and of their parameters."""
+    for tool in tools or ():
+        function = tool.get("function", tool)
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            yield function["name"]
+            parameters = function.get("parameters")
+            properties = parameters.get("properties") if isinstance(parameters, dict) else None
+            yield from properties if isinstance(properties, dict) else ()
+
+
+def end_of(string: str, text: str, start: int) -> int:
+    """Where a string ends in the part of a text behind `start`. Raises LookupError(a lost word).
+
+    Templates may change white space, and may write a string as JSON: then its words are there, in
+    their order.
     """
-    prompt, tools = messages_of(record.prompt), record.tools
-    for n, message in enumerate(prompt):
-        if message["content"] and message["role"] not in shown_roles:
-            others = [*prompt[:n], message | {"content": OTHER}, *prompt[n + 1 :]]
-            if not differs(render, (prompt, tools), (others, tools)):
-                raise RunError(
-                    f"{record.name}: the chat template of this tokenizer does not show the text "
-                    f"of a message of '{message['role']}'; a template for images may need lists "
-                    "of parts. Use --template pku or raw, or remove such messages"
-                )
-            shown_roles.add(message["role"])
+    string = string.strip()
+    if (place := text.find(string, start)) >= 0:
+        return place + len(string)
+    for word in string.split():
+        forms = {word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1]}
+        places = [(place, len(form)) for form in forms if (place := text.find(form, start)) >= 0]
+        if not places:
+            raise LookupError(word)
+        start = sum(min(places))
+    return start
 
 
-def check_parts(record: Record, render: Renderer, template: str) -> None:
-    """Raises RunError for tools, or parts of messages, that are not in the text.
+def marked(
+    messages: Sequence[dict], tools: list[dict] | None
+) -> tuple[list[dict], list[dict] | None]:
+    """A copy of messages and tools whose texts and names are words that nothing else has."""
+    numbers = count()
 
-    template: what renders the record, as the error names it.
+    def mark(value: object) -> object:
+        if isinstance(value, str):
+            return f"mark{next(numbers)}q" if value.strip() else value
+        if isinstance(value, list | tuple):
+            return [mark(each) for each in value]
+        if isinstance(value, dict):
+            return {key: mark(each) for key, each in value.items()}
+        return value
+
+    def marked_in(value: dict, key: str) -> dict:
+        """A call with other arguments, or a tool with another name."""
+        function = value.get("function", value)
+        new = function | {key: mark(function[key])} if key in function else function
+        return value | {"function": new} if "function" in value else new
+
+    copies = []
+    for message in messages:
+        copy = message | {key: mark(message[key]) for key in REASONING if key in message}
+        copy["content"] = mark(message["content"])
+        if "tool_calls" in message:
+            copy["tool_calls"] = [marked_in(call, "arguments") for call in message["tool_calls"]]
+        copies.append(copy)
+    return copies, tools and [marked_in(tool, "name") for tool in tools]
+
+
+# --- what is left out before a record is rendered -------------------------------------------------
+
+
+def without_earlier_reasoning(record: Record, render: Renderer) -> Record:
+    """The record without reasoning of earlier turns that the template shows in the last one alone.
+
+    So templates forget what was thought before an earlier answer; a note counts such records.
     """
-    prompt, tools = messages_of(record.prompt), record.tools
-    is_shown = {"tools": differs(render, (prompt, tools), (prompt, None))} if tools else {}
-    for before, message in messages_with_context(record):
-        for part, other in without_parts(message):
-            if is_shown.get(part, True):
-                dialogues = ([*before, message], tools), ([*before, other], tools)
-                is_shown[part] = differs(render, *dialogues)
-    if hidden := [part for part in is_shown if not is_shown[part]]:
-        raise RunError(
-            f"{record.name}: {template} does not show {' and '.join(hidden)}; take a tokenizer "
-            "whose chat template does, or remove what is not to be learned from the record"
-        )
+    prompt = list(messages_of(record.prompt))
+    for n, message in enumerate(prompt[:-1]):
+        other = {key: message[key] for key in message if key not in REASONING}
+        other["content"] = message["content"].rpartition(END_OF_THINKING)[2]
+        if not is_of_assistant(message) or other == message:
+            continue
+        before, behind = prompt[:n], prompt[n + 1 :]
+        as_last = [*before, message], [*before, other]
+        earlier = [*before, message, *behind], [*before, other, *behind]
+        if differs(render, *((dialogue, record.tools) for dialogue in as_last)) and not differs(
+            render, *((dialogue, record.tools) for dialogue in earlier)
+        ):
+            prompt[n] = other
+    if prompt == messages_of(record.prompt):
+        return record
+    return replace(record, prompt=prompt, notes=(*record.notes, EARLIER_REASONING))
 
 
-def without_parts(message: dict) -> Iterator[tuple[str, dict]]:
-    """(part, the message without it) of the parts of a message that must be in the text."""
-    for keys in (("tool_calls",), ("function_call",), REASONING):
-        if present := [key for key in keys if key in message]:
-            yield present[0], {key: message[key] for key in message if key not in keys}
-    if message["content"] and "tool_calls" in message:  # which some templates show in its place
-        yield "content beside tool_calls", message | {"content": ""}
-
-
-def without_hidden_keys(record: Record, render: Renderer) -> Record:
+def without_hidden_keys(record: Record, render: Renderer | None) -> Record:
     """The record whose notes name further keys of messages, if its text is the same without them.
 
-    Its answers have none of these keys. Those that `check_parts` refuses are not looked at.
+    Its answers have none of these keys. Those that `check_shown` refuses are not looked at.
+    render: None for a template that shows no keys.
     """
     prompt, answers = messages_of(record.prompt), []
     names = {f"prompt[].{key}" for _, key in hidden_keys(render, [], prompt, record.tools)}
@@ -157,7 +322,7 @@ def without_hidden_keys(record: Record, render: Renderer) -> Record:
 
 
 def hidden_keys(
-    render: Renderer, before: list[dict], messages: list[dict], tools: list | None
+    render: Renderer | None, before: list[dict], messages: list[dict], tools: list | None
 ) -> set[tuple[str, str]]:
     """(role, key) of the further keys of `messages` without which a dialogue has the same text.
 
@@ -168,7 +333,8 @@ def hidden_keys(
     return {
         key
         for key in keys
-        if not differs(render, whole, ([*before, *without({key}, messages)], tools))
+        if render is None
+        or not differs(render, whole, ([*before, *without({key}, messages)], tools))
     }
 
 

@@ -6,6 +6,7 @@ import re
 from nanoalign.records import Record, check_text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"  # the headers of HH-RLHF
+DIFFER_EARLIER = "dialogues dropped: they differ before their last turn"
 SHARED = "prompts taken from the words that both texts begin with"
 
 
@@ -36,8 +37,7 @@ def split_dialogues(chosen: str, rejected: str) -> Record:
         )
     check_text("chosen dialogue", chosen)
     check_text("rejected dialogue", rejected)
-    # The prompt ends with the last header of the assistant that both share. A few records differ
-    # before their last turn; then a response has further turns, as the annotators saw it.
+    # The prompt ends with the last header of the assistant that both share.
     shared = os.path.commonprefix([chosen, rejected])
     if not chosen.startswith(HUMAN) and not rejected.startswith(HUMAN):
         return split_texts(chosen, rejected, shared)
@@ -48,7 +48,10 @@ def split_dialogues(chosen: str, rejected: str) -> Record:
             "or remove the record"
         )
     end = shared.rfind(ASSISTANT) + len(ASSISTANT)
-    return Record(chosen[:end], (chosen[end:], rejected[end:]))
+    responses = chosen[end:], rejected[end:]
+    if any(HUMAN in response for response in responses):  # turns of the human would be learned
+        return Record(chosen[:end], responses, (), notes=(DIFFER_EARLIER,))
+    return Record(chosen[:end], responses)
 
 
 def split_texts(chosen: str, rejected: str, shared: str) -> Record:

@@ -1,5 +1,6 @@
 """How the records of a run are read and encoded, and records that are encoded in memory."""
 
+import datetime
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ class DataSettings:
     seed: int = 0  # of the choice of that share
     max_length: int = 1024  # tokens of a prompt and one response
     template: str = "auto"
+    template_args: tuple[str, ...] = ()  # which the tokenizer's chat template has, too
+    date: datetime.date | None = None  # for the chat template; None: today
     preferences: tuple[str, ...] = ("better",)  # labels of PKU-SafeRLHF
     condition: bool = False  # whether prompts name the preference, where there are several
     keys: tuple[str, ...] = ()  # of --keys
@@ -45,6 +48,8 @@ class DataSettings:
             args.seed,
             args.max_length,
             args.template,
+            tuple(args.template_args),
+            datetime.date.fromisoformat(args.template_date),
             preferences=(preference,) if isinstance(preference, str) else tuple(preference),
             condition=given.get("condition", False),
             keys=tuple(args.keys),
@@ -77,6 +82,9 @@ class Encoding:
         """All that decides how a record is read and encoded, but for code and tokenizer's files."""
         s = self.settings
         how = (s.max_length, s.template, s.preferences, s.condition, s.keys, s.single)
+        how += (s.template_args,)
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            how += (s.date,)
         return repr((*how, type(self.tokenizer)))
 
     def read(
@@ -92,7 +100,8 @@ class Encoding:
         """
         changed = list(chain.from_iterable(map(self.change, records)))
         settings, tokenizer = self.settings, self.tokenizer
-        rows = encode_records(changed, tokenizer, settings.max_length, settings.template)
+        how = settings.max_length, settings.template, settings.date
+        rows = encode_records(changed, tokenizer, *how)
         prompts = (record.prompt for record in records)
         templates = {resolve_template(settings.template, each, tokenizer) for each in prompts}
         return rows, [len(record.pairs) for record in changed], templates

@@ -29,18 +29,12 @@ HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
 
 
 def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -> Record:
-    """Reads a record that `convert`, a function of FOREIGN, turns into one of `ours`.
-
-    Raises ValueError if the prompt ends with a message of the assistant.
-    """
+    """Reads a record that `convert`, a function of FOREIGN, turns into one of `ours`."""
     rest = dict(record)
     converted = convert(rest)
     for key in KEPT:
         if key in rest and key not in converted:
             converted[key] = rest.pop(key)
-    prompt = converted["prompt"]
-    if isinstance(prompt, list) and prompt and is_of_assistant(prompt[-1]):
-        raise ValueError("the prompt ends with a message of 'assistant'")
     keys = next(keys for keys in ours if converted.keys() >= set(keys))
     parsed = ours[keys](converted)
     return replace(parsed, notes=(*parsed.notes, *ignored(rest.keys(), keys))) if rest else parsed
@@ -55,10 +49,6 @@ def refuse_unknown(known: Sequence[tuple[str, ...]], record: dict) -> NoReturn:
         f"{missing} here. docs/data.md has all formats; for other names of keys give --keys "
         "prompt=NAME chosen=NAME rejected=NAME"
     )
-
-
-def is_of_assistant(message: object) -> bool:
-    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
 # --- what several formats have --------------------------------------------------------------------

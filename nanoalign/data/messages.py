@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from nanoalign.data.columns import TEXTS
 from nanoalign.data.dialogues import is_dialogue, messages_of
+from nanoalign.data.readers import without_null
 from nanoalign.records import Format, Record, check_text
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of the same in chat templates
@@ -76,8 +77,8 @@ def message(value: object, name: str) -> dict:
     ValueError if role or content is missing or no text. name: of the list, for errors.
     """
     further = {}
-    for key, item in sorted(value.items()) if isinstance(value, dict) else ():
-        if item or (item is not None and key not in FURTHER):
+    for key, item in sorted(without_null(value).items()) if isinstance(value, dict) else ():
+        if item or key not in FURTHER:
             further[key] = item
     role, content = further.pop("role", None), further.pop("content", None)
     if "tool_calls" in further:
@@ -91,6 +92,10 @@ def message(value: object, name: str) -> dict:
     if further:
         check_text(f"further keys of a message of {name}", json.dumps(further, ensure_ascii=False))
     return {"role": role, "content": content} | further
+
+
+def is_of_assistant(message: dict) -> bool:
+    return message["role"] == "assistant"
 
 
 def text_of(part: object, name: str) -> str:
@@ -165,7 +170,7 @@ def tools_of(tools: object) -> list[dict] | None:
     Raises ValueError if they are no list of objects.
     """
     try:
-        decoded = json.loads(tools) if isinstance(tools, str) and tools else tools
+        decoded = without_null(json.loads(tools) if isinstance(tools, str) and tools else tools)
     except json.JSONDecodeError:
         decoded = tools
     if decoded and not (
@@ -222,10 +227,9 @@ def pair_of_messages(record: dict) -> Record:
     contexts, answers = [], []
     for side in ("chosen", "rejected"):
         *before, last = messages(record[side], side)
-        if last["role"] != "assistant":
+        if not is_of_assistant(last):
             raise ValueError(f"{side} ends with a message of '{last['role']}', not of 'assistant'")
-        repeated = before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt
-        contexts.append(before if repeated else prompt + before)
+        contexts.append(with_prompt(prompt, before))
         answers.append(last)
     if contexts[0] != contexts[1]:
         raise ValueError(
@@ -236,6 +240,23 @@ def pair_of_messages(record: dict) -> Record:
     if not contexts[0]:
         raise ValueError("the prompt is empty; give 'prompt', or messages before the response")
     return with_answers(Record(contexts[0], ()), answers)
+
+
+def with_prompt(prompt: list[dict], messages: list[dict]) -> list[dict]:
+    """The messages with those of a prompt before them, unless they begin or end with the prompt.
+
+    White space around contents, and a system prompt that the messages lack, make no other prompt.
+    """
+
+    def bare(values: list[dict]) -> list[dict]:
+        return [each | {"content": each["content"].strip()} for each in values]
+
+    system = prompt[:1] if [each["role"] for each in prompt[:1]] == ["system"] else []
+    for first in ([], system):
+        theirs, ours = bare(messages), bare(prompt[len(first) :])
+        if ours and ours in (theirs[: len(ours)], theirs[-len(ours) :]):
+            return first + messages
+    return prompt + messages
 
 
 def from_messages(record: Record, name: str) -> Record:

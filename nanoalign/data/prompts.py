@@ -57,8 +57,6 @@ def prompt_of(record: object, where: str) -> Record:
             prompt = read_messages(lambda record: Record(record["prompt"], (), ()), record)
             if not isinstance(prompt.prompt, list):
                 check_text("prompt", prompt.prompt)
-            elif prompt.prompt[-1]["role"] == "assistant":
-                raise ValueError("the prompt ends with a message of 'assistant'")
         except ValueError as error:
             raise RunError(f"{where}: {error}") from error
         return prompt

@@ -1,7 +1,10 @@
 """--data -> the rows of a run: in memory, or from a store on disk where the data are large."""
 
 import argparse
+import datetime
+import json
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from nanoalign.data.sources import HELD_OUT, TEST_OF, check_sources
 from nanoalign.data.split import Data, Encoded, describe, hold_out
 from nanoalign.data.store import open_store
 from nanoalign.distributed import World
+from nanoalign.files.run_folder import ARGS
 from nanoalign.files.text import named
 from nanoalign.flags import number
 from nanoalign.ranks.collectives import gather
@@ -38,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         + ("; with both, the model learns both" if several else ""),
     )
     add("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
+    add_template_args_argument(add)
+    text = (
+        "the date that a chat template may write (Llama 3.2 and gpt-oss do); default: today, or "
+        "with --resume the date of the run's start"
+    )
+    add("--template_date", type=iso_date, metavar="YYYY-MM-DD", help=text)
     add_keys_argument(add)
     add(
         "--audit",
@@ -46,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         help="show N training examples token by token and a table of all data, then stop without "
         "training; default: off",
     )
-    parser.derived.append(eval_data_of)
+    parser.derived += [eval_data_of, template_date_of]
 
 
 def add_keys_argument(add) -> None:
@@ -59,6 +69,30 @@ def add_keys_argument(add) -> None:
         help="the records' names of our keys, if they differ, such as prompt=question chosen=good "
         "rejected=bad",
     )
+
+
+def add_template_args_argument(add) -> None:
+    """add: the add_argument of a group."""
+    text = (
+        "arguments of the chat template, such as enable_thinking=false; a value is JSON or text. "
+        "The chat template of the result has them as defaults"
+    )
+    add("--template_args", nargs="+", default=[], metavar="NAME=VALUE", help=text)
+
+
+def iso_date(text: str) -> str:
+    """An argparse type: a date as YYYY-MM-DD."""
+    return datetime.date.fromisoformat(text).isoformat()
+
+
+def template_date_of(args: Namespace) -> dict:
+    """The default of --template_date: today; with --resume that of the run, if it was kept."""
+    today = datetime.date.today().isoformat()
+    try:
+        kept = json.loads((Path(args.out) / ARGS).read_text()) if args.resume else {}
+        return {"template_date": iso_date(kept.get("template_date", today))}
+    except (OSError, ValueError, TypeError, AttributeError):  # reported where the run is continued
+        return {"template_date": today}
 
 
 def eval_data_of(args: Namespace) -> dict:
@@ -78,8 +112,10 @@ def load_rows(settings: DataSettings, tokenizer, folder: Path, world: World) -> 
     or from 64 MiB of files, the ranks of a host encode them together into a store on disk.
     """
     files = check_sources(settings.data) + check_sources(settings.eval_data or [])
-    # Rank 0 decides: hosts may have other copies of a file.
-    large = gather(sum(path.stat().st_size for path in files) >= LARGE, world)[0]
+    # Rank 0 decides: hosts may have other copies of a file, and another date at midnight.
+    large = sum(path.stat().st_size for path in files) >= LARGE
+    large, date = gather((large, settings.date), world)[0]
+    settings = replace(settings, date=date)
     encoding = Encoding(tokenizer, settings)
 
     def encoded(sources: list[str]) -> Encoded:

@@ -11,6 +11,7 @@ import numpy as np
 
 from nanoalign.batch import Row
 from nanoalign.data.columns import IGNORED, joined
+from nanoalign.data.dialogues import DIFFER_EARLIER
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.records import Record
@@ -77,7 +78,7 @@ def drop_equal(row: Row) -> tuple[Row | None, list[str]]:
         [w == r or not np.array_equal(row.responses[w], row.responses[r]) for w, r in row.pairs]
     )
     notes = [*row.notes, *[EQUAL_RESPONSES] * (len(differ) - int(differ.sum()))]
-    if not row.pairs:
+    if not row.pairs and DIFFER_EARLIER not in notes:
         notes.append(EQUAL_SCORES)
     if not differ.any():
         return None, notes

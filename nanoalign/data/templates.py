@@ -6,6 +6,8 @@ raw     the text of the record, unchanged
 auto    chat if the tokenizer has a chat template, raw for HH-RLHF dialogues, else pku
 """
 
+import datetime
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,18 +16,19 @@ from jinja2 import TemplateError
 
 from nanoalign.batch import Row
 from nanoalign.data.chat_template import (
-    check_parts,
-    check_roles,
-    render_nothing,
-    renderer,
+    ChatTemplate,
+    without_earlier_reasoning,
     without_hidden_keys,
 )
 from nanoalign.data.dialogues import is_dialogue, messages_of
-from nanoalign.data.messages import BARE
+from nanoalign.data.messages import BARE, FURTHER, is_of_assistant
 from nanoalign.encode import Text, encode_all, raw, without_end
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import Record
 
+ECHO = "responses that begin with their own prompt"
+ECHOED_WORDS = 3  # of a prompt: "Hi" begins many responses
+THINKING_ARGUMENTS = ("enable_thinking", "thinking")  # of chat templates: false opens no reasoning
 PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
 
 
@@ -36,45 +39,65 @@ def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
 
 
 def encode_records(
-    records: Sequence[Record], tokenizer, max_length: int, template: str
+    records: Sequence[Record],
+    tokenizer,
+    max_length: int,
+    template: str,
+    date: datetime.date | None = None,
 ) -> list[Row]:
-    """As encode.encode_all, by the template of a name.
+    """As encode.encode_all, by the template of a name. date: for the chat template; None: today.
 
     Raises RunError for a record that the template can't render, or would not show as a whole.
     """
+    chat_template, records = ChatTemplate(tokenizer, date), list(map(with_echoes, records))
     if tokenizer.chat_template or any(
         record.tools or record.answers or isinstance(record.prompt, list) for record in records
     ):
-        records = prepared(records, tokenizer, template)
-    return encode_all(records, tokenizer, max_length, partial(render, template=template))
+        records = [prepared(record, tokenizer, template, chat_template) for record in records]
+    render_record = partial(render, template=template, chat_template=chat_template)
+    return encode_all(records, tokenizer, max_length, render_record)
 
 
-def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
-    """The records for encode.encode_all, their responses without the template's end of a turn.
+def with_echoes(record: Record) -> Record:
+    """The record with a note for each response that begins with the words of its prompt."""
+    if is_dialogue(record.prompt):
+        return record
+    question = messages_of(record.prompt)[-1]["content"].strip()
+    if len(question.split()) < ECHOED_WORDS:
+        return record
+    echoes = [ECHO for response in record.responses if response.lstrip().startswith(question)]
+    return replace(record, notes=(*record.notes, *echoes)) if echoes else record
 
-    Their notes name further keys of messages that are not in the text.
-    Raises RunError for tools, tool calls, reasoning or contents that are not in the text.
+
+def prepared(record: Record, tokenizer, template: str, chat_template: ChatTemplate) -> Record:
+    """The record for encode.encode_all, its responses without the template's end of a turn.
+
+    Its notes name what of its messages is not in the text: further keys, earlier reasoning.
+    Raises RunError for tools, tool calls and reasoning that the templates pku and raw do not show.
     """
-    render_chat, added_tokens = renderer(tokenizer), tuple(tokenizer.get_added_vocab())
-    prepared_records, shown_roles = [], set()
-    for record in records:
-        name = resolve_template(template, record.prompt, tokenizer)
-        if name == "chat" and tokenizer.chat_template:
-            check_roles(record, render_chat, shown_roles)
-            check_parts(record, render_chat, "the chat template of this tokenizer")
-            record = without_hidden_keys(record, render_chat)
-            record = without_end_of_turn(record, tokenizer, added_tokens)
-        else:
-            check_parts(record, render_nothing, f"--template {name}")
-            record = without_hidden_keys(record, render_nothing)
-        prepared_records.append(record)
-    return prepared_records
+    name = resolve_template(template, record.prompt, tokenizer)
+    if name == "chat" and tokenizer.chat_template:
+        record = without_earlier_reasoning(record, chat_template.render)
+        record = without_hidden_keys(record, chat_template.render)
+        return without_end_of_turn(record, chat_template)
+    messages = (*messages_of(record.prompt), *record.answers)
+    keys = dict.fromkeys(key for message in messages for key in message if key in FURTHER)
+    if hidden := [*(["tools"] if record.tools else []), *keys]:
+        raise RunError(
+            f"{record.name}: --template {name} does not show {' and '.join(hidden)}; take a "
+            "tokenizer whose chat template does, or remove what is not to be learned from the "
+            "record"
+        )
+    return without_hidden_keys(record, None)
 
 
-def render(record: Record, tokenizer, template: str) -> Text:
+def render(
+    record: Record, tokenizer, template: str, chat_template: ChatTemplate | None = None
+) -> Text:
     """The text of a record by the template of a name: an encode.Template.
 
-    Raises RunError for a record that the template can't render.
+    chat_template: that of the tokenizer, if it was made before. Raises RunError for a record that
+    the template can't render, or does not show as a whole.
     """
     name = resolve_template(template, record.prompt, tokenizer)
     is_text = not (record.tools or record.answers)
@@ -85,10 +108,11 @@ def render(record: Record, tokenizer, template: str) -> Text:
         responses = [response.removeprefix(" ") for response in responses]
     if name == "pku" and is_text and {each["role"] for each in messages} <= PKU_HEADERS.keys():
         turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
-        text = f"BEGINNING OF CONVERSATION:{''.join(turns)} ASSISTANT:"
+        header = "" if is_of_assistant(messages[-1]) else PKU_HEADERS["assistant"]
+        text = f"BEGINNING OF CONVERSATION:{''.join(turns)}{header}"
         return Text(text, responses, escape=True)
     if name == "chat" and tokenizer.chat_template:
-        return chat(record, messages, responses, tokenizer)
+        return chat(record, messages, responses, chat_template or ChatTemplate(tokenizer))
     which = template if template == name else f"{template}, which is {name} here,"
     raise RunError(
         f"{record.name}: --template {which} can't be used for "
@@ -97,30 +121,55 @@ def render(record: Record, tokenizer, template: str) -> Text:
     )
 
 
-def chat(record: Record, messages: list[dict], responses: Sequence[str], tokenizer) -> Text:
-    """The text of a record by the chat template of the tokenizer.
+def chat(
+    record: Record, messages: list[dict], responses: Sequence[str], template: ChatTemplate
+) -> Text:
+    """The text of a record by the chat template of a tokenizer.
 
-    messages, responses: the prompt as messages, and the responses without what its format adds.
-    Raises RunError if the template fails, or writes the prompt in another way before a response.
+    messages, responses: the prompt as messages, and the responses without what its format adds. If
+    the last message is of the assistant, the responses continue it.
+    Raises RunError if the template fails, does not show all of the record, or writes the prompt in
+    another way before a response.
     """
-    render_chat, eos = renderer(tokenizer), tokenizer.eos_token
+    eos = template.tokenizer.eos_token
     answers = record.answers or [
         {"role": "assistant", "content": without_end(response, eos)} for response in responses
     ]
+    dialogues, end = [[*messages, answer] for answer in answers], "add_generation_prompt"
+    if is_of_assistant(messages[-1]):
+        *before, begun = messages
+        contents = [begun["content"] + answer["content"] for answer in answers]
+        dialogues = [
+            [*before, begun | answer | {"content": content}]
+            for answer, content in zip(answers, contents, strict=True)
+        ]
+        end = "continue_final_message"
     try:
-        prompt = render_chat(messages, record.tools, add_generation_prompt=True)
-        dialogues = [render_chat([*messages, answer], record.tools) for answer in answers]
+        prompt = template.render(messages, record.tools, **{end: True})
+        whole = [template.render(dialogue, record.tools) for dialogue in dialogues]
     except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
-    for dialogue in dialogues:
+    template.check_begin(record, messages, prompt)
+    template.check_shown(record, dialogues, whole)
+    for dialogue in whole:
         if not dialogue.startswith(prompt):
-            raise RunError(
-                f"{record.name}: a dialogue that the chat template renders, ...{dialogue[-80:]!r}, "
-                f"does not begin with its rendering of the prompt, ...{prompt[-80:]!r}; correct "
-                "it, or use --template raw or pku"
-            )
-    texts = [without_end(dialogue[len(prompt) :], eos) for dialogue in dialogues]
+            raise RunError(f"{record.name}: {another_prompt(prompt, dialogue, template.tokenizer)}")
+    texts = [without_end(dialogue[len(prompt) :], eos) for dialogue in whole]
     return Text(prompt, texts, add_bos=False)
+
+
+def another_prompt(prompt: str, dialogue: str, tokenizer) -> str:
+    """What is wrong where a template renders a dialogue that does not begin with the prompt."""
+    found = f"...{dialogue[-80:]!r}, does not begin with its rendering of the prompt, "
+    found = f"a dialogue that the chat template renders, {found}...{prompt[-80:]!r}; "
+    header = prompt[len(os.path.commonprefix([prompt, dialogue])) :]
+    if "think" not in header.lower():
+        return found + "correct it, or use --template raw or pku"
+    found += "it opens reasoning before an answer, and this answer has none at its beginning; "
+    names = [name for name in THINKING_ARGUMENTS if name in str(tokenizer.chat_template)]
+    if names:
+        return found + f"give --template_args {names[0]}=false, or answers with reasoning"
+    return found + "give answers with reasoning, another chat template, or --template raw or pku"
 
 
 def obstacles(record: Record, messages: list[dict], name: str) -> list[str]:
@@ -137,16 +186,18 @@ def obstacles(record: Record, messages: list[dict], name: str) -> list[str]:
     return kinds + (["tools"] if record.tools else []) + sorted(keys)
 
 
-def without_end_of_turn(record: Record, tokenizer, added_tokens: tuple[str, ...]) -> Record:
+def without_end_of_turn(record: Record, chat_template: ChatTemplate) -> Record:
     """The record whose responses have neither EOS nor the template's end of a turn at their end.
 
     An end of a turn is one of the added tokens of the tokenizer.
     """
+    tokenizer, added_tokens = chat_template.tokenizer, chat_template.added_tokens
     contents = [answer["content"] for answer in record.answers] or record.responses
     if not any(content.rstrip().endswith(added_tokens) for content in contents):
         return record
     ends = {tokenizer.eos_token}
-    for content, text in zip(contents, render(record, tokenizer, "chat").responses, strict=True):
+    texts = render(record, tokenizer, "chat", chat_template).responses
+    for content, text in zip(contents, texts, strict=True):
         bare = without_end(content, tokenizer.eos_token).strip()
         behind = text.rpartition(bare)[2] if bare else text
         ends |= {behind.strip()} & set(added_tokens)

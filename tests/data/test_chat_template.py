@@ -15,6 +15,7 @@ from tokenizers import AddedToken
 
 from nanoalign import records
 from nanoalign.data import chat_template
+from nanoalign.data.chat_template import ChatTemplate
 from nanoalign.data.formats import formats
 from nanoalign.data.sources import open_source
 from nanoalign.data.split import record_digests
@@ -112,11 +113,11 @@ def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
 @pytest.mark.parametrize(
     ("hidden", "name", "lacking"),
     [
-        ({"tools": ""}, "auto", "the chat template of this tokenizer does not show tools;"),
-        ({"calls": ""}, "auto", "does not show tool_calls;"),
-        ({"reasoning": ""}, "auto", "does not show reasoning_content;"),
+        ({"tools": ""}, "auto", "the chat template of this tokenizer does not show tools."),
+        ({"calls": ""}, "auto", "does not show tool_calls: "),
+        ({"reasoning": ""}, "auto", "does not show reasoning_content: 'Hm.'"),
         ({"tools": "", "calls": "", "reasoning": ""}, "chat",
-         "does not show tools and tool_calls and reasoning_content;"),
+         "does not show tools and tool_calls and reasoning_content: '"),
         ({}, "pku", "--template pku does not show tools and tool_calls and reasoning_content;"),
         ({}, "raw", "--template raw does not show tools and tool_calls and reasoning_content;"),
     ],
@@ -187,7 +188,7 @@ def test_content_beside_a_tool_call_is_not_left_out(tmp_path):
         tmp_path, {"prompt": "Hi", "chosen": [CALLING | {"content": "I look."}], "rejected": "b"}
     )
     assert texts(record, chat())[1].startswith("I look.look=")
-    with pytest.raises(RunError, match="does not show content beside tool_calls"):
+    with pytest.raises(RunError, match="not show the text of a message of 'assistant': 'I' is"):
         texts(record, chat(content=either))
 
 
@@ -202,7 +203,7 @@ def test_every_message_must_be_shown_with_its_parts(tmp_path):
     }
     (found,) = read(tmp_path, record)
     assert texts(found, chat())[1] == "find={}<eos>"
-    with pytest.raises(RunError, match="a:1: .* does not show tool_calls;"):
+    with pytest.raises(RunError, match="a:1: .* does not show tool_calls: 'find' "):
         texts(found, chat(calls=only_look))
 
 
@@ -301,12 +302,12 @@ def test_what_a_template_does_is_one_error(template, message, monkeypatch):
 
 def test_a_quick_template_is_as_it_was():
     tokenizer = rendering("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    assert chat_template.renderer(tokenizer)(MESSAGES) == "<user>Hi"
+    assert ChatTemplate(tokenizer).render(MESSAGES) == "<user>Hi"
 
 
 def test_other_threads_have_no_alarm_and_render_all_the_same():
     found = []
-    apply = chat_template.renderer(rendering("{{ messages[0].content }}"))
+    apply = ChatTemplate(rendering("{{ messages[0].content }}")).render
     thread = threading.Thread(target=lambda: found.append(apply(MESSAGES)))
     thread.start()
     thread.join()
@@ -316,9 +317,9 @@ def test_other_threads_have_no_alarm_and_render_all_the_same():
 def test_the_time_limit_is_one_of_a_dialogue(monkeypatch):
     """Not of a data set."""
     monkeypatch.setattr(chat_template, "SECONDS", 0.3)
-    apply = chat_template.renderer(rendering("{{ messages[0].content }}"))
+    apply = ChatTemplate(rendering("{{ messages[0].content }}")).render
     for _ in range(4):
         apply(MESSAGES)
         time.sleep(0.1)
     with pytest.raises(TemplateError):
-        chat_template.renderer(rendering(LOOP))(MESSAGES)
+        ChatTemplate(rendering(LOOP)).render(MESSAGES)
