@@ -88,15 +88,20 @@ class ChatTemplate:
         return text
 
     def check_shown(
-        self, record: Record, dialogues: Sequence[list[dict]], texts: Sequence[str]
+        self, record: Record, prompt: str, dialogues: Sequence[list[dict]], texts: Sequence[str]
     ) -> None:
         """Raises RunError for a text of a record that is not in its rendering.
 
-        dialogues: the messages of the prompt with each answer. texts: what they are rendered to.
+        prompt: the text before the answers. dialogues: the messages of the prompt with each
+        answer. texts: what they are rendered to.
         """
         lost: dict[str, str] = {}
-        for messages, text in zip(dialogues, texts, strict=True):
-            lost = lost_parts(messages, record.tools, text) | lost
+        begun = dialogues and len(dialogues[0]) == len(messages_of(record.prompt))
+        for n, (messages, text) in enumerate(zip(dialogues, texts, strict=True)):
+            if n == 0 or begun:  # the answer continues the last message of the prompt
+                lost |= lost_parts(messages, record.tools, text)
+            else:  # the prompt is the same
+                lost |= lost_parts(messages[-1:], None, text, len(prompt))
             shape = (bool(record.tools), *map(shape_of, messages))
             if not lost and shape not in self.shapes:
                 self.shapes.add(shape)
@@ -168,9 +173,11 @@ def shape_of(message: dict) -> tuple:
     return message["role"], bool(message["content"].strip()), calls, *sorted(message.keys() - BARE)
 
 
-def lost_parts(messages: Sequence[dict], tools: list[dict] | None, text: str) -> dict[str, str]:
-    """The parts of a dialogue that are not all in its text, and a missing word of each."""
-    start, names = 0, [name for name in names_of_tools(tools) if name not in text]
+def lost_parts(
+    messages: Sequence[dict], tools: list[dict] | None, text: str, start: int = 0
+) -> dict[str, str]:
+    """The parts of a dialogue that are not all in its text behind `start`, with a missing word."""
+    names = [name for name in names_of_tools(tools) if name not in text]
     lost = {"tools": names[0]} if names else {}
     for message in messages:
         ends = []
@@ -194,6 +201,8 @@ def parts_of(message: dict) -> Iterator[tuple[str, list[list[str]]]]:
     """
     if message["content"].strip():
         yield f"the text of a message of '{message['role']}'", [[message["content"]]]
+    if len(message) == len(BARE):
+        return
     for key in (*REASONING, "function_call", "tool_calls"):
         values = message.get(key, ())
         groups = [list(texts_in(each)) for each in (values if key == "tool_calls" else [values])]

@@ -149,6 +149,23 @@ def alpaca(rest: dict) -> dict:
     return {"prompt": instruction(rest)} | {side: rest.pop(side) for side in ("chosen", "rejected")}
 
 
+def swift(name: str, rest: dict) -> dict:
+    """Reads a pair of ms-swift: messages that end with the chosen answer, and the rejected one.
+
+    rest[name]: the rejected answer, as text or messages.
+    """
+    *prompt, chosen = turns(rest.pop("messages"), "messages")
+    rejected = rest.pop(name)
+    if isinstance(rejected, list):
+        return {"chosen": [*prompt, chosen], "rejected": rejected}
+    return {"prompt": prompt, "chosen": [chosen], "rejected": rejected}
+
+
+def two_conversations(rest: dict) -> dict:
+    """Reads a pair of torchtune: two lists of messages that begin with the same prompt."""
+    return {side: rest.pop(f"{side}_conversations") for side in ("chosen", "rejected")}
+
+
 def shp(rest: dict) -> dict:
     """Reads Stanford SHP: a post and two comments; `labels` is 1 if A has the higher score.
 
@@ -173,6 +190,18 @@ def nectar(rest: dict) -> dict:
         prompt, texts = prompt.rstrip(" "), [f" {text}" for text in texts]
     ranks = [number(answer["rank"], "rank") for answer in answers]
     return {"prompt": prompt, "responses": texts, "scores": [-rank for rank in ranks]}
+
+
+def nemo(rest: dict) -> dict:
+    """Reads NeMo-RL's preferences: messages, and completions with ranks, of which 0 is the best."""
+    completions = objects(rest.pop("completions"), "completions", "rank", "completion")
+    ranks = [number(each["rank"], "rank") for each in completions]
+    responses = [each["completion"] for each in completions]
+    return {
+        "prompt": rest.pop("context"),
+        "responses": responses,
+        "scores": [-rank for rank in ranks],
+    }
 
 
 def ultrafeedback(rest: dict) -> dict:
@@ -281,8 +310,12 @@ FOREIGN = {
     # OpenRLHF, and LLaMA-Factory with messages of OpenAI
     ("context_messages", "chosen", "rejected"): partial(renamed_prompt, "context_messages"),
     ("messages", "chosen", "rejected"): partial(renamed_prompt, "messages"),
+    ("messages", "rejected_response"): partial(swift, "rejected_response"),
+    ("messages", "rejected_messages"): partial(swift, "rejected_messages"),
+    ("chosen_conversations", "rejected_conversations"): two_conversations,
     ("history", "human_ref_A", "human_ref_B", "labels"): shp,
     ("prompt", "answers"): nectar,
+    ("context", "completions"): nemo,
     ("instruction", "completions"): ultrafeedback,
     ("prompt", "response_1", "response_2", "preference_strength"): helpsteer2,
     ("context", "response1", "response2", "overall_preference"): helpsteer3,

@@ -85,7 +85,7 @@ def pair_with_prompt(record: dict) -> Record:
     """Reads a prompt, a chosen and a rejected response; each is text, or a list of messages."""
     if isinstance(record["chosen"], list) and isinstance(record["rejected"], list):
         return with_margin(record, pair_of_messages(record))
-    return with_margin(record, from_messages(pair(record), "response"))
+    return with_margin(record, from_messages(pair(record), "chosen", "rejected"))
 
 
 def pair_without_prompt(record: dict) -> Record:
@@ -110,9 +110,10 @@ def pku(preferences: Sequence[str], record: dict) -> Record:
             given = " ".join(preferences)
             raise ValueError(f"{name}_response_id is {label!r}; --preference {given} needs 0 or 1")
         better.append(label)
-    responses = (record["response_0"], record["response_1"])[:: -1 if better[0] else 1]
+    names = ("response_0", "response_1")[:: -1 if better[0] else 1]
+    responses = tuple(record[name] for name in names)
     pairs = tuple((0, 1) if label == better[0] else (1, 0) for label in better)
-    parsed = from_messages(Record(record["prompt"], responses, pairs), "response")
+    parsed = from_messages(Record(record["prompt"], responses, pairs), *names)
     if len(preferences) == 1:
         return with_margin(record, parsed)
     return replace(parsed, extra={"dimensions": list(range(len(pairs)))})

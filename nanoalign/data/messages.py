@@ -7,6 +7,7 @@ keys, which a chat template gets (nanoalign/data/templates.py).
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 
 from nanoalign.data.columns import TEXTS
 from nanoalign.data.dialogues import is_dialogue, messages_of
@@ -259,8 +260,11 @@ def with_prompt(prompt: list[dict], messages: list[dict]) -> list[dict]:
     return prompt + messages
 
 
-def from_messages(record: Record, name: str) -> Record:
-    """The Record with text in place of responses that are messages. name: of a response."""
+def from_messages(record: Record, *names: str) -> Record:
+    """The Record with text in place of responses that are messages.
+
+    names: of the responses, or one for all, for errors.
+    """
     if not any(isinstance(response, dict | list) for response in record.responses):
         return record
-    return with_answers(record, [answer(response, name) for response in record.responses])
+    return with_answers(record, list(map(answer, record.responses, cycle(names))))

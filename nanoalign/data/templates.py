@@ -150,7 +150,7 @@ def chat(
     except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     template.check_begin(record, messages, prompt)
-    template.check_shown(record, dialogues, whole)
+    template.check_shown(record, prompt, dialogues, whole)
     for dialogue in whole:
         if not dialogue.startswith(prompt):
             raise RunError(f"{record.name}: {another_prompt(prompt, dialogue, template.tokenizer)}")

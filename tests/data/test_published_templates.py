@@ -1,0 +1,172 @@
+"""python -m pytest tests/data/test_published_templates.py
+
+The chat templates that TRL ships, each on a byte-level tokenizer whose EOS is the end of the
+template's turns: rows have the tokens of transformers' rendering of the whole dialogue, or an error
+says what is not shown.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import byte_tokenizer
+from jinja2 import TemplateError
+
+from nanoalign.data.chat_template import EARLIER_REASONING
+from nanoalign.data.formats import formats
+from nanoalign.data.templates import encode_records
+from nanoalign.errors import RunError
+from nanoalign.records import parse
+
+trl = pytest.importorskip("trl")
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+IMAGES = {"idefics3", "llava_next", "smolvlm"}  # of parts: no text of ours is shown
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str, **more: object) -> dict:
+    return {"role": "assistant", "content": text} | more
+
+
+def call(zone: str, number: int = 0) -> dict:
+    function = {"name": "clock", "arguments": {"zone": zone}}
+    return {"type": "function", "id": f"abcdefgh{number}", "function": function}
+
+
+PARAMETERS = {"type": "object", "properties": {"zone": {"type": "string", "description": "Of it."}}}
+CLOCK = {"name": "clock", "description": "Reads a clock.", "parameters": PARAMETERS}
+TOOLS = {"tools": [{"type": "function", "function": CLOCK}]}
+ASKED, NINE = [user("How late is it?")], assistant("It is nine.")
+GREETED = [user("Hello there."), assistant("Good day.")]
+BRIEF, PIRATE = ({"role": "system", "content": c} for c in ("Be very brief.", "Be a pirate."))
+LOOKED = [
+    assistant("", tool_calls=[call("Oslo")]),
+    {"role": "tool", "content": "21:00 sharp", "name": "clock", "tool_call_id": "abcdefgh0"},
+]
+TWO = assistant("Let me look.", tool_calls=[call("Oslo"), call("Rome", 1)])
+THOUGHT = "The hand points up."
+
+# case -> (prompt, chosen, further keys, how many of the 72 templates show it at least). {end} is
+# the token that ends a turn, {eos} the tokenizer's EOS.
+CASES = {
+    "one turn": (ASKED, NINE, {}, 54),
+    "several turns": (GREETED + ASKED, NINE, {}, 54),
+    "system": ([BRIEF, *ASKED], NINE, {}, 52),
+    "system in the middle": ([*GREETED, PIRATE, *ASKED], NINE, {}, 36),
+    "tool call": (ASKED, LOOKED[0], TOOLS, 36),
+    "tool result": (ASKED + LOOKED, NINE, TOOLS, 36),
+    "text and two calls": (ASKED, TWO, TOOLS, 30),
+    "reasoning_content": (ASKED, NINE | {"reasoning_content": THOUGHT}, {}, 20),
+    "reasoning": (ASKED, NINE | {"reasoning": THOUGHT}, {}, 20),
+    "thinking": (ASKED, NINE | {"thinking": THOUGHT}, {}, 20),
+    "earlier reasoning": ([ASKED[0], NINE | {"reasoning_content": THOUGHT}, *ASKED], NINE, {}, 22),
+    "<think> in the content": (ASKED, assistant(f"<think>\n{THOUGHT}\n</think>\n\nNine."), {}, 61),
+    "</think> alone": (ASKED, assistant(f"{THOUGHT}\n</think>\n\nNine."), {}, 52),
+    "EOS at the end": (ASKED, assistant("It is nine.{eos}"), {}, 54),
+    "end of turn at the end": (ASKED, assistant("It is nine.{end}"), {}, 54),
+    "white space": ([user("  How late is it? \n")], assistant("  It is nine. \n"), {}, 54),
+    "no user": ([BRIEF], NINE, {}, 38),
+    "two users": ([GREETED[0], *ASKED], NINE, {}, 46),
+    "prefill": ([*ASKED, assistant("It must be")], assistant(" nine."), {}, 50),
+    "typed end of turn": ([user("What is {end}?")], assistant("It is {end} you see."), {}, 54),
+}
+
+
+def special_tokens(text: str) -> list[str]:
+    return re.findall(r"<\|?[^<>\s'\"{}/]+\|?>|\[/?[A-Z_]+\]", text)
+
+
+def tokenizer_of(source: str):
+    """(a tokenizer with a chat template, the token that ends its turns)."""
+    parts = [user("Q?"), assistant("XYZZY")]
+    try:
+        text = byte_tokenizer(chat_template=source).apply_chat_template(parts, tokenize=False)
+        assert "XYZZY" in text
+    except (AssertionError, TemplateError):  # of images: it wants lists of parts
+        parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in parts]
+        text = byte_tokenizer(chat_template=source).apply_chat_template(parts, tokenize=False)
+    ends = special_tokens(text.rpartition("XYZZY")[2])
+    tokenizer = byte_tokenizer(chat_template=source, eos_token=ends[-1] if ends else "<eos>")
+    known = {"<think>", tokenizer.eos_token, "<eos>", "<bos>", "<pad>"}
+    kinds = r"<\||<｜|<(start|end)_of|\[|<\S+_?(turn|token)"
+    more = [each for each in special_tokens(source) if re.match(kinds, each) and each not in known]
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(more))})
+    return tokenizer, ends[0] if ends else ""
+
+
+def filled(value: object, **names: str) -> object:
+    """A copy of a value whose texts have these values in place of {names}."""
+    if isinstance(value, str):
+        for name, text in names.items():
+            value = value.replace("{" + name + "}", text)
+        return value
+    if isinstance(value, list):
+        return [filled(each, **names) for each in value]
+    if isinstance(value, dict):
+        return {key: filled(each, **names) for key, each in value.items()}
+    return value
+
+
+def tokens_of(messages: list[dict], tools: list | None, tokenizer) -> list[int]:
+    """Those of transformers' text of a whole dialogue, up to its EOS, which is there once."""
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    text = text.rstrip()
+    while text.endswith(tokenizer.eos_token):
+        text = text.removesuffix(tokenizer.eos_token)
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def rows_equal(tokenizer, end: str, case: str) -> bool:
+    """Whether the row of a case has the tokens of transformers; False if it is refused."""
+    prompt, chosen, more, _ = CASES[case]
+    other = assistant(" no." if case == "prefill" else "Never mind.")
+    if "think>" in case:  # the answers differ by their reasoning alone
+        other = assistant(chosen["content"].replace(THOUGHT, "A guess."))
+    record = {"prompt": prompt, "chosen": [chosen], "rejected": [other], **more}
+    record = filled(record, eos=tokenizer.eos_token, end=end)
+    try:
+        _, parsed = parse(record, "test:1", formats())
+        (row,) = encode_records([replace(parsed, name="test:1")], tokenizer, 4096, "auto")
+    except RunError as error:
+        said = r"does not show|the chat template fails|does not begin with its rendering"
+        assert re.search(said, str(error)), error
+        return False
+    forgotten = EARLIER_REASONING in row.notes
+    assert not forgotten or case == "earlier reasoning"
+    answers = [record["chosen"][0], other]
+    for answer, response in zip(answers, row.responses, strict=True):
+        dialogue = [*record["prompt"], answer]
+        if case == "prefill":
+            *before, begun, last = dialogue
+            dialogue = [*before, begun | {"content": begun["content"] + last["content"]}]
+        if "at the end" in case:
+            content = answer["content"].removesuffix(tokenizer.eos_token).removesuffix(end)
+            dialogue[-1] = answer | {"content": content}
+        expected = tokens_of(dialogue, record.get("tools"), tokenizer)
+        assert [*row.prompt, *response] == expected
+        text = re.sub(r"\s+", " ", tokenizer.decode(expected))
+        assert (THOUGHT in text) == (THOUGHT in str(dialogue) and not forgotten)
+    assert row.responses[0].tolist() != row.responses[1].tolist()
+    return True
+
+
+@pytest.fixture(scope="module")
+def templates() -> dict:
+    paths = sorted(FOLDER.glob("*.jinja"))
+    return {path.stem: tokenizer_of(path.read_text(encoding="utf-8")) for path in paths}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_have_the_tokens_of_transformers_or_are_refused(templates, case):
+    wrong, shown = [], 0
+    for name, (tokenizer, end) in templates.items():
+        try:
+            shown += rows_equal(tokenizer, end, case)
+        except AssertionError as error:
+            wrong.append(f"{name}: {str(error)[:300]}")
+    assert not wrong, "\n".join(wrong)
+    assert len(templates) >= 72 and shown >= CASES[case][3], shown
