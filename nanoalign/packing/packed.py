@@ -23,31 +23,37 @@ import torch
 from nanoalign.batch import Batch, Row, comparisons
 from nanoalign.loop import Batcher
 from nanoalign.model import Scorer
+from nanoalign.packing import rope
 from nanoalign.packing.attention import use_tree_attention
 from nanoalign.packing.tree import Tree
 
 
-def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
-    """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs."""
-    start, tokens, positions, predicted_at, ends_at = 0, [], [], [], []
+def collate(rows: Sequence[Row], weight: float = 1.0, border: int | None = None) -> Batch:
+    """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs.
+
+    border: of the model, see rope.border_of.
+    """
+    start, tokens, positions, predicted_at, ends_at, parts = 0, [], [], [], [], []
     for row in rows:
         width = len(row.prompt)
-        tokens += [row.prompt, *row.responses]
-        positions.append(np.arange(width))
-        end = last = start + width  # of the prompt
-        for response in row.responses:
-            start, end = end, end + len(response)
-            positions.append(np.arange(width, width + len(response)))
-            predicted_at.append(np.concatenate(([last - 1], np.arange(start, end - 1))))
-            ends_at.append(end - 1)
-        start = end
+        for responses, mark in rope.split_at(row, border):
+            tokens += [row.prompt, *responses]
+            parts.append((width, *map(len, responses)))
+            positions.append(np.arange(width) + mark)
+            end = last = start + width  # of the prompt
+            for response in responses:
+                start, end = end, end + len(response)
+                positions.append(np.arange(width, width + len(response)) + mark)
+                predicted_at.append(np.concatenate(([last - 1], np.arange(start, end - 1))))
+                ends_at.append(end - 1)
+            start = end
     return Batch(
         inputs={
             "input_ids": torch.from_numpy(np.concatenate(tokens).astype(np.int64)[None]),
             "position_ids": torch.from_numpy(np.concatenate(positions)[None]),
             # A mask of 4 dimensions is used as it is: so transformers makes none of T x T places.
             "attention_mask": torch.zeros(1, 1, 1, 1),
-            "tree": Tree([(len(row.prompt), *map(len, row.responses)) for row in rows]),
+            "tree": Tree(parts),
         },
         predicted_at=torch.from_numpy(np.concatenate(predicted_at)),
         ends_at=torch.tensor(ends_at),
@@ -55,17 +61,37 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
     )
 
 
-class PackedBatcher(Batcher):
+class PaddedBatcher(Batcher):
+    """Makes micro-batches of padded lines, as the core does, also for models with LongRoPE."""
+
+    border: int | None = None  # of the model
+
+    def prepare(self, model: Scorer) -> None:
+        self.border = rope.border_of(model.model)
+        rope.read_marks(model.model)
+
+    def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
+        batch = super().collate(rows, weight)
+        if self.border is not None:
+            added = torch.tensor([m for row in rows for m in rope.marks(row, self.border)])[:, None]
+            places = torch.arange(batch.inputs["input_ids"].shape[1])
+            short = places.clamp(max=self.border - 1)  # what is behind it is padding
+            batch.inputs["position_ids"] = torch.where(added > 0, places + added, short)
+        return batch
+
+
+class PackedBatcher(PaddedBatcher):
     """Makes micro-batches of packed rows."""
 
     advice = "this architecture can't share rows: use --no-share_prefix"
     costs = (1, 0, 0)  # of `operations`, which then are tokens
 
     def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:
-        return collate(rows, weight)
+        return collate(rows, weight, self.border)
 
     def prepare(self, model: Scorer) -> None:
         """Lets the model read packed rows. Raises RunError for a model that cannot."""
+        super().prepare(model)
         use_tree_attention(model.model)
         # Multiply-adds of a forward pass, as if there were no sliding windows, and all experts ran.
         config, blocks = model.model.config.get_text_config(), model.blocks()
@@ -134,4 +160,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def layout(args: argparse.Namespace) -> type[Batcher]:
     """The class that makes batches: of packed rows, or with --no-share_prefix of padded lines."""
-    return PackedBatcher if args.share_prefix else Batcher
+    return PackedBatcher if args.share_prefix else PaddedBatcher

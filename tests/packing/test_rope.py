@@ -1,0 +1,87 @@
+"""python -m pytest tests/packing/test_rope.py
+
+LongRoPE: a response has the frequencies of its own sequence, whatever shares its forward.
+"""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Phi3Config
+
+from nanoalign.batch import Row
+from nanoalign.model import Policy
+from nanoalign.packing.packed import PackedBatcher, PaddedBatcher
+from nanoalign.packing.rope import border_of
+
+BORDER, VOCAB = 40, 64
+FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 4.0, 7.0, 10.0]}
+
+
+def phi3(kind: str = "longrope", border: int = BORDER) -> torch.nn.Module:
+    torch.manual_seed(0)
+    parameters = {"rope_type": kind, "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
+    parameters |= FACTORS | {"original_max_position_embeddings": border}
+    config = Phi3Config(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4 * BORDER,
+        original_max_position_embeddings=border, rope_parameters=parameters,
+        initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def rows() -> list[Row]:
+    """Of tokens of prompt and responses: short, long, at the border, and on both of its sides."""
+    draw = np.random.default_rng(0)
+
+    def tokens(n: int) -> np.ndarray:
+        return draw.integers(3, VOCAB, n, dtype=np.int32)
+
+    lengths = [(5, 4, 9), (50, 20, 12), (30, 10, 10), (30, 10, 11), (20, 60, 7), (38, 1, 3)]
+    return [
+        Row(f"test:{n}", tokens(prompt), (tokens(a), tokens(b)))
+        for n, (prompt, a, b) in enumerate(lengths)
+    ]
+
+
+def alone(model: torch.nn.Module, row: Row) -> list[float]:
+    """The log-probability of each response, by transformers' forward of its sequence alone."""
+    found = []
+    for response in row.responses:
+        ids = torch.from_numpy(np.concatenate((row.prompt, response)).astype(np.int64))[None]
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        scored = logps.gather(-1, ids[0, 1:, None])[len(row.prompt) - 1 :]
+        found.append(scored.sum().item())
+    return found
+
+
+@pytest.mark.parametrize("layout", [PackedBatcher, PaddedBatcher])
+@pytest.mark.parametrize("tokens", [1, 10_000])
+def test_scores_are_those_of_separate_sequences(layout, tokens, world):
+    model, found = phi3(), {}
+    assert border_of(model) == BORDER
+    expected = [alone(model, row) for row in rows()]
+    policy, batcher = Policy(model), layout(world, tokens)
+    batcher.prepare(policy)
+    for batch in batcher.step(rows()):
+        with torch.no_grad():
+            scores = policy(batch).view(-1, 2)
+        found |= dict(zip(batch.rows, scores.tolist(), strict=True))
+    torch.testing.assert_close(
+        [found[n] for n in range(len(expected))], expected, rtol=0, atol=1e-4
+    )
+    again = [alone(model, row) for row in rows()]  # the model's own forward is as it was
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-5)
+
+
+def test_the_two_sets_of_frequencies_differ_in_these_scores(world):
+    """So that the test above could fail."""
+    short, long = phi3(border=4 * BORDER), phi3()
+    off = np.abs(np.array([alone(short, r) for r in rows()]) - [alone(long, r) for r in rows()])
+    assert (off[0] < 1e-5).all() and (off[1] > 0.1).all()
+    assert off[4, 0] > 0.1 and off[4, 1] < 1e-5  # one response on each side
+
+
+def test_another_kind_of_rotary_embedding_has_no_border():
+    assert border_of(phi3("default")) is None
