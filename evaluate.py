@@ -58,7 +58,10 @@ from nanoalign.weights.folders import load_tokenizer, local_folder
 
 
 def parse_args(argv: list[str] | None = None) -> list[Namespace]:
-    """The flags of each command to run: of the one that is given; without one of rm and policy."""
+    """Returns the flags of each command to run: of the one in argv; without one, of rm and policy.
+
+    argv: the words of the command line; None: those of this process.
+    """
     parser = Parser(__doc__)
     commands.add_arguments(parser)
     argv = sys.argv[1:] if argv is None else argv
@@ -68,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> list[Namespace]:
 
 
 def embedded_truth() -> TrueRule:
-    """The rule of the embedded world, which grades responses to its prompts; others have none."""
+    """The rule of the embedded world, which knows the prompts of the embedded data."""
     rewards = {"better": embedded.true_reward, "safer": embedded.true_safety}
     return TrueRule(embedded.prompts(), rewards)
 
@@ -148,7 +151,10 @@ def evaluate_rm(args: Namespace, world: World) -> None:
 
 
 def check_subsets(records: Sequence[Record], compared: Sequence[Record]) -> None:
-    """Raises RunError if two subsets have one file name, or a subset has no pairs."""
+    """Raises RunError if two subsets have one file name, or a subset has no pairs.
+
+    records: all that were read. compared: those with pairs.
+    """
     pictures = {results.picture_name("all"): "the row of all"}
     for name in dict.fromkeys(record.subset for record in records):
         if (other := pictures.setdefault(results.picture_name(name), name)) != name:
@@ -174,7 +180,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         for name in dict.fromkeys(names.values())
     }
     both = [samplers[name] for name in names.values()]
-    kl_is_known = answers.kl_is_known(both, args.temperature, args.top_p)
+    as_sampled = answers.share_vocabulary(both)
+    kl_is_known = as_sampled and args.temperature == args.top_p == 1
     # Only the KL needs packed rows, so a policy that can't share rows can still be sampled.
     checked = batcher if kl_is_known else loop.Batcher(world, args.micro_batch_tokens)
     for sampler in samplers.values():
@@ -192,7 +199,6 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for role, name in names.items():
         on_main(world, partial(results.keep_answers, args.out, role, prompts, sampled[name]))
     all_answers = given_answers | {role: sampled[name] for role, name in names.items()}
-    as_sampled = len(both) == 2 and answers.share_vocabulary(both)
     compared = compare(judge, prompts, all_answers, as_sampled, batcher)
     kl = answers.kl_estimate(*both, all_answers["policy"], batcher) if kl_is_known else {}
     if not world.is_main:

@@ -43,10 +43,10 @@ class Judge:
 def load_judge(
     prompts: Sequence[Record], samplers: Sequence[Sampler], batcher: Batcher, args: Namespace
 ) -> Judge:
-    """Loads the judge of --reward.
+    """Loads the judge of --reward, which is called before anything is sampled.
 
-    Raises RunError before anything is sampled if the model can't be loaded, or can't read every
-    prompt with an answer.
+    Raises RunError if the model can't be loaded, can't read every prompt with an answer, or has
+    fewer positions than its max_length; and as shares_of and rule_for.
     """
     folder, world = local_folder(args.reward), batcher.world
     model = load_reward_model(folder, world, compute_dtype(args.precision, world.device))
@@ -68,7 +68,10 @@ def load_judge(
 def shares_of(
     model: RewardModel, name: str, combine: list[tuple[str, float]] | None
 ) -> dict[str, float]:
-    """The factor of each preference. Raises RunError if there are several and no --combine."""
+    """What the reward of each preference is multiplied by.
+
+    combine: of --combine. Raises RunError if it is None and the model has several preferences.
+    """
     first, *others = views(model, combine and combine[0][0], combine)
     if others:
         names = [view.name for view in (first, *others)]
@@ -109,9 +112,10 @@ def compare(
     as_sampled: bool,
     batcher: Batcher,
 ) -> list[Compared]:
-    """All answers of both models to each prompt, and their rewards. A collective.
+    """Computes the rewards of all answers to each prompt, and prints a line. A collective.
 
-    as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
+    answers: by role. as_sampled: whether the length of an answer is the number of tokens that were
+        sampled, not of those that the judge's tokenizer makes of its text.
     """
     places = [
         (n, role, k)
@@ -147,10 +151,11 @@ def compare(
 
 
 def rewards_of(judge: Judge, encoded: Encoded, batcher: Batcher) -> list[float]:
-    """The reward of the one response of each row. A collective.
+    """The reward of the one response of each row, in the order of the rows. A collective.
 
-    Responses to the same tokens of a prompt share rows, of about `batcher.tokens` tokens. Equal
-    ones are scored once: in another row rounding differs, and they would no longer tie.
+    Responses to the same tokens of a prompt are computed in shared rows of about `batcher.tokens`
+    tokens. Equal ones are scored once, because rounding differs between rows, so two rewards of
+    equal responses might differ.
     """
     shared: dict[bytes, tuple[Row, dict[bytes, np.ndarray]]] = {}  # by prompt, by response
     keys = []

@@ -35,7 +35,11 @@ OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their pro
 
 
 def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> SeveralRewards:
-    """A frozen reward model, with one output or several; `Mixed` makes one reward of them."""
+    """Loads a frozen reward model with one output or several; `Mixed` makes one reward of them.
+
+    Raises RunError if there is none in the folder, or transformers reads its rewards elsewhere than
+    at the EOS.
+    """
     model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
     check_pad_token(folder)
     return model
@@ -43,10 +47,11 @@ def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> Several
 
 @torch.no_grad()
 def score_rows(score: Score, rows: Sequence[Row], batcher: Batcher, name: str) -> list[list[float]]:
-    """The score of every response of each row, the same on all ranks. A collective.
+    """The score of every response of each row, [row][response], the same on all ranks.
 
-    Equal responses of a row get one score, although rounding differs at different places of a row.
-    name: of the model, for errors.
+    A collective. Equal responses of a row get the score of the first, because rounding differs
+    between places of a row. name: of the model, for errors. Raises RunError if a score is not
+    finite.
     """
     world = batcher.world
     first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
@@ -84,10 +89,12 @@ class View(NamedTuple):
 def views(
     model: RewardModel, preference: str | None, combine: list[tuple[str, float]] | None
 ) -> list[View]:
-    """Each preference of the model with its own labels; or, with `combine`, the weighted sum.
+    """The rewards of a model that are evaluated: one per preference; or their sum, by `combine`.
 
-    preference: whose labels, if not those of the model itself.
-    Raises RunError if the model lacks the preference, or the labels are not determined.
+    preference: this one alone is evaluated; with `combine`, or by a model of one preference, it
+        names the labels. combine: the weights of the sum, or None.
+    Raises RunError if the model of several preferences lacks `preference`, or if a sum of several
+    has no `preference`, whose labels it is compared with.
     """
     names = preferences_of(model)
     if combine:
@@ -116,9 +123,9 @@ class Encoded(NamedTuple):
     factor: float
 
     def counts(self, records: Sequence[Record]) -> Counter:
-        """What encoding cut, and which columns were ignored, by reason.
+        """The numbers of rows by their notes: what was cut, and which columns were ignored.
 
-        records: of the rows. What was done to prompts is counted once for all rows of a prompt.
+        records: those of the rows. A note about the prompt counts once for all rows of a prompt.
         """
         rows = zip(prompt_keys(records), self.rows, strict=True)
         notes = [(key, note) for key, row in rows for note in row.notes]
@@ -139,9 +146,10 @@ def encode_for(
     rule: tuple[str, int],  # template, max_length
     ended: Sequence[Ended] | None = None,  # of sampled answers: see encode_answers
 ) -> list[Encoded]:
-    """The rows of the records; for a conditioned model once per preference, which prompts name.
+    """Encodes the records once; for a conditioned model once per preference, which prompts name.
 
-    Prompts have the form in which the model was trained: see rewards.prompt_kinds.as_trained.
+    shares: what the reward of each preference is multiplied by. Prompts get the form in which the
+    model was trained: see rewards.prompt_kinds.as_trained, which may raise RunError.
     """
     kinds = rule_of(model).get("prompts", ())
     formed = [as_trained(record, rule[0], kinds) for record in records]
@@ -168,10 +176,11 @@ def encode_for(
 def encode_answers(
     records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
 ) -> list[Row]:
-    """As data.templates.encode_records, but a response that sampling has cut has no end.
+    """As data.templates.encode_records, but a response that sampling stopped gets no end.
 
-    A cut response gets neither EOS nor what a chat template writes behind an answer. Without tokens
-    it keeps its EOS, because a reward is read at the last token of a response.
+    Such a response (False in `ended`) has neither EOS nor what a chat template writes behind an
+    answer. Without other tokens it has the EOS alone, because a reward is read at the last token of
+    a response.
     """
     rows = encode_records(records, tokenizer, sys.maxsize, template)
     cut_rows = []
@@ -193,7 +202,7 @@ def encode_answers(
 
 
 def without_tail(text: str, answer: str) -> str:
-    """What a chat template rendered for an answer, up to the end of the answer's own text."""
+    """The text that a chat template rendered for an answer, up to the end of the answer itself."""
     answer = answer.strip()
     if not answer:
         return ""
@@ -210,7 +219,10 @@ def lengths_of(
     encoded: list[Encoded],  # of the records
     ended: Sequence[Ended] | None = None,
 ) -> list[list[tuple[int, float]]]:
-    """(tokens, with the EOS; the share that was read of them) of every response of each record."""
+    """The lengths of every response, [record][response]: (tokens with the EOS, share of them read).
+
+    The share is below 1 if the rule's max_length cut the response, in any of `encoded`.
+    """
     whole = encode_for(model, shares, records, tokenizer, (template, sys.maxsize), ended)[0].rows
     return [
         [
@@ -222,7 +234,10 @@ def lengths_of(
 
 
 def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str) -> None:
-    """Raises RunError for rows that the model cannot score, or scores wrongly in a batch."""
+    """Raises RunError for rows that the model can't score, or scores wrongly in a batch.
+
+    name: of the model, for errors.
+    """
     for part in encoded:
         check_fits(score, part.rows, name)
         check_layout(score, part.rows, batcher, name)
@@ -231,7 +246,10 @@ def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: 
 def score_encoded(
     score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str
 ) -> list[list[float]]:
-    """The reward of every response of each record, the same on all ranks. A collective."""
+    """The reward of every response, [record][response], the same on all ranks. A collective.
+
+    It is the sum over `encoded` of the scores of the rows, multiplied by the factor.
+    """
     parts = [score_rows(score, part.rows, batcher, name) for part in encoded]
     return [
         [

@@ -26,9 +26,9 @@ def lines_trained_on(
 
 
 def add_pairs(figures: dict, trained: Sequence[Scored]) -> None:
-    """Adds how many pairs were trained on to the figures of each subset and of all.
+    """Adds the number of pairs that were trained on to the figures of each subset and of all.
 
-    trained: the lines that were trained on.
+    figures: what metrics.json gets; changed in place. trained: the lines that were trained on.
     """
     for subset, subset_figures in figures["subsets"].items():
         of_subset = [line for line in trained if line.subset == subset]
@@ -37,16 +37,21 @@ def add_pairs(figures: dict, trained: Sequence[Scored]) -> None:
 
 
 def note_on_pairs(figures: Figures, name: str, known: dict[str, np.ndarray]) -> str:
-    """The pairs that the model `name` was trained on, in a sentence."""
+    """A sentence: how many of the pairs the model `name` was trained on.
+
+    It names --data held_out:NAME if there are some, and the model held out records. figures: those
+    of all pairs. known: what `recall` reads of the model.
+    """
     count = figures["trained_on"]
     text = f"{count:,} of {figures['pairs']:,} pairs were trained on by --model {name}"
     return text + f"; for others: --data held_out:{name}" * (count > 0 < len(known["held_out"]))
 
 
 def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None]) -> Figures:
-    """How many of the prompts, each counted once, each model was trained on.
+    """Counts the prompts, each once, that each model was trained on.
 
-    models: names of models, by the name of the figure. Models of other programs have none.
+    models: by the name of the figure the name of a model, or None. A model whose folder has no
+        records.npz, as those of other programs, has no figure.
     """
     digests, figures = np.unique(record_digests(prompts)[:, 0]), {}
     for figure, name in models.items():
@@ -56,7 +61,7 @@ def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None])
 
 
 def note_on_prompts(figures: Figures) -> str | None:
-    """The prompts that were trained on, in a sentence; None where that is not known."""
+    """A sentence: how many prompts the models were trained on; None if that is known of none."""
     who = {"policy_trained_on": "the policy", "reward_trained_on": "the reward model"}
     known = {key: name for key, name in who.items() if key in figures}
     if not known:

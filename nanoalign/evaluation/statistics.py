@@ -28,16 +28,16 @@ class Calibration(NamedTuple):
     error: float  # mean absolute difference of the two, weighted by the counts
 
 
-def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
-    """Compares sigmoid(margin) with the share of labels that agree.
+def calibration(margins: np.ndarray) -> Calibration:
+    """Compares sigmoid(|margin|), the confidence of a pair, with the share of labels that agree.
 
-    margins: reward of the better response minus that of the worse one, (P,). The confidence of a
-        pair is sigmoid(|margin|), in `bins` bins of equal width over [0.5, 1].
+    margins: reward of the better response minus that of the worse one, (P,). The confidences are
+        put into 10 bins of equal width over [0.5, 1].
     The error is the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv
     1706.04599, equation 3).
     """
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
-    hit = win_shares(margins)
+    hit, bins = win_shares(margins), 10
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, hit)]
@@ -47,7 +47,10 @@ def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Spearman's rank correlation; tied values have their mean rank. None if x or y is constant."""
+    """Spearman's rank correlation of x and y, (n,) each; tied values have their mean rank.
+
+    None if x or y is constant.
+    """
     ranks = [_ranks(values) for values in (x, y)]
     centred = [rank - rank.mean() for rank in ranks]
     norm = math.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
@@ -95,7 +98,10 @@ def prompt_interval(
 
 
 def _student(freedom: float) -> float:
-    """The quantile of Student's t that a normal has at 1.96 (Abramowitz and Stegun, 26.7.5)."""
+    """Approximates the 97.5 % quantile of Student's t by Abramowitz and Stegun, 26.7.5.
+
+    freedom: degrees of freedom.
+    """
     z = 1.96
     terms = (
         (z**3 + z) / 4,
@@ -141,9 +147,9 @@ def length_controlled_win_rate(
 
 
 def best_of_weights(n: int, samples: int) -> np.ndarray:
-    """How often each of the samples, in rising order of reward, is the best of n of them: (N,).
+    """The share of all subsets of size n of which each sample is the best: (samples,).
 
-    Over all subsets of n: C(i, n - 1) / C(N, n) for the i-th, from 0. Expectations by these weights
-    are unbiased, and no subsets are drawn.
+    The samples are in rising order of reward. The share of the i-th, from 0, of N samples is
+    C(i, n - 1) / C(N, n). With these weights the mean reward is the expected best of n.
     """
     return np.array([math.comb(i, n - 1) for i in range(samples)]) / math.comb(samples, n)

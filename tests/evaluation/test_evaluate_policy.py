@@ -32,7 +32,7 @@ import evaluate
 from nanoalign import loop
 from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
-from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, kl_is_known
+from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, share_vocabulary
 from nanoalign.evaluation.generation import Answer
 from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.packed import PackedBatcher
@@ -157,17 +157,12 @@ def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer
     assert found["kl_per_token"] == pytest.approx(sum(logps) / 8, rel=1e-5)
 
 
-def test_the_kl_is_known_of_two_models_of_one_vocabulary_at_temperature_1_without_top_p(tokenizer):
-    def sampler(tokenizer) -> Sampler:
-        return Sampler("a", None, tokenizer, "raw", [])
-
+def test_the_kl_needs_one_vocabulary_of_two_models(tokenizer):
     other = byte_tokenizer()
     other.add_tokens(["one more"])
-    both = [sampler(tokenizer), sampler(byte_tokenizer())]
-    assert kl_is_known(both, 1.0, 1.0)
-    assert not kl_is_known(both, 0.7, 1.0) and not kl_is_known(both, 1.0, 0.9)
-    assert not kl_is_known([both[0], sampler(other)], 1.0, 1.0)
-    assert not kl_is_known(both[:1], 1.0, 1.0)
+    samplers = [Sampler("a", None, its, "raw", []) for its in (tokenizer, byte_tokenizer(), other)]
+    assert share_vocabulary(samplers[:2])
+    assert not share_vocabulary(samplers[1:]) and not share_vocabulary(samplers[:1])
 
 
 def test_the_flags_reach_the_sampler(world):

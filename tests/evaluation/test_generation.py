@@ -161,12 +161,6 @@ def test_answers_keep_their_random_numbers_when_others_leave_the_batch(policy, p
     assert len({len(answer.tokens) for (answer,) in together}) > 3
 
 
-def test_a_prompt_that_comes_again_gets_other_answers(policy, prompts):
-    twice = generate(policy, [prompts[0]] * 2, EOS, Sampling(max_new_tokens=8, samples=2), setup())
-    four = generate(policy, [prompts[0]], EOS, Sampling(max_new_tokens=8, samples=4), setup())
-    assert twice[0] + twice[1] == four[0] and len(set(four[0])) == 4
-
-
 def test_an_answer_stops_at_its_eos(policy, prompts):
     """Any of half of the vocabulary ends an answer, each at its own place."""
     ends = set(range(0, 259, 2))

@@ -139,11 +139,10 @@ REFUSED = {
     "dialogue": ("text", DIALOGUE, "prompt is an HH-RLHF dialogue.*--template chat or pku"),
     "messages": ("text", MESSAGES, "prompt is messages.*--template chat or pku"),
     "system": ("dialogue", [{"role": "system", "content": "Be kind."}, *MESSAGES],
-               "prompt has a message of 'system'.*--template chat"),
-    "tool calls": ("dialogue", [*MESSAGES[:2], MESSAGES[2] | {"tool_calls": []}],
-                   "messages with tool_calls.*--template chat"),
-    "answer first": ("dialogue", MESSAGES[1:], "no question before.*--template chat"),
-    "half a dialogue": ("dialogue", "\n\nHuman: Why not?", "without '.n.nAssistant:' at its end"),
+               "prompt .*'Be kind.'.* is neither a text, nor .*--template chat"),
+    "tool calls": ("dialogue", [*MESSAGES[:2], MESSAGES[2] | {"tool_calls": []}], "is neither a"),
+    "answer first": ("dialogue", MESSAGES[1:], "of which the first is the user's"),
+    "half a dialogue": ("dialogue", "\n\nHuman: Why not?", "that ends with '.n.nAssistant:'"),
 }  # fmt: skip
 
 

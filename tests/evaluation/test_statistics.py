@@ -171,19 +171,6 @@ def test_the_interval_over_prompts_covers_the_true_accuracy(prompts, answers, re
     assert 0.917 <= np.mean(covered) <= 0.983
 
 
-def test_calibration_of_two_bins_by_hand():
-    """[0.5, 0.75) and [0.75, 1]. sigmoid(ln 3) = 0.75, sigmoid(ln 9) = 0.9, sigmoid(0) = 0.5.
-
-    In the lower bin one tie: confidence 0.5, half a hit. In the upper a hit at 0.9, a miss at 0.75:
-    confidence 0.825, hit rate 0.5. Error (1 * 0 + 2 * 0.325) / 3.
-    """
-    result = calibration(np.array([0.0, np.log(9), -np.log(3) - 1e-12]), bins=2)
-    assert result.counts.tolist() == [1, 2]
-    assert result.confidence == pytest.approx([0.5, 0.825])
-    assert result.hit_rate == pytest.approx([0.5, 0.5])
-    assert result.error == pytest.approx(0.65 / 3)
-
-
 def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
     draw = np.random.default_rng(0)
     margins = draw.normal(scale=2, size=200_000)
