@@ -57,7 +57,7 @@ class LengthDebiased(RewardModel):
 
 
 def load(rows: Sequence[Row], *args, **options) -> LengthDebiased:
-    """LengthDebiased.load(*args, **options), whose unit is spread_of_lengths of the rows."""
+    """Returns LengthDebiased.load(*args, **options), with spread_of_lengths(rows) as its unit."""
     model = LengthDebiased.load(*args, **options)
     model.unit = spread_of_lengths(rows)
     return model
@@ -74,5 +74,8 @@ def spread_of_lengths(rows: Sequence[Row]) -> float:
 def loss_of_batch(
     plain: Callable, reward_model: LengthDebiased, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """Extends `plain`, the loss_of_batch of train_rm.py: lengths count in the loss alone."""
+    """Computes `plain`, the loss_of_batch of train_rm.py, with lengths in the loss.
+
+    The metrics of rewards are those without lengths.
+    """
     return plain(reward_model, args, batch, lead=reward_model.lead(batch))
