@@ -106,22 +106,15 @@ def wins_of(policy: list[list[float]], baseline: list[list[float]]) -> list[list
 
 def policy_argv(folder: Path, out: str, *flags: object) -> list[object]:
     """The command line of `policy` in a folder of write_policies; --out is `out` in this folder."""
-    base = [
-        "policy",
-        "--reward",
-        folder / "rm",
-        "--data",
-        folder / "prompts.jsonl",
-        "--template",
-        "raw",
-        "--max_new_tokens",
-        6,
-        "--batch_size",
-        4,
-        "--out",
-        folder / out,
-    ]
+    base = ["policy", "--reward", folder / "rm", "--out", folder / out, "--template", "raw"]
+    base += ["--data", folder / "prompts.jsonl", "--max_new_tokens", 6, "--batch_size", 4]
     for role in ("policy", "baseline"):
         if f"--{role}_answers" not in flags:
             base += [f"--{role}", folder / role]
     return [*base, *flags]
+
+
+def files_argv(folder: Path, out: str, *files: Path) -> list[object]:
+    """The command line of `policy` with answers of the policy and the baseline in two files."""
+    base = ["policy", "--reward", folder / "rm", "--out", folder / out]
+    return [*base, "--policy_answers", files[0], "--baseline_answers", files[1]]

@@ -82,9 +82,8 @@ def test_metrics_are_those_of_the_answers_in_plain_python(results):
     assert figures["kl_per_answer"] > 0 and figures["kl_per_token"] > 0
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_results_do_not_depend_on_ranks(world, results, ranks):
-    lines, figures, _ = evaluated(policy_argv(world, f"ranks {ranks}", "--samples", 2), ranks)
+def test_results_do_not_depend_on_ranks(world, results):
+    lines, figures, _ = evaluated(policy_argv(world, "ranks", "--samples", 2), ranks=3)
     assert answers_of(lines, "policy") == answers_of(results[0], "policy")
     assert figures == pytest.approx(results[1], rel=1e-5, abs=1e-5)
 
@@ -219,7 +218,6 @@ def test_without_a_command_both_are_evaluated_with_their_defaults(monkeypatch):
 # name: (flags in which a file of the world is named as such, error)
 BAD_INPUT = {
     "pairs of one answer": (["--pairs_out", "x.jsonl"], "--samples is 1, give 2 or more"),
-    "no prompts": (["--data", "empty.jsonl"], "empty.jsonl: has no records"),
     "no policy": (["--policy", "nowhere"], "model folder '.*nowhere' does not exist"),
     "no reward model": (["--reward", "policy"], "without a reward head"),
     "no common prompt": (["--policy_answers", "strange.jsonl"], "no prompt is in all of .*strange"),
@@ -230,26 +228,19 @@ BAD_INPUT = {
     "another one of the judge": (["--reward_template", "pku"], "trained with template 'raw', .*"
                                  "give --reward_template raw"),
     "both": (["--policy", "policy", "--policy_answers", "answers.jsonl"], "both give the answers"),
-    "top_p": (["--top_p", "5"], "--top_p 5 is a probability"),
     "temperature": (["--temperature", "1e-300"], "--temperature 1e-300: give 0, or 0.001 and more"),
-    "greedy samples": (["--temperature", "0", "--samples", "2"], "of a prompt are the same"),
     "half a pair": (["--data", "half.jsonl"], "half.jsonl:1: give both 'chosen' and 'rejected'"),
     "the root": (["--out", "/"], "--out / can't be replaced by a folder of results"),
-    "the same data twice": (["--data", "prompts.jsonl", "prompts.jsonl"], "two data sources are"),
     "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl exists; give"),
     "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with "),
     "pairs in the results": (["--samples", "2", "--pairs_out", "in_results"], "is in --out"),
     "pairs in no folder": (["--samples", "2", "--pairs_out", "in_a_file"], "can't be written: "),
-    "no answers": (["--policy_answers", "prompts.jsonl"], ":1: expected the key 'prompt' and one "),
-    "too long": (["--max_new_tokens", "5000"], "has 2048 positions, .* have 50"),
     "foreign folder": (["--out", "rm"], "has files that are not an evaluation's"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_bad_input_is_one_clear_error(world, ranks, subtests):
+def test_bad_input_is_one_clear_error_on_two_ranks(world, subtests):
     write_jsonl(world / "strange.jsonl", [{"prompt": "Another?", "answer": "a"}])
-    write_jsonl(world / "empty.jsonl", [])
     write_jsonl(world / "half.jsonl", [{"prompt": "p", "chosen": "c"}])
     for name, (flags, message) in BAD_INPUT.items():
         with subtests.test(name):
@@ -259,13 +250,10 @@ def test_bad_input_is_one_clear_error(world, ranks, subtests):
                 "in_a_file": world / "few.jsonl" / "pairs.jsonl",
             }
             argv = policy_argv(world, "new", *(paths.get(flag, flag) for flag in flags))
-            outcome = run_ranks(ranks, script, list(map(str, argv)))
-            assert outcome.codes == [1] * ranks, outcome.stderr
-            progress = ("batch/s", "it/s")
+            outcome = run_ranks(2, script, list(map(str, argv)))
+            assert outcome.codes == [1, 1], outcome.stderr
             lines = [
-                line
-                for line in outcome.stderr.splitlines()
-                if line and not any(unit in line for unit in progress)
+                x for x in outcome.stderr.splitlines() if x and not re.search("(batch|it)/s", x)
             ]
             assert len(lines) == 1 and re.search(f"^error: .*{message}", lines[0]), outcome.stderr
     assert not (world / "new").exists()

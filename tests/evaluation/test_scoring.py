@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import byte_tokenizer, records
-from evaluations import RULE, evaluated, write_jsonl, write_reward_model
+from evaluations import RULE, write_reward_model
 from processes import run_ranks
 
 from nanoalign.batch import Row, collate
@@ -42,9 +42,7 @@ def scores_of(folder: Path, rows: list[Row], layout: type[Batcher]) -> list[list
     return score_rows(model, rows, batcher, "it")
 
 
-@pytest.mark.parametrize(
-    ("ranks", "layout"), [(1, Batcher), (2, PackedBatcher), (3, PackedBatcher)]
-)
+@pytest.mark.parametrize(("ranks", "layout"), [(2, Batcher), (3, PackedBatcher)])
 def test_ranks_and_layout_change_no_score(folder, rows, ranks, layout):
     """7 rows do not divide by 2 or 3; every rank has every score, and those of plain lines."""
     outcome = run_ranks(ranks, scores_of, folder, rows, layout)
@@ -170,34 +168,6 @@ def test_lengths_are_those_of_the_dialogue_without_the_cut(tokenizer):
         [(27, 1.0), (28, 27 / 28), (62, 27 / 62)],
         [(3, 1.0)],
     ]
-
-
-def test_both_commands_score_plain_prompts_as_dialogues(tmp_path, llama_folder, tokenizer):
-    """The rewards of the same pairs, as text and written out by hand."""
-    model = write_reward_model(
-        tmp_path / "rm", llama_folder, tokenizer, RULE | {"prompts": ["dialogue"]}
-    )
-    plain = [{"prompt": f"ask {n}", "chosen": f"{n} yes", "rejected": f"no {n}"} for n in range(3)]
-    sides = ("chosen", "rejected")
-    by_hand = [
-        {side: f"\n\nHuman: {each['prompt']}\n\nAssistant: {each[side]}" for side in sides}
-        for each in plain
-    ]
-    scores = []
-    for name, lines in (("plain", plain), ("by hand", by_hand)):
-        data = write_jsonl(tmp_path / f"{name}.jsonl", lines)
-        out = tmp_path / f"{name} out"
-        found, _, printed = evaluated(["rm", "--model", model, "--data", data, "--out", out])
-        scores.append([line["score"] for line in found])
-        assert (f"; 3 {AS_DIALOGUE}" in printed) == (name == "plain")
-    assert scores[0] == pytest.approx(scores[1], rel=1e-6) and len(set(scores[0])) == 6
-    argv = ["policy", "--reward", model, "--out", tmp_path / "policy"]
-    for role, side in zip(("policy", "baseline"), sides, strict=True):
-        answers = [{"prompt": each["prompt"], "answer": each[side]} for each in plain]
-        argv += [f"--{role}_answers", write_jsonl(tmp_path / f"{role}.jsonl", answers)]
-    found, _, printed = evaluated([*argv, "--template", "raw"])
-    assert f"; 3 {AS_DIALOGUE}" in printed  # not 6, of as many answers
-    assert [line["score"] for line in found] == pytest.approx(scores[0], rel=1e-5)
 
 
 # --- sampled answers

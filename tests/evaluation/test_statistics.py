@@ -127,7 +127,7 @@ def test_the_interval_over_prompts_of_pairs_with_weights_by_hand():
     assert sure == pytest.approx(wilson_interval(1.0, 4), rel=1e-12)
 
 
-@pytest.mark.parametrize(("prompts", "most"), [(40, 5), (12, 5), (12, 1)])
+@pytest.mark.parametrize(("prompts", "most"), [(40, 5), (12, 1)])
 def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
     """In 400 simulations of 1 to `most` answers of either side, every prompt counting as one.
 
@@ -152,9 +152,8 @@ def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
 
 @pytest.mark.parametrize(
     ("prompts", "answers", "repeats", "accuracy"),
-    [(200, 2, 1, 0.7), (200, 4, 1, 0.7), (200, 8, 1, 0.7), (200, 2, 3, 0.7), (200, 4, 1, 0.95),
-     (20, 8, 1, 0.7), (20, 2, 3, 0.95)],
-)  # fmt: skip
+    [(200, 2, 1, 0.7), (200, 4, 1, 0.95), (20, 8, 1, 0.7), (20, 2, 3, 0.95)],
+)
 def test_the_interval_over_prompts_covers_the_true_accuracy(prompts, answers, repeats, accuracy):
     """In 400 simulations, as those of benchmarks/coverage.py; 95 % +- 3 standard errors."""
     draw = np.random.default_rng(prompts + answers + repeats)
@@ -179,7 +178,7 @@ def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
     assert calibration(np.where(agrees, 3 * margins, -3 * margins)).error > 0.05
 
 
-@pytest.mark.parametrize("samples", [1, 2, 5, 7])
+@pytest.mark.parametrize("samples", [1, 7])
 def test_the_expected_best_of_n_is_that_over_all_subsets(samples):
     """The oracle takes the best of every subset of size n."""
     rewards = np.sort(np.random.default_rng(samples).normal(size=samples))
