@@ -26,7 +26,7 @@ from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.data.split import EQUAL_SCORES
-from nanoalign.distributed import World, compute_dtype, print0, run
+from nanoalign.distributed import World, print0, run
 from nanoalign.errors import RunError
 from nanoalign.evaluation import (
     answers,
@@ -54,7 +54,7 @@ from nanoalign.records import Record, read
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
 from nanoalign.tiny import world as embedded
-from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights.folders import local_folder
 
 
 def parse_args(argv: list[str] | None = None) -> list[Namespace]:
@@ -79,14 +79,10 @@ def embedded_truth() -> TrueRule:
 def evaluate_rm(args: Namespace, world: World) -> None:
     on_main(world, partial(results.check_models, [args.model]))
     on_main(world, partial(results.check_out, args.out))
-    folder, name = local_folder(args.model), f"--model {args.model}"
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model
-    dtype = compute_dtype(args.precision, world.device)
-    model = scoring.load_reward_model(folder, world, dtype)
-    batcher.prepare(model)
-    tokenizer = load_tokenizer(folder)
+    model, tokenizer = scoring.load_reward_model(args.model, args.precision, batcher)
     template, max_length = rule = scoring_rule(model, args.model, args.template, args.max_length)
     print0(
         f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {model.dtype}; "
@@ -97,11 +93,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     check_sources(args.data)
     prepared = []
     for view in scoring.views(model, args.preference, args.combine):
-        score = Mixed(model, view.shares)
+        mixed = Mixed(model, view.shares)
+        judge = scoring.Judge(args.model, mixed, tokenizer, view, rule, batcher)
         records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
-        encoded = scoring.encode_for(model, view.shares, compared, tokenizer, rule)
+        encoded = judge.encode(compared)
         counts = encoded[0].counts(compared) | {EQUAL_SCORES: len(records) - len(compared)}
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
         responses = sum(len(record.responses) for record in compared)
@@ -110,16 +107,15 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             f"{'data':<11} {named(args.data)}: {responses:,} responses to {prompts:,} "
             f"prompts, labels {view.preference}{notes}"
         )
-        scoring.check_encoded(score, encoded, batcher, name)
-        lengths = scoring.lengths_of(model, view.shares, compared, tokenizer, template, encoded)
-        prepared.append((view, score, compared, encoded, lengths))
+        judge.check(encoded)
+        prepared.append((judge, compared, encoded))
 
     # scores, figures
-    truth, known = embedded_truth(), recall(folder)
+    truth, known = embedded_truth(), recall(local_folder(args.model))
     scored, trained, subsets = [], [], {}
-    for view, score, records, encoded, lengths in prepared:
-        scores = scoring.score_encoded(score, encoded, batcher, name)
-        lines = ranking.scored_lines(records, lengths, scores, view.name)
+    for judge, records, encoded in prepared:
+        scores, view = judge.score(encoded), judge.view
+        lines = ranking.scored_lines(records, judge.lengths(records, encoded), scores, view.name)
         for subset in dict.fromkeys(line.subset for line in lines):
             of_subset = [line for line in lines if line.subset == subset]
             subsets[subset] = ranking.reward_metrics(of_subset)
@@ -131,7 +127,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         return
     figures = {"subsets": subsets, "all": ranking.reward_metrics(scored)}
     if len(prepared) == 1:
-        figures["all"] |= ranking.true_figures(scored, prepared[0][0].preference, truth)
+        figures["all"] |= ranking.true_figures(scored, view.preference, truth)
     if known is not None:
         seen.add_pairs(figures, trained)
 
@@ -199,7 +195,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for role, name in names.items():
         on_main(world, partial(results.keep_answers, args.out, role, prompts, sampled[name]))
     all_answers = given_answers | {role: sampled[name] for role, name in names.items()}
-    compared = compare(judge, prompts, all_answers, as_sampled, batcher)
+    compared = compare(judge, prompts, all_answers, as_sampled)
     kl = answers.kl_estimate(*both, all_answers["policy"], batcher) if kl_is_known else {}
     if not world.is_main:
         return
@@ -239,13 +235,10 @@ def evaluate_score(args: Namespace, world: World) -> None:
     for flag in ("out", "pairs_out"):
         if (name := getattr(args, flag)) is not None:
             on_main(world, partial(results.check_new_file, f"--{flag}", name))
-    folder, name = local_folder(args.model), f"--model {args.model}"
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model, responses
-    model = scoring.load_reward_model(folder, world, compute_dtype(args.precision, world.device))
-    batcher.prepare(model)
-    tokenizer = load_tokenizer(folder)
+    model, tokenizer = scoring.load_reward_model(args.model, args.precision, batcher)
     rule = scoring_rule(model, args.model, args.template, args.max_length)
     if args.data:
         check_sources(args.data)
@@ -257,10 +250,11 @@ def evaluate_score(args: Namespace, world: World) -> None:
     # rewards
     rewards = {}
     for view in scoring.views(model, args.combine and "better", args.combine):
-        score = Mixed(model, view.shares)
-        encoded = scoring.encode_for(model, view.shares, prompts, tokenizer, rule)
-        scoring.check_encoded(score, encoded, batcher, name)
-        rewards[view.name] = scoring.score_encoded(score, encoded, batcher, name)
+        mixed = Mixed(model, view.shares)
+        judge = scoring.Judge(args.model, mixed, tokenizer, view, rule, batcher)
+        encoded = judge.encode(prompts)
+        judge.check(encoded)
+        rewards[view.name] = judge.score(encoded)
     if not world.is_main:
         return
     lines = candidates.scored_lines(prompts, rewards)

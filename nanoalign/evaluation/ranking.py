@@ -60,7 +60,7 @@ def scored_lines(
 ) -> list[Scored]:
     """Returns a Scored for every response of the records, in their order.
 
-    lengths: what scoring.lengths_of returns. scores: the rewards, [record][response].
+    lengths: what scoring.Judge.lengths returns. scores: the rewards, [record][response].
     view: the name of a preference, which is appended to pair_id and subset; "": nothing is.
     """
     suffix = f"/{view}" if view else ""

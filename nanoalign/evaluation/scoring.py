@@ -4,12 +4,12 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
@@ -17,7 +17,7 @@ from nanoalign.data.columns import joined
 from nanoalign.data.formats import conditioned
 from nanoalign.data.prompts import prompt_key
 from nanoalign.data.templates import encode_records, render, resolve_template
-from nanoalign.distributed import World, progress_bar, sum_over_ranks
+from nanoalign.distributed import compute_dtype, progress_bar, sum_over_ranks
 from nanoalign.encode import CUT_PROMPT, tokenize_continuations, truncate, without_end
 from nanoalign.errors import RunError
 from nanoalign.loop import Batcher
@@ -27,6 +27,7 @@ from nanoalign.records import Record
 from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
 from nanoalign.rewards.rule import check_pad_token, rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
+from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.slices import read_slices
 
 Ended = Sequence[bool | None]  # of each response: whether it ended by itself; None: not known
@@ -34,15 +35,20 @@ Score = Callable[[Batch], Tensor]  # a score per response, (S,)
 OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their prompt
 
 
-def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> SeveralRewards:
-    """Loads a frozen reward model with one output or several; `Mixed` makes one reward of them.
+def load_reward_model(
+    name: str, precision: str, batcher: Batcher
+) -> tuple[SeveralRewards, "transformers.PreTrainedTokenizerBase"]:
+    """Loads (a frozen reward model with one output or several, its tokenizer).
 
-    Raises RunError if there is none in the folder, or transformers reads its rewards elsewhere than
-    at the EOS.
+    name: a folder or OWNER/NAME. precision: of --precision. batcher: whose batches the model can
+    read afterwards. Raises RunError if it can't be loaded, or as check_pad_token.
     """
+    folder, world = local_folder(name), batcher.world
+    dtype = compute_dtype(precision, world.device)
     model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
     check_pad_token(folder)
-    return model
+    batcher.prepare(model)
+    return model, load_tokenizer(folder)
 
 
 @torch.no_grad()
@@ -138,39 +144,84 @@ def prompt_keys(records: Sequence[Record]) -> list[str]:
     return [prompt_key(record.prompt, record.tools) for record in records]
 
 
-def encode_for(
-    model: RewardModel,
-    shares: dict[str, float],
-    records: Sequence[Record],
-    tokenizer,
-    rule: tuple[str, int],  # template, max_length
-    ended: Sequence[Ended] | None = None,  # of sampled answers: see encode_answers
-) -> list[Encoded]:
-    """Encodes the records once; for a conditioned model once per preference, which prompts name.
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """One reward of a reward model: encodes records, and scores their responses."""
 
-    shares: what the reward of each preference is multiplied by. Prompts get the form in which the
-    model was trained: see rewards.prompt_kinds.as_trained, which may raise RunError.
-    """
-    kinds = rule_of(model).get("prompts", ())
-    formed = [as_trained(record, rule[0], kinds) for record in records]
-    notes = [(AS_DIALOGUE,) * (new is not old) for new, old in zip(formed, records, strict=True)]
+    name: str  # of the model
+    model: Mixed
+    tokenizer: object
+    view: View
+    rule: tuple[str, int]  # template, max_length
+    batcher: Batcher
 
-    def rows_of(records: Sequence[Record]) -> list[Row]:
-        template, max_length = rule
+    def encode(
+        self, records: Sequence[Record], ended: Sequence[Ended] | None = None
+    ) -> list[Encoded]:
+        """Encodes the records; for a conditioned model once per preference, which prompts name.
+
+        Prompts get the form in which the model was trained: see rewards.prompt_kinds.as_trained,
+        which may raise RunError. ended: of sampled answers, see encode_answers.
+        """
+        template, max_length = self.rule
+        kinds = rule_of(self.model).get("prompts", ())
         # Responses are scored one by one, so pairs and their margins are left out.
         alone = [replace(record, pairs=(), extra={}) for record in records]
-        if ended is None:
-            rows = encode_records(alone, tokenizer, max_length, template)
-        else:
-            rows = encode_answers(alone, tokenizer, max_length, template, ended)
-        return [replace(row, notes=row.notes + note) for row, note in zip(rows, notes, strict=True)]
+        formed = [as_trained(record, template, kinds) for record in alone]
+        notes = [(AS_DIALOGUE,) * (new is not old) for new, old in zip(formed, alone, strict=True)]
+        parts = [(formed, 1.0)]
+        if is_conditioned(self.model):
+            shares = self.view.shares.items()
+            parts = [([conditioned(record, name) for record in formed], x) for name, x in shares]
+        encoded = []
+        for part, factor in parts:
+            if ended is None:
+                rows = encode_records(part, self.tokenizer, max_length, template)
+            else:
+                rows = encode_answers(part, self.tokenizer, max_length, template, ended)
+            both = zip(rows, notes, strict=True)
+            encoded.append(Encoded([replace(x, notes=x.notes + note) for x, note in both], factor))
+        return encoded
 
-    if not is_conditioned(model):
-        return [Encoded(rows_of(formed), 1.0)]
-    return [
-        Encoded(rows_of([conditioned(record, name) for record in formed]), factor)
-        for name, factor in shares.items()
-    ]
+    def lengths(
+        self,
+        records: Sequence[Record],
+        encoded: list[Encoded],  # of the records
+        ended: Sequence[Ended] | None = None,
+    ) -> list[list[tuple[int, float]]]:
+        """Every response's (tokens with the EOS, share of them that is read): [record][response].
+
+        The share is below 1 if the rule's max_length cut the response, in any of `encoded`.
+        """
+        whole = replace(self, rule=(self.rule[0], sys.maxsize)).encode(records, ended)[0].rows
+        lengths = []
+        for n, row in enumerate(whole):
+            read = [map(len, part.rows[n].responses) for part in encoded]
+            tokens = map(len, row.responses)
+            lengths.append([(t, min(own) / t) for t, *own in zip(tokens, *read, strict=True)])
+        return lengths
+
+    def check(self, encoded: list[Encoded]) -> None:
+        """Raises RunError for rows that the model can't score, or scores wrongly in a batch."""
+        name = f"reward model '{self.name}'"
+        for part in encoded:
+            check_fits(self.model, part.rows, name)
+            check_layout(self.model, part.rows, self.batcher, name)
+
+    def score(self, encoded: list[Encoded]) -> list[list[float]]:
+        """The reward of every response, [record][response], the same on all ranks. A collective.
+
+        It is the sum over `encoded` of the scores of the rows, multiplied by the factor.
+        """
+        name = f"reward model '{self.name}'"
+        parts = [score_rows(self.model, part.rows, self.batcher, name) for part in encoded]
+        return [
+            [
+                sum(part.factor * x for part, x in zip(encoded, values, strict=True))
+                for values in zip(*row, strict=True)
+            ]
+            for row in zip(*parts, strict=True)
+        ]
 
 
 def encode_answers(
@@ -208,53 +259,3 @@ def without_tail(text: str, answer: str) -> str:
         return ""
     place = text.rfind(answer)
     return text if place < 0 else text[: place + len(answer)]
-
-
-def lengths_of(
-    model: RewardModel,
-    shares: dict[str, float],
-    records: Sequence[Record],
-    tokenizer,
-    template: str,
-    encoded: list[Encoded],  # of the records
-    ended: Sequence[Ended] | None = None,
-) -> list[list[tuple[int, float]]]:
-    """The lengths of every response, [record][response]: (tokens with the EOS, share of them read).
-
-    The share is below 1 if the rule's max_length cut the response, in any of `encoded`.
-    """
-    whole = encode_for(model, shares, records, tokenizer, (template, sys.maxsize), ended)[0].rows
-    return [
-        [
-            (len(response), min(len(part.rows[n].responses[k]) for part in encoded) / len(response))
-            for k, response in enumerate(row.responses)
-        ]
-        for n, row in enumerate(whole)
-    ]
-
-
-def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str) -> None:
-    """Raises RunError for rows that the model can't score, or scores wrongly in a batch.
-
-    name: of the model, for errors.
-    """
-    for part in encoded:
-        check_fits(score, part.rows, name)
-        check_layout(score, part.rows, batcher, name)
-
-
-def score_encoded(
-    score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str
-) -> list[list[float]]:
-    """The reward of every response, [record][response], the same on all ranks. A collective.
-
-    It is the sum over `encoded` of the scores of the rows, multiplied by the factor.
-    """
-    parts = [score_rows(score, part.rows, batcher, name) for part in encoded]
-    return [
-        [
-            sum(part.factor * x for part, x in zip(encoded, values, strict=True))
-            for values in zip(*row, strict=True)
-        ]
-        for row in zip(*parts, strict=True)
-    ]

@@ -16,7 +16,7 @@ from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, encode_all
 from nanoalign.errors import RunError
-from nanoalign.evaluation.scoring import encode_answers, encode_for, lengths_of, score_rows
+from nanoalign.evaluation.scoring import Judge, View, encode_answers, score_rows
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.packed import PackedBatcher
@@ -88,15 +88,17 @@ FORMS = {
 }
 
 
-def trained_on(*kinds: str, **more) -> SimpleNamespace:
-    """What encode_for reads of a reward model: the rule in its config."""
+def judge_of(tokenizer, *kinds: str, max_length: int = 256, **more) -> Judge:
+    """A judge whose model has nothing but a rule in its config; it was trained on some kinds."""
     rule = RULE | ({"prompts": list(kinds)} if kinds else {}) | more
-    return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(nanoalign=rule)))
+    model = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(nanoalign=rule)))
+    view = View("", "safer", {"safer": 2.0})
+    return Judge("it", model, tokenizer, view, ("raw", max_length), Batcher(setup(), 300))
 
 
-def tokens_of(model: SimpleNamespace, record: Record, tokenizer, ended=None) -> list[list[int]]:
+def tokens_of(judge: Judge, record: Record, ended=None) -> list[list[int]]:
     """The prompt and the responses of the scored row."""
-    (row,) = encode_for(model, {"better": 1.0}, [record], tokenizer, ("raw", 256), ended)[0].rows
+    (row,) = judge.encode([record], ended)[0].rows
     return [part.tolist() for part in (row.prompt, *row.responses)]
 
 
@@ -107,7 +109,7 @@ def test_prompts_are_scored_as_the_dialogues_that_the_model_was_trained_on(token
     prompt, by_hand = FORMS[name]
     space = "" if name == "a dialogue" else " "  # which the responses of a dialogue begin with
     record = Record(prompt, ("Because.", " Who knows?"), name="it")
-    found = tokens_of(trained_on("dialogue"), record, tokenizer, ended)
+    found = tokens_of(judge_of(tokenizer, "dialogue"), record, ended)
     ids = [tokenizer(t)["input_ids"] for t in (by_hand, f"{space}Because.", " Who knows?")]
     eos = tokenizer.eos_token_id
     assert found == [ids[0], [*ids[1], eos], ids[2] if ended else [*ids[2], eos]]
@@ -116,7 +118,7 @@ def test_prompts_are_scored_as_the_dialogues_that_the_model_was_trained_on(token
 @pytest.mark.parametrize("kinds", [(), ("text",), ("dialogue", "text")])
 def test_text_is_scored_as_it_is_by_models_that_were_trained_on_text(tokenizer, kinds):
     """Also by older models, whose config does not tell."""
-    found = tokens_of(trained_on(*kinds), Record("Why not?", ("Because.",), name="it"), tokenizer)
+    found = tokens_of(judge_of(tokenizer, *kinds), Record("Why not?", ("Because.",), name="it"))
     assert found[0] == tokenizer("Why not?")["input_ids"]
     assert found[1] == [*tokenizer("Because.")["input_ids"], tokenizer.eos_token_id]
 
@@ -125,11 +127,10 @@ def test_what_was_written_as_a_dialogue_is_counted_once_a_prompt(tokenizer):
     """Responses that are cut are counted one by one."""
     plain, dialogue = (Record(prompt, ("a", "b")) for prompt in FORMS["text"])
     records = [plain, dialogue, Record("Who?", ("a",)), plain]
-    given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
-    (encoded,) = encode_for(*given, ("raw", 256))
+    (encoded,) = judge_of(tokenizer, "dialogue").encode(records)
     assert encoded.counts(records) == {AS_DIALOGUE: 2}
     long = [Record("fourteen words", (text, "b")) for text in ("a long" * 4, "c long" * 4)]
-    (encoded,) = encode_for(trained_on(), {"better": 1.0}, long, tokenizer, ("raw", 20))
+    (encoded,) = judge_of(tokenizer, max_length=20).encode(long)
     assert encoded.counts(long) == {CUT_PROMPT: 1, CUT_RESPONSE: 2}
 
 
@@ -148,23 +149,21 @@ REFUSED = {
 def test_a_prompt_without_such_a_form_is_an_error_that_names_a_template(tokenizer, name):
     kind, prompt, message = REFUSED[name]
     with pytest.raises(RunError, match=f"it:7: .*{message}"):
-        tokens_of(trained_on(kind), Record(prompt, ("a",), name="it:7"), tokenizer)
+        tokens_of(judge_of(tokenizer, kind), Record(prompt, ("a",), name="it:7"))
 
 
 def test_a_conditioned_model_names_its_preference_in_the_dialogue(tokenizer):
-    model = trained_on("dialogue", condition=True)
-    records = [Record("Why not?", ("a",))]
-    encoded = encode_for(model, {"safer": 2.0}, records, tokenizer, ("raw", 256))
-    prompt = tokenizer.decode(encoded[0].rows[0].prompt)
-    assert prompt == "\n\nHuman: Why not? [safer]\n\nAssistant:"
+    judge = judge_of(tokenizer, "dialogue", condition=True)
+    (encoded,) = judge.encode([Record("Why not?", ("a",))])
+    prompt = tokenizer.decode(encoded.rows[0].prompt)
+    assert encoded.factor == 2 and prompt == "\n\nHuman: Why not? [safer]\n\nAssistant:"
 
 
 def test_lengths_are_those_of_the_dialogue_without_the_cut(tokenizer):
     """The prompt, as "\\n\\nHuman: Hi\\n\\nAssistant:", has 23 of 50 tokens: 27 are left."""
     records = [Record("Hi", ("a" * 25, "b" * 26, "c" * 60)), Record("Hi", ("d",))]
-    given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
-    encoded = encode_for(*given, ("raw", 50))
-    assert lengths_of(*given, "raw", encoded) == [
+    judge = judge_of(tokenizer, "dialogue", max_length=50)
+    assert judge.lengths(records, judge.encode(records)) == [
         [(27, 1.0), (28, 27 / 28), (62, 27 / 62)],
         [(3, 1.0)],
     ]
