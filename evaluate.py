@@ -51,8 +51,6 @@ from nanoalign.packing import packed
 from nanoalign.ranks import groups, report
 from nanoalign.ranks.collectives import on_main
 from nanoalign.records import Record, read
-from nanoalign.rewards.rule import scoring_rule
-from nanoalign.rewards.several import Mixed
 from nanoalign.tiny import world as embedded
 from nanoalign.weights.folders import local_folder
 
@@ -82,8 +80,8 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model
-    model, tokenizer = scoring.load_reward_model(args.model, args.precision, batcher)
-    template, max_length = rule = scoring_rule(model, args.model, args.template, args.max_length)
+    judges = scoring.load_judges(args, args.preference, batcher)
+    model, (template, max_length) = judges[0].model, judges[0].rule
     print0(
         f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {model.dtype}; "
         f"template {template}, max_length {max_length}"
@@ -92,9 +90,8 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     # the data of all views, before anything is scored
     check_sources(args.data)
     prepared = []
-    for view in scoring.views(model, args.preference, args.combine):
-        mixed = Mixed(model, view.shares)
-        judge = scoring.Judge(args.model, mixed, tokenizer, view, rule, batcher)
+    for judge in judges:
+        view = judge.view
         records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
@@ -238,8 +235,7 @@ def evaluate_score(args: Namespace, world: World) -> None:
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model, responses
-    model, tokenizer = scoring.load_reward_model(args.model, args.precision, batcher)
-    rule = scoring_rule(model, args.model, args.template, args.max_length)
+    judges = scoring.load_judges(args, args.combine and "better", batcher)
     if args.data:
         check_sources(args.data)
         prompts = candidates.read_candidates(args.data, args.keys)
@@ -249,12 +245,10 @@ def evaluate_score(args: Namespace, world: World) -> None:
 
     # rewards
     rewards = {}
-    for view in scoring.views(model, args.combine and "better", args.combine):
-        mixed = Mixed(model, view.shares)
-        judge = scoring.Judge(args.model, mixed, tokenizer, view, rule, batcher)
+    for judge in judges:
         encoded = judge.encode(prompts)
         judge.check(encoded)
-        rewards[view.name] = judge.score(encoded)
+        rewards[judge.view.name] = judge.score(encoded)
     if not world.is_main:
         return
     lines = candidates.scored_lines(prompts, rewards)

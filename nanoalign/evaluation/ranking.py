@@ -201,8 +201,7 @@ def about_cut(figures: Figures) -> str | None:
     """How many responses max_length cut, and the accuracy without them; None if it cut none."""
     if not (count := figures["cut_count"]):
         return None
-    responses = "1 response" if count == 1 else f"{count:,} responses"
-    text = f"max_length cut {responses} ({figures['cut_share']:.1%})"
+    text = f"max_length cut {count:,} of the responses ({figures['cut_share']:.1%})"
     whole = figures["without_cut"]
     if not whole["pairs"]:
         return f"{text}, and one of each pair: no accuracy of whole responses is known"

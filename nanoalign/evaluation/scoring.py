@@ -2,6 +2,7 @@
 
 import math
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits, check_layout
 from nanoalign.records import Record
 from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
-from nanoalign.rewards.rule import check_pad_token, rule_of
+from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.slices import read_slices
@@ -259,3 +260,16 @@ def without_tail(text: str, answer: str) -> str:
         return ""
     place = text.rfind(answer)
     return text if place < 0 else text[: place + len(answer)]
+
+
+def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> list[Judge]:
+    """Loads the reward model --model of rm and score: a Judge for each reward of `views`.
+
+    Raises RunError as load_reward_model, scoring_rule and views.
+    """
+    model, tokenizer = load_reward_model(args.model, args.precision, batcher)
+    rule = scoring_rule(model, args.model, args.template, args.max_length)
+    return [
+        Judge(args.model, Mixed(model, view.shares), tokenizer, view, rule, batcher)
+        for view in views(model, preference, args.combine)
+    ]

@@ -4,7 +4,6 @@ The figures of a comparison, and preference pairs of a policy's own answers.
 """
 
 import math
-import random
 import statistics
 from dataclasses import replace
 
@@ -99,42 +98,6 @@ def test_figures_without_cut_answers_are_those_of_the_other_pairs():
     assert (figures["without_cut"]["pairs"], figures["without_cut"]["prompts"]) == (6, 1)
     none_left = comparison_metrics(UNEVEN[1:], 320)
     assert none_left["without_cut"] == {"pairs": 0, "prompts": 0}
-
-
-def many(prompts: int, seed: int = 0) -> list[Compared]:
-    """1 to 9 answers on either side, a fifth of them cut."""
-    draw = random.Random(seed)
-
-    def some() -> tuple[Judged, ...]:
-        return tuple(
-            judged(
-                draw.randint(-3, 3) / 2, draw.randint(1, 40), None, draw.choice((1, 1, 1, 1, 0.4))
-            )
-            for _ in range(draw.randint(1, 9))
-        )
-
-    return [Compared(str(n), f"prompt {n}", some(), some()) for n in range(prompts)]
-
-
-def test_copies_of_answers_change_no_figure_but_counts():
-    """Each answer of one prompt three times on one side, twice on the other.
-
-    The ends of the interval move by Student's t alone, which has the number of pairs.
-    """
-    lines = many(40)
-    copies = [Compared(x.id, x.prompt, x.policy * 3, x.baseline * 2) for x in lines[:20]]
-    plain, copied = (comparison_metrics(own, 320) for own in (lines, copies + lines[20:]))
-    ends = ("win_rate_low", "win_rate_high")
-    for end in ends:
-        assert plain[end] == pytest.approx(copied[end], abs=2e-4)
-    for figures in (plain, copied):
-        for key in ("without_cut", *ends):
-            del figures[key]
-    counts = {"pairs", "wins", "losses", "ties"}
-    counts |= {"no_dpo_better_than_dpo_count", "no_dpo_worse_than_dpo_count"}
-    roles = ("policy", "baseline")
-    counts |= {f"{role}_{what}" for role in roles for what in ("answers", "cut_count")}
-    assert {key for key in plain if plain[key] != pytest.approx(copied[key])} == counts
 
 
 def test_a_line_an_answer():

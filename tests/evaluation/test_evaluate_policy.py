@@ -215,7 +215,7 @@ def test_without_a_command_both_are_evaluated_with_their_defaults(monkeypatch):
         evaluate.main(["--model", "runs/rm"])
 
 
-# name: (flags in which a file of the world is named as such, error)
+# name: (flags, error)
 BAD_INPUT = {
     "pairs of one answer": (["--pairs_out", "x.jsonl"], "--samples is 1, give 2 or more"),
     "no policy": (["--policy", "nowhere"], "model folder '.*nowhere' does not exist"),
@@ -233,24 +233,19 @@ BAD_INPUT = {
     "the root": (["--out", "/"], "--out / can't be replaced by a folder of results"),
     "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl exists; give"),
     "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with "),
-    "pairs in the results": (["--samples", "2", "--pairs_out", "in_results"], "is in --out"),
-    "pairs in no folder": (["--samples", "2", "--pairs_out", "in_a_file"], "can't be written: "),
+    "pairs in the results": (["--samples", "2", "--pairs_out", "new/x.jsonl"], "is in --out"),
+    "pairs in a file": (["--samples", "2", "--pairs_out", "few.jsonl/x.jsonl"], "t be written: "),
     "foreign folder": (["--out", "rm"], "has files that are not an evaluation's"),
 }  # fmt: skip
 
 
-def test_bad_input_is_one_clear_error_on_two_ranks(world, subtests):
+def test_bad_input_is_one_clear_error_on_two_ranks(world, subtests, monkeypatch):
+    monkeypatch.chdir(world)
     write_jsonl(world / "strange.jsonl", [{"prompt": "Another?", "answer": "a"}])
     write_jsonl(world / "half.jsonl", [{"prompt": "p", "chosen": "c"}])
     for name, (flags, message) in BAD_INPUT.items():
         with subtests.test(name):
-            paths = {path.name: path for path in world.iterdir()} | {
-                "nowhere": world / "nowhere",
-                "in_results": world / "new" / "pairs.jsonl",
-                "in_a_file": world / "few.jsonl" / "pairs.jsonl",
-            }
-            argv = policy_argv(world, "new", *(paths.get(flag, flag) for flag in flags))
-            outcome = run_ranks(2, script, list(map(str, argv)))
+            outcome = run_ranks(2, script, list(map(str, policy_argv(world, "new", *flags))))
             assert outcome.codes == [1, 1], outcome.stderr
             lines = [
                 x for x in outcome.stderr.splitlines() if x and not re.search("(batch|it)/s", x)

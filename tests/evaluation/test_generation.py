@@ -86,11 +86,6 @@ def test_the_largest_random_number_draws_a_token_that_is_kept():
     assert (before < 0.9).all()
 
 
-def test_temperature_0_takes_the_most_probable():
-    logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert next_tokens(logits, torch.tensor([0.99]).double(), 0.0, 1.0).tolist() == [1]
-
-
 # --- whole answers
 
 

@@ -150,26 +150,6 @@ def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
     assert 0.917 <= np.mean(covered) <= 0.983
 
 
-@pytest.mark.parametrize(
-    ("prompts", "answers", "repeats", "accuracy"),
-    [(200, 2, 1, 0.7), (200, 4, 1, 0.95), (20, 8, 1, 0.7), (20, 2, 3, 0.95)],
-)
-def test_the_interval_over_prompts_covers_the_true_accuracy(prompts, answers, repeats, accuracy):
-    """In 400 simulations, as those of benchmarks/coverage.py; 95 % +- 3 standard errors."""
-    draw = np.random.default_rng(prompts + answers + repeats)
-    noise = 1 / np.tan(np.pi * (accuracy - 0.5))  # of a reward, by a utility: a Gaussian orthant
-    first, second = np.triu_indices(answers, 1)
-    if repeats > 1:  # as many records, which share one answer
-        answers, first, second = 1 + repeats, np.zeros(repeats, int), np.arange(1, 1 + repeats)
-    utility = draw.normal(size=(400, prompts, answers))
-    reward = utility + noise * draw.normal(size=utility.shape)
-    ordered = [np.sign(x[..., first] - x[..., second]) for x in (utility, reward)]
-    hits = (ordered[0] == ordered[1]).astype(float).reshape(400, -1)
-    groups = np.repeat(np.arange(prompts), len(first)).tolist()
-    covered = [low <= accuracy <= high for low, high in (prompt_interval(h, groups) for h in hits)]
-    assert 0.917 <= np.mean(covered) <= 0.983
-
-
 def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
     draw = np.random.default_rng(0)
     margins = draw.normal(scale=2, size=200_000)
