@@ -109,7 +109,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
 
     # scores, figures
     truth, known = embedded_truth(), recall(local_folder(args.model))
-    scored, trained, subsets = [], [], {}
+    scored, subsets = [], {}
     for judge, records, encoded in prepared:
         scores, view = judge.score(encoded), judge.view
         lines = ranking.scored_lines(records, judge.lengths(records, encoded), scores, view.name)
@@ -119,14 +119,15 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             subsets[subset] |= ranking.true_figures(of_subset, view.preference, truth)
         scored += lines
         if known is not None:
-            trained += seen.lines_trained_on(known, records, lines)
+            for subset, count in seen.pairs_trained_on(known, records, lines).items():
+                subsets[subset]["trained_on"] = count
     if not world.is_main:
         return
     figures = {"subsets": subsets, "all": ranking.reward_metrics(scored)}
     if len(prepared) == 1:
         figures["all"] |= ranking.true_figures(scored, view.preference, truth)
     if known is not None:
-        seen.add_pairs(figures, trained)
+        figures["all"]["trained_on"] = sum(own["trained_on"] for own in subsets.values())
 
     # files, result
     settings = vars(args) | {"template": template, "max_length": max_length}

@@ -53,14 +53,14 @@ class Answer:
 
 
 def eos_ids(policy: Policy, tokenizer) -> set[int]:
-    """Ids that end an answer: the tokenizer's EOS, and those of the generation config."""
+    """The ids that end an answer: the tokenizer's EOS, and those of the generation config."""
     configured = getattr(policy.model.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
     return {i for i in (tokenizer.eos_token_id, *configured) if i is not None}
 
 
 def next_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """A token per row, by inversion: logits (B, V), uniform (B,) in [0, 1) -> (B,).
+    """Draws a token per row by inversion: logits (B, V), uniform (B,) in [0, 1) -> ids (B,).
 
     Tokens are ordered by their probability, and the first that together reach top_p are kept
     (Holtzman et al. 2020, arXiv 1904.09751, section 3.1). Among these, the first token at which the

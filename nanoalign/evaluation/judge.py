@@ -98,7 +98,7 @@ def compare(
     ]
     # Each answer by itself, so that its reward does not depend on how long the others are.
     records = [replace(prompts[n], responses=[answers[role].texts[n][k]]) for n, role, k in places]
-    ended = [[answers[role].ended(n, k)] for n, role, k in places]
+    ended = [answers[role].ended(n, k) for n, role, k in places]
     encoded = judge.encode(records, ended)
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts(records).items())
     print0(
@@ -113,7 +113,7 @@ def compare(
         if as_sampled:
             tokens = len(answers[role].sampled[n][k].drawn)
         text = answers[role].texts[n][k]
-        judged[n, role].append(Judged(text, scores[i], tokens, ended[i][0], read_share))
+        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read_share))
     return [
         Compared(
             prompt.name, prompt.prompt, *(tuple(judged[n, role]) for role in ROLES), prompt.tools

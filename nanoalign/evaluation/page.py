@@ -45,7 +45,7 @@ def comparison_page(
 
 
 def _breakable(text: str) -> Markup:
-    """Escaped text that may be broken behind each underscore."""
+    """Returns the text escaped for HTML, with a place for a line break behind each underscore."""
     return escape(text).replace("_", Markup("_<wbr>"))
 
 

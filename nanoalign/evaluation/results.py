@@ -86,14 +86,13 @@ def check_new_file(flag: str, name: str, out: str | None = None) -> None:
         )
     if path.suffix != ".jsonl":
         raise RunError(f"{flag} {name}: give a file that ends with .jsonl")
-    if path.exists():
-        raise RunError(f"{flag} {name} exists; give another name, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        path.unlink()
-    except OSError as error:
-        raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
+        path.open("x").close()
+    except OSError as error:  # it exists, or can't be written
+        text = f"{flag} {name} is not a new file that can be written: {in_a_line(error)}"
+        raise RunError(f"{text}; give another path") from error
+    path.unlink()
 
 
 def _beside(out: Path, kind: str) -> Path:
@@ -102,20 +101,12 @@ def _beside(out: Path, kind: str) -> Path:
 
 
 def _foreign_files(out: Path) -> list[str]:
-    """The names in --out that its args.json, of an older evaluation, does not list, sorted.
-
-    Raises RunError if args.json is not an evaluation's.
-    """
+    """The names in --out that the args.json of an older evaluation there does not list, sorted."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if ARGS not in names:
-        return sorted(names)
     try:
-        return sorted(names - {ARGS, *json.loads((out / ARGS).read_text()).get("files", [])})
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RunError(
-            f"{out / ARGS} is damaged or not an evaluation's ({in_a_line(error)}); "
-            "give another --out"
-        ) from error
+        return sorted(names - {ARGS, *json.loads((out / ARGS).read_text())["files"]})
+    except (OSError, ValueError, KeyError, TypeError):  # there is none of an evaluation
+        return sorted(names)
 
 
 def keep_answers(out: str, role: str, prompts: Sequence[Record], answers: Answers) -> None:

@@ -31,7 +31,7 @@ from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, pre
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.slices import read_slices
 
-Ended = Sequence[bool | None]  # of each response: whether it ended by itself; None: not known
+Ended = bool | None  # whether an answer ended by itself; None: not known
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
 OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their prompt
 
@@ -162,7 +162,7 @@ class Judge:
         """Encodes the records; for a conditioned model once per preference, which prompts name.
 
         Prompts get the form in which the model was trained: see rewards.prompt_kinds.as_trained,
-        which may raise RunError. ended: of sampled answers, see encode_answers.
+        which may raise RunError. ended: if the records have one answer each, see encode_answers.
         """
         template, max_length = self.rule
         kinds = rule_of(self.model).get("prompts", ())
@@ -228,27 +228,24 @@ class Judge:
 def encode_answers(
     records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
 ) -> list[Row]:
-    """As data.templates.encode_records, but a response that sampling stopped gets no end.
+    """As data.templates.encode_records, but an answer that sampling stopped gets no end.
 
-    Such a response (False in `ended`) has neither EOS nor what a chat template writes behind an
+    Such an answer (False in `ended`) has neither EOS nor what a chat template writes behind an
     answer. Without other tokens it has the EOS alone, because a reward is read at the last token of
-    a response.
+    a response. records: of one answer each.
     """
     rows = encode_records(records, tokenizer, sys.maxsize, template)
     cut_rows = []
-    for record, row, flags in zip(records, rows, ended, strict=True):
-        responses = [response.tolist() for response in row.responses]
-        if False in flags:
+    for record, row, has_ended in zip(records, rows, ended, strict=True):
+        tokens = row.responses[0].tolist()
+        if has_ended is False:
+            tokens = tokens[:-1]
             name = resolve_template(template, record.prompt, tokenizer)
-            texts = render(record, tokenizer, name).responses
-            for k in [k for k, flag in enumerate(flags) if flag is False]:
-                tokens = responses[k][:-1]
-                if name == "chat":
-                    answer = without_end(record.responses[k], tokenizer.eos_token)
-                    text = without_tail(texts[k], answer)
-                    tokens = tokenize_continuations([text], tokenizer)[0]
-                responses[k] = tokens or [tokenizer.eos_token_id]
-        prompt = row.prompt.tolist()
+            if name == "chat":
+                (text,) = render(record, tokenizer, name).responses
+                answer = without_end(record.responses[0], tokenizer.eos_token)
+                tokens = tokenize_continuations([without_tail(text, answer)], tokenizer)[0]
+        prompt, responses = row.prompt.tolist(), [tokens or [tokenizer.eos_token_id]]
         cut_rows.append(truncate(record, prompt, responses, max_length, tokenizer.bos_token_id))
     return cut_rows
 

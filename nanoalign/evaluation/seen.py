@@ -12,28 +12,20 @@ from nanoalign.records import Record
 from nanoalign.weights.folders import local_folder
 
 
-def lines_trained_on(
+def pairs_trained_on(
     known: dict[str, np.ndarray], records: Sequence[Record], lines: Sequence[Scored]
-) -> list[Scored]:
-    """Returns the scored lines of the records that a model was trained on.
+) -> dict[str, int]:
+    """Counts by subset the pairs of records that a model was trained on.
 
     The order of a record's responses does not matter. known: what `recall` reads of the model.
     lines: one per response of `records`, in the same order.
     """
     seen = np.isin(record_digests(records)[:, 1], known["trained"])
     seen = np.repeat(seen, [len(record.responses) for record in records])
-    return [line for line, is_seen in zip(lines, seen.tolist(), strict=True) if is_seen]
-
-
-def add_pairs(figures: dict, trained: Sequence[Scored]) -> None:
-    """Adds the number of pairs that were trained on to the figures of each subset and of all.
-
-    figures: what metrics.json gets; changed in place. trained: the lines that were trained on.
-    """
-    for subset, subset_figures in figures["subsets"].items():
-        of_subset = [line for line in trained if line.subset == subset]
-        subset_figures["trained_on"] = len(pairs_of(of_subset))
-    figures["all"]["trained_on"] = len(pairs_of(trained))
+    trained = {line.subset: [] for line in lines}
+    for line, is_seen in zip(lines, seen.tolist(), strict=True):
+        trained[line.subset] += [line] * is_seen
+    return {subset: len(pairs_of(own)) for subset, own in trained.items()}
 
 
 def note_on_pairs(figures: Figures, name: str, known: dict[str, np.ndarray]) -> str:

@@ -15,7 +15,7 @@ Figures = dict[str, float | int | None]  # where answers were cut, `without_cut`
 
 
 def win_shares(margins: np.ndarray) -> np.ndarray:
-    """1 where a margin is above 0, 0 where it is below, 1/2 for a tie: (P,) -> (P,)."""
+    """1 where a margin is above 0, 0 where it is below, 1/2 where it is 0: of any shape."""
     return (np.sign(margins) + 1) / 2
 
 
@@ -65,7 +65,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def prompt_interval(
     hits: np.ndarray, prompts: Sequence[Hashable], weights: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """95 % interval of the probability of a hit, from pairs of which some share a prompt.
+    """Returns (low, high), the 95 % interval of the probability of a hit, of pairs by prompt.
 
     hits: (P,) 1, 0, or 1/2 for a tie. prompts: of each pair; the pairs of one prompt share answers.
     weights: (P,) of the pairs, of any sum; None: 1 each.
@@ -123,7 +123,8 @@ def length_controlled_win_rate(
     of standardised lengths, is added to the loss, so that the slope is finite where lengths
     separate wins from losses.
 
-    None where 0 is outside the central 95 % of the differences: equal lengths were hardly observed.
+    Returns the outcome if all are equal. Else returns None if more than 97.5 % of the weight is of
+    longer answers, or of shorter ones: then equal lengths were hardly observed.
     """
     if won.min() == won.max():
         return float(won[0])

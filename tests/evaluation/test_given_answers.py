@@ -11,11 +11,10 @@ import pytest
 from evaluations import (
     answers_of,
     by_prompt,
+    check_figures,
     evaluated,
     files_argv,
-    mean_of_prompts,
     policy_argv,
-    wins_of,
     write_jsonl,
     write_policies,
     write_reward_model,
@@ -47,17 +46,6 @@ def test_uneven_answers_of_two_files_need_no_flag(world):
     # Tokens are those of the reward model's tokenizer, which has bytes: "ap0" and EOS.
     assert lines[0]["answer"] == "ap0" and lines[0]["tokens"] == 4
     assert re.search(r"left out    2 prompts that are not in all of .*a\.jsonl.*b\.jsonl", printed)
-
-
-def check_figures(lines: list[dict], figures: dict) -> None:
-    """The figures are those of the lines, each prompt counting as one."""
-    policy, baseline = (by_prompt(lines, side) for side in ("policy", "baseline"))
-    won = wins_of(policy, baseline)
-    assert figures["win_rate"] == pytest.approx(mean_of_prompts(won))
-    assert (figures["pairs"], figures["prompts"]) == (sum(map(len, won)), len(won))
-    assert figures["wins"] == sum(own.count(1) for own in won)
-    assert figures["policy_mean"] == pytest.approx(mean_of_prompts(policy))
-    assert figures["baseline_mean"] == pytest.approx(mean_of_prompts(baseline))
 
 
 def test_a_file_of_uneven_answers_is_compared_with_all_samples(world):

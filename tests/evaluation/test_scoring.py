@@ -96,23 +96,25 @@ def judge_of(tokenizer, *kinds: str, max_length: int = 256, **more) -> Judge:
     return Judge("it", model, tokenizer, view, ("raw", max_length), Batcher(setup(), 300))
 
 
-def tokens_of(judge: Judge, record: Record, ended=None) -> list[list[int]]:
+def tokens_of(judge: Judge, record: Record) -> list[list[int]]:
     """The prompt and the responses of the scored row."""
-    (row,) = judge.encode([record], ended)[0].rows
+    (row,) = judge.encode([record])[0].rows
     return [part.tolist() for part in (row.prompt, *row.responses)]
 
 
-@pytest.mark.parametrize("ended", [None, [[None, False]]])
+@pytest.mark.parametrize("ended", [None, [None, False]])
 @pytest.mark.parametrize("name", FORMS)
 def test_prompts_are_scored_as_the_dialogues_that_the_model_was_trained_on(tokenizer, name, ended):
     """Token by token what the dialogue has that is written out by hand; "Assistant: answer"."""
     prompt, by_hand = FORMS[name]
     space = "" if name == "a dialogue" else " "  # which the responses of a dialogue begin with
-    record = Record(prompt, ("Because.", " Who knows?"), name="it")
-    found = tokens_of(judge_of(tokenizer, "dialogue"), record, ended)
+    records = [Record(prompt, (text,), name="it") for text in ("Because.", " Who knows?")]
+    (encoded,) = judge_of(tokenizer, "dialogue").encode(records, ended)
+    found = [row.responses[0].tolist() for row in encoded.rows]
     ids = [tokenizer(t)["input_ids"] for t in (by_hand, f"{space}Because.", " Who knows?")]
     eos = tokenizer.eos_token_id
-    assert found == [ids[0], [*ids[1], eos], ids[2] if ended else [*ids[2], eos]]
+    assert [row.prompt.tolist() for row in encoded.rows] == [ids[0]] * 2
+    assert found == [[*ids[1], eos], ids[2] if ended else [*ids[2], eos]]
 
 
 @pytest.mark.parametrize("kinds", [(), ("text",), ("dialogue", "text")])
@@ -179,10 +181,10 @@ def test_an_answer_that_was_cut_has_no_end(tokenizer):
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}[end]\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    record = Record("q", ("cut he", "whole", "", "unknown"), pairs=())
+    records = [Record("q", (text,), pairs=()) for text in ("cut he", "whole", "", "unknown")]
     for template, its, tail in (("raw", tokenizer, ""), ("chat", chat, "[end]\n")):
-        (row,) = encode_answers([record], its, 1024, template, [(False, True, False, None)])
-        texts = [its.decode(response) for response in row.responses]
+        rows = encode_answers(records, its, 1024, template, [False, True, False, None])
+        texts = [its.decode(row.responses[0]) for row in rows]
         assert texts == ["cut he", f"whole{tail}<eos>", "<eos>", f"unknown{tail}<eos>"]
 
 
@@ -193,7 +195,7 @@ def test_an_answer_that_a_file_ends_with_eos_has_one_end():
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    record = Record("q", ("cut he<eos>", "whole<eos> <eos>\n"), pairs=())
+    records = [Record("q", (text,), pairs=()) for text in ("cut he<eos>", "whole<eos> <eos>\n")]
     for template in ("raw", "chat"):
-        (row,) = encode_answers([record], chat, 1024, template, [(False, None)])
-        assert [chat.decode(response) for response in row.responses] == ["cut he", "whole<eos>"]
+        rows = encode_answers(records, chat, 1024, template, [False, None])
+        assert [chat.decode(row.responses[0]) for row in rows] == ["cut he", "whole<eos>"]
