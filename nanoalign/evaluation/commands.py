@@ -216,7 +216,7 @@ def weight_by_name(text: str) -> tuple[str, float]:
 
 
 def policy_defaults(args: Namespace) -> dict:
-    """The values of `evaluate.py policy` that depend on its other flags."""
+    """Default values of flags of `evaluate.py policy` by its other flags; {} for other commands."""
     if args.command != "policy":
         return {}
     return {

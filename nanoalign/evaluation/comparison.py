@@ -164,7 +164,7 @@ def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, flo
 
 
 def won_pairs(compared: Sequence[Compared]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (win_shares of all pairs (P,), their weights (P,)); those of a prompt sum to 1."""
+    """Returns (win_shares of all pairs, their weights): (P,) each; a prompt's weights sum to 1."""
     won = [win_shares(case.margins()).ravel() for case in compared]
     return np.concatenate(won), np.concatenate([np.full(len(x), 1 / len(x)) for x in won])
 

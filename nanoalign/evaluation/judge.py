@@ -23,7 +23,7 @@ from nanoalign.rewards.several import Mixed
 def load_judge(
     prompts: Sequence[Record], samplers: Sequence[Sampler], batcher: Batcher, args: Namespace
 ) -> Judge:
-    """Loads the judge of --reward, which is called before anything is sampled.
+    """Loads the judge of --reward, and checks it before anything is sampled.
 
     Raises RunError if the model can't be loaded, can't read every prompt with an answer, or has
     fewer positions than its max_length; and as view_for and rule_for.
@@ -60,7 +60,8 @@ def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -
     """Returns (template, max_length) by which the judge reads answers: those of its training.
 
     A reward model of another program, which has no rule, gets the template of the policies.
-    Raises RunError if its template is not that of the policies, unless --reward_template is given.
+    Raises RunError if its template is not that of the policies, unless --reward_template is given,
+    and as scoring_rule.
     """
     template, max_length = scoring_rule(
         model, args.reward, args.reward_template, args.reward_max_length, "reward_"

@@ -130,7 +130,7 @@ class Encoded(NamedTuple):
     factor: float
 
     def counts(self, records: Sequence[Record]) -> Counter:
-        """The numbers of rows by their notes: what was cut, and which columns were ignored.
+        """Counts the notes of the rows: what was cut, and which columns were ignored.
 
         records: those of the rows. A note about the prompt counts once for all rows of a prompt.
         """

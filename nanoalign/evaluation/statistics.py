@@ -65,20 +65,22 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def prompt_interval(
     hits: np.ndarray, prompts: Sequence[Hashable], weights: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """Returns (low, high), the 95 % interval of the probability of a hit, of pairs by prompt.
+    """Returns (low, high): the 95 % interval of the probability of a hit, by pairs of prompts.
 
     hits: (P,) 1, 0, or 1/2 for a tie. prompts: of each pair; the pairs of one prompt share answers.
     weights: (P,) of the pairs, of any sum; None: 1 each.
 
-    The interval of Wilson for as many independent pairs as the P pairs are worth (Korn and Graubard
-    1998). That is the weighted mean of squared deviations from the share of hits, over the sum of
-    squares of the weighted deviations (of weights of the sum 1) added up by prompt; without weights
-    P / deff, of the design effect deff. It is an estimate, so it is multiplied by
-    (t(m - 1) / t(n - 1))^2 of Student's t, where m = 1 / sum of squared weights is the effective
-    number of pairs, P without weights, and n, the same of the weights of prompts, that of prompts
-    (Carter et al. 2017). The result is at least n, what pairs are worth that are all alike within
-    their prompt, and at most m. So it is Wilson's interval where each prompt has one pair. A
-    bootstrap is empty where all pairs are hits, and too narrow near that: benchmarks/coverage.py.
+    The interval is that of Wilson for as many independent pairs as the P pairs are worth (Korn and
+    Graubard 1998). Their number is a / b, where d is the deviation of a hit from the share of hits,
+    w are the weights divided by their sum, a is the sum of w d^2 over pairs, and b the sum over
+    prompts of (the sum of w d over the pairs of the prompt)^2; without weights it is P / deff, of
+    the design effect deff. It is an estimate, so it is multiplied by (t(m - 1) / t(n - 1))^2 of
+    Student's t (Carter et al. 2017), where m = 1 / sum of w^2 is the effective number of pairs, P
+    without weights, and n, the same of the weights of prompts, the effective number of prompts.
+    The number is at least n, what pairs are worth that are all alike within their prompt, and at
+    most m; it is n if all hits are equal. So the interval is Wilson's where each prompt has one
+    pair. A bootstrap is empty where all pairs are hits, and too narrow near that:
+    benchmarks/coverage.py.
     """
     index = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     group = np.array([index[prompt] for prompt in prompts])
