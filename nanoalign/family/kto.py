@@ -61,6 +61,7 @@ class Kto(Paired):
         self.kl = (sum_over_ranks(total) / len(rows)).clamp(min=0).float()
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        super().after_step(step, metrics)
         self.state = {"kl": metrics["kl"]}
 
     def pairs(self, batch: Batch) -> Pairs:

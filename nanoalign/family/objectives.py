@@ -25,7 +25,6 @@ from nanoalign.family.paired import Paired, pair_loss, with_lengths, with_nll, w
 from nanoalign.family.pairs import DIVERGENCES, PairLoss, pairs_of
 from nanoalign.family.steps import Aot, Bco
 from nanoalign.flags import number, positive
-from nanoalign.loop import Objective
 from nanoalign.model import Policy
 
 # An add-on is used if the value of its flag is neither None nor False.
@@ -164,7 +163,7 @@ def objective_of(
     rows: Sequence[Row],
     args: Namespace,
     world: World,
-) -> Objective:
+) -> Paired:
     """The Objective of --loss and its add-ons; prints the loss and its hyperparameters.
 
     rows: all training rows.
@@ -193,7 +192,8 @@ def objective_of(
         objective = Paired(pairs, loss, beta, averaged=KIND[name] == POLICY_MEANS)
     if args.sync_reference_every:
         steps, mix = args.sync_reference_every, args.sync_reference_mix
-        objective = Moving(objective, policy, reference, steps, mix)
+        objective.moving = Moving(policy, reference, steps, mix)
+        objective.modules = {"reference": reference}  # which a checkpoint keeps
     return objective
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch
+from nanoalign.family.moving import Moving
 from nanoalign.family.pairs import PairLoss, Pairs, PairsOf
 from nanoalign.loop import Objective
 from nanoalign.metrics import Metric, pair_metrics
@@ -29,6 +30,7 @@ class Paired(Objective):
         """
         super().__init__(self.loss_of_pairs)
         self.pairs_of, self.loss, self.beta, self.averaged = pairs_of, loss, beta, averaged
+        self.moving: Moving | None = None  # with --sync_reference_every
 
     def pairs(self, batch: Batch) -> Pairs:
         """The pairs of a batch with all fields that the loss takes."""
@@ -43,6 +45,10 @@ class Paired(Objective):
             "logps/chosen": pairs.full_chosen_logps,
             "logps/rejected": pairs.full_rejected_logps,
         }
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        if self.moving is not None:
+            self.moving.after_step(step)
 
     def rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The implicit rewards of the chosen and the rejected responses, (B,) each."""

@@ -73,6 +73,7 @@ class Bco(Paired):
         return replace(self.pairs_of(batch), shift=self.state["mean_reward"])
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        super().after_step(step, metrics)
         steps, mean = self.state["steps"], self.state["mean_reward"]
         reward = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
         self.state = {"steps": steps + 1, "mean_reward": mean + (reward - mean) / (steps + 1)}

@@ -41,8 +41,6 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
         assert np.array_equal(row.prompt, rows[i].prompt) and len(row.responses) == 1
         assert np.array_equal(row.responses[0], rows[(i + 1) % 9].responses[i % 2])
     assert len(mismatched(rows, len(rows[0].prompt) + 1)[0].responses[0]) == 1
-    valued = [replace(row, extra={"margins": np.ones(1)}) for row in rows[:2]]
-    assert [(row.extra, row.pairs) for row in mismatched(valued, 1024)] == [({}, ())] * 2
     assert objective_of(*models, "--loss", "kto").state == {"kl": 0.0}
     policy, reference = models
     with torch.no_grad():
@@ -57,10 +55,6 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
         kto.after_step(1, {"kl": before})
         kto.before_step(rows[:5], batcher.all)  # an evaluation
         assert kto.kl.item() != before or before == 0
-        kto.state = {"kl": 77.0}
-        kto.before_step(rows[:2], batcher.step)
-        assert kto.kl.item() != 77
-        kto.after_step(1, {"kl": before})
         kto.before_step(rows[:1], batcher.step)  # an epoch's last step may be of one record
         assert kto.kl.item() == pytest.approx(before)
 
@@ -73,16 +67,6 @@ def test_ktos_kl_is_never_of_a_response_to_the_same_prompt(rows):
     for n, (row, other) in enumerate(zip(others, (2, 2, 5, 5, 5, 2), strict=True)):
         assert np.array_equal(row.prompt, repeated[n].prompt)
         assert np.array_equal(row.responses[0], repeated[other].responses[n % 2])
-
-
-def test_ktos_kl_is_that_of_the_step_before_where_a_step_has_one_prompt(models, rows, objective_of):
-    one = [replace(row, prompt=rows[0].prompt) for row in rows]
-    kto = objective_of(*models, "--loss", "kto")
-    kto.state = {"kl": 0.25}
-    kto.before_step(one, batches_of(60).step)
-    assert kto.kl.item() == 0.25
-    kto.before_step([*one, rows[1]], batches_of(60).step)
-    assert kto.kl.item() != 0.25
 
 
 def test_kto_needs_two_prompts(rows):
@@ -168,24 +152,8 @@ def test_aots_order_is_that_of_the_whole_step(models, rows, logps, objective_of)
 
 def test_a_reference_of_another_shape_can_not_move(models, objective_of):
     wide = Policy(tiny_llama(intermediate_size=64)).requires_grad_(False)
-    with pytest.raises(RunError, match="is of another shape"):
+    with pytest.raises(RunError, match="have other shapes than"):
         objective_of(models[0], wide, "--sync_reference_every", 2)
-
-
-def test_an_objective_whose_reference_moves_is_itself_otherwise(models, rows, objective_of):
-    """Its losses, those at the start, what it looks at before a step, and its state."""
-    plain = objective_of(*models, "--loss", "kto")
-    moving = objective_of(*models, "--loss", "kto", "--sync_reference_every", 2)
-    for objective in (plain, moving):
-        objective.before_step(rows[:7], batches_of(100).step)
-    assert plain.kl > 0.1
-    for found, expected in (
-        (moving(collate(rows)), plain(collate(rows))),
-        ([moving.losses_at_start(collate(rows))], [plain.losses_at_start(collate(rows))]),
-    ):
-        assert torch.equal(found[0], expected[0])
-    moving.after_step(1, {"kl": 0.5})
-    assert moving.state == {"kl": 0.5}
 
 
 class Trained:
@@ -244,7 +212,7 @@ def test_the_reference_moves_towards_the_policy_when_it_is_time(models, rows, ob
 
 
 def test_bcos_shift_is_the_mean_reward_of_the_steps_before(models, rows, objective_of):
-    """Also where the reference moves, in whose objective the mean is kept."""
+    """Also where the reference moves."""
     means = []
 
     def loss(chosen, rejected):
