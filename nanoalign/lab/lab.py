@@ -6,7 +6,7 @@ Shapes: S seeds, P prompts.
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from nanoalign.lab.figures import grades, hits, read
-from nanoalign.lab.runs import Runs, Stopped, flag_words
+from nanoalign.lab.runs import Runs, flag_words
 from nanoalign.tiny import world
 
 DPO_LR = "5e-4"  # the default of --model tiny; a folder has another default
@@ -41,24 +41,17 @@ class Lab:
         The calls run in threads, and their commands as many at a time as there are cores.
         """
         combinations = list(product(*axes.values()))
-        jobs = list(product(combinations, self.seeds))
-
-        def job(values: tuple, seed: int) -> dict:
-            try:
-                return function(self, seed, **dict(zip(axes, values, strict=True)))
-            except BaseException:
-                self.runs.stop()
-                raise
-
-        with ThreadPoolExecutor(max(1, len(jobs))) as threads:
-            futures = [threads.submit(job, *each) for each in jobs]
-        errors = [error for future in futures if (error := future.exception())]
-        if errors:  # raises the error because of which the others were stopped
-            raise next((e for e in errors if not isinstance(e, Stopped)), errors[0])
-        results = iter(future.result() for future in futures)
+        with ThreadPoolExecutor(len(combinations) * len(self.seeds)) as threads:
+            futures = {
+                values: [
+                    threads.submit(function, self, seed, **dict(zip(axes, values, strict=True)))
+                    for seed in self.seeds
+                ]
+                for values in combinations
+            }
         grid = {}
-        for values in combinations:
-            by_seed = list(islice(results, len(self.seeds)))
+        for values, of_seeds in futures.items():
+            by_seed = [future.result() for future in of_seeds]
             grid[values if len(values) != 1 else values[0]] = {
                 name: np.stack([np.atleast_1d(figures[name]) for figures in by_seed])
                 for name in by_seed[0]
