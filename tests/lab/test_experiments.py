@@ -21,7 +21,6 @@ from nanoalign.lab.experiments import (
 )
 from nanoalign.lab.experiments.attack import labelled
 from nanoalign.lab.figures import best_of, read
-from nanoalign.lab.findings import estimate
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.perform import EXPERIMENTS
 from nanoalign.tiny import world
@@ -127,13 +126,6 @@ def test_own_pairs_differ_by_the_true_rule_and_weak_ones_are_as_many(tmp_path):
     assert mean[1] < mean[0] - 0.5  # tiny-c against tiny-b
 
 
-def test_the_share_of_what_is_decided():
-    """One win, three losses and four ties: 3 / 8 of the wins, and 1 / 4 of what is decided."""
-    wins = np.array([[1, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]])
-    assert estimate(wins).mean == 3 / 8
-    assert why_lose.decided(wins).mean == pytest.approx(1 / 4)
-
-
 def test_the_mixture_has_as_many_prompts_as_the_others(tmp_path):
     own = FakeRuns(tmp_path)
     lab = Lab(own, quick=True)
@@ -145,16 +137,11 @@ def test_the_mixture_has_as_many_prompts_as_the_others(tmp_path):
     assert {record["response_0_source"] for record in read(Path(source))} == set(elsewhere.SOURCES)
 
 
-def test_more_pairs_begin_with_the_same_ones(tmp_path):
-    lab = Lab(FakeRuns(tmp_path), quick=True)
-    assert lab.pairs(50, 1)[:20] == lab.pairs(20, 1)
-    assert lab.pairs(20, 1) != lab.pairs(20, 2)
-
-
 def test_balanced_pairs_have_as_many_longer_as_shorter_chosen_ones():
     pairs = [{"prompt": str(n), "chosen": "a b", "rejected": "c"} for n in range(5)]
     pairs += [{"prompt": str(n), "chosen": "c", "rejected": "a b"} for n in range(5, 7)]
     pairs += [{"prompt": "9", "chosen": "a", "rejected": "b"}]
+    assert length.cut(pairs[0])["chosen"] == "a"
     kept = length.balanced(pairs, 0)
     assert sorted(map(length.longer, kept)) == [-1, -1, 0, 1, 1]
 
@@ -163,11 +150,6 @@ def test_the_worth_of_length_is_the_slope_of_the_logistic_regression():
     """Three of four pairs choose the answer that is longer by 2 words: w = log(3) / 2."""
     pairs = [{"chosen": "a b c", "rejected": "d"}] * 3 + [{"chosen": "d", "rejected": "a b c"}]
     assert length.length_worth(pairs) == pytest.approx(np.log(3) / 2)
-
-
-def test_answers_are_cut_to_the_shorter_one():
-    pair = {"prompt": "p", "chosen": "a b c", "rejected": "d  e"}
-    assert length.cut(pair) == {"prompt": "p", "chosen": "a b", "rejected": "d e"}
 
 
 def test_the_law_of_exact_powers_predicts_the_next():
