@@ -21,18 +21,13 @@ gpu_check = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gpu_check)
 
 
-def test_every_step_is_a_function_and_has_a_name_of_its_own():
-    names = [step.name for step in gpu_check.STEPS]
-    assert len(set(names)) == len(names) > 30
-    for step in gpu_check.STEPS:
-        assert callable(step.function()) and step.section in gpu_check.SECTIONS
-
-
 def test_a_section_and_a_device_choose_steps():
     def chosen(*argv: str) -> list[str]:
         return [step.name for step in gpu_check.chosen_steps(gpu_check.parse_args([*argv]))]
 
-    assert chosen() == [step.name for step in gpu_check.STEPS]
+    names = [step.name for step in gpu_check.STEPS]
+    assert chosen() == names and len(set(names)) == len(names) > 30
+    assert all(callable(step.function()) for step in gpu_check.STEPS)
     assert chosen("--only", "speed", "--device", "cpu") == ["small"]
     assert chosen("--steps", "rm", "masks") == ["masks", "rm"]
     with pytest.raises(SystemExit):
@@ -79,39 +74,6 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, capsys):
         time.sleep(0.02)
     else:
         raise AssertionError("the process that the step had started still runs")
-
-
-def test_steps_that_a_section_has_no_time_for_are_named(tmp_path):
-    steps = [step("first"), step("second"), step("other", section="speed")]
-
-    def command(step: gpu_check.Step) -> list[str]:
-        seconds = 9 if step.name == "first" else 0
-        return [sys.executable, "-c", f"import time; time.sleep({seconds})"]
-
-    results = gpu_check.run_steps(steps, command, arguments(tmp_path, "--seconds", "0.3"))
-    assert [result["status"] for result in results] == ["timed out", "not run", "failed"]
-
-
-def test_steps_of_correctness_run_at_the_same_time_where_asked_to(tmp_path):
-    """Each of two waits until the other has begun; those of another section are alone."""
-    code = (
-        "import pathlib, sys, time\n"
-        "folder, own, other = pathlib.Path(sys.argv[1]), *sys.argv[2:]\n"
-        "(folder / own).touch()\n"
-        "end = time.monotonic() + 10\n"
-        "while not (folder / other).exists():\n"
-        "    assert time.monotonic() < end\n"
-        "(folder / f'{own}.json').write_text('{}')\n"
-    )
-    others = {"a": "b", "b": "a", "c": "b", "d": "e"}
-    steps = [step("a"), step("b"), step("c"), step("d", 0.5, "speed"), step("e", 1, "speed")]
-
-    def command(step: gpu_check.Step) -> list[str]:
-        return [sys.executable, "-c", code, str(tmp_path), step.name, others.get(step.name, "a")]
-
-    results = gpu_check.run_steps(steps, command, arguments(tmp_path, "--jobs", "2"))
-    assert [result["name"] for result in results] == ["a", "b", "c", "d", "e"]
-    assert [result["status"] for result in results] == ["ok", "ok", "ok", "timed out", "ok"]
 
 
 @pytest.mark.parametrize("name", ["masks", "widths", "small"])
