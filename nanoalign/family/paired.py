@@ -73,14 +73,15 @@ class Paired(Objective):
 def pair_loss(
     function: Callable[..., Tensor], fields: Sequence[str], hyperparameters: dict[str, float]
 ) -> PairLoss:
-    """A loss that takes Pairs from one that takes some of their fields, in order."""
+    """Returns a loss that takes Pairs, from a function that takes some of their fields in order."""
     return lambda pairs: function(*(getattr(pairs, name) for name in fields), **hyperparameters)
 
 
 def with_lengths(loss: PairLoss, per_token: float) -> PairLoss:
     """R-DPO: adds per_token * (|y_w| - |y_l|) to the margin. Park et al. 2024, arXiv 2403.19159.
 
-    The added term lowers the loss where length explains a label, so that no policy has to learn it.
+    Returns the changed loss. per_token: in nats. The added term lowers the loss where length
+    explains a label, so that no policy has to learn it.
     """
 
     def with_reward_of_length(pairs: Pairs) -> Tensor:
@@ -92,14 +93,14 @@ def with_lengths(loss: PairLoss, per_token: float) -> PairLoss:
 
 
 def with_wpo(loss: PairLoss) -> PairLoss:
-    """WPO: multiplies the losses by the weights of their pairs."""
+    """WPO: returns a loss whose values are multiplied by the weights of their pairs."""
     return lambda pairs: loss(pairs) * pairs.wpo_weights
 
 
 def with_nll(loss: PairLoss, weight: float) -> PairLoss:
-    """RPO: adds `weight` times the NLL of the chosen response, a mean over its tokens.
+    """RPO: returns a loss plus `weight` times the chosen response's NLL, a mean over its tokens.
 
-    For a record that has no chosen response (kto) it adds 0.
+    For a record that has no chosen response (kto) 0 is added.
     """
 
     def plus_nll(pairs: Pairs) -> Tensor:

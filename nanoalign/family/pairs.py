@@ -58,8 +58,8 @@ def pairs_of(
     """The pairs of a batch. The reference gets no gradient.
 
     ld_alpha: weight of the tokens beyond the length of the shorter response, in both models.
-    wpo: whether WPO's weights are computed.
-    divergence: one of DIVERGENCES, whose scores replace the log-ratios.
+        None: all tokens count alike. wpo: whether WPO's weights are computed.
+    divergence: one of DIVERGENCES, whose scores replace the log-ratios. divergence_alpha: of alpha.
     """
     logps, tokens, weights = logps_of_responses(policy, batch, ld_alpha is not None, wpo)
     chosen, rejected = logps_of_pairs(logps, tokens, batch, ld_alpha)

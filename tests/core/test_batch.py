@@ -132,7 +132,7 @@ def test_all_batches_of_many_rows_are_planned_in_parts(world, layout, monkeypatc
 def test_rows_with_other_values_are_not_batched():
     """Without the check, values of later rows would be lost."""
     with_margin = replace(PAIR, name="other", extra={"margins": np.ones(1, np.float32)})
-    with pytest.raises(RunError, match=r"other has \['margins'\], row \[\]"):
+    with pytest.raises(RunError, match=r"other has the values \['margins'\], but row has \[\]"):
         collate([PAIR, with_margin])
-    with pytest.raises(RunError, match=r"row has \[\], other \['margins'\]"):
+    with pytest.raises(RunError, match=r"row has the values \[\], but other has \['margins'\]"):
         collate([with_margin, PAIR])
