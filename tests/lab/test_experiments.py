@@ -75,13 +75,14 @@ def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     """The suffix is an unknown word, which the rule itself sees."""
     lab = Lab(FakeRuns(tmp_path), quick=True)
     attack = EXPERIMENTS["attack"].run(lab)
-    overrated = [row[3] for row in attack.rows]
-    assert all(np.abs(values).max() < 1e-9 for values in overrated)
-    gain = {row[0]: row[2] for row in attack.rows}
-    assert gain["found by the search"].mean() == pytest.approx(-0.25, abs=0.2)
+    assert all(np.abs(values).max() < 1e-9 for values in attack.table["overrated by"])
+    gain = attack.table["text"].index("found by the search")
+    assert attack.table["gain by the true rule"][gain].mean() == pytest.approx(-0.25, abs=0.2)
     ensemble = ensembles.run(lab)
-    assert all(np.abs(row[-1]).max() < 1e-9 for row in ensemble.rows)
-    assert all(row[1].min() == 1 or row[1].min() == 0.5 for row in ensemble.rows)  # ties alone
+    *_, over = ensemble.table.values()
+    assert all(np.abs(values).max() < 1e-9 for values in over)
+    agreement = ensemble.table["agreement on pairs"]
+    assert all(values.min() in (0.5, 1) for values in agreement)  # ties alone
 
 
 def test_losses_take_the_learning_rate_of_the_lowest_held_out_loss(tmp_path):

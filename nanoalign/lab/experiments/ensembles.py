@@ -106,16 +106,12 @@ def run(lab: Lab) -> Findings:
     over = {j: {n: seen[j][n] - gain[j][n] for n in ns} for j in JUDGES}
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
     return Findings(
-        columns=(
-            "judge",
-            "agreement on pairs",
-            *(f"true gain, best of {n}" for n in ns[1:]),
-            f"over-optimisation, best of {most}",
-        ),
-        rows=[
-            (j, figures[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
-            for j in JUDGES
-        ],
+        table={
+            "judge": list(JUDGES),
+            "agreement on pairs": [figures[f"{j}: accuracy"] for j in JUDGES],
+            **{f"true gain, best of {n}": [gain[j][n] for j in JUDGES] for n in ns[1:]},
+            f"over-optimisation, best of {most}": [over[j][most] for j in JUDGES],
+        },
         panels=[
             Panel(
                 "what is true",
