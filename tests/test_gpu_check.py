@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from nanoalign.logps import Head, _ChunkedLogps
-
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks/gpu_check.py")
 gpu_check = importlib.util.module_from_spec(spec)
@@ -98,22 +96,3 @@ def test_the_command_of_a_step_runs_it(tmp_path):
     args = arguments(tmp_path)
     subprocess.run(gpu_check.command(versions, args), check=True)
     assert "torch" in json.loads((tmp_path / "versions.json").read_text())
-
-
-@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, 3.0)])
-def test_the_candidate_for_the_head_is_the_head(scale, cap):
-    """Values and all gradients, in chunks that do not divide the vocabulary."""
-    import torch
-    from gpu.compiled import _CompiledLogps
-
-    torch.manual_seed(0)
-    shapes = {"hidden": (7, 5), "weight": (11, 5), "bias": (11,)}
-    targets, results = torch.tensor([0, 3, 10, 4, 7, 8, 3]), []
-    values = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    for function in (_ChunkedLogps, _CompiledLogps):
-        tensors = {name: value.clone().requires_grad_() for name, value in values.items()}
-        fields = Head(tensors["weight"], tensors["bias"], scale, cap)
-        out = function.apply(tensors["hidden"], targets, 4, *fields)
-        (out * torch.arange(1.0, 8.0)).sum().backward()
-        results.append([out, *(tensor.grad for tensor in tensors.values())])
-    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)

@@ -31,15 +31,6 @@ def test_a_row_is_prompt_then_response_then_one_eos(tokenizer):
     assert raw("a", "b", "c", "d", tokenizer=tokenizer).pairs == ()
 
 
-def test_a_prompt_and_a_response_have_1024_tokens_by_default(tokenizer):
-    long = "a" * 2000
-    for row in (
-        encode(long, ("b", "c" * 2000), tokenizer),
-        encode_all([Record(long, ("b", "c" * 2000))], tokenizer)[0],
-    ):
-        assert row.longest == 1024 and len(row.prompt) == 512
-
-
 def test_prompts_without_responses_are_rows(tokenizer):
     """All tokens are those of the prompt."""
     (row,) = encode_all([Record("0123456789ab", (), ())], tokenizer, 10)

@@ -90,25 +90,6 @@ def test_logps_equal_a_loop_over_tokens(policy, rows, tokenizer):
         assert logp.item() == pytest.approx(total, rel=1e-5)
 
 
-@torch.no_grad()
-def test_batch_order_and_padding_change_no_score(policy, rows):
-    assert len({len(row) for row in rows}) > 4  # so alone and together are padded differently
-    for layout in (collate, pack):
-        together = policy(layout(rows)).view(-1, 2)
-        alone = torch.stack([policy(layout([row])) for row in rows])
-        backwards = policy(layout(rows[::-1])).view(-1, 2).flip(0)
-        assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
-        assert torch.allclose(together, backwards, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_the_other_response_changes_no_score(policy, rows):
-    """The first response of a packed row does not see the second one."""
-    row, other = rows[0], rows[1]
-    mixed = type(row)("mixed", row.prompt, (row.responses[0], other.responses[1]))
-    assert torch.allclose(policy(pack([mixed]))[0], policy(pack([row]))[0], rtol=1e-5)
-
-
 @pytest.mark.parametrize("share", [True, False])
 def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows, share):
     """The last hidden state of the prompt, and those of each response but its last one."""

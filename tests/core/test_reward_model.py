@@ -165,12 +165,6 @@ def test_ranks_draw_one_head(llama_folder, reward_model):
     assert outcome.results == [reward_model.head.weight.tolist()] * 2, outcome.stderr
 
 
-def test_the_body_is_the_language_models(llama_folder, reward_model):
-    body = AutoModelForCausalLM.from_pretrained(llama_folder).base_model.state_dict()
-    ours = reward_model.model.base_model.state_dict()
-    assert body.keys() == ours.keys() and all(torch.equal(body[name], ours[name]) for name in body)
-
-
 def test_an_untied_language_models_head_is_left_behind(tmp_path):
     tiny_llama(tie_word_embeddings=False).save_pretrained(tmp_path)
     for options in ({}, {"read": read_slices}):

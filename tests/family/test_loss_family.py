@@ -306,15 +306,6 @@ def test_every_loss_is_its_equation(name):
     assert result.tolist() == pytest.approx(expected, rel=1e-11, abs=1e-12)
 
 
-def test_robust_is_dpo_on_the_true_labels_in_expectation():
-    """With a quarter of the labels flipped: 3/4 loss(w, l) + 1/4 loss(l, w) = DPO(w, l)."""
-    inputs = random_inputs(50)
-    pair = inputs["chosen_logratios"], inputs["rejected_logratios"]
-    flipped = losses.robust(*reversed(pair), 0.2, 0.25)
-    expected = 0.75 * losses.robust(*pair, 0.2, 0.25) + 0.25 * flipped
-    assert torch.allclose(expected, losses.dpo(*pair, 0.2), rtol=1e-12)
-
-
 def test_gaps_are_matched_by_their_rank():
     assert match_by_rank(t(3, 1, 2), t(10, 30, 20)).tolist() == [30, 10, 20]
 

@@ -45,17 +45,6 @@ def test_flags_that_the_loss_does_not_use_are_errors(case):
         settings(*flags)
 
 
-def test_flags_at_their_limits():
-    for flags in (
-        ["--loss", "kto", "--batch_size", 2],
-        ["--sync_reference_every", 1, "--sync_reference_mix", 1],
-        ["--divergence", "alpha", "--divergence_alpha", 1e-6],
-        ["--nll_weight", 0, "--length_alpha", 0, "--ld_alpha", 0],
-        ["--loss", "orpo", "--odds_weight", 0],
-    ):
-        settings(*flags)
-
-
 def of_the_margin(name: str) -> bool:
     """Whether a constant added to both log-ratios changes nothing."""
     if name == "dpo" or "shift" in FIELDS[name]:

@@ -5,8 +5,6 @@ What looks at a step as a whole or remembers the steps before: against plain lin
 
 import copy
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,16 +19,12 @@ from preferences import (  # noqa: F401
     fixture_of_rows,
     settings,
 )
-from processes import run_ranks
 from torch.nn.functional import logsigmoid
 
 from nanoalign import loop
 from nanoalign.batch import collate
-from nanoalign.distributed import full, setup
 from nanoalign.errors import RunError
-from nanoalign.family import objectives
 from nanoalign.family.kto import check_kinds, check_prompts, mismatched
-from nanoalign.family.losses import match_by_rank
 from nanoalign.model import Policy
 
 
@@ -244,57 +238,3 @@ def test_a_reference_in_bfloat16_moves_in_bfloat16(models, objective_of):
     objective.after_step(1, {})
     for found, value in zip(reference.parameters(), expected, strict=True):
         assert found.dtype == torch.bfloat16 and torch.allclose(found, value, rtol=0.02, atol=1e-3)
-
-
-# --- ranks
-
-
-def _look_at_a_step(folders: list[Path], rows: list) -> dict:
-    """What each objective makes of a step of all rows on this rank, with sharded models."""
-    world = setup()
-    policy = Policy.load(folders[0], world)
-    reference = Policy.load(folders[1], world, trainable=False)
-    make = partial(objectives.objective_of, policy, reference, rows)
-    batcher = loop.Batcher(world, 300)
-    for some in (rows, mismatched(rows[:7], 1024)):
-        assert batcher.plan(some)[-1][-1] == []  # the last batch is a filler
-    kto = make(settings("--loss", "kto"), world)
-    kto.before_step(rows[:7], batcher.step)
-    aot = make(settings("--loss", "aot"), world)
-    aot.before_step(rows, batcher.step)
-    losses = {}
-    for batch in batcher.step(rows):
-        values = aot(batch)[0]
-        values.sum().backward()  # after which the policy is sharded again
-        losses |= dict(zip(batch.rows, values.tolist(), strict=False))  # a filler has no rows
-    moving = make(settings("--sync_reference_every", 2, "--sync_reference_mix", 0.25), world)
-    moving.after_step(1, {})
-    with torch.no_grad():
-        before, _ = reference(collate(rows)), moving.after_step(2, {})
-    moved = [full(parameter).tolist() for parameter in reference.parameters()]
-    return {"kl": kto.kl.item(), "aot": losses, "logps": before.tolist(), "moved": moved}
-
-
-def test_a_step_is_the_same_on_three_ranks(models, rows, logps, tmp_path):
-    """The KL, matched gaps and moved reference are those of one rank: of plain lines."""
-    policy, reference = models
-    folders = [tmp_path / "policy", tmp_path / "reference"]
-    for model, folder in zip(models, folders, strict=True):
-        model.model.save_pretrained(folder)
-    outcome = run_ranks(3, _look_at_a_step, folders, rows)
-    assert outcome.codes == [0] * 3, outcome.stderr
-    with torch.no_grad():
-        others = collate(mismatched(rows[:7], 1024))
-        kl = (policy(others) - reference(others)).mean().item()
-    gaps = logps["policy_chosen"] - logps["policy_rejected"]
-    matched = match_by_rank(gaps, logps["reference_chosen"] - logps["reference_rejected"])
-    aot = -logsigmoid(0.1 * (gaps - matched))
-    losses = {}
-    for found in outcome.results:
-        assert kl > 0.1 and found["kl"] == pytest.approx(kl, rel=1e-4)
-        losses |= found["aot"]
-        assert found["logps"] == pytest.approx(reference(collate(rows)).tolist(), rel=1e-4)
-        pairs = zip(found["moved"], policy.parameters(), reference.parameters(), strict=True)
-        for moved, new, old in pairs:
-            assert torch.allclose(torch.tensor(moved), 0.75 * old + 0.25 * new, atol=1e-6)
-    assert close(torch.tensor([losses[i] for i in range(9)]), aot)

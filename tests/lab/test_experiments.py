@@ -114,19 +114,6 @@ def test_causes_and_repairs_are_in_the_commands(tmp_path):
     assert after.data == others[-1].data
 
 
-def test_own_pairs_differ_by_the_true_rule_and_weak_ones_are_as_many(tmp_path):
-    lab = Lab(FakeRuns(tmp_path), quick=True)
-    own = why_lose.own_pairs(lab, 0, tmp_path)
-    for pair in own:
-        rewards = [world.true_reward(pair["prompt"], pair[f"response_{i}"]) for i in (0, 1)]
-        assert rewards[0] != rewards[1]
-    weak = why_lose.weak_pairs(lab, 0, own)
-    assert len(weak) == len(own) > 100
-    mean = [np.mean([world.true_reward(p["prompt"], p["response_0"]) for p in pairs])
-            for pairs in (own, weak)]  # fmt: skip
-    assert mean[1] < mean[0] - 0.5  # tiny-c against tiny-b
-
-
 def test_the_mixture_has_as_many_prompts_as_the_others(tmp_path):
     own = FakeRuns(tmp_path)
     lab = Lab(own, quick=True)
