@@ -127,6 +127,7 @@ class Findings:
 
 
 def as_text(value: object) -> str:
+    """A cell of the table: of Values their estimate, a fraction to three digits, else str."""
     if isinstance(value, np.ndarray):
         return str(estimate(value))
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -71,10 +71,12 @@ class Lab:
 
     @cached_property
     def test_prompts(self) -> Path:
+        """A file of the held-out prompts."""
         prompts = world.split_prompts()["test"][: self.prompts]
         return self.runs.write("prompts", [{"prompt": prompt} for prompt in prompts])
 
     def test_pairs(self, source: str | None = None) -> Path:
+        """A file of held-out pairs of one assistant, or of all three."""
         records = world_records("test", source)[: self.prompts]
         return self.runs.write(f"test_{source or 'all'}", records)
 
@@ -94,7 +96,7 @@ class Lab:
         return self.runs.run("train_dpo.py", *words, *held_out, *lr, *flags)
 
     def train_rm(self, data: Path | str, seed: int, *flags) -> Path:
-        """Likewise for train_rm.py, of which --epochs is 1 here: the folder of the reward model."""
+        """Runs train_rm.py, by default for one epoch; returns the folder of the reward model."""
         epochs = () if "--epochs" in flags else ("--epochs", 1)
         words = flag_words(data=data, eval_data=self.test_pairs(), eval_every=10000, seed=seed)
         return self.runs.run("train_rm.py", *words, *epochs, *flags)
@@ -108,7 +110,7 @@ class Lab:
     def own_pairs(
         self, policy: Path | str, prompts: Path | str, judge: Path, seed: int, samples: int = 4
     ) -> Path:
-        """Pairs of the best and the worst of a policy's answers to each prompt, by a judge."""
+        """A file of the best and the worst of a policy's answers to each prompt, by a judge."""
         flags = ("--pairs_out", "{out}.jsonl")
         out = self.sample(policy, seed, judge, policy, samples, prompts, flags)
         return out.with_suffix(".jsonl")
@@ -157,4 +159,5 @@ class Lab:
 
 @cache
 def world_records(split: str, source: str | None) -> list[dict]:
+    """world.records, generated once."""
     return world.records(split, source)
