@@ -192,12 +192,6 @@ def test_gradients_are_those_of_the_mean_and_start_anew_each_step(world):
     assert norms == pytest.approx([5, 5])
 
 
-def test_a_rank_of_two_doubles_its_share(world):
-    """Sharding averages gradients over ranks: of 8 rows this rank has 4, which count twice."""
-    found = Two(lambda a, b: 3 * a + 4 * b, replace(world, size=2), batch_size=8, steps=1)
-    assert [metrics["grad_norm"] for _, metrics in found.lines if "grad_norm" in metrics] == [5]
-
-
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [  # 8 rows, 4 a step: 2 steps an epoch, 2 epochs; or 5 steps

@@ -114,20 +114,6 @@ def test_gradient_reaches_what_predicts_a_response_and_nothing_else(policy, rows
     assert reached == expected
 
 
-def test_no_gradient_reaches_the_reference(llama_folder, rows):
-    policy = Policy.load(llama_folder)
-    reference = Policy.load(llama_folder, trainable=False)
-    before = [p.clone() for p in reference.parameters()]
-    batch = collate(rows)
-    logps = policy(batch)
-    with torch.no_grad():
-        ref = reference(batch)
-    dpo_loss(logps[0::2], logps[1::2], ref[0::2], ref[1::2])[0].sum().backward()
-    assert all(p.grad is None and not p.requires_grad for p in reference.parameters())
-    assert all(p.grad is not None and p.grad.any() for p in policy.parameters())
-    assert all(torch.equal(a, b) for a, b in zip(before, reference.parameters(), strict=True))
-
-
 def test_dropout_is_off_in_training(rows, tmp_path):
     torch.manual_seed(0)
     config = CONFIG_MAPPING["gpt2"](
@@ -167,14 +153,6 @@ def test_activation_checkpointing_keeps_less(llama_folder, rows):
         return sum(sizes.values())
 
     assert saved_elements(True) < 0.7 * saved_elements(False)
-
-
-def test_bfloat16_stays_close_to_float32(llama_folder, rows):
-    exact = Policy.load(llama_folder)(collate(rows))
-    coarse = Policy.load(llama_folder, dtype=torch.bfloat16)(collate(rows))
-    assert coarse.dtype == torch.float32
-    assert not torch.equal(exact, coarse)
-    assert torch.allclose(exact, coarse, rtol=0.02)
 
 
 def test_overfits_four_pairs(llama_folder, rows):

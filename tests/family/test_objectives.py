@@ -68,24 +68,6 @@ def test_rewards_without_a_reference_are_log_probabilities(models, rows, logps, 
     assert not any(value.requires_grad for key, value in metrics.items() if "rewards" in key)
 
 
-def test_pairs_are_of_anything_that_maps_a_batch_to_log_probabilities(rows):
-    """A policy and a reference without values of tokens, as where these were computed before."""
-    batch, scores = collate(rows[:2]), torch.tensor([-1.0, -2.0, -3.0, -5.0])
-    reference = torch.tensor([-4.0, -4.0, -7.0, -6.0])
-    pairs = pairs_of(batch, lambda batch: scores, lambda batch: reference)
-    assert pairs.chosen_logps.tolist() == pairs.full_chosen_logps.tolist() == [-1, -3]
-    assert pairs.rejected_logps.tolist() == pairs.full_rejected_logps.tolist() == [-2, -5]
-    assert pairs.chosen_logratios.tolist() == [3, 4] and pairs.rejected_logratios.tolist() == [2, 1]
-    assert pairs.reference_gaps.tolist() == [0, -1] and pairs.wpo_weights is None
-    assert pairs.chosen_lengths.tolist() == [len(row.responses[0]) for row in rows[:2]]
-    alone = pairs_of(batch, lambda batch: scores, None)
-    assert alone.chosen_logps.tolist() == [-1, -3] and alone.shift == 0
-    unknown = ("chosen_logratios", "rejected_logratios", "reference_gaps", "wpo_weights",
-               "matched_gaps", "kl", "has_chosen", "has_rejected")  # fmt: skip
-    assert [getattr(alone, name) for name in unknown] == [None] * 8
-    assert not hasattr(alone, "__dict__")  # a misspelled field is an error
-
-
 def test_discounted_sums_by_hand():
     """Responses of 1 and 3 tokens: of the longer one two tokens have the weight 1/2.
 
