@@ -43,7 +43,7 @@ def setup(timeout: float = 1800.0) -> World:
     rank, size, local_rank = environment_ranks()
     if torch.cuda.is_available():
         if local_rank >= (gpus := torch.cuda.device_count()):
-            raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give no more ranks")
+            raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give {gpus} or less")
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:

@@ -207,7 +207,7 @@ class RewardModel(Scorer):
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
         if not has_head and head_seed is None:
-            raise RunError(f"model '{path}' is {names} without a reward head; see train_rm.py")
+            raise RunError(f"model '{path}' is {names} without a reward head; train_rm.py adds one")
         if has_head and outputs not in (None, config.num_labels):
             raise RunError(f"model '{path}' has {config.num_labels} outputs; expected {outputs}")
         config.num_labels = config.num_labels if has_head else outputs or 1

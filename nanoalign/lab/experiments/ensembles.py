@@ -41,19 +41,16 @@ MEMBERS = 3
 def curves(lab: Lab, seed: int) -> dict:
     samples, count = lab.pick(8, 32), lab.pick(150, 400)
     pairs = lab.pairs(2 * count, seed, "tiny-a")
-    half = [np.random.default_rng((seed, m)).permutation(2 * count)[:count] for m in range(MEMBERS)]
+    halves = []
+    for m in range(MEMBERS):
+        half = np.random.default_rng((seed, m)).permutation(2 * count)[:count]
+        halves.append(lab.runs.write("half", [pairs[i] for i in half]))
     members = [
-        lab.train_rm(
-            lab.runs.write("half", [pairs[i] for i in half[m]]),
-            MEMBERS * seed + m,
-            "--epochs",
-            3,
-            "--batch_size",
-            32,
-        )
-        for m in range(MEMBERS)
+        lab.train_rm(data, MEMBERS * seed + m, "--epochs", 3, "--batch_size", 32)
+        for m, data in enumerate(halves)
     ]
-    folder = lab.sample("tiny", seed, members[0], samples=samples, prompts=prompts(lab))
+    prompts = lab.runs.write("prompts", read(lab.test_prompts)[: lab.prompts // 2])
+    folder = lab.sample("tiny", seed, members[0], samples=samples, prompts=prompts)
     lines = answers(folder)
     scored = [lab.scored(member, folder / "answers.jsonl") for member in members]
     rewards = np.array(
@@ -83,10 +80,6 @@ def curves_of(rewards: np.ndarray, truths: np.ndarray) -> dict[str, np.ndarray]:
 def centred(values: np.ndarray) -> np.ndarray:
     """Without the mean of each prompt: (..., P, N)."""
     return values - values.mean(-1, keepdims=True)
-
-
-def prompts(lab: Lab):
-    return lab.runs.write("prompts", read(lab.test_prompts)[: lab.prompts // 2])
 
 
 def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:
