@@ -60,10 +60,11 @@ def read(
     formats: Formats = FORMATS,
     open_source: Callable[[str], Iterator[Located]] = open_jsonl,
 ) -> Iterator[Record]:
-    """Yields the records of some sources. open_source: yields what is located in one of them.
+    """Yields the records of some sources, in their order.
 
+    open_source: yields the undecoded records of one source, each as a Located.
     Raises RunError, with file and line, for a record that no format reads, and for one whose format
-    is not that of the records before it in its file; and for a source without records.
+        is not that of the records before it in its file; and for a source without records.
     """
     for source in sources:
         format_of: dict[str, tuple[str, ...]] = {}  # file -> the keys that found its format

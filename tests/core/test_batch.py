@@ -1,6 +1,6 @@
 """python -m pytest tests/core/test_batch.py"""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -84,6 +84,8 @@ def test_a_batch_moves_whole():
 
 def test_lengths_of_rows():
     assert len(PAIR) == 8 and PAIR.longest == 6
+    with pytest.raises(FrozenInstanceError):
+        PAIR.name = "other"
     assert row([1, 2]).longest == len(row([1, 2])) == 2
     assert lengths_of([PAIR, row([1], [2])]).tolist() == [8, 2]
     assert lengths_of([]).tolist() == [] and lengths_of([]).dtype == np.int64

@@ -29,6 +29,7 @@ def test_a_row_is_prompt_then_response_then_one_eos(tokenizer):
     assert {part.dtype for part in (row.prompt, *row.responses)} == {np.dtype(np.int32)}
     assert (row.name, row.pairs, row.extra, row.notes) == ("test:1", ((0, 1),), {}, ())
     assert raw("a", "b", "c", "d", tokenizer=tokenizer).pairs == ()
+    assert raw("a" * 2000, "b", tokenizer=tokenizer).longest == 1024
 
 
 def test_prompts_without_responses_are_rows(tokenizer):

@@ -31,6 +31,7 @@ BAD_FLAGS = {
     "no reference with dpo": (["--reference", "none"], "--loss dpo needs a --reference"),
     "alpha without the divergence": (["--divergence_alpha", 0.5], "belong together"),
     "divergence_alpha of 0": (["--divergence", "alpha", "--divergence_alpha", 0], "at least 1e-06"),
+    "divergence_alpha of 1": (["--divergence", "alpha", "--divergence_alpha", 1], "below 1"),
     "negative nll_weight": (["--nll_weight", -0.1], "at least 0"),
     "mix without when": (["--sync_reference_mix", 0.5], "give both"),
     "too far a mix": (["--sync_reference_every", 2, "--sync_reference_mix", 2], "give 1 or less"),
@@ -42,6 +43,15 @@ BAD_FLAGS = {
 def test_flags_that_the_loss_does_not_use_are_errors(case):
     flags, message = BAD_FLAGS[case]
     with pytest.raises(RunError, match=message):
+        settings(*flags)
+
+
+def test_flags_at_their_limits():
+    for flags in (
+        ["--loss", "kto", "--batch_size", 2],
+        ["--sync_reference_every", 1, "--sync_reference_mix", 1],
+        ["--loss", "orpo", "--odds_weight", 0],
+    ):
         settings(*flags)
 
 

@@ -35,6 +35,8 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
         assert np.array_equal(row.prompt, rows[i].prompt) and len(row.responses) == 1
         assert np.array_equal(row.responses[0], rows[(i + 1) % 9].responses[i % 2])
     assert len(mismatched(rows, len(rows[0].prompt) + 1)[0].responses[0]) == 1
+    valued = [replace(row, extra={"margins": np.ones(1)}) for row in rows[:2]]
+    assert [(row.extra, row.pairs) for row in mismatched(valued, 1024)] == [({}, ())] * 2
     assert objective_of(*models, "--loss", "kto").state == {"kl": 0.0}
     policy, reference = models
     with torch.no_grad():

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from nanoalign.lab import perform
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.experiments import (
     data,
-    elsewhere,
     ensembles,
     length,
     other_losses,
@@ -20,7 +18,7 @@ from nanoalign.lab.experiments import (
     why_lose,
 )
 from nanoalign.lab.experiments.attack import labelled
-from nanoalign.lab.figures import best_of, read
+from nanoalign.lab.figures import best_of
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.perform import EXPERIMENTS
 from nanoalign.tiny import world
@@ -112,17 +110,6 @@ def test_causes_and_repairs_are_in_the_commands(tmp_path):
     others, after = trainings("all, after SFT")
     assert others[-1].loss == "sft" and after.model == others[-1].out
     assert after.data == others[-1].data
-
-
-def test_the_mixture_has_as_many_prompts_as_the_others(tmp_path):
-    own = FakeRuns(tmp_path)
-    lab = Lab(own, quick=True)
-    for trained_on in ("tiny-a", elsewhere.MIXED):
-        elsewhere.model(lab, 0, trained_on)
-        (source,) = own.parsed[-2].data
-        prompts = [record["prompt"] for record in read(Path(source))]
-        assert len(prompts) == len(set(prompts)) == 900
-    assert {record["response_0_source"] for record in read(Path(source))} == set(elsewhere.SOURCES)
 
 
 def test_balanced_pairs_have_as_many_longer_as_shorter_chosen_ones():

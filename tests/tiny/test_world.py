@@ -6,7 +6,6 @@ The embedded world: its records, its true reward, its language model.
 import hashlib
 import json
 import math
-import re
 from random import Random
 
 import pytest
@@ -35,19 +34,6 @@ BOTH = TRAIN + TEST
 def test_files_are_what_the_generator_writes(split):
     """The committed bytes and a fresh generation are the same."""
     assert PATHS[split].read_bytes() == world.to_jsonl(world.records(split)).encode()
-
-
-def test_test_questions_are_learnable():
-    """Each question of a test prompt is also in training, in other words."""
-
-    def question(prompt):
-        task = world.prompts()[prompt]  # "2 plus 5" and "the sum of 2 and 5" are one question
-        return re.findall(
-            r"\d+", task.subject
-        ), task.answers if task.kind == "sum" else task.subject
-
-    trained = [question(prompt) for prompt in world.split_prompts()["train"]]
-    assert all(question(record["prompt"]) in trained for record in TEST)
 
 
 def test_records_have_the_keys_of_pku_saferlhf():
