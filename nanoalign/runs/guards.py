@@ -32,39 +32,24 @@ ONE_EVENT = 1.0  # seconds: within them a repeated signal is of one event, such 
 
 def add_arguments(parser: Parser) -> None:
     add, count = parser.add_argument_group("checkpoints").add_argument, number(int, 1)
-    add(
-        "--save_every",
-        type=count,
-        metavar="STEPS",
-        help="write a checkpoint after every STEPS steps and after the last one; default: never",
-    )
+    text = "write a checkpoint after every STEPS steps and after the last one; default: never"
+    add("--save_every", type=count, metavar="STEPS", help=text)
     add("--keep", type=count, default=2, metavar="COUNT", help="number of checkpoints to keep")
-    add(
-        "--stop_after",
-        type=count,
-        metavar="STEP",
-        help="write a checkpoint after this step and end the run there; default: run to the end",
-    )
+    text = "write a checkpoint after this step and end the run there; default: run to the end"
+    add("--stop_after", type=count, metavar="STEP", help=text)
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
-    add(
-        "--keep_best",
-        action="store_true",
-        help="save the weights with the lowest held-out loss in place of those of the last step",
+    text = "save the weights with the lowest held-out loss in place of those of the last step"
+    add("--keep_best", action="store_true", help=text)
+    text = (
+        "end the run after this many evaluations in a row without a lower held-out loss (implies "
+        "--keep_best); default: run to the end"
     )
-    add(
-        "--patience",
-        type=count,
-        metavar="COUNT",
-        help="end the run after this many evaluations in a row without a lower held-out loss "
-        "(implies --keep_best); default: run to the end",
+    add("--patience", type=count, metavar="COUNT", help=text)
+    text = (
+        "type of the saved weights; rounding to bf16 loses small weight changes, and the run "
+        "prints the share of changes that remain"
     )
-    add(
-        "--save_dtype",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="type of the saved weights; rounding to bf16 loses small weight changes, and the run "
-        "prints the share of changes that remain",
-    )
+    add("--save_dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     parser.refusals.append(refusal)
 
 
@@ -76,8 +61,9 @@ def refusal(args: Namespace) -> str | None:
 
 
 class Signals:
-    """Inside of `with`, a signal is noted and does not end the process; the same one again does.
+    """A context in which one of SIGNALS is noted and does not end the process.
 
+    If the same one comes again after ONE_EVENT, it ends the process.
     number: of the first signal that came; 0 if none did.
     """
 
@@ -100,7 +86,7 @@ class Signals:
             self.number, self.since = number, time.monotonic()
 
     def of_any_rank(self) -> int:
-        """The signal of this or another rank; 0 if there was none. A collective."""
+        """The largest number of a signal to any rank; 0 if there was none. A collective."""
         return int(sum_over_ranks(torch.tensor(self.number), ReduceOp.MAX))
 
 
@@ -136,8 +122,9 @@ class Guard:
             self.checkpoints.read_inputs()
         if args.resume:
             self.start = self.checkpoints.resume()
-        if self.best:
-            self.start = self.best.resume(self.start, self.total)
+        if self.best and (self.start >= self.total or self.best.is_over()):
+            self.best.restore()  # nothing is left to train
+            self.start = self.total
 
     def check_room(self) -> None:
         """Raises RunError if the disk has less room than the result, and a checkpoint, need."""

@@ -36,25 +36,18 @@ from nanoalign.weights.slices import copy_rows, places_of, tensors_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("LoRA, which needs the package peft").add_argument
-    add(
-        "--lora_rank",
-        type=number(int, 1),
-        metavar="RANK",
-        help="train adapters of this rank in place of the weights; the reference is the policy "
-        "with its adapters off, and takes no memory; default: no adapters",
+    text = (
+        "train adapters of this rank in place of the weights; the reference is the policy with its "
+        "adapters off, and takes no memory; default: no adapters"
     )
-    add(
-        "--lora_alpha",
-        type=number(int, 1),
-        help="the update of a weight is scaled by alpha / rank; default: twice the rank",
+    add("--lora_rank", type=number(int, 1), metavar="RANK", help=text)
+    text = "the update of a weight is scaled by alpha / rank; default: twice the rank"
+    add("--lora_alpha", type=number(int, 1), help=text)
+    text = (
+        "names of the layers that get adapters, such as q_proj; default: all linear layers except "
+        "the head"
     )
-    add(
-        "--lora_targets",
-        nargs="+",
-        metavar="NAME",
-        help="names of the layers that get adapters, such as q_proj; default: all linear layers "
-        "except the head",
-    )
+    add("--lora_targets", nargs="+", metavar="NAME", help=text)
     parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
     parser.refusals.append(refusal)
 
