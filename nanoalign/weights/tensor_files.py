@@ -87,14 +87,12 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     """Writes tensors, by their names, to a model folder that has its config.json.
 
     A file has at most MAX_FILE_BYTES, or one tensor that is larger. The tensors of one file are in
-    memory at a time. Raises OSError or SafetensorError if the disk is full.
+    memory at a time. Raises OSError if the disk is full.
     """
     names, total_bytes = [], 0  # names: of the tensors of each file
     for group in groups_of_files(tensors):
         path = folder / f"unnamed-{len(names)}.safetensors"  # until the number of files is known
-        save_file(group, path, metadata={"format": "pt"})
-        # safetensors creates files that their owner alone can read.
-        path.chmod((folder / "config.json").stat().st_mode)
+        save(group, path, folder / "config.json")
         names.append(list(group))
         total_bytes += sum(tensor.nbytes for tensor in group.values())
         group.clear()  # its memory, before the next tensors are gathered
@@ -108,6 +106,15 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         weight_map |= dict.fromkeys(names_of_file, file_name)
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def save(tensors: dict[str, Tensor], path: Path, like: Path) -> None:
+    """Writes a safetensors file. like: a file whose permissions it gets. Raises OSError."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # such as a full disk
+        raise OSError(f"{path.parent}: {error}") from error
+    path.chmod(like.stat().st_mode)  # by itself safetensors lets the owner alone read the file
 
 
 def groups_of_files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:

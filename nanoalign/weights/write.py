@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 
 from nanoalign.distributed import World, full, print0
@@ -82,7 +81,7 @@ def write_model(
         try:
             if is_main:
                 write()
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by the latter
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(f"the model could not be written to '{folder}': {error}") from error
         finally:  # other ranks, and a rank 0 that failed, gather the tensors that are left

@@ -55,6 +55,7 @@ def test_a_run_writes_where_nothing_is_or_a_run_was(out):
 def test_what_a_run_has_written_is_removed_and_nothing_else(out):
     for name in ("args.json", "model.safetensors", "curves.png", "README.md", "notes.txt"):
         (out / name).write_text("")
-    (out / "checkpoints" / "step_000001").mkdir(parents=True)
+    for name in ("checkpoints/step_000001", "adapter"):
+        (out / name).mkdir(parents=True)
     remove_run(out)
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "notes.txt"]
