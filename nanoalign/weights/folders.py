@@ -4,13 +4,12 @@ Also reads the config and the tokenizer of a folder.
 """
 
 import re
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 import huggingface_hub
 import transformers
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError
 
 from nanoalign import model
 from nanoalign.distributed import print0
@@ -28,20 +27,18 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def local_folder(name: str | Path) -> Path:
-    """Returns the folder of a model: a local one, "tiny", or OWNER/NAME, downloaded from the Hub.
+    """Returns the folder of a model, as an absolute path, downloaded from the Hub if need be.
 
+    name: a folder, "tiny", or OWNER/NAME of the Hub.
     Raises RunError for a path that does not exist (it is not sent to the Hub), a file, a run that
     has not finished, a folder that read_config refuses, and as fetch does.
     """
     folder = model.TINY if str(name) == "tiny" else Path(name).expanduser()
     if not folder.exists():
         if not is_hub_name(str(name)):
-            beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-            names = get_close_matches(folder.name, [p.name for p in beside if p.is_dir()], n=1)
-            hint = "give a folder, 'tiny' or OWNER/NAME"
-            if names:
-                hint = f"is it {folder.parent / names[0]}?"
-            raise RunError(f"model folder '{name}' does not exist; {hint}")
+            raise RunError(
+                f"model folder '{name}' does not exist; give a folder, 'tiny' or OWNER/NAME"
+            )
         folder = fetch(str(name))
     if not folder.is_dir():
         raise RunError(f"model '{name}' is a file; give the folder that holds it")
@@ -53,7 +50,9 @@ def local_folder(name: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
-    """Reads the config of a model folder. Its Python code is not run; prints a line if it has any.
+    """Returns the config of a model folder, whose Python code is not run.
+
+    Prints a line if the config names such code.
 
     Raises RunError if there is no config that transformers can use, or if the model is quantized.
     """
@@ -80,7 +79,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
 
 
 def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
-    """Loads the tokenizer of a model folder, without OWN_TEMPLATE.
+    """Loads the tokenizer of a model folder, without the chat template that begins as OWN_TEMPLATE.
 
     Raises RunError if there is none, or it can't be used.
     """
@@ -164,12 +163,8 @@ def download(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise RunError(
             f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
         ) from error
-    except RepositoryNotFoundError as error:
+    except (OSError, ValueError) as error:  # no such model or revision, no network
         raise RunError(
             f"model '{name}' is neither a folder here nor a public model of the Hub; for a private "
-            "one set HF_TOKEN"
-        ) from error
-    except (OSError, ValueError) as error:  # no such revision, no network
-        raise RunError(
-            f"model '{name}' is neither a folder here nor a model of the Hub: {in_a_line(error)}"
+            f"one set HF_TOKEN ({in_a_line(error)})"
         ) from error
