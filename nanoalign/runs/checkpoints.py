@@ -10,9 +10,7 @@ A checkpoint is written to a hidden folder, which is renamed when it is complete
 
 import json
 import os
-import shlex
 import shutil
-import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Sequence
@@ -33,10 +31,10 @@ from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Row
 from nanoalign.data.split import fingerprint
-from nanoalign.distributed import World, environment_ranks
+from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
-from nanoalign.files.run_folder import METRICS, checkpoint_of, complete_checkpoints, resuming
+from nanoalign.files.run_folder import METRICS, checkpoint_of, complete_checkpoints
 from nanoalign.loop import Objective, check_parameters
 from nanoalign.ranks.collectives import gather, on_every, on_main
 from nanoalign.runs.unpickle import Planner, Reader
@@ -45,10 +43,9 @@ FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
 DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
-# Flags that may differ: they do not alter the steps of a run, or only how many there are. A version
-# of before had --args.
-FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "eval_data",
-               "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
+# Flags that may differ: they do not alter the steps of a run, or only how many there are.
+FREE = DATA | {"activation_checkpointing", "audit", "cache", "epochs", "eval_data", "eval_every",
+               "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
                "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
                "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
 
@@ -72,15 +69,14 @@ class Checkpoints:
         self.rows, self.folders, self.inputs = rows, folders, {}
 
     def read_inputs(self) -> dict[str, object]:
-        """What the run computes from: a hash of its rows, and one of each model's files.
+        """Returns what the run computes from: a hash of its rows ("rows"), and hashes ("models").
 
-        A collective. The files, of many gigabytes perhaps, are read when it is first called.
+        "models" has one of each model's files, by its flag. A collective. The files, perhaps of
+        many gigabytes, are read in the first call.
         """
 
         def digests() -> dict[str, str]:
-            return {
-                flag: checksums.digest_of_weights(folder) for flag, folder in self.folders.items()
-            }
+            return {k: checksums.digest_of_weights(folder) for k, folder in self.folders.items()}
 
         if not self.inputs:
             models = gather(on_main(self.world, digests), self.world)[0]
@@ -135,11 +131,12 @@ class Checkpoints:
         on_main(self.world, complete)
 
     def resume(self) -> int:
-        """Loads model, optimizer and objective from the newest checkpoint; returns its step.
+        """Loads model, optimizer and objective, in place, from the newest checkpoint.
 
-        Removes the lines of later steps from metrics.jsonl. A collective. There must be a
-        checkpoint (refusal_of_resume checks it). Raises RunError if it is damaged, if metrics.jsonl
-        was changed, or if the training rows or the initial models differ from the checkpoint's.
+        Returns the step of the checkpoint, which must exist (refusal_of_resume checks it). Removes
+        the lines of later steps from metrics.jsonl. A collective. Raises RunError if the checkpoint
+        is damaged, if metrics.jsonl was changed, or if the training rows or the initial models are
+        not those of the checkpoint.
         """
         path = complete_checkpoints(self.out)[-1]
         share = (self.world.rank, self.world.size)
@@ -224,18 +221,17 @@ def refusal_of_resume(args: Namespace) -> str | None:
 
 
 def read_about(path: Path) -> dict:
-    """The run.json of a checkpoint. Raises RunError if it is damaged or of another version."""
-    if (path / checksums.NAME).exists():  # as from version 3 on
-        check_whole(path, [ABOUT])
-    try:
-        about = json.loads((path / ABOUT).read_text())
-        version = about.get("format", 0)
-    except (OSError, ValueError, AttributeError) as error:
-        raise damaged(path, in_a_line(error)) from error
-    if version != FORMAT:
+    """Returns the run.json of a checkpoint.
+
+    Raises RunError if it is damaged, or was written by another version.
+    """
+    check_whole(path, [ABOUT])
+    about = json.loads((path / ABOUT).read_text())
+    if about["format"] != FORMAT:
         raise RunError(
-            f"{path} has format version {version}, this version of nanoalign reads {FORMAT}; "
-            "continue with the version that wrote it, or start a new run with another --out"
+            f"{path} has format version {about['format']}, this version of nanoalign reads "
+            f"{FORMAT}; continue with the version that wrote it, or start a new run with another "
+            "--out"
         )
     return about
 
@@ -250,9 +246,9 @@ def remove(path: Path) -> None:
 def check_whole(
     path: Path, names: list[str] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Verifies the checksums of a checkpoint. names, share: as in checksums.verify.
+    """Raises RunError, which says how to go on, if a file of a checkpoint is missing or changed.
 
-    Raises a RunError that says how to continue if a file is missing or changed.
+    names, share: as in checksums.verify.
     """
     try:
         checksums.verify(path, names, share)
@@ -261,6 +257,7 @@ def check_whole(
 
 
 def causes(error: dcp.api.CheckpointException) -> str:
+    """Returns the errors of all ranks in one line, each once."""
     return "; ".join(sorted({in_a_line(cause[0]) for cause in error.failures.values()}))
 
 
@@ -283,19 +280,9 @@ def restore_metrics(about: list, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def damaged(newest: Path, problem: str) -> RunError:
-    """Returns the error for a damaged newest checkpoint; it names the newest undamaged one."""
-    error = f"the checkpoint {newest} can't be read: {problem}; "
-    unreadable = [newest]  # newest first
-    for path in reversed(complete_checkpoints(newest.parents[1])):
-        if path == newest:
-            continue
-        try:
-            checksums.verify(path)
-        except RunError:
-            unreadable.append(path)
-            continue
-        remove_all = shlex.join(["rm", "-r", *map(str, reversed(unreadable))])
-        command = f"{remove_all} && {resuming(sys.argv, environment_ranks()[1])}"
-        return RunError(f"{error}{path.name} is whole; continue from it: {command}")
-    return RunError(f"{error}no older one is whole; train again, with --overwrite")
+def damaged(path: Path, problem: str) -> RunError:
+    """Returns the error for a damaged checkpoint, which says how to go on without it."""
+    return RunError(
+        f"the checkpoint {path} can't be read: {problem}; remove it to --resume from an older one, "
+        "or train again, with --overwrite"
+    )

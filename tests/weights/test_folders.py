@@ -35,7 +35,7 @@ def asked(monkeypatch, tmp_path, llama_folder) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "path", "models/lama ./lama ../lama ~/lama /lama runs/dop lama a/b/c .hub/lama".split()
+    "path", ["models/lama", "./lama", "~/lama", "/lama", "runs/dop", "lama", "a/b/c", ".hub/lama"]
 )
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_path_is_not_asked_of_the_hub(asked, path, kind):
