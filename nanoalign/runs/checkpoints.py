@@ -34,7 +34,12 @@ from nanoalign.data.split import fingerprint
 from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
-from nanoalign.files.run_folder import METRICS, checkpoint_of, complete_checkpoints
+from nanoalign.files.run_folder import (
+    METRICS,
+    checkpoint_of,
+    complete_checkpoints,
+    restore_metrics,
+)
 from nanoalign.loop import Objective, check_parameters
 from nanoalign.ranks.collectives import gather, on_every, on_main
 from nanoalign.runs.unpickle import Planner, Reader
@@ -259,25 +264,6 @@ def check_whole(
 def causes(error: dcp.api.CheckpointException) -> str:
     """Returns the errors of all ranks in one line, each once."""
     return "; ".join(sorted({in_a_line(cause[0]) for cause in error.failures.values()}))
-
-
-def restore_metrics(about: list, path: Path) -> None:
-    """Cuts metrics.jsonl, at `path`, to its length at the checkpoint; a missing file stays missing.
-
-    about: [bytes at the checkpoint, their CRC-32]. Raises RunError if these bytes were changed.
-    """
-    size, checksum = about
-    if not path.exists():
-        return
-    kept = path.read_bytes()[:size]
-    if [len(kept), zlib.crc32(kept)] != [size, checksum]:
-        raise RunError(
-            f"--resume: {path} is not as it was written (its checksum differs); restore it, or "
-            "remove it to continue without the lines until now"
-        )
-    temporary = path.with_name(".metrics.partial")
-    temporary.write_bytes(kept)
-    os.replace(temporary, path)
 
 
 def damaged(path: Path, problem: str) -> RunError:

@@ -14,7 +14,6 @@ from huggingface_hub.errors import GatedRepoError
 from nanoalign import model
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.run_folder import advice
 from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 
 # How the chat template begins that a training by the template pku writes. nanoalign ignores that
@@ -30,8 +29,8 @@ def local_folder(name: str | Path) -> Path:
     """Returns the folder of a model, as an absolute path, downloaded from the Hub if need be.
 
     name: a folder, "tiny", or OWNER/NAME of the Hub.
-    Raises RunError for a path that does not exist (it is not sent to the Hub), a file, a run that
-    has not finished, a folder that read_config refuses, and as fetch does.
+    Raises RunError for a path that does not exist (it is not sent to the Hub), a file, a folder
+    that read_config refuses, and as fetch does.
     """
     folder = model.TINY if str(name) == "tiny" else Path(name).expanduser()
     if not folder.exists():
@@ -42,9 +41,6 @@ def local_folder(name: str | Path) -> Path:
         folder = fetch(str(name))
     if not folder.is_dir():
         raise RunError(f"model '{name}' is a file; give the folder that holds it")
-    has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX).is_file()
-    if not (has_weights and (folder / "config.json").is_file()) and (text := advice(folder)):
-        raise RunError(text)
     read_config(folder)
     return folder.resolve()
 
@@ -52,13 +48,15 @@ def local_folder(name: str | Path) -> Path:
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
     """Returns the config of a model folder, whose Python code is not run.
 
-    Prints a line if the config names such code.
-
-    Raises RunError if there is no config that transformers can use, or if the model is quantized.
+    Prints a line if the config names such code. Raises RunError if there is no config that
+    transformers can use, or if the model is quantized.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
+        raise RunError(
+            f"model folder '{folder}' has no config.json; give a model in Hugging Face format, or "
+            "the folder of a run that has finished (--resume continues one)"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         "".join(config.architectures or ())  # they must be names

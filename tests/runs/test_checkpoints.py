@@ -155,6 +155,14 @@ def test_steps_are_compared_as_numbers_and_other_folders_are_not_seen(tmp_path):
     assert found == ["step_000900", "step_999999", "step_1000000"]
 
 
+def test_the_command_that_continues_a_run_to_its_end():
+    argv = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save_every", "5",
+            "--overwrite", "--stop_after", "3", "--resume"]  # fmt: skip
+    command = "train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume"
+    assert run_folder.resuming(argv, 8) == f"torchrun --nproc_per_node 8 {command}"
+    assert run_folder.resuming(argv, 1) == f"python {command}"
+
+
 def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints" / "step_000002"
     folder.mkdir(parents=True)

@@ -100,32 +100,11 @@ def test_the_public_name_of_a_model_has_no_revision(tmp_path):
 # --- folders that are no model
 
 
-@pytest.mark.parametrize(
-    ("checkpoint", "message"),
-    [
-        ("step_000003", "continue it: torchrun --nproc_per_node 8 train_dpo.py --data "
-         "'my pairs.jsonl' --save_every 5 --resume"),
-        (".step_000003.partial", "it has no checkpoint; train it again, with --overwrite"),
-    ],
-)  # fmt: skip
-def test_a_run_that_has_not_finished_is_no_model(tmp_path, checkpoint, message):
-    """The command is that of the run, on as many ranks, to its end."""
-    argv = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save_every", "5",
-            "--overwrite", "--stop_after", "3", "--resume"]  # fmt: skip
-    (tmp_path / "checkpoints" / checkpoint).mkdir(parents=True)
-    (tmp_path / "args.json").write_text(json.dumps({"lr": 1e-6, "argv": argv, "ranks": 8}))
-    with pytest.raises(RunError) as error:
-        local_folder(tmp_path)
-    assert str(error.value) == f"the run in '{tmp_path}' has not finished; {message}"
-
-
-@pytest.mark.parametrize("settings", ['{"files": []}', "{", "[]"])
-def test_another_folder_may_be_no_model_at_all(tmp_path, settings):
-    """The results of an evaluation, which have an args.json too; a damaged one."""
-    (tmp_path / "args.json").write_text(settings)
+def test_another_folder_may_be_no_model_at_all(tmp_path):
+    (tmp_path / "args.json").write_text("{}")
     with pytest.raises(RunError, match="is a file; give the folder that holds it"):
         local_folder(tmp_path / "args.json")
-    with pytest.raises(RunError, match=r"has no config\.json; is it a Hugging Face model\?"):
+    with pytest.raises(RunError, match=r"has no config\.json; give .* a run that has finished"):
         local_folder(tmp_path)
 
 
