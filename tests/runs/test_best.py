@@ -49,12 +49,9 @@ def test_patience_counts_evaluations_in_a_row():
     assert follow([5.0, None, 6.0, None, None, 7.0, 1.0], patience=2) == (1, 6, True)
 
 
-def test_a_run_that_is_stopped_keeps_the_weights_of_its_step():
+def test_a_run_that_is_stopped_or_has_nothing_held_out_keeps_the_last_weights():
     """They are those of the checkpoint; the best ones are beside them."""
     assert follow(LOSSES, stop_after=3) == (3, 3, False)
-
-
-def test_without_held_out_pairs_the_last_weights_stay():
     assert follow([None, None]) == (2, 2, True)
 
 
