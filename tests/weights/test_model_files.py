@@ -33,7 +33,7 @@ from nanoalign.weights import tensor_files
 from nanoalign.weights.folders import local_folder
 from nanoalign.weights.slices import read_slices
 from nanoalign.weights.tensor_files import stored_tensors
-from nanoalign.weights.write import write_model
+from nanoalign.weights.write import change_json, write_model
 
 load = partial(Policy.load, read=read_slices)
 
@@ -152,19 +152,13 @@ def test_a_stored_head_that_differs_from_the_embedding_it_is_tied_to(llama_folde
     with torch.no_grad():
         assert torch.equal(load(folder)(batch), score(llama_folder, batch))
         head[7, 3] += 1
-        save_file(
-            tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"}
-        )
+        tensors["lm_head.weight"] = head
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         message = "embed_tokens.weight and lm_head.weight are one tensor .* false into config.json"
-        for read in (
-            partial(load, folder),
-            partial(RewardModel.load, folder, head_seed=1, read=read_slices),
-        ):
+        for read in (load, partial(RewardModel.load, head_seed=1, read=read_slices)):
             with pytest.raises(RunError, match=message):
-                read()
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"tie_word_embeddings": False}
-        (folder / "config.json").write_text(json.dumps(config))
+                read(folder)
+        change_json(folder / "config.json", {"tie_word_embeddings": False})
         assert torch.equal(load(folder)(batch), score(folder, batch))
         assert not torch.equal(load(folder)(batch), score(llama_folder, batch))
 
@@ -238,16 +232,13 @@ def test_a_result_that_was_moved_in_part_is_never_two_models(
             found.append(None)
     assert at > 5 and set(found) == {0, 1, None} and left > 0
     assert score(folder, batch).tolist() == scores[1]
-    assert {path.name for path in folder.iterdir()} == {
-        path.name for path in (tmp_path / "whole2").iterdir()
-    }
+    assert sorted(path.name for path in folder.iterdir()) == sorted(os.listdir(tmp_path / "whole2"))
 
 
 def test_more_layers_than_tensors_are_refused_before_they_are_built(llama_folder, tmp_path):
     """Three million layers would take hours."""
     folder = shutil.copytree(llama_folder, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
+    change_json(folder / "config.json", {"num_hidden_layers": 3_000_000})
     with pytest.raises(RunError, match="can't be built: ValueError: 3000000 layers, but 20 ten"):
         load(folder)
 
@@ -289,8 +280,6 @@ def test_the_attention_of_packed_rows_is_not_written(llama_folder, tmp_path, tok
     PackedBatcher(world, 100).prepare(policy)
     write_model(policy, tokenizer, tmp_path)
     assert "nanoalign" not in (tmp_path / "config.json").read_text()
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["dtype"] == "float32" and config["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
