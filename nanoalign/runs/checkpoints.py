@@ -14,13 +14,13 @@ import shutil
 import zlib
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -41,6 +41,7 @@ from nanoalign.files.run_folder import (
     restore_metrics,
 )
 from nanoalign.loop import Objective, check_parameters
+from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import gather, on_every, on_main
 from nanoalign.runs.unpickle import Planner, Reader
 
@@ -55,23 +56,18 @@ FREE = DATA | {"activation_checkpointing", "audit", "cache", "epochs", "eval_dat
                "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
 
 
+@dataclass(eq=False)
 class Checkpoints:
     """Writes checkpoints of a run, and continues it from the newest one."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        rows: Sequence[Row],
-        args: Namespace,
-        world: World,
-        folders: dict[str, Path],
-    ):
-        """folders: of the models that the run started from, by the flag that names each."""
-        self.model, self.optimizer, self.objective = model, optimizer, objective
-        self.args, self.world, self.out = args, world, Path(args.out)
-        self.rows, self.folders, self.inputs = rows, folders, {}
+    model: Scorer
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    rows: Sequence[Row]  # the training rows
+    args: Namespace
+    world: World
+    folders: dict[str, Path]  # of the models that the run starts from, by the flag that names each
+    inputs: dict[str, object] = field(default_factory=dict, init=False)  # see read_inputs
 
     def read_inputs(self) -> dict[str, object]:
         """Returns what the run computes from: a hash of its rows ("rows"), and hashes ("models").
@@ -88,13 +84,13 @@ class Checkpoints:
             self.inputs = {"rows": fingerprint(self.rows), "models": models}
         return self.inputs
 
-    def write(self, step: int) -> None:
+    def write_checkpoint(self, step: int) -> None:
         """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective.
 
         Raises RunError if a parameter is not finite, or the checkpoint can't be written.
         """
         check_parameters(self.model, step)
-        inputs, final = self.read_inputs(), checkpoint_of(self.out, step)
+        inputs, final = self.read_inputs(), checkpoint_of(Path(self.args.out), step)
         folder, temporary = final.parent, final.with_name(f".{final.name}.partial")
 
         def prepare() -> None:
@@ -104,7 +100,7 @@ class Checkpoints:
             temporary.mkdir()
 
         def complete() -> None:
-            path = self.out / METRICS
+            path = Path(self.args.out, METRICS)
             lines = path.read_bytes() if path.exists() else b""
             about = {
                 "format": FORMAT,
@@ -122,7 +118,7 @@ class Checkpoints:
             if final.exists():
                 remove(final)
             os.rename(temporary, final)
-            for old in complete_checkpoints(self.out)[: -self.args.keep]:
+            for old in complete_checkpoints(Path(self.args.out))[: -self.args.keep]:
                 remove(old)
 
         on_main(self.world, prepare)
@@ -143,7 +139,7 @@ class Checkpoints:
         is damaged, if metrics.jsonl was changed, or if the training rows or the initial models are
         not those of the checkpoint.
         """
-        path = complete_checkpoints(self.out)[-1]
+        path = complete_checkpoints(Path(self.args.out))[-1]
         share = (self.world.rank, self.world.size)
         on_every(self.world, partial(check_whole, path, share=share))
         about, inputs = read_about(path), self.read_inputs()
@@ -180,7 +176,9 @@ class Checkpoints:
         for name, module in self.objective.modules.items():
             set_model_state_dict(module, state[name])
         self.objective.state = about["state"]
-        on_main(self.world, partial(restore_metrics, about["metrics"], self.out / METRICS))
+        on_main(
+            self.world, partial(restore_metrics, about["metrics"], Path(self.args.out, METRICS))
+        )
         return about["step"]
 
     def state(self) -> dict[str, object]:

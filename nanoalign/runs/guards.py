@@ -7,20 +7,19 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.distributed import ReduceOp
 
-from nanoalign.batch import Row
-from nanoalign.distributed import World, sum_over_ranks
+from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.files.run_folder import checkpoint_of, complete_checkpoints, resuming
 from nanoalign.flags import Parser, number
-from nanoalign.loop import Objective, Settings
-from nanoalign.model import Scorer
+from nanoalign.loop import Settings
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import Stopped
 from nanoalign.runs.best import Best, keeps_best
@@ -90,38 +89,26 @@ class Signals:
         return int(sum_over_ranks(torch.tensor(self.number), ReduceOp.MAX))
 
 
-class Guard:
+@dataclass(eq=False)
+class Guard(Checkpoints):
     """Saves a run while it trains, ends it in order, and keeps what was trained if writing fails.
 
     start: the step from which the run continues. stopped: whether it ended before its last step.
+    Making one is a collective. It raises RunError if the disk has less room than the result needs,
+    and where --resume can't continue.
     """
 
-    def __init__(
-        self,
-        model: Scorer,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        rows: Sequence[Row],
-        args: Namespace,
-        world: World,
-        folders: dict[str, Path],
-    ):
-        """A collective. folders: of the models that are read, by the flag that names each.
-
-        Raises RunError if the disk has less room than the result needs, and where --resume can't
-        continue.
-        """
-        self.model, self.args, self.world = model, args, world
-        self.total, self.start, self.stopped = Settings.of(args).total(len(rows)), 0, False
-        self.signals = Signals()
+    def __post_init__(self):
+        args = self.args
+        self.start, self.stopped, self.signals = 0, False, Signals()
+        self.total = Settings.of(args).total(len(self.rows))
         # First, because its copy of the weights is part of a checkpoint.
-        self.best = Best(model, objective, args.patience) if keeps_best(args) else None
-        on_main(world, self.check_room)
-        self.checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
+        self.best = Best(self.model, self.objective, args.patience) if keeps_best(args) else None
+        on_main(self.world, self.check_room)
         if args.save_every or args.stop_after or args.resume:
-            self.checkpoints.read_inputs()
+            self.read_inputs()
         if args.resume:
-            self.start = self.checkpoints.resume()
+            self.start = self.resume()
         if self.best and (self.start >= self.total or self.best.is_over()):
             self.best.restore()  # nothing is left to train
             self.start = self.total
@@ -151,7 +138,7 @@ class Guard:
         ends = step == args.stop_after
         is_last = last or out_of_patience
         if ends or (args.save_every and (is_last or step % args.save_every == 0)):
-            self.checkpoints.write(step)
+            self.write_checkpoint(step)
         if self.best and is_last:
             self.best.restore()
         self.stopped = ends and not last
@@ -170,7 +157,7 @@ class Guard:
         """
         path = checkpoint_of(Path(self.args.out), step)
         if path not in complete_checkpoints(Path(self.args.out)):
-            self.checkpoints.write(step)
+            self.write_checkpoint(step)
         return path
 
     @contextmanager

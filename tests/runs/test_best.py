@@ -28,7 +28,7 @@ def follow(losses: list, patience: int | None = None, stop_after: int | None = N
     guard = Guard.__new__(Guard)  # without a disk
     guard.args = Namespace(save_every=None, stop_after=stop_after)
     guard.best, guard.signals, guard.stopped = best, Signals(), False
-    guard.checkpoints = Namespace(write=lambda step: None)
+    guard.write_checkpoint = lambda step: None
     for step, loss in enumerate(losses, start=1):
         model[0].data.fill_(step)
         metrics = {"loss": 0.0} | ({} if loss is None else {"eval/loss": loss})
