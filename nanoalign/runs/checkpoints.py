@@ -182,7 +182,10 @@ class Checkpoints:
         return about["step"]
 
     def state(self) -> dict[str, object]:
-        """The tensors of a checkpoint: trained parameters, optimizer state, further modules."""
+        """Returns what a checkpoint stores: trained parameters, optimizer state, further modules.
+
+        A module that was gathered is sharded again.
+        """
         model, optimizer = get_state_dict(self.model, self.optimizer)
         parameters = self.model.named_parameters(remove_duplicate=False)
         frozen = {name for name, parameter in parameters if not parameter.requires_grad}
@@ -196,7 +199,10 @@ class Checkpoints:
 
 
 def refusal_of_resume(args: Namespace) -> str | None:
-    """Why --resume is refused, by the flags and the newest checkpoint's run.json, or None."""
+    """Returns why --resume is refused, by the flags and the newest checkpoint's run.json, or None.
+
+    Raises RunError as read_about does.
+    """
     if args.overwrite:
         return "--resume continues a run and --overwrite replaces it; give one of them"
     checkpoints = complete_checkpoints(Path(args.out))

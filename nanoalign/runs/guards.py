@@ -53,7 +53,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why --resume or --keep_best is refused, or None. It is called before anything is loaded."""
+    """Returns why --resume, --keep_best or --patience is refused, or None."""
     if keeps_best(args) and not (args.eval_data or args.eval_share):
         return "--keep_best and --patience need held-out pairs; give --eval_data or --eval_share"
     return refusal_of_resume(args) if args.resume else None
@@ -129,7 +129,8 @@ class Guard(Checkpoints):
     def save(self, step: int, last: bool, metrics: dict[str, float]) -> bool:
         """The `save` of loop.train: writes a checkpoint if one is due. Returns whether to end.
 
-        Raises Stopped after a signal to any rank, and RunError if a checkpoint can't be written.
+        At the last step the model gets its best weights, if they are kept. Raises Stopped after a
+        signal to any rank, and RunError if a checkpoint can't be written.
         """
         args, out_of_patience = self.args, False
         if self.best:

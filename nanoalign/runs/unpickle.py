@@ -55,7 +55,11 @@ class Reader(dcp.FileSystemReader):
     """The storage_reader of dcp.load. What a file must not name is an UnpicklingError."""
 
     def read_metadata(self) -> Metadata:
-        """Raises OSError if .metadata is missing, EOFError or UnpicklingError if it is damaged."""
+        """Returns the content of .metadata.
+
+        Raises OSError if the file is missing, EOFError or UnpicklingError if it is damaged, and
+        UnpicklingError if it names anything but data.
+        """
         with (Path(self.path) / ".metadata").open("rb") as file:
             try:
                 metadata = Unpickler(file).load()

@@ -117,12 +117,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def public_name(name: str) -> str | None:
-    """Returns OWNER/NAME, without @REVISION, of a Hub name or a folder in the Hub's cache.
-
-    Returns None for any other local path.
-    """
-    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
-        return "/".join(found.groups())
+    """Returns OWNER/NAME, without @REVISION, of a name of the Hub; None for a local folder."""
     return name.partition("@")[0] if is_hub_name(name) and not Path(name).exists() else None
 
 
@@ -147,9 +142,10 @@ def fetch(name: str) -> Path:
 
 
 def download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Downloads the files of a model that match patterns; returns their folder in the Hub's cache.
+    """Downloads the files of a model, not of its subfolders, that match one of the patterns.
 
-    One rank of a host downloads, the others wait for its lock. Raises RunError as fetch.
+    Returns their folder in the Hub's cache. One rank of a host downloads, the others wait for its
+    lock. Raises RunError as fetch.
     """
     repo = name.partition("@")[0]
     try:

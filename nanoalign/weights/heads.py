@@ -35,7 +35,10 @@ class LinearHead:
         return cls._from_config(config, dtype=dtype)
 
     def forward(self, input_ids: Tensor, **options: object) -> SequenceClassifierOutput:
-        """The outputs at the last token of a line: (N, T) -> logits (N, K). No line has padding."""
+        """Returns the outputs at the last token of each line: (N, T) -> logits (N, K).
+
+        No line has padding.
+        """
         hidden = self.base_model(input_ids=input_ids, **options)[0]
         return SequenceClassifierOutput(logits=self.score(hidden[:, -1]))
 
@@ -62,7 +65,10 @@ def class_of(kind: type) -> type | None:
 
 
 def announce(folder: Path) -> None:
-    """Prints that a reward model of a folder has a class of this file, if it has."""
+    """Prints a line if a reward model of this folder's architecture has a class of this file.
+
+    Raises RunError as class_of does.
+    """
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if reward_class := class_of(type(config)):
         print0(

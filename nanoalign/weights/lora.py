@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why the flags of LoRA are refused, or None. It is called before anything is loaded."""
+    """Returns why the flags of LoRA are refused, or None."""
     if args.lora_rank is None:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(args, name) is not None:
@@ -199,7 +199,8 @@ def off(model: nn.Module) -> Iterator[None]:
 class Base:
     """The policy with its adapters off, as a reference. Its results have no gradient.
 
-    With activation checkpointing a backward pass would run the blocks again, with their adapters.
+    They could not have one: with activation checkpointing a backward pass would run the blocks
+    again, with their adapters on.
     """
 
     def __init__(self, policy: Policy):

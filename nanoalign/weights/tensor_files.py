@@ -29,7 +29,7 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Name of a tensor -> where it is stored, for all tensors of a model folder.
+    """Maps the name of each tensor of a model folder to where it is stored.
 
     Files that the index does not name are not read.
     Raises RunError if there is no safetensors file, or if one is missing or damaged.
@@ -43,7 +43,10 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that store the weights of a model folder. Raises RunError as stored_tensors."""
+    """Returns the files that store the weights of a model folder.
+
+    Raises RunError if there is none, if one is missing, or if the index is damaged.
+    """
     index = folder / INDEX
     if not index.is_file():
         if (folder / SINGLE_FILE).is_file():
@@ -60,7 +63,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def names_in_index(index: Path) -> list[str]:
-    """The names of the files of an index. Raises RunError if it is damaged."""
+    """Returns the names of the files of an index, sorted. Raises RunError if it is damaged."""
     try:
         return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -69,7 +72,10 @@ def names_in_index(index: Path) -> list[str]:
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """An open file, of which tensors or their slices are read. Raises RunError if it is damaged."""
+    """A context with an open file, of which tensors or slices are read.
+
+    Raises RunError if the file is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -78,7 +84,7 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
 
 
 def read_tensor(stored: dict[str, Stored], name: str) -> Tensor:
-    """A whole tensor, from its file. stored: of the model folder, by stored_tensors."""
+    """Returns a whole tensor from its file. stored: the result of stored_tensors."""
     with open_safetensors(stored[name].file) as file:
         return file.get_tensor(name)
 
@@ -118,7 +124,7 @@ def save(tensors: dict[str, Tensor], path: Path, like: Path) -> None:
 
 
 def groups_of_files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors of each file in turn, by their names."""
+    """Yields the tensors of each file, by their names, as copies."""
     group, size = {}, 0
     for name, tensor in tensors:
         if group and size + tensor.nbytes > MAX_FILE_BYTES:

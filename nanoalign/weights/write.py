@@ -19,15 +19,8 @@ from nanoalign.weights.folders import OWN_TEMPLATE, load_tokenizer
 from nanoalign.weights.slices import places_of, tensors_of
 from nanoalign.weights.tensor_files import INDEX, read_tensor, stored_tensors, write_tensors
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "chat_template.jinja",
-    "merges.txt",
-    "*.model",
-)
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "chat_template.jinja")
+TOKENIZER_FILES += ("special_tokens_map.json", "added_tokens.json")
 # What a program may have changed of a tokenizer. The pad token is changed in copies of the files.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
