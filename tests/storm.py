@@ -17,7 +17,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,8 +29,6 @@ import pytest
 from hostile import data, flags, models
 from processes import Outcome
 from storm_runs import (
-    ROOT,
-    SECONDS,
     World,
     bad_ending,
     kill_at,
@@ -82,30 +79,6 @@ def signals(chance: random.Random, folder: Path, world: World) -> str | None:
     outcome = train(world.argv(out), ranks, at)
     allowed = (0, 1, 128 + number, -number)  # the last: before training, by default
     return bad_ending(outcome, allowed) or world.finish(out, ranks)
-
-
-def torchrun_signals(chance: random.Random, folder: Path, world: World) -> str | None:
-    """A signal to torchrun, or kill -9: its ranks end, and the run goes on later."""
-    out, log = folder / "run", folder / "log"
-    number = chance.choice([signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               ROOT / "train_dpo.py", *world.argv(out)]  # fmt: skip
-    with log.open("w") as file:
-        process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file)
-    deadline = time.monotonic() + SECONDS
-    while not (out / "metrics.jsonl").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(chance.uniform(0, 0.5))
-    process.send_signal(number)
-    process.wait(SECONDS)
-    while time.monotonic() < deadline:  # ranks of a killed torchrun end a moment later
-        outcome = train(world.argv(out, "--overwrite", "--steps", 1), 2)
-        if "is being written by" not in outcome.stderr:
-            break
-    else:
-        return "the ranks did not end"
-    shutil.rmtree(out)
-    return world.finish(out, 2)
 
 
 def writers(chance: random.Random, folder: Path, world: World) -> str | None:
@@ -171,7 +144,6 @@ KINDS: dict[str, tuple[Mishap, int]] = {
     "kills": (kills, 20),
     "full_disks": (full_disks, 4),
     "signals": (signals, 3),
-    "torchrun_signals": (torchrun_signals, 2),
     "writers": (writers, 3),
     **{f"flips:{kind}": (functools.partial(bit_flips, kind), 15) for kind in FLIPPED},
     "data": (data, 30),

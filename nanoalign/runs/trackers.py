@@ -14,7 +14,6 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
@@ -64,8 +63,13 @@ def open_tracker(tracker: str, folder: Path, project: str) -> tuple[Send, Callab
                 writer.add_scalar(key, value, step)
 
         return send, writer.close
-    program = import_module(tracker)
-    options = {"dir": str(folder)} if tracker == "wandb" else {}
+    options = {}
+    if tracker == "wandb":
+        import wandb as program
+
+        options["dir"] = str(folder)
+    else:
+        import trackio as program
     program.init(project=project, name=folder.resolve().name, config=settings, **options)
     return lambda step, metrics: program.log(metrics, step=step), program.finish
 

@@ -13,7 +13,7 @@ from conftest import write_pairs
 from processes import run_ranks
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from trainings import metrics_of, script, without_picture
+from trainings import metrics_of, without_picture
 
 from nanoalign.batch import Row
 from nanoalign.loop import Batcher
@@ -140,13 +140,3 @@ def test_the_last_batch_of_a_step_sums_though_others_were_made_before(world):
     for rows_of_objective in (rows[:1], rows[:4]):
         list(batcher.step(rows_of_objective))
     assert [(model.sums, model.sums_of_groups) for _ in made] == [(False,) * 2] * 2 + [(True,) * 2]
-
-
-def test_groups_that_do_not_fit_are_an_error(llama_folder, pairs, tmp_path):
-    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--shard_size", 3]
-    outcome = run_ranks(2, script, [str(arg) for arg in argv])
-    assert outcome.codes == [1, 1]
-    assert outcome.stderr == (
-        "error: --shard_size 3 does not divide the 2 ranks of this run into equal groups; give a "
-        "divisor of their number\n"
-    )

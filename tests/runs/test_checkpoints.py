@@ -224,13 +224,6 @@ def test_other_settings_and_other_data_are_refused(llama_folder, pairs, stopped,
     assert contents(stopped) == before
 
 
-def test_another_file_of_pairs_is_refused_by_all_ranks(llama_folder, stopped, tmp_path):
-    others = write_pairs(tmp_path / "others.jsonl", 25, seed=1)
-    error = one_error(resume_with(llama_folder, others, stopped, ranks=2))
-    path = stopped / "checkpoints" / "step_000005"
-    assert error.startswith(f"error: --resume: the training pairs are not those of {path}; give")
-
-
 def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path):
     out = shutil.copytree(stopped, tmp_path / "run")
     path = out / "checkpoints" / "step_000005"

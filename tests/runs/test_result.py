@@ -37,8 +37,7 @@ def test_next_evaluates_the_result_on_what_was_held_out(llama_folder, tmp_path):
         ({}, 0, " --data HELD_OUT_DATA"),
         ({"eval_data": ["a b.jsonl", "c.jsonl"]}, 3, " --data 'a b.jsonl' c.jsonl"),
         ({"eval_data": ["tiny:test:tiny-a"]}, 3, ""),  # evaluated by default
-        ({"out": "r m"}, 3, " --data 'held_out:r m'"),
-        ({"keys": ["prompt=q"]}, 3, " --data held_out:runs/rm"),  # which has our own names
+        ({"out": "r m", "keys": ["prompt=q"]}, 3, " --data 'held_out:r m'"),  # has our own names
         ({"keys": ["prompt=q"], "eval_data": ["c.jsonl"]}, 3, " --data c.jsonl --keys prompt=q"),
     ],
 )

@@ -127,11 +127,8 @@ def test_the_pad_token_of_a_reward_model_is_in_its_files(old_tokenizer, tmp_path
 
 # --- the chat template of the template pku
 
-DIALOGUE = [
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello!"},
-    {"role": "user", "content": "What is 3 plus 4?"},
-]
+TURNS = ("user", "Hi"), ("assistant", "Hello!"), ("user", "What is 3 plus 4?")
+DIALOGUE = [{"role": role, "content": text} for role, text in TURNS]
 
 
 @pytest.fixture
@@ -164,7 +161,9 @@ def test_a_chat_template_begins_as_the_tokenizer_does(tmp_path):
 
 
 def test_auto_means_for_a_result_what_it_meant_for_its_model(asked_by_pku, llama_folder, tmp_path):
-    """Also for HH-RLHF dialogues; and a training by raw does not keep the template."""
+    """Also for HH-RLHF dialogues. A training by raw does not keep the template; one of the model's
+    own stays.
+    """
     texts = [Record(p, ["7.<eos>", "9."]) for p in ("Hi", "\n\nHuman: Hi\n\nAssistant:", DIALOGUE)]
     for record in texts:
         rows = [
@@ -173,16 +172,11 @@ def test_auto_means_for_a_result_what_it_meant_for_its_model(asked_by_pku, llama
         ]
         assert rows[0].prompt.tolist() == rows[1].prompt.tolist()
         assert rows[0].responses[0].tolist() == rows[1].responses[0].tolist()
-    write_model(
-        Policy(tiny_llama()), load_tokenizer(asked_by_pku), tmp_path / "raw", template="raw"
-    )
+    policy, own = Policy(tiny_llama()), byte_tokenizer(chat_template="{{ messages[0].content }}")
+    write_model(policy, load_tokenizer(asked_by_pku), tmp_path / "raw", template="raw")
     assert AutoTokenizer.from_pretrained(tmp_path / "raw").chat_template is None
-
-
-def test_a_chat_template_of_the_model_stays(tmp_path):
-    tokenizer = byte_tokenizer(chat_template="{{ messages[0].content }}")
-    write_model(Policy(tiny_llama()), tokenizer, tmp_path, template="pku")
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+    write_model(policy, own, tmp_path / "own", template="pku")
+    assert AutoTokenizer.from_pretrained(tmp_path / "own").chat_template == own.chat_template
 
 
 # --- bfloat16
