@@ -30,7 +30,7 @@ ROWS = [("What is 2 plus 3?", ("It is 5.", "No.")), ("Say hello.", ("Hello there
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
+def tiny_tokenizer():
     return AutoTokenizer.from_pretrained(TINY)
 
 
@@ -44,10 +44,11 @@ def rewards_by_snippet(folder: Path, text: str) -> float:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reward_model_of_any_family(name, tokenizer, tmp_path, monkeypatch):
+def test_a_reward_model_of_any_family(name, tiny_tokenizer, tmp_path, monkeypatch):
     """Its rewards are those of its own forward, of the saved one, and of other programs."""
     if name == "granite":
         monkeypatch.setattr(tensor_files, "MAX_FILE_BYTES", 200_000)  # several files
+    tokenizer = tiny_tokenizer
     folder = families.write_model_of(name, tmp_path / "base", tied=False)
     assert class_of(type(AutoConfig.from_pretrained(folder))) is not None
     model = RewardModel.load(folder, read=read_slices, head_seed=0)
