@@ -49,7 +49,7 @@ class Unpickler(pickle.Unpickler):
 
 
 class Reader(dcp.FileSystemReader):
-    """The storage_reader of dcp.load. What a file must not name is an UnpicklingError."""
+    """A storage_reader of dcp.load that raises UnpicklingError where files name more than data."""
 
     def read_metadata(self) -> Metadata:
         """Returns the content of .metadata.

@@ -159,11 +159,6 @@ def matrices(layer: nn.Module) -> tuple[Tensor, Tensor]:
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
 
 
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
-    return name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"))
-
-
 @torch.no_grad()
 def merged(layer: nn.Module) -> Tensor:
     """Returns W + alpha / r * B A of a layer in float32, of the shape and sharding of W.
@@ -181,7 +176,7 @@ def merged(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def off(model: nn.Module) -> Iterator[None]:
-    """Inside this context the model computes as if it had no adapters.
+    """A context in which a model computes as if it had no adapters.
 
     `disable_adapters` of peft would also change requires_grad, of which sharding keeps a copy, so
     that a forward inside the context and a backward pass after it would disagree.
@@ -227,42 +222,31 @@ def write_model(
 ) -> None:
     """Writes the model with its adapters merged, and the adapters alone to adapter/ in its folder.
 
-    A collective. options: of write.write_model.
+    The adapters are float32, as PeftModel.from_pretrained(base, folder / "adapter") reads them.
+    A collective. options: of write.write_model. Raises RunError, on all ranks, if the files can't
+    be written.
     """
-    layers, tensors = adapted(policy.model), {}
+    layers, tensors, adapters = adapted(policy.model), {}, {}
     for names, tensor in tensors_of(places_of(policy.model)).items():
         name = names[0].replace(".base_layer.", ".")  # as in a model without adapters
         if name in layers:
             tensors[name] = partial(merged, layers[name])
-        elif not is_adapter(name):
+        elif name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
+            plain = f"base_model.model.{name.replace(f'.{NAME}.', '.')}"
+            adapters[plain] = full(tensor.detach()).cpu()
+        else:
             tensors[name] = lambda tensor=tensor: tensor
     write.write_model(policy, tokenizer, folder, world, tensors, **options)
-    write_adapters(policy.model, folder / FOLDER, world)
+    final, temporary = folder / FOLDER, folder / f".{FOLDER}.partial"
 
-
-def write_adapters(
-    model: "transformers.PreTrainedModel", folder: Path, world: World | None = None
-) -> None:
-    """Writes the adapters, float32, as PeftModel.from_pretrained(base, folder) reads them.
-
-    A collective. The folder gets its name when it is complete.
-    Raises RunError, on all ranks, if it can't be written.
-    """
-    tensors = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": full(parameter.detach()).cpu()
-        for name, parameter in model.named_parameters()
-        if is_adapter(name)
-    }
-
-    def write_folder() -> None:
-        temporary = folder.with_name(f".{folder.name}.partial")
+    def write_adapters() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        config = copy.copy(model.peft_config[NAME])
+        temporary.mkdir()
+        config = copy.copy(policy.model.peft_config[NAME])
         config.inference_mode = True  # as peft writes it
         config.save_pretrained(temporary)
-        save(tensors, temporary / "adapter_model.safetensors", temporary / "adapter_config.json")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        save(adapters, temporary / "adapter_model.safetensors", temporary / "adapter_config.json")
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(temporary, final)  # when it is complete
 
-    on_main(world, write_folder) if world else write_folder()
+    on_main(world, write_adapters) if world else write_adapters()

@@ -102,16 +102,15 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         names.append(list(group))
         total_bytes += sum(tensor.nbytes for tensor in group.values())
         group.clear()  # its memory, before the next tensors are gathered
-    if len(names) == 1:
-        (folder / "unnamed-0.safetensors").rename(folder / SINGLE_FILE)
-        return
     weight_map = {}
     for i, names_of_file in enumerate(names):
         file_name = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
+        file_name = file_name if len(names) > 1 else SINGLE_FILE
         (folder / f"unnamed-{i}.safetensors").rename(folder / file_name)
         weight_map |= dict.fromkeys(names_of_file, file_name)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if len(names) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def save(tensors: dict[str, Tensor], path: Path, like: Path) -> None:
