@@ -108,7 +108,9 @@ def tracked(args: Namespace) -> Iterator[Send]:
     try:
         send, finish = open_tracker(args.track, folder, args.track_project)
     except Exception as error:
-        raise RunError(f"--track {args.track}: {in_a_line(error)}") from error
+        raise RunError(
+            f"--track {args.track}: {in_a_line(error)}; mend it, or leave it out"
+        ) from error
     for line in lines_of(folder):
         attempt(send, *line)
     try:

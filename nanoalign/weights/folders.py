@@ -66,7 +66,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
                 f"model folder '{folder}' needs Python code of its own, which is never run; give a "
                 "model whose architecture transformers has"
             ) from error
-        raise RunError(f"{path}: {in_a_line(error)}") from error
+        raise RunError(f"{path}: {in_a_line(error)}; correct it, or give another model") from error
     if getattr(config, "auto_map", None):
         print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
     if getattr(config, "quantization_config", None) is not None:
@@ -85,7 +85,9 @@ def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("x")  # settings that can't be used are errors here
     except Exception as error:  # of transformers, of any kind
-        raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
+        raise RunError(
+            f"model '{folder}' has no readable tokenizer: {in_a_line(error)}; restore its files"
+        ) from error
     if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
         tokenizer.chat_template = None
     return tokenizer
@@ -98,8 +100,8 @@ def check_vocabulary(folder: Path, other: Path) -> None:
     """
     if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
         raise RunError(
-            f"--reference {other} has another vocabulary than --model {folder}; their "
-            "log-probabilities can't be compared"
+            f"--reference {other} has another vocabulary than --model {folder}, so their "
+            "log-probabilities can't be compared; give a reference with the same tokens"
         )
 
 

@@ -9,7 +9,7 @@ used because it reads every safetensors file of a folder, also one that the inde
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def read_slices(
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         except Exception as error:
-            raise RunError(f"{path}: {in_a_line(error)}") from error
+            raise RunError(f"{path}: {in_a_line(error)}; correct or remove it") from error
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
     places = places_of(reader)
 
@@ -106,7 +106,9 @@ def build(
             raise ValueError(f"{layers} layers, but {tensors} tensors")
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # of transformers, of any kind
-        raise RunError(f"model '{folder}' can't be built: {in_a_line(error)}") from error
+        raise RunError(
+            f"model '{folder}' can't be built: {in_a_line(error)}; give another model"
+        ) from error
     if model.base_model is model:  # Llama 4 names its body in another way than transformers expects
         parts = dict(model.named_children())
         bodies = [n for n, part in parts.items() if isinstance(part, transformers.PreTrainedModel)]
@@ -145,21 +147,15 @@ def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
     return {tuple(aliases): getattr(*places[aliases[0]]) for aliases in names.values()}
 
 
-def check_tied(
-    tied: Iterable[tuple[str, ...]],
-    stored: Collection[str],
-    read: Callable[[str], Tensor],
-    folder: Path,
-) -> None:
+def check_tied(tied: Iterable[tuple[str, ...]], values: dict[str, Tensor], folder: Path) -> None:
     """Raises RunError where the files store two names of one tensor with different values.
 
-    tied: of each tensor of the model, all its names. stored: the names in the files. read: returns
-        the stored tensor of a name.
+    tied: all names of each tensor of the model. values: what the files store, by name.
     """
     for names in tied:
-        first, *others = [name for name in names if name in stored] or [""]
+        first, *others = [name for name in names if name in values] or [""]
         for other in others:
-            if not torch.equal(read(first), read(other)):
+            if not torch.equal(values[first], values[other]):
                 raise RunError(
                     f"model folder '{folder}': {first} and {other} are one tensor of the model, by "
                     'config.json, but differ in the files; write "tie_word_embeddings": false '
@@ -188,7 +184,8 @@ def load(
     if not same_layout:
         return load_on_rank_0(model, tensors, folder)
     if len(stored) > len(tensors):
-        check_tied(tensors, stored, lambda name: read_tensor(stored, name), folder)
+        several = (name for names in tensors if len(names) > 1 for name in names if name in stored)
+        check_tied(tensors, {name: read_tensor(stored, name) for name in several}, folder)
     targets: dict[Path, dict[str, Tensor]] = {}
     for names, tensor in tensors.items():
         name = next(name for name in names if name in stored)
@@ -227,7 +224,7 @@ def load_on_rank_0(
     if is_main:
         try:
             loaded = load_whole(model, folder)
-            check_tied(tensors, loaded, loaded.__getitem__, folder)
+            check_tied(tensors, loaded, folder)
         except RunError as error:
             message = [str(error)]
     if dist.is_initialized():
@@ -259,7 +256,9 @@ def load_whole(model: "transformers.PreTrainedModel", folder: Path) -> dict[str,
             folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
         )
     except Exception as error:  # of transformers, of any kind
-        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
+        raise RunError(
+            f"model folder '{folder}' can't be loaded: {in_a_line(error)}; give another model"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -269,6 +268,6 @@ def load_whole(model: "transformers.PreTrainedModel", folder: Path) -> dict[str,
     if problems:
         raise RunError(
             f"model folder '{folder}': its weights are not those of the {type(loaded).__name__} in "
-            f"config.json: {'; '.join(problems)}"
+            f"config.json: {'; '.join(problems)}; restore its files, or give another model"
         )
     return loaded.state_dict()

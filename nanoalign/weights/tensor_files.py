@@ -58,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = names_in_index(index)
     for name in names:
         if not (folder / name).is_file():
-            raise RunError(f"{index}: names the file {name}, which is missing")
+            raise RunError(f"{index}: names the file {name}, which is missing; restore it")
     return [folder / name for name in names]
 
 
@@ -67,7 +67,9 @@ def names_in_index(index: Path) -> list[str]:
     try:
         return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
+        raise RunError(
+            f"{index}: not an index of files: {in_a_line(error)}; restore the file"
+        ) from error
 
 
 @contextmanager
@@ -80,7 +82,9 @@ def open_safetensors(path: Path) -> Iterator[safe_open]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
+        raise RunError(
+            f"{path}: not a readable safetensors file: {in_a_line(error)}; restore the file"
+        ) from error
 
 
 def read_tensor(stored: dict[str, Stored], name: str) -> Tensor:
