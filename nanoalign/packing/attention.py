@@ -1,7 +1,8 @@
 """Attention functions of transformers that follow a Tree (tree.py), where a batch has one.
 
-A dense mask of all tokens would be mostly empty. On a CPU each prompt and each response is an
-attention of its own; on CUDA flex_attention skips empty blocks (flex.py).
+A dense mask of all tokens would be quadratic in their number, and mostly empty. On a CPU each
+prompt and each response is an attention of its own; on CUDA flex_attention skips empty blocks
+(flex.py).
 
 Shapes: T tokens of all rows, H heads of queries, G heads of keys and values, d their width. Of one
 attention on a CPU: Q queries, K keys.
@@ -15,12 +16,21 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nanoalign.errors import RunError
+from nanoalign.model import RERUN
 from nanoalign.packing.flex import by_blocks
 from nanoalign.packing.tree import Tree
 
 PREFIX = "nanoalign_"  # of the names by which transformers finds these attention functions
+# Queries times keys of a mask, at most; more are attended to in blocks of queries. By hand (True)
+# each head has scores, too.
+PLACES = {False: 2**22, True: 2**20}
+
+QUERIES = (64, 1024)  # of a block: with fewer there are more calls, with more a window is sparse
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def use_tree_attention(model: "transformers.PreTrainedModel") -> None:
@@ -71,10 +81,10 @@ def tree_attention(
     if query.is_cuda:
         out = by_blocks(query, key, value, tree, scaling, sliding_window, softcap, s_aux)
         return out.transpose(1, 2).contiguous(), None
-    attend = partial(_attend, scaling=scaling)
-    if softcap is not None or s_aux is not None:
+    attend, by_hand = partial(_attend, scaling=scaling), softcap is not None or s_aux is not None
+    if by_hand:
         attend = partial(attend_by_hand, scaling=scaling, softcap=softcap, sinks=s_aux)
-    return _by_parts(query, key, value, tree, sliding_window, attend), None
+    return _by_parts(query, key, value, tree, sliding_window, attend, by_hand), None
 
 
 def _own_attention(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -92,13 +102,14 @@ def _by_parts(
     value: Tensor,
     tree: Tree,
     window: int | None,
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+    attend: Attend,
+    by_hand: bool,
 ) -> Tensor:
-    """Attention of each prompt, and of each response with its prompt, by `attend`: (1, T, H, d)."""
-
     def attend_part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         queries, keys = q.shape[2], k.shape[2]
         causal = queries == keys and (window is None or keys <= window)
+        if queries * keys > PLACES[by_hand] and (by_hand or not causal):
+            return by_queries(q, k, v, window, attend, PLACES[by_hand])
         return attend(q, k, v, None if causal else tree.mask(queries, keys, window, q.dtype))
 
     parts = zip(*(x.split(tree.parts, dim=2) for x in (query, key, value)), strict=True)
@@ -149,3 +160,35 @@ def attend_by_hand(
         sinks = sinks.float()[None, :, None, None].expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=-1)
     return scores.softmax(-1)[..., : k.shape[2]].to(v.dtype) @ v
+
+
+def by_queries(
+    q: Tensor,  # (1, H, Q, d), those of the last Q of K tokens
+    k: Tensor,  # (1, G, K, d)
+    v: Tensor,  # (1, G, K, d)
+    window: int | None,
+    attend: Attend,  # takes queries, keys, values of a block, and its mask
+    places: int,  # of a mask, about
+) -> Tensor:
+    """One attention, in blocks of its queries: (1, H, Q, d). Memory grows linearly with K.
+
+    A mask of 16,000 queries and as many keys has 1 GB, and torch keeps it for the backward pass. A
+    block has a mask of its own, which is dropped, and computed again in the backward pass. It sees
+    the keys up to its own end, and with a sliding window none that all of its queries have left.
+    """
+
+    def attend_block(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = Tree([]).mask(q.shape[2], k.shape[2], window, q.dtype)  # of a Tree that is dropped
+        return attend(q, k, v, mask)
+
+    least, most = QUERIES
+    before = k.shape[2] - q.shape[2]  # keys before the first query
+    seen = k.shape[2] if window is None else min(k.shape[2], most + window)
+    size = min(max(places // seen, least), most)
+    out = []
+    for start in range(0, q.shape[2], size):
+        block = q[:, :, start : start + size]
+        end = before + start + block.shape[2]
+        keys = slice(0 if window is None else max(0, before + start - window + 1), end)
+        out.append(checkpoint(attend_block, block, k[:, :, keys], v[:, :, keys], **RERUN))
+    return torch.cat(out, dim=2)

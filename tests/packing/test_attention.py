@@ -1,8 +1,12 @@
 """python -m pytest tests/packing/test_attention.py"""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nanoalign.packing import attention
 from nanoalign.packing.attention import tree_attention
 from nanoalign.packing.flex import by_blocks
 from nanoalign.packing.tree import Tree, coordinates
@@ -73,7 +77,6 @@ def test_a_response_sees_its_prompt_and_what_precedes_it():
     assert tree.mask(2, 5, None, torch.float32).tolist() == [[0, 0, 0, 0, hidden], [0] * 5]
     windowed = [[hidden, 0, 0, 0, hidden], [hidden, hidden, 0, 0, 0]]
     assert tree.mask(2, 5, 3, torch.float32).tolist() == windowed
-    assert tree.mask(2, 5, None, torch.float32) is tree.mask(2, 5, None, torch.float32)  # made once
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -104,6 +107,11 @@ def test_attention_by_parts_and_by_blocks_equal_the_dense_one(states, window, so
     assert torch.allclose(found, results[0][0], rtol=0, atol=1e-10)
 
 
+def test_masks_are_made_once():
+    tree = Tree(ROWS)
+    assert tree.mask(2, 5, None, torch.float32) is tree.mask(2, 5, None, torch.float32)
+
+
 def test_parts_are_attended_to_alone(states):
     """No score of two different rows is computed: nan in one row changes no bit of another."""
     query, key, value = states
@@ -113,3 +121,83 @@ def test_parts_are_attended_to_alone(states):
     key[:, :, :first], value[:, :, :first] = float("nan"), float("nan")
     after, _ = tree_attention(None, query, key, value, None, "sdpa", tree)
     assert torch.equal(before[:, first:], after[:, first:]) and after[:, :first].isnan().all()
+
+
+# --- long parts -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Every part is long, and blocks have 1 to 3 queries."""
+    monkeypatch.setattr(attention, "PLACES", {False: 5, True: 5})
+    monkeypatch.setattr(attention, "QUERIES", (1, 3))
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+@pytest.mark.parametrize("softcap, with_sinks", [(None, False), (1.5, False), (None, True)])
+def test_long_parts_equal_the_dense_attention(states, small_blocks, window, softcap, with_sinks):
+    """In values and in gradients, of the sinks too, and without a gradient."""
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64) if with_sinks else None
+    tree, scaling = Tree(ROWS), 0.7
+    cotangent = torch.linspace(-1, 1, TOKENS * HEADS * WIDTH, dtype=torch.float64)
+    seen = dense_mask(tree, window)
+    results = []
+    for attend in (
+        lambda *inputs, sinks=None: dense_attention(*inputs, seen, scaling, softcap, sinks),
+        lambda *inputs, sinks=None: tree_attention(
+            None, *inputs, None, "sdpa", tree, scaling, window, softcap, sinks
+        )[0],
+    ):
+        inputs = [x.clone().requires_grad_() for x in states]
+        options = {} if sinks is None else {"sinks": sinks.clone().requires_grad_()}
+        out = attend(*inputs, **options)
+        out.flatten().dot(cotangent).backward()
+        with torch.no_grad():
+            assert torch.equal(attend(*inputs, **options), out)
+        results.append([out.detach(), *(x.grad for x in (*inputs, *options.values()))])
+    # With soft caps or sinks the softmax is computed in float32.
+    tolerance = 1e-10 if softcap is None and sinks is None else 1e-5
+    for expected, found in zip(*results, strict=True):
+        assert torch.allclose(found, expected, rtol=0, atol=tolerance)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_memory_grows_linearly_with_the_tokens_of_a_response(monkeypatch, window, softcap):
+    """Of what is kept for the backward pass, and of the largest tensor of both passes.
+
+    One key head of width 1: a mask of all places would be by far the largest tensor.
+    """
+    monkeypatch.setattr(attention, "PLACES", {False: 2**12, True: 2**12})
+    monkeypatch.setattr(attention, "QUERIES", (4, 16))
+
+    def measure(tokens: int) -> tuple[int, int]:
+        states = [torch.randn(1, 1, tokens + 30, 1, requires_grad=True) for _ in range(3)]
+        kept = {}
+
+        def keep(x: torch.Tensor) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes() // x.itemsize
+            return x
+
+        attend = partial(tree_attention, None, own="sdpa", tree=Tree([(30, tokens)]))
+        with Largest() as largest:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                out, _ = attend(*states, None, sliding_window=window, softcap=softcap)
+            out.sum().backward()
+        return sum(kept.values()), largest.elements
+
+    (kept, largest), (kept_of_4, largest_of_4) = measure(500), measure(2000)
+    assert kept_of_4 < 4.2 * kept < 4.2 * 30 * 530
+    assert largest <= 2**13 and largest_of_4 <= 2**13 + 4 * 2030
