@@ -3,8 +3,13 @@
 The mask in blocks that CUDA's attention reads, made from the lengths of rows, on a CPU.
 """
 
+import json
 import random
+import shutil
+import subprocess
+import sys
 
+import cuda_codegen
 import pytest
 import torch
 from test_attention import ROWS, dense_mask
@@ -115,13 +120,17 @@ FULL = {"fwd_BLOCK_M": 16, "fwd_BLOCK_N": 16, "fwd_num_stages": 1}
     [
         (H100, 64, torch.bfloat16, {}),
         (H100, 256, torch.bfloat16, {}),
+        (H100, 256, torch.float32, {}),
         (A100, 256, torch.bfloat16, {}),
         (A100, 64, torch.float32, {}),
         (A100, 96, torch.float32, FULL),
         (L40, 128, torch.bfloat16, {}),
+        (L40, 64, torch.float32, {}),
         (L40, 192, torch.bfloat16, HALF),
         (L40, 256, torch.float16, HALF),
         (L40, 96, torch.float32, FULL),
+        (L40, 256, torch.float32, FULL),
+        (T4, 64, torch.float32, {}),
         (T4, 128, torch.float32, FULL),
     ],
 )
@@ -131,3 +140,31 @@ def test_wide_heads_get_smaller_blocks_where_shared_memory_is_small(memory, widt
     assert options == {"FORCE_USE_FLEX_ATTENTION": True} | blocks
     divided = [BLOCK % size for name, size in options.items() if "BLOCK" in name]
     assert not any(divided)
+
+
+def test_options_are_made_anew():
+    kernel_options(256, torch.bfloat16, L40)["fwd_num_warps"] = 8
+    assert "fwd_num_warps" not in kernel_options(256, torch.bfloat16, L40)
+
+
+# --- kernels of CUDA, compiled without a GPU by its build of torch: about 90 s for each -----------
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None or shutil.which("gcc") is None,
+    reason="torch without CUDA, or no C compiler",
+)
+@pytest.mark.parametrize("capability", cuda_codegen.SHARED_MEMORY)
+def test_attention_compiles_for_gpus_that_are_not_there(capability):
+    """Forward and backward kernels fit, and a shape is compiled anew only where it has to be."""
+    command = [sys.executable, cuda_codegen.__file__, *map(str, capability)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = {line["case"]: line for line in map(json.loads, run.stdout.splitlines())}
+    assert [*found] == [*cuda_codegen.CASES, "20 batches"]
+    for name in cuda_codegen.CASES:
+        again = "window" in name  # its spans are data: the same kernels
+        assert found[name]["graphs"] == len(found[name]["shared"]) == (0 if again else 2), name
+        for bytes_shared in found[name]["shared"]:
+            assert 0 < bytes_shared <= cuda_codegen.SHARED_MEMORY[capability]
+    assert found["20 batches"]["graphs"] == 4  # up to a block of tokens and above, with gradients
