@@ -60,9 +60,11 @@ def check_out(name: str) -> None:
     out = Path(os.path.realpath(name))
     if not out.name or out.is_symlink() or (out.exists() and not out.is_dir()):  # /, a loop, a file
         raise RunError(f"--out {name} can't be replaced by a folder of results; give another")
-    partial = _beside(out, "partial")
+    partial, old = _beside(out, "partial"), _beside(out, "old")
     out.parent.mkdir(parents=True, exist_ok=True)
     lock.hold(_beside(out, "lock"), f"--out {name}")
+    if old.exists() and not out.exists():  # a replacement was interrupted
+        os.rename(old, out)
     if foreign := _foreign_files(out):
         raise RunError(
             f"--out {name} has files that are not an evaluation's ({', '.join(foreign[:3])}); give "
@@ -86,17 +88,18 @@ def check_new_file(flag: str, name: str, out: str | None = None) -> None:
         )
     if path.suffix != ".jsonl":
         raise RunError(f"{flag} {name}: give a file that ends with .jsonl")
+    if path.exists():
+        raise RunError(f"{flag} {name} exists; give another name, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("x").close()
-    except OSError as error:  # it exists, or can't be written
-        text = f"{flag} {name} is not a new file that can be written: {in_a_line(error)}"
-        raise RunError(f"{text}; give another path") from error
+    except OSError as error:
+        raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
     path.unlink()
 
 
 def _beside(out: Path, kind: str) -> Path:
-    """A hidden path beside --out, by what is there: a lock, "partial" results, sampled answers."""
+    """A hidden path beside --out, by what is there: lock, partial or old results, answers."""
     return out.with_name(f".{out.name}.{kind}")
 
 
@@ -135,17 +138,21 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
 
     Then it also removes the kept answers, and unlocks --out. Rank 0 alone calls it.
     settings: what args.json gets, beside the names of the files.
-    If the block fails, --out keeps what it had. Raises RunError for an OSError.
+    If the block fails, --out keeps what it had; if the process is killed while it replaces --out,
+    `check_out` restores the older results. Raises RunError for an OSError.
     """
     out = Path(os.path.realpath(name))
-    partial = _beside(out, "partial")
+    partial, old = _beside(out, "partial"), _beside(out, "old")
     try:
         partial.mkdir(parents=True)
         yield partial
         settings = {**settings, "files": sorted(path.name for path in partial.iterdir())}
         (partial / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
-        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            os.rename(out, old)
         os.rename(partial, out)
+        shutil.rmtree(old, ignore_errors=True)
         for role in ROLES:
             _beside(out, f"{role}.jsonl").unlink(missing_ok=True)
         lock.release(_beside(out, "lock"))

@@ -199,10 +199,10 @@ BAD_INPUT = {
     "temperature": (["--temperature", "1e-300"], "--temperature 1e-300: give 0, or 0.001 and more"),
     "half a pair": (["--data", "half.jsonl"], "half.jsonl:1: give both 'chosen' and 'rejected'"),
     "the root": (["--out", "/"], "--out / can't be replaced by a folder of results"),
-    "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl is not a new "),
+    "pairs that exist": (["--samples", "2", "--pairs_out", "few.jsonl"], "few.jsonl exists; give"),
     "pairs of another kind": (["--samples", "2", "--pairs_out", "x.csv"], "a file that ends with "),
     "pairs in the results": (["--samples", "2", "--pairs_out", "new/x.jsonl"], "is in --out"),
-    "pairs in one": (["--samples", "2", "--pairs_out", "few.jsonl/x.jsonl"], "is not a new file"),
+    "pairs in one": (["--samples", "2", "--pairs_out", "few.jsonl/x.jsonl"], "t be written: "),
     "foreign folder": (["--out", "rm"], "has files that are not an evaluation's"),
 }  # fmt: skip
 

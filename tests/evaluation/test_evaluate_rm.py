@@ -19,6 +19,8 @@ from processes import run_ranks
 
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.ranking import Scored, reward_metrics
+from nanoalign.evaluation.results import check_out
+from nanoalign.files import lock
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "rrr"}
 
@@ -250,8 +252,12 @@ def test_accuracy_is_told_with_and_without_the_pairs_of_cut_answers(cut):
 
 
 def test_an_older_evaluation_is_replaced_whole(world):
-    """Also through a link."""
+    """Also through a link, and after an evaluation that was killed while it replaced another."""
     evaluated(argv(world, "again"))
+    (world / "again").rename(world / ".again.old")
+    check_out(str(world / "again"))
+    assert (world / "again" / "metrics.json").exists()  # the older results are there again
+    lock.release(world / ".again.lock")
     (world / "link").symlink_to(world / "again")
     _, metrics, _ = evaluated(argv(world, "link", "--data", f"other={world / 'b.jsonl'}"))
     names = ["args.json", "cases.md", "metrics.json", "other.png", "scores.jsonl"]
