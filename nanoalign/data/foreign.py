@@ -238,15 +238,11 @@ def helpsteer3(rest: dict) -> dict:
 
 
 def two_ranked(prompt: object, answers: list, name: str, rest: dict) -> dict:
-    """Makes a ranking of two answers. rest[name]: how much better the second one is.
+    """Returns a ranking of two answers. rest[name]: how much better the second one is.
 
-    Raises ValueError if that is no number.
+    Removes that key from `rest`. Raises ValueError if its value is no number.
     """
-    strength = rest.pop(name)
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise ValueError(
-            f"{name} is {strength!r}; expected a number, negative for the first answer"
-        )
+    strength = number(rest.pop(name), name)
     return {"prompt": prompt, "responses": answers, "scores": [-strength, 0]}
 
 

@@ -40,14 +40,29 @@ def formats(
     keys: of --keys, OURS=THEIRS: the names that the records have for the keys of these formats.
     """
     preferences = [preference] if isinstance(preference, str) else list(preference)
-    pku_pairs = partial(pku, preferences)
     if len(preferences) > 1:
-        refuse = partial(refuse_single_label, preferences)
-        table = {PKU: partial(read_ours, PKU, pku_pairs), (): refuse}
-        return renamed(table, keys) if keys else table
+        table = several_labels(preferences)
+    else:
+        table = all_formats(preferences, unpaired)
+    if not keys:
+        return table
+    # The first entry has the keys that an error names; the other one is for the embedded data.
+    names = names_of(keys)
+    read = partial(read_renamed, names, table)
+    return {tuple(names.values()): read, (): read}
+
+
+def several_labels(preferences: Sequence[str]) -> Formats:
+    """Returns the format of PKU-SafeRLHF, with these labels; all other records are refused."""
+    read = partial(read_ours, PKU, partial(pku, preferences))
+    return {PKU: read, (): partial(refuse_single_label, preferences)}
+
+
+def all_formats(preferences: Sequence[str], unpaired: str) -> Formats:
+    """Returns all formats. preferences: one label of PKU-SafeRLHF. unpaired: as in `formats`."""
     ours: Formats = {
         RANKED: ranked,
-        PKU: pku_pairs,
+        PKU: partial(pku, preferences),
         UNPAIRED: partial(completion, unpaired),
         PAIR: pair_with_prompt,
         DEMONSTRATION: partial(completion, unpaired),
@@ -60,8 +75,7 @@ def formats(
     table = ours | {names: partial(read_foreign, read, ours) for names, read in FOREIGN.items()}
     refuse = partial(refuse_unknown, [PAIR, *table])
     table[DIALOGUES] = table.pop(DIALOGUES)  # the last one: other formats have these keys, too
-    table[()] = refuse
-    return renamed(table, keys) if keys else table
+    return table | {(): refuse}
 
 
 def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
@@ -202,11 +216,6 @@ def refuse_single_label(preferences: Sequence[str], record: dict) -> NoReturn:
     )
 
 
-def unchanged(record: Record) -> list[Record]:
-    """Returns what is encoded of a record without --condition: the record itself."""
-    return [record]
-
-
 def by_preference(record: Record, preferences: Sequence[str]) -> list[Record]:
     """Returns what is encoded of a record with --condition: a record for each preference.
 
@@ -261,23 +270,15 @@ def names_of(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def renamed(table: Formats, keys: Sequence[str]) -> Formats:
-    """The formats by the names that records have for their keys.
+def read_renamed(names: dict[str, str], table: Formats, record: dict) -> Record:
+    """Reads a record whose keys have other names by the first format whose keys it then has.
 
-    A record that lacks one of these names is an error, also where it has ours: it would be read as
-    something else than was asked for. The embedded data alone keep our names.
+    Raises ValueError for a record that lacks one of these names, also where it has ours: it would
+    be read as something else than was asked for.
     """
-    names, by_theirs = names_of(keys), {}
-    for ours, read in table.items():
-        theirs = tuple(names.get(key, key) for key in ours)
-        by_theirs.setdefault(theirs, partial(read_renamed, names, read))
-    by_theirs[PKU] = partial(read_renamed, names, table[PKU])
-    by_theirs[()] = by_theirs.pop(())  # the last one, which takes all records
-    return by_theirs
-
-
-def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
-    return read(with_our_names(record, names))
+    record = with_our_names(record, names)
+    keys = next(keys for keys in table if record.keys() >= set(keys))
+    return table[keys](record)
 
 
 def decode_renamed(raw: str | dict, where: str, names: dict[str, str]) -> object:

@@ -10,7 +10,6 @@ import gc
 import hashlib
 import math
 import shutil
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -20,16 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
 from nanoalign.data import cache
 from nanoalign.data.split import Data, fingerprint
-from nanoalign.distributed import World, print0, progress_bar, sum_over_ranks
-from nanoalign.errors import RunError, in_a_line
-from nanoalign.files import checksums
+from nanoalign.distributed import print0, progress_bar, sum_over_ranks
+from nanoalign.errors import RunError
 from nanoalign.files.checksums import digest_of_weights
 from nanoalign.flags import Parser
 from nanoalign.loop import Batcher
@@ -67,7 +64,6 @@ FORMAT = 3  # version of the files; part of their key
 LOGPS = "logps.safetensors"  # in a folder, with checksums.json
 KEY = "reference_logps"  # in Row.extra and Batch.extra
 CHECKED_ROWS = 8  # whose kept log-probabilities are compared with those of the reference
-AGAIN = "remove this folder, and the next run computes them again"
 
 
 class Precomputed:
@@ -140,19 +136,46 @@ def precompute(
 def referenced(
     rows: Sequence[Row], reference: Policy, path: Path, batcher: Batcher, name: str
 ) -> tuple[ReferencedRows, bool]:
-    """(the rows with the log-probabilities of a file, whether the file was there). A collective."""
+    """Returns the rows with the log-probabilities of a file, and whether the file existed.
+
+    path: the folder of the file; where it does not exist, the values are computed and written. A
+    collective. Raises RunError on all ranks if the file is damaged, can't be written, or has other
+    values than the reference computes now.
+    """
     counts = getattr(rows, "responses", None)  # rows on disk know theirs without being read
     counts = [len(row.responses) for row in rows] if counts is None else counts
-    ends = np.cumsum([0, *counts])
-    logps = read(path, int(ends[-1]), batcher.world)
+    ends, world = np.cumsum([0, *counts]), batcher.world
+    logps = gather(on_main(world, partial(read, path)), world)[0]
     was_kept = logps is not None
     if not was_kept:
-        on_main(batcher.world, partial(check_writable, path.parent))  # before all is computed
-        logps = compute(reference, rows, ends, batcher)
-        on_main(batcher.world, partial(write, logps, path))
+        unfinished = on_main(world, partial(cache.begin, path))  # an error before all is computed
+        try:
+            logps = compute(reference, rows, ends, batcher)
+            on_main(world, partial(write, logps, unfinished, path))
+        finally:
+            if unfinished:
+                shutil.rmtree(unfinished, ignore_errors=True)
     result = ReferencedRows(rows, logps, ends)
     check_live(reference, result, batcher, path, name)
     return result, was_kept
+
+
+def read(path: Path) -> np.ndarray | None:
+    """The log-probabilities in a folder, (S,); None if it does not exist.
+
+    Raises RunError if its files are damaged.
+    """
+    if not path.exists():
+        return None
+    cache.check(path, "the precomputed log-probabilities")
+    return load_file(path / LOGPS)["logps"]
+
+
+def write(logps: np.ndarray, unfinished: Path, path: Path) -> None:
+    """Writes the log-probabilities into a folder, and renames that to `path`."""
+    with cache.writing(path.parent):
+        (unfinished / LOGPS).write_bytes(save({"logps": logps}))
+    cache.complete(unfinished, path)
 
 
 @torch.no_grad()
@@ -189,62 +212,6 @@ def check_live(
     if not off <= tolerance:
         raise RunError(
             f"the precomputed log-probabilities in {path} differ from those that {name} computes "
-            f"now by up to {off:.2g} nats per token (allowed: {tolerance:g}); {AGAIN}"
+            f"now by up to {off:.2g} nats per token (allowed: {tolerance:g}); remove this folder, "
+            "and the next run makes it again"
         )
-
-
-# --- the file -------------------------------------------------------------------------------------
-
-
-def read(path: Path, count: int, world: World) -> np.ndarray | None:
-    """Returns the values of the file of rank 0 on every rank; None: no file. A collective.
-
-    Raises RunError for a damaged file.
-    """
-    logps = on_main(world, partial(read_file, path, count))
-    if not gather(logps is not None, world)[0]:
-        return None
-    return sum_over_ranks(torch.zeros(count) if logps is None else logps).numpy()
-
-
-def read_file(path: Path, count: int) -> Tensor | None:
-    """The `count` values in the folder `path`; None if it does not exist.
-
-    Raises RunError if its files are damaged, or have another number of values.
-    """
-    if not path.exists():
-        return None
-    try:
-        checksums.verify(path)
-        with safe_open(path / LOGPS, framework="pt") as file:
-            # A copy, because the sum over ranks is written into it, not into the mapped file.
-            logps = file.get_tensor("logps").clone()
-    except (RunError, SafetensorError) as error:
-        raise RunError(
-            f"the precomputed log-probabilities in {path} can't be read: {in_a_line(error)}; "
-            f"{AGAIN}"
-        ) from error
-    if logps.shape != (count,):
-        raise RunError(
-            f"the precomputed log-probabilities in {path} are damaged: the file has "
-            f"{logps.numel()} values, not {count}; {AGAIN}"
-        )
-    return logps
-
-
-def check_writable(folder: Path) -> None:
-    """Makes the folder. Raises RunError if no file can be made in it."""
-    with cache.writing(folder):
-        cache.make_private(folder)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
-def write(logps: np.ndarray, path: Path) -> None:
-    """Writes a folder, which gets its name when it is complete."""
-    with cache.writing(path.parent):
-        unfinished = cache.begin(path)
-        try:
-            (unfinished / LOGPS).write_bytes(save({"logps": logps}))
-            cache.complete(unfinished, path)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)

@@ -35,55 +35,28 @@ def records_of(path: Path) -> Iterator[Numbered]:
 
 
 def json_of(path: Path) -> Iterator[Numbered]:
-    """The lines of a file, each with an object; or the elements of a list."""
+    """The lines of a file, each with an object; or the elements of a list, numbered from 1."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
-            if first.lstrip().startswith("["):  # a list may be on one line
-                yield from array_of(file.read(), path)
-            else:
+            if not first.lstrip().startswith("["):  # a list may be on one line
                 yield from lines_of(file, path)
+                return
+            text = file.read()
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
-
-
-def array_of(text: str, path: Path) -> Iterator[Numbered]:
-    """The elements of a JSON list, decoded one by one, so that each has its line number.
-
-    The elements of one line are numbered 7, 7.2, 7.3, so that the names of records differ.
-    """
-    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
-    place = blank.match(text, blank.match(text).end() + 1).end()  # behind the bracket
-    line, counted, number, before = 1, 0, 0, 0
-    ended = text[place : place + 1] == "]"
-    while not ended:
-        line, counted = line + text.count("\n", counted, place), place
-        try:
-            record, place = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            raise RunError(
-                f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
-            ) from error
-        except (ValueError, RecursionError) as error:  # 5,000 digits; nested 1,000 deep
-            raise RunError(f"{path}:{line}: not valid JSON: {error}") from error
-        number, before = number + 1 if line == before else 1, line
-        yield line if number == 1 else f"{line}.{number}", f"{path}:{line}", record
-        place = blank.match(text, place).end()
-        separator = text[place : place + 1]
-        ended = separator == "]"
-        if separator not in ("]", ","):
-            at = line + text.count("\n", counted, place)
-            raise RunError(
-                f"{path}:{at}: not valid JSON: expected ',' or ']' after a record, found "
-                f"{separator!r}"
-            )
-        if not ended:
-            place = blank.match(text, place + 1).end()
-    if rest := text[place + 1 :].strip():
-        at = text.count("\n", 0, text.index(rest, place + 1)) + 1
-        raise RunError(f"{path}:{at}: not valid JSON: {rest[:40]!r} follows the list of records")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 brackets
+        raise RunError(f"{path}: not valid JSON: {error}") from error
+    for n, record in enumerate(values, start=1):
+        yield n, f"{path}:record {n}", record
 
 
 def csv_of(path: Path) -> Iterator[Numbered]:

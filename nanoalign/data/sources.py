@@ -21,10 +21,9 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 
 from nanoalign import records, tiny
@@ -48,6 +47,7 @@ ON_HUB = re.compile(
     r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(?:/(?P<path>[^@:]+))?"
     r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
 )
+A_SHARE = re.compile(r"(.+)\*(0?\.0*[1-9]\d*)")  # SOURCE*SHARE
 
 
 def parse_source(spec: str) -> "Source":
@@ -70,14 +70,13 @@ def source_at(place: str, name: str) -> "Source":
     Raises RunError for a place that the grammar does not have.
     """
     if "*" in place and not Path(place).exists():
-        inner, _, share = place.rpartition("*")
-        if not inner or not (number := as_share(share)):
+        if not (parts := A_SHARE.fullmatch(place)):
             raise RunError(
-                f"data source '{place}': expected SOURCE*SHARE, a number above 0 and below 1; for "
-                "more of one source give less of the others, and more --epochs"
+                f"data source '{place}': expected SOURCE*SHARE, a number such as 0.3, above 0 and "
+                "below 1; for more of one source give less of the others, and more --epochs"
             )
-        source = source_at(inner, name)
-        return Share(source.name, place, source, number)
+        source = source_at(parts[1], name)
+        return Share(source.name, place, source, parts[2])
     if place.startswith(HELD_OUT):
         run = Path(place.removeprefix(HELD_OUT)).resolve()
         return HeldOut(name or f"{HELD_OUT}{run.name}", place)
@@ -101,15 +100,6 @@ def source_at(place: str, name: str) -> "Source":
     return Source(name, place)
 
 
-def as_share(text: str) -> float:
-    """The number in a text, if it is above 0 and below 1; else 0."""
-    try:
-        share = float(text)
-    except ValueError:
-        return 0.0
-    return share if 0 < share < 1 else 0.0
-
-
 def open_source(spec: str) -> Iterator[Located]:
     """The records of a source, in its order: the `open_source` of records.read."""
     return parse_source(spec).records()
@@ -128,28 +118,9 @@ def check_sources(specs: Sequence[str]) -> list[Path]:
     return [path for source in sources for path in source.files()]
 
 
-def read_records(
-    known: dict[tuple[str, ...], records.Format],
-    sources: Sequence[str],
-    wanted: Callable[[int], bool] = lambda number: True,
-) -> Iterator[Record]:
-    """The records of some sources that are wanted, by their number among all, from 0.
-
-    The others are not decoded, but for the first one of each file, which decides its format.
-    """
-    numbers, last = count(), True
-
-    def opened(source: str) -> Iterator[Located]:
-        nonlocal last
-        file = None
-        for located in open_source(source):
-            last, before, file = wanted(next(numbers)), file, located[0].rpartition(":")[0]
-            if last or file != before:
-                yield located
-
-    for record in records.read(sources, known, opened):
-        if last:
-            yield record
+def read_records(known: records.Formats, sources: Sequence[str]) -> Iterator[Record]:
+    """The records of some sources, one by one, in their order. known: the formats."""
+    return records.read(sources, known, open_source)
 
 
 # --- the sources of the grammar -------------------------------------------------------------------
@@ -165,17 +136,13 @@ class Source:
     @property
     def absolute(self) -> str:
         """The place as it can be given in any folder."""
-        return os.path.abspath(self.place)
+        anywhere = self.place in EMBEDDED or self.place.startswith(HUB)
+        return self.place if anywhere else os.path.abspath(self.place)
 
     @property
     def origins(self) -> list[tuple[str, str]]:
         """(name, absolute place) of the sources whose records these are, by the same names."""
         return [(self.name, self.absolute)]
-
-    @property
-    def key(self) -> str:
-        """What the records depend on beside the contents of `files`."""
-        return self.name
 
     def files(self) -> list[Path]:
         """The local files on which the records depend; fetches those that are on the Hub.
@@ -201,14 +168,6 @@ class Source:
 class Embedded(Source):
     """Data of the tiny world: two files, others are generated."""
 
-    @property
-    def absolute(self) -> str:
-        return self.place
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}={self.place}"
-
     def files(self) -> list[Path]:
         """The file, or the code that generates the records."""
         embedded = {"tiny": world.TRAIN, "tiny:test": world.TEST}
@@ -231,31 +190,24 @@ class Share(Source):
     """A share of the records of another source: SOURCE*SHARE."""
 
     inner: Source
-    share: float
+    share: str  # a decimal number
 
     @property
     def absolute(self) -> str:
         return f"{self.inner.absolute}*{self.share}"
 
-    @property
-    def key(self) -> str:
-        return f"{self.inner.key}*{self.share}"
-
     def files(self) -> list[Path]:
         return self.inner.files()
 
     def records(self) -> Iterator[Located]:
-        """Each is drawn by itself, so their number is about the share; always the same ones."""
+        """Draws for each record whether it is taken; the same ones are taken every time."""
         draw = random.Random("share of a source")
-        return (located for located in self.inner.records() if draw.random() < self.share)
+        share = float(self.share)
+        return (located for located in self.inner.records() if draw.random() < share)
 
 
 class FileOnHub(Source):
     """A file of a data set on the Hub, in the cache of huggingface_hub."""
-
-    @property
-    def absolute(self) -> str:
-        return self.place
 
     def files(self) -> list[Path]:
         repo, path, revision = ON_HUB.fullmatch(self.place).group("repo", "path", "revision")
@@ -280,10 +232,6 @@ class Saved(Source):
 
 class SplitOnHub(Saved):
     """A split of a data set on the Hub, in the cache of the datasets library."""
-
-    @property
-    def absolute(self) -> str:
-        return self.place
 
     @cached_property
     def dataset(self):

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -34,18 +35,20 @@ class Encoded:
 
     digests: np.ndarray  # (R, 3), record_digests
     kept: np.ndarray  # (E,) bool: whether a row is left, without pairs of equal responses
-    templates: set[str]  # those that rendered the records
+    compared: np.ndarray  # (E,) pairs, before those of equal responses were dropped
+    notes: Iterable[Sequence[str]]  # E lists: what was cut or dropped
+    templates: set[str]  # names of those that rendered the records
 
     def of_encoded(self, chosen: np.ndarray) -> np.ndarray:
-        """A mask of records, (R,), as one of what was encoded in their place, (E,)."""
+        """Returns a mask of records, (R,), as one of what was encoded in their place, (E,)."""
         return np.repeat(chosen, len(self.kept) // len(self.digests))
 
     def has_row(self) -> np.ndarray:
-        """A mask (R,) of the records of which a row is left."""
+        """Returns a mask (R,) of the records of which a row is left."""
         return self.kept.reshape(len(self.digests), -1).any(axis=1)
 
     def rows(self, chosen: np.ndarray) -> Sequence[Row]:
-        """The rows of the chosen records that are left."""
+        """Returns the rows that are left of the chosen records."""
         raise NotImplementedError
 
     def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
@@ -53,7 +56,9 @@ class Encoded:
 
         Pairs are counted before those of equal responses are dropped.
         """
-        raise NotImplementedError
+        chosen = self.of_encoded(chosen)
+        notes = chain.from_iterable(compress(self.notes, chosen))
+        return int(chosen.sum()), int(self.compared[chosen].sum()), count_notes(notes)
 
 
 def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
