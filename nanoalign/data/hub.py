@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from nanoalign.data.readers import import_datasets
 from nanoalign.errors import RunError, in_a_line
@@ -19,25 +18,19 @@ from nanoalign.errors import RunError, in_a_line
 def hub_errors(place: str, repo: str) -> Iterator[None]:
     """Turns errors of the Hub's libraries inside this context into a RunError of one line.
 
-    These are: gated, not found, no network. place: the data source, for the message.
+    Such errors are: a gated data set, none of this name, no such file or split, no network.
+    place: the data source, for the message. repo: its OWNER/NAME.
     """
     try:
         yield
     except RunError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # no network, no such file or split
+    except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]  # its further lines name the splits, or subsets
-        # The datasets library tells these two in its text alone.
-        if isinstance(error, GatedRepoError) or "is a gated dataset" in text:
-            problem = f"is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
-        elif isinstance(error, RepositoryNotFoundError) or "doesn't exist on the Hub" in text:
-            problem = (
-                f"is not there: the Hub has no public data set {repo}; for a private one set "
-                "HF_TOKEN"
-            )
-        else:
-            problem = f"can't be fetched: {type(error).__name__}: {text}"
-        raise RunError(f"data source '{place}' {problem}") from error
+        raise RunError(
+            f"data source '{place}' can't be fetched: {type(error).__name__}: {text}; for a gated "
+            f"or private data set accept its terms on the page of {repo} and set HF_TOKEN"
+        ) from error
 
 
 def fetch_file(place: str, repo: str, path: str, revision: str | None) -> Path:

@@ -90,25 +90,6 @@ def test_tools_calls_and_reasoning_are_in_the_text_by_hand(tmp_path):
     assert [chat().decode(part) for part in (row.prompt, *row.responses)] == expected
 
 
-def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
-    """Its structs have the keys of all rows: other arguments, and keys of other messages."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    calls = [{"function": {"name": "look", "arguments": each}} for each in ({"at": "it"}, {"n": 2})]
-    table = [
-        {
-            "prompt": [HI],
-            "chosen": [{"role": "assistant", "tool_calls": [call]}],
-            "rejected": [THINKING],
-        }
-        for call in calls
-    ]
-    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
-    found = list(records.read([str(tmp_path / "a.parquet")], formats(), open_source))
-    shown = [texts(record, chat())[1] for record in found]
-    assert shown == ['look={"at": "it"}<eos>', 'look={"n": 2}<eos>']
-
-
 @pytest.mark.parametrize(
     ("hidden", "name", "lacking"),
     [
@@ -154,12 +135,6 @@ def test_what_a_template_leaves_out_is_an_error(tmp_path, hidden, name, lacking)
                 texts(record, chat(**hidden), name)
         else:
             assert len(texts(record, chat(**hidden), name)) == 3
-
-
-def test_a_tokenizer_without_a_chat_template_shows_no_tools(tmp_path, tokenizer):
-    (record,) = read(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": TOOLS})
-    with pytest.raises(RunError, match="a:1: --template pku does not show tools;"):
-        texts(record, tokenizer)
 
 
 def test_reasoning_of_earlier_turns_may_be_left_out_by_a_template_that_shows_it(tmp_path):
@@ -297,11 +272,6 @@ def test_what_a_template_does_is_one_error(template, message, monkeypatch):
         encode_records([record], rendering(template), 64, "chat")
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) == before
-
-
-def test_a_quick_template_is_as_it_was():
-    tokenizer = rendering("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    assert chat_template.renderer(tokenizer)(MESSAGES) == "<user>Hi"
 
 
 def test_other_threads_have_no_alarm_and_render_all_the_same():

@@ -133,14 +133,6 @@ def test_a_chat_template_gets_the_turns_of_a_dialogue():
     assert texts(row, chat) == [expected, "d<eos>", "e<eos>"]
 
 
-def test_a_chat_template_gets_the_tools_of_a_record():
-    chat = byte_tokenizer(chat_template=CHAT)
-    (row,) = encode_records(
-        [Record("Hi", ("yes", "no"), tools=[{"name": "search"}])], chat, 1024, "auto"
-    )
-    assert chat.decode(row.prompt).startswith("<bos>[search]<user>Hi")
-
-
 def test_a_response_may_be_a_message_with_tool_calls():
     """A chat template renders it; neither raw nor pku can."""
     answers = [
