@@ -85,14 +85,13 @@ def test_data_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
     assert longest == max(row.longest for row in memory.rows)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5])
 @pytest.mark.parametrize("name", ["pairs", "conditioned"])
-def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, share, capsys, monkeypatch):
+def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
     """Prompts that occur twice; cut responses, of which each side has other counts."""
     monkeypatch.setattr(store, "CHUNK", 7)
     pairs = [{**DATA[name][i % 3], "prompt": f"{i // 2}" * (i % 5 + 1)} for i in range(60)]
     path = write(tmp_path / "a.jsonl", *pairs)
-    given = settings(path, eval_share=share, max_length=20, seed=3, **SETTINGS.get(name, {}))
+    given = settings(path, eval_share=0.3, max_length=20, seed=3, **SETTINGS.get(name, {}))
     memory, stored = both(given, model, tmp_path / "cache", capsys)
     assert_same_rows(stored.held_out, memory.held_out)
     assert_same_rows(stored.rows, memory.rows)
@@ -100,20 +99,13 @@ def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, share, caps
     assert fingerprint(stored.held_out) == fingerprint(memory.held_out)
 
 
-def test_held_out_files_have_a_store_of_their_own(tmp_path, model, capsys):
-    first, second = (write(tmp_path / f"{n}.jsonl", PAIR | {"prompt": n}) for n in "ab")
-    given = settings(first, eval_data=[second])
-    memory, stored = both(given, model, tmp_path / "cache", capsys)
-    assert_same_rows(stored.rows, memory.rows)
-    assert_same_rows(stored.held_out, memory.held_out)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
 def test_templates_of_both_sets_decide_over_the_runs_template(tmp_path, model, capsys):
     first, second = write(tmp_path / "a.jsonl", HH), write(tmp_path / "b.jsonl", PAIR)
     for given in (settings(first, second), settings(first, eval_data=[second])):
         memory, stored = both(given, model, tmp_path / "cache", capsys)
         assert memory.template == stored.template == "auto"
+        assert_same_rows(stored.held_out, memory.held_out)
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # of both; of each, with --eval_data
 
 
 def test_data_without_a_pair_are_an_error(tmp_path, model):

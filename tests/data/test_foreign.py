@@ -55,10 +55,6 @@ CASES = {
         {"system": "Be kind.", "question": "q", "chosen": "c", "rejected": "r"},
         ([{"role": "system", "content": "Be kind."}, user("q")], ("c", "r"), PAIR, FIRST),
     ),
-    "orca without a system prompt": (
-        {"system": "", "question": "q", "chosen": "c", "rejected": "r"},
-        ("q", ("c", "r"), PAIR, FIRST),
-    ),
     "orca of argilla": (
         {"input": "q", "chosen": "c", "rejected": "r"}, ("q", ("c", "r"), PAIR, FIRST),
     ),

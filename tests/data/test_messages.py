@@ -5,7 +5,6 @@ import json
 import pytest
 from stores import parsed, write
 
-from nanoalign.data.formats import formats
 from nanoalign.data.prompts import prompt_key, prompt_text, read_answers, read_prompts
 from nanoalign.errors import RunError
 
@@ -54,11 +53,8 @@ def test_messages_in_all_their_forms(record):
 @pytest.mark.parametrize(
     "record",
     [
-        {"responses": [json.dumps([NO]), "yes"], "scores": [1, 2]},
         {"responses": ["no", json.dumps([YES])], "scores": [1, 2]},
         {"response_0": json.dumps([YES]), "response_1": "no", "better_response_id": 0},
-        {"response_0": "no", "response_1": json.dumps([YES]), "better_response_id": 1},
-        {"chosen": json.dumps([YES]), "rejected": "no"},
         {"chosen": "yes", "rejected": json.dumps([NO])},
         {"chosen": [YES], "rejected": " " + json.dumps([NO])},
     ],
@@ -69,15 +65,9 @@ def test_a_response_may_be_json_text_whatever_the_others_are(record):
 
 
 def test_responses_of_several_preferences_may_be_json_text():
-    record = {
-        "prompt": "Hi",
-        "response_0": json.dumps([NO]),
-        "response_1": "yes",
-        "better_response_id": 1,
-        "safer_response_id": 0,
-    }
-    read_labels = formats(["better", "safer"])["prompt", "response_0", "response_1"]
-    found = read_labels(record)
+    record = {"prompt": "Hi", "response_0": json.dumps([NO]), "response_1": "yes"}
+    labels = {"better_response_id": 1, "safer_response_id": 0}
+    found = parsed(record | labels, preference=["better", "safer"])
     assert found.responses == ("yes", "no") and found.pairs == ((0, 1), (1, 0))
 
 
@@ -166,10 +156,8 @@ def test_turns_that_both_replies_share_belong_to_the_prompt():
 
 def test_a_page_shows_what_a_message_has_beside_its_content():
     assert prompt_text("Hi", "\n") == "Hi"
-    assert (
-        prompt_text([HI, CALLING], "|")
-        == 'user: Hi|assistant:  {"tool_calls": ' + f"{json.dumps([CALL])}}}"
-    )
+    shown = f'user: Hi|assistant:  {{"tool_calls": {json.dumps([CALL])}}}'
+    assert prompt_text([HI, CALLING], "|") == shown
 
 
 def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
@@ -178,18 +166,11 @@ def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
     records = [{"prompt": text} | context for text in ("Hi", json.dumps([HI]))]
     for found in read_prompts([write(tmp_path / "a.jsonl", *records, PAIR | context)]):
         assert (found.prompt, found.tools, found.responses) == ([BE, HI], TOOLS, ())
-    answers = write(
-        tmp_path / "b.jsonl",
-        *(
-            {"prompt": "Hi", "answer": "x"} | each
-            for each in ({}, context, {"system": "Be brief."})
-        ),
-    )
-    prompts, by_key = read_answers(answers)
-    assert [(each.prompt, each.tools) for each in prompts] == [
-        ("Hi", None),
-        ([BE, HI], TOOLS),
-        ([BE, HI], None),
+    answers = [
+        {"prompt": "Hi", "answer": "x"} | each for each in ({}, context, {"system": "Be brief."})
     ]
+    prompts, by_key = read_answers(write(tmp_path / "b.jsonl", *answers))
+    found = [(each.prompt, each.tools) for each in prompts]
+    assert found == [("Hi", None), ([BE, HI], TOOLS), ([BE, HI], None)]
     assert list(by_key) == [prompt_key(each.prompt, each.tools) for each in prompts]
     assert len(by_key) == 3
