@@ -39,7 +39,8 @@ def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -
         if key in rest and key not in converted:
             converted[key] = rest.pop(key)
     prompt = converted["prompt"]
-    if isinstance(prompt, list) and prompt and is_of_assistant(prompt[-1]):
+    last = prompt[-1] if isinstance(prompt, list) and prompt else None
+    if isinstance(last, dict) and last.get("role") == "assistant":
         raise ValueError("the prompt ends with a message of 'assistant'")
     keys = next(keys for keys in ours if converted.keys() >= set(keys))
     parsed = ours[keys](converted)
@@ -55,10 +56,6 @@ def refuse_unknown(known: Sequence[tuple[str, ...]], record: dict) -> NoReturn:
         f"{missing} here. docs/data.md has all formats; for other names of keys give --keys "
         "prompt=NAME chosen=NAME rejected=NAME"
     )
-
-
-def is_of_assistant(message: object) -> bool:
-    return isinstance(message, dict) and message.get("role") == "assistant"
 
 
 # --- what several formats have --------------------------------------------------------------------
@@ -112,7 +109,10 @@ def instruction(rest: dict) -> list[dict] | str:
     if more:
         check_text("input", more)
         text = f"{text}\n{more}"
-    if history and not (isinstance(history, list) and all(map(is_turn, history))):
+    are_pairs = isinstance(history, list) and all(
+        isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in history
+    )
+    if history and not are_pairs:
         raise ValueError(f"history is {str(history)[:60]}; expected a list of [question, answer]")
     before = [
         {"role": role, "content": content}
@@ -120,11 +120,6 @@ def instruction(rest: dict) -> list[dict] | str:
         for role, content in (("user", question), ("assistant", answer))
     ]
     return [*before, {"role": "user", "content": text}] if before else text
-
-
-def is_turn(value: object) -> bool:
-    """Whether a value is [question, answer]."""
-    return isinstance(value, list) and [type(text) for text in value] == [str, str]
 
 
 def objects(values: object, name: str, *keys: str) -> list[dict]:

@@ -112,13 +112,13 @@ class StoredRows(Sequence[Row]):
         return tuple(int(array.max(initial=0)) for array in arrays)
 
     def fingerprint(self) -> str:
-        """What split.fingerprint computes of the same rows in memory."""
+        """Returns what split.fingerprint computes of the same rows in memory."""
         digests = self.store.arrays["fingerprints"][self.indices]
         return hashlib.sha256(digests.tobytes()).hexdigest()
 
 
 def pack(row: Row) -> bytes:
-    """The row as bytes: a line of JSON, then its tokens as int32. Its notes are left out."""
+    """Returns the row, without its notes, as bytes: a line of JSON, then its tokens as int32."""
     parts = (row.prompt, *row.responses)
     extra = {name: (values.dtype.str, values.tolist()) for name, values in row.extra.items()}
     about = json.dumps((row.name, list(map(len, parts)), row.pairs, extra))
@@ -126,7 +126,7 @@ def pack(row: Row) -> bytes:
 
 
 def unpack(data: bytes) -> Row:
-    """The row of which `pack` made these bytes."""
+    """Returns the row of which `pack` made these bytes."""
     about, _, tokens = data.partition(b"\n")
     name, lengths, pairs, extra = json.loads(about)
     prompt, *responses = np.split(np.frombuffer(tokens, np.int32), np.cumsum(lengths)[:-1])
@@ -140,9 +140,10 @@ def unpack(data: bytes) -> Row:
 def open_store(
     encoding: Encoding, tokenizer_folder: Path, sources: Sequence[str], folder: Path, world: World
 ) -> Store:
-    """The store of some sources in the cache `folder`, written if it is not there; prints which.
+    """Returns the store of some sources, in a folder of `folder`; writes it if it does not exist.
 
-    A collective. Raises RunError on all ranks for an error of any rank.
+    Prints whether it was written or read, and where it is. tokenizer_folder: with the files of the
+    tokenizer. A collective: raises RunError on all ranks for an error of any rank.
     """
     start = time.perf_counter()
     # Hosts need not share a disk: each has a cache of its own, which its first rank opens.
@@ -182,7 +183,11 @@ def open_store(
 
 
 def key(encoding: Encoding, folder: Path, sources: Sequence[str]) -> str:
-    """A hash of all that decides over a store. folder: of the tokenizer."""
+    """Returns the name of a store: a hash of all that its rows depend on, as 32 digits.
+
+    That is settings, versions, sources and the contents of their files, our code, and the files of
+    the tokenizer, which are in `folder`.
+    """
     package, parsed = Path(nanoalign.__file__).parent, list(map(parse_source, sources))
     versions = (FORMAT, transformers.__version__, tokenizers.__version__)
     hashed = hashlib.sha256(repr((encoding.key, versions, parsed)).encode())
@@ -202,9 +207,10 @@ def key(encoding: Encoding, folder: Path, sources: Sequence[str]) -> str:
 def write_chunks(
     encoding: Encoding, sources: Sequence[str], folder: Path, rank: int, ranks: int, bar: tqdm
 ) -> None:
-    """Encodes every `ranks`-th chunk of records, and writes a file of each into the folder.
+    """Encodes the chunks rank, rank + ranks, ... of the records; writes each as a file of `folder`.
 
-    All ranks read all records: what takes time is to encode them.
+    All ranks read all records, because encoding takes most of the time. bar: is moved on by each
+    record that is read.
     """
     records = encoding.read(sources)
     for number in count():
@@ -219,9 +225,9 @@ def write_chunks(
 
 
 def arrays_of(records: Sequence[Record], encoding: Encoding) -> dict[str, np.ndarray]:
-    """The arrays of a store of these records alone, by the names of their files without suffixes.
+    """Returns the files of a store of these records alone, as arrays by name without suffix.
 
-    The two files that are no arrays are arrays of bytes.
+    rows.bin and notes.jsonl are arrays of bytes; "offsets" has the bytes of each row, (N,).
     """
     encoded, compared, templates = encoding.encode(records)
     dropped = [drop_equal(row) for row in encoded]
@@ -231,7 +237,7 @@ def arrays_of(records: Sequence[Record], encoding: Encoding) -> dict[str, np.nda
     largest = [max(int(part.max()) for part in (row.prompt, *row.responses)) for row in rows]
     return {
         "rows": np.frombuffer(b"".join(packed), np.uint8),
-        "offsets": np.array(list(map(len, packed)), np.int64),  # `join` adds them up
+        "offsets": np.array(list(map(len, packed)), np.int64),
         "lengths": np.array(list(map(len, rows)), np.int64),
         "longest": np.array([row.longest for row in rows], np.int32),
         "largest": np.array(largest, np.int32),
@@ -246,9 +252,9 @@ def arrays_of(records: Sequence[Record], encoding: Encoding) -> dict[str, np.nda
 
 
 def join(folder: Path) -> None:
-    """Joins the files of all chunks of a folder, in their order, into the files of a store.
+    """Joins the chunks in a folder, NUMBER.npz, into the files of a store, and removes them.
 
-    Of rows and notes one chunk is in memory at a time. Removes the files of the chunks.
+    Of rows and notes one chunk is in memory at a time.
     """
     joined = defaultdict(list)
     with (folder / ROWS).open("wb") as rows, (folder / NOTES).open("wb") as notes:
