@@ -15,6 +15,7 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
 from nanoalign.flags import Parser
 
+AGAIN = "remove this folder, and the next run makes it again"
 STALE = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
 
 
@@ -91,7 +92,4 @@ def check(folder: Path, what: str) -> None:
     try:
         checksums.verify(folder)
     except RunError as error:
-        raise RunError(
-            f"{what} in {folder} are damaged: {error}; remove this folder, and the next run makes "
-            "it again"
-        ) from error
+        raise RunError(f"{what} in {folder} are damaged: {error}; {AGAIN}") from error

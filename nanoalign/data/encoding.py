@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import compress
 
 import numpy as np
@@ -33,22 +33,15 @@ class DataSettings:
 
     @classmethod
     def of(cls, args: Namespace) -> "DataSettings":
-        """The settings that the flags of a training script give."""
-        given = vars(args)
-        preference = args.preference
-        return cls(
-            args.data,
-            args.eval_data,
-            args.eval_share,
-            args.seed,
-            args.max_length,
-            args.template,
-            preferences=(preference,) if isinstance(preference, str) else tuple(preference),
-            condition=given.get("condition", False),
-            keys=tuple(args.keys),
-            single=single(given.get("loss", "")),
-            cache=args.cache,
-        )
+        """Returns the settings that the flags of a training script give: those of the same names.
+
+        --preference and --loss have other names here.
+        """
+        given, preference = vars(args), args.preference
+        settings = {field.name: given[field.name] for field in fields(cls) if field.name in given}
+        settings |= {"keys": tuple(args.keys), "single": single(given.get("loss", ""))}
+        several = (preference,) if isinstance(preference, str) else tuple(preference)
+        return cls(**settings, preferences=several)
 
 
 @dataclass(frozen=True)
@@ -60,20 +53,21 @@ class Encoding:
 
     @property
     def key(self) -> str:
-        """All that decides how a record is read and encoded, but for code and tokenizer's files."""
+        """The settings that decide how a record is read and encoded, and the tokenizer's class."""
         s = self.settings
         how = (s.max_length, s.template, s.preferences, s.condition, s.keys, s.single)
         return repr((*how, type(self.tokenizer)))
 
     def read(self, sources: Sequence[str]) -> Iterator[Record]:
-        """The records of some sources, one by one, in their order."""
+        """Yields the records of some sources, in their order. Errors are those of read_records."""
         s = self.settings
         return read_records(formats(s.preferences, s.single, s.keys), sources)
 
     def encode(self, records: Sequence[Record]) -> tuple[list[Row], list[int], set[str]]:
-        """(the rows of the records, with all their pairs; pairs of each row; names of templates).
+        """Returns (the rows of the records, the number of pairs of each row, names of templates).
 
-        Every record has one row or, with --condition, a row for each preference.
+        A record has one row or, with --condition, a row for each preference. Pairs of equal
+        responses are still in the rows. Raises RunError for a record that can't be encoded.
         """
         settings, tokenizer, changed = self.settings, self.tokenizer, records
         if settings.condition and len(settings.preferences) > 1:

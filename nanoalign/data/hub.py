@@ -44,10 +44,11 @@ def fetch_file(place: str, repo: str, path: str, revision: str | None) -> Path:
 
 
 def load_split(place: str, repo: str, part: str | None, revision: str | None, split: str):
-    """Loads a split of a data set as a datasets.Dataset, in the cache of the datasets library.
+    """Returns a split of a data set as a datasets.Dataset, in the cache of the datasets library.
 
-    part: a configuration of the data set ("subset" on its page), or a folder in it.
-    Raises RunError as hub_errors does.
+    repo: OWNER/NAME. part: a configuration of the data set ("subset" on its page), or a folder in
+    it; None: the default configuration. Raises RunError as hub_errors does, and if the datasets
+    library is not installed.
     """
     datasets = import_datasets(place)
     load = partial(datasets.load_dataset, repo, split=split, revision=revision)
@@ -65,9 +66,10 @@ def load_split(place: str, repo: str, part: str | None, revision: str | None, sp
 
 
 def load_saved(place: str):
-    """Loads the datasets.Dataset of a folder that Dataset.save_to_disk has written.
+    """Returns the datasets.Dataset of a folder that Dataset.save_to_disk has written.
 
-    Raises RunError if it can't be read, or has several splits.
+    Raises RunError if the folder can't be read or has several splits, and if the datasets library
+    is not installed.
     """
     datasets = import_datasets(place)
     try:

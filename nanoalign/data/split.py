@@ -101,7 +101,7 @@ def drop_equal(row: Row) -> tuple[Row | None, list[str]]:
 
 
 def count_notes(notes: Iterable[str]) -> Counter:
-    """Counts the notes. Those that drop_equal adds are the last two entries, also where they are 0."""
+    """Counts the notes. Those of drop_equal are the last two entries, also where they are 0."""
     counts = Counter(notes)
     for reason in (EQUAL_SCORES, EQUAL_RESPONSES):
         counts[reason] = counts.pop(reason, 0)
