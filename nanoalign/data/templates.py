@@ -30,7 +30,7 @@ PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
 
 
 def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
-    """The template that `auto` selects for this prompt and tokenizer; other names unchanged."""
+    """Returns the template that `auto` selects for this prompt; other names unchanged."""
     auto = "chat" if tokenizer.chat_template else "raw" if is_dialogue(prompt) else "pku"
     return auto if template == "auto" else template
 
@@ -38,7 +38,7 @@ def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
 def encode_records(
     records: Sequence[Record], tokenizer, max_length: int, template: str
 ) -> list[Row]:
-    """As encode.encode_all, by the template of a name.
+    """Returns the rows of the records, as encode.encode_all does, by the template of a name.
 
     Raises RunError for a record that the template can't render, or would not show as a whole.
     """
@@ -50,10 +50,10 @@ def encode_records(
 
 
 def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
-    """The records for encode.encode_all, their responses without the template's end of a turn.
+    """Returns the records with responses that do not end with the chat template's end of a turn.
 
-    Their notes name further keys of messages that are not in the text.
-    Raises RunError for tools, tool calls, reasoning or contents that are not in the text.
+    Their notes name further keys of messages that are not in the text. Raises RunError for tools,
+    tool calls, reasoning or contents that are not in the text.
     """
     render_chat, added_tokens = renderer(tokenizer), tuple(tokenizer.get_added_vocab())
     prepared_records, shown_roles = [], set()
@@ -72,7 +72,7 @@ def prepared(records: Sequence[Record], tokenizer, template: str) -> list[Record
 
 
 def render(record: Record, tokenizer, template: str) -> Text:
-    """The text of a record by the template of a name: an encode.Template.
+    """Returns the text of a record by the template of a name; it is an encode.Template.
 
     Raises RunError for a record that the template can't render.
     """
@@ -124,7 +124,7 @@ def chat(record: Record, messages: list[dict], responses: Sequence[str], tokeniz
 
 
 def obstacles(record: Record, messages: list[dict], name: str) -> list[str]:
-    """What the template of a name can't render: the tokenizer, roles, or parts of the record."""
+    """Returns what of the record, or its messages, the template of a name can't render."""
     if name == "chat":
         return ["a tokenizer without a chat template"]
     kinds = ["a list of messages"] if name == "raw" and isinstance(record.prompt, list) else []
