@@ -138,7 +138,7 @@ def bit_flips(kind: str, chance: random.Random, folder: Path, world: World) -> s
 # --- all of it ------------------------------------------------------------------------------------
 
 FLIPPED = ("run/*.distcp", "run/.metadata", "run/run.json", "run/checksums.json",
-           "run/metrics.jsonl", "run/records.npz", "cache/*.npy", "cache/about.json",
+           "run/metrics.jsonl", "run/records.npz", "cache/*.npy", "cache/rows.bin",
            "cache/logps.safetensors")  # fmt: skip
 KINDS: dict[str, tuple[Mishap, int]] = {
     "kills": (kills, 20),
