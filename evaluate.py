@@ -26,7 +26,7 @@ from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.data.split import EQUAL_SCORES
-from nanoalign.distributed import World, compute_dtype, print0, run
+from nanoalign.distributed import World, print0, run
 from nanoalign.errors import RunError
 from nanoalign.evaluation import (
     answers,
@@ -51,14 +51,15 @@ from nanoalign.packing import packed
 from nanoalign.ranks import groups, report
 from nanoalign.ranks.collectives import on_main
 from nanoalign.records import Record, read
-from nanoalign.rewards.rule import scoring_rule
-from nanoalign.rewards.several import Mixed
 from nanoalign.tiny import world as embedded
-from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights.folders import local_folder
 
 
 def parse_args(argv: list[str] | None = None) -> list[Namespace]:
-    """The flags of each command to run: of the one that is given; without one of rm and policy."""
+    """Returns the flags of each command to run: of the one in argv; without one, of rm and policy.
+
+    argv: the words of the command line; None: those of this process.
+    """
     parser = Parser(__doc__)
     commands.add_arguments(parser)
     argv = sys.argv[1:] if argv is None else argv
@@ -68,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> list[Namespace]:
 
 
 def embedded_truth() -> TrueRule:
-    """The rule of the embedded world, which grades responses to its prompts; others have none."""
+    """The rule of the embedded world, which knows the prompts of the embedded data."""
     rewards = {"better": embedded.true_reward, "safer": embedded.true_safety}
     return TrueRule(embedded.prompts(), rewards)
 
@@ -76,15 +77,11 @@ def embedded_truth() -> TrueRule:
 def evaluate_rm(args: Namespace, world: World) -> None:
     on_main(world, partial(results.check_models, [args.model]))
     on_main(world, partial(results.check_out, args.out))
-    folder, name = local_folder(args.model), f"--model {args.model}"
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model
-    dtype = compute_dtype(args.precision, world.device)
-    model = scoring.load_reward_model(folder, world, dtype)
-    batcher.prepare(model)
-    tokenizer = load_tokenizer(folder)
-    template, max_length = rule = scoring_rule(model, args.model, args.template, args.max_length)
+    judges = scoring.load_judges(args, args.preference, batcher)
+    model, (template, max_length) = judges[0].model, judges[0].rule
     print0(
         f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {model.dtype}; "
         f"template {template}, max_length {max_length}"
@@ -93,12 +90,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     # the data of all views, before anything is scored
     check_sources(args.data)
     prepared = []
-    for view in scoring.views(model, args.preference, args.combine):
-        score = Mixed(model, view.shares)
+    for judge in judges:
+        view = judge.view
         records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
         compared = [record for record in records if record.pairs]
         check_subsets(records, compared)
-        encoded = scoring.encode_for(model, view.shares, compared, tokenizer, rule)
+        encoded = judge.encode(compared)
         counts = encoded[0].counts(compared) | {EQUAL_SCORES: len(records) - len(compared)}
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
         responses = sum(len(record.responses) for record in compared)
@@ -107,30 +104,30 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             f"{'data':<11} {named(args.data)}: {responses:,} responses to {prompts:,} "
             f"prompts, labels {view.preference}{notes}"
         )
-        scoring.check_encoded(score, encoded, batcher, name)
-        lengths = scoring.lengths_of(model, view.shares, compared, tokenizer, template, encoded)
-        prepared.append((view, score, compared, encoded, lengths))
+        judge.check(encoded)
+        prepared.append((judge, compared, encoded))
 
     # scores, figures
-    truth, known = embedded_truth(), recall(folder)
-    scored, trained, subsets = [], [], {}
-    for view, score, records, encoded, lengths in prepared:
-        scores = scoring.score_encoded(score, encoded, batcher, name)
-        lines = ranking.scored_lines(records, lengths, scores, view.name)
+    truth, known = embedded_truth(), recall(local_folder(args.model))
+    scored, subsets = [], {}
+    for judge, records, encoded in prepared:
+        scores, view = judge.score(encoded), judge.view
+        lines = ranking.scored_lines(records, judge.lengths(records, encoded), scores, view.name)
         for subset in dict.fromkeys(line.subset for line in lines):
             of_subset = [line for line in lines if line.subset == subset]
             subsets[subset] = ranking.reward_metrics(of_subset)
             subsets[subset] |= ranking.true_figures(of_subset, view.preference, truth)
         scored += lines
         if known is not None:
-            trained += seen.lines_trained_on(known, records, lines)
+            for subset, count in seen.pairs_trained_on(known, records, lines).items():
+                subsets[subset]["trained_on"] = count
     if not world.is_main:
         return
     figures = {"subsets": subsets, "all": ranking.reward_metrics(scored)}
     if len(prepared) == 1:
-        figures["all"] |= ranking.true_figures(scored, prepared[0][0].preference, truth)
+        figures["all"] |= ranking.true_figures(scored, view.preference, truth)
     if known is not None:
-        seen.add_pairs(figures, trained)
+        figures["all"]["trained_on"] = sum(own["trained_on"] for own in subsets.values())
 
     # files, result
     settings = vars(args) | {"template": template, "max_length": max_length}
@@ -148,7 +145,10 @@ def evaluate_rm(args: Namespace, world: World) -> None:
 
 
 def check_subsets(records: Sequence[Record], compared: Sequence[Record]) -> None:
-    """Raises RunError if two subsets have one file name, or a subset has no pairs."""
+    """Raises RunError if two subsets have one file name, or a subset has no pairs.
+
+    records: all that were read. compared: those with pairs.
+    """
     pictures = {results.picture_name("all"): "the row of all"}
     for name in dict.fromkeys(record.subset for record in records):
         if (other := pictures.setdefault(results.picture_name(name), name)) != name:
@@ -174,7 +174,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         for name in dict.fromkeys(names.values())
     }
     both = [samplers[name] for name in names.values()]
-    kl_is_known = answers.kl_is_known(both, args.temperature, args.top_p)
+    as_sampled = answers.share_vocabulary(both)
+    kl_is_known = as_sampled and args.temperature == args.top_p == 1
     # Only the KL needs packed rows, so a policy that can't share rows can still be sampled.
     checked = batcher if kl_is_known else loop.Batcher(world, args.micro_batch_tokens)
     for sampler in samplers.values():
@@ -192,8 +193,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for role, name in names.items():
         on_main(world, partial(results.keep_answers, args.out, role, prompts, sampled[name]))
     all_answers = given_answers | {role: sampled[name] for role, name in names.items()}
-    as_sampled = len(both) == 2 and answers.share_vocabulary(both)
-    compared = compare(judge, prompts, all_answers, as_sampled, batcher)
+    compared = compare(judge, prompts, all_answers, as_sampled)
     kl = answers.kl_estimate(*both, all_answers["policy"], batcher) if kl_is_known else {}
     if not world.is_main:
         return
@@ -233,14 +233,10 @@ def evaluate_score(args: Namespace, world: World) -> None:
     for flag in ("out", "pairs_out"):
         if (name := getattr(args, flag)) is not None:
             on_main(world, partial(results.check_new_file, f"--{flag}", name))
-    folder, name = local_folder(args.model), f"--model {args.model}"
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model, responses
-    model = scoring.load_reward_model(folder, world, compute_dtype(args.precision, world.device))
-    batcher.prepare(model)
-    tokenizer = load_tokenizer(folder)
-    rule = scoring_rule(model, args.model, args.template, args.max_length)
+    judges = scoring.load_judges(args, args.combine and "better", batcher)
     if args.data:
         check_sources(args.data)
         prompts = candidates.read_candidates(args.data, args.keys)
@@ -250,11 +246,10 @@ def evaluate_score(args: Namespace, world: World) -> None:
 
     # rewards
     rewards = {}
-    for view in scoring.views(model, args.combine and "better", args.combine):
-        score = Mixed(model, view.shares)
-        encoded = scoring.encode_for(model, view.shares, prompts, tokenizer, rule)
-        scoring.check_encoded(score, encoded, batcher, name)
-        rewards[view.name] = scoring.score_encoded(score, encoded, batcher, name)
+    for judge in judges:
+        encoded = judge.encode(prompts)
+        judge.check(encoded)
+        rewards[judge.view.name] = judge.score(encoded)
     if not world.is_main:
         return
     lines = candidates.scored_lines(prompts, rewards)

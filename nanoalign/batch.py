@@ -31,12 +31,12 @@ class Row:
     notes: tuple[str, ...] = ()  # what encoding changed, to be counted
 
     def __len__(self) -> int:
-        """Tokens of the prompt, once, and of all responses."""
+        """The number of tokens of the prompt, counted once, plus those of all responses."""
         return len(self.prompt) + sum(map(len, self.responses))
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt and its longest response."""
+        """The number of tokens of the prompt plus those of its longest response."""
         return len(self.prompt) + max(map(len, self.responses), default=0)
 
 
@@ -56,11 +56,16 @@ class Batch:
     rows: Sequence[int] = ()  # which rows of the step these are; none in a filler batch
 
     def to(self, device: torch.device) -> "Batch":
+        """A Batch whose tensors, also those of inputs and extra, are on the device."""
         return Batch(**{f.name: to_device(getattr(self, f.name), device) for f in fields(self)})
 
 
 def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
-    """A Batch with one line per response. weight: of each row, shared evenly by its pairs."""
+    """Returns a Batch with one line per response.
+
+    weight: of each row, shared evenly by its pairs.
+    Raises RunError if the rows do not have the same names in `extra`.
+    """
     lines = [(row.prompt, response) for row in rows for response in row.responses]
     width = max(len(prompt) + len(response) for prompt, response in lines)
     tokens = np.zeros((len(lines), width), dtype=np.int64)  # no token sees the padding behind it
@@ -79,13 +84,19 @@ def collate(rows: Sequence[Row], weight: float = 1.0) -> Batch:
 
 
 def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
-    """The fields of a Batch that do not depend on the layout of the rows."""
+    """Returns the fields of a Batch, by name, that do not depend on the layout of the rows.
+
+    Raises RunError if the rows do not have the same names in `extra`.
+    """
     responses, pairs = [], []
     for row in rows:
         pairs += [(len(responses) + w, len(responses) + r) for w, r in row.pairs]
         responses += row.responses
     if other := next((row for row in rows if row.extra.keys() != rows[0].extra.keys()), None):
-        raise RunError(f"{other.name} has {[*other.extra]}, {rows[0].name} {[*rows[0].extra]}")
+        raise RunError(
+            f"{other.name} has the values {[*other.extra]}, but {rows[0].name} has "
+            f"{[*rows[0].extra]}; train on them in separate runs"
+        )
     extra = {name: [row.extra[name] for row in rows] for name in rows[0].extra}
     chosen, rejected = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T.contiguous()
     return {
@@ -99,7 +110,7 @@ def comparisons(rows: Sequence[Row], weight: float) -> dict[str, object]:
 
 
 def to_device(value: object, device: torch.device) -> object:
-    """A tensor on the device, or a dict with its tensors there; other values unchanged."""
+    """Returns a tensor, or the tensors of a dict, on the device; other values are unchanged."""
     if isinstance(value, dict):
         return {name: to_device(each, device) for name, each in value.items()}
     if isinstance(value, Tensor) and device.type == "cuda":  # pinned: copied without waiting
@@ -108,6 +119,6 @@ def to_device(value: object, device: torch.device) -> object:
 
 
 def lengths_of(rows: Sequence[Row]) -> np.ndarray:
-    """Tokens of each row, (N,). Rows on disk know theirs without being read."""
+    """The number of tokens of each row, (N,) int64. Rows that have `lengths` are not read."""
     known = getattr(rows, "lengths", None)
     return np.array([len(row) for row in rows], dtype=np.int64) if known is None else known

@@ -35,11 +35,15 @@ class World:
 
 
 def setup(timeout: float = 1800.0) -> World:
-    """Joins torchrun's process group, or makes a group of one. timeout: of a wait, in seconds."""
+    """Joins torchrun's process group, or makes a group of one; returns the place of this process.
+
+    timeout: of a wait for other ranks, in seconds.
+    Raises RunError if this host has fewer GPUs than ranks.
+    """
     rank, size, local_rank = environment_ranks()
     if torch.cuda.is_available():
         if local_rank >= (gpus := torch.cuda.device_count()):
-            raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give no more ranks")
+            raise RunError(f"--nproc_per_node: this host has {gpus} GPUs; give {gpus} or less")
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
     else:
@@ -55,13 +59,16 @@ def setup(timeout: float = 1800.0) -> World:
 
 
 def environment_ranks() -> tuple[int, int, int]:
-    """(rank, number of ranks, rank on this host), by torchrun's environment variables."""
+    """(rank, number of ranks, rank on this host) of torchrun's environment, else (0, 1, 0)."""
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     return tuple(int(os.environ.get(name, default)) for name, default in names)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for --precision. auto: bfloat16 on a GPU that has it."""
+    """The dtype of matrix products for --precision. auto: bfloat16 on a GPU that has it.
+
+    Raises RunError for bf16 on a GPU that does not have it.
+    """
     has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and device.type == "cuda" and not has:
         raise RunError("--precision bf16: this GPU has no bfloat16; use --precision fp32, or auto")
@@ -69,19 +76,22 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products in dtype; norms and softmax stay in float32."""
+    """A context in which matrix products run in dtype, and norms and softmax in float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def sum_over_ranks(values: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
-    """The sum (or maximum, by `op`) of a tensor over all ranks, in place. A collective."""
+    """Replaces a tensor in place by its sum over all ranks, or by what `op` says; returns it.
+
+    A collective.
+    """
     if dist.is_initialized():
         dist.all_reduce(values, op=op)
     return values
 
 
 def full(value: Tensor) -> Tensor:
-    """The whole of a sharded tensor. A collective."""
+    """The whole of a sharded tensor; a tensor that is not sharded as it is. A collective."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -95,7 +105,7 @@ LINE_SECONDS = 10.0  # between two lines of a progress bar, where standard error
 
 
 class Lines:
-    """Standard error without a terminal: each state of a bar is a line, without \\r before it."""
+    """A file for the bar where standard error is no terminal: each new count becomes a line."""
 
     shown = ""  # the count of the last line, which tqdm writes again when a bar is closed
 
@@ -109,15 +119,12 @@ class Lines:
 def progress_bar(total: int | None, unit: str, shown: bool = True, **options: object) -> tqdm:
     """A bar on a terminal; elsewhere a line each 10 s at most, and one at the end of a longer run.
 
-    options: further ones of tqdm.
+    total: units in all; None: unknown. shown: False makes a bar that prints nothing. options:
+        further ones of tqdm.
     """
     if not sys.stderr.isatty():
-        options |= {
-            "file": Lines(),
-            "mininterval": LINE_SECONDS,
-            "delay": LINE_SECONDS,
-            "miniters": 1,
-        }
+        options |= dict.fromkeys(("mininterval", "delay"), LINE_SECONDS)
+        options |= {"file": Lines(), "miniters": 1}
     return tqdm(total=total, unit=unit, disable=not shown, dynamic_ncols=True, **options)
 
 

@@ -45,12 +45,13 @@ def raw(record: Record, tokenizer) -> Text:
 def encode_all(
     records: Sequence[Record], tokenizer, max_length: int = 1024, template: Template = raw
 ) -> list[Row]:
-    """The rows of some records, in their order.
+    """Returns the rows of some records, in their order.
 
     max_length: tokens of the prompt and one response. Where they are more, the prompt loses its
         beginning, once for all responses, but keeps at least half of max_length; then a response
         loses its end, and with it its EOS.
-    Raises RunError if the tokenizer has no EOS, and for a prompt without tokens.
+    Raises RunError if the tokenizer has no EOS, if max_length is below 2, and for a prompt without
+        tokens.
     """
     if tokenizer.eos_token_id is None:
         raise RunError("the tokenizer has no EOS token; set eos_token in tokenizer_config.json")
@@ -118,7 +119,10 @@ def tokenize_continuations(
 def truncate(
     record: Record, prompt: list[int], responses: list[list[int]], max_length: int, bos: int | None
 ) -> Row:
-    """The Row of a record, cut to `max_length` tokens of a prompt and one response."""
+    """Returns the Row of a record, cut to `max_length` tokens of the prompt and each response.
+
+    Its notes have what was cut. Raises RunError for a prompt without tokens.
+    """
     if not prompt:
         raise RunError(f"{record.name}: the prompt has no tokens in this tokenizer; remove it")
     blank = [BLANK_RESPONSE for response in record.responses if not response.strip()]
@@ -142,13 +146,13 @@ def truncate(
 
 
 def values_of(values: Sequence[float]) -> np.ndarray:
-    """Values of pairs: float32 as losses are; whole numbers and truth values keep their type."""
+    """The values of pairs as an array; fractions in float32, whole numbers and truth values not."""
     array = np.array(values)
     return array.astype(np.float32) if array.dtype.kind == "f" else array
 
 
 def without_end(text: str, end: str) -> str:
-    """The text without any `end` at its end, and without white space behind it."""
+    """The text without each `end` at its end and the white space behind such an `end`."""
     return re.sub(rf"(?:{re.escape(end)}\s*)+\Z", "", text)
 
 

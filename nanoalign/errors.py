@@ -28,7 +28,7 @@ class RunError(ValueError):
 
 
 def in_a_line(error: BaseException) -> str:
-    """The error of another library in one line: its type, 300 characters of its first line."""
+    """The error of another library in one line: its type, and 300 letters of its first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 

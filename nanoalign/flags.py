@@ -85,7 +85,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 def number(
     kind: type, at_least: float = -math.inf, below: float = math.inf, above: float = -math.inf
 ) -> Callable[[str], float]:
-    """An argparse type: a finite number in [at_least, below) that is above `above`."""
+    """An argparse type: a finite number in [at_least, below) that is above `above`.
+
+    kind: int or float.
+    """
     limits = {"of at least": at_least, "above": above, "below": below}
     limits = [f"{word} {value:g}" for word, value in limits.items() if math.isfinite(value)]
     expected = f"expected a {'whole ' * (kind is int)}number {' and '.join(limits)}"
@@ -117,7 +120,10 @@ def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
 def add_training_arguments(
     parser: Parser, data: str, out: str, warmup: float, lr: float, tiny_lr: float, epochs: int = 1
 ) -> None:
-    """Adds the flags of both training scripts. epochs: the default with --model tiny."""
+    """Adds the flags of both training scripts. Arguments beside the parser are defaults of flags.
+
+    tiny_lr, epochs: of --lr and --epochs with --model tiny; lr, and 1 epoch: with other models.
+    """
     count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs (docs/data.md)")

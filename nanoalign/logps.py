@@ -47,7 +47,7 @@ class Head(NamedTuple):
     cap: float | None = None  # Gemma 2; None: logits = z
 
     def __call__(self, hidden: Tensor, ids: slice = slice(None)) -> Tensor:
-        """Logits of a slice of the vocabulary, at least float32: (M, D) -> (M, V)."""
+        """Logits of some ids of the vocabulary, at least float32: (M, D) -> (M, number of ids)."""
         bias = None if self.bias is None else self.bias[ids]
         logits = F.linear(hidden, self.weight[ids], bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -112,14 +112,20 @@ class _ChunkedLogps(torch.autograd.Function):
 
 
 def _places(targets: Tensor, start: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(which targets are among these ids (M,), their places there (M, 1), else 0)."""
+    """(which targets are among the ids of logits (M, C), (M,); their places there or 0, (M, 1)).
+
+    start: the first of these ids.
+    """
     place = targets - start
     inside = (place >= 0) & (place < logits.shape[1])
     return inside, place.where(inside, 0)[:, None]
 
 
 def sums_of_responses(values: Tensor, lengths: Tensor) -> Tensor:
-    """Sums of a value of every scored token, (M,), over the tokens of each response: (S,)."""
+    """Sums of values of scored tokens, (M,), over the tokens of each response: (S,), same dtype.
+
+    lengths: (S,) tokens of each response; they must sum to M.
+    """
     # unsafe: skips the check that lengths sum to M, which would wait for the GPU. In float64, since
     # tokens are added one by one: in float32, 100,000 of -7 nats would be off by tens of nats.
     sums = torch.segment_reduce(values.double(), "sum", lengths=lengths, unsafe=True)

@@ -36,6 +36,7 @@ class Settings:
 
     @classmethod
     def of(cls, args: Namespace) -> "Settings":
+        """The settings that flags have."""
         return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
     def total(self, rows: int) -> int:
@@ -43,6 +44,7 @@ class Settings:
         return self.steps or self.epochs * math.ceil(rows / self.batch_size)
 
     def step_rows(self, step: int, rows: Sequence[Row]) -> list[Row]:
+        """The rows of optimizer step `step`, from 0, among all training rows."""
         return [rows[i] for i in step_indices(step, len(rows), self.batch_size, self.seed)]
 
 
@@ -59,7 +61,10 @@ class Objective:
         return self.loss_of_batch(batch)
 
     def losses_at_start(self, batch: Batch) -> Tensor | float:
-        """The losses of a batch if policy and reference were one function: (B,), or one for all."""
+        """The losses of a batch if policy and reference were one function: (B,), or one for all.
+
+        Here ln 2, as that of DPO.
+        """
         return math.log(2)
 
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
@@ -91,7 +96,10 @@ class Batcher:
         return collate(rows, weight)
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
-        """plan[round][rank] = indices of rows: of similar length, at most `tokens` with padding."""
+        """plan[round][rank] = indices of rows: of similar length, at most `tokens` with padding.
+
+        A longer row is alone. In the last round, ranks may have no rows.
+        """
         groups, lines = [[]], 0
         for i in sorted(range(len(rows)), key=lambda i: -rows[i].longest):
             lines += len(rows[i].responses)
@@ -120,7 +128,10 @@ class Batcher:
             yield batch
 
     def all(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        """As `step`, for any number of rows: they are sorted by length and planned in parts."""
+        """As `step`, for any number of rows, which are sorted by length and planned in parts.
+
+        The `rows` of a batch are indices among all of these rows.
+        """
         order = np.argsort(lengths_of(rows), kind="stable").tolist()
         for start in range(0, len(order), PLANNED_ROWS):
             part = order[start : start + PLANNED_ROWS]
@@ -141,6 +152,8 @@ def train(
     log: takes the number of steps done and metrics; those of a step have its tokens and seconds.
     save: takes the number of steps done, whether it is the last, and the metrics of the step and
         of an evaluation after it. Returns whether the run ends here.
+    Raises RunError if `start` is behind the last step, if a metric, a gradient or a parameter is
+        not finite, and if no gradient reaches the model in the first step.
     """
     total, epoch = settings.total(len(rows)), math.ceil(len(rows) / settings.batch_size)
     if start > total:
@@ -197,7 +210,10 @@ def train(
 def evaluate(
     objective: Objective, sets: dict[str, Sequence[Row]], batcher: Batcher
 ) -> dict[str, float]:
-    """Exact means over all rows of each set, by keys that begin with its name."""
+    """Returns exact means over all rows of each set, by keys that begin with its name.
+
+    A set without rows has none. A collective. Raises RunError if a mean is not finite.
+    """
     metrics = {}
     for name, rows in sets.items():
         if len(rows):
@@ -211,7 +227,7 @@ def evaluate(
 
 
 def check_finite(values: dict[str, float], when: str) -> None:
-    """Raises RunError if a value, of all ranks, is NaN or infinite."""
+    """Raises RunError with the values that are NaN or infinite. when: the beginning of its text."""
     if bad := [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]:
         advice = "nothing of it is saved: lower --lr, or check the weights of --model"
         raise RunError(f"{when}: {', '.join(bad)}; {advice}")

@@ -45,7 +45,7 @@ class Scorer(nn.Module):
         return output.last_hidden_state.flatten(0, 1)
 
     def blocks(self) -> list[nn.Module]:
-        """The outermost transformer blocks, by the class names that the architecture gives."""
+        """The outermost transformer blocks, in order; the architecture names their classes."""
         names = set(self.model._no_split_modules or ())
         # Sharding makes a subclass of each.
         blocks = [m for m in self.model.modules() if names & {c.__name__ for c in type(m).__mro__}]
@@ -59,7 +59,12 @@ class Scorer(nn.Module):
     def materialize(
         self, world: World | None, fill: Fill, trainable: bool, checkpointing: bool
     ) -> None:
-        """Fills the parameters: sharded over several ranks, or on one cast where they run."""
+        """Prepares the model in place, and fills its parameters.
+
+        Without `trainable` all parameters are frozen. On several ranks they are sharded; on one
+        they are cast to the dtype where they run. checkpointing: blocks run again in the backward
+        pass.
+        """
         for part in self.exact():
             part.float()
         if not trainable:  # else adapters, if there are any, have frozen the rest
@@ -77,7 +82,7 @@ class Scorer(nn.Module):
         fill(self, world.device if world else torch.device("cpu"))
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        """The trained parameters, for an optimizer. Vectors (biases, norms) do not decay."""
+        """Trained parameters, in groups for an optimizer. Vectors (biases, norms) do not decay."""
         trained = [p for p in self.parameters() if p.requires_grad]
         matrices, vectors = ([p for p in trained if (p.ndim >= 2) == m] for m in (True, False))
         groups = ((matrices, weight_decay), (vectors, 0.0))
@@ -90,7 +95,8 @@ class Scorer(nn.Module):
 def read_whole(auto: type, folder: str | Path, config, dtype: torch.dtype) -> tuple:
     """The `read` of notebooks: every rank reads all weights, by transformers' from_pretrained.
 
-    The scripts read slices of the files (nanoalign/weights/slices.py).
+    Returns the model and a function that moves it to a device. Raises RunError if weights are
+    missing. The scripts read slices of the files (nanoalign/weights/slices.py).
     """
     # Nothing is unpickled, and no code of the folder is run.
     options = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
@@ -159,7 +165,10 @@ class Policy(Scorer):
         return Head(last.weight, getattr(last, "bias", None), scale, cap)
 
     def textbook(self, batch: Batch) -> Tensor:
-        """The same as forward, by the model's own forward and full logits: (S,). The oracle."""
+        """The same as forward, by the model's own forward and full logits: (S,).
+
+        batch: in the padded layout.
+        """
         tokens = batch.inputs["input_ids"]  # (N, T), a line per response
         labels = torch.full_like(tokens.flatten(), IGNORE)
         labels[batch.predicted_at + 1] = batch.targets
@@ -171,8 +180,9 @@ class Policy(Scorer):
 class RewardModel(Scorer):
     """A transformer with one linear head, read at the last token of a response: its reward.
 
-    In Hugging Face format it is a ...ForSequenceClassification with one label. Its config has under
-    "nanoalign" how text becomes tokens: template, max_length, the EOS rule.
+    In Hugging Face format it is a ...ForSequenceClassification, with one label unless a subclass
+    has more. Its config has under "nanoalign" how text becomes tokens: template, max_length, the
+    EOS rule.
     """
 
     SCORES = "rewards"
@@ -189,13 +199,15 @@ class RewardModel(Scorer):
             head that the folder has is loaded, never drawn.
         outputs: K of a head that is drawn, and required of one that is loaded; None takes any.
         The other arguments are those of Policy.load.
+        Raises RunError for a folder without a head if head_seed is None, for another number of
+            outputs, and for a model without a single linear head.
         """
         folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # not a Hub name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         names = config.architectures or []
         has_head = any(name.endswith("ForSequenceClassification") for name in names)
         if not has_head and head_seed is None:
-            raise RunError(f"model '{path}' is {names} without a reward head; see train_rm.py")
+            raise RunError(f"model '{path}' is {names} without a reward head; train_rm.py adds one")
         if has_head and outputs not in (None, config.num_labels):
             raise RunError(f"model '{path}' has {config.num_labels} outputs; expected {outputs}")
         config.num_labels = config.num_labels if has_head else outputs or 1
@@ -226,7 +238,10 @@ class RewardModel(Scorer):
         return self.head(last.float())  # a reward in bfloat16 has 8 bits: good answers would tie
 
     def textbook(self, batch: Batch) -> Tensor:
-        """The same as forward, by the model's own forward, one response at a time: (S,)."""
+        """The same as forward, by the model's own forward, one response at a time: (S,).
+
+        batch: in the padded layout.
+        """
         tokens = batch.inputs["input_ids"]  # (N, T)
         lines = zip(tokens, (batch.ends_at % tokens.shape[1] + 1).tolist(), strict=True)
         with autocast(tokens.device, self.dtype):

@@ -48,7 +48,7 @@ def lines_of(file: Iterable[str], path: str | Path) -> Iterator[tuple[int, str, 
 
 
 def open_jsonl(path: str) -> Iterator[Located]:
-    """The records of a .jsonl file, which is named by its path without the suffix."""
+    """Yields the records of a .jsonl file. Their source has the name of the file without suffix."""
     name = Path(path).stem
     with open(path, encoding="utf-8-sig") as file:
         for number, where, text in lines_of(file, path):
@@ -60,9 +60,11 @@ def read(
     formats: Formats = FORMATS,
     open_source: Callable[[str], Iterator[Located]] = open_jsonl,
 ) -> Iterator[Record]:
-    """The records of some sources, one by one. A file has one format.
+    """Yields the records of some sources, in their order.
 
-    Raises RunError, with file and line, for a record that no format reads.
+    open_source: yields the undecoded records of one source, each as a Located.
+    Raises RunError, with file and line, for a record that no format reads, and for one whose format
+        is not that of the records before it in its file; and for a source without records.
     """
     for source in sources:
         format_of: dict[str, tuple[str, ...]] = {}  # file -> the keys that found its format
@@ -82,7 +84,10 @@ def read(
 def parse(
     raw: str | dict, where: str, formats: Formats = FORMATS
 ) -> tuple[tuple[str, ...], Record]:
-    """(keys that found the format, Record) of one record, which was read at `where`."""
+    """Returns (the keys that found the format, the Record) of a record that was read at `where`.
+
+    Raises RunError, which begins with `where`, if no format reads it.
+    """
     decoded = decode(raw, where)
     if not isinstance(decoded, dict):
         raise RunError(f"{where}: expected a JSON object, found {type(decoded).__name__}")
@@ -101,7 +106,10 @@ def parse(
 
 
 def decode(raw: str | dict, where: str) -> object:
-    """The value of a record's JSON text; a record that is no text was decoded by its reader."""
+    """Returns the value of a record's JSON text; a record that is no text as it is.
+
+    Raises RunError for text that is not valid JSON.
+    """
     if not isinstance(raw, str):
         return raw
     try:
@@ -125,4 +133,4 @@ def check_text(name: str, text: object) -> None:
     if not text:
         raise ValueError(f"the {name} is empty; correct or remove the record")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError(f"the {name} has half a character (a lone surrogate)")
+        raise ValueError(f"the {name} has half a character (a lone surrogate); remove it")

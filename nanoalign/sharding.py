@@ -21,7 +21,8 @@ def shard(
 
     The parameters of a block are gathered in dtype just before it runs and freed after it;
     gradients are reduced in float32 and averaged over ranks. exact: parts that are gathered in
-    float32. What remains stays gathered until the backward pass, which needs it first.
+    float32. methods: names of those beside forward that use parameters. What remains stays gathered
+    until the backward pass, which needs it first.
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     for block in blocks:
@@ -36,7 +37,7 @@ def shard(
 def cast(
     module: nn.Module, methods: Iterable[str], dtype: torch.dtype, apart: Iterable[nn.Module] = ()
 ) -> None:
-    """Replaces methods of a module by ones that run with its parameters cast to dtype.
+    """Replaces methods of a module, in place, by ones that run with its parameters cast to dtype.
 
     The parameters of `apart`, and of parts of these, are not cast. As for parameters that `shard`
     gathers in dtype, gradients are made in dtype and added up in the dtype of the parameters: both

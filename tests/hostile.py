@@ -20,19 +20,7 @@ def hostile_record(chance: random.Random) -> str:
     """A line of a .jsonl file."""
     deep = chance.choice([100, 900, 3000, 100_000])
     text = chance.choice(
-        [
-            "",
-            " ",
-            "\x1b[2J\x1b]0;x\x07",
-            "\u202eabc",
-            "\ud800",
-            "x" * 3_000_000,
-            "\x00",
-            "\r\n",
-            "{{7*7}}",
-            "<script>alert(1)</script>",
-            "é" * 1000,
-        ]
+        ["", " ", "\x1b[2J\x07", "\u202eabc", "\ud800", "x" * 3_000_000, "\x00\r\n"]
     )
     good = {"prompt": "Say hi", "chosen": "Hi!", "rejected": "No."}
     number = chance.choice(["1" * 5000, "1e999", "NaN", "-Infinity", "1e-400", "0x10"])
@@ -119,12 +107,8 @@ def data(chance: random.Random, folder: Path, world: World) -> str | None:
                          str(folder / "out5.jsonl")]),
     )  # fmt: skip
     for name, argv in commands:
-        try:
-            outcome = run_ranks(1, script, name, argv, (no_pictures,), timeout=SECONDS)
-        except AssertionError as error:
-            return f"{name} {argv[0]}: {str(error)[:200]}"
+        outcome = run_ranks(1, script, name, argv, (no_pictures,), timeout=SECONDS)
         if problem := bad_ending(outcome):
-            shutil.copy(path, world.folder.parent / f"hostile_{folder.name}{path.suffix}")
             return f"{name} {argv[0]} on {path.name!r}: {problem}"
     return None
 
@@ -159,37 +143,16 @@ def models(chance: random.Random, folder: Path, world: World) -> str | None:
     elif kind == 3:
         change(model / chance.choice(["tokenizer_config.json", "tokenizer.json"]), chance)
     elif kind == 4:
-        settings = chance.choice(
-            [
-                "[1]",
-                "{",
-                "null",
-                '{"eos_token_id": "x"}',
-                '{"eos_token_id": [[1]]}',
-                '{"temperature": "hot"}',
-                '{"eos_token_id": 99999}',
-            ]
-        )
-        (model / "generation_config.json").write_text(settings)
+        value = chance.choice(['"x"', "[[1]]", "99999", "[1]}", '2, "temperature": "hot"'])
+        (model / "generation_config.json").write_text(f'{{"eos_token_id": {value}}}')
     elif kind == 5:
         template = chance.choice(TEMPLATES)
         (model / "chat_template.jinja").write_bytes(template.encode("utf-8", "surrogatepass"))
     elif kind == 6:
-        path = model / "model.safetensors"
-        path.rename(model / "model-00001-of-00001.safetensors")
-        index = chance.choice(
-            [
-                "[]",
-                "{",
-                '{"weight_map": []}',
-                '{"weight_map": {"a": 3}}',
-                '{"weight_map": {"a": "../../etc/passwd"}}',
-                '{"weight_map": {"a": "model-00001-of-00001.safetensors"}}',
-                '{"weight_map": {"a": "none.safetensors"}}',
-                '{"weight_map": {}}',
-                "null",
-            ]
-        )
+        name = "model-00001-of-00001.safetensors"
+        (model / "model.safetensors").rename(model / name)
+        names = f'{{"a": "{name}"}}', '{"a": "../../etc/passwd"}', '{"a": 3}', "{}", "[]", "{"
+        index = f'{{"weight_map": {chance.choice(names)}}}'
         (model / "model.safetensors.index.json").write_text(index)
     else:
         path = model / "model.safetensors"
@@ -207,14 +170,9 @@ def models(chance: random.Random, folder: Path, world: World) -> str | None:
     if kind == 5:
         argv[3] = str(chat)
     name = chance.choice(["train_dpo.py", "train_rm.py"])
-    try:
-        outcome = run_ranks(1, script, name, argv, (limit_memory,), timeout=SECONDS)
-    except AssertionError as error:
-        return f"{name}, kind {kind}: {str(error)[:200]}"
-    if problem := bad_ending(outcome):
-        shutil.copytree(model, world.folder.parent / f"model_{folder.name}", dirs_exist_ok=True)
-        return f"{name}, kind {kind}: {problem}"
-    return None
+    outcome = run_ranks(1, script, name, argv, (limit_memory,), timeout=SECONDS)
+    problem = bad_ending(outcome)
+    return f"{name}, kind {kind}: {problem}" if problem else None
 
 
 def limit_memory() -> None:
@@ -247,7 +205,7 @@ def flags(chance: random.Random, folder: Path, world: World) -> str | None:
     argv = ["--model", str(world.model), "--data", str(world.pairs), "--steps", "1",
             "--batch_size", "4", "--out", str(folder / "out")]  # fmt: skip
     more = chance.choice([
-        ["--timeout", "1e300"], ["--timeout", "1e-9"], ["--lora_rank", "100000"],
+        ["--timeout", "1e300"], ["--timeout", "1e-9"], ["--lora_rank", "0"],
         ["--steps", "10" * 20], ["--epochs", "1e300"], ["--out", str(folder / "loop")],
         ["--out", "/proc/x"], ["--out", "/dev/null"], ["--out", "a" * 300],
         ["--lr", "1e300"], ["--lr", "-1"], ["--beta", "nan"], ["--seed", "9" * 50],

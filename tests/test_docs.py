@@ -22,7 +22,7 @@ import train_dpo
 import train_rm
 from docs import PAGES, ROOT, first_missing
 from nanoalign.lab import __main__ as lab
-from nanoalign.lab import plant, sample
+from nanoalign.lab import plant
 from nanoalign.runs import trackers
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
@@ -37,7 +37,7 @@ OTHERS = set(
 )
 HELP = [
     *((script, ["--help", "all"]) for script in (train_rm, train_dpo)),
-    *((module, ["--help"]) for module in (sample, plant, trackers)),
+    *((module, ["--help"]) for module in (plant, trackers)),
     *((evaluate, [word, "--help"]) for word in ("rm", "policy", "score", "frontier", "ask")),
     *((lab, [word, "--help"]) for word in ("walk", "golden", "check", "pipeline")),
 ]

@@ -23,10 +23,10 @@ COUNTED = (CUT_PROMPT, CUT_RESPONSE, BLANK_RESPONSE)  # shown also where there a
 
 
 def audit(rows: Sequence[Row], counts: Counter, tokenizer, examples: int, rewards: bool) -> str:
-    """The first `examples` rows token by token, and a table of all rows, as text.
+    """Returns the first `examples` rows token by token, and a table of all rows, as text.
 
-    counts: what encoding cut or dropped, by reason.
-    rewards: whether a response is scored at its last token alone, as a reward model does.
+    counts: how often encoding cut or dropped something, by reason.
+    rewards: True for a reward model, which scores a response at its last token alone.
     """
     parts = [example(n, row, tokenizer, rewards) for n, row in enumerate(rows[:examples], start=1)]
     return "\n".join([*parts, table(rows, counts, tokenizer)])
@@ -36,7 +36,10 @@ def audit(rows: Sequence[Row], counts: Counter, tokenizer, examples: int, reward
 
 
 def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
-    """A line for each token of a row, and a line for each response. number: of the example."""
+    """Returns, as text, a line for each token of a row and one for each response.
+
+    number: of the example, from 1. rewards: as in `audit`.
+    """
     batch = collate([row])
     names = response_names(row)
     scored = scored_tokens(batch, rewards)
@@ -62,7 +65,10 @@ def example(number: int, row: Row, tokenizer, rewards: bool) -> str:
 
 
 def response_names(row: Row) -> list[str]:
-    """The name of each response: chosen or rejected, by each preference; or its rank."""
+    """Returns the name of each response: chosen or rejected, by each preference.
+
+    In a row with several pairs of one preference it is the rank: rank 1, ...
+    """
     comparisons = compared(row)
     dimensions = {dimension for dimension, _, _ in comparisons}
     if len(comparisons) != len(dimensions):
@@ -74,10 +80,10 @@ def response_names(row: Row) -> list[str]:
 
 
 def compared(row: Row) -> list[tuple[int, int | None, int | None]]:
-    """(number of the preference, chosen, rejected) of each pair of a row.
+    """Returns (index of the preference, chosen, rejected) of each pair of a row.
 
     chosen, rejected: indices of responses. A single response, which is paired with itself, is the
-        chosen one where it is desirable, else the rejected one; the other index is None.
+        chosen one if it is desirable, else the rejected one; the other index is None.
     """
     dimensions = row.extra.get("dimensions", np.zeros(len(row.pairs), dtype=np.int64)).tolist()
     desirable = row.extra.get("desirable", np.ones(len(row.pairs), dtype=bool)).tolist()
@@ -90,7 +96,7 @@ def compared(row: Row) -> list[tuple[int, int | None, int | None]]:
 
 
 def scored_tokens(batch: Batch, rewards: bool) -> dict[int, int]:
-    """Place of each scored token in the row -> place of the hidden state that scores it."""
+    """Returns the place in the row of each scored token -> of the hidden state that scores it."""
     if rewards:
         return {end: end for end in batch.ends_at.tolist()}
     places = [
@@ -106,7 +112,7 @@ def scored_tokens(batch: Batch, rewards: bool) -> dict[int, int]:
 
 
 def table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
-    """The figures of all rows as text, a line each."""
+    """Returns the figures of all rows as text, a line each. counts: as in `audit`."""
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     responses = [response for row in rows for response in row.responses]
     comparisons = [(row, pair) for row in rows for pair in compared(row)]
@@ -118,7 +124,15 @@ def table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
     ended = np.mean([response[-1] == eos for response in responses])
     inside = sum(np.sum(r[:-1] == eos) + np.sum(r == bos) for r in responses)
     begun = [np.sum(row.prompt == bos) for row in rows]
-    contents = Counter(contents_of(row, pair) for row, pair in comparisons)
+    # (prompt, preference, chosen, rejected) of each pair
+    contents = Counter(
+        (
+            row.prompt.tobytes(),
+            dimension,
+            *(k if k is None else row.responses[k].tobytes() for k in pair),
+        )
+        for row, (dimension, *pair) in comparisons
+    )
     duplicates = sum(count - 1 for count in contents.values())
     swapped = [(*key[:2], key[3], key[2]) for key in contents]
     contradictions = sum(key in contents for key in swapped) // 2
@@ -142,14 +156,7 @@ def table(rows: Sequence[Row], counts: Counter, tokenizer) -> str:
     return "\n".join(["\nall of the training data", *lines])
 
 
-def contents_of(row: Row, pair: tuple[int, int | None, int | None]) -> tuple:
-    """(prompt, preference, chosen, rejected) of a pair, equal for duplicates."""
-    dimension, *indices = pair
-    sides = [None if k is None else row.responses[k].tobytes() for k in indices]
-    return row.prompt.tobytes(), dimension, *sides
-
-
 def quantiles(values: Sequence[int]) -> str:
-    """The median, the 95 % quantile and the maximum, each a value that occurs."""
+    """Returns the median, the 95 % quantile and the maximum, each one of the values, as text."""
     median, p95, most = np.quantile(values, (0.5, 0.95, 1.0), method="lower")
     return f"median {median:,}, 95 % up to {p95:,}, most {most:,}"

@@ -15,6 +15,7 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
 from nanoalign.flags import Parser
 
+AGAIN = "remove this folder, and the next run makes it again"
 STALE = 24 * 3600  # seconds without a new file, after which an unfinished folder is removed
 
 
@@ -29,15 +30,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def cache_folder(given: str | None) -> Path:
-    """--cache; else $NANOALIGN_CACHE; else nanoalign in $XDG_CACHE_HOME or ~/.cache."""
+    """Returns the folder of --cache, which is `given`, or its default (the help of --cache)."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "nanoalign"
     return Path(given or os.environ.get("NANOALIGN_CACHE") or default).expanduser()
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder, and those above it that are missing, which their owner alone can read.
+    """Makes a folder, and those above it that are missing; their owner alone can read them.
 
-    A folder that is there keeps its permissions.
+    A folder that exists keeps its permissions.
     """
     for path in reversed((folder, *folder.parents)):
         if not path.exists():
@@ -56,25 +57,39 @@ def writing(cache: Path) -> Iterator[None]:
 
 
 def begin(folder: Path) -> Path:
-    """Makes the hidden folder in which the files of `folder` are to be written, beside it.
+    """Makes and returns the hidden folder, beside `folder`, in which its files are to be written.
 
-    Removes those that runs have left which were killed a day ago, or longer.
+    Removes those of other runs that were killed a day ago, or longer. Raises RunError if the folder
+    can't be made.
     """
-    make_private(folder.parent)
-    for old in folder.parent.glob(".*.partial"):
-        with suppress(FileNotFoundError):  # another run has ended just now
-            if time.time() - old.stat().st_mtime > STALE:
-                shutil.rmtree(old, ignore_errors=True)
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    make_private(unfinished)
+    with writing(folder.parent):
+        make_private(unfinished)
+        for old in folder.parent.glob(".*.partial"):
+            with suppress(FileNotFoundError):  # another run has ended just now
+                if time.time() - old.stat().st_mtime > STALE:
+                    shutil.rmtree(old, ignore_errors=True)
     return unfinished
 
 
 def complete(unfinished: Path, folder: Path) -> None:
-    """Gives a folder whose files are all written their checksums and its name."""
-    checksums.write(unfinished, checksums.checksums(unfinished.iterdir()))
+    """Writes the checksums of a folder whose files are all written, and renames it to `folder`.
+
+    Leaves both as they are if another run has written `folder` meanwhile. Raises RunError if the
+    checksums or the name can't be written.
+    """
+    with writing(folder.parent):
+        checksums.write(unfinished, checksums.checksums(unfinished.iterdir()))
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+
+
+def check(folder: Path, what: str) -> None:
+    """Raises RunError if a file of the folder is missing or damaged. what: is kept in it."""
     try:
-        unfinished.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another run has written the same meanwhile
-            raise
+        checksums.verify(folder)
+    except RunError as error:
+        raise RunError(f"{what} in {folder} are damaged: {error}; {AGAIN}") from error

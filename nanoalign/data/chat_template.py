@@ -100,8 +100,9 @@ class ChatTemplate:
         for n, (messages, text) in enumerate(zip(dialogues, texts, strict=True)):
             if n == 0 or begun:  # the answer continues the last message of the prompt
                 lost |= lost_parts(messages, record.tools, text)
-            else:  # the prompt is the same
-                lost |= lost_parts(messages[-1:], None, text, len(prompt))
+            else:  # the prompt is the same; its header may have what the answer begins with
+                start = max(0, prompt.rfind(messages[-2]["content"].strip()))
+                lost |= lost_parts(messages[-1:], None, text, start)
             shape = (bool(record.tools), *map(shape_of, messages))
             if not lost and shape not in self.shapes:
                 self.shapes.add(shape)

@@ -24,10 +24,10 @@ LARGEST = 1e30  # of a margin or a score. Losses are sums in float32, which ends
 
 
 def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
-    """A note that names those of a record's columns that nothing reads; no note if there are none.
+    """Returns a tuple of one note, which names the columns that nothing reads, or of none.
 
-    names: columns beside the `keys` of the format. A pair may have a margin, and PKU-SafeRLHF has
-    further columns, which are not named.
+    names: a record's columns beside the `keys` of its format. The margin of a pair and the further
+    columns of PKU-SafeRLHF are not named.
     """
     unread = set(names) - CONTEXT - ({"margin"} if keys not in (UNPAIRED, RANKED) else set())
     if keys == PKU:
@@ -36,26 +36,30 @@ def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def note_of(names: Collection[str]) -> str:
+    """Returns the note of ignored columns of these names."""
     return IGNORED + ", ".join(sorted(names))
 
 
 def names_in(notes: Collection[str]) -> set[str]:
-    """The names of all notes of ignored columns."""
+    """Returns the names in all notes of ignored columns; other notes have none."""
     lists = [note.removeprefix(IGNORED) for note in notes if note.startswith(IGNORED)]
     return {name for names in lists for name in names.split(", ")}
 
 
 def with_names(notes: Collection[str], names: Collection[str]) -> tuple[str, ...]:
-    """The notes of a record with these names in its note of ignored columns, of which it has one.
+    """Returns the notes of a record, with these names added to its one note of ignored columns.
 
-    So a record is counted once.
+    One note, because a record is counted for each of its notes.
     """
     others = [note for note in notes if not note.startswith(IGNORED)]
     return (*others, note_of(names_in(notes).union(names)))
 
 
 def joined(counts: Counter) -> Counter:
-    """The counts of all notes, with one entry, the last, for all notes of ignored columns."""
+    """Returns the counts of notes with one entry, the last, in place of those of ignored columns.
+
+    It names SHOWN columns at most, and counts all records that have such a note.
+    """
     names = sorted(names_in(counts))
     if not names:
         return counts
@@ -66,7 +70,10 @@ def joined(counts: Counter) -> Counter:
 
 
 def number(value: object, name: str) -> float:
-    """The value as a float. Raises ValueError for what is no finite number, and for a huge one."""
+    """Returns the value as a float. name: of the value, for errors.
+
+    Raises ValueError for text, a truth value, NaN, and a number beyond LARGEST.
+    """
     try:
         if not isinstance(value, bool) and abs(value) <= LARGEST:  # False for NaN
             return float(value)

@@ -11,23 +11,28 @@ SHARED = "prompts taken from the words that both texts begin with"
 
 
 def is_dialogue(prompt: str | list[dict]) -> bool:
-    """Whether a prompt is an HH-RLHF dialogue, from "\\n\\nHuman:" to "\\n\\nAssistant:"."""
+    """Whether a prompt is text that begins with "\\n\\nHuman:" and ends with "\\n\\nAssistant:"."""
     return isinstance(prompt, str) and prompt.startswith(HUMAN) and prompt.endswith(ASSISTANT)
 
 
 def messages_of(prompt: str | list[dict]) -> list[dict]:
-    """The prompt as messages: the turns of a dialogue; other text is one message of the user."""
+    """Returns the prompt as messages: the turns of a dialogue; other text as one of the user."""
     if isinstance(prompt, list):
         return prompt
     if not is_dialogue(prompt):
         return [{"role": "user", "content": prompt}]
-    return turns_of(prompt)
+    # "", who, text, who, text, ..., "Assistant", ""
+    turns = re.split(r"\n\n(Human|Assistant):", prompt)[1:-2]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]
 
 
 def split_dialogues(chosen: str, rejected: str) -> Record:
-    """Splits two dialogues into the prompt that both begin with, and the responses behind it.
+    """Splits two texts into the prompt that both begin with, and the responses behind it.
 
-    Raises ValueError if they share no prompt.
+    The prompt of HH-RLHF dialogues ends with a header of the assistant; for other texts see
+    split_texts. Raises ValueError if they share no prompt, or one of them is no text.
     """
     if any(isinstance(each, dict | list) for each in (chosen, rejected)):
         found = " and ".join(type(each).__name__ for each in (chosen, rejected))
@@ -55,10 +60,10 @@ def split_dialogues(chosen: str, rejected: str) -> Record:
 
 
 def split_texts(chosen: str, rejected: str, shared: str) -> Record:
-    """Splits other texts: the prompt is what both begin with, up to the last white space.
+    """Splits texts that are no dialogues: the prompt is `shared` up to its last white space.
 
-    Words that both responses begin with become part of the prompt, so such records are counted.
-    Raises ValueError if they begin with different words.
+    shared: the characters that both begin with. The record has the note SHARED, because words that
+    both responses begin with become part of its prompt. Raises ValueError if no word is shared.
     """
     end = max((shared.rfind(blank) for blank in " \n\t"), default=-1)
     if end < 1 or not shared[:end].strip():
@@ -67,12 +72,3 @@ def split_texts(chosen: str, rejected: str, shared: str) -> Record:
             f"{chosen[:40]!r} and {rejected[:40]!r}"
         )
     return Record(shared[:end], (chosen[end:], rejected[end:]), notes=(SHARED,))
-
-
-def turns_of(dialogue: str) -> list[dict]:
-    """The turns of an HH-RLHF dialogue as messages, without the last one, which is empty."""
-    # "", who, text, who, text, ..., "Assistant", ""
-    turns = re.split(r"\n\n(Human|Assistant):", dialogue)[1:-2]
-    roles = {"Human": "user", "Assistant": "assistant"}
-    pairs = zip(turns[::2], turns[1::2], strict=True)
-    return [{"role": roles[who], "content": text.strip()} for who, text in pairs]

@@ -2,20 +2,18 @@
 
 import datetime
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain, compress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import compress
 
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.data.formats import by_preference, formats, single, unchanged
+from nanoalign.data.formats import by_preference, formats, single
 from nanoalign.data.sources import read_records
-from nanoalign.data.split import Encoded, count_notes, drop_equal, record_digests
+from nanoalign.data.split import Encoded, drop_equal, record_digests
 from nanoalign.data.templates import encode_records, resolve_template
-from nanoalign.records import Format, Record
+from nanoalign.records import Record
 
 
 @dataclass(frozen=True)
@@ -38,24 +36,17 @@ class DataSettings:
 
     @classmethod
     def of(cls, args: Namespace) -> "DataSettings":
-        """The settings that the flags of a training script give."""
-        given = vars(args)
-        preference = args.preference
-        return cls(
-            args.data,
-            args.eval_data,
-            args.eval_share,
-            args.seed,
-            args.max_length,
-            args.template,
-            tuple(args.template_args),
-            datetime.date.fromisoformat(args.template_date),
-            preferences=(preference,) if isinstance(preference, str) else tuple(preference),
-            condition=given.get("condition", False),
-            keys=tuple(args.keys),
-            single=single(given.get("loss", "")),
-            cache=args.cache,
-        )
+        """Returns the settings that the flags of a training script give: those of the same names.
+
+        --preference, --loss and --template_date have other names here.
+        """
+        given, preference = vars(args), args.preference
+        settings = {field.name: given[field.name] for field in fields(cls) if field.name in given}
+        settings |= {"keys": tuple(args.keys), "template_args": tuple(args.template_args)}
+        settings["date"] = datetime.date.fromisoformat(args.template_date)
+        settings["single"] = single(given.get("loss", ""))
+        several = (preference,) if isinstance(preference, str) else tuple(preference)
+        return cls(**settings, preferences=several)
 
 
 @dataclass(frozen=True)
@@ -65,21 +56,9 @@ class Encoding:
     tokenizer: object
     settings: DataSettings
 
-    @cached_property
-    def formats(self) -> dict[tuple[str, ...], Format]:
-        settings = self.settings
-        return formats(settings.preferences, settings.single, settings.keys)
-
-    @property
-    def change(self) -> Callable[[Record], list[Record]]:
-        """Maps a record to those that are encoded in its place, on its side of the split."""
-        if self.settings.condition and len(self.settings.preferences) > 1:
-            return partial(by_preference, preferences=self.settings.preferences)
-        return unchanged
-
     @property
     def key(self) -> str:
-        """All that decides how a record is read and encoded, but for code and tokenizer's files."""
+        """The settings that decide how a record is read and encoded, and the tokenizer's class."""
         s = self.settings
         how = (s.max_length, s.template, s.preferences, s.condition, s.keys, s.single)
         how += (s.template_args,)
@@ -87,19 +66,20 @@ class Encoding:
             how += (s.date,)
         return repr((*how, type(self.tokenizer)))
 
-    def read(
-        self, sources: Sequence[str], wanted: Callable[[int], bool] = lambda number: True
-    ) -> Iterator[Record]:
-        """The records of some sources, as sources.read_records."""
-        return read_records(self.formats, sources, wanted)
+    def read(self, sources: Sequence[str]) -> Iterator[Record]:
+        """Yields the records of some sources, in their order. Errors are those of read_records."""
+        s = self.settings
+        return read_records(formats(s.preferences, s.single, s.keys), sources)
 
     def encode(self, records: Sequence[Record]) -> tuple[list[Row], list[int], set[str]]:
-        """(the rows of the records, with all their pairs; pairs of each row; names of templates).
+        """Returns (the rows of the records, the number of pairs of each row, names of templates).
 
-        Every record has equally many rows.
+        A record has one row or, with --condition, a row for each preference. Pairs of equal
+        responses are still in the rows. Raises RunError for a record that can't be encoded.
         """
-        changed = list(chain.from_iterable(map(self.change, records)))
-        settings, tokenizer = self.settings, self.tokenizer
+        settings, tokenizer, changed = self.settings, self.tokenizer, records
+        if settings.condition and len(settings.preferences) > 1:
+            changed = [new for each in records for new in by_preference(each, settings.preferences)]
         how = settings.max_length, settings.template, settings.date
         rows = encode_records(changed, tokenizer, *how)
         prompts = (record.prompt for record in records)
@@ -111,17 +91,11 @@ class EncodedInMemory(Encoded):
     """Records with their rows in memory."""
 
     def __init__(self, records: Sequence[Record], encoding: Encoding):
-        rows, self.pairs, self.templates = encoding.encode(records)
-        dropped = [drop_equal(row) for row in rows]
-        self.left = [row for row, _ in dropped]  # each a row or None
-        self.notes = [notes for _, notes in dropped]
+        rows, compared, self.templates = encoding.encode(records)
+        self.left, self.notes = zip(*map(drop_equal, rows), strict=True)  # each a row or None
+        self.compared = np.array(compared)
         self.digests = record_digests(records)
         self.kept = np.array([row is not None for row in self.left])
 
     def rows(self, chosen: np.ndarray) -> list[Row]:
         return list(compress(self.left, self.of_encoded(chosen) & self.kept))
-
-    def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
-        chosen = self.of_encoded(chosen)
-        notes = chain.from_iterable(compress(self.notes, chosen))
-        return int(chosen.sum()), sum(compress(self.pairs, chosen)), count_notes(notes)

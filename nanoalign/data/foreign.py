@@ -29,7 +29,10 @@ HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
 
 
 def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -> Record:
-    """Reads a record that `convert`, a function of FOREIGN, turns into one of `ours`."""
+    """Converts a record by a function of FOREIGN, and reads the result by one of our formats.
+
+    Adds a note of the keys that `convert` has left.
+    """
     rest = dict(record)
     converted = convert(rest)
     for key in KEPT:
@@ -41,7 +44,10 @@ def read_foreign(convert: Callable[[dict], dict], ours: Formats, record: dict) -
 
 
 def refuse_unknown(known: Sequence[tuple[str, ...]], record: dict) -> NoReturn:
-    """Raises ValueError for a record that no format reads: it names the nearest of the known."""
+    """Raises ValueError for a record that no format reads.
+
+    The error names the format, of `known`, of whose keys the record has the largest share.
+    """
     nearest = max(known, key=lambda keys: len(record.keys() & {*keys}) / len(keys))
     missing = " and ".join(repr(key) for key in nearest if key not in record)
     raise ValueError(
@@ -55,7 +61,7 @@ def refuse_unknown(known: Sequence[tuple[str, ...]], record: dict) -> NoReturn:
 
 
 def turns(values: object, name: str) -> list[dict]:
-    """Converts messages of ShareGPT, {"from", "value"}, to {"role", "content"}; others unchanged.
+    """Returns messages of ShareGPT, {"from", "value"}, as {"role", "content"}; others unchanged.
 
     Raises ValueError if there are none, or one is from an unknown role. name: for errors.
     """
@@ -65,6 +71,7 @@ def turns(values: object, name: str) -> list[dict]:
 
 
 def turn(value: object, name: str) -> dict:
+    """Returns one message as `turns` does."""
     if not isinstance(value, dict) or "from" not in value:
         return value
     if (role := ROLES.get(str(value["from"]))) is None:
@@ -75,7 +82,7 @@ def turn(value: object, name: str) -> dict:
 
 
 def calls(text: object, name: str) -> list[dict]:
-    """Parses the tool calls of a function_call: JSON of one {name, arguments}, or a list of them.
+    """Returns the tool calls of a function_call: JSON of one {name, arguments}, or a list of them.
 
     Raises ValueError for any other text. name: for errors.
     """
@@ -93,16 +100,20 @@ def calls(text: object, name: str) -> list[dict]:
 
 
 def instruction(rest: dict) -> list[dict] | str:
-    """Makes a prompt of Alpaca's keys: earlier turns, instruction, and input in its own line.
+    """Returns an Alpaca record's prompt: earlier turns, instruction, and input in its own line.
 
-    Raises ValueError if instruction or input is no text, or history no list of turns.
+    It is text if there are no earlier turns, else messages. Removes its keys from `rest`. Raises
+    ValueError if instruction or input is no text, or history no list of [question, answer].
     """
     text, more, history = rest.pop("instruction"), rest.pop("input", ""), rest.pop("history", None)
     check_text("instruction", text)
     if more:
         check_text("input", more)
         text = f"{text}\n{more}"
-    if history and not (isinstance(history, list) and all(map(is_turn, history))):
+    are_pairs = isinstance(history, list) and all(
+        isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in history
+    )
+    if history and not are_pairs:
         raise ValueError(f"history is {str(history)[:60]}; expected a list of [question, answer]")
     before = [
         {"role": role, "content": content}
@@ -110,11 +121,6 @@ def instruction(rest: dict) -> list[dict] | str:
         for role, content in (("user", question), ("assistant", answer))
     ]
     return [*before, {"role": "user", "content": text}] if before else text
-
-
-def is_turn(value: object) -> bool:
-    """Whether a value is [question, answer]."""
-    return isinstance(value, list) and [type(text) for text in value] == [str, str]
 
 
 def objects(values: object, name: str, *keys: str) -> list[dict]:
@@ -212,9 +218,9 @@ def ultrafeedback(rest: dict) -> dict:
 
 
 def rating(answer: dict) -> float:
-    """Computes the mean of an answer's ratings other than "N/A"; without any: its overall_score.
+    """Returns the mean of an answer's ratings but "N/A"; without any, its overall_score.
 
-    Raises ValueError if it has neither.
+    Raises ValueError if it has neither, or a rating is no number.
     """
     aspects = answer.get("annotations")
     parts = aspects.values() if isinstance(aspects, dict) else ()
@@ -235,9 +241,9 @@ def helpsteer2(rest: dict) -> dict:
 
 
 def turns_of_helpsteer(prompt: object) -> object:
-    """Splits a prompt at its lines "<extra_id_1>Assistant" and "<extra_id_1>User" into messages.
+    """Returns a prompt, split at lines "<extra_id_1>Assistant" and "<extra_id_1>User", as messages.
 
-    Returns a prompt without such lines unchanged. Raises ValueError for a turn of someone else.
+    A prompt without such lines is returned unchanged. Raises ValueError for a turn of another name.
     """
     if not isinstance(prompt, str) or HEADER not in prompt:
         return prompt
@@ -257,19 +263,16 @@ def helpsteer3(rest: dict) -> dict:
 
 
 def two_ranked(prompt: object, answers: list, name: str, rest: dict) -> dict:
-    """Makes a ranking of two answers. rest[name]: how much better the second one is.
+    """Returns a ranking of two answers. rest[name]: how much better the second one is.
 
-    Raises ValueError if that is no number.
+    Removes that key from `rest`. Raises ValueError if its value is no number.
     """
-    strength = rest.pop(name)
-    if isinstance(strength, bool) or not isinstance(strength, int | float):
-        raise ValueError(
-            f"{name} is {strength!r}; expected a number, negative for the first answer"
-        )
+    strength = number(rest.pop(name), name)
     return {"prompt": prompt, "responses": answers, "scores": [-strength, 0]}
 
 
 def helpsteer_ratings(rest: dict) -> NoReturn:
+    """Raises ValueError: HelpSteer2's ratings have one answer a record, so they make no pairs."""
     raise ValueError(
         "HelpSteer2's ratings have one answer a record; take its preferences (the folder "
         "preference/), or make records of prompt + responses + scores"

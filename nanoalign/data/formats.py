@@ -32,7 +32,7 @@ from nanoalign.records import FORMATS, Format, Formats, Record, decode, pair
 def formats(
     preference: str | Sequence[str] = "better", unpaired: str = "", keys: Sequence[str] = ()
 ) -> Formats:
-    """The formats by their keys; the first one whose keys a record has reads it.
+    """Returns the formats by their keys; the first one whose keys a record has reads it.
 
     preference: the label of PKU-SafeRLHF that orders the responses. Several ones are the labels
         that every record must have, and records of other formats are refused.
@@ -40,14 +40,24 @@ def formats(
     keys: of --keys, OURS=THEIRS: the names that the records have for the keys of these formats.
     """
     preferences = [preference] if isinstance(preference, str) else list(preference)
-    pku_pairs = partial(pku, preferences)
     if len(preferences) > 1:
-        refuse = partial(refuse_single_label, preferences)
-        table = {PKU: partial(read_ours, PKU, pku_pairs), (): refuse}
-        return renamed(table, keys) if keys else table
+        read = partial(read_ours, PKU, partial(pku, preferences))
+        table = {PKU: read, (): partial(refuse_single_label, preferences)}
+    else:
+        table = all_formats(preferences, unpaired)
+    if not keys:
+        return table
+    # The first entry has the keys that an error names; the other one is for the embedded data.
+    names = names_of(keys)
+    read = partial(read_renamed, names, table)
+    return {tuple(names.values()): read, (): read}
+
+
+def all_formats(preferences: Sequence[str], unpaired: str) -> Formats:
+    """Returns all formats. preferences: one label of PKU-SafeRLHF. unpaired: as in `formats`."""
     ours: Formats = {
         RANKED: ranked,
-        PKU: pku_pairs,
+        PKU: partial(pku, preferences),
         UNPAIRED: partial(completion, unpaired),
         PAIR: pair_with_prompt,
         DEMONSTRATION: partial(completion, unpaired),
@@ -60,14 +70,14 @@ def formats(
     table = ours | {names: partial(read_foreign, read, ours) for names, read in FOREIGN.items()}
     refuse = partial(refuse_unknown, [PAIR, *table])
     table[DIALOGUES] = table.pop(DIALOGUES)  # the last one: other formats have these keys, too
-    table[()] = refuse
-    return renamed(table, keys) if keys else table
+    return table | {(): refuse}
 
 
 def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
-    """The Record of one of our formats, with what any format may have beside its keys.
+    """Reads a record of one of our formats by its function `read`.
 
-    These are messages in place of texts, tools, a system prompt, and columns that nothing reads.
+    Adds what any format may have beside its keys: messages in place of texts, tools, a system
+    prompt, and a note of the columns that nothing reads.
     """
     texts = [record[key] for key in TEXTS if key in record]
     is_text = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
@@ -179,9 +189,9 @@ def completion(loss: str, record: dict) -> Record:
 
 
 def with_label(read: Format, record: dict) -> Record:
-    """The Record with `desirable` alone in `extra`: true for a pair, for which it has no meaning.
+    """Reads a record and puts `desirable` alone into `extra`; it is True for each pair.
 
-    Pairs and single responses may be in one batch, so all have the same key there.
+    A batch may have pairs and single responses, and needs the same keys in `extra` of all rows.
     """
     parsed = read(record)
     desirable = parsed.extra.get("desirable", [True] * len(parsed.pairs))
@@ -189,7 +199,7 @@ def with_label(read: Format, record: dict) -> Record:
 
 
 def single(loss: str) -> str:
-    """The loss, if it learns from single responses; else ""."""
+    """Returns the loss if it learns from single responses, else ""."""
     return loss if loss in ("kto", "sft") else ""
 
 
@@ -197,21 +207,17 @@ def single(loss: str) -> str:
 
 
 def refuse_single_label(preferences: Sequence[str], record: dict) -> NoReturn:
+    """Raises ValueError for a record of another format than PKU-SafeRLHF's."""
     raise ValueError(
         f"a record with the keys {' + '.join(sorted(map(str, record)))} has one label; "
         f"--preference {' '.join(preferences)} needs {' + '.join(PKU)}, with a label for each"
     )
 
 
-def unchanged(record: Record) -> list[Record]:
-    """Returns what is encoded of a record without --condition: the record itself."""
-    return [record]
-
-
 def by_preference(record: Record, preferences: Sequence[str]) -> list[Record]:
-    """Returns what is encoded of a record with --condition: a record for each preference.
+    """Returns the records that --condition encodes in place of one: one for each preference.
 
-    Its prompt names the preference, and its pairs are those of the preference.
+    The prompt of each names its preference, and its pairs are those of that preference.
     """
     marked = []
     for d, name in enumerate(preferences):
@@ -225,9 +231,9 @@ def by_preference(record: Record, preferences: Sequence[str]) -> list[Record]:
 
 
 def conditioned(record: Record, preference: str) -> Record:
-    """The record with the name of a preference behind the last question of its prompt.
+    """Returns the record with " [PREFERENCE]" behind the last question of its prompt.
 
-    There it stays where a prompt that is too long loses its beginning.
+    There the name stays when a prompt that is too long loses its beginning.
     """
     mark, prompt = f" [{preference}]", record.prompt
     if isinstance(prompt, list):
@@ -248,9 +254,10 @@ OURS = (
 
 
 def names_of(keys: Sequence[str]) -> dict[str, str]:
-    """Returns the records' name of each of our keys.
+    """Returns {our key: the records' name of it} for the texts of --keys.
 
-    Raises RunError for a text that is not OURS=THEIRS, or a key of ours that is unknown or twice.
+    Raises RunError for a text that is not OURS=THEIRS, and for a key of ours that is unknown or is
+    given twice.
     """
     names: dict[str, str] = {}
     for given in keys:
@@ -262,27 +269,21 @@ def names_of(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def renamed(table: Formats, keys: Sequence[str]) -> Formats:
-    """The formats by the names that records have for their keys.
+def read_renamed(names: dict[str, str], table: Formats, record: dict) -> Record:
+    """Gives the keys of a record our names, and reads it by the first format whose keys it has.
 
-    A record that lacks one of these names is an error, also where it has ours: it would be read as
-    something else than was asked for. The embedded data alone keep our names.
+    Raises ValueError as with_our_names does.
     """
-    names, by_theirs = names_of(keys), {}
-    for ours, read in table.items():
-        theirs = tuple(names.get(key, key) for key in ours)
-        by_theirs.setdefault(theirs, partial(read_renamed, names, read))
-    by_theirs[PKU] = partial(read_renamed, names, table[PKU])
-    by_theirs[()] = by_theirs.pop(())  # the last one, which takes all records
-    return by_theirs
-
-
-def read_renamed(names: dict[str, str], read: Format, record: dict) -> Record:
-    return read(with_our_names(record, names))
+    record = with_our_names(record, names)
+    keys = next(keys for keys in table if record.keys() >= set(keys))
+    return table[keys](record)
 
 
 def decode_renamed(raw: str | dict, where: str, names: dict[str, str]) -> object:
-    """As records.decode, with our names for the keys of the record."""
+    """Returns records.decode of a record, with our names for its keys. where: for errors.
+
+    names: as names_of returns it. Raises RunError if the record lacks one of the records' names.
+    """
     record = decode(raw, where)
     if not names or not isinstance(record, dict):
         return record
@@ -293,7 +294,11 @@ def decode_renamed(raw: str | dict, where: str, names: dict[str, str]) -> object
 
 
 def with_our_names(record: dict, names: dict[str, str]) -> dict:
-    """The record with our names for its keys. Raises ValueError if it lacks one of theirs."""
+    """Returns the record with our names for its keys; one of the embedded data unchanged.
+
+    Raises ValueError if it lacks one of the records' names, also where it has ours: it would be
+    read as something else than was asked for.
+    """
     ours_of = {theirs: ours for ours, theirs in names.items()}
     if not ours_of.keys() & record.keys() and record.keys() >= {*PKU}:
         return record  # of the embedded data

@@ -24,7 +24,10 @@ from nanoalign.files.run_folder import RECORDS, RECORDS_FORMAT
 
 
 def recall(folder: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of the file; None for a model of another program, which has no such file."""
+    """Returns the arrays of records.npz in the folder of a run; None if it has no such file.
+
+    Raises RunError for a file that can't be read, or that another version has written.
+    """
     if not (path := folder / RECORDS).exists():
         return None
     try:
@@ -41,9 +44,9 @@ def recall(folder: Path) -> dict[str, np.ndarray] | None:
 
 
 def held_out_by(run: Path, place: str) -> dict[str, np.ndarray]:
-    """The arrays of a run that has held records out. place: the data source, for errors.
+    """Returns the arrays of records.npz of a run. place: the data source, for errors.
 
-    Raises RunError if it held nothing out, or is no run.
+    Raises RunError if the folder is of no run, or the run held nothing out.
     """
     arrays = recall(run)
     if arrays is None:
@@ -59,11 +62,12 @@ def held_out_by(run: Path, place: str) -> dict[str, np.ndarray]:
 
 
 def training_mask(training: np.ndarray, held_out: np.ndarray, leave_out: bool) -> np.ndarray:
-    """A mask (N,) of the records to train on; prints how many share a prompt with held-out ones.
+    """Returns a mask (N,) of the records to train on: all, or those without a held-out prompt.
 
+    Prints how many records share a prompt with held-out ones, if any do.
     training, held_out: split.record_digests, (N, 3) and (M, 3).
-    leave_out: whether records that share a prompt with held-out ones are not trained on: what
-        held_out:RUN names must stay unseen, but other --eval_data may be the training data.
+    leave_out: whether those are left out. What held_out:RUN names must stay unseen; other
+        --eval_data may be the training data.
     """
     shared = np.isin(training[:, 0], held_out[:, 0])
     if shared.any():
@@ -75,10 +79,10 @@ def training_mask(training: np.ndarray, held_out: np.ndarray, leave_out: bool) -
 def record_arrays(
     data: Data, folder: Path, origins: Sequence[tuple[str, str]]
 ) -> dict[str, np.ndarray]:
-    """The arrays of RECORDS: what a run is trained on, what it holds out, and where that is from.
+    """Returns the arrays of records.npz (above) for a run.
 
-    folder: of the model, which may have been trained on other records before.
-    origins: (name, place) of the sources of what is held out.
+    folder: of the model that is trained, whose own records.npz, if any, has earlier records.
+    origins: (name, absolute place) of the sources of what is held out.
     """
     trained, held_out = data.digests
     before = recall(folder) or {}

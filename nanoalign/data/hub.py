@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from nanoalign.data.readers import import_datasets
 from nanoalign.errors import RunError, in_a_line
@@ -19,25 +18,19 @@ from nanoalign.errors import RunError, in_a_line
 def hub_errors(place: str, repo: str) -> Iterator[None]:
     """Turns errors of the Hub's libraries inside this context into a RunError of one line.
 
-    These are: gated, not found, no network. place: the data source, for the message.
+    Such errors are: a gated data set, none of this name, no such file or split, no network.
+    place: the data source, for the message. repo: its OWNER/NAME.
     """
     try:
         yield
     except RunError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:  # no network, no such file or split
+    except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())[:300]  # its further lines name the splits, or subsets
-        # The datasets library tells these two in its text alone.
-        if isinstance(error, GatedRepoError) or "is a gated dataset" in text:
-            problem = f"is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
-        elif isinstance(error, RepositoryNotFoundError) or "doesn't exist on the Hub" in text:
-            problem = (
-                f"is not there: the Hub has no public data set {repo}; for a private one set "
-                "HF_TOKEN"
-            )
-        else:
-            problem = f"can't be fetched: {type(error).__name__}: {text}"
-        raise RunError(f"data source '{place}' {problem}") from error
+        raise RunError(
+            f"data source '{place}' can't be fetched: {type(error).__name__}: {text}; for a gated "
+            f"or private data set accept its terms on the page of {repo} and set HF_TOKEN"
+        ) from error
 
 
 def fetch_file(place: str, repo: str, path: str, revision: str | None) -> Path:
@@ -51,10 +44,11 @@ def fetch_file(place: str, repo: str, path: str, revision: str | None) -> Path:
 
 
 def load_split(place: str, repo: str, part: str | None, revision: str | None, split: str):
-    """Loads a split of a data set as a datasets.Dataset, in the cache of the datasets library.
+    """Returns a split of a data set as a datasets.Dataset, in the cache of the datasets library.
 
-    part: a configuration of the data set ("subset" on its page), or a folder in it.
-    Raises RunError as hub_errors does.
+    repo: OWNER/NAME. part: a configuration of the data set ("subset" on its page), or a folder in
+    it; None: the default configuration. Raises RunError as hub_errors does, and if the datasets
+    library is not installed.
     """
     datasets = import_datasets(place)
     load = partial(datasets.load_dataset, repo, split=split, revision=revision)
@@ -72,9 +66,10 @@ def load_split(place: str, repo: str, part: str | None, revision: str | None, sp
 
 
 def load_saved(place: str):
-    """Loads the datasets.Dataset of a folder that Dataset.save_to_disk has written.
+    """Returns the datasets.Dataset of a folder that Dataset.save_to_disk has written.
 
-    Raises RunError if it can't be read, or has several splits.
+    Raises RunError if the folder can't be read or has several splits, and if the datasets library
+    is not installed.
     """
     datasets = import_datasets(place)
     try:

@@ -20,9 +20,10 @@ FURTHER = {"tool_calls", "function_call", *REASONING}  # text of a message besid
 
 
 def read_messages(read: Format, record: dict) -> Record:
-    """The Record of a record that has messages, which may be JSON text, tools or `system`.
+    """Reads a record that has messages, which may be JSON text, tools or `system`, by `read`.
 
-    read: reads the record without tools and `system`, and with its messages decoded.
+    read: gets the record with its messages decoded; it need not read tools and `system`. Raises
+    ValueError for messages or tools that are wrong.
     """
     record = decode_messages(record)
     if isinstance(record.get("prompt"), list) and record["prompt"]:
@@ -34,7 +35,7 @@ def read_messages(read: Format, record: dict) -> Record:
 
 
 def decode_messages(record: dict) -> dict:
-    """The record with messages in place of JSON text of messages. Other text is unchanged."""
+    """Returns the record with messages in place of JSON text of messages; other text unchanged."""
     decoded = {key: json_messages(record[key]) or record[key] for key in TEXTS if key in record}
     if isinstance(responses := record.get("responses"), list):
         decoded["responses"] = [json_messages(response) or response for response in responses]
@@ -42,9 +43,9 @@ def decode_messages(record: dict) -> dict:
 
 
 def json_messages(value: object) -> list[dict] | None:
-    """The messages of a JSON text: a list of objects with a role and a content.
+    """Returns the messages of a JSON text, a list of objects with a role and a content.
 
-    Tool calls or reasoning may be in place of the content. None for any other value.
+    Tool calls or reasoning may be in place of the content. Returns None for any other value.
     """
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return None
@@ -62,9 +63,9 @@ def json_messages(value: object) -> list[dict] | None:
 
 
 def messages(values: object, name: str) -> list[dict]:
-    """Checks the messages of a list. Raises ValueError for none, or a wrong one.
+    """Returns the messages of a list, each as `message` returns it. name: of it, for errors.
 
-    name: of the list, for errors.
+    Raises ValueError if there are none, or one is wrong.
     """
     if not isinstance(values, list) or not values:
         raise ValueError(f"{name} must be a list of at least one message")
@@ -72,9 +73,9 @@ def messages(values: object, name: str) -> list[dict]:
 
 
 def message(value: object, name: str) -> dict:
-    """Checks a message: role, content as one text, and further keys in the alphabet's order.
+    """Returns a message with role, content as one text, and its further keys, sorted.
 
-    Leaves out keys without a value: a table of records has all keys in every message. Raises
+    Keys without a value are left out: a table of records has all keys in every message. Raises
     ValueError if role or content is missing or no text. name: of the list, for errors.
     """
     further = {}
@@ -130,9 +131,9 @@ def tool_calls(calls: object, name: str) -> list[dict]:
 
 
 def decode_arguments(function: object, name: str) -> object:
-    """Replaces JSON text of a called function's arguments by an object.
+    """Returns a called function with its arguments, if they are JSON text, decoded.
 
-    Raises ValueError if the text is no JSON.
+    Raises ValueError if the text is no JSON. name: for errors.
     """
     arguments = function.get("arguments") if isinstance(function, dict) else None
     if not isinstance(arguments, str):
@@ -202,10 +203,10 @@ def answer(value: object, name: str) -> dict:
 
 
 def with_answers(record: Record, answers: Sequence[dict]) -> Record:
-    """The Record with these messages as responses: as texts, and as messages if one has more.
+    """Returns the record with these messages as its responses, as texts.
 
-    More is any further key: a chat template may read it. The text of a message with tool calls or
-    reasoning is its JSON.
+    The text of a message with tool calls or reasoning is its JSON. The messages are its `answers`,
+    too, if one has a further key, which a chat template may read.
     """
     texts = [
         json.dumps(message, ensure_ascii=False) if FURTHER & message.keys() else message["content"]
@@ -244,7 +245,7 @@ def pair_of_messages(record: dict) -> Record:
 
 
 def with_prompt(prompt: list[dict], messages: list[dict]) -> list[dict]:
-    """The messages with those of a prompt before them, unless they begin or end with the prompt.
+    """Returns the messages behind those of a prompt, unless they begin or end with the prompt.
 
     White space around contents, and a system prompt that the messages lack, make no other prompt.
     """
@@ -261,9 +262,9 @@ def with_prompt(prompt: list[dict], messages: list[dict]) -> list[dict]:
 
 
 def from_messages(record: Record, *names: str) -> Record:
-    """The Record with text in place of responses that are messages.
+    """Returns the record with text in place of responses that are messages (with_answers).
 
-    names: of the responses, or one for all, for errors.
+    names: of the responses, or one for all, for errors. Raises ValueError as `answer` does.
     """
     if not any(isinstance(response, dict | list) for response in record.responses):
         return record

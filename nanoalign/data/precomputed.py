@@ -10,7 +10,6 @@ import gc
 import hashlib
 import math
 import shutil
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -20,16 +19,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
 from nanoalign.data import cache
 from nanoalign.data.split import Data, fingerprint
-from nanoalign.distributed import World, print0, progress_bar, sum_over_ranks
-from nanoalign.errors import RunError, in_a_line
-from nanoalign.files import checksums
+from nanoalign.distributed import print0, progress_bar, sum_over_ranks
+from nanoalign.errors import RunError
 from nanoalign.files.checksums import digest_of_weights
 from nanoalign.flags import Parser
 from nanoalign.loop import Batcher
@@ -49,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def refusal(args: Namespace) -> str | None:
-    """The error of flags that do not go with --precompute_reference; None without one."""
+    """Returns the error of flags that do not go with --precompute_reference; None if all do."""
     if not args.precompute_reference:
         return None
     for reason, refused in (
@@ -67,16 +64,15 @@ FORMAT = 3  # version of the files; part of their key
 LOGPS = "logps.safetensors"  # in a folder, with checksums.json
 KEY = "reference_logps"  # in Row.extra and Batch.extra
 CHECKED_ROWS = 8  # whose kept log-probabilities are compared with those of the reference
-AGAIN = "remove this folder, and the next run computes them again"
 
 
 class Precomputed:
-    """A reference whose log-probabilities are in the batches: Batch -> (S,), in nats.
+    """A reference that returns the log-probabilities in a batch: Batch -> (S,), in nats.
 
-    tolerances: of losses and rewards in self_check.check_start, for a policy that is the same
-        function. Values are computed in other batches than those of the training, so their sums
-        are rounded otherwise. A loss may multiply that by any factor (ipo_sum by 1 / beta), so
-        losses have no limit.
+    tolerances: (of losses, of rewards), which self_check.check_start allows where policy and
+        reference are one function. Values were computed in other batches than those of training,
+        so they are rounded otherwise. A loss may multiply the difference by any factor (ipo_sum by
+        1 / beta), so losses have no limit.
     """
 
     def __init__(self, tolerances: tuple[float, float]):
@@ -90,7 +86,7 @@ class ReferencedRows(Sequence[Row]):
     """Rows, in memory or on disk, with the log-probabilities of a reference in their `extra`."""
 
     def __init__(self, rows: Sequence[Row], logps: np.ndarray, ends: np.ndarray):
-        """logps: of all responses, (S,). ends: where those of each row end among them, (N + 1,)."""
+        """logps: of all responses, (S,). ends: row n has logps[ends[n] : ends[n + 1]]; (N + 1,)."""
         self.rows, self.logps, self.ends = rows, logps, ends
         for name in ("lengths", "limits", "fingerprint"):  # what rows on disk know of themselves
             if hasattr(rows, name):
@@ -110,9 +106,10 @@ class ReferencedRows(Sequence[Row]):
 def precompute(
     load: Callable[[], Policy], folder: Path, data: Data, batcher: Batcher, args: Namespace
 ) -> tuple[Data, Precomputed]:
-    """The data with the log-probabilities of the reference, and what reads them. A collective.
+    """Returns the data, whose rows have the log-probabilities of the reference, and their reader.
 
-    load: loads the reference from `folder`; it is freed at the end.
+    load: loads the reference, which is in `folder`; it is freed at the end. Prints for each set of
+    rows whether they were computed or read. A collective; raises RunError as `referenced` does.
     """
     weights = gather(on_main(batcher.world, partial(digest_of_weights, folder)), batcher.world)[0]
     reference, name = load(), f"--reference {args.reference or args.model}"
@@ -121,13 +118,9 @@ def precompute(
     for of, rows in sets.items():
         if not len(rows):  # nothing is held out
             continue
-        start = time.perf_counter()
         key = "\n".join([str(FORMAT), str(weights), fingerprint(rows), str(reference.dtype)])
         path = folder_of_values / hashlib.sha256(key.encode()).hexdigest()[:32]
-        sets[of], was_kept = referenced(rows, reference, path, batcher, name)
-        seconds = time.perf_counter() - start
-        how = "read from" if was_kept else f"computed in {seconds:.1f} s, kept in"
-        print0(f"{'reference':<11} {name}, {of}: {len(sets[of].logps):,} responses, {how} {path}")
+        sets[of] = referenced(rows, reference, path, batcher, f"{name}, {of}")
     first = data.rows[: args.batch_size]
     longest = max(len(response) for row in first for response in row.responses)
     rewards = (args.beta or 1.0) * LAYOUT_TOLERANCE[reference.dtype] * (longest + 5)
@@ -139,27 +132,60 @@ def precompute(
 
 def referenced(
     rows: Sequence[Row], reference: Policy, path: Path, batcher: Batcher, name: str
-) -> tuple[ReferencedRows, bool]:
-    """(the rows with the log-probabilities of a file, whether the file was there). A collective."""
+) -> ReferencedRows:
+    """Returns the rows with the log-probabilities in the folder `path`; prints where they are from.
+
+    If it does not exist, they are computed, and the folder is written. name: of the reference and
+    the rows. A collective: raises RunError on all ranks if the folder is damaged, can't be written,
+    or has other values than the reference computes now.
+    """
+    start = time.perf_counter()
     counts = getattr(rows, "responses", None)  # rows on disk know theirs without being read
     counts = [len(row.responses) for row in rows] if counts is None else counts
-    ends = np.cumsum([0, *counts])
-    logps = read(path, int(ends[-1]), batcher.world)
-    was_kept = logps is not None
-    if not was_kept:
-        on_main(batcher.world, partial(check_writable, path.parent))  # before all is computed
-        logps = compute(reference, rows, ends, batcher)
-        on_main(batcher.world, partial(write, logps, path))
+    ends, world = np.cumsum([0, *counts]), batcher.world
+    logps = gather(on_main(world, partial(read, path)), world)[0]
+    how = "read from"
+    if logps is None:
+        unfinished = on_main(world, partial(cache.begin, path))  # an error before all is computed
+        try:
+            logps = compute(reference, rows, ends, batcher)
+            on_main(world, partial(write, logps, unfinished, path))
+        finally:
+            if unfinished:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        how = f"computed in {time.perf_counter() - start:.1f} s, kept in"
+    print0(f"{'reference':<11} {name}: {len(logps):,} responses, {how} {path}")
     result = ReferencedRows(rows, logps, ends)
-    check_live(reference, result, batcher, path, name)
-    return result, was_kept
+    check_live(reference, result, batcher, path)
+    return result
+
+
+def read(path: Path) -> np.ndarray | None:
+    """The log-probabilities in a folder, (S,); None if it does not exist.
+
+    Raises RunError if its files are damaged.
+    """
+    if not path.exists():
+        return None
+    cache.check(path, "the precomputed log-probabilities")
+    return load_file(path / LOGPS)["logps"]
+
+
+def write(logps: np.ndarray, unfinished: Path, path: Path) -> None:
+    """Writes the log-probabilities into a folder, and renames that to `path`."""
+    with cache.writing(path.parent):
+        (unfinished / LOGPS).write_bytes(save({"logps": logps}))
+    cache.complete(unfinished, path)
 
 
 @torch.no_grad()
 def compute(
     reference: Policy, rows: Sequence[Row], ends: np.ndarray, batcher: Batcher
 ) -> np.ndarray:
-    """The log-probabilities of all responses, (S,) float32. A collective."""
+    """Returns the log-probabilities of all responses, (S,) float32, on every rank. A collective.
+
+    ends: as in ReferencedRows.
+    """
     logps = torch.zeros(int(ends[-1]))  # each rank fills in those of its batches
     shown = batcher.world.is_main
     with progress_bar(len(rows), "row", shown, desc="reference") as progress:
@@ -173,12 +199,10 @@ def compute(
 
 
 @torch.no_grad()
-def check_live(
-    reference: Policy, rows: ReferencedRows, batcher: Batcher, path: Path, name: str
-) -> None:
-    """Compares the values of some rows with those that the reference computes now.
+def check_live(reference: Policy, rows: ReferencedRows, batcher: Batcher, path: Path) -> None:
+    """Raises RunError if values of some rows differ from those that the reference computes now.
 
-    Raises RunError if they differ by more than rounding.
+    Differences of rounding are allowed. path: the folder of the values, for the error.
     """
     last = len(rows) - 1
     picked = sorted({n * last // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)})
@@ -188,63 +212,7 @@ def check_live(
     tolerance = LAYOUT_TOLERANCE[reference.dtype]
     if not off <= tolerance:
         raise RunError(
-            f"the precomputed log-probabilities in {path} differ from those that {name} computes "
-            f"now by up to {off:.2g} nats per token (allowed: {tolerance:g}); {AGAIN}"
+            f"the precomputed log-probabilities in {path} differ from those that the reference "
+            f"computes now by up to {off:.2g} nats per token (allowed: {tolerance:g}); "
+            f"{cache.AGAIN}"
         )
-
-
-# --- the file -------------------------------------------------------------------------------------
-
-
-def read(path: Path, count: int, world: World) -> np.ndarray | None:
-    """Returns the values of the file of rank 0 on every rank; None: no file. A collective.
-
-    Raises RunError for a damaged file.
-    """
-    logps = on_main(world, partial(read_file, path, count))
-    if not gather(logps is not None, world)[0]:
-        return None
-    return sum_over_ranks(torch.zeros(count) if logps is None else logps).numpy()
-
-
-def read_file(path: Path, count: int) -> Tensor | None:
-    """The `count` values in the folder `path`; None if it does not exist.
-
-    Raises RunError if its files are damaged, or have another number of values.
-    """
-    if not path.exists():
-        return None
-    try:
-        checksums.verify(path)
-        with safe_open(path / LOGPS, framework="pt") as file:
-            # A copy, because the sum over ranks is written into it, not into the mapped file.
-            logps = file.get_tensor("logps").clone()
-    except (RunError, SafetensorError) as error:
-        raise RunError(
-            f"the precomputed log-probabilities in {path} can't be read: {in_a_line(error)}; "
-            f"{AGAIN}"
-        ) from error
-    if logps.shape != (count,):
-        raise RunError(
-            f"the precomputed log-probabilities in {path} are damaged: the file has "
-            f"{logps.numel()} values, not {count}; {AGAIN}"
-        )
-    return logps
-
-
-def check_writable(folder: Path) -> None:
-    """Makes the folder. Raises RunError if no file can be made in it."""
-    with cache.writing(folder):
-        cache.make_private(folder)
-        tempfile.TemporaryFile(dir=folder).close()
-
-
-def write(logps: np.ndarray, path: Path) -> None:
-    """Writes a folder, which gets its name when it is complete."""
-    with cache.writing(path.parent):
-        unfinished = cache.begin(path)
-        try:
-            (unfinished / LOGPS).write_bytes(save({"logps": logps}))
-            cache.complete(unfinished, path)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)

@@ -15,13 +15,16 @@ ANSWER_KEYS = ("response", "answer", "completion", "output")  # what programs ca
 
 
 def prompt_key(prompt: str | list[dict], tools: list[dict] | None = None) -> str:
-    """The prompt as one text; messages, and tools beside it, as JSON."""
+    """Returns the prompt as one text, which is JSON if there are messages or tools."""
     text = prompt if isinstance(prompt, str) else json.dumps(prompt)
     return json.dumps((text, tools)) if tools else text
 
 
 def prompt_text(prompt: str | list[dict], between: str) -> str:
-    """The prompt as a reader is shown it. between: what separates two messages."""
+    """Returns the prompt as text for a reader: "role: content" of each message, or the text itself.
+
+    Further keys of a message follow its content as JSON. between: what separates two messages.
+    """
     if isinstance(prompt, str):
         return prompt
     parts = []
@@ -33,9 +36,10 @@ def prompt_text(prompt: str | list[dict], between: str) -> str:
 
 
 def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record]:
-    """The prompts of some sources, whose records may be preference records, without responses.
+    """Returns the prompt of each record of some sources, in their order, as a Record.
 
-    keys: of --keys. Raises RunError, with file and line, for a record without a prompt.
+    The records may be preference records; their responses are left out. keys: of --keys. Raises
+    RunError, with file and line, for a record without a prompt, and for a source without records.
     """
     check_sources(sources)
     names, prompts = names_of(keys), []
@@ -50,7 +54,10 @@ def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Recor
 
 
 def prompt_of(record: object, where: str) -> Record:
-    """The prompt of one record, which was read at `where`, with its tools; without responses."""
+    """Returns the prompt and tools of a record, which was read at `where`, without responses.
+
+    Raises RunError for a record without a prompt, or of no known format.
+    """
     keys = record.keys() if isinstance(record, dict) else set()
     if "prompt" in keys and not {"chosen", "preference_strength"} & keys:  # HelpSteer2 has turns
         try:
@@ -67,9 +74,10 @@ def prompt_of(record: object, where: str) -> Record:
 
 
 def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
-    """(the prompts of a source of answers, each once; the answers by prompt_key, in their order).
+    """Returns (the prompts of a source of answers, each once; prompt_key -> answers to it).
 
-    Raises RunError for a record without a prompt, or without exactly one key of ANSWER_KEYS.
+    Both are in the order of the records. Raises RunError, with file and line, for a record without
+    a prompt or without exactly one key of ANSWER_KEYS, and for an answer that is no text.
     """
     check_sources([source])
     prompts, answers = [], {}
@@ -77,14 +85,10 @@ def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
         record = decode(raw, where)
         record = record if isinstance(record, dict) else {}
         keys = [key for key in ANSWER_KEYS if key in record]
-        if "prompt" not in record or not keys:
+        if "prompt" not in record or len(keys) != 1:
             raise RunError(
-                f"{where}: expected the key 'prompt' and one of {', '.join(map(repr, ANSWER_KEYS))}"
-            )
-        if len(keys) > 1:
-            raise RunError(
-                f"{where}: {' and '.join(map(repr, keys))} may both be the answer; remove the one "
-                "that is not"
+                f"{where}: expected the key 'prompt' and exactly one of "
+                f"{', '.join(map(repr, ANSWER_KEYS))}, found {sorted(record)}"
             )
         answer = record[keys[0]]
         if answer != "":  # an answer may be empty

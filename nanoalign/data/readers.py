@@ -19,78 +19,45 @@ Numbered = tuple[int | str, str, str | dict]  # number of the line or row; where
 
 
 def records_of(path: Path) -> Iterator[Numbered]:
-    """The records of a file. A list in a .json file is read as a whole, all others in pieces.
+    """Yields the records of a file. A list in a .json file is read as a whole, others in pieces.
 
-    A record of .jsonl and .json is JSON text, or what was decoded of a list; others are decoded.
-    Raises RunError, with file and line, for a file that can't be read.
+    A record is JSON text if its file has a record a line, else decoded. Raises RunError, with file
+    and line where these are known, for a file that can't be read.
     """
-    if path.suffix == ".csv":
-        yield from csv_of(path)
-    elif path.suffix == ".parquet":
-        yield from parquet_of(path)
-    elif path.suffix == ".arrow":
-        yield from arrow_of(path)
-    else:
-        yield from json_of(path)
+    kinds = {".csv": csv_of, ".parquet": parquet_of, ".arrow": arrow_of}
+    return kinds.get(path.suffix, json_of)(path)
 
 
 def json_of(path: Path) -> Iterator[Numbered]:
-    """The lines of a file, each with an object; or the elements of a list."""
+    """Yields the lines of a file, as text; or the decoded elements of a list, numbered from 1."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
-            if first.lstrip().startswith("["):  # a list may be on one line
-                yield from array_of(file.read(), path)
-            else:
+            if not first.lstrip().startswith("["):  # a list may be on one line
                 yield from lines_of(file, path)
+                return
+            text = file.read()
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
-
-
-def array_of(text: str, path: Path) -> Iterator[Numbered]:
-    """The elements of a JSON list, decoded one by one, so that each has its line number.
-
-    The elements of one line are numbered 7, 7.2, 7.3, so that the names of records differ.
-    """
-    decoder, blank = json.JSONDecoder(), re.compile(r"\s*")
-    place = blank.match(text, blank.match(text).end() + 1).end()  # behind the bracket
-    line, counted, number, before = 1, 0, 0, 0
-    ended = text[place : place + 1] == "]"
-    while not ended:
-        line, counted = line + text.count("\n", counted, place), place
-        try:
-            record, place = decoder.raw_decode(text, place)
-        except json.JSONDecodeError as error:
-            raise RunError(
-                f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
-            ) from error
-        except (ValueError, RecursionError) as error:  # 5,000 digits; nested 1,000 deep
-            raise RunError(f"{path}:{line}: not valid JSON: {error}") from error
-        number, before = number + 1 if line == before else 1, line
-        yield line if number == 1 else f"{line}.{number}", f"{path}:{line}", record
-        place = blank.match(text, place).end()
-        separator = text[place : place + 1]
-        ended = separator == "]"
-        if separator not in ("]", ","):
-            at = line + text.count("\n", counted, place)
-            raise RunError(
-                f"{path}:{at}: not valid JSON: expected ',' or ']' after a record, found "
-                f"{separator!r}"
-            )
-        if not ended:
-            place = blank.match(text, place + 1).end()
-    if rest := text[place + 1 :].strip():
-        at = text.count("\n", 0, text.index(rest, place + 1)) + 1
-        raise RunError(f"{path}:{at}: not valid JSON: {rest[:40]!r} follows the list of records")
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(
+            f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 brackets
+        raise RunError(f"{path}: not valid JSON: {error}") from error
+    for n, record in enumerate(values, start=1):
+        yield n, f"{path}:record {n}", record
 
 
 def csv_of(path: Path) -> Iterator[Numbered]:
-    """The rows of a .csv file whose first line has the keys.
+    """Yields the rows of a .csv file, whose first line has the keys.
 
-    A cell of a column that has no text is decoded where it is JSON: a number, true or false, a
-    list. (The datasets library would make numbers of prompts that look like one.)
+    Cells of the columns TEXTS stay text; others are decoded where they are JSON: a number, true or
+    false, a list. (The datasets library would make numbers of prompts that look like one.)
     """
     csv.field_size_limit(sys.maxsize)  # characters of a cell
     try:
@@ -110,7 +77,7 @@ def csv_of(path: Path) -> Iterator[Numbered]:
 
 
 def value_of(text: str) -> object:
-    """The value of a cell: what its JSON says, else the text."""
+    """Returns the value of a cell: the decoded text if it is JSON, True or False; else the text."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except ValueError:
@@ -118,7 +85,7 @@ def value_of(text: str) -> object:
 
 
 def parquet_of(path: Path) -> Iterator[Numbered]:
-    """The rows of a .parquet file, read piece by piece."""
+    """Yields the rows of a .parquet file, which is read in batches."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -137,7 +104,7 @@ def parquet_of(path: Path) -> Iterator[Numbered]:
 
 
 def arrow_of(path: Path) -> Iterator[Numbered]:
-    """The rows of a file of the datasets library, mapped into memory."""
+    """Yields the rows of a file of the datasets library, which is mapped into memory."""
     datasets = import_datasets(str(path))
     try:
         table = datasets.Dataset.from_file(str(path))
@@ -148,7 +115,7 @@ def arrow_of(path: Path) -> Iterator[Numbered]:
 
 
 def import_datasets(place: str) -> ModuleType:
-    """The datasets library, which is optional. place: what is to be read, for the error."""
+    """Returns the module `datasets`; RunError if it is not installed. place: for the error."""
     try:
         import datasets
     except ImportError as error:
@@ -159,15 +126,17 @@ def import_datasets(place: str) -> ModuleType:
 
 
 def row_of(record: dict) -> dict:
-    """The row of a table as a record, with all columns: by them its format is found."""
+    """Returns the row of a table with all its columns, by which its format is found.
+
+    Their values are without nulls, as without_null returns them.
+    """
     return {name: without_null(value) for name, value in record.items()}
 
 
 def without_null(value: object) -> object:
-    """The value of a column without the keys, at any depth, whose value is null.
+    """Returns a value without the keys, at any depth, whose value is null.
 
-    The objects of a column have the same keys in all rows of a table; null stands for a missing key
-    there.
+    In a table the objects of a column have the same keys in all rows, and null for a missing key.
     """
     if isinstance(value, list):
         return [without_null(each) for each in value]
@@ -177,10 +146,11 @@ def without_null(value: object) -> object:
 
 
 def files_of(place: str) -> list[Path]:
-    """The files with records of a place: a file, a folder, or FOLDER:SPLIT, in order of names.
+    """Returns the files of a place, in order of names: a file, a folder's files, or FOLDER:SPLIT.
 
-    Of a split they are the files in a folder of its name, or those that have it in their names.
-    No files are returned for a place that does not exist. Raises RunError for one without records.
+    Those of a split are the files in FOLDER/SPLIT or, without such a folder, the files in FOLDER
+    with SPLIT in their names. Returns [] for a place that does not exist. Raises RunError for a
+    folder without files of these kinds, and for a file of another kind.
     """
     path = Path(place)
     above, _, split = place.rpartition(":")

@@ -31,7 +31,10 @@ LARGE = 64 * 2**20  # bytes of files: about 45,000 dialogues, which take 40 s to
 
 
 def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """several: whether --preference may name several labels."""
+    """Adds the flags of formats, and the default of --eval_data, to the parser.
+
+    several: whether --preference may name several labels.
+    """
     add = parser.add_argument_group("formats of data").add_argument
     add(
         "--preference",
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
 
 
 def add_keys_argument(add) -> None:
-    """add: the add_argument of a group."""
+    """Adds --keys. add: the add_argument of a group of flags."""
     add(
         "--keys",
         nargs="+",
@@ -96,20 +99,22 @@ def template_date_of(args: Namespace) -> dict:
 
 
 def eval_data_of(args: Namespace) -> dict:
-    """The default of --eval_data: the embedded test data, where --data is embedded."""
+    """Returns embedded test data as "eval_data" if --data is embedded training data; else {}."""
     return {"eval_data": [TEST_OF[source] for source in args.data]} if is_embedded(args) else {}
 
 
 def is_embedded(args: Namespace) -> bool:
-    """Whether --data are embedded training data alone."""
+    """Whether all --data are embedded training data."""
     return TEST_OF.keys() >= set(args.data)
 
 
 def load_rows(settings: DataSettings, tokenizer, folder: Path, world: World) -> Data:
-    """The rows that a run trains on and those it holds out; prints their counts. A collective.
+    """Returns the rows that a run trains on and those it holds out; prints their counts.
 
     folder: of the tokenizer. Small data are encoded by every rank and stay in memory. With a cache,
-    or from 64 MiB of files, the ranks of a host encode them together into a store on disk.
+    or from 64 MiB of files on, the ranks of a host encode them together into a store on disk. A
+    collective: raises RunError on all ranks for data that can't be read or encoded, or have no
+    pairs.
     """
     files = check_sources(settings.data) + check_sources(settings.eval_data or [])
     # Rank 0 decides: hosts may have other copies of a file, and another date at midnight.

@@ -2,8 +2,9 @@
 
     [NAME=]SOURCE       NAME begins the names of the records; default: the file's name
     SOURCE is one of
-        PATH            .jsonl, .json, both also .gz, .parquet, .csv; a folder of such files, or one
-                        that Dataset.save_to_disk has written; FOLDER:SPLIT a split of either
+        PATH            .jsonl, .json, both also .gz, .parquet, .csv, .arrow; a folder of such
+                        files, or one that Dataset.save_to_disk has written; FOLDER:SPLIT a split
+                        of either
         tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
                         tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
         held_out:RUN    what the run in the folder RUN has held out
@@ -13,7 +14,8 @@
                         a split of a data set there, by default train; PART is a subset or a folder
         SOURCE*SHARE    a share of its records, below 1, drawn by chance
 
-A record's name is that of its source and its line, so names of sources must differ.
+A record's name is that of its source and its line, or its number where a source has no lines. So
+names of sources must differ.
 """
 
 import json
@@ -21,10 +23,9 @@ import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
 from pathlib import Path
 
 from nanoalign import records, tiny
@@ -48,13 +49,14 @@ ON_HUB = re.compile(
     r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(?:/(?P<path>[^@:]+))?"
     r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
 )
+A_SHARE = re.compile(r"(.+)\*(0?\.0*[1-9]\d*)")  # SOURCE*SHARE
 
 
 def parse_source(spec: str) -> "Source":
-    """Parses a data source (the grammar is at the top of this file) without opening its files.
+    """Returns the Source of a spec of the grammar above; opens no files.
 
-    A spec with "=" is read as NAME=SOURCE, unless a file of that whole name exists or it begins
-    with held_out:. Raises RunError for a spec that the grammar does not have.
+    A spec with "=" is read as NAME=SOURCE, unless a file or folder has the whole spec as its name,
+    or the spec begins with held_out:. Raises RunError for a spec that the grammar does not have.
     """
     name, equals, place = spec.partition("=")
     if not equals or Path(spec).exists() or spec.startswith(HELD_OUT):
@@ -65,19 +67,19 @@ def parse_source(spec: str) -> "Source":
 
 
 def source_at(place: str, name: str) -> "Source":
-    """The Source of a place. An empty name is replaced by the file's name.
+    """Returns the Source of a place, which is SOURCE in the grammar.
 
-    Raises RunError for a place that the grammar does not have.
+    name: of the source; "": the name of the file or folder without suffixes. Raises RunError for a
+    place that the grammar does not have.
     """
     if "*" in place and not Path(place).exists():
-        inner, _, share = place.rpartition("*")
-        if not inner or not (number := as_share(share)):
+        if not (parts := A_SHARE.fullmatch(place)):
             raise RunError(
-                f"data source '{place}': expected SOURCE*SHARE, a number above 0 and below 1; for "
-                "more of one source give less of the others, and more --epochs"
+                f"data source '{place}': expected SOURCE*SHARE, a number such as 0.3, above 0 and "
+                "below 1; for more of one source give less of the others, and more --epochs"
             )
-        source = source_at(inner, name)
-        return Share(source.name, place, source, number)
+        source = source_at(parts[1], name)
+        return Share(source.name, place, source, parts[2])
     if place.startswith(HELD_OUT):
         run = Path(place.removeprefix(HELD_OUT)).resolve()
         return HeldOut(name or f"{HELD_OUT}{run.name}", place)
@@ -101,24 +103,16 @@ def source_at(place: str, name: str) -> "Source":
     return Source(name, place)
 
 
-def as_share(text: str) -> float:
-    """The number in a text, if it is above 0 and below 1; else 0."""
-    try:
-        share = float(text)
-    except ValueError:
-        return 0.0
-    return share if 0 < share < 1 else 0.0
-
-
 def open_source(spec: str) -> Iterator[Located]:
-    """The records of a source, in its order: the `open_source` of records.read."""
+    """Yields the records of a source, in their order: the `open_source` of records.read."""
     return parse_source(spec).records()
 
 
 def check_sources(specs: Sequence[str]) -> list[Path]:
-    """Returns the files of some sources.
+    """Returns the files of some sources, which are fetched if they are on the Hub.
 
-    Raises RunError for a spec that the grammar does not have, a missing file, or two equal names.
+    Raises RunError for a spec that the grammar does not have, for a source without files, and for
+    two sources of one name.
     """
     sources = list(map(parse_source, specs))
     names = [source.name for source in sources]
@@ -128,28 +122,12 @@ def check_sources(specs: Sequence[str]) -> list[Path]:
     return [path for source in sources for path in source.files()]
 
 
-def read_records(
-    known: dict[tuple[str, ...], records.Format],
-    sources: Sequence[str],
-    wanted: Callable[[int], bool] = lambda number: True,
-) -> Iterator[Record]:
-    """The records of some sources that are wanted, by their number among all, from 0.
+def read_records(known: records.Formats, sources: Sequence[str]) -> Iterator[Record]:
+    """Yields the records of some sources, in their order. known: the formats, by their keys.
 
-    The others are not decoded, but for the first one of each file, which decides its format.
+    Raises RunError, with file and line, for a record that no format reads.
     """
-    numbers, last = count(), True
-
-    def opened(source: str) -> Iterator[Located]:
-        nonlocal last
-        file = None
-        for located in open_source(source):
-            last, before, file = wanted(next(numbers)), file, located[0].rpartition(":")[0]
-            if last or file != before:
-                yield located
-
-    for record in records.read(sources, known, opened):
-        if last:
-            yield record
+    return records.read(sources, known, open_source)
 
 
 # --- the sources of the grammar -------------------------------------------------------------------
@@ -164,21 +142,17 @@ class Source:
 
     @property
     def absolute(self) -> str:
-        """The place as it can be given in any folder."""
-        return os.path.abspath(self.place)
+        """The place with an absolute path, which names the same data in any working directory."""
+        anywhere = self.place in EMBEDDED or self.place.startswith(HUB)
+        return self.place if anywhere else os.path.abspath(self.place)
 
     @property
     def origins(self) -> list[tuple[str, str]]:
-        """(name, absolute place) of the sources whose records these are, by the same names."""
+        """(name, absolute place) of each source that gives the same records by the same names."""
         return [(self.name, self.absolute)]
 
-    @property
-    def key(self) -> str:
-        """What the records depend on beside the contents of `files`."""
-        return self.name
-
     def files(self) -> list[Path]:
-        """The local files on which the records depend; fetches those that are on the Hub.
+        """Returns the local files on which the records depend; fetches those on the Hub.
 
         Raises RunError if there are none.
         """
@@ -190,6 +164,7 @@ class Source:
         return files
 
     def records(self) -> Iterator[Located]:
+        """Yields (place for errors, name, name of the source, text or dict) of each record."""
         files = self.files()
         base = os.path.commonpath([path.parent for path in files])
         for path in files:
@@ -199,18 +174,10 @@ class Source:
 
 
 class Embedded(Source):
-    """Data of the tiny world: two files, others are generated."""
-
-    @property
-    def absolute(self) -> str:
-        return self.place
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}={self.place}"
+    """Data of the tiny world: those of TRAIN and TEST are files, those of SOURCES are generated."""
 
     def files(self) -> list[Path]:
-        """The file, or the code that generates the records."""
+        """Returns the file, or all files of the code that generates the records."""
         embedded = {"tiny": world.TRAIN, "tiny:test": world.TEST}
         if self.place in embedded:
             return [embedded[self.place]]
@@ -231,31 +198,24 @@ class Share(Source):
     """A share of the records of another source: SOURCE*SHARE."""
 
     inner: Source
-    share: float
+    share: str  # a decimal number
 
     @property
     def absolute(self) -> str:
         return f"{self.inner.absolute}*{self.share}"
 
-    @property
-    def key(self) -> str:
-        return f"{self.inner.key}*{self.share}"
-
     def files(self) -> list[Path]:
         return self.inner.files()
 
     def records(self) -> Iterator[Located]:
-        """Each is drawn by itself, so their number is about the share; always the same ones."""
+        """Yields each record with the probability `share`; the same ones every time."""
         draw = random.Random("share of a source")
-        return (located for located in self.inner.records() if draw.random() < self.share)
+        share = float(self.share)
+        return (located for located in self.inner.records() if draw.random() < share)
 
 
 class FileOnHub(Source):
     """A file of a data set on the Hub, in the cache of huggingface_hub."""
-
-    @property
-    def absolute(self) -> str:
-        return self.place
 
     def files(self) -> list[Path]:
         repo, path, revision = ON_HUB.fullmatch(self.place).group("repo", "path", "revision")
@@ -281,10 +241,6 @@ class Saved(Source):
 class SplitOnHub(Saved):
     """A split of a data set on the Hub, in the cache of the datasets library."""
 
-    @property
-    def absolute(self) -> str:
-        return self.place
-
     @cached_property
     def dataset(self):
         parts = ON_HUB.fullmatch(self.place).group("repo", "path", "revision", "split")
@@ -293,7 +249,7 @@ class SplitOnHub(Saved):
 
 
 class HeldOut(Source):
-    """The held-out records of a run. Its folder may have moved; the sources must be in place."""
+    """The held-out records of a run, read from the run's sources, which must not have moved."""
 
     @property
     def run(self) -> Path:
@@ -308,7 +264,7 @@ class HeldOut(Source):
         return [(f"{self.name}:{source.name}", source.place) for source in self.sources()]
 
     def sources(self) -> list[Source]:
-        """The sources of the run."""
+        """Returns the sources of the records that the run held out."""
         places = held_out_by(self.run, self.place)["sources"].tolist()
         return [source_at(place, name) for name, place in places]
 
@@ -317,9 +273,9 @@ class HeldOut(Source):
         return [self.run / RECORDS, *of_sources]
 
     def records(self) -> Iterator[Located]:
-        """The records, whose keys have the names of docs/data.md also where the run had --keys.
+        """Yields the records with our names of keys, also where the run had --keys.
 
-        Raises RunError behind the last record if some have gone or changed since the run.
+        Raises RunError after the last record if some are missing or have changed since the run.
         """
         wanted = Counter(held_out_by(self.run, self.place)["held_out"].tolist())
         total, sources = wanted.total(), self.sources()

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import chain, compress
 from typing import NamedTuple
 
 import numpy as np
@@ -27,38 +28,48 @@ class Data(NamedTuple):
     held_out: Sequence[Row]
     counts: Counter  # of `rows`: what was cut or dropped, by reason
     template: str  # the one that `auto` selected; `auto` where it selected several
-    digests: tuple[np.ndarray, np.ndarray]  # record_digests of what is trained on, and held out
+    digests: tuple[np.ndarray, np.ndarray]  # record_digests: of what is trained on, of held_out
 
 
 class Encoded:
-    """R records and what was encoded in their place: E, as many for each. Masks select of the R."""
+    """R records, and E that were encoded in their place: E / R for each record, one behind another.
+
+    A mask is an array of bool that selects some of the R records.
+    """
 
     digests: np.ndarray  # (R, 3), record_digests
     kept: np.ndarray  # (E,) bool: whether a row is left, without pairs of equal responses
-    templates: set[str]  # those that rendered the records
+    compared: np.ndarray  # (E,) pairs, before those of equal responses were dropped
+    notes: Iterable[Sequence[str]]  # E lists: what was cut or dropped
+    templates: set[str]  # names of those that rendered the records
 
     def of_encoded(self, chosen: np.ndarray) -> np.ndarray:
-        """A mask of records, (R,), as one of what was encoded in their place, (E,)."""
+        """Returns a mask of records, (R,), as one of what was encoded in their place, (E,)."""
         return np.repeat(chosen, len(self.kept) // len(self.digests))
 
     def has_row(self) -> np.ndarray:
-        """A mask (R,) of the records of which a row is left."""
+        """Returns a mask (R,) of the records of which a row is left."""
         return self.kept.reshape(len(self.digests), -1).any(axis=1)
 
     def rows(self, chosen: np.ndarray) -> Sequence[Row]:
-        """The rows of the chosen records that are left."""
+        """Returns the rows that are left of the chosen records."""
         raise NotImplementedError
 
     def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
-        """(what was encoded of the chosen records, its pairs, what was cut and dropped by reason).
+        """Returns (how many were encoded for the chosen records, their pairs, their notes counted).
 
         Pairs are counted before those of equal responses are dropped.
         """
-        raise NotImplementedError
+        chosen = self.of_encoded(chosen)
+        notes = chain.from_iterable(compress(self.notes, chosen))
+        return int(chosen.sum()), int(self.compared[chosen].sum()), count_notes(notes)
 
 
 def describe(name: str, source: str, records: int, pairs: int, counts: Counter) -> None:
-    """Prints the counts of one set of records. Raises RunError if no pairs are left of `data`."""
+    """Prints the line of one set of records: its name, source, records, pairs and notes.
+
+    counts: of notes. Raises RunError if `name` is "data" and no pairs are left.
+    """
     if any(reason.startswith(IGNORED) for reason in counts):
         counts = joined(counts)
     notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
@@ -69,9 +80,10 @@ def describe(name: str, source: str, records: int, pairs: int, counts: Counter) 
 
 
 def drop_equal(row: Row) -> tuple[Row | None, list[str]]:
-    """(the row without pairs of equal responses, which teach nothing, or None; its notes).
+    """Returns the row without pairs of equal responses, which teach nothing, and its notes.
 
-    The notes are those of the row and of what was dropped.
+    In place of a row without pairs it is None. A note for each pair that was dropped, or for equal
+    scores, is added to those of the row.
     """
     # One response that is paired with itself is an unpaired record.
     differ = np.array(
@@ -90,7 +102,7 @@ def drop_equal(row: Row) -> tuple[Row | None, list[str]]:
 
 
 def count_notes(notes: Iterable[str]) -> Counter:
-    """How often each note is there. The last two are those of drop_equal, also where they are 0."""
+    """Counts the notes. Those of drop_equal are the last two entries, also where they are 0."""
     counts = Counter(notes)
     for reason in (EQUAL_SCORES, EQUAL_RESPONSES):
         counts[reason] = counts.pop(reason, 0)
@@ -98,14 +110,15 @@ def count_notes(notes: Iterable[str]) -> Counter:
 
 
 def record_digests(records: Sequence[Record]) -> np.ndarray:
-    """The three `hashes` of each record, (R, 3) uint64."""
+    """Returns the three `hashes` of each record, (R, 3) uint64."""
     return np.frombuffer(b"".join(map(hashes, records)), dtype="<u8").reshape(-1, 3)
 
 
 def hashes(record: Record) -> bytes:
-    """Three hashes of 8 bytes: of the prompt; with its responses in any order; of all, with labels.
+    """Returns three hashes of 8 bytes each, one behind the other.
 
-    A hash is the same for two records exactly when what it is of is the same.
+    The first is of the prompt and its tools, the second of these and the responses in any order,
+    the third of these, the order of the responses, the pairs and their values.
     """
     prompt = record.prompt if isinstance(record.prompt, str) else json.dumps(record.prompt)
     if record.tools:  # they are a part of the prompt
@@ -117,11 +130,11 @@ def hashes(record: Record) -> bytes:
 
 
 def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A mask (R,) of the records of `share` of the prompts, whatever the order of the records.
+    """Returns a mask (R,) of the records that are held out: those of `share` of the prompts.
 
-    digests: the hash of the prompt of each record, (R,). The prompts that are held out come first
-    by SplitMix64 (Steele et al. 2014) of the seed and the hash. A share above 0 holds out at least
-    one prompt, and at least one prompt stays.
+    digests: the hash of the prompt of each record, (R,). Prompts are sorted by SplitMix64 (Steele
+    et al. 2014) of the seed and the hash, and the first ones are held out: at least one if share
+    is above 0, and never all. So the order of the records does not matter.
     """
     prompts = np.unique(digests)
     count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
@@ -134,14 +147,17 @@ def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
-    """A hash of the tokens, pairs and values of all rows in order; rows on disk know theirs."""
+    """Returns a hash of the tokens, pairs and values of all rows in order, as 64 digits.
+
+    Rows on disk know theirs without being read.
+    """
     if hasattr(rows, "fingerprint"):
         return rows.fingerprint()
     return hashlib.sha256(b"".join(map(digest, rows))).hexdigest()
 
 
 def digest(row: Row) -> bytes:
-    """16 bytes that differ where two rows differ in tokens, pairs or values of pairs."""
+    """Returns a hash, 16 bytes, of the tokens, pairs and values of a row; its name is left out."""
     hashed = hashlib.blake2b(digest_size=16)
     for part in (row.prompt, *row.responses):
         hashed.update(len(part).to_bytes(4, "little") + part.tobytes())

@@ -33,7 +33,7 @@ PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
 
 
 def resolve_template(template: str, prompt: str | list[dict], tokenizer) -> str:
-    """The template that `auto` selects for this prompt and tokenizer; other names unchanged."""
+    """Returns the template that `auto` selects for this prompt; other names unchanged."""
     auto = "chat" if tokenizer.chat_template else "raw" if is_dialogue(prompt) else "pku"
     return auto if template == "auto" else template
 
@@ -45,7 +45,9 @@ def encode_records(
     template: str,
     date: datetime.date | None = None,
 ) -> list[Row]:
-    """As encode.encode_all, by the template of a name. date: for the chat template; None: today.
+    """Returns the rows of the records, as encode.encode_all does, by the template of a name.
+
+    date: what the chat template may write; None: today.
 
     Raises RunError for a record that the template can't render, or would not show as a whole.
     """
@@ -59,7 +61,7 @@ def encode_records(
 
 
 def with_echoes(record: Record) -> Record:
-    """The record with a note for each response that begins with the words of its prompt."""
+    """Returns the record with a note for each response that begins with the words of its prompt."""
     if is_dialogue(record.prompt):
         return record
     question = messages_of(record.prompt)[-1]["content"].strip()
@@ -70,10 +72,10 @@ def with_echoes(record: Record) -> Record:
 
 
 def prepared(record: Record, tokenizer, template: str, chat_template: ChatTemplate) -> Record:
-    """The record for encode.encode_all, its responses without the template's end of a turn.
+    """Returns the record with responses that do not end with the chat template's end of a turn.
 
-    Its notes name what of its messages is not in the text: further keys, earlier reasoning.
-    Raises RunError for tools, tool calls and reasoning that the templates pku and raw do not show.
+    Its notes name what of its messages is not in the text: further keys, earlier reasoning. Raises
+    RunError for tools, tool calls and reasoning, which the templates pku and raw do not show.
     """
     name = resolve_template(template, record.prompt, tokenizer)
     if name == "chat" and tokenizer.chat_template:
@@ -94,7 +96,7 @@ def prepared(record: Record, tokenizer, template: str, chat_template: ChatTempla
 def render(
     record: Record, tokenizer, template: str, chat_template: ChatTemplate | None = None
 ) -> Text:
-    """The text of a record by the template of a name: an encode.Template.
+    """Returns the text of a record by the template of a name; it is an encode.Template.
 
     chat_template: that of the tokenizer, if it was made before. Raises RunError for a record that
     the template can't render, or does not show as a whole.
@@ -173,7 +175,7 @@ def another_prompt(prompt: str, dialogue: str, tokenizer) -> str:
 
 
 def obstacles(record: Record, messages: list[dict], name: str) -> list[str]:
-    """What the template of a name can't render: the tokenizer, roles, or parts of the record."""
+    """Returns what of the record, or its messages, the template of a name can't render."""
     if name == "chat":
         return ["a tokenizer without a chat template"]
     kinds = ["a list of messages"] if name == "raw" and isinstance(record.prompt, list) else []

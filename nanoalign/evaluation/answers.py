@@ -37,7 +37,7 @@ class Answers:
         return None if self.sampled is None else self.sampled[n][k].ended
 
     def summary(self, max_new_tokens: int) -> str:
-        """How many answers there are, and how many of them sampling stopped."""
+        """A sentence: the number of answers, and of those that were stopped. They are sampled."""
         ended = [answer.ended for answers in self.sampled for answer in answers]
         return (
             f"{len(ended):,} answers, {ended.count(False):,} of them stopped at --max_new_tokens "
@@ -62,12 +62,13 @@ class Sampler:
 def read_given(
     sources: dict[str, str], data: list[str] | None, keys: Sequence[str] = ()
 ) -> tuple[list[Record], dict[str, Answers], int]:
-    """(prompts of a comparison, their answers in files by role, how many prompts were left out).
+    """Returns (prompts, Answers of files by role, number of prompts that were left out).
 
-    sources: of answers, by role. data: sources of prompts; None: the prompts are those of the
-        sources of answers. A prompt that not all sources have is left out. keys: of --keys, for
-        data.
-    A prompt is there once. Raises RunError if no prompt is left.
+    The prompts are those that `data` and all sources of answers have, each once. Prints how many
+    records the sources have.
+    sources: the sources of answers, by role. data: sources of prompts, or None. keys: of --keys,
+        for data.
+    Raises RunError if no prompt is left.
     """
     prompts: dict[str, dict[str, Record]] = {}  # by source, by prompt_key
     given: dict[str, dict[str, list[str]]] = {}  # by role: the answers by prompt_key
@@ -106,14 +107,17 @@ def by_key(records: Sequence[Record]) -> dict[str, Record]:
 
 
 def load_policy(name: str, precision: str, world: World) -> tuple[Policy, object]:
-    """(frozen policy, tokenizer) of a folder, OWNER/NAME or "tiny". Every rank has all of it."""
+    """Loads (frozen policy, tokenizer) of a folder, OWNER/NAME or "tiny".
+
+    Every rank has the whole policy.
+    """
     folder, dtype = local_folder(name), compute_dtype(precision, world.device)
     policy = Policy.load(folder, None, dtype, trainable=False, read=read_slices).to(world.device)
     return policy, load_tokenizer(folder)
 
 
 def load_sampler(name: str, prompts: Sequence[Record], args: Namespace, world: World) -> Sampler:
-    """The policy of a name and its prompts, by the flags of prompts."""
+    """Loads the policy `name`, encodes the prompts for it by the flags, and prints a line."""
     policy, tokenizer = load_policy(name, args.precision, world)
     sampler = sampler_of(
         name, policy, tokenizer, prompts, args.template, args.max_length, args.max_new_tokens
@@ -136,7 +140,10 @@ def sampler_of(
     max_length: int,  # tokens of a prompt
     max_new_tokens: int,
 ) -> Sampler:
-    """A policy and prompts. Raises RunError if a prompt and its answer could be too long for it."""
+    """Encodes the prompts for a policy.
+
+    Raises RunError if the longest prompt and max_new_tokens have more tokens than it has positions.
+    """
     templates = {resolve_template(template, record.prompt, tokenizer) for record in prompts}
     template = templates.pop() if len(templates) == 1 else template
     rows = encode_records(prompts, tokenizer, max_length, template)
@@ -145,7 +152,8 @@ def sampler_of(
     if positions is not None and longest > positions:
         raise RunError(
             f"model '{name}' has {positions} positions, but the longest prompt and "
-            f"--max_new_tokens {max_new_tokens} have {longest} tokens; lower it, or --max_length"
+            f"--max_new_tokens {max_new_tokens} have {longest} tokens; lower one of "
+            "--max_new_tokens and --max_length"
         )
     return Sampler(name, policy, tokenizer, template, rows)
 
@@ -153,19 +161,22 @@ def sampler_of(
 def check_sampler(
     sampler: Sampler, prompts: Sequence[Record], max_length: int, batcher: Batcher
 ) -> None:
-    """Raises RunError if log-probabilities of batches are not those of the policy's own forward."""
+    """Compares the policy's log-probabilities of a batch with those of its own forward.
+
+    Raises RunError where they differ. max_length: tokens of a prompt.
+    """
     rows = encode_records(with_answer(prompts), sampler.tokenizer, max_length, sampler.template)
     batcher.prepare(sampler.policy)
     check_layout(sampler.policy, rows, batcher, f"'{sampler.name}'")
 
 
 def with_answer(prompts: Sequence[Record]) -> list[Record]:
-    """The prompts with an answer, so that a model is checked before hours of sampling."""
+    """Returns the prompts with one short answer each, to check a model before sampling."""
     return [replace(prompt, responses=("I see.",)) for prompt in prompts]
 
 
 def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
-    """The answers of the policy to every prompt. A collective."""
+    """Samples the answers of the policy to every prompt, the same on all ranks. A collective."""
     eos = eos_ids(sampler.policy, sampler.tokenizer)
     sampled = generate(sampler.policy, sampler.rows, eos, settings, world)
     texts = [
@@ -176,22 +187,18 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
 
 
 def share_vocabulary(samplers: Sequence[Sampler]) -> bool:
-    first, *others = (sampler.tokenizer.get_vocab() for sampler in samplers)
-    return all(other == first for other in others)
-
-
-def kl_is_known(samplers: Sequence[Sampler], temperature: float, top_p: float) -> bool:
-    """Whether kl_estimate is unbiased: temperature 1, no top_p, and one vocabulary."""
-    if len(samplers) < 2 or temperature != 1 or top_p != 1:
-        return False
-    return share_vocabulary(samplers)
+    """Whether both models are sampled, and have the same tokens."""
+    vocabularies = [sampler.tokenizer.get_vocab() for sampler in samplers]
+    return len(vocabularies) == 2 and vocabularies[0] == vocabularies[1]
 
 
 def kl_estimate(
     policy: Sampler, baseline: Sampler, answers: Answers, batcher: Batcher
 ) -> dict[str, float]:
-    """KL(policy || baseline), in nats: the mean difference of the log-probabilities of the answers.
+    """Estimates KL(policy || baseline) in nats, as kl_per_answer and kl_per_token. A collective.
 
+    The mean difference of the log-probabilities of the answers by policy and baseline. The estimate
+    is unbiased if the models have one vocabulary.
     answers: of the policy, at temperature 1 without top_p. A stopped answer counts with the tokens
         that it has.
     """

@@ -13,9 +13,9 @@ from nanoalign.records import Record
 
 
 def read_lines() -> Iterator[str]:
-    """Yields the lines of the standard input as they come, except empty ones, until it ends.
+    """Yields the lines of the standard input as they come, until it ends; not those without text.
 
-    Raises RunError if they are not UTF-8.
+    Prints "> " before each on a terminal. Raises RunError for a line that is not UTF-8.
     """
     mark = "> " if sys.stdin.isatty() else ""
     while True:
@@ -40,7 +40,8 @@ def print_answers(
 ) -> None:
     """Samples and prints the answers to one prompt. Must be called in a run of one process.
 
-    Prints a note to stderr if the prompt was cut or an answer reached --max_new_tokens.
+    Prints a note to stderr if the prompt was cut or an answer reached --max_new_tokens. Raises
+    RunError as sampler_of.
     """
     record = Record(prompt, (), (), name="the prompt")
     sampler = sampler_of(

@@ -22,9 +22,9 @@ REWARD = itemgetter("reward")  # of a line
 
 
 def read_candidates(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record]:
-    """The prompts of all sources, with their different responses in the order of the data.
+    """Reads the prompts of all sources, each once, with all different responses to it.
 
-    keys: of --keys.
+    Prompts and responses are in the order of the data. keys: of --keys.
     """
     by_prompt: dict[str, tuple[Record, dict[str, None]]] = {}
     for source in sources:
@@ -39,7 +39,10 @@ def read_candidates(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Re
 
 
 def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
-    """The records of a source: answers beside their prompts, or records of any other format."""
+    """Reads the records of a source: answers beside their prompts, or records of any other format.
+
+    renaming: of --keys, which files of answers ignore.
+    """
     first = next(open_source(source), None)
     raw = {} if first is None else decode(first[3], first[0])
     keys = raw.keys() if isinstance(raw, dict) else set()
@@ -51,7 +54,10 @@ def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
 
 
 def parse_keep(words: Sequence[str] | None) -> float | str | None:
-    """--keep best, or --keep above X: "best", X, or None for all. Raises RunError for others."""
+    """Returns "best" for --keep best, X for --keep above X, and None (all) without the flag.
+
+    Raises RunError for other words.
+    """
     if words in (None, ["best"]):
         return words and "best"
     try:
@@ -65,10 +71,11 @@ def parse_keep(words: Sequence[str] | None) -> float | str | None:
 def scored_lines(
     prompts: Sequence[Record], rewards: dict[str, list[list[float]]]
 ) -> list[list[dict]]:
-    """A line for each response, by prompt: prompt, completion, reward.
+    """The lines of the output, [prompt][response]: prompt, completion, reward.
 
-    rewards: by preference of the model, of each prompt's responses. `reward` is the first one's;
-        where there are several, `rewards` has all.
+    A prompt with tools has them in its lines. With several preferences `reward` is that of the
+    first, and `rewards` has all by name.
+    rewards: by preference, those of each prompt's responses, [prompt][response].
     """
     names = list(rewards)
     return [
@@ -83,9 +90,9 @@ def scored_lines(
 
 
 def kept(lines: Sequence[Sequence[dict]], keep: float | str | None) -> list[dict]:
-    """The lines that --keep selects: the best one of each prompt, or all whose reward is larger.
+    """The lines that --keep selects: the best one of each prompt, those above a reward, or all.
 
-    Of equal rewards the first is the best. keep: see parse_keep.
+    Of equal rewards the first is the best. keep: what parse_keep returns.
     """
     if keep == "best":
         return [max(of_prompt, key=REWARD) for of_prompt in lines]
@@ -95,9 +102,10 @@ def kept(lines: Sequence[Sequence[dict]], keep: float | str | None) -> list[dict
 
 
 def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
-    """The best response to each prompt beside its worst, with the difference of rewards as margin.
+    """Preference records of the best and the worst response to each prompt.
 
-    Prompts whose responses all have one reward have none.
+    The margin of a record is the difference of their rewards. A prompt whose responses all have one
+    reward has no record.
     """
     pairs = []
     for of_prompt in lines:
@@ -110,7 +118,10 @@ def pairs_of(lines: Sequence[Sequence[dict]]) -> list[dict]:
 
 
 def quantiles(lines: Sequence[Sequence[dict]], chosen: Sequence[dict]) -> dict[str, Figures]:
-    """Number, mean and quantiles of the rewards of all responses, and of those that are kept."""
+    """Number, mean and quantiles of the rewards of "all" responses, and of those that are "kept".
+
+    Without a response the number alone. lines: [prompt][response]. chosen: the lines that are kept.
+    """
     everything = [line for of_prompt in lines for line in of_prompt]
     figures: dict[str, Figures] = {}
     for name, selected in (("all", everything), ("kept", chosen)):

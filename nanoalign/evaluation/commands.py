@@ -56,19 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reward model and data")
     add = group.add_argument
-    add(
-        "--data",
-        nargs="+",
-        default=[f"{name}=tiny:test:{name}" for name in SOURCES],
-        metavar="NAME=SOURCE",
-        help="preference pairs, a subset each: docs/data.md",
-    )
+    tiny = [f"{name}=tiny:test:{name}" for name in SOURCES]
+    text = "preference pairs, a subset each: docs/data.md"
+    add("--data", nargs="+", default=tiny, metavar="NAME=SOURCE", help=text)
     add("--cases", type=number(int, 0), default=5, help="pairs of each kind in cases.md")
-    add(
-        "--preference",
-        choices=PREFERENCES,
-        help="the label of PKU-SafeRLHF that orders a pair; default: each that the model has",
-    )
+    text = "the label of PKU-SafeRLHF that orders a pair; default: each that the model has"
+    add("--preference", choices=PREFERENCES, help=text)
     add_reward_model_arguments(parser, group)
     add_out_argument(group, "runs/rm_eval")
 
@@ -76,29 +69,22 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reward model and responses")
     add = group.add_argument
-    add(
-        "--data",
-        nargs="+",
-        metavar="SOURCE",
-        help="prompts with responses, in records of any format: docs/data.md",
-    )
+    text = "prompts with responses, in records of any format: docs/data.md"
+    add("--data", nargs="+", metavar="SOURCE", help=text)
     add("--prompt", metavar="TEXT", help="one prompt, in place of --data")
     add("--response", nargs="+", metavar="TEXT", help="responses to --prompt")
     add_reward_model_arguments(parser, group)
-    add(
-        "--keep",
-        nargs="+",
-        metavar="WORD",
-        help="best: the best response to each prompt; above NUMBER: all whose reward is larger; "
-        "default: all",
+    text = (
+        "best: the best response to each prompt; above NUMBER: all whose reward is larger; "
+        "default: all"
     )
+    add("--keep", nargs="+", metavar="WORD", help=text)
     add("--out", metavar="FILE", help="write what is kept to this new .jsonl file; default: none")
-    add(
-        "--pairs_out",
-        metavar="FILE",
-        help="write the best and the worst response to each prompt as pairs to this new .jsonl "
-        "file; default: none",
+    text = (
+        "write the best and the worst response to each prompt as pairs to this new .jsonl file; "
+        "default: none"
     )
+    add("--pairs_out", metavar="FILE", help=text)
 
 
 def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,61 +93,47 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the policy to evaluate: a model folder, OWNER/NAME on the Hub, or 'tiny'; default: "
     add("--policy", help=f"{text}{POLICY}")
     add("--baseline", help="the model to compare it with; same forms; default: tiny")
-    add(
-        "--policy_answers",
-        metavar="SOURCE",
-        help="data source of prompts with ready answers, used in place of sampling --policy; only "
-        "prompts that --data (if given) and all answer files contain are compared",
+    text = (
+        "data source of prompts with ready answers, used in place of sampling --policy; only "
+        "prompts that --data (if given) and all answer files contain are compared"
     )
+    add("--policy_answers", metavar="SOURCE", help=text)
     add("--baseline_answers", metavar="SOURCE", help="the same for the baseline")
     add("--reward", default=REWARD_MODEL, help="the reward model that scores the answers")
-    add(
-        "--data",
-        nargs="+",
-        metavar="SOURCE",
-        help="prompts, alone or in preference records; default: the prompts of the given answers, "
-        "else tiny:test",
+    text = (
+        "prompts, alone or in preference records; default: the prompts of the given answers, "
+        "else tiny:test"
     )
+    add("--data", nargs="+", metavar="SOURCE", help=text)
     add_keys_argument(add)
     add_prompt_arguments(group)
-    add(
-        "--reward_template",
-        choices=TEMPLATES,
-        help="template with which the reward model was trained; give it to allow a template other "
-        "than that of the policies; default: that of its training, which must equal theirs",
+    text = (
+        "template with which the reward model was trained; give it to allow a template other "
+        "than that of the policies; default: that of its training, which must equal theirs"
     )
-    add(
-        "--reward_max_length",
-        type=number(int, 2),
-        help="maximum tokens of prompt plus answer for the reward model; default: the value of its "
-        "training (1024 if unknown)",
+    add("--reward_template", choices=TEMPLATES, help=text)
+    text = (
+        "maximum tokens of prompt plus answer for the reward model; default: the value of its "
+        "training (1024 if unknown)"
     )
+    add("--reward_max_length", type=number(int, 2), help=text)
     add_combine_argument(group, "required if the model has several")
     add_out_argument(group, "runs/dpo_eval")
-    add(
-        "--pairs_out",
-        metavar="FILE",
-        help="write the policy's best and worst answer to each prompt as pairs to this new .jsonl "
-        "file; needs --samples 2 or more, or --policy_answers; default: none",
+    text = (
+        "write the policy's best and worst answer to each prompt as pairs to this new .jsonl "
+        "file; needs --samples 2 or more, or --policy_answers; default: none"
     )
+    add("--pairs_out", metavar="FILE", help=text)
     sampling = parser.add_argument_group("sampling")
     add_sampling_arguments(sampling)
-    sampling.add_argument(
-        "--batch_size",
-        type=number(int, 1),
-        default=64,
-        help="answers that each rank samples at a time",
-    )
+    text = "answers that each rank samples at a time"
+    sampling.add_argument("--batch_size", type=number(int, 1), default=64, help=text)
     add_machine_arguments(parser)
 
 
 def add_frontier_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "results",
-        nargs="+",
-        metavar="FOLDER",
-        help="results of evaluate.py policy, all with one baseline, reward model and data",
-    )
+    text = "results of evaluate.py policy, all with one baseline, reward model and data"
+    parser.add_argument("results", nargs="+", metavar="FOLDER", help=text)
     add_out_argument(parser, "runs/frontier")
 
 
@@ -178,22 +150,19 @@ def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
 def add_reward_model_arguments(
     parser: argparse.ArgumentParser, group: argparse._ActionsContainer
 ) -> None:
-    """Adds the flags of the reward model of rm and score, of its reading, and of the machine."""
+    """Adds the flags that rm and score share: of the reward model to `group`, of the machine."""
     add = group.add_argument
     add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
     add_keys_argument(add)
     add("--template", choices=TEMPLATES, help="how a prompt becomes text; default: as in training")
-    add(
-        "--max_length",
-        type=number(int, 2),
-        help="maximum tokens of a prompt plus one response; default: the value of its training",
-    )
+    text = "maximum tokens of a prompt plus one response; default: the value of its training"
+    add("--max_length", type=number(int, 2), help=text)
     add_combine_argument(group)
     add_machine_arguments(parser)
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of how a model is computed."""
+    """Adds the flags of how the forwards of a model are computed."""
     add_forward_arguments(parser.add_argument_group("machine"))
     packed.add_arguments(parser)
 
@@ -201,56 +170,37 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prompt_arguments(group: argparse._ActionsContainer) -> None:
     """Adds the flags of how a policy reads prompts."""
     group.add_argument("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
-    group.add_argument(
-        "--max_length",
-        type=number(int, 2),
-        default=1024,
-        help="maximum tokens of a prompt; a longer one loses its beginning",
-    )
+    text = "maximum tokens of a prompt; a longer one loses its beginning"
+    group.add_argument("--max_length", type=number(int, 2), default=1024, help=text)
 
 
 def add_sampling_arguments(group: argparse._ActionsContainer) -> None:
     """Adds the flags of how answers are drawn: the fields of generation.Sampling."""
     add, count = group.add_argument, number(int, 1)
-    add(
-        "--temperature",
-        type=number(float, 0),
-        default=1.0,
-        help="divides the logits; 0: always the most probable token",
+    text = "divides the logits; 0: always the most probable token"
+    add("--temperature", type=number(float, 0), default=1.0, help=text)
+    text = (
+        "sample only from the smallest set of most probable tokens whose total probability "
+        "reaches this value"
     )
-    add(
-        "--top_p",
-        type=positive,
-        default=1.0,
-        help="sample only from the smallest set of most probable tokens whose total probability "
-        "reaches this value",
-    )
-    add(
-        "--max_new_tokens",
-        type=count,
-        default=256,
-        help="maximum tokens of an answer, at which sampling stops",
-    )
+    add("--top_p", type=positive, default=1.0, help=text)
+    text = "maximum tokens of an answer, at which sampling stops"
+    add("--max_new_tokens", type=count, default=256, help=text)
     add("--samples", type=count, default=1, help="answers to each prompt")
     add("--seed", type=number(int, 0), default=0, help="random seed for sampling")
 
 
 def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:
-    group.add_argument(
-        "--out", default=default, help="folder of the results; replaces older results in it"
-    )
+    text = "folder of the results; replaces older results in it"
+    group.add_argument("--out", default=default, help=text)
 
 
 def add_combine_argument(
     group: argparse._ActionsContainer, default: str = "default: each reward by itself"
 ) -> None:
-    group.add_argument(
-        "--combine",
-        nargs="+",
-        type=weight_by_name,
-        metavar="NAME=WEIGHT",
-        help=f"weights of the reward model's preferences in one weighted sum; {default}",
-    )
+    add, metavar = group.add_argument, "NAME=WEIGHT"
+    text = f"weights of the reward model's preferences in one weighted sum; {default}"
+    add("--combine", nargs="+", type=weight_by_name, metavar=metavar, help=text)
 
 
 def weight_by_name(text: str) -> tuple[str, float]:
@@ -266,7 +216,7 @@ def weight_by_name(text: str) -> tuple[str, float]:
 
 
 def policy_defaults(args: Namespace) -> dict:
-    """The values of `evaluate.py policy` that depend on its other flags."""
+    """Default values of flags of `evaluate.py policy` by its other flags; {} for other commands."""
     if args.command != "policy":
         return {}
     return {
@@ -276,76 +226,53 @@ def policy_defaults(args: Namespace) -> dict:
     }
 
 
-Rules = list[tuple[bool, str]]  # (whether the flags break a rule, what is wrong)
-
-
 def refusal(args: Namespace) -> str | None:
     """What is wrong with the flags of a command; None if nothing is."""
-    rules = [rule for rules_of in RULES.get(args.command, ()) for rule in rules_of(args)]
-    return next((text for is_broken, text in rules if is_broken), None)
+    names = [name for name, _ in getattr(args, "combine", None) or ()]
+    if len(set(names)) < len(names):
+        return "--combine has a preference twice; give each one weight"
+    if args.command == "score":
+        return refusal_of_score(args)
+    if args.command in ("policy", "ask"):
+        return refusal_of_sampling(args)
+    return None
 
 
-def rules_of_combine(args: Namespace) -> Rules:
-    names = [name for name, _ in args.combine or ()]
-    twice = len(set(names)) < len(names)
-    return [(twice, "--combine has a preference twice; give each one weight")]
+def refusal_of_score(args: Namespace) -> str | None:
+    if (args.data is None) == (args.prompt is None):
+        return "give either --data, or --prompt and --response"
+    if (args.prompt is None) != (args.response is None):
+        return "--prompt and --response belong together; give both"
+    return None
 
 
-def rules_of_score(args: Namespace) -> Rules:
-    return [
-        (
-            (args.data is None) == (args.prompt is None),
-            "give either --data, or --prompt and --response",
-        ),
-        (
-            (args.prompt is None) != (args.response is None),
-            "--prompt and --response belong together; give both",
-        ),
-    ]
-
-
-def rules_of_sampling(args: Namespace) -> Rules:
-    samples = args.command == "ask" or args.policy or args.baseline
-    return [
-        (
-            0 < args.temperature < 1e-3,
-            f"--temperature {args.temperature:g}: give 0, or 0.001 and more",
-        ),
-        (args.top_p > 1, f"--top_p {args.top_p:g} is a probability; give 1 or less"),
-        (
-            bool(samples) and args.temperature == 0 and args.samples > 1,
+def refusal_of_sampling(args: Namespace) -> str | None:
+    """What is wrong with the flags of policy or ask."""
+    if 0 < args.temperature < 1e-3:
+        return f"--temperature {args.temperature:g}: give 0, or 0.001 and more"
+    if args.top_p > 1:
+        return f"--top_p {args.top_p:g} is a probability; give 1 or less"
+    is_sampled = args.command == "ask" or args.policy or args.baseline
+    if is_sampled and args.temperature == 0 and args.samples > 1:
+        return (
             f"with --temperature 0 all --samples {args.samples} of a prompt are the same; give 1, "
-            "or another temperature",
-        ),
-    ]
-
-
-def rules_of_policy(args: Namespace) -> Rules:
-    twice = [
-        (
-            None not in (getattr(args, role), getattr(args, f"{role}_answers")),
-            f"--{role} and --{role}_answers both give the answers of the {role}; give one",
+            "or another temperature"
         )
-        for role in ("policy", "baseline")
-    ]
-    return [
-        *twice,
-        (
-            args.samples > 1 and not (args.policy or args.baseline),
+    return refusal_of_policy(args) if args.command == "policy" else None
+
+
+def refusal_of_policy(args: Namespace) -> str | None:
+    for role in ("policy", "baseline"):
+        if None not in (getattr(args, role), getattr(args, f"{role}_answers")):
+            return f"--{role} and --{role}_answers both give the answers of the {role}; give one"
+    if args.samples > 1 and not (args.policy or args.baseline):
+        return (
             f"--samples {args.samples} samples answers, but both files have theirs, which are all "
-            "compared; leave it out",
-        ),
-        (
-            args.pairs_out is not None and bool(args.policy) and args.samples < 2,
+            "compared; leave it out"
+        )
+    if args.pairs_out is not None and args.policy and args.samples < 2:
+        return (
             f"--pairs_out compares the answers to a prompt; --samples is {args.samples}, give 2 or "
-            "more",
-        ),
-    ]
-
-
-RULES = {
-    "rm": (rules_of_combine,),
-    "policy": (rules_of_combine, rules_of_sampling, rules_of_policy),
-    "score": (rules_of_combine, rules_of_score),
-    "ask": (rules_of_sampling,),
-}
+            "more"
+        )
+    return None

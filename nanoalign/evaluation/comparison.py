@@ -9,7 +9,7 @@ Shapes: N prompts, P pairs of answers, one of the policy and one of the baseline
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -27,21 +27,19 @@ from nanoalign.evaluation.statistics import (
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """An answer and its reward.
-
-    Tokens are those of the whole answer, with its EOS: as sampled, if both models sampled with one
-    vocabulary, else by the tokenizer of the reward model.
-    """
+    """An answer and its reward."""
 
     answer: str
     score: float  # its reward
+    # Of the whole answer, with its EOS: as sampled, if both models were sampled with one
+    # vocabulary, else by the tokenizer of the reward model.
     tokens: int
-    ended: bool | None  # False: sampling stopped at --max_new_tokens; None: it was made elsewhere
-    read_share: float  # of its tokens: what the reward model read of it
+    ended: bool | None  # False: sampling stopped at --max_new_tokens; None: not known, of a file
+    read_share: float  # the share of its tokens that the reward model read
 
     @property
     def cut(self) -> bool:
-        """Whether its max_length let the reward model read only the beginning of the answer."""
+        """Whether the reward model read only the beginning of the answer, by its max_length."""
         return self.read_share < 1
 
 
@@ -73,19 +71,9 @@ class Compared:
 
 
 def answer_lines(compared: Sequence[Compared]) -> list[dict]:
-    """The lines of answers.jsonl: one an answer."""
+    """The lines of answers.jsonl, one per answer: the fields of Judged, and whose answer it is."""
     return [
-        {
-            "id": case.id,
-            "prompt": case.prompt,
-            "side": role,
-            "answer": x.answer,
-            "score": x.score,
-            "tokens": x.tokens,
-            "ended": x.ended,
-            "cut": x.cut,
-            "read_share": x.read_share,
-        }
+        {"id": case.id, "prompt": case.prompt, "side": role, **asdict(x), "cut": x.cut}
         for case in compared
         for role in ROLES
         for x in case.answers(role)
@@ -95,13 +83,13 @@ def answer_lines(compared: Sequence[Compared]) -> list[dict]:
 def comparison_metrics(
     compared: Sequence[Compared], max_length: int, truth: TrueRule | None = None
 ) -> Figures:
-    """The figures of a comparison. max_length: of the reward model.
+    """The figures of a comparison: those of `pair_metrics`, and of answers that were cut.
 
-    truth: a rule that judges the answers beside the reward model, if it knows all prompts.
-
-    policy_cut_count is the number of the policy's answers of which the reward model read only the
-    beginning, policy_cut_share their share. If there are such answers of either model,
-    "without_cut" has the figures of the pairs without one: see `without_cut`.
+    max_length: of the reward model. truth: also judges the answers, if it knows all prompts.
+    policy_cut_count is the number of the policy's answers that are cut, policy_cut_share the mean
+    over prompts of their share; the same for the baseline. If any answer is cut, "without_cut" has
+    `pair_metrics` of what the function `without_cut` returns, or 0 pairs and prompts if that is
+    nothing.
     """
     figures = pair_metrics(compared, truth) | {"reward_max_length": max_length}
     for role in ROLES:
@@ -116,7 +104,7 @@ def comparison_metrics(
 
 
 def without_cut(compared: Sequence[Compared]) -> list[Compared]:
-    """Without the answers that were cut, and without the prompts that then lack one side."""
+    """Returns the comparisons without cut answers, and without prompts that then lack one side."""
     whole = [
         replace(case, **{r: tuple(x for x in case.answers(r) if not x.cut) for r in ROLES})
         for case in compared
@@ -127,18 +115,17 @@ def without_cut(compared: Sequence[Compared]) -> list[Compared]:
 def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) -> Figures:
     """The figures that depend on pairs.
 
-    wins, losses and ties count pairs; win_rate counts a tie as half a win, and each prompt as one;
-    its 95 % interval is that of statistics.prompt_interval. length_controlled_win_rate is the
-    function of that name. The shares of answers that ended with EOS are None where that is not
-    known. The figures with "true" are those of `true_metrics`.
+    wins, losses and ties count pairs. win_rate counts a tie as half a win and each prompt as one;
+    its 95 % interval is that of statistics.prompt_interval. length_controlled_win_rate is computed
+    by the function of that name. policy_ended_share and baseline_ended_share are None if it is not
+    known how an answer ended. The figures of `true_metrics` are there if truth knows all prompts.
     """
     won, weights = won_pairs(compared)
     longer = np.concatenate([case.longer().ravel() for case in compared])  # (P,)
-    pairs = [len(case.policy) * len(case.baseline) for case in compared]  # (N,)
     policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
     policy_tokens, baseline_tokens = (mean_of(compared, role, lambda x: x.tokens) for role in ROLES)
     figures = {
-        "pairs": sum(pairs),
+        "pairs": len(won),
         "prompts": len(compared),
         "policy_mean": policy,
         "baseline_mean": baseline,
@@ -162,32 +149,31 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
 
 
 def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, float]:
-    """Means and win rates by a true rule, in place of the reward model. It knows all prompts."""
+    """Mean rewards and win rates by the true rule in place of the reward model.
+
+    truth: must know all prompts.
+    """
     rule = truth.rewards["better"]
-    truly = [
-        replace(
-            case,
-            **{
-                role: tuple(
-                    replace(x, score=rule(case.prompt, x.answer)) for x in case.answers(role)
-                )
-                for role in ROLES
-            },
-        )
-        for case in compared
-    ]
+
+    def by_rule(case: Compared, role: str) -> tuple[Judged, ...]:
+        return tuple(replace(x, score=rule(case.prompt, x.answer)) for x in case.answers(role))
+
+    truly = [replace(case, **{role: by_rule(case, role) for role in ROLES}) for case in compared]
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
     return means | win_rate_figures("true_", truly)
 
 
 def won_pairs(compared: Sequence[Compared]) -> tuple[np.ndarray, np.ndarray]:
-    """(win_shares of all pairs (P,), their weights (P,), together 1 a prompt)."""
+    """Returns (win_shares of all pairs, their weights): (P,) each; a prompt's weights sum to 1."""
     won = [win_shares(case.margins()).ravel() for case in compared]
     return np.concatenate(won), np.concatenate([np.full(len(x), 1 / len(x)) for x in won])
 
 
 def win_rate_figures(judge: str, compared: Sequence[Compared]) -> dict[str, float]:
-    """The mean of the win rates of the prompts, with its interval. judge: "" or "true_"."""
+    """The mean over prompts of their win rate, and the ends of its 95 % interval.
+
+    judge: what the names of the three figures begin with, "" or "true_".
+    """
     won, weights = won_pairs(compared)
     prompts = [n for n, case in enumerate(compared) for _ in range(case.margins().size)]
     low, high = prompt_interval(won, prompts, weights)
@@ -197,14 +183,14 @@ def win_rate_figures(judge: str, compared: Sequence[Compared]) -> dict[str, floa
 
 
 def mean_of(compared: Sequence[Compared], role: str, value: Callable[[Judged], float]) -> float:
-    """The mean over prompts of the mean over one model's answers to a prompt."""
+    """The mean over prompts of the mean of a value over the answers of one role to a prompt."""
     return float(np.mean([np.mean([value(x) for x in case.answers(role)]) for case in compared]))
 
 
 def ended_share(compared: Sequence[Compared], role: str) -> float | None:
-    """Computes the mean over prompts of the share of a model's answers that ended with EOS.
+    """Returns the mean over prompts of the share of a role's answers that ended with EOS.
 
-    Returns None if this is unknown for any answer, as for answers from a file.
+    Returns None if that is unknown for any answer, as for answers from a file.
     """
     known = all(x.ended is not None for case in compared for x in case.answers(role))
     return mean_of(compared, role, lambda x: x.ended) if known else None
@@ -213,13 +199,14 @@ def ended_share(compared: Sequence[Compared], role: str) -> float | None:
 def best_of_n(
     compared: Sequence[Compared], truth: TrueRule | None = None
 ) -> list[dict[str, float]]:
-    """What taking the answer of the largest reward among n samples of the policy gains, by n.
+    """The lines of best_of_n.jsonl: what the answer of the largest reward among n samples gains.
 
-    A line for each n, up to the smallest number of the policy's answers to a prompt. n; kl, in nats
-    an answer: log n - (n - 1) / n, a bound of the KL of best-of-n sampling from the policy (Beirami
-    et al. 2024, arXiv 2401.01879) that is often taken as its value (Gao et al. 2022, 2210.10760);
-    reward: the mean over prompts of the expected reward of the best of n; true_reward: the mean of
-    the true rewards of the same answers, if `truth` knows all prompts.
+    A line for each n from 1 to the smallest number of the policy's answers to a prompt, with n and:
+    kl: log n - (n - 1) / n, in nats an answer, a bound of the KL of best-of-n sampling from the
+        policy (Beirami et al. 2024, arXiv 2401.01879) that is often taken as its value (Gao et al.
+        2022, arXiv 2210.10760).
+    reward: the mean over prompts of the expected reward of the best of n answers.
+    true_reward: the same mean of the true rewards of these answers, if `truth` knows all prompts.
     """
     answers = [sorted(case.policy, key=lambda x: x.score) for case in compared]
     rewards = {"reward": [np.array([x.score for x in ranked]) for ranked in answers]}
@@ -242,8 +229,8 @@ def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]
     """Preference records of the policy's answers: the best and the worst answer to each prompt.
 
     Answers that sampling stopped are left out, because training would append an EOS to them, and so
-    are answers that the reward model read only in part, because their reward is not that of the
-    text. A prompt without two different answers of different reward has no record.
+    are empty answers, and cut ones, because their reward is not that of the whole text. A prompt
+    without two different answers of different reward has no record.
     """
     records = []
     for case in compared:

@@ -13,10 +13,11 @@ RESULTS = {
 
 
 def conclusion(figures: Figures) -> str:
-    """The result in one sentence. A difference counts if its 95 % intervals exclude 1/2.
+    """The result in one sentence: the policy is better, worse, or within chance.
 
-    Where the figures include those of the true rule of the embedded world, and these differ from
-    those of the reward model, the sentence is about the difference.
+    It is better or worse if the 95 % interval of its win rate excludes 1/2. If the figures include
+    those of the true rule of the embedded world, and by them the result is another, the sentence
+    says instead that the two do not agree.
     """
     wins = f"by the reward model it wins {share(figures, 'win_rate')} of {_comparisons(figures)}"
     by_model = _better(figures, "")
@@ -29,7 +30,10 @@ def conclusion(figures: Figures) -> str:
 
 
 def caution(figures: Figures) -> str | None:
-    """What the result rests on where the reward model read only the beginning of answers."""
+    """How many answers the reward model read only in part, and the result without them.
+
+    None if there are none.
+    """
     cut = [
         f"{figures[f'{role}_cut_count']:,} of the {role}'s {figures[f'{role}_answers']:,} answers"
         for role in ROLES
@@ -68,9 +72,9 @@ def _better(figures: Figures, judge: str) -> int:
 
 
 def figure_rows(figures: Figures) -> list[list[str]]:
-    """The figures as text: [name, value], where answers were cut [name, value, value without them].
+    """The figures as text: rows of [name, value].
 
-    In the latter case the first row names the columns.
+    If answers were cut, rows of [name, value, value without cut answers], after a row of headings.
     """
     values = {name: value for name, value in figures.items() if name != "without_cut"}
     columns, heads = [values], []

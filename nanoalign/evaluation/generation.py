@@ -7,7 +7,6 @@ Shapes: B answers of a batch, T tokens of the longest prompt, V vocabulary.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -38,10 +37,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One sampled response: its tokens, and the EOS that ended it; None if sampling stopped."""
+    """One sampled response."""
 
-    tokens: tuple[int, ...]
-    end: int | None
+    tokens: tuple[int, ...]  # without the EOS
+    end: int | None  # the id of the EOS that ended it; None: sampling stopped at max_new_tokens
 
     @property
     def ended(self) -> bool:
@@ -54,14 +53,14 @@ class Answer:
 
 
 def eos_ids(policy: Policy, tokenizer) -> set[int]:
-    """Ids that end an answer: the tokenizer's EOS, and those of the generation config."""
+    """The ids that end an answer: the tokenizer's EOS, and those of the generation config."""
     configured = getattr(policy.model.generation_config, "eos_token_id", None)
     configured = configured if isinstance(configured, list) else [configured]
     return {i for i in (tokenizer.eos_token_id, *configured) if i is not None}
 
 
 def next_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
-    """A token per row, by inversion: logits (B, V), uniform (B,) in [0, 1) -> (B,).
+    """Draws a token per row by inversion: logits (B, V), uniform (B,) in [0, 1) -> ids (B,).
 
     Tokens are ordered by their probability, and the first that together reach top_p are kept
     (Holtzman et al. 2020, arXiv 1904.09751, section 3.1). Among these, the first token at which the
@@ -83,17 +82,12 @@ def next_tokens(logits: Tensor, uniform: Tensor, temperature: float, top_p: floa
 def generate(
     policy: Policy, rows: Sequence[Row], eos: Collection[int], sampling: Sampling, world: World
 ) -> list[list[Answer]]:
-    """`sampling.samples` answers to the prompt of every row, the same on all ranks. A collective.
+    """Samples `sampling.samples` answers to the prompt of every row: [row][answer]. A collective.
 
-    eos: the ids that end an answer. A prompt that occurs again gets other answers.
+    The answers are the same on all ranks. eos: the ids that end an answer.
     """
     wanted = [(i, k) for i in range(len(rows)) for k in range(sampling.samples)]
     wanted.sort(key=lambda ik: -len(rows[ik[0]].prompt))  # similar lengths together
-    seen: Counter = Counter()
-    earlier = []  # of each row: how many rows before it have the same prompt
-    for row in rows:
-        earlier.append(seen[row.prompt.tobytes()])
-        seen[row.prompt.tobytes()] += 1
     size = sampling.batch_size
     batcher = [wanted[start : start + size] for start in range(0, len(wanted), size)]
     sampled: dict[tuple[int, int], Answer] = {}
@@ -101,9 +95,7 @@ def generate(
     shown = world.is_main and len(share) > 1
     with progress_bar(len(share), "batch", shown, desc="sampling") as progress:
         for batch in share:
-            uniform = [
-                _uniform(rows[i], earlier[i] * sampling.samples + k, sampling) for i, k in batch
-            ]
+            uniform = [_uniform(rows[i], k, sampling) for i, k in batch]
             drawn = _sample(policy, [rows[i] for i, _ in batch], uniform, eos, sampling, world)
             sampled |= dict(zip(batch, drawn, strict=True))
             progress.update()
@@ -114,7 +106,7 @@ def generate(
 def _uniform(row: Row, number: int, sampling: Sampling) -> np.ndarray:
     """(max_new_tokens,) random numbers in [0, 1), which depend on prompt, seed and number alone.
 
-    number: of the answer, from 0; it counts on over rows that have the same prompt.
+    number: that of the answer among those to its prompt, from 0.
     """
     digest = hashlib.sha256(row.prompt.astype("<i4").tobytes()).digest()
     key = np.frombuffer(digest, dtype="<u4").tolist()
@@ -129,7 +121,10 @@ def _sample(
     sampling: Sampling,
     world: World,
 ) -> list[Answer]:
-    """One answer to the prompt of each row. uniform: the random numbers of each."""
+    """Samples one answer to the prompt of each row.
+
+    uniform: for each row (max_new_tokens,) random numbers in [0, 1).
+    """
     width = max(len(row.prompt) for row in rows)
     tokens, mask = np.zeros((2, len(rows), width), dtype=np.int64)
     for n, row in enumerate(rows):  # padded on the left, so that all answers begin at one place
@@ -175,11 +170,11 @@ def _sample(
 
 
 def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
-    """The text of a sampled response, without special tokens, with a space that it begins with.
+    """The text of a sampled response without special tokens; a space at its beginning stays.
 
-    If white space alone follows the last special token, it is removed: a chat template ends a turn
-    with both. A SentencePiece tokenizer removes the first space of a text, so the tokens are
-    decoded behind a newline.
+    White space behind the last special token is removed if nothing else follows, because a chat
+    template ends a turn with such a token and white space. A SentencePiece tokenizer removes the
+    first space of a text, so the tokens are decoded behind a newline.
     """
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))

@@ -2,60 +2,36 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
 from nanoalign.batch import Row
-from nanoalign.distributed import compute_dtype, print0
+from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answers import ROLES, Answers, Sampler, with_answer
 from nanoalign.evaluation.comparison import Compared, Judged
-from nanoalign.evaluation.scoring import (
-    Encoded,
-    check_encoded,
-    encode_for,
-    lengths_of,
-    load_reward_model,
-    score_encoded,
-    views,
-)
+from nanoalign.evaluation.scoring import Encoded, Judge, View, load_reward_model, views
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.records import Record
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
-from nanoalign.weights.folders import load_tokenizer, local_folder
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """A reward model, its tokenizer, and how it reads answers."""
-
-    name: str
-    model: Mixed
-    tokenizer: object
-    shares: dict[str, float]  # what the reward of each preference is multiplied by
-    rule: tuple[str, int]  # template, max_length
 
 
 def load_judge(
     prompts: Sequence[Record], samplers: Sequence[Sampler], batcher: Batcher, args: Namespace
 ) -> Judge:
-    """Loads the judge of --reward.
+    """Loads the judge of --reward, and checks it before anything is sampled.
 
-    Raises RunError before anything is sampled if the model can't be loaded, or can't read every
-    prompt with an answer.
+    Raises RunError if the model can't be loaded, can't read every prompt with an answer, or has
+    fewer positions than its max_length; and as view_for and rule_for.
     """
-    folder, world = local_folder(args.reward), batcher.world
-    model = load_reward_model(folder, world, compute_dtype(args.precision, world.device))
-    shares = shares_of(model, args.reward, args.combine)
-    rule = rule_for(model, samplers, args)
-    judge = Judge(args.reward, Mixed(model, shares), load_tokenizer(folder), shares, rule)
-    batcher.prepare(model)
-    encoded = encode_for(model, shares, with_answer(prompts), judge.tokenizer, rule)
-    check_encoded(judge.model, encoded, batcher, f"--reward {judge.name}")
+    model, tokenizer = load_reward_model(args.reward, args.precision, batcher)
+    view, rule = view_for(model, args), rule_for(model, samplers, args)
+    judge = Judge(args.reward, Mixed(model, view.shares), tokenizer, view, rule, batcher)
+    judge.check(judge.encode(with_answer(prompts)))
     positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and rule[1] > positions:
         raise RunError(
@@ -65,25 +41,27 @@ def load_judge(
     return judge
 
 
-def shares_of(
-    model: RewardModel, name: str, combine: list[tuple[str, float]] | None
-) -> dict[str, float]:
-    """The factor of each preference. Raises RunError if there are several and no --combine."""
-    first, *others = views(model, combine and combine[0][0], combine)
+def view_for(model: RewardModel, args: Namespace) -> View:
+    """The one reward by which answers are compared: of --combine, or of the one preference.
+
+    Raises RunError if the model has several preferences and --combine is not given.
+    """
+    first, *others = views(model, args.combine and args.combine[0][0], args.combine)
     if others:
         names = [view.name for view in (first, *others)]
         raise RunError(
-            f"reward model '{name}' has the preferences {', '.join(names)}; give the factor of "
-            f"each that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
+            f"reward model '{args.reward}' has the preferences {', '.join(names)}; give the factor "
+            f"of each that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
         )
-    return first.shares
+    return first
 
 
 def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -> tuple[str, int]:
     """Returns (template, max_length) by which the judge reads answers: those of its training.
 
     A reward model of another program, which has no rule, gets the template of the policies.
-    Raises RunError if its template is not that of the policies, unless --reward_template is given.
+    Raises RunError if its template is not that of the policies, unless --reward_template is given,
+    and as scoring_rule.
     """
     template, max_length = scoring_rule(
         model, args.reward, args.reward_template, args.reward_max_length, "reward_"
@@ -107,11 +85,11 @@ def compare(
     prompts: Sequence[Record],
     answers: dict[str, Answers],
     as_sampled: bool,
-    batcher: Batcher,
 ) -> list[Compared]:
-    """All answers of both models to each prompt, and their rewards. A collective.
+    """Computes the rewards of all answers to each prompt, and prints a line. A collective.
 
-    as_sampled: counts the tokens that were sampled, not those of the judge's tokenizer.
+    answers: by role. as_sampled: whether the length of an answer is the number of tokens that were
+        sampled, not of those that the judge's tokenizer makes of its text.
     """
     places = [
         (n, role, k)
@@ -122,15 +100,14 @@ def compare(
     # Each answer by itself, so that its reward does not depend on how long the others are.
     records = [replace(prompts[n], responses=[answers[role].texts[n][k]]) for n, role, k in places]
     ended = [answers[role].ended(n, k) for n, role, k in places]
-    given = judge.model, judge.shares, records, judge.tokenizer
-    encoded = encode_for(*given, judge.rule, [[flag] for flag in ended])
+    encoded = judge.encode(records, ended)
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts(records).items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
-    scores = np.sum([rewards_of(judge, part, batcher) for part in encoded], axis=0).tolist()
-    lengths = lengths_of(*given, judge.rule[0], encoded, [[flag] for flag in ended])
+    scores = np.sum([rewards_of(judge, part) for part in encoded], axis=0).tolist()
+    lengths = judge.lengths(records, encoded, ended)
     judged = {(n, role): [] for n in range(len(prompts)) for role in ROLES}
     for i, (n, role, k) in enumerate(places):
         ((tokens, read_share),) = lengths[i]
@@ -146,11 +123,12 @@ def compare(
     ]
 
 
-def rewards_of(judge: Judge, encoded: Encoded, batcher: Batcher) -> list[float]:
-    """The reward of the one response of each row. A collective.
+def rewards_of(judge: Judge, encoded: Encoded) -> list[float]:
+    """The reward of the one response of each row, in the order of the rows. A collective.
 
-    Responses to the same tokens of a prompt share rows, of about `batcher.tokens` tokens. Equal
-    ones are scored once: in another row rounding differs, and they would no longer tie.
+    Responses to the same tokens of a prompt are computed in shared rows of about `batcher.tokens`
+    tokens. Equal ones are scored once, because rounding differs between rows, so two rewards of
+    equal responses might differ.
     """
     shared: dict[bytes, tuple[Row, dict[bytes, np.ndarray]]] = {}  # by prompt, by response
     keys = []
@@ -161,10 +139,9 @@ def rewards_of(judge: Judge, encoded: Encoded, batcher: Batcher) -> list[float]:
     rows = []
     for row, responses in shared.values():
         alone = tuple(responses.values())
-        size = max(1, batcher.tokens // (len(row.prompt) + max(map(len, alone))))
+        size = max(1, judge.batcher.tokens // (len(row.prompt) + max(map(len, alone))))
         rows += [replace(row, responses=alone[i : i + size]) for i in range(0, len(alone), size)]
-    parts = [Encoded(rows, encoded.factor)]
-    scores = chain(*score_encoded(judge.model, parts, batcher, f"--reward {judge.name}"))
+    scores = chain(*judge.score([Encoded(rows, encoded.factor)]))
     places = [(prompt, response) for prompt, (_, once) in shared.items() for response in once]
     known = dict(zip(places, scores, strict=True))
     return [known[key] for key in keys]

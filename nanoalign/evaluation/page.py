@@ -22,7 +22,10 @@ TEMPLATE = Path(__file__).with_name("report.html")
 def comparison_page(
     title: str, compared: Sequence[Compared], figures: Figures, notes: Sequence[str], picture: Path
 ) -> str:
-    """The page as text. notes: what the figures mean and what to try, a paragraph each."""
+    """The text of report.html.
+
+    notes: what the figures mean and what to try, a paragraph each. picture: the path of a PNG file.
+    """
     kinds = {"all": "all", "win": "wins", "loss": "losses", "tie": "ties"}
     if "without_cut" in figures:
         kinds["cut"] = "with a cut answer"
@@ -42,7 +45,7 @@ def comparison_page(
 
 
 def _breakable(text: str) -> Markup:
-    """Escaped text that may be broken behind each underscore."""
+    """Returns the text escaped for HTML, with a place for a line break behind each underscore."""
     return escape(text).replace("_", Markup("_<wbr>"))
 
 
@@ -69,7 +72,7 @@ def _case(case: Compared) -> dict[str, object]:
 
 
 def _answer(x: Judged, win_share: float) -> dict[str, object]:
-    """What the page has about one answer. win_share: of its comparisons."""
+    """What the page has about one answer. win_share: the share of its comparisons that it wins."""
     return {
         "look": "better" if win_share > 0.5 else "worse" if win_share < 0.5 else "tie",
         "score": f"{x.score:+.3f}",

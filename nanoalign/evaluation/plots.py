@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.evaluation.answers import ROLES
-from nanoalign.evaluation.comparison import Compared, Judged
+from nanoalign.evaluation.comparison import Compared, Judged, won_pairs
 from nanoalign.evaluation.ranking import Scored, about_cut, pairs_of
 from nanoalign.evaluation.render import share
 from nanoalign.evaluation.statistics import Figures, calibration
@@ -21,9 +21,10 @@ MARKERS = "osDv^<>P"  # of policies
 
 @contextmanager
 def panels(path: Path, mosaic: list[list[str]], title: str, size: tuple[float, float]) -> Iterator:
-    """A figure to draw into, which is written to a file at the end; yields its axes by name.
+    """Yields the axes of a new figure by name, and writes the figure to a PNG file at the end.
 
-    Each axis gets a grid, and below it a legend with opaque points, which hides nothing.
+    mosaic: the names of the axes, in rows. size: in inches. At the end each axis also gets a grid,
+    and below it a legend with opaque points, which hides nothing.
     """
     import matplotlib  # here, because the import takes half a second, which --help does not need
 
@@ -43,12 +44,15 @@ def panels(path: Path, mosaic: list[list[str]], title: str, size: tuple[float, f
 
 
 def alpha_of(points: int) -> float:
-    """The opacity of points: many are drawn lighter."""
+    """The opacity of so many points, from 0.9 for few to 0.1 for 3,000 and more."""
     return min(0.9, max(0.1, 300 / points))
 
 
 def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: Figures) -> None:
-    """The rewards of one subset by a reward model, in three panels: order, calibration, length."""
+    """Draws the rewards of one subset in three panels: order, calibration, length.
+
+    figures: those of the subset, of ranking.reward_metrics.
+    """
     pairs = pairs_of(scored)
     better, worse = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))  # (P,)
     title = (
@@ -68,7 +72,10 @@ def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: F
 
 
 def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -> None:
-    """Policy against baseline, in three panels: order, difference, length."""
+    """Draws policy against baseline in three panels: order, difference, length.
+
+    figures: those of comparison.comparison_metrics.
+    """
     policy, baseline = (
         np.array([np.mean([x.score for x in case.answers(role)]) for case in compared])
         for role in ROLES
@@ -91,9 +98,9 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
 
 
 def _order_panel(axis, what: str, rewards: dict[str, np.ndarray]) -> None:
-    """The first rewards in rising order as a curve, and each second reward as a point.
+    """Draws the first rewards in rising order as a curve, and each second reward as a point.
 
-    rewards: by name, of the two sides of pairs or prompts: (N,) each.
+    what: what the rewards are of, "pair" or "prompt". rewards: of the two sides by name, (N,) each.
     """
     (name, first), (other, second) = rewards.items()
     order = np.argsort(first, kind="stable")
@@ -110,7 +117,7 @@ def _order_panel(axis, what: str, rewards: dict[str, np.ndarray]) -> None:
 
 
 def _calibration_panel(axis, margins: np.ndarray) -> None:
-    """The share of labels that agree with the reward model, by its confidence."""
+    """Draws the share of labels that agree with the reward model, by its confidence."""
     confidence, hit_rate, counts, error = calibration(margins)
     filled = counts > 0
     axis.plot([0.5, 1], [0.5, 1], color="black", lw=1, label="perfect")
@@ -133,7 +140,7 @@ def _difference_panel(axis, compared: Sequence[Compared], figures: Figures) -> N
     A pair is of two answers to one prompt; the pairs of a prompt have a total weight of 1.
     """
     margins = np.concatenate([case.margins().ravel() for case in compared])  # (P,)
-    weights = np.concatenate([np.full(n, 1 / n) for n in (c.margins().size for c in compared)])
+    _, weights = won_pairs(compared)
     bins = min(40, round(2 * len(margins) ** (1 / 3)))  # Rice's rule
     axis.hist(margins, bins, weights=weights, color=BETTER, alpha=0.6, label="pairs of answers")
     axis.axvline(0, color="black", lw=1)
@@ -147,7 +154,10 @@ def _difference_panel(axis, compared: Sequence[Compared], figures: Figures) -> N
 
 
 def _length_panel(axis, answers: dict[str, Sequence[Scored | Judged]], title: str) -> None:
-    """Reward against tokens; a cross is an answer that the reward model read only in part."""
+    """Draws rewards against tokens; a cross is an answer that the reward model read only in part.
+
+    answers: of the two sides by name.
+    """
     for (name, side), colour in zip(answers.items(), (BETTER, WORSE), strict=True):
         for cut, marker, label in ((False, ".", name), (True, "x", f"{name}, cut")):
             points = [(x.tokens, x.score) for x in side if x.cut == cut]
@@ -158,7 +168,7 @@ def _length_panel(axis, answers: dict[str, Sequence[Scored | Judged]], title: st
 
 
 def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
-    """Policies against their KL from one baseline, in three panels: gain in reward, wins, length.
+    """Draws policies by their KL from one baseline in three panels: gain in reward, wins, length.
 
     results: the figures of comparison.comparison_metrics, by folder.
     """

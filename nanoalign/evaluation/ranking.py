@@ -58,10 +58,10 @@ def scored_lines(
     scores: Sequence[Sequence[float]],
     view: str,
 ) -> list[Scored]:
-    """A Scored for every response of the records.
+    """Returns a Scored for every response of the records, in their order.
 
-    lengths: scoring.lengths_of the responses. view: a name that is appended to those of subset and
-    pair, if it is not empty.
+    lengths: what scoring.Judge.lengths returns. scores: the rewards, [record][response].
+    view: the name of a preference, which is appended to pair_id and subset; "": nothing is.
     """
     suffix = f"/{view}" if view else ""
     scored = []
@@ -85,7 +85,7 @@ def scored_lines(
 
 
 def pairs_of(scored: Sequence[Scored]) -> Pairs:
-    """Every chosen response of a record with every rejected one."""
+    """Returns the pairs of every chosen response of a record with every rejected one."""
     records = defaultdict(lambda: ([], []))
     for line in scored:
         records[line.pair_id][line.side == "rejected"].append(line)
@@ -102,16 +102,16 @@ def reward_metrics(scored: Sequence[Scored]) -> Figures:
 
     Each pair of a ranked record counts as much as any other pair; in training, each record does.
 
-    accuracy counts a tie as half a hit; accuracy_low and accuracy_high are its 95 % interval, by
-    statistics.prompt_interval. reward_mean and reward_std are those of all responses,
+    accuracy counts a tie as half a hit; accuracy_low and accuracy_high are the ends of its 95 %
+    interval, by statistics.prompt_interval. reward_mean and reward_std are those of all responses,
     better_data_mean and worse_data_mean the means of one side. worse_better_than_better_count is
     the number of pairs whose worse response has the higher reward, worse_worse_than_better_count
-    those whose worse response has the lower one. calibration_error is that of
+    the number of those whose worse response has the lower one. calibration_error is the error of
     statistics.calibration. longer_accuracy is the accuracy of always choosing the response with
     more tokens, length_correlation the rank correlation of reward and tokens, None if one of them
     is constant.
-    cut_count is the number of responses that were cut, cut_share their share; where there are any,
-    "without_cut" has the figures of the pairs without one, or {"pairs": 0}.
+    cut_count is the number of responses that were cut, cut_share their share. If there are any,
+    "without_cut" has the figures of the pairs without a cut response, or {"pairs": 0}.
     """
     pairs = pairs_of(scored)
     cut = [line.cut for line in scored]
@@ -155,12 +155,14 @@ def _figures(scored: Sequence[Scored], pairs: Pairs) -> Figures:
 def true_figures(
     scored: Sequence[Scored], preference: str, truth: TrueRule | None
 ) -> dict[str, float]:
-    """How well the true rule, and a reward model by it, order pairs. None for prompts of others.
+    """How well the true rule orders pairs, and a reward model by the true rule.
 
-    label_ceiling: the expected accuracy of the true rule on labels that are drawn from it;
-        oracle_accuracy: its accuracy on the labels of these pairs.
+    Returns no figures without a rule, or if it does not know all prompts.
+    label_ceiling: the expected accuracy of the true rule on labels that are drawn from it.
+    oracle_accuracy: the accuracy of the true rule on the labels of these pairs.
     true_accuracy: the share of pairs that the reward model orders as the true rule does, among
-        those whose true rewards differ, with its 95 % interval over prompts.
+        those whose true rewards differ; true_accuracy_low and true_accuracy_high are the ends of
+        its 95 % interval, by statistics.prompt_interval.
     """
     if truth is None or not truth.knows(line.prompt for line in scored):
         return {}
@@ -196,11 +198,10 @@ def summary(figures: Figures) -> str:
 
 
 def about_cut(figures: Figures) -> str | None:
-    """What the accuracy rests on where the model read only the beginning of responses."""
+    """How many responses max_length cut, and the accuracy without them; None if it cut none."""
     if not (count := figures["cut_count"]):
         return None
-    responses = "1 response" if count == 1 else f"{count:,} responses"
-    text = f"max_length cut {responses} ({figures['cut_share']:.1%})"
+    text = f"max_length cut {count:,} of the responses ({figures['cut_share']:.1%})"
     whole = figures["without_cut"]
     if not whole["pairs"]:
         return f"{text}, and one of each pair: no accuracy of whole responses is known"
@@ -226,7 +227,10 @@ PRINTED = (
 
 
 def table(rows: dict[str, Figures]) -> str:
-    """The figures of PRINTED that some row has; trained_on only where it is above 0."""
+    """A table as text of the figures of PRINTED that some row has; trained_on only if above 0.
+
+    rows: figures by the name of the subset.
+    """
     shown = [key for key in PRINTED if any(key in figures for figures in rows.values())]
     if not any(figures.get("trained_on") for figures in rows.values()):
         shown = [key for key in shown if key != "trained_on"]

@@ -35,22 +35,22 @@ def render(template: Path, **values: object) -> str:
 
 
 def _visible(value: object) -> object:
-    """`visible` for text of values; Markup is the template's own."""
+    """Returns `visible` text for a str; Markup, which the template itself has, and others as is."""
     return value if isinstance(value, Markup) or not isinstance(value, str) else visible(value)
 
 
 def escape(text: str) -> Markup:
-    """Text as `render` shows it."""
+    """Text as HTML that shows it: escaped as `render` does, with its controls as escapes."""
     return markupsafe.escape(visible(text))
 
 
 def source_of(text: str) -> Markup:
-    """The source expression of an inline script or style: Content Security Policy Level 3."""
+    """The source expression by which a Content Security Policy (Level 3) allows an inline text."""
     return Markup(f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'")
 
 
 def picture(path: Path) -> str:
-    """A PNG file as a data: address."""
+    """Reads a PNG file, and returns it as a data: address."""
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
@@ -73,7 +73,10 @@ def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def figures_table(rows: dict[str, Figures], title: str) -> str:
-    """Figures as text, a line per name; the words of a figure's name are below each other."""
+    """Figures as text, a line for each of `rows`, whose names are the first column.
+
+    The words of a figure's name are below each other in the heading. title: of the first column.
+    """
     names = list(dict.fromkeys(name for figures in rows.values() for name in figures))
     heads = zip_longest([title], *(name.split("_") for name in names), fillvalue="")
     body = [
@@ -83,13 +86,16 @@ def figures_table(rows: dict[str, Figures], title: str) -> str:
 
 
 def cell(value: float | int | None, digits: int, missing: str = "-") -> str:
-    """A figure as text: a whole number, or a number of so many digits behind the point."""
+    """A figure as text: an int as it is, a float with `digits` digits behind the point.
+
+    missing: the text for None.
+    """
     if value is None:
         return missing
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
 
 
 def share(figures: Figures, name: str) -> str:
-    """A share with its 95 % interval as text, by the figures `name`, `name`_low, `name`_high."""
+    """A share and its interval as text, of the figures `name`, `name`_low and `name`_high."""
     value, low, high = (figures[f"{name}{end}"] for end in ("", "_low", "_high"))
     return f"{value:.1%} [{low:.1%}, {high:.1%}]"

@@ -44,7 +44,7 @@ FRONTIER = (
 
 
 def check_models(names: Iterable[str | None]) -> None:
-    """Raises RunError if a default model of evaluate.py has not been trained yet."""
+    """Raises RunError if one of the names is a default model of evaluate.py that does not exist."""
     scripts = {REWARD_MODEL: "train_rm.py", POLICY: "train_dpo.py"}
     for name in names:
         if name in scripts and not Path(name).exists():
@@ -52,9 +52,10 @@ def check_models(names: Iterable[str | None]) -> None:
 
 
 def check_out(name: str) -> None:
-    """Raises RunError if --out can't be written, or has other files than those of an evaluation.
+    """Locks the folder --out until its results are written, and checks that they can be.
 
-    Locks the folder, until its results are written.
+    Raises RunError if --out is no folder, has files that are not an evaluation's, or is locked by
+    another process, and OSError if a folder beside it can't be made.
     """
     out = Path(os.path.realpath(name))
     if not out.name or out.is_symlink() or (out.exists() and not out.is_dir()):  # /, a loop, a file
@@ -75,7 +76,11 @@ def check_out(name: str) -> None:
 
 
 def check_new_file(flag: str, name: str, out: str | None = None) -> None:
-    """Raises RunError if a .jsonl file of a flag can't be written, exists, or is inside --out."""
+    """Raises RunError if the file `name` of a flag can't be made.
+
+    That is: it does not end with .jsonl, exists, is in the folder `out`, or its folder can't be
+    written. Makes its folder.
+    """
     path = Path(name)
     if out is not None and Path(out).resolve() in path.resolve().parents:
         raise RunError(
@@ -87,40 +92,31 @@ def check_new_file(flag: str, name: str, out: str | None = None) -> None:
         raise RunError(f"{flag} {name} exists; give another name, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        path.unlink()
+        path.open("x").close()
     except OSError as error:
         raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
+    path.unlink()
 
 
 def _beside(out: Path, kind: str) -> Path:
-    """A hidden path beside --out.
-
-    kind: "lock"; "partial": new results; "old": older results, while new ones replace them; or the
-        sampled answers of a role.
-    """
+    """A hidden path beside --out, by what is there: lock, partial or old results, answers."""
     return out.with_name(f".{out.name}.{kind}")
 
 
 def _foreign_files(out: Path) -> list[str]:
-    """The names of the files in --out that its args.json, of an older evaluation, does not list."""
+    """The names in --out that the args.json of an older evaluation there does not list, sorted."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if ARGS not in names:
-        return sorted(names)
     try:
-        return sorted(names - {ARGS, *json.loads((out / ARGS).read_text()).get("files", [])})
-    except (ValueError, AttributeError, TypeError) as error:
-        raise RunError(
-            f"{out / ARGS} is damaged or not an evaluation's ({in_a_line(error)}); "
-            "give another --out"
-        ) from error
+        return sorted(names - {ARGS, *json.loads((out / ARGS).read_text())["files"]})
+    except (OSError, ValueError, KeyError, TypeError):  # there is none of an evaluation
+        return sorted(names)
 
 
 def keep_answers(out: str, role: str, prompts: Sequence[Record], answers: Answers) -> None:
-    """Writes the sampled answers of a role beside --out, until `results_folder` removes them.
+    """Writes the sampled answers of a role to a hidden file beside --out, and prints its path.
 
-    --policy_answers and --baseline_answers read the files, so that an evaluation that is
-    interrupted later need not sample again.
+    `results_folder` removes the file. Until then --policy_answers and --baseline_answers can read
+    it, so an evaluation that was interrupted need not sample again.
     """
     path = _beside(Path(os.path.realpath(out)), f"{role}.jsonl")
     lines = (
@@ -138,10 +134,12 @@ def keep_answers(out: str, role: str, prompts: Sequence[Record], answers: Answer
 
 @contextmanager
 def results_folder(name: str, settings: dict) -> Iterator[Path]:
-    """A new folder to write results into; at the end it replaces --out as a whole.
+    """Yields an empty folder to write results into, which replaces --out when the block ends.
 
-    settings: for args.json. If writing fails, --out keeps what it had; if the process is killed
-    while it replaces --out, `check_out` restores the older results. Rank 0 alone.
+    Then it also removes the kept answers, and unlocks --out. Rank 0 alone calls it.
+    settings: what args.json gets, beside the names of the files.
+    If the block fails, --out keeps what it had; if the process is killed while it replaces --out,
+    `check_out` restores the older results. Raises RunError for an OSError.
     """
     out = Path(os.path.realpath(name))
     partial, old = _beside(out, "partial"), _beside(out, "old")
@@ -165,7 +163,7 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
 
 
 def write_records(path: Path, records: Iterable[dict]) -> None:
-    """Writes a JSON object per line; the file gets its name when it is complete.
+    """Writes the records to a file, a JSON object per line, which gets its name when complete.
 
     Raises RunError if the file can't be written.
     """
@@ -191,7 +189,11 @@ def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: 
 
 
 def cases(scored: Sequence[Scored], count: int) -> str:
-    """cases.md: of each subset `count` pairs: the surest right, the surest wrong, the closest."""
+    """The text of cases.md: for each subset up to `count` pairs of each of three kinds.
+
+    The surest right and the surest wrong have the largest differences of reward, the closest the
+    smallest.
+    """
     text = "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves.\n"
     for subset in dict.fromkeys(line.subset for line in scored):
         pairs = pairs_of([line for line in scored if line.subset == subset])
@@ -214,7 +216,7 @@ def cases(scored: Sequence[Scored], count: int) -> str:
 
 
 def _indented(title: str, text: str) -> str:
-    """Text as a block of Markdown in which nothing has a meaning."""
+    """A title, and the text below it as a block of code in Markdown."""
     return f"\n{title}\n\n{textwrap.indent(visible(text), '    ', lambda line: True)}\n"
 
 
@@ -241,7 +243,10 @@ def write_comparison(
 
 
 def write_pairs(name: str, compared: Sequence[Compared]) -> None:
-    """Writes the records of `new_pairs` to the file `name`, if there are any; prints how many."""
+    """Writes the records of `new_pairs` to the file `name`, and prints how many they are.
+
+    Without any, writes no file and prints a line that says so.
+    """
     records = new_pairs(compared)
     if not records:
         print(f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward")
@@ -251,9 +256,10 @@ def write_pairs(name: str, compared: Sequence[Compared]) -> None:
 
 
 def read_comparable(folders: Sequence[str]) -> dict[str, Figures]:
-    """The figures of several results of `policy`, by folder.
+    """Reads the figures (metrics.json) of several folders of `evaluate.py policy`, by folder.
 
-    Raises RunError if they were made with different baselines, reward models or data.
+    Raises RunError for a folder without results or without a KL, and for folders that differ in a
+    setting of COMPARABLE.
     """
     settings, results = {}, {}
     for name in folders:

@@ -2,14 +2,15 @@
 
 import math
 import sys
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor
 
 from nanoalign.batch import Batch, Row
@@ -17,7 +18,7 @@ from nanoalign.data.columns import joined
 from nanoalign.data.formats import conditioned
 from nanoalign.data.prompts import prompt_key
 from nanoalign.data.templates import encode_records, render, resolve_template
-from nanoalign.distributed import World, progress_bar, sum_over_ranks
+from nanoalign.distributed import compute_dtype, progress_bar, sum_over_ranks
 from nanoalign.encode import CUT_PROMPT, tokenize_continuations, truncate, without_end
 from nanoalign.errors import RunError
 from nanoalign.loop import Batcher
@@ -25,28 +26,39 @@ from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits, check_layout
 from nanoalign.records import Record
 from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
-from nanoalign.rewards.rule import check_pad_token, rule_of
+from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
+from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.slices import read_slices
 
-Ended = Sequence[bool | None]  # of each response: whether it ended by itself; None: not known
+Ended = bool | None  # whether an answer ended by itself; None: not known
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
 OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their prompt
 
 
-def load_reward_model(folder: Path, world: World, dtype: torch.dtype) -> SeveralRewards:
-    """A frozen reward model, with one output or several; `Mixed` makes one reward of them."""
+def load_reward_model(
+    name: str, precision: str, batcher: Batcher
+) -> tuple[SeveralRewards, "transformers.PreTrainedTokenizerBase"]:
+    """Loads (a frozen reward model with one output or several, its tokenizer).
+
+    name: a folder or OWNER/NAME. precision: of --precision. batcher: whose batches the model can
+    read afterwards. Raises RunError if it can't be loaded, or as check_pad_token.
+    """
+    folder, world = local_folder(name), batcher.world
+    dtype = compute_dtype(precision, world.device)
     model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
     check_pad_token(folder)
-    return model
+    batcher.prepare(model)
+    return model, load_tokenizer(folder)
 
 
 @torch.no_grad()
 def score_rows(score: Score, rows: Sequence[Row], batcher: Batcher, name: str) -> list[list[float]]:
-    """The score of every response of each row, the same on all ranks. A collective.
+    """The score of every response of each row, [row][response], the same on all ranks.
 
-    Equal responses of a row get one score, although rounding differs at different places of a row.
-    name: of the model, for errors.
+    A collective. Equal responses of a row get the score of the first, because rounding differs
+    between places of a row. name: of the model, for errors. Raises RunError if a score is not
+    finite.
     """
     world = batcher.world
     first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
@@ -84,10 +96,12 @@ class View(NamedTuple):
 def views(
     model: RewardModel, preference: str | None, combine: list[tuple[str, float]] | None
 ) -> list[View]:
-    """Each preference of the model with its own labels; or, with `combine`, the weighted sum.
+    """The rewards of a model that are evaluated: one per preference; or their sum, by `combine`.
 
-    preference: whose labels, if not those of the model itself.
-    Raises RunError if the model lacks the preference, or the labels are not determined.
+    preference: this one alone is evaluated; with `combine`, or by a model of one preference, it
+        names the labels. combine: the weights of the sum, or None.
+    Raises RunError if the model of several preferences lacks `preference`, or if a sum of several
+    has no `preference`, whose labels it is compared with.
     """
     names = preferences_of(model)
     if combine:
@@ -116,9 +130,9 @@ class Encoded(NamedTuple):
     factor: float
 
     def counts(self, records: Sequence[Record]) -> Counter:
-        """What encoding cut, and which columns were ignored, by reason.
+        """Counts the notes of the rows: what was cut, and which columns were ignored.
 
-        records: of the rows. What was done to prompts is counted once for all rows of a prompt.
+        records: those of the rows. A note about the prompt counts once for all rows of a prompt.
         """
         rows = zip(prompt_keys(records), self.rows, strict=True)
         notes = [(key, note) for key, row in rows for note in row.notes]
@@ -131,69 +145,113 @@ def prompt_keys(records: Sequence[Record]) -> list[str]:
     return [prompt_key(record.prompt, record.tools) for record in records]
 
 
-def encode_for(
-    model: RewardModel,
-    shares: dict[str, float],
-    records: Sequence[Record],
-    tokenizer,
-    rule: tuple[str, int],  # template, max_length
-    ended: Sequence[Ended] | None = None,  # of sampled answers: see encode_answers
-) -> list[Encoded]:
-    """The rows of the records; for a conditioned model once per preference, which prompts name.
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """One reward of a reward model: encodes records, and scores their responses."""
 
-    Prompts have the form in which the model was trained: see rewards.prompt_kinds.as_trained.
-    """
-    kinds = rule_of(model).get("prompts", ())
-    formed = [as_trained(record, rule[0], kinds) for record in records]
-    notes = [(AS_DIALOGUE,) * (new is not old) for new, old in zip(formed, records, strict=True)]
+    name: str  # of the model
+    model: Mixed
+    tokenizer: object
+    view: View
+    rule: tuple[str, int]  # template, max_length
+    batcher: Batcher
 
-    def rows_of(records: Sequence[Record]) -> list[Row]:
-        template, max_length = rule
+    def encode(
+        self, records: Sequence[Record], ended: Sequence[Ended] | None = None
+    ) -> list[Encoded]:
+        """Encodes the records; for a conditioned model once per preference, which prompts name.
+
+        Prompts get the form in which the model was trained: see rewards.prompt_kinds.as_trained,
+        which may raise RunError. ended: if the records have one answer each, see encode_answers.
+        """
+        template, max_length = self.rule
+        kinds = rule_of(self.model).get("prompts", ())
         # Responses are scored one by one, so pairs and their margins are left out.
         alone = [replace(record, pairs=(), extra={}) for record in records]
-        if ended is None:
-            rows = encode_records(alone, tokenizer, max_length, template)
-        else:
-            rows = encode_answers(alone, tokenizer, max_length, template, ended)
-        return [replace(row, notes=row.notes + note) for row, note in zip(rows, notes, strict=True)]
+        formed = [as_trained(record, template, kinds) for record in alone]
+        notes = [(AS_DIALOGUE,) * (new is not old) for new, old in zip(formed, alone, strict=True)]
+        parts = [(formed, 1.0)]
+        if is_conditioned(self.model):
+            shares = self.view.shares.items()
+            parts = [([conditioned(record, name) for record in formed], x) for name, x in shares]
+        encoded = []
+        for part, factor in parts:
+            if ended is None:
+                rows = encode_records(part, self.tokenizer, max_length, template)
+            else:
+                rows = encode_answers(part, self.tokenizer, max_length, template, ended)
+            both = zip(rows, notes, strict=True)
+            encoded.append(Encoded([replace(x, notes=x.notes + note) for x, note in both], factor))
+        return encoded
 
-    if not is_conditioned(model):
-        return [Encoded(rows_of(formed), 1.0)]
-    return [
-        Encoded(rows_of([conditioned(record, name) for record in formed]), factor)
-        for name, factor in shares.items()
-    ]
+    def lengths(
+        self,
+        records: Sequence[Record],
+        encoded: list[Encoded],  # of the records
+        ended: Sequence[Ended] | None = None,
+    ) -> list[list[tuple[int, float]]]:
+        """Every response's (tokens with the EOS, share of them that is read): [record][response].
+
+        The share is below 1 if the rule's max_length cut the response, in any of `encoded`.
+        """
+        whole = replace(self, rule=(self.rule[0], sys.maxsize)).encode(records, ended)[0].rows
+        lengths = []
+        for n, row in enumerate(whole):
+            read = [map(len, part.rows[n].responses) for part in encoded]
+            tokens = map(len, row.responses)
+            lengths.append([(t, min(own) / t) for t, *own in zip(tokens, *read, strict=True)])
+        return lengths
+
+    def check(self, encoded: list[Encoded]) -> None:
+        """Raises RunError for rows that the model can't score, or scores wrongly in a batch."""
+        name = f"reward model '{self.name}'"
+        for part in encoded:
+            check_fits(self.model, part.rows, name)
+            check_layout(self.model, part.rows, self.batcher, name)
+
+    def score(self, encoded: list[Encoded]) -> list[list[float]]:
+        """The reward of every response, [record][response], the same on all ranks. A collective.
+
+        It is the sum over `encoded` of the scores of the rows, multiplied by the factor.
+        """
+        name = f"reward model '{self.name}'"
+        parts = [score_rows(self.model, part.rows, self.batcher, name) for part in encoded]
+        return [
+            [
+                sum(part.factor * x for part, x in zip(encoded, values, strict=True))
+                for values in zip(*row, strict=True)
+            ]
+            for row in zip(*parts, strict=True)
+        ]
 
 
 def encode_answers(
     records: Sequence[Record], tokenizer, max_length: int, template: str, ended: Sequence[Ended]
 ) -> list[Row]:
-    """As data.templates.encode_records, but a response that sampling has cut has no end.
+    """As data.templates.encode_records, but an answer that sampling stopped gets no end.
 
-    A cut response gets neither EOS nor what a chat template writes behind an answer. Without tokens
-    it keeps its EOS, because a reward is read at the last token of a response.
+    Such an answer (False in `ended`) has neither EOS nor what a chat template writes behind an
+    answer. Without other tokens it has the EOS alone, because a reward is read at the last token of
+    a response. records: of one answer each.
     """
     rows = encode_records(records, tokenizer, sys.maxsize, template)
     cut_rows = []
-    for record, row, flags in zip(records, rows, ended, strict=True):
-        responses = [response.tolist() for response in row.responses]
-        if False in flags:
+    for record, row, has_ended in zip(records, rows, ended, strict=True):
+        tokens = row.responses[0].tolist()
+        if has_ended is False:
+            tokens = tokens[:-1]
             name = resolve_template(template, record.prompt, tokenizer)
-            texts = render(record, tokenizer, name).responses
-            for k in [k for k, flag in enumerate(flags) if flag is False]:
-                tokens = responses[k][:-1]
-                if name == "chat":
-                    answer = without_end(record.responses[k], tokenizer.eos_token)
-                    text = without_tail(texts[k], answer)
-                    tokens = tokenize_continuations([text], tokenizer)[0]
-                responses[k] = tokens or [tokenizer.eos_token_id]
-        prompt = row.prompt.tolist()
+            if name == "chat":
+                (text,) = render(record, tokenizer, name).responses
+                answer = without_end(record.responses[0], tokenizer.eos_token)
+                tokens = tokenize_continuations([without_tail(text, answer)], tokenizer)[0]
+        prompt, responses = row.prompt.tolist(), [tokens or [tokenizer.eos_token_id]]
         cut_rows.append(truncate(record, prompt, responses, max_length, tokenizer.bos_token_id))
     return cut_rows
 
 
 def without_tail(text: str, answer: str) -> str:
-    """What a chat template rendered for an answer, up to the end of the answer's own text."""
+    """The text that a chat template rendered for an answer, up to the end of the answer itself."""
     answer = answer.strip()
     if not answer:
         return ""
@@ -201,42 +259,14 @@ def without_tail(text: str, answer: str) -> str:
     return text if place < 0 else text[: place + len(answer)]
 
 
-def lengths_of(
-    model: RewardModel,
-    shares: dict[str, float],
-    records: Sequence[Record],
-    tokenizer,
-    template: str,
-    encoded: list[Encoded],  # of the records
-    ended: Sequence[Ended] | None = None,
-) -> list[list[tuple[int, float]]]:
-    """(tokens, with the EOS; the share that was read of them) of every response of each record."""
-    whole = encode_for(model, shares, records, tokenizer, (template, sys.maxsize), ended)[0].rows
+def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> list[Judge]:
+    """Loads the reward model --model of rm and score: a Judge for each reward of `views`.
+
+    Raises RunError as load_reward_model, scoring_rule and views.
+    """
+    model, tokenizer = load_reward_model(args.model, args.precision, batcher)
+    rule = scoring_rule(model, args.model, args.template, args.max_length)
     return [
-        [
-            (len(response), min(len(part.rows[n].responses[k]) for part in encoded) / len(response))
-            for k, response in enumerate(row.responses)
-        ]
-        for n, row in enumerate(whole)
-    ]
-
-
-def check_encoded(score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str) -> None:
-    """Raises RunError for rows that the model cannot score, or scores wrongly in a batch."""
-    for part in encoded:
-        check_fits(score, part.rows, name)
-        check_layout(score, part.rows, batcher, name)
-
-
-def score_encoded(
-    score: Mixed, encoded: list[Encoded], batcher: Batcher, name: str
-) -> list[list[float]]:
-    """The reward of every response of each record, the same on all ranks. A collective."""
-    parts = [score_rows(score, part.rows, batcher, name) for part in encoded]
-    return [
-        [
-            sum(part.factor * x for part, x in zip(encoded, values, strict=True))
-            for values in zip(*row, strict=True)
-        ]
-        for row in zip(*parts, strict=True)
+        Judge(args.model, Mixed(model, view.shares), tokenizer, view, rule, batcher)
+        for view in views(model, preference, args.combine)
     ]

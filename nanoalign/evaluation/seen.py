@@ -12,41 +12,38 @@ from nanoalign.records import Record
 from nanoalign.weights.folders import local_folder
 
 
-def lines_trained_on(
+def pairs_trained_on(
     known: dict[str, np.ndarray], records: Sequence[Record], lines: Sequence[Scored]
-) -> list[Scored]:
-    """Returns the scored lines of the records that a model was trained on.
+) -> dict[str, int]:
+    """Counts by subset the pairs of records that a model was trained on.
 
     The order of a record's responses does not matter. known: what `recall` reads of the model.
     lines: one per response of `records`, in the same order.
     """
     seen = np.isin(record_digests(records)[:, 1], known["trained"])
     seen = np.repeat(seen, [len(record.responses) for record in records])
-    return [line for line, is_seen in zip(lines, seen.tolist(), strict=True) if is_seen]
-
-
-def add_pairs(figures: dict, trained: Sequence[Scored]) -> None:
-    """Adds how many pairs were trained on to the figures of each subset and of all.
-
-    trained: the lines that were trained on.
-    """
-    for subset, subset_figures in figures["subsets"].items():
-        of_subset = [line for line in trained if line.subset == subset]
-        subset_figures["trained_on"] = len(pairs_of(of_subset))
-    figures["all"]["trained_on"] = len(pairs_of(trained))
+    trained = {line.subset: [] for line in lines}
+    for line, is_seen in zip(lines, seen.tolist(), strict=True):
+        trained[line.subset] += [line] * is_seen
+    return {subset: len(pairs_of(own)) for subset, own in trained.items()}
 
 
 def note_on_pairs(figures: Figures, name: str, known: dict[str, np.ndarray]) -> str:
-    """The pairs that the model `name` was trained on, in a sentence."""
+    """A sentence: how many of the pairs the model `name` was trained on.
+
+    It names --data held_out:NAME if there are some, and the model held out records. figures: those
+    of all pairs. known: what `recall` reads of the model.
+    """
     count = figures["trained_on"]
     text = f"{count:,} of {figures['pairs']:,} pairs were trained on by --model {name}"
     return text + f"; for others: --data held_out:{name}" * (count > 0 < len(known["held_out"]))
 
 
 def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None]) -> Figures:
-    """How many of the prompts, each counted once, each model was trained on.
+    """Counts the prompts, each once, that each model was trained on.
 
-    models: names of models, by the name of the figure. Models of other programs have none.
+    models: by the name of the figure the name of a model, or None. A model whose folder has no
+        records.npz, as those of other programs, has no figure.
     """
     digests, figures = np.unique(record_digests(prompts)[:, 0]), {}
     for figure, name in models.items():
@@ -56,7 +53,7 @@ def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None])
 
 
 def note_on_prompts(figures: Figures) -> str | None:
-    """The prompts that were trained on, in a sentence; None where that is not known."""
+    """A sentence: how many prompts the models were trained on; None if that is known of none."""
     who = {"policy_trained_on": "the policy", "reward_trained_on": "the reward model"}
     known = {key: name for key, name in who.items() if key in figures}
     if not known:

@@ -15,7 +15,7 @@ Figures = dict[str, float | int | None]  # where answers were cut, `without_cut`
 
 
 def win_shares(margins: np.ndarray) -> np.ndarray:
-    """1 where a margin is above 0, 0 where it is below, 1/2 for a tie: (P,) -> (P,)."""
+    """1 where a margin is above 0, 0 where it is below, 1/2 where it is 0: of any shape."""
     return (np.sign(margins) + 1) / 2
 
 
@@ -28,16 +28,16 @@ class Calibration(NamedTuple):
     error: float  # mean absolute difference of the two, weighted by the counts
 
 
-def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
-    """Compares sigmoid(margin) with the share of labels that agree.
+def calibration(margins: np.ndarray) -> Calibration:
+    """Compares sigmoid(|margin|), the confidence of a pair, with the share of labels that agree.
 
-    margins: reward of the better response minus that of the worse one, (P,). The confidence of a
-        pair is sigmoid(|margin|), in `bins` bins of equal width over [0.5, 1].
+    margins: reward of the better response minus that of the worse one, (P,). The confidences are
+        put into 10 bins of equal width over [0.5, 1].
     The error is the expected calibration error (Naeini et al. 2015; Guo et al. 2017, arXiv
     1706.04599, equation 3).
     """
     confidence = 1 / (1 + np.exp(-np.abs(margins)))
-    hit = win_shares(margins)
+    hit, bins = win_shares(margins), 10
     place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, weights=values, minlength=bins) for values in (confidence, hit)]
@@ -47,7 +47,10 @@ def calibration(margins: np.ndarray, bins: int = 10) -> Calibration:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Spearman's rank correlation; tied values have their mean rank. None if x or y is constant."""
+    """Spearman's rank correlation of x and y, (n,) each; tied values have their mean rank.
+
+    None if x or y is constant.
+    """
     ranks = [_ranks(values) for values in (x, y)]
     centred = [rank - rank.mean() for rank in ranks]
     norm = math.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
@@ -62,20 +65,22 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 def prompt_interval(
     hits: np.ndarray, prompts: Sequence[Hashable], weights: np.ndarray | None = None
 ) -> tuple[float, float]:
-    """95 % interval of the probability of a hit, from pairs of which some share a prompt.
+    """Returns (low, high): the 95 % interval of the probability of a hit, by pairs of prompts.
 
     hits: (P,) 1, 0, or 1/2 for a tie. prompts: of each pair; the pairs of one prompt share answers.
     weights: (P,) of the pairs, of any sum; None: 1 each.
 
-    The interval of Wilson for as many independent pairs as the P pairs are worth (Korn and Graubard
-    1998). That is the weighted mean of squared deviations from the share of hits, over the sum of
-    squares of the weighted deviations (of weights of the sum 1) added up by prompt; without weights
-    P / deff, of the design effect deff. It is an estimate, so it is multiplied by
-    (t(m - 1) / t(n - 1))^2 of Student's t, where m = 1 / sum of squared weights is the effective
-    number of pairs, P without weights, and n, the same of the weights of prompts, that of prompts
-    (Carter et al. 2017). The result is at least n, what pairs are worth that are all alike within
-    their prompt, and at most m. So it is Wilson's interval where each prompt has one pair. A
-    bootstrap is empty where all pairs are hits, and too narrow near that: benchmarks/coverage.py.
+    The interval is that of Wilson for as many independent pairs as the P pairs are worth (Korn and
+    Graubard 1998). Their number is a / b, where d is the deviation of a hit from the share of hits,
+    w are the weights divided by their sum, a is the sum of w d^2 over pairs, and b the sum over
+    prompts of (the sum of w d over the pairs of the prompt)^2; without weights it is P / deff, of
+    the design effect deff. It is an estimate, so it is multiplied by (t(m - 1) / t(n - 1))^2 of
+    Student's t (Carter et al. 2017), where m = 1 / sum of w^2 is the effective number of pairs, P
+    without weights, and n, the same of the weights of prompts, the effective number of prompts.
+    The number is at least n, what pairs are worth that are all alike within their prompt, and at
+    most m; it is n if all hits are equal. So the interval is Wilson's where each prompt has one
+    pair. A bootstrap is empty where all pairs are hits, and too narrow near that:
+    benchmarks/coverage.py.
     """
     index = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     group = np.array([index[prompt] for prompt in prompts])
@@ -95,7 +100,10 @@ def prompt_interval(
 
 
 def _student(freedom: float) -> float:
-    """The quantile of Student's t that a normal has at 1.96 (Abramowitz and Stegun, 26.7.5)."""
+    """Approximates the 97.5 % quantile of Student's t by Abramowitz and Stegun, 26.7.5.
+
+    freedom: degrees of freedom.
+    """
     z = 1.96
     terms = (
         (z**3 + z) / 4,
@@ -117,7 +125,8 @@ def length_controlled_win_rate(
     of standardised lengths, is added to the loss, so that the slope is finite where lengths
     separate wins from losses.
 
-    None where 0 is outside the central 95 % of the differences: equal lengths were hardly observed.
+    Returns the outcome if all are equal. Else returns None if more than 97.5 % of the weight is of
+    longer answers, or of shorter ones: then equal lengths were hardly observed.
     """
     if won.min() == won.max():
         return float(won[0])
@@ -141,9 +150,9 @@ def length_controlled_win_rate(
 
 
 def best_of_weights(n: int, samples: int) -> np.ndarray:
-    """How often each of the samples, in rising order of reward, is the best of n of them: (N,).
+    """The share of all subsets of size n of which each sample is the best: (samples,).
 
-    Over all subsets of n: C(i, n - 1) / C(N, n) for the i-th, from 0. Expectations by these weights
-    are unbiased, and no subsets are drawn.
+    The samples are in rising order of reward. The share of the i-th, from 0, of N samples is
+    C(i, n - 1) / C(N, n). With these weights the mean reward is the expected best of n.
     """
     return np.array([math.comb(i, n - 1) for i in range(samples)]) / math.comb(samples, n)

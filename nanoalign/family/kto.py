@@ -25,7 +25,7 @@ from nanoalign.model import Policy
 
 
 class Kto(Paired):
-    """The objective of kto. It needs one more forward of policy and reference in each step."""
+    """The objective of kto. Each step has one more forward of policy and reference, for the KL."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Kto(Paired):
 
     @torch.no_grad()
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
-        """Estimates the KL: the mean log-ratio of prompts with responses to other prompts, or 0.
+        """Sets `kl`, (): the mean log-ratio of prompts with responses to other prompts, or 0.
 
         It is 0 if the mean is negative. Where all rows have one prompt (as in a last step of one
-        record), the estimate of the step before stays; in the first step it is 0.
+        record), it is the estimate of the step before; in the first step 0. A collective.
         """
         others = mismatched(rows, self.max_length)
         if not others:
@@ -61,6 +61,7 @@ class Kto(Paired):
         self.kl = (sum_over_ranks(total) / len(rows)).clamp(min=0).float()
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        super().after_step(step, metrics)
         self.state = {"kl": metrics["kl"]}
 
     def pairs(self, batch: Batch) -> Pairs:
@@ -96,10 +97,11 @@ def present(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def mismatched(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Every prompt with a response to another prompt, truncated to max_length tokens together.
+    """Returns a row for each row: its prompt with a response to another prompt, without pairs.
 
     The response is from the next row that has other prompt tokens; after the last row comes the
-    first. The list is empty if all rows have one prompt.
+    first. It is cut, to one token at least, where both have more than max_length tokens. The list
+    is empty if all rows have one prompt.
     """
     prompts = [row.prompt for row in rows]
     others = [-1] * len(rows)  # indices of rows
@@ -127,7 +129,10 @@ def check_prompts(rows: Sequence[Row], source: str) -> None:
 
 
 def check_kinds(rows: Sequence[Row], source: str) -> None:
-    """Raises RunError if all responses are desirable, or none: all would move the same way."""
+    """Raises RunError if all responses are desirable, or none: all would move the same way.
+
+    source: the words of --data, for the error.
+    """
     kinds = set()
     for row in rows:
         desirable = row.extra.get("desirable", (True,))

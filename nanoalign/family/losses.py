@@ -96,6 +96,7 @@ def loss(kind: str, fields: tuple[str, ...], *hyperparameters: str) -> Callable:
 
 
 def has_reference(name: str) -> bool:
+    """Whether the loss of this name compares the policy with a reference."""
     return KIND[name] not in (POLICY, POLICY_MEANS)
 
 
@@ -421,7 +422,10 @@ def aot(
 
 
 def match_by_rank(gaps: Tensor, reference_gaps: Tensor) -> Tensor:
-    """For each of `gaps` the one of `reference_gaps` of its rank: (B,). Ties are in their order."""
+    """For each of `gaps`, (B,), the one of `reference_gaps`, (B,), that has its rank: (B,).
+
+    Equal gaps have the order in which they stand.
+    """
     matched = torch.empty_like(reference_gaps)
     matched[gaps.argsort(stable=True)] = reference_gaps.sort().values
     return matched

@@ -5,56 +5,42 @@
 Gorbatovski et al. 2024, arXiv 2404.09656: their soft update, and with mix 1 the hard one.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from nanoalign.batch import Batch, Row
 from nanoalign.errors import RunError
-from nanoalign.loop import MakeBatches, Objective
 from nanoalign.model import Policy
 
 
-class Moving(Objective):
-    """Wraps an objective whose reference moves by the share `mix` after every `steps` steps."""
+@dataclass
+class Moving:
+    """A reference that moves after training steps.
 
-    def __init__(
-        self, objective: Objective, policy: Policy, reference: Policy, steps: int, mix: float
-    ):
-        """Raises RunError if parameters of the reference have other shapes than the policy's."""
-        shapes = [{n: p.shape for n, p in m.named_parameters()} for m in (policy, reference)]
+    Raises RunError if parameters of the reference have other shapes than those of the policy.
+    """
+
+    policy: Policy
+    reference: Policy
+    steps: int  # between two moves
+    mix: float  # the share of the way to the policy, in (0, 1], of each move
+
+    def __post_init__(self):
+        shapes = [
+            {n: p.shape for n, p in m.named_parameters()} for m in (self.policy, self.reference)
+        ]
         if shapes[0] != shapes[1]:
             raise RunError(
-                "--sync_reference_every moves the reference towards the policy, but --reference is "
-                "of another shape than --model"
+                "--sync_reference_every moves the reference towards the policy, but the parameters "
+                "of --reference have other shapes than those of --model; leave --reference out"
             )
-        self.objective, self.policy, self.reference = objective, policy, reference
-        self.steps, self.mix = steps, mix
-        self.modules = {"reference": reference}
-
-    @property
-    def state(self) -> dict[str, float]:
-        return self.objective.state
-
-    @state.setter
-    def state(self, state: dict[str, float]) -> None:
-        self.objective.state = state
-
-    def __call__(self, batch: Batch) -> tuple[Tensor, dict]:
-        return self.objective(batch)
-
-    def losses_at_start(self, batch: Batch) -> Tensor | float:
-        return self.objective.losses_at_start(batch)
-
-    def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
-        self.objective.before_step(rows, batches)
 
     @torch.no_grad()
-    def after_step(self, step: int, metrics: dict[str, float]) -> None:
-        self.objective.after_step(step, metrics)
+    def after_step(self, step: int) -> None:
+        """Changes the reference in place if `step`, the number of steps done, is a multiple."""
         if step % self.steps:
             return
         if isinstance(self.reference, FSDPModule):
@@ -65,5 +51,5 @@ class Moving(Objective):
 
 
 def local(parameter: Tensor) -> Tensor:
-    """The part of a sharded parameter that this rank has."""
+    """The part of a sharded parameter that this rank has; the whole of one that is not sharded."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -25,7 +25,6 @@ from nanoalign.family.paired import Paired, pair_loss, with_lengths, with_nll, w
 from nanoalign.family.pairs import DIVERGENCES, PairLoss, pairs_of
 from nanoalign.family.steps import Aot, Bco
 from nanoalign.flags import number, positive
-from nanoalign.loop import Objective
 from nanoalign.model import Policy
 
 # An add-on is used if the value of its flag is neither None nor False.
@@ -122,7 +121,7 @@ def _is_given(args: Namespace, flag: str) -> bool:
 
 
 def defaults(args: Namespace) -> dict:
-    """Values of flags that follow from others: hyperparameters of --loss, --reference, the mix."""
+    """Values by flag, for flags that were not given: those that follow from --loss, and the mix."""
     values = dict(DEFAULTS[args.loss])
     if args.sync_reference_every:
         values["sync_reference_mix"] = 0.6
@@ -164,10 +163,10 @@ def objective_of(
     rows: Sequence[Row],
     args: Namespace,
     world: World,
-) -> Objective:
-    """The Objective of --loss and its add-ons; prints the loss and its hyperparameters.
+) -> Paired:
+    """Returns the Objective of --loss and its add-ons; prints the loss and its hyperparameters.
 
-    rows: all training rows.
+    reference: None for a loss without one. rows: all training rows.
     Raises RunError for rows that the loss can't train on, or a reference that can't move.
     """
     name, beta = args.loss, args.beta or 1.0  # orpo and sft have no beta
@@ -193,12 +192,13 @@ def objective_of(
         objective = Paired(pairs, loss, beta, averaged=KIND[name] == POLICY_MEANS)
     if args.sync_reference_every:
         steps, mix = args.sync_reference_every, args.sync_reference_mix
-        objective = Moving(objective, policy, reference, steps, mix)
+        objective.moving = Moving(policy, reference, steps, mix)
+        objective.modules = {"reference": reference}  # which a checkpoint keeps
     return objective
 
 
 def loss_of(args: Namespace) -> PairLoss:
-    """--loss with its hyperparameters and the add-ons that change it; prints its name."""
+    """Returns the loss of --loss and the add-ons that change it; prints it as objective_of says."""
     hyperparameters = {flag: getattr(args, flag) for flag in DEFAULTS[args.loss]}
     text = "".join(f", {flag} {value:g}" for flag, value in hyperparameters.items())
     print0(f"{'loss':<11} {args.loss}{text}")

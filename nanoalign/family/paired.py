@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nanoalign.batch import Batch
+from nanoalign.family.moving import Moving
 from nanoalign.family.pairs import PairLoss, Pairs, PairsOf
 from nanoalign.loop import Objective
 from nanoalign.metrics import Metric, pair_metrics
@@ -29,6 +30,7 @@ class Paired(Objective):
         """
         super().__init__(self.loss_of_pairs)
         self.pairs_of, self.loss, self.beta, self.averaged = pairs_of, loss, beta, averaged
+        self.moving: Moving | None = None  # with --sync_reference_every
 
     def pairs(self, batch: Batch) -> Pairs:
         """The pairs of a batch with all fields that the loss takes."""
@@ -43,6 +45,10 @@ class Paired(Objective):
             "logps/chosen": pairs.full_chosen_logps,
             "logps/rejected": pairs.full_rejected_logps,
         }
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        if self.moving is not None:
+            self.moving.after_step(step)
 
     def rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """The implicit rewards of the chosen and the rejected responses, (B,) each."""
@@ -67,14 +73,15 @@ class Paired(Objective):
 def pair_loss(
     function: Callable[..., Tensor], fields: Sequence[str], hyperparameters: dict[str, float]
 ) -> PairLoss:
-    """A loss that takes Pairs from one that takes some of their fields, in order."""
+    """Returns a loss that takes Pairs, from a function that takes some of their fields in order."""
     return lambda pairs: function(*(getattr(pairs, name) for name in fields), **hyperparameters)
 
 
 def with_lengths(loss: PairLoss, per_token: float) -> PairLoss:
     """R-DPO: adds per_token * (|y_w| - |y_l|) to the margin. Park et al. 2024, arXiv 2403.19159.
 
-    The added term lowers the loss where length explains a label, so that no policy has to learn it.
+    Returns the changed loss. per_token: in nats. The added term lowers the loss where length
+    explains a label, so that no policy has to learn it.
     """
 
     def with_reward_of_length(pairs: Pairs) -> Tensor:
@@ -86,14 +93,14 @@ def with_lengths(loss: PairLoss, per_token: float) -> PairLoss:
 
 
 def with_wpo(loss: PairLoss) -> PairLoss:
-    """WPO: multiplies the losses by the weights of their pairs."""
+    """WPO: returns a loss whose values are multiplied by the weights of their pairs."""
     return lambda pairs: loss(pairs) * pairs.wpo_weights
 
 
 def with_nll(loss: PairLoss, weight: float) -> PairLoss:
-    """RPO: adds `weight` times the NLL of the chosen response, a mean over its tokens.
+    """RPO: returns a loss plus `weight` times the chosen response's NLL, a mean over its tokens.
 
-    For a record that has no chosen response (kto) it adds 0.
+    For a record that has no chosen response (kto) 0 is added.
     """
 
     def plus_nll(pairs: Pairs) -> Tensor:

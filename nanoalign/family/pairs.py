@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanoalign.batch import Batch
-from nanoalign.family.tokens import discounted_sums, logps_and_collisions, wpo_weights
+from nanoalign.family.tokens import discounted_sums, logps_and_collisions
 from nanoalign.logps import sums_of_responses
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "js", "alpha")
@@ -58,8 +58,8 @@ def pairs_of(
     """The pairs of a batch. The reference gets no gradient.
 
     ld_alpha: weight of the tokens beyond the length of the shorter response, in both models.
-    wpo: whether WPO's weights are computed.
-    divergence: one of DIVERGENCES, whose scores replace the log-ratios.
+        None: all tokens count alike. wpo: whether WPO's weights are computed.
+    divergence: one of DIVERGENCES, whose scores replace the log-ratios. divergence_alpha: of alpha.
     """
     logps, tokens, weights = logps_of_responses(policy, batch, ld_alpha is not None, wpo)
     chosen, rejected = logps_of_pairs(logps, tokens, batch, ld_alpha)
@@ -93,7 +93,10 @@ def logps_of_responses(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(log-probabilities of the responses (S,), of their tokens (M,), WPO's weights (S,)).
 
-    The second is None unless per_token or wpo is true, the third unless wpo is true.
+    The second is None unless per_token or wpo is true, the third unless wpo is true: exp of the
+    mean over the tokens of a response of log pi(y_t) - log sum_v pi(v)^2, without gradient. Zhou et
+    al. 2024, arXiv 2406.11827, equation 2 with their alignment of the weights: a response counts
+    more, the more probable it is under the policy.
     """
     if not (per_token or wpo):
         return model(batch), None, None
@@ -102,7 +105,7 @@ def logps_of_responses(
         return sums_of_responses(tokens, batch.lengths), tokens, None
     tokens, collisions = model.tokens(batch, head=logps_and_collisions)
     scores = (tokens - collisions).detach()  # else the policy would learn to weigh less
-    weights = wpo_weights(sums_of_responses(scores, batch.lengths) / batch.lengths)
+    weights = (sums_of_responses(scores, batch.lengths) / batch.lengths).exp()
     return sums_of_responses(tokens, batch.lengths), tokens, weights
 
 

@@ -24,7 +24,7 @@ from nanoalign.ranks.collectives import gather
 
 
 class Aot(Paired):
-    """The objective of aot. It needs one more forward of policy and reference in each step."""
+    """The objective of aot. Each step costs one more forward of policy and reference."""
 
     def __init__(self, world: World, pairs_of: PairsOf, loss: PairLoss, beta: float):
         super().__init__(pairs_of, loss, beta)
@@ -34,7 +34,10 @@ class Aot(Paired):
 
     @torch.no_grad()
     def before_step(self, rows: Sequence[Row], batches: MakeBatches) -> None:
-        """Matches the gaps of all pairs of a step: log pi(y_w | x) - log pi(y_l | x)."""
+        """Sets `rows` and `matched`, by the gaps of all pairs of a step. A collective.
+
+        A gap is log pi(y_w | x) - log pi(y_l | x), of the policy or of the reference.
+        """
         # of this process: the row of each pair, and the gaps of policy and reference
         owners, gaps = [], [torch.zeros(2, 0)]
         for batch in batches(rows):
@@ -53,7 +56,7 @@ class Aot(Paired):
         return replace(self.pairs_of(batch), matched_gaps=self.matched_of(batch))
 
     def matched_of(self, batch: Batch) -> Tensor:
-        """The matched gaps of the pairs of a batch: (B,)."""
+        """The matched gaps of the pairs of a batch, (B,); of a filler batch, zeros."""
         if not batch.rows:
             return torch.zeros(len(batch.chosen), device=batch.chosen.device)
         first = np.searchsorted(self.rows, batch.rows, side="left")
@@ -73,6 +76,7 @@ class Bco(Paired):
         return replace(self.pairs_of(batch), shift=self.state["mean_reward"])
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
+        super().after_step(step, metrics)
         steps, mean = self.state["steps"], self.state["mean_reward"]
         reward = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
         self.state = {"steps": steps + 1, "mean_reward": mean + (reward - mean) / (steps + 1)}

@@ -32,16 +32,6 @@ def chunked_token_collisions(hidden: Tensor, head: Head, chunk: int) -> Tensor:
     return doubled - 2 * normaliser
 
 
-def wpo_weights(mean_token_scores: Tensor) -> Tensor:
-    """WPO's weights of responses: exp of the mean over tokens of log pi(y_t) - log sum_v pi(v)^2.
-
-    Zhou et al. 2024, arXiv 2406.11827, equation 2 with their alignment of the weights: a response
-    counts more, the more probable it is under the policy. The loss of a pair is multiplied by the
-    weights of both responses, which carry no gradient.
-    """
-    return mean_token_scores.exp()
-
-
 def discounted_sums(
     values: Tensor,  # (M,) of every scored token
     lengths: Tensor,  # (S,) tokens of each response; they sum to M

@@ -20,7 +20,7 @@ BLOCK = 2**22  # bytes that are read at a time
 
 
 def checksums(paths: Iterable[Path]) -> dict[str, str]:
-    """Name of each file -> its checksum. Several files are read at a time."""
+    """Maps the name of each file to its checksum. Several files are read at a time."""
     paths = sorted(paths)
     with ThreadPoolExecutor() as pool:
         return {path.name: crc for path, crc in zip(paths, pool.map(_crc, paths), strict=True)}
@@ -59,7 +59,7 @@ def _crc(path: Path) -> str:
 
 
 def digest_of_weights(folder: Path) -> str:
-    """A hash of the files on which the function of a model depends: config.json and weights."""
+    """Returns a SHA-256 of a model folder's config.json and weights, as hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
         about = path.stat()
@@ -69,6 +69,9 @@ def digest_of_weights(folder: Path) -> str:
 
 @lru_cache  # files of many gigabytes may be asked for twice: by a checkpoint, by a kept reference
 def digest_of_file(path: Path, size: int, mtime_ns: int) -> bytes:
-    """SHA-256, at about 800 MB/s. size, mtime_ns: of the file, so that a changed one is read."""
+    """Returns the SHA-256 of a file, at about 800 MB/s.
+
+    size, mtime_ns: those of the file, so that the kept result of a changed file is not returned.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

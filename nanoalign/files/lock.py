@@ -18,10 +18,11 @@ WITHOUT_LOCKS |= {errno.EINVAL, errno.EBADF}
 
 
 def hold(path: Path, flag: str) -> None:
-    """Locks a file, which is created, until this process ends. Rank 0 alone calls it.
+    """Creates a file and locks it until this process ends. Rank 0 alone calls it.
 
-    flag: the flag that names the folder, and its value, for errors. On a file system without locks
-    a line is printed instead. Raises RunError if another process has the lock.
+    Does nothing if this process has the lock. On a file system without locks a line is printed
+    instead. flag: the flag that names the folder, and its value, for errors.
+    Raises RunError if another process has the lock.
     """
     path = Path(os.path.realpath(path))
     if path in locks:
@@ -56,9 +57,9 @@ def release(path: Path) -> None:
 
 
 def remove_empty_folders() -> None:
-    """Removes what a run that wrote nothing leaves: its locked file, and the folder around it.
+    """Removes each locked file of this process that is alone in its folder, and the folder.
 
-    A file that lies beside its folder, as that of an evaluation, is removed alone.
+    A locked file that lies beside a folder of results, as that of an evaluation, is removed alone.
     """
     for path in filter(Path.exists, locks):
         if path.name != NAME:

@@ -6,10 +6,13 @@
 The model, curves.png and README.md are written beside them at the end of the run.
 """
 
-import json
+import os
 import re
 import shlex
+import zlib
 from pathlib import Path
+
+from nanoalign.errors import RunError
 
 ARGS, METRICS, CARD = "args.json", "metrics.jsonl", "README.md"
 RECORDS, RECORDS_FORMAT = "records.npz", 1  # data/held_out.py reads it
@@ -18,7 +21,10 @@ STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 
 
 def complete_checkpoints(out: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first; none of them is still being written or removed."""
+    """Returns the folders of a run's checkpoints, oldest first.
+
+    A checkpoint that is still being written or removed has another name.
+    """
     paths = [path for path in (out / "checkpoints").glob("step_*") if STEP.fullmatch(path.name)]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step_")))
 
@@ -29,30 +35,12 @@ def checkpoint_of(out: Path, step: int) -> Path:
 
 
 def launcher(ranks: int) -> list[str]:
-    """The words before a script that start it on so many ranks of a host."""
+    """Returns the words before a script that start it on `ranks` ranks of one host."""
     return ["torchrun", "--nproc_per_node", str(ranks)] if ranks > 1 else ["python"]
 
 
-def advice(folder: Path) -> str | None:
-    """Says, of a run's folder without a model, that the run has not finished, and how to finish it.
-
-    None if the folder is not that of a run. The caller has checked that there is no model.
-    """
-    try:
-        settings = json.loads((folder / ARGS).read_text())
-    except (OSError, ValueError):  # the caller reports a folder that is no model
-        return None
-    if not isinstance(settings, dict) or "lr" not in settings:  # an evaluation has an ARGS, too
-        return None
-    text = f"the run in '{folder}' has not finished; "
-    if not complete_checkpoints(folder):
-        return text + "it has no checkpoint; train it again, with --overwrite"
-    command = resuming(settings.get("argv", ["..."]), settings.get("ranks", 1))
-    return text + f"continue it: {command}"
-
-
 def resuming(argv: list[str], ranks: int) -> str:
-    """The command of a run as one that continues it to its end, on as many ranks."""
+    """Returns a command that continues a run to its end. argv, ranks: with which it was started."""
     words, command = iter(argv), launcher(ranks)
     for word in words:
         if word == "--stop_after":
@@ -60,3 +48,22 @@ def resuming(argv: list[str], ranks: int) -> str:
         elif word not in ("--resume", "--overwrite") and not word.startswith("--stop_after="):
             command.append(word)
     return shlex.join([*command, "--resume"])
+
+
+def restore_metrics(about: list, path: Path) -> None:
+    """Cuts metrics.jsonl, at `path`, to its length at the checkpoint; a missing file stays missing.
+
+    about: [bytes at the checkpoint, their CRC-32]. Raises RunError if these bytes were changed.
+    """
+    size, checksum = about
+    if not path.exists():
+        return
+    kept = path.read_bytes()[:size]
+    if [len(kept), zlib.crc32(kept)] != [size, checksum]:
+        raise RunError(
+            f"--resume: {path} is not as it was written (its checksum differs); restore it, or "
+            "remove it to continue without the lines until now"
+        )
+    temporary = path.with_name(".metrics.partial")
+    temporary.write_bytes(kept)
+    os.replace(temporary, path)

@@ -53,7 +53,7 @@ def check(number: int, path: Path, stop: bool = False) -> int:
 def mistake(
     exercise: Exercise, function: Callable[..., object], inputs: tuple, path: Path
 ) -> str | None:
-    """What is wrong with the function on some inputs, as the end of a sentence."""
+    """What is wrong with the function on some inputs, as the end of a sentence; None: nothing."""
     given, own = (copied(inputs, exercise.trained) for _ in range(2))
     expected = exercise.expected(*own)
     try:
@@ -76,7 +76,10 @@ def copied(inputs: tuple, trained: bool) -> tuple:
 
 
 def wrong_gradient(found: Tensor, given: tuple, expected: Tensor, own: tuple) -> str | None:
-    """What is wrong with the gradient of the sum of a result."""
+    """What is wrong with the gradient of the sum of a result, likewise; None: nothing.
+
+    given, own: the inputs of which `found` and `expected` were computed.
+    """
     if not found.requires_grad:
         return "has no gradient: it was not computed from its inputs by torch"
     for result in (found, expected):
@@ -90,13 +93,14 @@ def wrong_gradient(found: Tensor, given: tuple, expected: Tensor, own: tuple) ->
 
 
 def line_of(error: BaseException, path: Path) -> str:
-    """The line of the file where an error was raised."""
+    """The line of the file where an error was raised, as the end of a sentence; "": of no line."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     return f" in line {lines[-1]} of {path}" if lines else ""
 
 
 def cases(exercise: Exercise) -> Iterator[tuple]:
+    """Yields the inputs of CASES random cases, the same in every run, then of the extremes."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(CASES):
         yield exercise.inputs(generator)
@@ -118,7 +122,10 @@ def load(path: Path):
 
 
 def difference(found: object, expected: object) -> str | None:
-    """How a result differs from what is expected, or None: tensors and numbers up to rounding."""
+    """How a result differs from what is expected, as the end of a sentence.
+
+    None if tensors, numbers, or lists or tuples of numbers are equal up to rounding.
+    """
     if isinstance(expected, tuple | list):
         if not isinstance(found, tuple | list):
             return f"is {text(found)}, of type {type(found).__name__}; {kind(expected)} is expected"
@@ -144,6 +151,7 @@ def difference(found: object, expected: object) -> str | None:
 
 
 def kind(value: object) -> str:
+    """What a value is, in words."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     names = {list: "a list", tuple: "a pair of numbers"}

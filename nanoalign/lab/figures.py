@@ -13,6 +13,7 @@ from nanoalign.tiny import world
 
 
 def read(path: Path) -> list[dict]:
+    """The objects of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -29,9 +30,9 @@ def answers(folder: Path, side: str = "policy") -> dict[str, list[dict]]:
 def grades(folder: Path) -> dict[str, np.ndarray | float]:
     """The figures of a folder of evaluate.py policy by prompt, as means over its answers.
 
-    true, judged, tokens: of the policy's answers. base_true, base_judged: of the baseline's.
-    true_win, win: 1 where the policy's is better, 1/2 for a tie. kl: of an answer, nan where it is
-    not known.
+    true, judged, tokens: of the policy's answers, (P,) each, by the true rule, by the judge and
+    their numbers. base_true, base_judged: of the baseline's. true_win, win: 1 where the policy's is
+    better, 1/2 for a tie. kl: one number, the mean nats of an answer; nan where it is not known.
     """
     sides = [list(answers(folder, side).values()) for side in ("policy", "baseline")]
     found = {"kl": json.loads((folder / "metrics.json").read_text()).get("kl_per_answer", np.nan)}
@@ -83,6 +84,7 @@ def hits(folder: Path, subset: str) -> dict[str, np.ndarray]:
 
 
 def powers(samples: int) -> list[int]:
+    """1, 2, 4, ... up to `samples`."""
     return [2**k for k in range(samples.bit_length())]
 
 
@@ -105,12 +107,16 @@ def unit(ranked: dict[str, np.ndarray]) -> float:
 
 
 def best_of(rewards: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:
-    """The expected value of the answer with the highest reward among n of them: (P,)."""
+    """The expected value of the answer with the highest reward among n of N: (P,).
+
+    rewards, values: (P, N).
+    """
     order = np.argsort(rewards, axis=1, kind="stable")
     return np.take_along_axis(values, order, 1) @ best_of_weights(n, rewards.shape[1])
 
 
 def chosen_and_rejected(record: dict) -> dict:
+    """A record of the embedded world as a plain pair, by its label "better"."""
     better = record["better_response_id"]
     return {
         "prompt": record["prompt"],

@@ -113,25 +113,31 @@ class Panel:
 class Findings:
     """The result of an experiment, from which its page is written."""
 
-    columns: Sequence[str]
-    rows: list[tuple]  # texts, numbers, and Values, whose estimates the table shows
+    table: dict[str, list]  # columns of texts, numbers, and Values, whose estimates are shown
     panels: Sequence[Panel]
     # guesses, as sentences without their full stop, each with the difference that is above 0 if it
     # is right
     claims: Sequence[tuple[str, Values]]
     notes: list[str] = field(default_factory=list)  # further sentences with numbers
 
-    def table(self) -> list[list[str]]:
-        """The rows as texts."""
-        return [list(map(cell, row)) for row in self.rows]
+    def rows(self) -> list[tuple[str, ...]]:
+        """The rows of the table as texts."""
+        columns = [list(map(as_text, column)) for column in self.table.values()]
+        return list(zip(*columns, strict=True))
 
 
-def cell(value: object) -> str:
+def as_text(value: object) -> str:
+    """A cell of the table: of Values their estimate, a fraction to three digits, else str."""
     if isinstance(value, np.ndarray):
         return str(estimate(value))
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def column(figures: dict, key: str) -> list[Values]:
+    """The figure `key` of each cell of a grid."""
+    return [cell[key] for cell in figures.values()]
+
+
 def points(figures: dict, key: str) -> list[tuple]:
     """The points of a figure of a grid with one axis: (value of the axis, figure)."""
-    return [(x, cell[key]) for x, cell in figures.items()]
+    return list(zip(figures, column(figures, key), strict=True))

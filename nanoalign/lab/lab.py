@@ -6,7 +6,7 @@ Shapes: S seeds, P prompts.
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from nanoalign.lab.figures import grades, hits, read
-from nanoalign.lab.runs import Runs, Stopped, flag_words
+from nanoalign.lab.runs import Runs, flag_words
 from nanoalign.tiny import world
 
 DPO_LR = "5e-4"  # the default of --model tiny; a folder has another default
@@ -41,24 +41,17 @@ class Lab:
         The calls run in threads, and their commands as many at a time as there are cores.
         """
         combinations = list(product(*axes.values()))
-        jobs = list(product(combinations, self.seeds))
-
-        def job(values: tuple, seed: int) -> dict:
-            try:
-                return function(self, seed, **dict(zip(axes, values, strict=True)))
-            except BaseException:
-                self.runs.stop()
-                raise
-
-        with ThreadPoolExecutor(max(1, len(jobs))) as threads:
-            futures = [threads.submit(job, *each) for each in jobs]
-        errors = [error for future in futures if (error := future.exception())]
-        if errors:  # raises the error because of which the others were stopped
-            raise next((e for e in errors if not isinstance(e, Stopped)), errors[0])
-        results = iter(future.result() for future in futures)
+        with ThreadPoolExecutor(len(combinations) * len(self.seeds)) as threads:
+            futures = {
+                values: [
+                    threads.submit(function, self, seed, **dict(zip(axes, values, strict=True)))
+                    for seed in self.seeds
+                ]
+                for values in combinations
+            }
         grid = {}
-        for values in combinations:
-            by_seed = list(islice(results, len(self.seeds)))
+        for values, of_seeds in futures.items():
+            by_seed = [future.result() for future in of_seeds]
             grid[values if len(values) != 1 else values[0]] = {
                 name: np.stack([np.atleast_1d(figures[name]) for figures in by_seed])
                 for name in by_seed[0]
@@ -78,10 +71,12 @@ class Lab:
 
     @cached_property
     def test_prompts(self) -> Path:
+        """A file of the held-out prompts."""
         prompts = world.split_prompts()["test"][: self.prompts]
         return self.runs.write("prompts", [{"prompt": prompt} for prompt in prompts])
 
     def test_pairs(self, source: str | None = None) -> Path:
+        """A file of held-out pairs of one assistant, or of all three."""
         records = world_records("test", source)[: self.prompts]
         return self.runs.write(f"test_{source or 'all'}", records)
 
@@ -101,7 +96,7 @@ class Lab:
         return self.runs.run("train_dpo.py", *words, *held_out, *lr, *flags)
 
     def train_rm(self, data: Path | str, seed: int, *flags) -> Path:
-        """Likewise for train_rm.py, of which --epochs is 1 here: the folder of the reward model."""
+        """Runs train_rm.py, by default for one epoch; returns the folder of the reward model."""
         epochs = () if "--epochs" in flags else ("--epochs", 1)
         words = flag_words(data=data, eval_data=self.test_pairs(), eval_every=10000, seed=seed)
         return self.runs.run("train_rm.py", *words, *epochs, *flags)
@@ -115,7 +110,7 @@ class Lab:
     def own_pairs(
         self, policy: Path | str, prompts: Path | str, judge: Path, seed: int, samples: int = 4
     ) -> Path:
-        """Pairs of the best and the worst of a policy's answers to each prompt, by a judge."""
+        """A file of the best and the worst of a policy's answers to each prompt, by a judge."""
         flags = ("--pairs_out", "{out}.jsonl")
         out = self.sample(policy, seed, judge, policy, samples, prompts, flags)
         return out.with_suffix(".jsonl")
@@ -164,4 +159,5 @@ class Lab:
 
 @cache
 def world_records(split: str, source: str | None) -> list[dict]:
+    """world.records, generated once."""
     return world.records(split, source)

@@ -34,15 +34,13 @@ def write(
         verdicts=[(verdict(claim[1]), sentence(*claim)) for claim in findings.claims],
         notes=findings.notes,
         image=folder / "picture.png",
-        columns=findings.columns,
-        rows=findings.table(),
+        columns=list(findings.table),
+        rows=findings.rows(),
         limits=LIMITS,
     )
     (folder / "index.html").write_text(page)
-    figures = [
-        {name: entry(value) for name, value in zip(findings.columns, row, strict=True)}
-        for row in findings.rows
-    ]
+    rows = zip(*findings.table.values(), strict=True)
+    figures = [dict(zip(findings.table, map(entry, row), strict=True)) for row in rows]
     guesses = [
         {"guess": guess, "verdict": verdict(difference), **entry(difference)}
         for guess, difference in findings.claims

@@ -4,7 +4,6 @@ python -m nanoalign.lab.make_tiny data      train.jsonl and test.jsonl: the same
 python -m nanoalign.lab.make_tiny model     trains the model: half an hour on two cores
 """
 
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from nanoalign.batch import Row
 from nanoalign.data.templates import encode_records
 from nanoalign.distributed import run
-from nanoalign.flags import Parser, number, positive
+from nanoalign.flags import Parser
 from nanoalign.loop import get_lr
 from nanoalign.model import TINY, Policy
 from nanoalign.packing.attention import use_tree_attention
@@ -28,6 +27,8 @@ from nanoalign.weights.write import change_json
 
 MAX_LENGTH = 1024  # tokens of a prompt and one answer
 EVALUATED_ROWS = 50  # of a forward
+BATCH_SIZE = 8  # prompts of a step, with 3 answers each
+LR = 2.5e-3  # the peak learning rate
 
 
 def make_data() -> None:
@@ -119,73 +120,64 @@ def mean_loss(policy: Policy, rows: list[Row]) -> float:
     return -sum(policy(collate(part)).sum().item() for part in parts) / scored_tokens(rows)
 
 
-def make_model(args: Namespace) -> None:
-    """Trains the tokenizer and the model on answers of the three assistants, and writes both."""
-    torch.manual_seed(args.seed)
+def make_model(out: Path, steps: int = 3000, vocabulary: int = 1536) -> None:
+    """Trains the tokenizer and the model on answers of the three assistants; writes both to `out`.
 
+    vocabulary: tokens of the tokenizer. Prints the loss of held-out answers, in nats a token.
+    """
+    torch.manual_seed(0)
     texts = [
         text for prompt, answers in world.sft_corpus("train", 1) for text in (prompt, *answers)
     ]
-    tokenizer = make_tokenizer(texts, args.vocabulary)
+    tokenizer = make_tokenizer(texts, vocabulary)
     policy = load_policy(LlamaForCausalLM(make_config(tokenizer)))
     held_out = make_rows("test", 1, 0, tokenizer)
     print(f"{policy.count_parameters():,} parameters, {len(tokenizer):,} tokens in the vocabulary")
 
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.lr, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LR, betas=(0.9, 0.98), fused=True)
     queue: list[Row] = []
     epoch = 0
-    progress = tqdm(range(args.steps), unit="step")
+    progress = tqdm(range(steps), unit="step")
     for step in progress:
-        if len(queue) < args.batch_size:
+        if len(queue) < BATCH_SIZE:
             queue = make_rows("train", 1, epoch, tokenizer)
-            np.random.default_rng((args.seed, epoch)).shuffle(queue)
+            np.random.default_rng((0, epoch)).shuffle(queue)
             epoch += 1
-        rows, queue = queue[: args.batch_size], queue[args.batch_size :]
+        rows, queue = queue[:BATCH_SIZE], queue[BATCH_SIZE:]
         for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, args.steps, args.lr, warmup=0.05, schedule="cosine")
+            group["lr"] = get_lr(step, steps, LR, warmup=0.05, schedule="cosine")
         loss = -policy(collate(rows)).sum() / scored_tokens(rows)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 300 == 299 or step == args.steps - 1:
+        if step % 300 == 299 or step == steps - 1:
             held_out_loss = mean_loss(policy, held_out)
             progress.set_postfix(loss=f"{loss.item():.3f}", held_out=f"{held_out_loss:.3f}")
 
     # bfloat16 halves the file: 2 MB. The printed loss is that of the rounded weights.
     model = policy.model.to(torch.bfloat16)
     model.generation_config = GenerationConfig.from_model_config(model.config)
-    model.save_pretrained(args.out)
-    tokenizer.save_pretrained(args.out)
-    settings = Path(args.out) / "tokenizer_config.json"
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    settings = out / "tokenizer_config.json"
     change_json(settings, {"tokenizer_class": "PreTrainedTokenizerFast"})  # also in transformers 4
-    print(f"{args.out}: {mean_loss(Policy(model.float()), held_out):.3f} nats a token, held out")
+    print(f"{out}: {mean_loss(Policy(model.float()), held_out):.3f} nats a token, held out")
 
 
 def main(argv: list[str] | None = None) -> None:
-    count = number(int, 1)
     parser = Parser(__doc__, prog="python -m nanoalign.lab.make_tiny")
     commands = parser.add_subparsers(dest="command", required=True)
     doc = "Writes train.jsonl and test.jsonl."
     commands.add_parser("data", doc=doc, help=doc)
     doc = "Trains the tokenizer and the language model."
-    add = commands.add_parser("model", doc=doc, help=doc).add_argument
-    add("--out", type=Path, default=TINY, help="the folder to write")
-    add("--steps", type=count, default=3000, help="optimizer steps")
-    add("--batch_size", type=count, default=8, help="prompts of a step, with 3 answers each")
-    add("--lr", type=positive, default=2.5e-3, help="peak learning rate")
-    add("--vocabulary", type=number(int, 259), default=1536, help="tokens of the tokenizer")
-    add(
-        "--seed",
-        type=number(int, 0),
-        default=0,
-        help="random seed of the weights and the order of prompts",
-    )
+    model = commands.add_parser("model", doc=doc, help=doc)
+    model.add_argument("--out", type=Path, default=TINY, help="the folder to write")
     args = parser.parse_args(argv)
     if args.command == "data":
         make_data()
     else:
-        make_model(args)
+        make_model(args.out)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def perform(name: str, out: Path, quick: bool) -> None:
         about += " With one seed the intervals are over prompts alone; other seeds may differ more."
     write(folder, experiment, findings, runs.commands, about)
     print(f"\n{experiment.QUESTION}\n")
-    for row in (findings.columns, *findings.table()):
+    for row in (findings.table, *findings.rows()):
         print("  ".join(f"{text:<26}" for text in row).rstrip())
     print()
     for text in (*(sentence(*claim) for claim in findings.claims), *findings.notes):

@@ -13,15 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.distributed import setup
+from nanoalign.data.templates import encode_records
+from nanoalign.distributed import World, setup
 from nanoalign.errors import RunError
+from nanoalign.evaluation.generation import Sampling, generate
 from nanoalign.lab.lab import DPO_LR
-from nanoalign.lab.sample import mean_and_interval, sample_answers
 from nanoalign.model import TINY, Policy
+from nanoalign.records import Record
 from nanoalign.tiny.world import split_prompts, true_reward
 from nanoalign.weights.folders import load_tokenizer
 from nanoalign.weights.slices import read_slices
 
+MAX_NEW_TOKENS = 64  # the longest answers of the three sources have 57 tokens
 ROOT = Path(__file__).parents[2]
 TRAIN = f"train_dpo.py --lr {DPO_LR} --eval_data tiny:test"
 STAGES = {
@@ -90,5 +93,23 @@ def graded(folder: Path, count: int, seed: int) -> np.ndarray:
     prompts, world = split_prompts()["test"][:count], setup()
     with contextlib.redirect_stdout(sys.stderr):
         policy = Policy.load(folder, trainable=False, read=read_slices).to(world.device)
-        answers, _ = sample_answers(policy, load_tokenizer(folder), prompts, seed, world)
+        answers = sample_answers(policy, load_tokenizer(folder), prompts, seed, world)
     return np.array(list(map(true_reward, prompts, answers)))
+
+
+def sample_answers(
+    policy: Policy, tokenizer, prompts: list[str], seed: int, world: World
+) -> list[str]:
+    """An answer to each prompt, sampled at temperature 1, as text without special tokens."""
+    records = [Record(prompt, (), (), name=prompt) for prompt in prompts]
+    rows = encode_records(records, tokenizer, 1024, "pku")
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=100)
+    answers = generate(policy, rows, {tokenizer.eos_token_id}, sampling, world)
+    return tokenizer.batch_decode([a.tokens for (a,) in answers], skip_special_tokens=True)
+
+
+def mean_and_interval(values: np.ndarray) -> str:
+    """The mean of `values`, (prompts,), and its 95 % interval by resampling prompts, as text."""
+    picks = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
+    return f"{values.mean():+.3f}  [{low:+.3f}, {high:+.3f}]"

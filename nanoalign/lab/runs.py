@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
-from threading import Event, Lock, Semaphore
+from threading import Lock, Semaphore
 
 import torch
 
@@ -26,10 +26,6 @@ from nanoalign.errors import RunError
 ROOT = Path(__file__).parents[2]
 # Imported once by the server from which the processes of commands are forked.
 PRELOADED = ["train_dpo", "train_rm", "evaluate", "transformers.models.llama.modeling_llama"]
-
-
-class Stopped(RunError):
-    """A command was not started, since another one has failed."""
 
 
 class Runs:
@@ -43,7 +39,7 @@ class Runs:
         self.fresh = 0  # how many of them were not done before
         self._free = Semaphore(at_a_time or len(os.sched_getaffinity(0)))
         self._locks: dict[str, Lock] = defaultdict(Lock)
-        self._failed = Event()
+        self._error: RunError | None = None  # of the first command that failed
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
 
@@ -51,7 +47,7 @@ class Runs:
         """Runs a script, or `-m MODULE`, and returns its --out, which is appended to the words.
 
         suffix: of an --out that is a file. "{out}" in a word is replaced by --out without suffix.
-        Raises RunError if the command fails, and Stopped if another one has failed meanwhile.
+        Raises RunError if the command fails, or if another one has failed: then none is started.
         """
         texts = list(map(str, words))
         digest = hashlib.sha256(json.dumps([code_digest(texts), texts]).encode()).hexdigest()[:10]
@@ -69,21 +65,17 @@ class Runs:
 
     def _start(self, stem: Path, texts: list[str]) -> None:
         with self._free:
-            if self._failed.is_set():
-                raise Stopped("another command has failed")
+            if self._error:
+                raise self._error
             begin = time.monotonic()
             process = self._context.Process(target=_work, args=(texts, stem, os.getcwd()))
             process.start()
             process.join()
         if not done(stem).exists():
-            self.stop()
-            raise RunError(f"{texts[0]} has failed; the end of {log_of(stem)} has its error")
+            self._error = RunError(f"{texts[0]} has failed; the end of {stem}.log has its error")
+            raise self._error
         self.fresh += 1
         print(f"{time.monotonic() - begin:5.0f} s  {shlex.join(texts)}", flush=True)
-
-    def stop(self) -> None:
-        """No further command is started."""
-        self._failed.set()
 
     def write(self, name: str, records: list[dict]) -> Path:
         """Writes records as JSON lines, and returns the path, which has a hash of them."""
@@ -127,11 +119,6 @@ def done(stem: Path) -> Path:
     return Path(f"{stem}.done")
 
 
-def log_of(stem: Path) -> Path:
-    """The file with the output of a command."""
-    return Path(f"{stem}.log")
-
-
 def _work(texts: list[str], stem: Path, folder: str) -> None:
     """Runs `python TEXTS` in this process, which ends with it; its output goes to a log."""
     os.chdir(folder)
@@ -144,7 +131,7 @@ def _work(texts: list[str], stem: Path, folder: str) -> None:
                 shutil.rmtree(path)
             elif path.suffix != ".lock":
                 path.unlink()
-        file = os.open(log_of(stem), os.O_WRONLY | os.O_CREAT)
+        file = os.open(f"{stem}.log", os.O_WRONLY | os.O_CREAT)
         os.dup2(file, sys.stdout.fileno())
         os.dup2(file, sys.stderr.fileno())
         torch.set_num_threads(1)

@@ -60,7 +60,10 @@ class Target:
         return self.model(input_ids=tokens, use_cache=False).logits[:, 0]
 
     def gains(self, tokens: Tensor) -> Tensor:
-        """The gain of reward by each token at each place, to first order: (T,) -> (T, V)."""
+        """The gain of reward by each token at each place, to first order: (T,) -> (T, V).
+
+        It is -inf for tokens that a search may not use.
+        """
         embedded = self.table[tokens].clone().requires_grad_()  # (T, D)
         reward = self.model(inputs_embeds=embedded[None], use_cache=False).logits[0, 0]
         (gradient,) = torch.autograd.grad(reward, embedded)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -203,7 +204,7 @@ def show_loss(
     losses, chosen, rejected = places.call(title, dpo_loss, *four, beta)
     pi_w, pi_l, ref_w, ref_l = (value.item() for value in four)
     margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
-    by_hand = softplus(-margin)
+    by_hand = np.logaddexp(0, -margin)
     print(f"log-ratio of chosen    {pi_w:.4f} - {ref_w:.4f} = {pi_w - ref_w:+.4f}")
     print(f"log-ratio of rejected  {pi_l:.4f} - {ref_l:.4f} = {pi_l - ref_l:+.4f}")
     print(f"h = {beta:g} * difference   = {margin:+.4f}")
@@ -217,18 +218,13 @@ def show_gradient(losses: Tensor, four: Sequence[Tensor], beta: float) -> None:
     found = torch.autograd.grad(losses.sum(), four[:2], retain_graph=True)
     pi_w, pi_l, ref_w, ref_l = (value.item() for value in four)
     margin = beta * ((pi_w - ref_w) - (pi_l - ref_l))
-    weight = beta * math.exp(-softplus(margin))  # beta * sigmoid(-h)
+    weight = beta * math.exp(-np.logaddexp(0, margin))  # beta * sigmoid(-h)
     print(
         "\nd loss / d log pi: -beta sigmoid(-h) for the chosen response, +beta sigmoid(-h) for the"
     )
     print("rejected one; no gradient goes into the reference, which is not trained")
     print(f"  autograd  chosen {found[0].item():+.5f}  rejected {found[1].item():+.5f}")
     print(f"  by hand   chosen {-weight:+.5f}  rejected {weight:+.5f}")
-
-
-def softplus(x: float) -> float:
-    """log(1 + exp(x)), which is -log sigmoid(-x)."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def shape(tensor: Tensor) -> str:

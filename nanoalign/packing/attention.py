@@ -69,7 +69,10 @@ def tree_attention(
     s_aux: Tensor | None = None,  # (H,) attention sinks: scores without a value (gpt-oss)
     **others: object,
 ) -> tuple[Tensor, Tensor | None]:
-    """An attention function of transformers: (1, T, H, d), and no weights."""
+    """An attention function of transformers: returns (1, T, H, d), and None for the weights.
+
+    Without a tree it calls the model's own attention, which may return weights.
+    """
     if tree is None:
         others |= {"scaling": scaling, "sliding_window": sliding_window}
         others |= {} if softcap is None else {"softcap": softcap}
@@ -122,7 +125,11 @@ def _by_parts(
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """No mask: each query sees what precedes it; torch then makes no scores of all places."""
+    """One attention by torch: (1, H, Q, d).
+
+    mask: (Q, K), added to scores; None: each query sees what precedes it, and torch makes no scores
+        of all places.
+    """
     return F.scaled_dot_product_attention(
         q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )

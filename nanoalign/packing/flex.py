@@ -92,7 +92,7 @@ def _compiled() -> Callable[..., object]:
 
 
 def kernel_options(head_dim: int, dtype: torch.dtype, shared_memory: int) -> dict[str, object]:
-    """Options of flex_attention's kernels for heads of this width.
+    """Options of flex_attention's kernels, by name, for heads of a width and a dtype.
 
     shared_memory: bytes that a block of threads may have: 232,448 on an H100, 166,912 on an A100,
         101,376 on a 4090 or an L40, where torch's own blocks fit a width of 128 in bfloat16.
@@ -124,7 +124,10 @@ def seen_pairs(spans: np.ndarray) -> np.ndarray:
 def block_mask(
     rows: Sequence[tuple[int, ...]], window: int | None, device: torch.device
 ) -> BlockMask:
-    """The BlockMask of packed rows, as create_block_mask makes it of all T x T places."""
+    """The BlockMask of packed rows, equal to that of create_block_mask for all T x T places.
+
+    rows: tokens of the prompt and of every response, as a Tree has them. window: of a Tree's mask.
+    """
     bounds = spans(rows, window)
     start, end, own, _ = (to_device(torch.from_numpy(x), device) for x in bounds)
 
@@ -143,6 +146,6 @@ def block_mask(
 
 
 def _listed(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The number of true places of each line, and their indices, before those that are false."""
+    """(how many blocks of each line are true, (n,); the indices of a line, these first, (n, n))."""
     order = np.argsort(~blocks, axis=1, kind="stable")
     return blocks.sum(axis=1, dtype=np.int32), order.astype(np.int32)

@@ -29,9 +29,10 @@ from nanoalign.packing.tree import Tree
 
 
 def collate(rows: Sequence[Row], weight: float = 1.0, border: int | None = None) -> Batch:
-    """One Batch of the rows, packed. weight: of each row, shared evenly by its pairs.
+    """Returns one Batch of the rows, packed.
 
-    border: of the model, see rope.border_of.
+    weight: of each row, shared evenly by its pairs. border: of the model, see rope.border_of.
+    Raises RunError if the rows do not have the same names in `extra`.
     """
     start, tokens, positions, predicted_at, ends_at, parts = 0, [], [], [], [], []
     for row in rows:
@@ -90,7 +91,10 @@ class PackedBatcher(PaddedBatcher):
         return collate(rows, weight, self.border)
 
     def prepare(self, model: Scorer) -> None:
-        """Lets the model read packed rows. Raises RunError for a model that cannot."""
+        """Changes the model in place so that it reads packed rows, and sets `costs` by its sizes.
+
+        Raises RunError for a model that can't read them.
+        """
         super().prepare(model)
         use_tree_attention(model.model)
         # Multiply-adds of a forward pass, as if there were no sliding windows, and all experts ran.
@@ -108,9 +112,11 @@ class PackedBatcher(PaddedBatcher):
 
 
 def operations(lengths: np.ndarray, costs: tuple[int, int, int]) -> np.ndarray:
-    """Of each row, (N,). lengths: tokens of prompts and, behind them, of K responses, (1 + K, N).
+    """The multiply-adds of a forward pass of each row, (N,).
 
-    costs: of a token, of a scored token (one of a response), of a query with a key that it sees.
+    lengths: (1 + K, N) tokens of the prompts and, behind them, of K responses; 0 for none.
+    costs: multiply-adds of a token, of a scored token (one of a response), and of a query with a
+        key that it sees.
     """
     prompts, responses = lengths[0], lengths[1:]
     seen = (prompts**2 + (responses * (2 * prompts + responses)).sum(0)) // 2
@@ -118,10 +124,12 @@ def operations(lengths: np.ndarray, costs: tuple[int, int, int]) -> np.ndarray:
 
 
 def pack(tokens: np.ndarray, work: np.ndarray, ranks: int, limit: int) -> list[list[int]]:
-    """Rounds of `ranks` groups of rows, with at most `limit` tokens each; a longer row is alone.
+    """Returns groups of indices of rows, `ranks` groups a round, one round behind the other.
 
-    tokens, work: (N,). Few rounds, in each of which groups have similar work, or none. From the
-    most work to the least, each row goes to the group with the least that has room (Graham 1969).
+    A group has at most `limit` tokens; a longer row is alone. There are few rounds, and the groups
+    of a round have similar work; some of the last round may be empty. tokens, work: (N,), of rows.
+    From the most work to the least, each row goes to the group with the least that has room (Graham
+    1969).
     """
     order, over = np.argsort(-work, kind="stable").tolist(), np.minimum(tokens, limit).sum()
     tokens, work = tokens.tolist(), work.tolist()  # sums that do not overflow, items read faster

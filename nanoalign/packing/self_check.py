@@ -26,7 +26,10 @@ START_TOLERANCE = 1e-4  # policy and reference run the same kernels on the same 
 
 @contextmanager
 def one_line_errors(name: str, advice: str) -> Iterator[None]:
-    """Errors of a model's first forward become one line: what an architecture does is not known."""
+    """Raises RunError, of one line that ends with `advice`, for errors of a model's first forward.
+
+    Errors that are not those of the architecture are raised as they are: of memory, of other ranks.
+    """
     try:
         yield
     except (RunError, DistError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException):
@@ -36,7 +39,10 @@ def one_line_errors(name: str, advice: str) -> Iterator[None]:
 
 
 def prepare(model: Scorer, data: object, batcher: Batcher, name: str) -> None:
-    """Lets a model read the batches, and raises RunError where it can't read a row of the data."""
+    """Changes a model in place so that it reads the batches.
+
+    Raises RunError if it can't read them, or a row of the data. name: of the model, for errors.
+    """
     batcher.prepare(model)
     check_fits(model, data.rows, name)
     check_fits(model, data.held_out, name)
@@ -64,10 +70,10 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
 
 @torch.no_grad()
 def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str) -> None:
-    """Compares scores of a batch with those of the model's own forward on separate sequences.
+    """Raises RunError if scores of a batch differ from the model's own on separate sequences.
 
-    So a model that mixes the responses of a row is found before it is trained. All ranks check the
-    same rows. name: of the model, for errors.
+    So a model that mixes the responses of a row is found before it is trained. Four rows are
+    compared, the same on all ranks. name: of the model, for errors.
     """
     lengths = lengths_of(rows)
     order, last = np.argsort(lengths, kind="stable"), int((lengths <= CHECKED_TOKENS).sum()) - 1
@@ -106,10 +112,10 @@ def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str
 def check_start(
     objective: Objective, rows: Sequence[Row], batcher: Batcher, reference: object = None
 ) -> None:
-    """Where policy and reference are one function, losses are ln 2 and rewards 0, or a run stops.
+    """Raises RunError if losses and rewards are not those of a policy that is its reference.
 
-    reference: may have `tolerances`, of losses and of rewards. A collective: all ranks stop
-        together.
+    Rewards are then 0, and losses those of Objective.losses_at_start (ln 2 for DPO). reference: may
+        have `tolerances`, of losses and of rewards. A collective: all ranks raise it together.
     """
     tolerances = getattr(reference, "tolerances", (START_TOLERANCE, START_TOLERANCE))
     objective.before_step(rows, batcher.step)

@@ -29,8 +29,9 @@ class Tree:
         self.block_masks: dict[int | None, object] = {}  # BlockMasks of flex.py, by window
 
     def mask(self, queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """(queries, keys), added to scores: the last `queries` of `keys` tokens see what precedes.
+        """Returns (queries, keys) to be added to scores: 0 where a query sees a key, else -inf.
 
+        The queries are the last of the `keys` tokens, and see what precedes them and themselves.
         A sliding window is measured in positions, so a response sees as much of the prompt as it
         would alone.
         """

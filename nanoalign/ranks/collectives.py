@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def gather(value: T, world: World) -> list[T]:
-    """The object of every rank, by rank, on every rank. A collective."""
+    """Returns the values of all ranks, in the order of the ranks, on every rank. A collective."""
     values: list[T] = [value] * world.size
     if world.size > 1:
         dist.all_gather_object(values, value)
@@ -24,9 +24,9 @@ def gather(value: T, world: World) -> list[T]:
 
 
 def on_every(world: World, function: Callable[[], T]) -> T:
-    """The result of a function that every rank runs. A collective.
+    """Calls a function on every rank; returns the result of this rank. A collective.
 
-    A RunError or OSError of any rank becomes a RunError on every rank, so no rank waits in vain.
+    If it raises RunError or OSError on any rank, all ranks raise RunError, so none waits in vain.
     """
     result = problem = None
     try:
@@ -39,12 +39,15 @@ def on_every(world: World, function: Callable[[], T]) -> T:
 
 
 def on_main(world: World, function: Callable[[], T]) -> T | None:
-    """The result of a function on rank 0, None on the others. Errors and ranks as in on_every."""
+    """Calls a function on rank 0 alone. Returns its result there, and None on the other ranks.
+
+    A collective; errors as in on_every.
+    """
     return on_every(world, function if world.is_main else lambda: None)
 
 
 def breakpoint0() -> None:
-    """A debugger on rank 0, while the other ranks wait."""
+    """Stops rank 0 in a debugger, while the other ranks wait. A collective."""
     if environment_ranks()[0] == 0:
         breakpoint()
     sum_over_ranks(torch.zeros(()))

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why --shard_size is refused, or None. It is called before anything is loaded."""
+    """Returns why --shard_size is refused, or None."""
     _, ranks, _ = environment_ranks()
     if args.shard_size and ranks % args.shard_size:
         return (
@@ -61,7 +61,11 @@ def refusal(args: Namespace) -> str | None:
 
 
 def setup(args: Namespace) -> World:
-    """The World of a script. With --shard_size, so many ranks share a copy of the parameters."""
+    """Joins the process group and returns the World of a script.
+
+    With --shard_size, so many ranks share a copy of the parameters. Under torchrun the process ends
+    when torchrun does.
+    """
     for handler in logging.getLogger("transformers").handlers:
         handler.addFilter(printable)  # what it prints of a config may have escape sequences
     if distributed.environment_ranks()[1] > 1:
@@ -75,10 +79,11 @@ def setup(args: Namespace) -> World:
 
 
 def divide(world: World, shard_size: int, timeout: float) -> World:
-    """The World with a mesh of (groups, shard_size): each group has a copy of the parameters.
+    """Returns the World with a mesh of (groups, shard_size), each with a copy of the parameters.
 
+    If all ranks are one group, it is returned unchanged. A collective.
     shard_size: ranks of a group, a divisor of world.size.
-    timeout: seconds that a rank waits for another one of its group.
+    timeout: seconds that a rank waits for another one in a collective of the mesh.
     """
     assert world.size % shard_size == 0, f"{world.size} ranks in groups of {shard_size}"
     if shard_size == world.size:
@@ -96,10 +101,11 @@ def divide(world: World, shard_size: int, timeout: float) -> World:
 
 
 class SyncedBatcher:
-    """A Batcher that says to the model, before each batch, whether ranks then sum gradients.
+    """A Batcher that sets in a model, before each batch of a step, whether ranks sum gradients.
 
-    The groups sum theirs in the last batch of a step. gradient_sync: when the ranks inside of a
-    group do: in each "micro_batch", or once a "step", for which each keeps gradients in float32.
+    The groups sum theirs in the last batch of a step. gradient_sync: when the ranks inside a group
+    sum theirs: "micro_batch", in each batch; "step", in the last one, until which each rank keeps
+    gradients in float32.
     """
 
     def __init__(self, batcher: Batcher, model: FSDPModule, gradient_sync: str):
@@ -126,7 +132,7 @@ class SyncedBatcher:
 
 
 def synced(batcher: Batcher, model: nn.Module, args: Namespace) -> Batcher | SyncedBatcher:
-    """The batcher, which also sums gradients as --shard_size and --gradient_sync say."""
+    """Returns the batcher, as a SyncedBatcher if --shard_size or --gradient_sync needs one."""
     if batcher.world.size > 1 and (args.shard_size or args.gradient_sync == "step"):
         return SyncedBatcher(batcher, model, args.gradient_sync)
     return batcher
@@ -136,6 +142,9 @@ PR_SET_PDEATHSIG = 1  # of prctl(2), Linux
 
 
 def end_with_parent() -> None:
-    """Lets the kernel send SIGTERM when torchrun ends: a training run then writes a checkpoint."""
+    """Under torchrun, on Linux: the kernel sends this process SIGTERM when torchrun ends.
+
+    A training run then writes a checkpoint.
+    """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -29,7 +29,7 @@ LOST_CONNECTION = re.compile(
 
 
 class Stopped(RunError):
-    """A signal has ended a run. code: the exit code of its process, as shells give it."""
+    """Raised where a signal ends a run. code: the exit code of the process, 128 + the signal."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -37,9 +37,10 @@ class Stopped(RunError):
 
 
 def report(error: BaseException) -> int:
-    """Prints an expected error as one line. Returns the exit code; 0 for a defect.
+    """Prints an expected error as one line, and returns the exit code.
 
-    A defect needs its traceback.
+    Returns 0 for a defect, of which nothing is printed: the caller raises it with its traceback. If
+    the run has written nothing to its folder, the folder is removed.
 
     Most errors are raised by all ranks together. Rank 0 prints for them, and the others wait until
     it has: when one rank exits, torchrun ends the rest at once. An error of one rank alone is

@@ -57,22 +57,21 @@ class LengthDebiased(RewardModel):
 
 
 def load(rows: Sequence[Row], *args, **options) -> LengthDebiased:
-    """LengthDebiased.load(*args, **options), whose unit is spread_of_lengths of the rows."""
+    """Returns LengthDebiased.load(*args, **options) with its unit.
+
+    This is the standard deviation of |y_w| - |y_l| over all pairs of the rows, or 1 if that is 0.
+    """
     model = LengthDebiased.load(*args, **options)
-    model.unit = spread_of_lengths(rows)
+    pairs = [(row.responses[w], row.responses[k]) for row in rows for w, k in row.pairs]
+    model.unit = float(np.std([len(w) - len(k) for w, k in pairs])) or 1.0
     return model
-
-
-def spread_of_lengths(rows: Sequence[Row]) -> float:
-    """The standard deviation of |y_w| - |y_l| over all pairs, in tokens; 1 if it is 0."""
-    differences = [
-        len(row.responses[w]) - len(row.responses[r]) for row in rows for w, r in row.pairs
-    ]
-    return float(np.std(differences)) or 1.0
 
 
 def loss_of_batch(
     plain: Callable, reward_model: LengthDebiased, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """Extends `plain`, the loss_of_batch of train_rm.py: lengths count in the loss alone."""
+    """Computes `plain`, the loss_of_batch of train_rm.py, with lengths in the loss.
+
+    The metrics of rewards are those without lengths.
+    """
     return plain(reward_model, args, batch, lead=reward_model.lead(batch))

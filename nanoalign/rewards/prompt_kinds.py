@@ -19,9 +19,9 @@ AS_DIALOGUE = "prompts written as HH-RLHF dialogues, which the reward model was 
 
 
 def kinds_of(rows: Sequence[Row], tokenizer, template: str) -> list[str]:
-    """The kinds of the prompts of training rows, sorted; empty for other templates than raw.
+    """The kinds of the prompts of training rows, sorted; [] for another template than raw.
 
-    A prompt has the header of the assistant at its end even if its beginning was cut.
+    A prompt that was cut lost its beginning, and its kind is told by its end.
     """
     if template != "raw":
         return []
@@ -37,11 +37,13 @@ def kind_of(prompt: str) -> str:
 
 
 def as_trained(record: Record, template: str, kinds: Sequence[str]) -> Record:
-    """The record in the form of the prompts that the model was trained on.
+    """Returns the record with its prompt in a form that the model was trained on.
 
-    kinds: those of the training. A record that has one of them is returned as it is, and all are if
-        kinds is empty (not known).
-    Raises RunError if the prompt can't be written in that form.
+    The record itself is returned if its prompt is of one of `kinds`, if the template is not raw, or
+    if `kinds` is empty (not known). Else it is written as a dialogue, whose responses begin with
+    white space.
+    kinds: those of the training. Raises RunError if the prompt can't be written as a dialogue, or
+    the model was not trained on dialogues.
     """
     prompt = record.prompt
     if template != "raw" or not kinds or (isinstance(prompt, str) and kind_of(prompt) in kinds):
@@ -64,22 +66,16 @@ def as_trained(record: Record, template: str, kinds: Sequence[str]) -> Record:
 
 
 def check_turns(name: str, messages: Sequence[dict]) -> None:
-    """Raises RunError for messages that an HH-RLHF dialogue cannot have."""
-    known = [message["role"] for message in messages if message["role"] in HEADERS]
-    others = sorted({key for message in messages for key in message} - {"role", "content"})
-    reason = None
-    if len(known) < len(messages):
-        role = next(m["role"] for m in messages if m["role"] not in HEADERS)
-        reason = f"a message of {role!r}"
-    elif others:
-        reason = f"messages with {' and '.join(others)}"
-    elif known[0] != "user":
-        reason = "no question before the first answer"
-    elif messages[0]["content"].startswith(HUMAN):
-        reason = f"{HUMAN!r} at its beginning without {ASSISTANT!r} at its end"
-    if reason:
+    """Raises RunError for messages that can't be written as an HH-RLHF dialogue.
+
+    name: of the record, for the error.
+    """
+    plain = all(m["role"] in HEADERS and m.keys() == {"role", "content"} for m in messages)
+    if not plain or messages[0]["role"] != "user" or messages[0]["content"].startswith(HUMAN):
         raise RunError(
             f"{name}: the reward model was trained on HH-RLHF dialogues (template raw), but the "
-            f"prompt has {reason}; correct it, or train a reward model with --template chat, which "
-            "reads every kind"
+            f"prompt {str(messages)[:300]} is neither a text, nor a dialogue that ends with "
+            f"{ASSISTANT!r}, nor text messages of user and assistant of which the first is the "
+            "user's; correct it, or train a reward model with --template chat, which reads every "
+            "kind"
         )

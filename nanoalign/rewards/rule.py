@@ -19,7 +19,7 @@ EOS_RULE = "appended, unless the response was cut"  # rewards are read at the EO
 
 
 def rule_of(model: RewardModel) -> dict:
-    """The rule that the model was trained by; empty for a model of another program."""
+    """The rule that the model was trained by, from its config; {} for one of another program."""
     rule = getattr(model.model.config, "nanoalign", None)
     return rule if isinstance(rule, dict) else {}
 
@@ -27,12 +27,12 @@ def rule_of(model: RewardModel) -> dict:
 def scoring_rule(
     model: RewardModel, name: str, template: str | None, max_length: int | None, flags: str = ""
 ) -> tuple[str, int]:
-    """(template, max_length) by which the model scores: those of its training.
+    """Returns (template, max_length) by which the model scores: those of its training.
 
-    template, max_length: values of flags, which must equal those of the training; None and "auto"
-        take its values. A model without a rule takes the flags, or "auto" and 1024.
+    A model without a rule gets those of the flags, or "auto" and 1024.
+    template, max_length: values of flags; None or "auto": not given.
     name: of the model, for errors. flags: the prefix of the flags' names, for errors.
-    Raises RunError if a value is not that of the training.
+    Raises RunError if a value is not that of the training, or the rule has another EOS rule.
     """
     rule = rule_of(model)
     template = None if template == "auto" else template
@@ -47,11 +47,12 @@ def scoring_rule(
 
 
 def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence[str] = ()) -> None:
-    """Writes the rule of this training into the config of the model.
+    """Writes the rule of this training into the config of the model in memory.
 
     template: chat, pku or raw. kinds: kinds_of the training rows; those of an earlier training of
         the model stay.
-    Raises RunError if the model is a reward model that was trained by another rule.
+    Raises RunError if the model was trained by another rule, if its head does not have an output
+    for each preference, and as check_pad_token.
     """
     outputs = 1 if args.condition else len(args.preference)
     if model.head.out_features != outputs:
@@ -84,7 +85,10 @@ def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence
 
 
 def check_pad_token(folder: Path) -> None:
-    """Raises RunError for a reward model that transformers does not read at the EOS."""
+    """Raises RunError for a reward model whose config pads with EOS.
+
+    transformers reads its rewards at the token before the EOS, nanoalign at the EOS.
+    """
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = config.get_text_config()
     eos = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]

@@ -25,15 +25,16 @@ class SeveralRewards(RewardModel):
 
 
 class Mixed:
-    """The weighted sum of the rewards by several preferences: Batch -> (S,).
+    """A reward model of one reward: the weighted sum of its rewards by preference, Batch -> (S,).
 
-    It has the attributes of its reward model, and replaces it where responses are scored.
+    An attribute that it does not have is that of the SeveralRewards that it was made of, so it can
+    take that one's place where responses are scored.
     """
 
     def __init__(self, reward_model: SeveralRewards, shares: dict[str, float]):
-        """shares: preference -> its weight; of others the weight is 0.
+        """shares: by the name of a preference its weight; of others the weight is 0.
 
-        Raises RunError if the model does not have a preference.
+        For a conditioned model they are not used. Raises RunError if the model lacks one of them.
         """
         names = preferences_of(reward_model)
         if unknown := sorted(shares.keys() - set(names)):
@@ -62,7 +63,10 @@ class Mixed:
 
 
 def preferences_of(model: RewardModel) -> list[str]:
-    """The names of the outputs of a reward model; of a single output, what a prompt may name."""
+    """The names of a reward model's preferences: those of its rule, else the labels of its outputs.
+
+    Of a single output without a rule: ["better"].
+    """
     labels = list(model.model.config.id2label.values()) if model.head.out_features > 1 else None
     return rule_of(model).get("preferences", labels or ["better"])
 
@@ -78,9 +82,10 @@ def is_conditioned(model: RewardModel) -> bool:
 def loss_of_batch(
     plain: Callable, reward_model: SeveralRewards, args: Namespace, batch: Batch
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """Extends `plain`, the loss_of_batch of train_rm.py, by an accuracy for each preference.
+    """Computes `plain`, the loss_of_batch of train_rm.py, for a model with several outputs.
 
-    A pair compares the rewards of its responses by its own preference.
+    A pair compares the rewards of its responses by its own preference. The metrics get an accuracy
+    for each preference.
     """
     preferences, dimensions = args.preference, batch.extra["dimensions"]  # (B,)
     # Reward d of response s is at s * K + d in the flat rewards, (S * K,).

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why the flags of the variants can't be combined; None where they can."""
+    """What is wrong with the combination of the flags of the variants; None if nothing is."""
     names = " ".join(args.preference)
     if len(set(args.preference)) < len(args.preference):
         return f"--preference {names}: give each name once"
@@ -40,7 +40,7 @@ def refusal(args: Namespace) -> str | None:
 def variant_of(
     args: Namespace, rows: Sequence[Row], loss_of_batch: Callable
 ) -> tuple[Callable[..., RewardModel], Callable]:
-    """(the function that loads the model, the loss of a batch) for the flags.
+    """Returns (the function that loads the model, the loss of a batch) of the variant by the flags.
 
     rows: all training rows. loss_of_batch: that of train_rm.py, which a variant extends.
     """

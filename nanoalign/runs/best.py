@@ -18,77 +18,60 @@ def keeps_best(args: Namespace) -> bool:
 LOSS, STEP, WORSE = "best/loss", "best/step", "best/evaluations since"  # keys of Objective.state
 
 
-class Weights(nn.Module):
-    """A copy of the trained parameters of a model, as buffers: sharded as they are."""
+class Best(nn.Module):
+    """Keeps the weights of the evaluation with the lowest held-out loss, as a part of checkpoints.
 
-    def __init__(self, model: nn.Module):
+    Its buffers are a copy of the trained parameters of `model`, sharded as they are.
+    patience: evaluations in a row without a lower held-out loss that end the run; None: any number.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective, patience: int | None):
         super().__init__()
         self.of = [model]  # in a list, so that it is no part of this module
+        self.objective, self.patience = objective, patience
         for n, parameter in enumerate(self.trained()):
             self.register_buffer(str(n), parameter.detach().clone())
+        objective.modules["best"] = self
+        objective.state |= {LOSS: math.inf, STEP: 0, WORSE: 0}
 
     def trained(self) -> list[nn.Parameter]:
+        """The trained parameters of the model, which are sharded again if they were gathered."""
         (model,) = self.of
         if isinstance(model, FSDPModule):
             model.reshard()  # a forward without a backward pass leaves parameters gathered
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     @torch.no_grad()
-    def keep(self) -> None:
-        """Copies the parameters of the model."""
-        for copy, parameter in zip(self.buffers(), self.trained(), strict=True):
-            copy.copy_(parameter)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Gives the model the parameters of the copy."""
-        for copy, parameter in zip(self.buffers(), self.trained(), strict=True):
-            parameter.copy_(copy)
-
-
-class Best:
-    """Keeps the weights of the evaluation with the lowest held-out loss, as a part of checkpoints.
-
-    patience: evaluations in a row without a lower held-out loss that end the run; None: any number.
-    """
-
-    def __init__(self, model: nn.Module, objective: Objective, patience: int | None):
-        self.objective, self.patience = objective, patience
-        self.weights = objective.modules["best"] = Weights(model)
-        objective.state |= {LOSS: math.inf, STEP: 0, WORSE: 0}
-
     def note(self, step: int, metrics: dict[str, float]) -> None:
-        """Keeps the weights of a step, if its metrics have the lowest held-out loss until now."""
+        """Copies the weights of a step, if its metrics have the lowest held-out loss until now."""
         state = self.objective.state
-        if (loss := metrics.get("eval/loss")) is not None:
-            if loss < state[LOSS]:
-                self.weights.keep()
-                state |= {LOSS: loss, STEP: step, WORSE: 0}
-            else:
-                state[WORSE] += 1
+        if (loss := metrics.get("eval/loss")) is None:
+            return
+        if loss < state[LOSS]:
+            for copy, parameter in zip(self.buffers(), self.trained(), strict=True):
+                copy.copy_(parameter)
+            state |= {LOSS: loss, STEP: step, WORSE: 0}
+        else:
+            state[WORSE] += 1
 
     def is_over(self) -> bool:
         """Whether --patience is used up."""
         return self.patience is not None and self.objective.state[WORSE] >= self.patience
 
+    @torch.no_grad()
     def restore(self) -> None:
         """Copies the best weights into the model; does nothing if no step had a held-out loss."""
         if self.objective.state[STEP]:
-            self.weights.restore()
-
-    def resume(self, step: int, total: int) -> int:
-        """The step at which a run continues; if nothing is left to train, restores and gives total.
-
-        step: of the checkpoint. total: the steps of the run.
-        """
-        if step < total and not self.is_over():
-            return step
-        self.restore()
-        return total
+            for copy, parameter in zip(self.buffers(), self.trained(), strict=True):
+                parameter.copy_(copy)
 
 
 def up_to_best(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl up to the best evaluation after step 0; prints which that is."""
+    """Returns the lines of metrics.jsonl up to the step whose weights are the result.
+
+    That is the evaluation with the lowest held-out loss after step 0, which is printed. Without
+    such an evaluation returns all lines, and prints nothing.
+    """
     evaluations = [line for line in lines if "eval/loss" in line and line["step"]]
     if not evaluations:
         return lines

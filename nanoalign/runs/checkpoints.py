@@ -10,19 +10,17 @@ A checkpoint is written to a hidden folder, which is renamed when it is complete
 
 import json
 import os
-import shlex
 import shutil
-import sys
 import zlib
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -33,11 +31,17 @@ from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Row
 from nanoalign.data.split import fingerprint
-from nanoalign.distributed import World, environment_ranks
+from nanoalign.distributed import World
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
-from nanoalign.files.run_folder import METRICS, checkpoint_of, complete_checkpoints, resuming
+from nanoalign.files.run_folder import (
+    METRICS,
+    checkpoint_of,
+    complete_checkpoints,
+    restore_metrics,
+)
 from nanoalign.loop import Objective, check_parameters
+from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import gather, on_every, on_main
 from nanoalign.runs.unpickle import Planner, Reader
 
@@ -45,55 +49,48 @@ FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
 DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
-# Flags that may differ: they do not alter the steps of a run, or only how many there are. A version
-# of before had --args.
-FREE = DATA | {"activation_checkpointing", "args", "audit", "cache", "epochs", "eval_data",
-               "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
+# Flags that may differ: they do not alter the steps of a run, or only how many there are.
+FREE = DATA | {"activation_checkpointing", "audit", "cache", "epochs", "eval_data", "eval_every",
+               "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
                "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
                "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
 
 
+@dataclass(eq=False)
 class Checkpoints:
     """Writes checkpoints of a run, and continues it from the newest one."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        rows: Sequence[Row],
-        args: Namespace,
-        world: World,
-        folders: dict[str, Path],
-    ):
-        """folders: of the models that the run started from, by the flag that names each."""
-        self.model, self.optimizer, self.objective = model, optimizer, objective
-        self.args, self.world, self.out = args, world, Path(args.out)
-        self.rows, self.folders, self.inputs = rows, folders, {}
+    model: Scorer
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    rows: Sequence[Row]  # the training rows
+    args: Namespace
+    world: World
+    folders: dict[str, Path]  # of the models that the run starts from, by the flag that names each
+    inputs: dict[str, object] = field(default_factory=dict, init=False)  # see read_inputs
 
     def read_inputs(self) -> dict[str, object]:
-        """What the run computes from: a hash of its rows, and one of each model's files.
+        """Returns what the run computes from: a hash of its rows ("rows"), and hashes ("models").
 
-        A collective. The files, of many gigabytes perhaps, are read when it is first called.
+        "models" has one of each model's files, by its flag. A collective. The files, perhaps of
+        many gigabytes, are read in the first call.
         """
 
         def digests() -> dict[str, str]:
-            return {
-                flag: checksums.digest_of_weights(folder) for flag, folder in self.folders.items()
-            }
+            return {k: checksums.digest_of_weights(folder) for k, folder in self.folders.items()}
 
         if not self.inputs:
             models = gather(on_main(self.world, digests), self.world)[0]
             self.inputs = {"rows": fingerprint(self.rows), "models": models}
         return self.inputs
 
-    def write(self, step: int) -> None:
+    def write_checkpoint(self, step: int) -> None:
         """Writes checkpoints/step_NNNNNN, and removes all but the newest --keep. A collective.
 
         Raises RunError if a parameter is not finite, or the checkpoint can't be written.
         """
         check_parameters(self.model, step)
-        inputs, final = self.read_inputs(), checkpoint_of(self.out, step)
+        inputs, final = self.read_inputs(), checkpoint_of(Path(self.args.out), step)
         folder, temporary = final.parent, final.with_name(f".{final.name}.partial")
 
         def prepare() -> None:
@@ -103,7 +100,7 @@ class Checkpoints:
             temporary.mkdir()
 
         def complete() -> None:
-            path = self.out / METRICS
+            path = Path(self.args.out, METRICS)
             lines = path.read_bytes() if path.exists() else b""
             about = {
                 "format": FORMAT,
@@ -121,7 +118,7 @@ class Checkpoints:
             if final.exists():
                 remove(final)
             os.rename(temporary, final)
-            for old in complete_checkpoints(self.out)[: -self.args.keep]:
+            for old in complete_checkpoints(Path(self.args.out))[: -self.args.keep]:
                 remove(old)
 
         on_main(self.world, prepare)
@@ -135,13 +132,14 @@ class Checkpoints:
         on_main(self.world, complete)
 
     def resume(self) -> int:
-        """Loads model, optimizer and objective from the newest checkpoint; returns its step.
+        """Loads model, optimizer and objective, in place, from the newest checkpoint.
 
-        Removes the lines of later steps from metrics.jsonl. A collective. There must be a
-        checkpoint (refusal_of_resume checks it). Raises RunError if it is damaged, if metrics.jsonl
-        was changed, or if the training rows or the initial models differ from the checkpoint's.
+        Returns the step of the checkpoint, which must exist (refusal_of_resume checks it). Removes
+        the lines of later steps from metrics.jsonl. A collective. Raises RunError if the checkpoint
+        is damaged, if metrics.jsonl was changed, or if the training rows or the initial models are
+        not those of the checkpoint.
         """
-        path = complete_checkpoints(self.out)[-1]
+        path = complete_checkpoints(Path(self.args.out))[-1]
         share = (self.world.rank, self.world.size)
         on_every(self.world, partial(check_whole, path, share=share))
         about, inputs = read_about(path), self.read_inputs()
@@ -178,11 +176,16 @@ class Checkpoints:
         for name, module in self.objective.modules.items():
             set_model_state_dict(module, state[name])
         self.objective.state = about["state"]
-        on_main(self.world, partial(restore_metrics, about["metrics"], self.out / METRICS))
+        on_main(
+            self.world, partial(restore_metrics, about["metrics"], Path(self.args.out, METRICS))
+        )
         return about["step"]
 
     def state(self) -> dict[str, object]:
-        """The tensors of a checkpoint: trained parameters, optimizer state, further modules."""
+        """Returns what a checkpoint stores: trained parameters, optimizer state, further modules.
+
+        A module that was gathered is sharded again.
+        """
         model, optimizer = get_state_dict(self.model, self.optimizer)
         parameters = self.model.named_parameters(remove_duplicate=False)
         frozen = {name for name, parameter in parameters if not parameter.requires_grad}
@@ -196,7 +199,10 @@ class Checkpoints:
 
 
 def refusal_of_resume(args: Namespace) -> str | None:
-    """Why --resume is refused, by the flags and the newest checkpoint's run.json, or None."""
+    """Returns why --resume is refused, by the flags and the newest checkpoint's run.json, or None.
+
+    Raises RunError as read_about does.
+    """
     if args.overwrite:
         return "--resume continues a run and --overwrite replaces it; give one of them"
     checkpoints = complete_checkpoints(Path(args.out))
@@ -224,18 +230,17 @@ def refusal_of_resume(args: Namespace) -> str | None:
 
 
 def read_about(path: Path) -> dict:
-    """The run.json of a checkpoint. Raises RunError if it is damaged or of another version."""
-    if (path / checksums.NAME).exists():  # as from version 3 on
-        check_whole(path, [ABOUT])
-    try:
-        about = json.loads((path / ABOUT).read_text())
-        version = about.get("format", 0)
-    except (OSError, ValueError, AttributeError) as error:
-        raise damaged(path, in_a_line(error)) from error
-    if version != FORMAT:
+    """Returns the run.json of a checkpoint.
+
+    Raises RunError if it is damaged, or was written by another version.
+    """
+    check_whole(path, [ABOUT])
+    about = json.loads((path / ABOUT).read_text())
+    if about["format"] != FORMAT:
         raise RunError(
-            f"{path} has format version {version}, this version of nanoalign reads {FORMAT}; "
-            "continue with the version that wrote it, or start a new run with another --out"
+            f"{path} has format version {about['format']}, this version of nanoalign reads "
+            f"{FORMAT}; continue with the version that wrote it, or start a new run with another "
+            "--out"
         )
     return about
 
@@ -250,9 +255,9 @@ def remove(path: Path) -> None:
 def check_whole(
     path: Path, names: list[str] | None = None, share: tuple[int, int] = (0, 1)
 ) -> None:
-    """Verifies the checksums of a checkpoint. names, share: as in checksums.verify.
+    """Raises RunError, which says how to go on, if a file of a checkpoint is missing or changed.
 
-    Raises a RunError that says how to continue if a file is missing or changed.
+    names, share: as in checksums.verify.
     """
     try:
         checksums.verify(path, names, share)
@@ -261,41 +266,13 @@ def check_whole(
 
 
 def causes(error: dcp.api.CheckpointException) -> str:
+    """Returns the errors of all ranks in one line, each once."""
     return "; ".join(sorted({in_a_line(cause[0]) for cause in error.failures.values()}))
 
 
-def restore_metrics(about: list, path: Path) -> None:
-    """Cuts metrics.jsonl, at `path`, to its length at the checkpoint; a missing file stays missing.
-
-    about: [bytes at the checkpoint, their CRC-32]. Raises RunError if these bytes were changed.
-    """
-    size, checksum = about
-    if not path.exists():
-        return
-    kept = path.read_bytes()[:size]
-    if [len(kept), zlib.crc32(kept)] != [size, checksum]:
-        raise RunError(
-            f"--resume: {path} is not as it was written (its checksum differs); restore it, or "
-            "remove it to continue without the lines until now"
-        )
-    temporary = path.with_name(".metrics.partial")
-    temporary.write_bytes(kept)
-    os.replace(temporary, path)
-
-
-def damaged(newest: Path, problem: str) -> RunError:
-    """Returns the error for a damaged newest checkpoint; it names the newest undamaged one."""
-    error = f"the checkpoint {newest} can't be read: {problem}; "
-    unreadable = [newest]  # newest first
-    for path in reversed(complete_checkpoints(newest.parents[1])):
-        if path == newest:
-            continue
-        try:
-            checksums.verify(path)
-        except RunError:
-            unreadable.append(path)
-            continue
-        remove_all = shlex.join(["rm", "-r", *map(str, reversed(unreadable))])
-        command = f"{remove_all} && {resuming(sys.argv, environment_ranks()[1])}"
-        return RunError(f"{error}{path.name} is whole; continue from it: {command}")
-    return RunError(f"{error}no older one is whole; train again, with --overwrite")
+def damaged(path: Path, problem: str) -> RunError:
+    """Returns the error for a damaged checkpoint, which says how to go on without it."""
+    return RunError(
+        f"the checkpoint {path} can't be read: {problem}; remove it to --resume from an older one, "
+        "or train again, with --overwrite"
+    )

@@ -1,6 +1,5 @@
 """The folder of a run before it starts: what --out may hold, and what --overwrite removes."""
 
-import os
 import platform
 import shutil
 import subprocess
@@ -24,9 +23,10 @@ WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
-    """Creates --out and locks it. Raises RunError if a run must not write to it.
+    """Creates --out and locks it; with --audit does nothing. For rank 0.
 
-    models: folders that the run reads, which --out must not be. With --audit nothing is done.
+    models: folders that the run reads, which --out must not be.
+    Raises RunError if --out can't be written, holds other files, or is locked by another run.
     """
     if args.audit:
         return
@@ -37,17 +37,10 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
             check_contents(out, args, models)
         lock.hold(out / lock.NAME, f"--out {out}")
     except OSError as error:
-        path = Path(error.filename or out)
-        if isinstance(error, PermissionError):
-            problem = f": no permission to write {path}; give another --out"
-        elif isinstance(error, FileExistsError | NotADirectoryError):
-            while not os.path.lexists(path):  # a/b, where a is a file
-                path = path.parent
-            what = "a file" if path.exists() else "a symbolic link that leads nowhere"
-            problem = f": {path} is {what}; give a folder"
-        else:
-            problem = f" can't be written: {in_a_line(error)}; give another --out"
-        raise RunError(f"--out {out}{problem}") from error
+        problem = f"can't be written: {in_a_line(error)}; give another --out"
+        if out.is_file():
+            problem = "is a file; give a folder"
+        raise RunError(f"--out {out} {problem}") from error
 
 
 def check_contents(out: Path, args: Namespace, models: list[Path]) -> None:
@@ -67,7 +60,7 @@ def check_contents(out: Path, args: Namespace, models: list[Path]) -> None:
 
 
 def remove_run(out: Path) -> None:
-    """Removes what a run has written to a folder."""
+    """Removes the files and folders of WRITTEN from the folder of a run."""
     for pattern in WRITTEN:
         for path in out.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

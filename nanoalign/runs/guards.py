@@ -7,20 +7,19 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.distributed import ReduceOp
 
-from nanoalign.batch import Row
-from nanoalign.distributed import World, sum_over_ranks
+from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.files.run_folder import checkpoint_of, complete_checkpoints, resuming
 from nanoalign.flags import Parser, number
-from nanoalign.loop import Objective, Settings
-from nanoalign.model import Scorer
+from nanoalign.loop import Settings
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import Stopped
 from nanoalign.runs.best import Best, keeps_best
@@ -32,52 +31,38 @@ ONE_EVENT = 1.0  # seconds: within them a repeated signal is of one event, such 
 
 def add_arguments(parser: Parser) -> None:
     add, count = parser.add_argument_group("checkpoints").add_argument, number(int, 1)
-    add(
-        "--save_every",
-        type=count,
-        metavar="STEPS",
-        help="write a checkpoint after every STEPS steps and after the last one; default: never",
-    )
+    text = "write a checkpoint after every STEPS steps and after the last one; default: never"
+    add("--save_every", type=count, metavar="STEPS", help=text)
     add("--keep", type=count, default=2, metavar="COUNT", help="number of checkpoints to keep")
-    add(
-        "--stop_after",
-        type=count,
-        metavar="STEP",
-        help="write a checkpoint after this step and end the run there; default: run to the end",
-    )
+    text = "write a checkpoint after this step and end the run there; default: run to the end"
+    add("--stop_after", type=count, metavar="STEP", help=text)
     add("--resume", action="store_true", help="continue from the newest checkpoint in --out")
-    add(
-        "--keep_best",
-        action="store_true",
-        help="save the weights with the lowest held-out loss in place of those of the last step",
+    text = "save the weights with the lowest held-out loss in place of those of the last step"
+    add("--keep_best", action="store_true", help=text)
+    text = (
+        "end the run after this many evaluations in a row without a lower held-out loss (implies "
+        "--keep_best); default: run to the end"
     )
-    add(
-        "--patience",
-        type=count,
-        metavar="COUNT",
-        help="end the run after this many evaluations in a row without a lower held-out loss "
-        "(implies --keep_best); default: run to the end",
+    add("--patience", type=count, metavar="COUNT", help=text)
+    text = (
+        "type of the saved weights; rounding to bf16 loses small weight changes, and the run "
+        "prints the share of changes that remain"
     )
-    add(
-        "--save_dtype",
-        choices=("fp32", "bf16"),
-        default="fp32",
-        help="type of the saved weights; rounding to bf16 loses small weight changes, and the run "
-        "prints the share of changes that remain",
-    )
+    add("--save_dtype", choices=("fp32", "bf16"), default="fp32", help=text)
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why --resume or --keep_best is refused, or None. It is called before anything is loaded."""
+    """Returns why --resume, --keep_best or --patience is refused, or None."""
     if keeps_best(args) and not (args.eval_data or args.eval_share):
         return "--keep_best and --patience need held-out pairs; give --eval_data or --eval_share"
     return refusal_of_resume(args) if args.resume else None
 
 
 class Signals:
-    """Inside of `with`, a signal is noted and does not end the process; the same one again does.
+    """A context in which one of SIGNALS is noted and does not end the process.
 
+    If the same one comes again after ONE_EVENT, it ends the process.
     number: of the first signal that came; 0 if none did.
     """
 
@@ -100,44 +85,33 @@ class Signals:
             self.number, self.since = number, time.monotonic()
 
     def of_any_rank(self) -> int:
-        """The signal of this or another rank; 0 if there was none. A collective."""
+        """The largest number of a signal to any rank; 0 if there was none. A collective."""
         return int(sum_over_ranks(torch.tensor(self.number), ReduceOp.MAX))
 
 
-class Guard:
+@dataclass(eq=False)
+class Guard(Checkpoints):
     """Saves a run while it trains, ends it in order, and keeps what was trained if writing fails.
 
     start: the step from which the run continues. stopped: whether it ended before its last step.
+    Making one is a collective. It raises RunError if the disk has less room than the result needs,
+    and where --resume can't continue.
     """
 
-    def __init__(
-        self,
-        model: Scorer,
-        optimizer: torch.optim.Optimizer,
-        objective: Objective,
-        rows: Sequence[Row],
-        args: Namespace,
-        world: World,
-        folders: dict[str, Path],
-    ):
-        """A collective. folders: of the models that are read, by the flag that names each.
-
-        Raises RunError if the disk has less room than the result needs, and where --resume can't
-        continue.
-        """
-        self.model, self.args, self.world = model, args, world
-        self.total, self.start, self.stopped = Settings.of(args).total(len(rows)), 0, False
-        self.signals = Signals()
+    def __post_init__(self):
+        args = self.args
+        self.start, self.stopped, self.signals = 0, False, Signals()
+        self.total = Settings.of(args).total(len(self.rows))
         # First, because its copy of the weights is part of a checkpoint.
-        self.best = Best(model, objective, args.patience) if keeps_best(args) else None
-        on_main(world, self.check_room)
-        self.checkpoints = Checkpoints(model, optimizer, objective, rows, args, world, folders)
+        self.best = Best(self.model, self.objective, args.patience) if keeps_best(args) else None
+        on_main(self.world, self.check_room)
         if args.save_every or args.stop_after or args.resume:
-            self.checkpoints.read_inputs()
+            self.read_inputs()
         if args.resume:
-            self.start = self.checkpoints.resume()
-        if self.best:
-            self.start = self.best.resume(self.start, self.total)
+            self.start = self.resume()
+        if self.best and (self.start >= self.total or self.best.is_over()):
+            self.best.restore()  # nothing is left to train
+            self.start = self.total
 
     def check_room(self) -> None:
         """Raises RunError if the disk has less room than the result, and a checkpoint, need."""
@@ -155,7 +129,8 @@ class Guard:
     def save(self, step: int, last: bool, metrics: dict[str, float]) -> bool:
         """The `save` of loop.train: writes a checkpoint if one is due. Returns whether to end.
 
-        Raises Stopped after a signal to any rank, and RunError if a checkpoint can't be written.
+        At the last step the model gets its best weights, if they are kept. Raises Stopped after a
+        signal to any rank, and RunError if a checkpoint can't be written.
         """
         args, out_of_patience = self.args, False
         if self.best:
@@ -164,7 +139,7 @@ class Guard:
         ends = step == args.stop_after
         is_last = last or out_of_patience
         if ends or (args.save_every and (is_last or step % args.save_every == 0)):
-            self.checkpoints.write(step)
+            self.write_checkpoint(step)
         if self.best and is_last:
             self.best.restore()
         self.stopped = ends and not last
@@ -183,7 +158,7 @@ class Guard:
         """
         path = checkpoint_of(Path(self.args.out), step)
         if path not in complete_checkpoints(Path(self.args.out)):
-            self.checkpoints.write(step)
+            self.write_checkpoint(step)
         return path
 
     @contextmanager

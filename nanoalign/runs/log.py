@@ -41,11 +41,13 @@ SHOWN = {
 def open_run(
     args: Namespace, world: World, data: Data, folder: Path, start: int, meter: Meter
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Prepares --out, writes args.json and records.npz. Yields the `log` of loop.train.
+    """A context with the `log` of loop.train. First writes args.json and records.npz to --out.
 
-    That adds lines to metrics.jsonl, and shows a progress bar. folder: of the model that is
-    trained. start: the steps that were done before. meter: adds memory and use to a step's metrics.
-    Raises RunError on a host that does not see the file that rank 0 wrote.
+    The `log` adds a line to metrics.jsonl, shows a progress bar, and sends to --track.
+    folder: of the model that is trained. start: the number of steps that were done before.
+    meter: measures speed and memory, which are added to the metrics of a step.
+    Raises RunError on a host that does not see the file that rank 0 wrote, and, in the `log`, if
+    metrics.jsonl can't be written.
     """
     out, held_out = Path(args.out), [parse_source(spec) for spec in args.eval_data or args.data]
 
@@ -74,17 +76,17 @@ def open_run(
                     file.write(json.dumps({"step": step, **metrics}) + "\n")
             except OSError as error:
                 raise RunError(f"{out / METRICS} can't be written: {in_a_line(error)}") from error
+            if send:
+                send(step, metrics)
 
     on_main(world, prepare)
     if not (path := out / ARGS).exists():
         raise RunError(f"rank {world.rank} does not see {path}; --out must be on a shared disk")
     total = Settings.of(args).total(len(data.rows))
-    tracking = contextlib.nullcontext(log)
-    if args.track and world.is_main:
-        tracking = tracked(log, args)
+    tracking = tracked(args) if args.track and world.is_main else contextlib.nullcontext()
     bars = progress_bar(total, "record", world.is_main, initial=start, unit_scale=args.batch_size)
-    with bars as bar, tracking as log_and_track:
-        yield log_and_track
+    with bars as bar, tracking as send:
+        yield log
 
 
 def describe(model: Scorer, rows: Sequence[Row], batcher: Batcher, args: Namespace) -> None:

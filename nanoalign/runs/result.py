@@ -48,9 +48,10 @@ KINDS = {
 
 
 def finish(args: Namespace, world: World, title: str, records: int, command: list[str]) -> None:
-    """Draws curves.png and prints the result, on rank 0. records: how many were held out.
+    """On rank 0 draws curves.png, prints the result, and writes the card of other models than tiny.
 
-    command: words of evaluate.py, to which `next_command` adds.
+    title: the first words of the picture's title. records: the number of held-out records.
+    command: the words of evaluate.py that evaluate the result.
     """
     if world.is_main:
         out = Path(args.out)
@@ -67,7 +68,11 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
 
 
 def next_command(args: Namespace, records: int, command: list[str]) -> str:
-    """The command that evaluates the run on what it held out: `records` records."""
+    """Returns the command that evaluates the run on its held-out data.
+
+    records: the number of held-out records; if it is 0, HELD_OUT_DATA stands for data of the user.
+    command: the words of evaluate.py to which the flags of data are added.
+    """
     data = args.eval_data or [f"held_out:{args.out}" if records else "HELD_OUT_DATA"]
     # The embedded test data are the default of evaluate.py.
     data = [] if set(data) <= set(TEST_OF.values()) else ["--data", *data]
@@ -76,7 +81,10 @@ def next_command(args: Namespace, records: int, command: list[str]) -> str:
 
 
 def summary(lines: list[dict[str, float]], records: int) -> str:
-    """The first and the last evaluation; the accuracy with its 95 % interval (Wilson 1927)."""
+    """Returns a line with the first and the last evaluation on `records` held-out records.
+
+    An accuracy has its 95 % interval (Wilson 1927).
+    """
     lines = [line for line in lines if "eval/loss" in line]
     if not lines:
         return "no records"
@@ -91,14 +99,17 @@ def summary(lines: list[dict[str, float]], records: int) -> str:
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a probability (Wilson 1927): within [0, 1], and not empty at 0 and 1."""
+    """Returns the 95 % interval of a probability (Wilson 1927), as (low, high) within [0, 1].
+
+    share: of successes among `count` trials. The interval is not empty where share is 0 or 1.
+    """
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) * z / (1 + z * z / count)
     return max(0.0, centre - half), min(1.0, centre + half)  # at 0 and 1 up to rounding
 
 
 def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
-    """Draws the lines of metrics.jsonl: thin lines for steps, heavy dotted ones for evaluations."""
+    """Draws the lines of metrics.jsonl as a picture: the panels of PANELS, in styles of KINDS."""
     import matplotlib  # here, because the import takes half a second, which --help does not need
 
     matplotlib.use("Agg")  # files alone, no screen
@@ -137,9 +148,9 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
 
 
 def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool) -> None:
-    """Writes README.md, the model card of the Hub, by card.jinja; one that a user wrote stays.
+    """Writes README.md, the model card of the Hub, to a run's folder; one that a user wrote stays.
 
-    lines: of metrics.jsonl. records: how many were held out.
+    lines: of metrics.jsonl. records: the number of held-out records.
     """
     path = out / CARD
     if path.exists() and CARD_MARK not in path.read_text():
@@ -174,9 +185,10 @@ def report_rounding(
     batcher: Batcher,
     args: Namespace,
 ) -> None:
-    """With --save_dtype bf16: prints the held-out loss before and after rounding. A collective.
+    """With --save_dtype bf16 rounds the model, in place; prints its held-out loss before and after.
 
-    Rounding to bfloat16 undoes small changes of weights. The model remains rounded.
+    A collective. Does nothing if no rows are held out. A model with adapters is not rounded: a line
+    names the command that measures the merged one.
     """
     held_out = {name: rows for name, rows in held_out.items() if name == "eval" and len(rows)}
     if args.save_dtype == "fp32" or not held_out:

@@ -35,9 +35,9 @@ PEAKS = {
 
 
 class Meter:
-    """Measures a run on this rank.
+    """Measures the steps of a run, on this rank.
 
-    args: of the run; they say whether a step computes a frozen reference, too.
+    args: the flags of the run, which say whether a step also computes a frozen reference.
     """
 
     def __init__(self, model: Scorer, args: Namespace, world: World):
@@ -53,7 +53,10 @@ class Meter:
             self.flops = flops_per_token(model, computed)
 
     def measure(self, tokens: int, seconds: float) -> dict[str, float]:
-        """The values of KEYS that are known, for a step of so many tokens and seconds."""
+        """Returns the values of KEYS that are known, for a step of so many tokens and seconds.
+
+        The first call returns the memory alone.
+        """
         if self.device.type == "cuda":
             measured = {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
         else:
@@ -70,8 +73,9 @@ class Meter:
 
 
 def flops_per_token(model: Scorer, reference: bool) -> float:
-    """The FLOPs of one token in a step, in products with the weights of blocks: an estimate.
+    """Returns an estimate of the FLOPs of a token in a step, in products with weights of blocks.
 
+    reference: whether a step computes a frozen reference.
     2 for each weight in the forward pass, 2 for gradients of activations, 2 for the gradient of a
     weight that is trained; 2 more where a frozen reference is computed. Left out are attention
     scores, the head (which reads the scored tokens alone), and blocks that run again in the

@@ -2,7 +2,6 @@
 
     python train_dpo.py --track tensorboard                          while it trains
     python -m nanoalign.runs.trackers runs/dpo --track tensorboard   a finished run, from its files
-    python -m nanoalign.runs.trackers runs/dpo --track wandb --follow
 
 metrics.jsonl stays the source: each of its lines is sent once, in order. A run that is sent again
 replaces its TensorBoard folder; wandb and trackio get a new run.
@@ -11,12 +10,13 @@ replaces its TensorBoard folder; wandb and trackio get a new run.
 import argparse
 import json
 import shutil
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 
 from nanoalign.distributed import run
 from nanoalign.errors import RunError, in_a_line
@@ -24,134 +24,80 @@ from nanoalign.files.run_folder import ARGS, METRICS
 from nanoalign.ranks.report import report
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
-SECONDS = 2.0  # between two looks at a run that is followed
-WRITTEN_LAST = "curves.png"  # of the files of a run
-Log = Callable[[int, dict[str, float]], None]
+Send = Callable[[int, dict[str, float]], None]  # takes the step and the metrics of a line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("tracking").add_argument
-    add(
-        "--track",
-        choices=TRACKERS,
-        help="send metrics to this program too, which must be installed; default: none",
-    )
-    add(
-        "--track_project",
-        default="nanoalign",
-        metavar="NAME",
-        help="project of the run in wandb and trackio",
-    )
+    text = "send metrics to this program too, which must be installed; default: none"
+    add("--track", choices=TRACKERS, help=text)
+    text = "project of the run in wandb and trackio"
+    add("--track_project", default="nanoalign", metavar="NAME", help=text)
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """That the program of --track is not installed, or None."""
+    """Returns that the program of --track is not installed, or None."""
     if args.track is None or find_spec(args.track) is not None:
         return None
     return f"--track {args.track} needs a package: pip install {args.track}"
 
 
-class TensorBoard:
-    """Event files in RUN/tensorboard, which `tensorboard --logdir runs` shows."""
+def open_tracker(tracker: str, folder: Path, project: str) -> tuple[Send, Callable[[], None]]:
+    """Starts a run of a tracker, which gets the settings of the run in `folder` and its name.
 
-    def __init__(self, folder: Path, settings: dict):
+    Returns (a function that sends the metrics of a line, a function that ends the tracker's run).
+    tensorboard: event files in FOLDER/tensorboard, which `tensorboard --logdir runs` shows.
+    wandb: writes to FOLDER, and is offline with WANDB_MODE=offline.
+    """
+    settings = json.loads((folder / ARGS).read_text())
+    if tracker == "tensorboard":
         from torch.utils.tensorboard import SummaryWriter
 
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        self.writer = SummaryWriter(folder / "tensorboard")
-        text = json.dumps(settings, indent=2)
-        self.writer.add_text("args", f"    {text}".replace("\n", "\n    "), 0)
+        writer = SummaryWriter(folder / "tensorboard")
+        writer.add_text("args", indent(json.dumps(settings, indent=2), "    "), 0)
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        for key, value in metrics.items():
-            self.writer.add_scalar(key, value, step)
+        def send(step: int, metrics: dict[str, float]) -> None:
+            for key, value in metrics.items():
+                writer.add_scalar(key, value, step)
 
-    def finish(self) -> None:
-        self.writer.close()
+        return send, writer.close
+    options = {}
+    if tracker == "wandb":
+        import wandb as program
 
-
-class ByStep:
-    """A run of wandb or trackio, which has the functions of wandb: one call for each step.
-
-    So the lines of a step, of training and of an evaluation, are sent together.
-    """
-
-    def __init__(self, tracker: object):
-        self.tracker, self.step, self.metrics = tracker, None, {}
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        if step != self.step:
-            self.send()
-        self.step, self.metrics = step, self.metrics | metrics
-
-    def send(self) -> None:
-        if self.metrics:
-            self.tracker.log(self.metrics, step=self.step)
-        self.metrics = {}
-
-    def finish(self) -> None:
-        self.send()
-        self.tracker.finish()
+        options["dir"] = str(folder)
+    else:
+        import trackio as program
+    program.init(project=project, name=folder.resolve().name, config=settings, **options)
+    return lambda step, metrics: program.log(metrics, step=step), program.finish
 
 
-def open_tracker(tracker: str, folder: Path, project: str, name: str) -> TensorBoard | ByStep:
-    """A tracker that has the settings of a run; wandb is offline with WANDB_MODE=offline.
-
-    name: of the run there. Raises RunError if the program is not installed.
-    """
-    settings = json.loads((folder / ARGS).read_text())
-    try:
-        if tracker == "tensorboard":
-            return TensorBoard(folder, settings)
-        if tracker == "wandb":
-            import wandb
-
-            wandb.init(project=project, name=name, config=settings, dir=str(folder))
-            return ByStep(wandb)
-        import trackio
-
-        trackio.init(project=project, name=name, config=settings)
-        return ByStep(trackio)
-    except ImportError as error:
-        raise RunError(f"--track needs {tracker}: pip install {tracker}") from error
-
-
-class Sender:
-    """Sends the lines of metrics.jsonl to a tracker, each once."""
-
-    def __init__(self, path: Path, tracker: TensorBoard | ByStep):
-        self.path, self.tracker = path, tracker
-        self.place = 0  # in bytes: what is before it was sent
-
-    def send(self) -> int:
-        """Sends what was written since the last call; returns the number of its lines."""
-        if not self.path.exists():
-            return 0
-        with self.path.open("rb") as file:
-            file.seek(self.place)
-            lines = [line for line in file if line.endswith(b"\n")]  # the last may be incomplete
-        self.place += sum(map(len, lines))
-        for metrics in map(json.loads, lines):
-            self.tracker.log(metrics.pop("step"), metrics)
-        return len(lines)
+def lines_of(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Yields the step and the metrics of each complete line of a run's metrics.jsonl, if any."""
+    path = folder / METRICS
+    text = path.read_text() if path.exists() else ""
+    for line in text.rpartition("\n")[0].splitlines():
+        metrics = json.loads(line)
+        yield metrics.pop("step"), metrics
 
 
 @contextmanager
-def tracked(log: Log, args: Namespace) -> Iterator[Log]:
-    """The `log` of loop.train, which also sends its lines to --track; on rank 0.
+def tracked(args: Namespace) -> Iterator[Send]:
+    """A context with a function that sends the metrics of a line to --track; for rank 0.
 
-    A run that continues is sent anew, from its first line. If the tracker fails, an error is
-    printed, nothing more is sent, and the run goes on.
+    The lines that metrics.jsonl already has (of a run that continues) are sent first. If the
+    tracker fails, an error is printed, nothing more is sent, and the run goes on. Raises RunError
+    if the tracker can't be started.
     """
     folder, works = Path(args.out), True
 
-    def attempt(send: Callable[[], object]) -> None:
+    def attempt(call: Callable[..., None], *values: object) -> None:
         nonlocal works
-        if not works:
-            return
         try:
-            send()
+            if works:
+                call(*values)
         except Exception as error:  # of any program, of a network
             works = False
             print(
@@ -159,20 +105,18 @@ def tracked(log: Log, args: Namespace) -> Iterator[Log]:
                 f"python -m nanoalign.runs.trackers {folder} --track {args.track} sends it"
             )
 
-    def log_and_send(step: int, metrics: dict[str, float]) -> None:
-        log(step, metrics)
-        attempt(sender.send)
-
     try:
-        tracker = open_tracker(args.track, folder, args.track_project, folder.resolve().name)
+        send, finish = open_tracker(args.track, folder, args.track_project)
     except Exception as error:
-        raise RunError(f"--track {args.track}: {in_a_line(error)}") from error
-    sender = Sender(folder / METRICS, tracker)
-    attempt(sender.send)
+        raise RunError(
+            f"--track {args.track}: {in_a_line(error)}; mend it, or leave it out"
+        ) from error
+    for line in lines_of(folder):
+        attempt(send, *line)
     try:
-        yield log_and_send
+        yield partial(attempt, send)
     finally:
-        attempt(tracker.finish)
+        attempt(finish)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -181,24 +125,18 @@ def main(argv: list[str] | None = None) -> None:
     add("run", metavar="RUN", help="folder of a run: runs/dpo")
     add("--track", choices=TRACKERS, required=True, help="the program, which must be installed")
     add("--project", default="nanoalign", help="project of the run in wandb and trackio")
-    add("--name", help="name of the run; default: its folder")
-    add("--follow", action="store_true", help="go on until the run has ended")
     args = parser.parse_args(argv)
     folder = Path(args.run)
     if not (folder / ARGS).is_file():
         raise RunError(f"'{folder}' is no run: there is no {ARGS}; give the folder of a run")
-    name = args.name or folder.resolve().name
-    tracker = open_tracker(args.track, folder, args.project, name)
-    sender, count = Sender(folder / METRICS, tracker), 0
-    while True:
-        # Looked at before the lines are read, so that the last ones are sent.
-        ended = not args.follow or (folder / WRITTEN_LAST).exists()
-        count += sender.send()
-        if ended:
-            break
-        time.sleep(SECONDS)
-    tracker.finish()
-    print(f"{count:,} lines of {folder / METRICS} are in {args.track} as '{name}'")
+    if problem := refusal(args):
+        raise RunError(problem)
+    send, finish = open_tracker(args.track, folder, args.project)
+    lines = list(lines_of(folder))
+    for line in lines:
+        send(*line)
+    finish()
+    print(f"{len(lines):,} lines of {folder / METRICS} are in {args.track}")
 
 
 if __name__ == "__main__":

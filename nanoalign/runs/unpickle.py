@@ -34,9 +34,6 @@ NAMED = {
     "pathlib.PosixPath",
     "pathlib._local.PosixPath",  # as Python 3.13 writes it
 }
-# What pickle raises for files that are damaged, beside UnpicklingError and EOFError.
-DAMAGED = (AttributeError, LookupError, MemoryError, OverflowError)
-DAMAGED += (RuntimeError, TypeError, ValueError)
 REFUSED = "which is not part of a checkpoint and was not run"
 
 
@@ -52,16 +49,20 @@ class Unpickler(pickle.Unpickler):
 
 
 class Reader(dcp.FileSystemReader):
-    """The storage_reader of dcp.load. What a file must not name is an UnpicklingError."""
+    """A storage_reader of dcp.load that raises UnpicklingError where files name more than data."""
 
     def read_metadata(self) -> Metadata:
-        """Raises OSError if .metadata is missing, EOFError or UnpicklingError if it is damaged."""
+        """Returns the content of .metadata.
+
+        Raises OSError if the file is missing, EOFError or UnpicklingError if it is damaged, and
+        UnpicklingError if it names anything but data.
+        """
         with (Path(self.path) / ".metadata").open("rb") as file:
             try:
                 metadata = Unpickler(file).load()
-            except UnpicklingError:
+            except (EOFError, UnpicklingError):
                 raise
-            except DAMAGED as error:
+            except Exception as error:  # of pickle, of any kind
                 raise UnpicklingError(f"its .metadata is damaged: {in_a_line(error)}") from error
         if not isinstance(metadata, Metadata):
             raise UnpicklingError(f"its .metadata holds a {type(metadata).__name__}")

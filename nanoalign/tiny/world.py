@@ -100,7 +100,7 @@ def tasks() -> list[Task]:
 
 @cache
 def prompts() -> dict[str, Task]:
-    """The task of each prompt: all combinations of words for a task, of 6 to 20 words."""
+    """Prompt -> task: all prompts of 6 to 20 words that the sentences and the tasks make."""
     found = {}
     for task in tasks():
         for ask in tables.ASK_WHAT if task.kind in ("fact", "sum") else tables.ASK_HOW:
@@ -306,7 +306,7 @@ def split_prompts() -> dict[str, list[str]]:
 
 
 def describe(prompt: str, response: str, i: int) -> dict:
-    """The fields of a record about its response i alone: safe or not, which harm, how severe."""
+    """The fields of a record about its response i (0 or 1) alone, by key: text, safety, hash."""
     task, terms = prompts()[prompt], reward_terms(prompt, response)
     harms = {task.category: task.severity} if terms["harm"] < 0 else {}
     harms |= {"Insulting Behavior": 1} if terms["rude"] < 0 else {}
@@ -336,9 +336,10 @@ def make_record(prompt: str, source: str) -> dict:
 
 
 def records(split: str, source: str | None = None) -> list[dict]:
-    """The pairs of "train" or "test": SIZES of them, with the three sources in turn.
+    """The pairs of "train" or "test": as many as SIZES says, with the three sources in turn.
 
-    source: one of SOURCES, for a pair of this source for every prompt of the split.
+    source: one of SOURCES; then there is a pair of this source for every prompt of the split (4,400
+        or 600).
     """
     chosen = split_prompts()[split]
     if source is not None:

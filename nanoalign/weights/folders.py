@@ -4,18 +4,16 @@ Also reads the config and the tokenizer of a folder.
 """
 
 import re
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
 import huggingface_hub
 import transformers
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError
 
 from nanoalign import model
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.run_folder import advice
 from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 
 # How the chat template begins that a training by the template pku writes. nanoalign ignores that
@@ -28,38 +26,37 @@ SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
 def local_folder(name: str | Path) -> Path:
-    """Returns the folder of a model: a local one, "tiny", or OWNER/NAME, downloaded from the Hub.
+    """Returns the folder of a model, as an absolute path, downloaded from the Hub if need be.
 
-    Raises RunError for a path that does not exist (it is not sent to the Hub), a file, a run that
-    has not finished, a folder that read_config refuses, and as fetch does.
+    name: a folder, "tiny", or OWNER/NAME of the Hub.
+    Raises RunError for a path that does not exist (it is not sent to the Hub), a file, a folder
+    that read_config refuses, and as fetch does.
     """
     folder = model.TINY if str(name) == "tiny" else Path(name).expanduser()
     if not folder.exists():
         if not is_hub_name(str(name)):
-            beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
-            names = get_close_matches(folder.name, [p.name for p in beside if p.is_dir()], n=1)
-            hint = "give a folder, 'tiny' or OWNER/NAME"
-            if names:
-                hint = f"is it {folder.parent / names[0]}?"
-            raise RunError(f"model folder '{name}' does not exist; {hint}")
+            raise RunError(
+                f"model folder '{name}' does not exist; give a folder, 'tiny' or OWNER/NAME"
+            )
         folder = fetch(str(name))
     if not folder.is_dir():
         raise RunError(f"model '{name}' is a file; give the folder that holds it")
-    has_weights = (folder / SINGLE_FILE).is_file() or (folder / INDEX).is_file()
-    if not (has_weights and (folder / "config.json").is_file()) and (text := advice(folder)):
-        raise RunError(text)
     read_config(folder)
     return folder.resolve()
 
 
 def read_config(folder: Path) -> "transformers.PretrainedConfig":
-    """Reads the config of a model folder. Its Python code is not run; prints a line if it has any.
+    """Returns the config of a model folder, whose Python code is not run.
 
-    Raises RunError if there is no config that transformers can use, or if the model is quantized.
+    Prints a line if the config names such code. Raises RunError if there is no config that
+    transformers can use, or if the model is quantized.
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise RunError(f"model folder '{folder}' has no config.json; is it a Hugging Face model?")
+        raise RunError(
+            f"model folder '{folder}' has no config.json; give a model in Hugging Face format, or "
+            "the folder of a run that has finished (--resume continues one)"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         "".join(config.architectures or ())  # they must be names
@@ -69,7 +66,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
                 f"model folder '{folder}' needs Python code of its own, which is never run; give a "
                 "model whose architecture transformers has"
             ) from error
-        raise RunError(f"{path}: {in_a_line(error)}") from error
+        raise RunError(f"{path}: {in_a_line(error)}; correct it, or give another model") from error
     if getattr(config, "auto_map", None):
         print0(f"{'model':<11} {folder} names Python code of its own (auto_map), which is not run")
     if getattr(config, "quantization_config", None) is not None:
@@ -80,7 +77,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
 
 
 def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
-    """Loads the tokenizer of a model folder, without OWN_TEMPLATE.
+    """Loads the tokenizer of a model folder, without the chat template that begins as OWN_TEMPLATE.
 
     Raises RunError if there is none, or it can't be used.
     """
@@ -88,7 +85,9 @@ def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer("x")  # settings that can't be used are errors here
     except Exception as error:  # of transformers, of any kind
-        raise RunError(f"model '{folder}' has no readable tokenizer: {in_a_line(error)}") from error
+        raise RunError(
+            f"model '{folder}' has no readable tokenizer: {in_a_line(error)}; restore its files"
+        ) from error
     if str(tokenizer.chat_template).startswith(OWN_TEMPLATE):
         tokenizer.chat_template = None
     return tokenizer
@@ -101,8 +100,8 @@ def check_vocabulary(folder: Path, other: Path) -> None:
     """
     if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
         raise RunError(
-            f"--reference {other} has another vocabulary than --model {folder}; their "
-            "log-probabilities can't be compared"
+            f"--reference {other} has another vocabulary than --model {folder}, so their "
+            "log-probabilities can't be compared; give a reference with the same tokens"
         )
 
 
@@ -120,12 +119,7 @@ def is_hub_name(name: str) -> bool:
 
 
 def public_name(name: str) -> str | None:
-    """Returns OWNER/NAME, without @REVISION, of a Hub name or a folder in the Hub's cache.
-
-    Returns None for any other local path.
-    """
-    if found := re.search(r"models--([^/]+?)--([^/]+)/snapshots/", f"{name}/"):
-        return "/".join(found.groups())
+    """Returns OWNER/NAME, without @REVISION, of a name of the Hub; None for a local folder."""
     return name.partition("@")[0] if is_hub_name(name) and not Path(name).exists() else None
 
 
@@ -150,9 +144,10 @@ def fetch(name: str) -> Path:
 
 
 def download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Downloads the files of a model that match patterns; returns their folder in the Hub's cache.
+    """Downloads the files of a model, not of its subfolders, that match one of the patterns.
 
-    One rank of a host downloads, the others wait for its lock. Raises RunError as fetch.
+    Returns their folder in the Hub's cache. One rank of a host downloads, the others wait for its
+    lock. Raises RunError as fetch.
     """
     repo = name.partition("@")[0]
     try:
@@ -164,12 +159,8 @@ def download(name: str, revision: str | None, patterns: list[str]) -> Path:
         raise RunError(
             f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
         ) from error
-    except RepositoryNotFoundError as error:
+    except (OSError, ValueError) as error:  # no such model or revision, no network
         raise RunError(
             f"model '{name}' is neither a folder here nor a public model of the Hub; for a private "
-            "one set HF_TOKEN"
-        ) from error
-    except (OSError, ValueError) as error:  # no such revision, no network
-        raise RunError(
-            f"model '{name}' is neither a folder here nor a model of the Hub: {in_a_line(error)}"
+            f"one set HF_TOKEN ({in_a_line(error)})"
         ) from error

@@ -35,7 +35,10 @@ class LinearHead:
         return cls._from_config(config, dtype=dtype)
 
     def forward(self, input_ids: Tensor, **options: object) -> SequenceClassifierOutput:
-        """The outputs at the last token of a line: (N, T) -> logits (N, K). No line has padding."""
+        """Returns the outputs at the last token of each line: (N, T) -> logits (N, K).
+
+        No line has padding.
+        """
         hidden = self.base_model(input_ids=input_ids, **options)[0]
         return SequenceClassifierOutput(logits=self.score(hidden[:, -1]))
 
@@ -45,16 +48,17 @@ def class_of(kind: type) -> type | None:
     """The class of reward models of an architecture; None if transformers has one.
 
     kind: the class of the architecture's configs.
-    Raises RunError for an architecture without a causal language model.
+    Raises RunError for an architecture without a causal language model or its body.
     """
     if kind in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
     body = transformers.MODEL_MAPPING.get(kind, None)
-    if causal is None:
-        raise RunError(f"'{kind.model_type}' is no architecture of causal language models")
-    if body is None:
-        raise RunError(f"'{kind.model_type}' is no architecture with a body apart from its head")
+    if causal is None or body is None:
+        raise RunError(
+            f"'{kind.model_type}' is no architecture of causal language models with a body apart "
+            "from its head; give another model"
+        )
     base = next(cls for cls in causal.__mro__ if cls.__name__.endswith("PreTrainedModel"))
     name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
     fields = {"__module__": causal.__module__, "base_model_prefix": body.base_model_prefix}
@@ -62,7 +66,10 @@ def class_of(kind: type) -> type | None:
 
 
 def announce(folder: Path) -> None:
-    """Prints that a reward model of a folder has a class of this file, if it has."""
+    """Prints a line if a reward model of this folder's architecture has a class of this file.
+
+    Raises RunError as class_of does.
+    """
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if reward_class := class_of(type(config)):
         print0(

@@ -11,16 +11,13 @@ import copy
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanoalign.batch import Batch
@@ -32,35 +29,29 @@ from nanoalign.ranks.collectives import on_main
 from nanoalign.weights import write
 from nanoalign.weights.folders import public_name, read_config
 from nanoalign.weights.slices import copy_rows, places_of, tensors_of
+from nanoalign.weights.tensor_files import save
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("LoRA, which needs the package peft").add_argument
-    add(
-        "--lora_rank",
-        type=number(int, 1),
-        metavar="RANK",
-        help="train adapters of this rank in place of the weights; the reference is the policy "
-        "with its adapters off, and takes no memory; default: no adapters",
+    text = (
+        "train adapters of this rank in place of the weights; the reference is the policy with its "
+        "adapters off, and takes no memory; default: no adapters"
     )
-    add(
-        "--lora_alpha",
-        type=number(int, 1),
-        help="the update of a weight is scaled by alpha / rank; default: twice the rank",
+    add("--lora_rank", type=number(int, 1), metavar="RANK", help=text)
+    text = "the update of a weight is scaled by alpha / rank; default: twice the rank"
+    add("--lora_alpha", type=number(int, 1), help=text)
+    text = (
+        "names of the layers that get adapters, such as q_proj; default: all linear layers except "
+        "the head"
     )
-    add(
-        "--lora_targets",
-        nargs="+",
-        metavar="NAME",
-        help="names of the layers that get adapters, such as q_proj; default: all linear layers "
-        "except the head",
-    )
+    add("--lora_targets", nargs="+", metavar="NAME", help=text)
     parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
     parser.refusals.append(refusal)
 
 
 def refusal(args: Namespace) -> str | None:
-    """Why the flags of LoRA are refused, or None. It is called before anything is loaded."""
+    """Returns why the flags of LoRA are refused, or None."""
     if args.lora_rank is None:
         for name in ("lora_alpha", "lora_targets"):
             if getattr(args, name) is not None:
@@ -90,105 +81,72 @@ NAME = "default"  # of the adapter in peft
 # --- the start of a run ---------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Adapters:
-    """Which adapters a policy gets, and how they start."""
-
-    rank: int  # r
-    alpha: int  # the update is scaled by alpha / rank
-    targets: tuple[str, ...] = ()  # ends of names of layers; none: all linear ones but the head
-    seed: int = 0  # of A
-    base: str | None = None  # the model that adapter_config.json names
-    frozen_dtype: torch.dtype | None = None  # of the frozen weights; None: as they are loaded
-
-    def load(self, load_policy: Callable[..., Policy]) -> Policy:
-        """Loads a policy, adds adapters (A random, B zero) and freezes all other parameters.
-
-        load_policy: takes before_sharding; all other arguments of Policy.load are bound.
-        Raises RunError as put_into does.
-        """
-        policy = load_policy(before_sharding=self.put_into)
-        generator = torch.Generator().manual_seed(self.seed)
-        for layer in adapted(policy.model).values():  # the same on any number of ranks
-            a, b = matrices(layer)
-            bound = a.shape[1] ** -0.5  # as in the code of the paper
-            copy_rows(a, torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
-            copy_rows(b, torch.zeros(b.shape))
-        return policy
-
-    def put_into(self, model: "transformers.PreTrainedModel") -> None:
-        """Puts adapters beside linear layers of a model, in place, and freezes its parameters.
-
-        Raises RunError if the rank is larger than every layer, or if a target matches no layer, the
-        head, or a layer that is not linear.
-        """
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import Linear, LoraLayer
-
-        embedding = model.get_input_embeddings().weight
-        matrices = [p for p in model.base_model.parameters() if p.ndim == 2 and p is not embedding]
-        widest = max(max(matrix.shape) for matrix in matrices)
-        if self.rank > widest:
-            raise RunError(
-                f"--lora_rank {self.rank} is more than any layer has inputs or outputs; give "
-                f"{widest} or less"
-            )
-        config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,
-            target_modules=list(self.targets) or "all-linear",
-            task_type="CAUSAL_LM",
-            base_model_name_or_path=self.base,
-        )
-        try:
-            inject_adapter_in_model(config, model, NAME)
-        except ValueError as error:
-            raise RunError(f"--lora_targets: can't add adapters: {in_a_line(error)}") from error
-        head = model.get_output_embeddings()
-        for name, module in model.named_modules():
-            if isinstance(module, LoraLayer) and (module is head or type(module) is not Linear):
-                raise RunError(
-                    f"--lora_targets: '{name}' is not a linear layer of a block; give others, such "
-                    "as q_proj k_proj v_proj o_proj"
-                )
-        for parameter in model.parameters() if self.frozen_dtype is not None else ():
-            if not parameter.requires_grad:  # buffers stay as they are
-                parameter.data = parameter.data.to(self.frozen_dtype)
-
-
 def load_policy(load: partial, args: Namespace) -> Policy:
-    """Loads the policy with the adapters of the flags; prints what is trained.
+    """Loads the policy with the adapters of the flags, A random and B zero; prints what is trained.
 
     load: Policy.load with its first three arguments: folder, world, dtype. Frozen weights are kept
         in this dtype if the files store them in it, since they lose nothing.
-    Raises RunError as Adapters.load does.
+    Raises RunError as add_adapters does.
     """
     folder, _, dtype = load.args
-    frozen = dtype if read_config(folder).dtype == dtype else None
-    targets = tuple(args.lora_targets or ())
-    base = public_name(args.model) or args.model  # a name that other machines know, if there is one
-    adapters = Adapters(args.lora_rank, args.lora_alpha, targets, args.seed, base, frozen)
-    policy = adapters.load(load)
-    print0(f"{'adapters':<11} {describe(policy)}")
+    frozen_dtype = dtype if read_config(folder).dtype == dtype else None
+    add = partial(add_adapters, args=args, frozen_dtype=frozen_dtype)
+    policy = load(before_sharding=add)
+    layers = adapted(policy.model)
+    generator = torch.Generator().manual_seed(args.seed)
+    for layer in layers.values():  # the same on any number of ranks
+        a, b = matrices(layer)
+        bound = a.shape[1] ** -0.5  # as in the code of the paper
+        copy_rows(a, torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
+        copy_rows(b, torch.zeros(b.shape))
+    names = sorted({name.split(".")[-2] for name in layers})
+    print0(
+        f"{'adapters':<11} rank {args.lora_rank}, alpha {args.lora_alpha}, on {len(layers)} layers "
+        f"({', '.join(names)}): {policy.count_parameters(trainable=True):,} parameters are trained"
+    )
     return policy
 
 
-def describe(policy: Policy) -> str:
-    """A line: the rank, the scale, the layers and the number of trained parameters."""
-    layers = adapted(policy.model)
-    names = sorted({name.split(".")[-2] for name in layers})
-    config = policy.model.peft_config[NAME]
-    return (
-        f"rank {config.r}, alpha {config.lora_alpha}, on {len(layers)} layers "
-        f"({', '.join(names)}): {policy.count_parameters(trainable=True):,} parameters are trained"
+def add_adapters(
+    model: "transformers.PreTrainedModel", args: Namespace, frozen_dtype: torch.dtype | None
+) -> None:
+    """Puts adapters beside linear layers of a model, in place, and freezes its parameters.
+
+    frozen_dtype: of the frozen parameters from then on; None: as they are.
+    Raises RunError if a target matches no layer, the head, or a layer that is not linear.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import Linear, LoraLayer
+
+    config = LoraConfig(
+        r=args.lora_rank,
+        lora_alpha=args.lora_alpha,
+        target_modules=args.lora_targets or "all-linear",
+        task_type="CAUSAL_LM",
+        # A name that other machines know, if there is one.
+        base_model_name_or_path=public_name(args.model) or args.model,
     )
+    try:
+        inject_adapter_in_model(config, model, NAME)
+    except ValueError as error:
+        raise RunError(f"--lora_targets: can't add adapters: {in_a_line(error)}") from error
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and (module is head or type(module) is not Linear):
+            raise RunError(
+                f"--lora_targets: '{name}' is not a linear layer of a block; give others, such as "
+                "q_proj k_proj v_proj o_proj"
+            )
+    for parameter in model.parameters() if frozen_dtype is not None else ():
+        if not parameter.requires_grad:  # buffers stay as they are
+            parameter.data = parameter.data.to(frozen_dtype)
 
 
 # --- layers ---------------------------------------------------------------------------------------
 
 
 def adapted(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with an adapter, by the name that their weight has without adapters."""
+    """Maps the name that the weight of a layer has without adapters to each layer with one."""
     return {
         f"{name}.weight": module
         for name, module in model.named_modules()
@@ -197,18 +155,16 @@ def adapted(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def matrices(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r) of a layer."""
+    """Returns the parameters A, (r, in), and B, (out, r), of a layer with an adapter."""
     return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a parameter of this name belongs to an adapter."""
-    return name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight"))
 
 
 @torch.no_grad()
 def merged(layer: nn.Module) -> Tensor:
-    """W + alpha / r * B A, float32, sharded as W is. A collective."""
+    """Returns W + alpha / r * B A of a layer in float32, of the shape and sharding of W.
+
+    A collective.
+    """
     a, b = matrices(layer)
     update = layer.scaling[NAME] * (b @ a)
     # GPT-2 has weights of the shape (in, out).
@@ -220,7 +176,7 @@ def merged(layer: nn.Module) -> Tensor:
 
 @contextmanager
 def off(model: nn.Module) -> Iterator[None]:
-    """Inside this context the model computes as if it had no adapters.
+    """A context in which a model computes as if it had no adapters.
 
     `disable_adapters` of peft would also change requires_grad, of which sharding keeps a copy, so
     that a forward inside the context and a backward pass after it would disagree.
@@ -238,7 +194,8 @@ def off(model: nn.Module) -> Iterator[None]:
 class Base:
     """The policy with its adapters off, as a reference. Its results have no gradient.
 
-    With activation checkpointing a backward pass would run the blocks again, with their adapters.
+    They could not have one: with activation checkpointing a backward pass would run the blocks
+    again, with their adapters on.
     """
 
     def __init__(self, policy: Policy):
@@ -265,48 +222,31 @@ def write_model(
 ) -> None:
     """Writes the model with its adapters merged, and the adapters alone to adapter/ in its folder.
 
-    A collective. options: of write.write_model.
+    The adapters are float32, as PeftModel.from_pretrained(base, folder / "adapter") reads them.
+    A collective. options: of write.write_model. Raises RunError, on all ranks, if the files can't
+    be written.
     """
-    layers, tensors = adapted(policy.model), {}
+    layers, tensors, adapters = adapted(policy.model), {}, {}
     for names, tensor in tensors_of(places_of(policy.model)).items():
         name = names[0].replace(".base_layer.", ".")  # as in a model without adapters
         if name in layers:
             tensors[name] = partial(merged, layers[name])
-        elif not is_adapter(name):
+        elif name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
+            plain = f"base_model.model.{name.replace(f'.{NAME}.', '.')}"
+            adapters[plain] = full(tensor.detach()).cpu()
+        else:
             tensors[name] = lambda tensor=tensor: tensor
     write.write_model(policy, tokenizer, folder, world, tensors, **options)
-    write_adapters(policy.model, folder / FOLDER, world)
+    final, temporary = folder / FOLDER, folder / f".{FOLDER}.partial"
 
-
-def write_adapters(
-    model: "transformers.PreTrainedModel", folder: Path, world: World | None = None
-) -> None:
-    """Writes the adapters, float32, as PeftModel.from_pretrained(base, folder) reads them.
-
-    A collective. The folder gets its name when it is complete.
-    Raises RunError, on all ranks, if the disk is full.
-    """
-    tensors = {
-        f"base_model.model.{name.replace(f'.{NAME}.', '.')}": full(parameter.detach()).cpu()
-        for name, parameter in model.named_parameters()
-        if is_adapter(name)
-    }
-
-    def save() -> None:
-        temporary = folder.with_name(f".{folder.name}.partial")
+    def write_adapters() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        config = copy.copy(model.peft_config[NAME])
+        temporary.mkdir()
+        config = copy.copy(policy.model.peft_config[NAME])
         config.inference_mode = True  # as peft writes it
         config.save_pretrained(temporary)
-        path = temporary / "adapter_model.safetensors"
-        try:
-            save_file(tensors, path, metadata={"format": "pt"})
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise RunError(f"the adapter could not be written to '{folder}': {error}") from error
-        # safetensors creates files that their owner alone can read.
-        path.chmod((temporary / "adapter_config.json").stat().st_mode)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        save(adapters, temporary / "adapter_model.safetensors", temporary / "adapter_config.json")
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(temporary, final)  # when it is complete
 
-    on_main(world, save) if world else save()
+    on_main(world, write_adapters) if world else write_adapters()

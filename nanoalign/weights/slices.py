@@ -9,7 +9,7 @@ used because it reads every safetensors file of a folder, also one that the inde
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,12 +33,13 @@ Place = tuple[nn.Module, str]  # a module, and the name of a parameter or buffer
 def read_slices(
     auto: type, folder: str | Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
 ) -> tuple["transformers.PreTrainedModel", Fill]:
-    """(a model on the meta device, a function that fills its shards): the `read` of Policy.load.
+    """The `read` of Policy.load: returns (a model on the meta device, a function that fills it).
 
     auto: the class of transformers that builds the model: AutoModelForCausalLM, or
         AutoModelForSequenceClassification, whose head is not filled if the folder has none.
-    Raises RunError if the model can't be built; the function does, on all ranks, if the files are
-    damaged or do not fit the model.
+    The function gives the model memory on a device and this rank's rows of the weights, after the
+    model was sharded. It raises RunError, on all ranks, if the files are damaged or do not fit the
+    model; read_slices does so if the model can't be built.
     """
     folder = Path(folder)
     with parameters_on_meta():
@@ -52,7 +53,7 @@ def read_slices(
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         except Exception as error:
-            raise RunError(f"{path}: {in_a_line(error)}") from error
+            raise RunError(f"{path}: {in_a_line(error)}; correct or remove it") from error
     # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
     places = places_of(reader)
 
@@ -67,7 +68,7 @@ def read_slices(
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules that are built inside have their parameters on meta, and their buffers in memory.
+    """A context in which modules are built with parameters on meta, and with buffers in memory.
 
     Buffers that no file stores (rotary tables) are computed while a module is built.
     """
@@ -88,10 +89,11 @@ def parameters_on_meta() -> Iterator[None]:
 def build(
     auto: type, config: "transformers.PretrainedConfig", dtype: torch.dtype, folder: Path
 ) -> "transformers.PreTrainedModel":
-    """Builds a model of this config without weights. folder: of the weights.
+    """Builds a model of a config, without weights. folder: of the weights, for the checks.
 
-    Raises RunError for an architecture or settings of which transformers can't build a model, or a
-    model whose transformer without its head can't be found.
+    Raises RunError for an architecture or settings of which transformers can't build a model, for
+    more layers than the folder has tensors, and for a model whose body (the transformer without its
+    head) can't be found.
     """
     # None is the default of transformers. A config.json may ask for code that the Hub would send.
     config._attn_implementation = config._experts_implementation = None
@@ -104,7 +106,9 @@ def build(
             raise ValueError(f"{layers} layers, but {tensors} tensors")
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # of transformers, of any kind
-        raise RunError(f"model '{folder}' can't be built: {in_a_line(error)}") from error
+        raise RunError(
+            f"model '{folder}' can't be built: {in_a_line(error)}; give another model"
+        ) from error
     if model.base_model is model:  # Llama 4 names its body in another way than transformers expects
         parts = dict(model.named_children())
         bodies = [n for n, part in parts.items() if isinstance(part, transformers.PreTrainedModel)]
@@ -133,9 +137,9 @@ def places_of(model: nn.Module) -> dict[str, Place]:
 
 
 def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
-    """Maps all names of each tensor (several if tied) to the module's current parameter or buffer.
+    """Maps all names of each tensor (several if tied) to the current parameter or buffer.
 
-    It is a DTensor if the model is sharded; nothing is gathered.
+    places: of places_of. A tensor is a DTensor if the model is sharded; nothing is gathered.
     """
     names: dict[int, list[str]] = {}
     for name, (module, attribute) in places.items():
@@ -143,21 +147,15 @@ def tensors_of(places: dict[str, Place]) -> dict[tuple[str, ...], Tensor]:
     return {tuple(aliases): getattr(*places[aliases[0]]) for aliases in names.values()}
 
 
-def check_tied(
-    tied: Iterable[tuple[str, ...]],
-    stored: Collection[str],
-    read: Callable[[str], Tensor],
-    folder: Path,
-) -> None:
+def check_tied(tied: Iterable[tuple[str, ...]], values: dict[str, Tensor], folder: Path) -> None:
     """Raises RunError where the files store two names of one tensor with different values.
 
-    tied: of each tensor of the model, all its names. stored: the names in the files. read: returns
-        the stored tensor of a name.
+    tied: all names of each tensor of the model. values: what the files store, by name.
     """
     for names in tied:
-        first, *others = [name for name in names if name in stored] or [""]
+        first, *others = [name for name in names if name in values] or [""]
         for other in others:
-            if not torch.equal(read(first), read(other)):
+            if not torch.equal(values[first], values[other]):
                 raise RunError(
                     f"model folder '{folder}': {first} and {other} are one tensor of the model, by "
                     'config.json, but differ in the files; write "tie_word_embeddings": false '
@@ -186,7 +184,8 @@ def load(
     if not same_layout:
         return load_on_rank_0(model, tensors, folder)
     if len(stored) > len(tensors):
-        check_tied(tensors, stored, lambda name: read_tensor(stored, name), folder)
+        several = (name for names in tensors if len(names) > 1 for name in names if name in stored)
+        check_tied(tensors, {name: read_tensor(stored, name) for name in several}, folder)
     targets: dict[Path, dict[str, Tensor]] = {}
     for names, tensor in tensors.items():
         name = next(name for name in names if name in stored)
@@ -199,10 +198,10 @@ def load(
 
 @torch.no_grad()
 def copy_rows(target: Tensor, whole: Tensor) -> None:
-    """Copies the rows that this rank has of a whole tensor into a parameter or buffer.
+    """Copies this rank's rows of a whole tensor into a parameter or buffer, in place.
 
-    target: sharded on dimension 0, or not sharded. whole: a tensor of the shape of target, or a
-        slice of safetensors, of which only those rows are read.
+    target: sharded on dimension 0, or not sharded. whole: a tensor of the global shape of target,
+        or a slice of safetensors, of which only those rows are read.
     """
     if not isinstance(target, DTensor):
         target.copy_(whole[...])
@@ -221,16 +220,11 @@ def load_on_rank_0(
 ) -> None:
     """As `load`, by transformers' own loader on rank 0, which sends every tensor to all ranks."""
     loaded, message = {}, [None]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    if is_main:
         try:
             loaded = load_whole(model, folder)
-            lost = [names[0] for names in tensors if loaded.keys().isdisjoint(names)]
-            if lost:
-                raise RunError(
-                    f"model folder '{folder}' has no weights for {', '.join(sorted(lost)[:3])} of "
-                    f"{type(model).__name__}"
-                )
-            check_tied(tensors, loaded, loaded.__getitem__, folder)
+            check_tied(tensors, loaded, folder)
         except RunError as error:
             message = [str(error)]
     if dist.is_initialized():
@@ -239,18 +233,19 @@ def load_on_rank_0(
         raise RunError(message[0])
     for names, tensor in tensors.items():
         whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-        stored_names = [name for name in names if name in loaded]
-        if stored_names:  # on rank 0
-            whole.copy_(loaded[stored_names[0]])
+        if is_main:
+            whole.copy_(next(loaded[name] for name in names if name in loaded))
         if dist.is_initialized():
             dist.broadcast(whole, src=0)
         copy_rows(tensor, whole)
 
 
 def load_whole(model: "transformers.PreTrainedModel", folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder by name, as transformers loads them into a model of this class.
+    """Returns the tensors of a folder by name, as transformers loads them into a model.
 
-    Raises RunError if the files lack a tensor of the model, or have one that the model lacks.
+    model: one of the class into which they are loaded; it is not changed.
+    Raises RunError if the files lack a tensor of the model, have one that the model lacks, or store
+    one in another shape.
     """
     logging = transformers.utils.logging
     verbosity = logging.get_verbosity()
@@ -261,18 +256,18 @@ def load_whole(model: "transformers.PreTrainedModel", folder: Path) -> dict[str,
             folder, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True, **SAFE
         )
     except Exception as error:  # of transformers, of any kind
-        raise RunError(f"model folder '{folder}' can't be loaded: {in_a_line(error)}") from error
+        raise RunError(
+            f"model folder '{folder}' can't be loaded: {in_a_line(error)}; give another model"
+        ) from error
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    problems = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, info[kind])):
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            problems.append(f"{kind.replace('_', ' ')}: {', '.join(names[:3])}{more}")
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    found = {kind.replace("_", " "): sorted(map(str, info[kind])) for kind in kinds}
+    problems = [f"{kind}: {', '.join(names[:3])}" for kind, names in found.items() if names]
     if problems:
         raise RunError(
             f"model folder '{folder}': its weights are not those of the {type(loaded).__name__} in "
-            f"config.json: {'; '.join(problems)}"
+            f"config.json: {'; '.join(problems)}; restore its files, or give another model"
         )
     return loaded.state_dict()

@@ -29,7 +29,7 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Name of a tensor -> where it is stored, for all tensors of a model folder.
+    """Maps the name of each tensor of a model folder to where it is stored.
 
     Files that the index does not name are not read.
     Raises RunError if there is no safetensors file, or if one is missing or damaged.
@@ -43,7 +43,10 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that store the weights of a model folder. Raises RunError as stored_tensors."""
+    """Returns the files that store the weights of a model folder.
+
+    Raises RunError if there is none, if one is missing, or if the index is damaged.
+    """
     index = folder / INDEX
     if not index.is_file():
         if (folder / SINGLE_FILE).is_file():
@@ -55,30 +58,37 @@ def weight_files(folder: Path) -> list[Path]:
     names = names_in_index(index)
     for name in names:
         if not (folder / name).is_file():
-            raise RunError(f"{index}: names the file {name}, which is missing")
+            raise RunError(f"{index}: names the file {name}, which is missing; restore it")
     return [folder / name for name in names]
 
 
 def names_in_index(index: Path) -> list[str]:
-    """The names of the files of an index. Raises RunError if it is damaged."""
+    """Returns the names of the files of an index, sorted. Raises RunError if it is damaged."""
     try:
         return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{index}: not an index of files: {in_a_line(error)}") from error
+        raise RunError(
+            f"{index}: not an index of files: {in_a_line(error)}; restore the file"
+        ) from error
 
 
 @contextmanager
 def open_safetensors(path: Path) -> Iterator[safe_open]:
-    """An open file, of which tensors or their slices are read. Raises RunError if it is damaged."""
+    """A context with an open file, of which tensors or slices are read.
+
+    Raises RunError if the file is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise RunError(f"{path}: not a readable safetensors file: {in_a_line(error)}") from error
+        raise RunError(
+            f"{path}: not a readable safetensors file: {in_a_line(error)}; restore the file"
+        ) from error
 
 
 def read_tensor(stored: dict[str, Stored], name: str) -> Tensor:
-    """A whole tensor, from its file. stored: of the model folder, by stored_tensors."""
+    """Returns a whole tensor from its file. stored: the result of stored_tensors."""
     with open_safetensors(stored[name].file) as file:
         return file.get_tensor(name)
 
@@ -87,31 +97,37 @@ def write_tensors(tensors: Iterable[tuple[str, Tensor]], folder: Path) -> None:
     """Writes tensors, by their names, to a model folder that has its config.json.
 
     A file has at most MAX_FILE_BYTES, or one tensor that is larger. The tensors of one file are in
-    memory at a time. Raises OSError or SafetensorError if the disk is full.
+    memory at a time. Raises OSError if the disk is full.
     """
     names, total_bytes = [], 0  # names: of the tensors of each file
     for group in groups_of_files(tensors):
         path = folder / f"unnamed-{len(names)}.safetensors"  # until the number of files is known
-        save_file(group, path, metadata={"format": "pt"})
-        # safetensors creates files that their owner alone can read.
-        path.chmod((folder / "config.json").stat().st_mode)
+        save(group, path, folder / "config.json")
         names.append(list(group))
         total_bytes += sum(tensor.nbytes for tensor in group.values())
         group.clear()  # its memory, before the next tensors are gathered
-    if len(names) == 1:
-        (folder / "unnamed-0.safetensors").rename(folder / SINGLE_FILE)
-        return
     weight_map = {}
     for i, names_of_file in enumerate(names):
         file_name = f"model-{i + 1:05d}-of-{len(names):05d}.safetensors"
+        file_name = file_name if len(names) > 1 else SINGLE_FILE
         (folder / f"unnamed-{i}.safetensors").rename(folder / file_name)
         weight_map |= dict.fromkeys(names_of_file, file_name)
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    if len(names) > 1:
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def save(tensors: dict[str, Tensor], path: Path, like: Path) -> None:
+    """Writes a safetensors file. like: a file whose permissions it gets. Raises OSError."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # such as a full disk
+        raise OSError(f"{path.parent}: {error}") from error
+    path.chmod(like.stat().st_mode)  # by itself safetensors lets the owner alone read the file
 
 
 def groups_of_files(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    """The tensors of each file in turn, by their names."""
+    """Yields the tensors of each file, by their names, as copies."""
     group, size = {}, 0
     for name, tensor in tensors:
         if group and size + tensor.nbytes > MAX_FILE_BYTES:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 
 from nanoalign.distributed import World, full, print0
@@ -20,15 +19,8 @@ from nanoalign.weights.folders import OWN_TEMPLATE, load_tokenizer
 from nanoalign.weights.slices import places_of, tensors_of
 from nanoalign.weights.tensor_files import INDEX, read_tensor, stored_tensors, write_tensors
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "chat_template.jinja",
-    "merges.txt",
-    "*.model",
-)
+TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "chat_template.jinja")
+TOKENIZER_FILES += ("special_tokens_map.json", "added_tokens.json")
 # What a program may have changed of a tokenizer. The pad token is changed in copies of the files.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
@@ -50,13 +42,15 @@ def write_model(
 ) -> None:
     """Writes a model and its tokenizer to a folder. A collective: tensors are gathered one by one.
 
-    tensors: are written in place of those of the model (merged adapters).
+    tensors: what is written in place of the model's own tensors (merged adapters).
     template: by which the data became text; pku becomes the chat template of a tokenizer that has
         none.
-    dtype: of floating-point tensors, fp32 or bf16; bf16 prints how many changes of the training are
-        left after rounding.
+    dtype: of floating-point tensors, fp32 or bf16; with bf16 the share of changed weights that
+        still differ after rounding is printed.
+    Sets the pad token of a reward model's config and tokenizer, in place (set_pad_token).
     The files are written to a hidden folder in `folder` and moved when all are complete, so that a
-    failure leaves the files that were there. Raises RunError, on all ranks, if the disk is full.
+    failure leaves the files that were there. Raises RunError, on all ranks, if the files can't be
+    written.
     """
     is_main, temporary = world is None or world.is_main, folder / ".model.partial"
     if world is not None and world.size > 1:
@@ -69,20 +63,17 @@ def write_model(
         set_pad_token(scorer.model, tokenizer)
     gathered = gather_for_files(scorer.model, tensors, is_main)
 
-    def write() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
-        write_tokenizer(tokenizer, temporary, template, is_reward_model)
-        start = Path(scorer.model.config._name_or_path)
-        write_tensors(rounded(gathered, start) if dtype == "bf16" else gathered, temporary)
-        move_into_place(temporary, folder)
-
     def write_on_main() -> None:
         try:
             if is_main:
-                write()
-        except (OSError, SafetensorError) as error:  # safetensors reports a full disk by the latter
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                write_settings(scorer.model, tokenizer.eos_token_id, temporary, dtype)
+                write_tokenizer(tokenizer, temporary, template, is_reward_model)
+                start = Path(scorer.model.config._name_or_path)
+                write_tensors(rounded(gathered, start) if dtype == "bf16" else gathered, temporary)
+                move_into_place(temporary, folder)
+        except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(f"the model could not be written to '{folder}': {error}") from error
         finally:  # other ranks, and a rank 0 that failed, gather the tensors that are left
@@ -98,8 +89,10 @@ def write_model(
 def write_settings(
     model: "transformers.PreTrainedModel", eos: int, folder: Path, dtype: str
 ) -> None:
-    """Writes config.json and generation_config.json. eos: the token that ended every response.
+    """Writes config.json, and generation_config.json of a model that generates.
 
+    eos: the id of the token that ended every response; it is put first in the generation config's
+        EOS tokens, unless it is one of them. dtype: as in write_model.
     save_pretrained would refuse some settings that from_pretrained accepts (a temperature without
     sampling), and the trained model would be lost.
     """
@@ -121,10 +114,11 @@ def write_settings(
 
 
 def add_older_names(settings: dict) -> None:
-    """Adds to a config.json what transformers 4 reads, which other programs (vLLM) build on.
+    """Adds to the settings of a config.json, in place, the names that transformers 4 reads.
 
-    It does not know `rope_parameters`: without `rope_theta` and `rope_scaling` it would compute,
-    without an error, other rotary positions (a base of 10000, no scaling).
+    Other programs (vLLM) build on transformers 4, which does not know `rope_parameters`. Without
+    `rope_theta` and `rope_scaling` it would compute other rotary positions (a base of 10000, no
+    scaling), without an error.
     """
     rope = settings.get("rope_parameters") or {}
     local = rope.get("sliding_attention") or {}  # Gemma 3 has them for each type of layer
@@ -150,10 +144,12 @@ def write_tokenizer(
     """Writes a tokenizer: copies of the files that it was read from, unless it was changed.
 
     Older programs read these copies; they may not read what this transformers would write.
+    template: pku writes a chat_template.jinja for a tokenizer that has none.
+    is_reward_model: whether the pad token is written to the copies, too.
     """
     source = Path(tokenizer.name_or_path)
-    is_read = tokenizer.name_or_path and (source / "tokenizer_config.json").is_file()
-    read = load_tokenizer(source) if is_read else None
+    has_files = tokenizer.name_or_path and (source / "tokenizer_config.json").is_file()
+    read = load_tokenizer(source) if has_files else None
     if read is not None and all(getattr(read, k) == getattr(tokenizer, k) for k in CHANGEABLE):
         for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
             if not path.read_bytes().startswith(OWN_TEMPLATE.encode()):
@@ -202,16 +198,17 @@ def set_pad_token(
 def gather_for_files(
     model: "transformers.PreTrainedModel", tensors: Tensors, is_main: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name in the files, full float32 tensor), gathered one at a time where that is possible.
+    """Yields (name in the files, full tensor on the CPU), gathered one at a time if possible.
 
-    A collective on every step.
+    Floating-point tensors are float32. Each step is a collective. Where the files join or split
+    tensors, rank 0 gathers all of them first, and the other ranks get none.
     """
     revert = transformers.core_model_loading.revert_weight_conversion
     on_meta = {name: torch.empty(get().shape, device="meta") for name, get in tensors.items()}
     in_turn = ((name, gather_tensor(get())) for name, get in tensors.items())
     if revert(model, on_meta).keys() == on_meta.keys():
         yield from in_turn
-    else:  # the files join or split tensors (mixture-of-experts), so rank 0 needs them all
+    else:  # mixtures of experts
         on_rank_0 = {name: tensor for name, tensor in in_turn if is_main}
         if is_main:
             yield from revert(model, on_rank_0).items()
@@ -224,10 +221,11 @@ def gather_tensor(tensor: Tensor) -> Tensor:
 
 
 def rounded(tensors: Iterator[tuple[str, Tensor]], start: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in bfloat16. At the end prints how many changes are left after rounding.
+    """Yields the tensors with floating-point ones in bfloat16.
 
-    start: the folder of the model that was trained. The values that differ from it are changed;
-        a new tensor (the head of a reward model) is not counted.
+    At the end prints the share of changed weights that still differ after rounding from those of
+    the start. start: the folder of the model from which the training began; a tensor that it does
+        not have (the head of a reward model) is not counted.
     """
     stored = stored_tensors(start)
     changed = left = 0

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanoalign import errors
-from nanoalign.distributed import compute_dtype, run, setup
+from nanoalign.distributed import compute_dtype, run
 from nanoalign.errors import RunError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -20,13 +20,11 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
     ("precision", "device", "has_bf16", "expected"),
     [
         ("auto", CPU, False, torch.float32),
-        ("fp32", CPU, False, torch.float32),
         ("bf16", CPU, False, torch.bfloat16),
         ("auto", CUDA, True, torch.bfloat16),
         ("fp32", CUDA, True, torch.float32),
         ("bf16", CUDA, True, torch.bfloat16),
         ("auto", CUDA, False, torch.float32),
-        ("fp32", CUDA, False, torch.float32),
     ],
 )
 def test_the_dtype_of_matrix_products(monkeypatch, precision, device, has_bf16, expected):
@@ -43,13 +41,6 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(RunError, match="--precision bf16: .* use --precision fp32"):
         compute_dtype("bf16", CUDA)
-
-
-def test_a_run_on_a_mac_is_on_its_cpu(monkeypatch):
-    """FSDP and float64 sums have no mps."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert setup().device == CPU
 
 
 # --- versions of packages -------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """python -m pytest tests/core/test_loop.py"""
 
-import json
 import math
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,7 @@ from nanoalign.loop import Batcher, Objective, Settings, evaluate, get_lr, step_
 from nanoalign.metrics import Means
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher
-from nanoalign.packing.self_check import check_layout, check_start
+from nanoalign.packing.self_check import check_layout
 
 SETTINGS = Settings(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
                  max_grad_norm=0.7, eval_every=None, seed=3)  # fmt: skip
@@ -152,27 +151,6 @@ def test_an_objective_sees_whole_steps(llama_folder, rows, world):
     assert seen == [("before", 1, 1), ("before", 4, 4), ("after", 1, True), ("before", 1, 1)]
 
 
-def test_a_step_that_is_not_finite_is_not_taken(llama_folder, rows, world):
-    class Broken(Objective):
-        def __call__(self, batch):
-            losses, metrics = super().__call__(batch)
-            losses = losses * (float("nan") if losses.requires_grad else 1.0)
-            return losses, metrics | {"loss": losses}
-
-    with pytest.raises(RunError, match="step 1 was not taken: loss is nan"):
-        Run(llama_folder, rows, world, objective=Broken)
-
-
-def test_a_model_without_gradient_is_an_error(llama_folder, rows, world):
-    class Detached(Objective):
-        def __call__(self, batch):
-            losses, metrics = super().__call__(batch)
-            return losses.detach() + 0 * losses, metrics
-
-    with pytest.raises(RunError, match="step 1: no gradient reached the model"):
-        Run(llama_folder, rows, world, objective=Detached)
-
-
 # --- the loop by itself: a loss of two numbers a and b, on rows whose tokens do not matter
 
 
@@ -214,21 +192,13 @@ def test_gradients_are_those_of_the_mean_and_start_anew_each_step(world):
     assert norms == pytest.approx([5, 5])
 
 
-def test_a_rank_of_two_doubles_its_share(world):
-    """Sharding averages gradients over ranks: of 8 rows this rank has 4, which count twice."""
-    found = Two(lambda a, b: 3 * a + 4 * b, replace(world, size=2), batch_size=8, steps=1)
-    assert [metrics["grad_norm"] for _, metrics in found.lines if "grad_norm" in metrics] == [5]
-
-
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [  # 8 rows, 4 a step: 2 steps an epoch, 2 epochs; or 5 steps
         ({}, [0, 1, 2, 3, 4]),
         ({"held_out": 8}, [0, 2, 4]),  # as many rows as two steps
-        ({"steps": 40, "epochs": 99, "rows": 80}, [0, *range(4, 41, 4)]),  # ten, and two epochs
         ({"steps": 40, "epochs": 99, "rows": 80, "held_out": 50}, [0, 12, 20, 24, 36, 40]),
         ({"eval_every": 3}, [0, 2, 3, 4]),
-        ({"steps": 5, "eval_every": 9}, [0, 2, 4, 5]),
         ({"steps": 5, "start": 3}, [4, 5]),
         ({"held_out": 0}, []),
     ],
@@ -297,18 +267,8 @@ def test_lr_by_hand():
     assert rates == pytest.approx([1, 2, 3, 2.625, 2.25, 1.875, 1.5, 1.125, 0.75, 0.375])
     assert get_lr(6, 10, 3.0, 0.2, "cosine") == pytest.approx(1.5)  # half way down
     assert get_lr(4, 10, 3.0, 0.2, "cosine") == pytest.approx(1.5 * (1 + math.sqrt(0.5)))
+    assert get_lr(0, 1, 3.0, 0.9, "linear") == 3.0  # the only step of a run
     assert get_lr(9, 10, 3.0, 0.2, "constant") == get_lr(0, 10, 3.0, 0.0, "cosine") == 3.0
-
-
-def test_check_start_finds_another_reference(llama_folder, rows, world):
-    """Losses that are not ln 2 where policy and reference should be one function."""
-    policy, reference = Policy.load(llama_folder), Policy.load(llama_folder, trainable=False)
-    objective = Objective(partial(train_dpo.loss_of_batch, policy, reference, 0.1, 0.0))
-    check_start(objective, rows, Batcher(world, 1000))
-    with torch.no_grad():
-        next(reference.parameters()).mul_(1.001)
-    with pytest.raises(RunError, match="self-check: with policy == reference, losses are up to"):
-        check_start(objective, rows, Batcher(world, 1000))
 
 
 def _sharded_after_its_check(folder: str, rows: list[Row]) -> list[str]:
@@ -371,7 +331,3 @@ def test_too_little_memory_or_a_compiler_that_fails_is_no_fault_of_the_layout(
     monkeypatch.setattr(policy, "forward", fail)
     with pytest.raises(error, match="as it says"):
         check_layout(policy, rows, Batcher(world, 1000), "--model m")
-
-
-def test_metrics_are_json(llama_folder, rows, world):
-    assert json.loads(json.dumps(Run(llama_folder, rows, world).lines[-1][1]))

@@ -81,15 +81,3 @@ def test_a_plain_run_enters_the_functions_of_the_core(places):
     missing = {place: found for place, found in known.items() if place not in places}
     share = 1 - sum(count for _, count in missing.values()) / lines
     assert share >= 0.92, f"{share:.3f}; not entered: {sorted(missing.values())}"
-
-
-@pytest.mark.parametrize("name", [
-    "losses.dpo_loss", "losses.pairwise_reward_loss", "logps.chunked_token_logps",
-    "logps.sequence_logps", "batch.collate", "records.pair", "records.read", "records.lines_of",
-    "encode.encode_all", "encode.truncate", "model.forward", "loop.train", "loop.step_indices",
-    "metrics.pair_metrics", "metrics.reduce", "sharding.shard", "distributed.run",
-])  # fmt: skip
-def test_a_breakpoint_in_what_the_reading_order_shows_stops(places, name):
-    file, _, function = name.partition(".")
-    path = ROOT / "nanoalign" / f"{file}.py"
-    assert {place for place, (found, _) in functions(path).items() if found == function} & places

@@ -61,17 +61,6 @@ def test_shared_rows_equal_separate_rows_equal_transformers(architecture, rows):
         assert torch.allclose(reward_model(batch), textbook, rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-def test_batch_order_and_padding_change_no_score(reward_model, rows):
-    assert len({len(row) for row in rows}) > 4  # so that alone and together are padded differently
-    for layout in (collate, pack):
-        together = reward_model(layout(rows)).view(-1, 2)
-        alone = torch.stack([reward_model(layout([row])) for row in rows])
-        backwards = reward_model(layout(rows[::-1])).view(-1, 2).flip(0)
-        assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5)
-        assert torch.allclose(together, backwards, rtol=1e-5, atol=1e-5)
-
-
 def test_a_reward_is_read_at_the_last_token_whatever_the_ids(reward_model, rows, tokenizer):
     """An EOS within the prompt or the response, and padding with the id of EOS, move nothing."""
     inside = Record("a<eos>b", ("c<eos>d", "efg"), name="x")
@@ -150,18 +139,6 @@ def test_the_flags_of_the_loss_reach_it(tokenizer):
         assert losses.item() == pytest.approx(0.9 * right + 0.1 * wrong + 0.16, rel=1e-6)
 
 
-def test_overfits_four_pairs(llama_folder, rows):
-    model = RewardModel.load(llama_folder, head_seed=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    batch = collate(rows[:4])
-    for _ in range(40):
-        losses, values = train_rm.loss_of_batch(model, flags(), batch)
-        optimizer.zero_grad()
-        losses.mean().backward()
-        optimizer.step()
-    assert losses.max() < 0.1 and values["accuracy"].tolist() == [1.0] * 4
-
-
 # --- the head
 
 
@@ -186,12 +163,6 @@ def _head(folder: Path) -> list[float]:
 def test_ranks_draw_one_head(llama_folder, reward_model):
     outcome = run_ranks(2, _head, llama_folder)
     assert outcome.results == [reward_model.head.weight.tolist()] * 2, outcome.stderr
-
-
-def test_the_body_is_the_language_models(llama_folder, reward_model):
-    body = AutoModelForCausalLM.from_pretrained(llama_folder).base_model.state_dict()
-    ours = reward_model.model.base_model.state_dict()
-    assert body.keys() == ours.keys() and all(torch.equal(body[name], ours[name]) for name in body)
 
 
 def test_an_untied_language_models_head_is_left_behind(tmp_path):

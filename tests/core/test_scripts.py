@@ -9,8 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,11 +18,8 @@ from trainings import damaged_model, metrics_of, script
 
 import train_dpo
 import train_rm
-from nanoalign.model import Policy
-from nanoalign.packing import packed
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
-PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 2}
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +29,11 @@ def world(tmp_path_factory, llama_folder) -> Path:
     shutil.copytree(llama_folder, folder / "model")
     write_pairs(folder / "pairs.jsonl", 12)
     write_pairs(folder / "others.jsonl", 12, seed=1)
-    (folder / "empty.jsonl").write_text("")
     (folder / "broken.jsonl").write_text(json.dumps(PAIR) + '\n{"prompt": oops}\n')
-    (folder / "unknown.jsonl").write_text('{"question": "q", "answer": "a"}\n')
-    (folder / "silent.jsonl").write_text(json.dumps(PAIR | {"rejected": ""}) + "\n")
-    (folder / "label2.jsonl").write_text(json.dumps(PKU) + "\n")
     (folder / "same.jsonl").write_text(json.dumps(PAIR | {"rejected": "c"}) + "\n")
-    for damage in ("no weights", "other architecture", "no config"):
-        damaged_model(llama_folder, folder / damage, damage)
+    damaged_model(llama_folder, folder / "other architecture", "other architecture")
     damaged_model(llama_folder, folder / "no eos", "")
     byte_tokenizer(eos_token=None).save_pretrained(folder / "no eos")
-    damaged_model(llama_folder, folder / "no tokenizer", "")
-    for path in (folder / "no tokenizer").glob("tokenizer*"):
-        path.unlink()
     tiny_llama(vocab_size=300).save_pretrained(folder / "other vocabulary")
     larger = byte_tokenizer()
     larger.add_tokens(["<more>"])
@@ -74,17 +61,9 @@ def argv(folder: Path, out: str, *flags: object) -> list[str]:
 # Name -> (--out, flags, a pattern of the message). Names of files and folders are those of `world`.
 BAD_INPUT = {
     "missing file": ("new", "--data missing.jsonl", "data file '.*missing.jsonl' does not exist"),
-    "empty file": ("new", "--data empty.jsonl", r"empty\.jsonl: has no records; expected prompt"),
     "broken line": ("new", "--data broken.jsonl", r"broken\.jsonl:2: not valid JSON"),
-    "unknown keys": ("new", "--data unknown.jsonl", r":1: unknown keys \['answer', 'question'\]"),
-    "empty response": ("new", "--data silent.jsonl", r"silent\.jsonl:1: the response 2 .* empty"),
-    "label of 2": ("new", "--data label2.jsonl", r"label2\.jsonl:1: better_response_id is 2"),
     "equal responses": ("new", "--data same.jsonl --eval_share 0", "no pairs are left to train on"),
     "no EOS": ("new", "--model no_eos", "the tokenizer has no EOS token"),
-    "no tokenizer": ("new", "--model no_tokenizer", "has no readable tokenizer"),
-    "no weights": ("new", "--model no_weights", "has no weights"),
-    "no config": ("new", "--model no_config", "no config.json"),
-    "missing model": ("new", "--model nowhere", "model folder '.*nowhere' does not exist"),
     "other architecture": ("new", "--model other_architecture", "not those of the GPT2LMHeadModel"),
     "other vocabulary": ("new", "--reference other_vocabulary", "has another vocabulary"),
     "few ids": ("new", "--model few_ids", r"pairs:\d+: has the token id 258, but --model .* 200"),
@@ -92,20 +71,12 @@ BAD_INPUT = {
     "old run": ("old run", "", "contains another run; continue it with --resume, replace it"),
     "foreign folder": ("full", "--overwrite", "contains files that are not those of a run"),
     "model's folder": ("model", "--overwrite", "is the folder of a model that this run reads"),
-    "file as folder": ("pairs.jsonl", "", "is a file; give a folder"),
-    "no folder to resume": ("new", "--resume", "has no checkpoint"),
     "resume and overwrite": ("old run", "--resume --overwrite", "give one of them"),
     "resume, other data": ("old run", "--resume --data others.jsonl", "training pairs are not tho"),
     "resume, other batch": ("old run", "--resume --batch_size 5", "--batch_size was 4, now 5"),
-    "audit of 0": ("new", "--audit 0", "--audit: expected a whole number of at least 1, got '0'"),
-    "resume, stop before": ("old run", "--resume --stop_after 1", "is at step 1; give a later"),
     "batch of 0": ("new", "--batch_size 0", "expected a whole number of at least 1, got '0'"),
-    "beta of 0": ("new", "--beta 0", "--beta: expected a number above 0"),
-    "lr nan": ("new", "--lr nan", "--lr: expected a number above 0, got 'nan'"),
-    "resume, other lr": ("old run", "--resume --lr 1", "--lr was 1e-06, now 1.0"),
     "shards of 3": ("new", "--shard_size 3", "--shard_size 3 does not divide the [12] ranks"),
     "unknown flag": ("new", "--batchsize 3", "unrecognized arguments: --batchsize"),
-    "shortened flag": ("new", "--batch 3", "unrecognized arguments: --batch 3"),
 }  # fmt: skip
 
 
@@ -122,7 +93,7 @@ def test_bad_input_is_one_clear_error_and_loses_nothing(world, ranks, subtests):
     """Exit code 1, one line in all on standard error, no traceback, no file touched."""
     before = contents(world)
     paths = {path.name.replace(" ", "_"): path for path in world.iterdir()}
-    paths |= {name: world / name for name in ("missing.jsonl", "nowhere")}
+    paths["missing.jsonl"] = world / "missing.jsonl"
     for name, (out, flags, message) in BAD_INPUT.items():
         with subtests.test(name):
             words = [str(paths.get(word, word)) for word in flags.split()]
@@ -164,10 +135,6 @@ def test_help_shows_every_flag_with_its_default(main):
     assert len(texts) > 30 and "micro_batch_tokens" in texts and "save_every" in texts
     assert [name for name, text in texts.items() if "default" not in text] == ["h"]
     assert "(default: None)" not in outcome.stdout
-
-
-def test_help_is_no_setting_of_a_run():
-    assert "help" not in vars(train_dpo.parse_args([]))
 
 
 @pytest.mark.parametrize("script", [train_dpo, train_rm], ids=lambda script: script.__name__)
@@ -216,74 +183,3 @@ def test_nothing_is_evaluated_where_nothing_is_held_out(world):
         lines = metrics_of(world / f"no held-out {name}")
         assert [line["step"] for line in lines] == [1, 2]
         assert not any("eval" in key for line in lines for key in line)
-
-
-# --- self-checks
-
-
-@pytest.fixture
-def small_run(llama_folder, tmp_path) -> list[str]:
-    pairs = write_pairs(tmp_path / "pairs.jsonl", 9)
-    flags = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run"]
-    return [str(flag) for flag in [*flags, "--template", "raw"]]
-
-
-def _reference_is_off(argv: list[str]) -> None:
-    """The reference is another function than the policy: its scores are off by a nat."""
-
-    class Off(Policy):
-        @property
-        def error(self):
-            return 0 if any(p.requires_grad for p in self.parameters()) else 1
-
-        def forward(self, batch):
-            return super().forward(batch) + self.error
-
-        def textbook(self, batch):  # so that the check of the layout finds nothing
-            return super().textbook(batch) + self.error
-
-    train_dpo.Policy = Off
-    script(argv)
-
-
-def test_self_check_stops_a_policy_that_is_not_its_reference(small_run, tmp_path):
-    outcome = run_ranks(2, _reference_is_off, small_run)
-    assert outcome.codes == [1, 1]
-    assert len(outcome.stderr.splitlines()) == 1
-    assert "self-check: with policy == reference, losses are up to" in outcome.stderr
-    assert not (tmp_path / "run").exists()  # it had nothing but a lock
-
-
-def _attention_ignores_the_tree(argv: list[str]) -> None:
-    """A causal model that is given no tree, so that the responses of a row see each other."""
-
-    class Causal(packed.PackedBatcher):
-        def prepare(self, model):
-            pass
-
-        def collate(self, rows, weight=1.0):
-            batch = super().collate(rows, weight)
-            names = ("input_ids", "position_ids")
-            return replace(batch, inputs={name: batch.inputs[name] for name in names})
-
-    packed.PackedBatcher = Causal
-    script(argv)
-
-
-def test_self_check_stops_an_architecture_that_can_not_share_rows(small_run, tmp_path):
-    outcome = run_ranks(1, _attention_ignores_the_tree, small_run)
-    assert outcome.codes == [1]
-    assert "can't share rows: use --no-share_prefix" in outcome.stderr
-    assert len(outcome.stderr.splitlines()) == 1
-    assert not (tmp_path / "run").exists()  # it had nothing but a lock
-
-
-def test_the_same_model_trains_without_shared_rows(small_run):
-    outcome = run_ranks(1, _attention_ignores_the_tree, [*small_run, "--no-share_prefix"])
-    assert outcome.codes == [0], outcome.stderr
-
-
-def test_a_parse_error_is_raised_before_a_process_group_exists():
-    parse = partial(train_dpo.parse_args, ["--shard_size", "3"])
-    with pytest.raises(ValueError, match="--shard_size 3 does not divide the 1 ranks"):
-        parse()

@@ -22,7 +22,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nanoalign
 import train_dpo
-from nanoalign.loop import get_lr
 from nanoalign.model import Policy
 from nanoalign.runs.folder import versions
 
@@ -51,27 +50,22 @@ def test_the_first_loss_is_ln_2_and_training_learns(one_rank):
     assert one_rank[-2]["rewards/accuracies"] > 0.8
 
 
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 8])
 def test_the_curve_does_not_depend_on_the_number_of_ranks(train, one_rank, tmp_path, ranks):
-    """Batches of 7 and of 4 pairs: on 8 ranks some have none."""
-    assert_same_curve(one_rank, train(tmp_path / "run", ranks=ranks))
+    """Batches of 7 and of 4 pairs, in micro-batches: on 8 ranks some have none."""
+    assert_same_curve(one_rank, train(tmp_path / "run", "--micro_batch_tokens", 60, ranks=ranks))
 
 
 @pytest.mark.parametrize(
     "flags",
     [
         "--micro_batch_tokens 1",
-        "--micro_batch_tokens 200",
         "--no-share_prefix",
         "--activation_checkpointing",
     ],
 )
 def test_the_curve_does_not_depend_on_micro_batches_or_layout(train, one_rank, tmp_path, flags):
     assert_same_curve(one_rank, train(tmp_path / "run", *flags.split()))
-
-
-def test_ranks_and_micro_batches_together(train, one_rank, tmp_path):
-    assert_same_curve(one_rank, train(tmp_path / "run", "--micro_batch_tokens", 60, ranks=3))
 
 
 def test_bfloat16_stays_close(train, one_rank, tmp_path):
@@ -128,12 +122,6 @@ def test_args_json_has_the_flags_and_the_versions(train, tmp_path, pairs):
     assert args["nanoalign"] == nanoalign.__version__
     assert args["torch"] == torch.__version__ and args["numpy"] == numpy.__version__
     assert args["transformers"] == transformers.__version__
-    folder = Path(nanoalign.__file__).parent
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True)
-    if head.returncode:  # this is not a checkout
-        assert args["commit"] is None
-    else:
-        assert args["commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_the_commit_is_never_that_of_another_project(tmp_path, monkeypatch):
@@ -157,17 +145,6 @@ def test_the_commit_is_never_that_of_another_project(tmp_path, monkeypatch):
     assert versions()["commit"] == head
     package.write_text("changed = True\n")
     assert versions()["commit"] == f"{head}-dirty"
-
-
-def test_evaluations_are_at_both_ends_and_every_so_many_steps(train, tmp_path):
-    metrics = train(tmp_path / "run", "--eval_every", 4)
-    assert [line["step"] for line in metrics if "eval/loss" in line] == [0, 4, 8, 10]
-
-
-def test_epochs_are_full_passes(train, tmp_path):
-    """25 pairs less 2 held out: 2 epochs of ceil(23 / 7) = 4 steps."""
-    metrics = train(tmp_path / "run", "--epochs", 2, steps=None)
-    assert [line["epoch"] for line in metrics if "loss" in line] == [i / 4 for i in range(1, 9)]
 
 
 def test_overwrite_removes_the_old_run_and_nothing_else(train, tmp_path):
@@ -214,9 +191,6 @@ def test_another_reference_gives_other_first_losses(train, tmp_path, tokenizer):
     assert abs(losses(metrics)[0] - math.log(2)) > 0.1
 
 
-# --- what the flags reach
-
-
 def test_only_matrices_decay():
     policy = Policy(tiny_llama(attention_bias=True))
     groups = policy.parameter_groups(weight_decay=0.3)
@@ -225,19 +199,3 @@ def test_only_matrices_decay():
     vectors = ("bias", "norm.weight", "layernorm.weight")
     assert found == {name: 0.0 if name.endswith(vectors) else 0.3 for name in found}
     assert sorted(set(found.values())) == [0.0, 0.3]
-
-
-def test_gradients_are_clipped(train, one_rank, tmp_path):
-    """AdamW hides the scale of gradients, but not of one so small that epsilon outweighs it."""
-    clipped = train(tmp_path / "run", "--max_grad_norm", 1e-12)
-    assert clipped[1]["grad_norm"] == one_rank[1]["grad_norm"] > 1e-3  # reported before clipping
-    assert abs(losses(clipped)[-1] - math.log(2)) < 0.01
-
-
-def test_the_seed_orders_the_pairs(train, one_rank, tmp_path):
-    other = train(tmp_path / "run", "--seed", 1)
-    assert other[1]["logps/chosen"] != one_rank[1]["logps/chosen"]
-
-
-def test_the_only_step_of_a_run_has_a_learning_rate():
-    assert all(get_lr(0, 1, 3.0, 0.9, schedule) == 3.0 for schedule in ("linear", "cosine"))

@@ -1,4 +1,4 @@
-"""Stores of encoded data, and the data that their tests share."""
+"""Shared by the tests of data: files of records, what is read of them, stores of encoded data."""
 
 import json
 from pathlib import Path
@@ -8,16 +8,30 @@ from transformers import AutoTokenizer
 
 from nanoalign.batch import Row
 from nanoalign.data.encoding import DataSettings, Encoding
+from nanoalign.data.formats import formats
+from nanoalign.data.sources import read_records
 from nanoalign.data.store import Store, StoredRows, open_store
 from nanoalign.distributed import setup
+from nanoalign.records import Record, parse
 
 PAIR = {"prompt": "Why is the sky blue?", "chosen": "Light scatters.", "rejected": "It is painted."}
 
 
-def write(path: Path, records: list) -> str:
-    """The path, as text, of a new .jsonl file of the records."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+def write(path: Path, *records: object, text: str | None = None) -> str:
+    """The path, as text, of a new .jsonl file of the records; or of one with this text."""
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_text(lines if text is None else text)
     return str(path)
+
+
+def parsed(record: dict, **options) -> Record:
+    """The Record of a line, as the first one of a.jsonl. options: of `formats`."""
+    return parse(record, "a.jsonl:1", formats(**options))[1]
+
+
+def read(*sources: str, **options) -> list[Record]:
+    """The records of some sources. options: of `formats`."""
+    return list(read_records(formats(**options), sources))
 
 
 def settings(*sources: str, **changes) -> DataSettings:

@@ -1,23 +1,19 @@
 """python -m pytest tests/data/test_chat_template.py"""
 
-import json
 import signal
 import threading
 import time
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import byte_tokenizer
 from jinja2 import TemplateError
-from stores import opened
+from stores import opened, parsed, write
 from tokenizers import AddedToken
 
-from nanoalign import records
 from nanoalign.data import chat_template
 from nanoalign.data.chat_template import ChatTemplate
-from nanoalign.data.formats import formats
-from nanoalign.data.sources import open_source
 from nanoalign.data.split import record_digests
 from nanoalign.data.templates import encode_records
 from nanoalign.errors import RunError
@@ -35,14 +31,9 @@ LAST_REASONING = "{% if loop.last and m.reasoning_content %}({{ m.reasoning_cont
 def template(
     tools=SHOW_TOOLS, calls=SHOW_CALLS, reasoning=SHOW_REASONING, content="{{ m.content }}"
 ):
-    return (
-        tools
-        + "{% for m in messages %}<{{ m.role }}>"
-        + reasoning
-        + content
-        + calls
-        + "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
-    )
+    turn = f"<{{{{ m.role }}}}>{reasoning}{content}{calls}{{{{ eos_token }}}}"
+    end = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    return f"{tools}{{% for m in messages %}}{turn}{{% endfor %}}{end}"
 
 
 def chat(*more: str, **parts: str):
@@ -75,39 +66,18 @@ PROMPT = (
 )
 
 
-def read(tmp_path: Path, *lines: dict) -> list[Record]:
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in lines))
-    return list(records.read([str(path)], formats(), open_source))
+def read(record: dict) -> Record:
+    return replace(parsed(record), name="a:1")
 
 
 def test_tools_calls_and_reasoning_are_in_the_text_by_hand(tmp_path):
-    (record,) = read(tmp_path, RECORD)
     expected = [PROMPT, 'look={"at": "it", "n": 2}<eos>', "(Hm.)no<eos>"]
-    assert texts(record, chat()) == expected
+    assert texts(read(RECORD), chat()) == expected
     folder = tmp_path / "model"  # and from a store
     chat().save_pretrained(folder)
-    row = opened(folder, [str(tmp_path / "a.jsonl")], tmp_path / "cache", max_length=1024).row(0)
+    source = write(tmp_path / "a.jsonl", RECORD)
+    row = opened(folder, [source], tmp_path / "cache", max_length=1024).row(0)
     assert [chat().decode(part) for part in (row.prompt, *row.responses)] == expected
-
-
-def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
-    """Its structs have the keys of all rows: other arguments, and keys of other messages."""
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    calls = [{"function": {"name": "look", "arguments": each}} for each in ({"at": "it"}, {"n": 2})]
-    table = [
-        {
-            "prompt": [HI],
-            "chosen": [{"role": "assistant", "tool_calls": [call]}],
-            "rejected": [THINKING],
-        }
-        for call in calls
-    ]
-    parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "a.parquet")
-    found = list(records.read([str(tmp_path / "a.parquet")], formats(), open_source))
-    shown = [texts(record, chat())[1] for record in found]
-    assert shown == ['look={"at": "it"}<eos>', 'look={"n": 2}<eos>']
 
 
 @pytest.mark.parametrize(
@@ -122,34 +92,21 @@ def test_parquet_has_no_null_where_other_rows_have_a_key(tmp_path):
         ({}, "raw", "--template raw does not show tools and tool_calls and reasoning_content;"),
     ],
 )  # fmt: skip
-def test_what_a_template_leaves_out_is_an_error(tmp_path, hidden, name, lacking):
+def test_what_a_template_leaves_out_is_an_error(hidden, name, lacking):
     """Whether it stands in the prompt or in a response."""
-    (record,) = read(tmp_path, RECORD)
+    record = read(RECORD)
     with pytest.raises(RunError, match=f"a:1: .*{lacking}"):
         texts(record, chat(**hidden), name)
+    plain = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     alone = [
-        ("tools", {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": TOOLS}),
-        ("calls", {"prompt": [HI, CALLING, FOUND], "chosen": "a", "rejected": "b"}),
-        (
-            "calls",
-            {
-                "prompt": "Hi",
-                "chosen": [THINKING | {"reasoning_content": None}],
-                "rejected": [CALLING],
-            },
-        ),
-        ("reasoning", {"prompt": [HI, THINKING, HI], "chosen": "a", "rejected": "b"}),
-        (
-            "reasoning",
-            {
-                "prompt": "Hi",
-                "chosen": [THINKING],
-                "rejected": [{"role": "assistant", "content": "b"}],
-            },
-        ),
+        ("tools", plain | {"tools": TOOLS}),
+        ("calls", plain | {"prompt": [HI, CALLING, FOUND]}),
+        ("calls", plain | {"rejected": [CALLING]}),
+        ("reasoning", plain | {"prompt": [HI, THINKING, HI]}),
+        ("reasoning", plain | {"chosen": [THINKING]}),
     ]
     for part, each in alone:
-        (record,) = read(tmp_path, each)
+        record = read(each)
         if part in hidden or name in ("pku", "raw"):
             with pytest.raises(RunError, match="a:1: .* does not show"):
                 texts(record, chat(**hidden), name)
@@ -157,51 +114,40 @@ def test_what_a_template_leaves_out_is_an_error(tmp_path, hidden, name, lacking)
             assert len(texts(record, chat(**hidden), name)) == 3
 
 
-def test_a_tokenizer_without_a_chat_template_shows_no_tools(tmp_path, tokenizer):
-    (record,) = read(tmp_path, {"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": TOOLS})
-    with pytest.raises(RunError, match="a:1: --template pku does not show tools;"):
-        texts(record, tokenizer)
-
-
-def test_reasoning_of_earlier_turns_may_be_left_out_by_a_template_that_shows_it(tmp_path):
+def test_reasoning_of_earlier_turns_may_be_left_out_by_a_template_that_shows_it():
     """As Qwen3's does; an answer has it."""
     record = {"prompt": [HI, THINKING, HI], "chosen": [THINKING], "rejected": "b"}
     expected = ["<user>Hi<eos><assistant>no<eos><user>Hi<eos><assistant>", "(Hm.)no<eos>", "b<eos>"]
-    (found,) = read(tmp_path, record)
+    found = read(record)
     assert texts(found, chat(reasoning=LAST_REASONING)) == expected
-    (found,) = read(tmp_path, record | {"chosen": "a"})
+    found = read(record | {"chosen": "a"})
     assert texts(found, chat(reasoning=LAST_REASONING))[1] == "a<eos>"
 
 
-def test_a_template_that_refuses_empty_answers_shows_tool_calls(tmp_path):
+def test_a_template_that_refuses_empty_answers_shows_tool_calls():
     refuse = (
         "{% if m.role == 'assistant' and not m.content and not m.tool_calls %}"
         "{{ raise_exception('an answer is empty') }}{% endif %}{{ m.content }}"
     )
-    (record,) = read(tmp_path, RECORD)
+    record = read(RECORD)
     assert texts(record, chat(content=refuse))[0] == PROMPT
 
 
-def test_content_beside_a_tool_call_is_not_left_out(tmp_path):
+def test_content_beside_a_tool_call_is_not_left_out():
     either = "{% if not m.tool_calls %}{{ m.content }}{% endif %}"
-    (record,) = read(
-        tmp_path, {"prompt": "Hi", "chosen": [CALLING | {"content": "I look."}], "rejected": "b"}
-    )
+    looking = CALLING | {"content": "I look."}
+    record = read({"prompt": "Hi", "chosen": [looking], "rejected": "b"})
     assert texts(record, chat())[1].startswith("I look.look=")
     with pytest.raises(RunError, match="not show the text of a message of 'assistant': 'I' is"):
         texts(record, chat(content=either))
 
 
-def test_every_message_must_be_shown_with_its_parts(tmp_path):
+def test_every_message_must_be_shown_with_its_parts():
     """Also where the template shows the same part of another message."""
     only_look = SHOW_CALLS.replace("or [] %}", "or [] if c.function.name == 'look' %}")
     find = {"type": "function", "function": {"name": "find", "arguments": {}}}
-    record = {
-        "prompt": [HI, CALLING, FOUND],
-        "rejected": "b",
-        "chosen": [CALLING | {"tool_calls": [find]}],
-    }
-    (found,) = read(tmp_path, record)
+    finding = CALLING | {"tool_calls": [find]}
+    found = read({"prompt": [HI, CALLING, FOUND], "rejected": "b", "chosen": [finding]})
     assert texts(found, chat())[1] == "find={}<eos>"
     with pytest.raises(RunError, match="a:1: .* does not show tool_calls: 'find' "):
         texts(found, chat(calls=only_look))
@@ -233,13 +179,13 @@ def test_a_template_that_reads_parts_alone_shows_no_text():
         texts(record, chat(content=parts))
 
 
-def test_a_template_that_leaves_out_messages_of_a_role_is_refused(tmp_path):
+def test_a_template_that_leaves_out_messages_of_a_role_is_refused():
     """As Phi-3's does with those of a tool."""
     users = "{% if m.role != 'tool' %}{{ m.content }}{% endif %}"
     record = {"prompt": [HI, CALLING, FOUND], "chosen": "a", "rejected": "b"}
     with pytest.raises(RunError, match="a:1: .* does not show the text of a message of 'tool'"):
-        texts(*read(tmp_path, record), chat(content=users))
-    (found,) = read(tmp_path, record | {"prompt": [HI], "system": "Be brief."})
+        texts(read(record), chat(content=users))
+    found = read(record | {"prompt": [HI], "system": "Be brief."})
     assert texts(found, chat(content=users))[0].startswith("<system>Be brief.")
 
 
@@ -249,18 +195,13 @@ def test_an_end_that_is_no_token_is_text():
     assert texts(Record("Hi", ("Fine.", "b")), tokenizer)[1:] == ["Fine..<eos>", "b.<eos>"]
 
 
-def test_a_prompt_is_another_one_with_tools_or_a_system_prompt(tmp_path):
+def test_a_prompt_is_another_one_with_tools_or_a_system_prompt():
     plain = {"prompt": "Hi", "chosen": "a", "rejected": "b"}
     other = [{"type": "function", "function": {"name": "find"}}]
-    records = [
-        plain,
-        plain | {"tools": TOOLS},
-        plain | {"tools": other},
-        plain | {"system": "Be."},
-        plain | {"system": "No."},
-        plain | {"tools": TOOLS, "chosen": "c"},
-    ]
-    digests = record_digests(read(tmp_path, *records))[:, 0]
+    changes = ({}, {"tools": TOOLS}, {"tools": other}, {"system": "Be."}, {"system": "No."},
+               {"tools": TOOLS, "chosen": "c"})  # fmt: skip
+    records = [plain | change for change in changes]
+    digests = record_digests(list(map(read, records)))[:, 0]
     assert len(np.unique(digests)) == 5 and digests[1] == digests[5]
 
 
@@ -298,11 +239,6 @@ def test_what_a_template_does_is_one_error(template, message, monkeypatch):
         encode_records([record], rendering(template), 64, "chat")
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) == before
-
-
-def test_a_quick_template_is_as_it_was():
-    tokenizer = rendering("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
-    assert ChatTemplate(tokenizer).render(MESSAGES) == "<user>Hi"
 
 
 def test_other_threads_have_no_alarm_and_render_all_the_same():

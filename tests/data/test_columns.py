@@ -1,40 +1,30 @@
 """python -m pytest tests/data/test_columns.py columns that nothing reads are named"""
 
-import json
 from pathlib import Path
 
 import pytest
 from conftest import byte_tokenizer
+from stores import write
 
 from nanoalign.data.encoding import DataSettings
-from nanoalign.data.formats import formats
 from nanoalign.data.rows import load_rows
 from nanoalign.data.templates import encode_records
 from nanoalign.records import Record
-from nanoalign.tiny import world
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
-PKU = {
-    "prompt": "p",
-    "response_0": "a",
-    "response_1": "b",
-    "better_response_id": 1,
-    "safer_response_id": 0,
-    "is_response_0_safe": True,
-    "response_1_sha256": "x",
-}
+PKU = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 1}
+PKU |= {"safer_response_id": 0, "is_response_0_safe": True, "response_1_sha256": "x"}
 RANKED = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
 MANY = {f"c{n}": n for n in range(8)}
 
 
 def printed(records: list[dict], tmp_path: Path, capsys, tokenizer, world, **changes) -> str:
     """The line of the data, in memory; it is the same from a store."""
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(each) + "\n" for each in records))
+    path = write(tmp_path / "a.jsonl", *records)
     tokenizer.save_pretrained(tmp_path / "model")
     found = []
     for cache in (None, str(tmp_path / "cache")):
-        settings = DataSettings([str(path)], eval_share=0.0, max_length=64, cache=cache, **changes)
+        settings = DataSettings([path], eval_share=0.0, max_length=64, cache=cache, **changes)
         load_rows(settings, tokenizer, tmp_path / "model", world)
         lines = capsys.readouterr().out.splitlines()
         found += [line for line in lines if line.startswith("data")]
@@ -111,10 +101,3 @@ def test_an_answer_with_an_ignored_key_is_trained_on_as_its_text(tokenizer):
     chat = byte_tokenizer(chat_template=TURNS.replace("{more}", "{{ (m.citations or [])[0] }}"))
     (row,) = encode_records([record], chat, 64, "auto")
     assert [chat.decode(r) for r in row.responses] == ["ax<eos>", "bx<eos>"] and row.notes == ()
-
-
-def test_the_embedded_data_have_none():
-    for path in (world.TRAIN, world.TEST):
-        record = json.loads(path.read_text().splitlines()[0])
-        read = formats(["better", "safer"])["prompt", "response_0", "response_1"]
-        assert read(record).notes == () and read(record | {"id": 1}).notes != ()

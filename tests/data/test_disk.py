@@ -70,7 +70,7 @@ def both(given: DataSettings, model: Path, cache: Path, capsys) -> tuple[Data, D
 def test_data_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
     """Rows, counts, what is printed, template, fingerprint, lengths; in chunks of two records."""
     monkeypatch.setattr(store, "CHUNK", 2)
-    path = write(tmp_path / f"{name}.jsonl", DATA[name])
+    path = write(tmp_path / f"{name}.jsonl", *DATA[name])
     given = settings(path, **SETTINGS.get(name, {}))
     memory, stored = both(given, model, tmp_path / "cache", capsys)
     assert type(memory.rows) is list
@@ -85,14 +85,13 @@ def test_data_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
     assert longest == max(row.longest for row in memory.rows)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.5])
 @pytest.mark.parametrize("name", ["pairs", "conditioned"])
-def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, share, capsys, monkeypatch):
+def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, capsys, monkeypatch):
     """Prompts that occur twice; cut responses, of which each side has other counts."""
     monkeypatch.setattr(store, "CHUNK", 7)
     pairs = [{**DATA[name][i % 3], "prompt": f"{i // 2}" * (i % 5 + 1)} for i in range(60)]
-    path = write(tmp_path / "a.jsonl", pairs)
-    given = settings(path, eval_share=share, max_length=20, seed=3, **SETTINGS.get(name, {}))
+    path = write(tmp_path / "a.jsonl", *pairs)
+    given = settings(path, eval_share=0.3, max_length=20, seed=3, **SETTINGS.get(name, {}))
     memory, stored = both(given, model, tmp_path / "cache", capsys)
     assert_same_rows(stored.held_out, memory.held_out)
     assert_same_rows(stored.rows, memory.rows)
@@ -100,24 +99,17 @@ def test_held_out_prompts_are_those_of_memory(tmp_path, model, name, share, caps
     assert fingerprint(stored.held_out) == fingerprint(memory.held_out)
 
 
-def test_held_out_files_have_a_store_of_their_own(tmp_path, model, capsys):
-    first, second = (write(tmp_path / f"{n}.jsonl", [PAIR | {"prompt": n}]) for n in "ab")
-    given = settings(first, eval_data=[second])
-    memory, stored = both(given, model, tmp_path / "cache", capsys)
-    assert_same_rows(stored.rows, memory.rows)
-    assert_same_rows(stored.held_out, memory.held_out)
-    assert len(list((tmp_path / "cache").iterdir())) == 2
-
-
 def test_templates_of_both_sets_decide_over_the_runs_template(tmp_path, model, capsys):
-    first, second = write(tmp_path / "a.jsonl", [HH]), write(tmp_path / "b.jsonl", [PAIR])
+    first, second = write(tmp_path / "a.jsonl", HH), write(tmp_path / "b.jsonl", PAIR)
     for given in (settings(first, second), settings(first, eval_data=[second])):
         memory, stored = both(given, model, tmp_path / "cache", capsys)
         assert memory.template == stored.template == "auto"
+        assert_same_rows(stored.held_out, memory.held_out)
+    assert len(list((tmp_path / "cache").iterdir())) == 3  # of both; of each, with --eval_data
 
 
 def test_data_without_a_pair_are_an_error(tmp_path, model):
-    path = write(tmp_path / "a.jsonl", [PAIR | {"rejected": PAIR["chosen"]}])
+    path = write(tmp_path / "a.jsonl", PAIR | {"rejected": PAIR["chosen"]})
     with pytest.raises(RunError, match="--data .*a.jsonl: no pairs are left to train on"):
         load(settings(path, cache=tmp_path / "cache"), model)
 
@@ -128,7 +120,7 @@ def test_slices_read_no_rows_and_are_of_their_rows_alone(tmp_path, model, monkey
     records = [PAIR | {"prompt": str(i)} for i in range(6)]
 
     def rows_of(name: str, records: list) -> StoredRows:
-        path = write(tmp_path / name, records)
+        path = write(tmp_path / name, *records)
         return all_rows(opened(model, [path], tmp_path / "cache"))
 
     rows = rows_of("a.jsonl", records)
@@ -144,7 +136,7 @@ def test_slices_read_no_rows_and_are_of_their_rows_alone(tmp_path, model, monkey
 
 def test_the_first_row_that_a_model_can_not_take_is_named(tmp_path, model):
     records = [PAIR, PAIR | {"prompt": "longer " * 3}, PAIR | {"prompt": "the longest " * 3}]
-    path = write(tmp_path / "a.jsonl", records)
+    path = write(tmp_path / "a.jsonl", *records)
     rows = all_rows(opened(model, [path], tmp_path / "cache"))
 
     def check(rows, ids: int, positions: int) -> None:
@@ -164,13 +156,13 @@ def test_the_first_row_that_a_model_can_not_take_is_named(tmp_path, model):
 
 
 def test_small_data_stay_in_memory_and_large_ones_do_not(tmp_path, model, monkeypatch):
-    path = write(tmp_path / "a.jsonl", [PAIR | {"prompt": f"{i}"} for i in range(9)])
+    path = write(tmp_path / "a.jsonl", *[PAIR | {"prompt": f"{i}"} for i in range(9)])
     size = Path(path).stat().st_size
     for changes, large, kind in (
         ({}, size + 1, list),
         ({}, size, StoredRows),  # in NANOALIGN_CACHE
         ({"cache": tmp_path / "cache"}, size + 1, StoredRows),
-        ({"eval_data": [write(tmp_path / "b.jsonl", [PAIR])]}, size + 1, StoredRows),
+        ({"eval_data": [write(tmp_path / "b.jsonl", PAIR)]}, size + 1, StoredRows),
     ):
         monkeypatch.setattr(rows, "LARGE", large)
         data = load(settings(path, **changes), model)

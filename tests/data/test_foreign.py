@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 
 import pytest
+from stores import parsed, read, write
 
+import train_dpo
 from nanoalign import records
 from nanoalign.data.foreign import FOREIGN
 from nanoalign.data.formats import formats
-from nanoalign.data.prompts import read_prompts
-from nanoalign.data.sources import open_source
+from nanoalign.data.prompts import prompt_of, read_prompts
 from nanoalign.errors import RunError
 
 
@@ -54,16 +55,31 @@ CASES = {
         {"system": "Be kind.", "question": "q", "chosen": "c", "rejected": "r"},
         ([{"role": "system", "content": "Be kind."}, user("q")], ("c", "r"), PAIR, FIRST),
     ),
-    "orca without a system prompt": (
-        {"system": "", "question": "q", "chosen": "c", "rejected": "r"},
-        ("q", ("c", "r"), PAIR, FIRST),
-    ),
     "orca of argilla": (
         {"input": "q", "chosen": "c", "rejected": "r"}, ("q", ("c", "r"), PAIR, FIRST),
     ),
     "openai": (
         {"messages": [user("q")], "chosen": assistant("c"), "rejected": assistant("r")},
         ([user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "ms-swift": (
+        {"messages": [user("q"), assistant("c")], "rejected_response": "r"},
+        ([user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "ms-swift, messages": (
+        {"messages": [user("q"), assistant("c")], "rejected_messages": [user("q"), assistant("r")]},
+        ([user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "torchtune": (
+        {"chosen_conversations": [user("q"), assistant("c")],
+         "rejected_conversations": [user("q"), assistant("r")]},
+        ([user("q")], ("c", "r"), PAIR, FIRST),
+    ),
+    "nemo-rl": (
+        {"context": [user("q")], "completions": [
+            {"rank": 2, "completion": [assistant("r")]},
+            {"rank": 0, "completion": [assistant("c")]}]},
+        ([user("q")], ("c", "r"), PAIR, [2.0]),
     ),
     "openrlhf": (
         {"context_messages": [user("q")], "chosen": "c", "rejected": "r"},
@@ -121,27 +137,18 @@ SINGLES = {
 }
 
 
-def write(path, *records) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
-def read(path, *lines, **options):
-    return list(records.read([write(path, *lines)], formats(**options), open_source))
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_a_record_of_another_program_is_one_of_ours(tmp_path, name):
+def test_a_record_of_another_program_is_one_of_ours(name):
     record, (prompt, responses, wanted, margins) = CASES[name]
-    (found,) = read(tmp_path / "a.jsonl", record)
+    found = parsed(record)
     assert (found.prompt, found.responses, found.pairs) == (prompt, responses, wanted)
     assert found.extra["margins"] == margins
-    (asked,) = read_prompts([str(tmp_path / "a.jsonl")])  # evaluate.py policy takes its prompt
+    asked = prompt_of(record, "a.jsonl:1")  # evaluate.py policy takes its prompt
     asked_prompt = asked.prompt.rstrip(" ") if isinstance(asked.prompt, str) else asked.prompt
     assert (asked_prompt, asked.responses) == (prompt, ())
 
 
-def test_every_format_has_a_case(tmp_path):
+def test_every_format_has_a_case():
     known = formats()
     tried = [record for record, *_ in (*CASES.values(), *SINGLES.values())]
     taken = {next(keys for keys in known if record.keys() >= {*keys}) for record in tried}
@@ -149,34 +156,33 @@ def test_every_format_has_a_case(tmp_path):
 
 
 @pytest.mark.parametrize("name", SINGLES)
-def test_single_responses(tmp_path, name):
+def test_single_responses(name):
     """--loss sft takes demonstrations, and labels of true; kto takes labels alone."""
     record, prompt, label = SINGLES[name]
     for loss, refused in (("sft", label is False), ("kto", label is None), ("", True)):
         if refused:
             with pytest.raises(RunError, match="a.jsonl:1: .*(good responses|needs a label|pairs)"):
-                read(tmp_path / "a.jsonl", record, unpaired=loss)
+                parsed(record, unpaired=loss)
         else:
-            (found,) = read(tmp_path / "a.jsonl", record, unpaired=loss)
+            found = parsed(record, unpaired=loss)
             assert (found.prompt, found.responses, found.pairs) == (prompt, ("a",), ((0, 0),))
             assert found.extra == {"desirable": [label is not False]}
 
 
-def test_columns_that_nothing_reads_are_named(tmp_path):
-    record = CASES["alpaca"][0] | {"source": "x", "id": 3}
-    (found,) = read(tmp_path / "a.jsonl", record)
+def test_columns_that_nothing_reads_are_named():
+    found = parsed(CASES["alpaca"][0] | {"source": "x", "id": 3})
     assert found.notes == ("records with ignored columns: id, source",)
 
 
-def test_keys_gives_other_names(tmp_path):
+def test_keys_gives_other_names():
     """A key of ours that is also there is another column."""
     record = {"question": "q", "good": "c", "bad": "r", "prompt": "no prompt", "margin": 3}
     keys = ["prompt=question", "chosen=good", "rejected=bad"]
-    (found,) = read(tmp_path / "a.jsonl", record, keys=keys)
+    found = parsed(record, keys=keys)
     assert (found.prompt, found.responses, found.extra) == ("q", ("c", "r"), {"margins": [3.0]})
     ranked = {"q": "p", "texts": ["a", "b"], "stars": [1, 5]}
     keys = ["prompt=q", "responses=texts", "scores=stars"]
-    (found,) = read(tmp_path / "a.jsonl", ranked, keys=keys)
+    found = parsed(ranked, keys=keys)
     assert (found.prompt, found.responses, found.extra["margins"]) == ("p", ("b", "a"), [4.0])
 
 
@@ -191,17 +197,9 @@ BAD = {
         CASES["sharegpt"][0] | {"conversations": [HUMAN, CALL | {"value": "add(3, 4)"}]},
         "conversations has a function_call of 'add\\(3, 4\\)'; expected JSON with name and arg",
     ),
-    "a call without arguments": (
-        CASES["sharegpt"][0] | {"conversations": [HUMAN, CALL | {"value": '{"name": "add"}'}]},
-        "has a function_call of .*; expected JSON with name and arguments",
-    ),
     "a turn of somebody else": (
         CASES["helpsteer2"][0] | {"prompt": "q\n<extra_id_1>System\na"},
         "the prompt has a turn of 'System'; expected User or Assistant",
-    ),
-    "an answer in the prompt": (
-        CASES["sharegpt"][0] | {"conversations": [HUMAN, GPT]},
-        "ends with a message of 'assist",
     ),
     "rank missing": ({"prompt": "q", "answers": [{"answer": "a"}]}, "objects with answer and rank"),
     "no ratings": ({"instruction": "q", "completions": [{"response": "a"}]}, "has no ratings"),
@@ -211,7 +209,7 @@ BAD = {
     "ratings of one answer": ({"prompt": "q", "response": "a", "helpfulness": 4}, "preference/"),
     "text for a number": (
         {"prompt": "q", "response_1": "a", "response_2": "b", "preference_strength": "1"},
-        "expected a number",
+        "strength must be a finite number",
     ),
     "near a format": (
         {"question": "q", "good": "c", "rejected": "r"},
@@ -222,46 +220,30 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_records_are_errors_with_file_and_line(tmp_path, name):
+def test_bad_records_are_errors_with_file_and_line(name):
     record, message = BAD[name]
     with pytest.raises(RunError, match=f"a.jsonl:1: .*{message}"):
-        read(tmp_path / "a.jsonl", record)
+        parsed(record)
 
 
-def test_texts_without_a_prompt_are_split_where_a_word_differs(tmp_path):
+def test_texts_without_a_prompt_are_split_where_a_word_differs():
     """Not within a word: 'gr' of green and grey is no prompt. Such records are counted."""
     record = {"chosen": "The sky is grey.", "rejected": "The sky is green."}
-    (found,) = read(tmp_path / "a.jsonl", record)
+    found = parsed(record)
     assert (found.prompt, found.responses) == ("The sky is", (" grey.", " green."))
     assert found.notes == ("prompts taken from the words that both texts begin with",)
     with pytest.raises(RunError, match="a.jsonl:1: 'prompt' is missing, .* share no words"):
-        read(tmp_path / "a.jsonl", {"chosen": "green", "rejected": "grey"})
+        parsed({"chosen": "green", "rejected": "grey"})
 
 
-def test_what_a_run_with_keys_held_out_has_our_names(tmp_path, capsys):
+def test_what_a_run_with_keys_held_out_has_our_names(tmp_path):
     """So evaluate.py reads it without --keys; and other data with them."""
-    import train_dpo
-
     lines = [{"q": f"Say {n}.", "a": f"It is {n}.", "b": "No."} for n in range(12)]
     source, keys = write(tmp_path / "named.jsonl", *lines), ["prompt=q", "chosen=a", "rejected=b"]
-    out = str(tmp_path / "run")
-    train_dpo.main(
-        [
-            "--data",
-            source,
-            "--keys",
-            *keys,
-            "--eval_share",
-            "0.4",
-            "--steps",
-            "1",
-            "--batch_size",
-            "4",
-            "--out",
-            out,
-        ]
-    )
-    held_out = list(records.read([f"held_out:{out}"], formats(), open_source))
+    out = tmp_path / "run"
+    train_dpo.main(["--data", source, "--keys", *keys, "--eval_share", "0.4", "--steps", "1",
+                    "--batch_size", "4", "--out", str(out)])  # fmt: skip
+    held_out = read(f"held_out:{out}")
     assert 0 < len(held_out) < 12
     assert all(each.responses == (f"It is {each.prompt[4:-1]}.", "No.") for each in held_out)
     asked = read_prompts([f"held_out:{out}"])
@@ -304,7 +286,8 @@ def test_the_examples_of_the_docs_are_what_they_say():
     assert len(rows) > 20
     for row in rows:
         record = json.loads(row)
-        single = not {"chosen", "responses", "answers", "completions"} & record.keys()
+        pairs = {"chosen", "responses", "answers", "completions", "chosen_conversations"}
+        single = not {*pairs, "rejected_response", "rejected_messages"} & record.keys()
         single &= not any(key.endswith(("1", "2", "_B")) for key in record)
         labelled = {"label", "kto_tag"} & record.keys()
         loss = ("kto" if labelled else "sft") if single else ""
@@ -318,18 +301,13 @@ def test_the_examples_of_the_docs_are_what_they_say():
 def test_a_record_without_a_column_that_keys_names_is_an_error(tmp_path, keys):
     """It is not read by our own names: that would train on something else than was asked for."""
     record = {"q": "Q", "prompt": "p", "chosen": "c", "rejected": "r"}
+    source = write(tmp_path / "a.jsonl", record)
     missing = keys[-1].partition("=")[2]
-    for act in (
-        lambda: read(tmp_path / "a.jsonl", record, keys=keys),
-        lambda: read_prompts([write(tmp_path / "a.jsonl", record)], keys),
-    ):
+    for act in (lambda: parsed(record, keys=keys), lambda: read_prompts([source], keys)):
         with pytest.raises(RunError, match=f"a.jsonl:1: --keys names {missing}, .* it has chosen"):
             act()
 
 
 def test_embedded_data_keep_our_names_beside_keys():
     keys = ["prompt=question", "chosen=good", "rejected=bad"]
-    plain, beside = (
-        list(records.read(["tiny:test"], formats(keys=each), open_source)) for each in ((), keys)
-    )
-    assert plain == beside
+    assert read("tiny:test") == read("tiny:test", keys=keys)

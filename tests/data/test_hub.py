@@ -13,9 +13,8 @@ from unittest.mock import patch
 import pytest
 from hub_server import COMMIT, serving
 from huggingface_hub import constants
+from stores import read
 
-from nanoalign import records
-from nanoalign.data.formats import formats
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.errors import RunError
 from nanoalign.weights.folders import fetch, local_folder
@@ -68,7 +67,7 @@ def serving_data(cache: Path, **options):
 
 
 def prompts(source: str) -> list[str]:
-    return [record.prompt for record in records.read([source], formats(), open_source)]
+    return [record.prompt for record in read(source)]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +95,7 @@ def test_a_file_or_a_split_of_a_data_set(tmp_path, place, expected):
 
 def test_records_of_a_split_are_numbered(tmp_path):
     with serving_data(tmp_path):
-        found = records.read(["x=hf://datasets/o/folders"], formats(), open_source)
+        found = read("x=hf://datasets/o/folders")
         assert [(r.name, r.subset) for r in found] == [("x:1", "x"), ("x:2", "x")]
 
 
@@ -138,8 +137,8 @@ def test_a_split_is_read_again_without_the_hub(tmp_path, place):
         ("plain:test", r"can't be fetched: .* Should be one of \['train'\]"),
         ("subsets", r"can't be fetched: .* available configs: \['easy', 'hard'\]"),
         ("plain/third.jsonl", "can't be fetched: "),
-        ("none", "the Hub has no public data set o/none; for a private one set HF_TOKEN"),
-        ("none/a.jsonl", "the Hub has no public data set o/none; for a private one set HF_TOKEN"),
+        ("none", "can't be fetched: DatasetNotFoundError: .*; for a gated or private .* HF_TOKEN"),
+        ("none/a.jsonl", "can't be fetched: RepositoryNotFoundError: .* HF_TOKEN"),
     ],
 )
 def test_what_is_not_there_is_one_error(tmp_path, place, message):
@@ -190,6 +189,10 @@ def test_a_gated_model_says_what_to_do(tmp_path, models):
     refused = pytest.raises(RunError, match="'.*' is gated: accept its terms .* o/.*HF_TOKEN")
     with serving(models, tmp_path, gated="models/o/whole"), refused:
         local_folder("o/whole")
-    for place in ("plain", "plain/first.jsonl"):
-        with serving_data(tmp_path, gated="datasets/o/plain"), refused:
-            prompts(f"hf://datasets/o/{place}")
+
+
+@pytest.mark.parametrize("place", ["plain", "plain/first.jsonl"])
+def test_a_gated_data_set_says_what_to_do(tmp_path, place):
+    refused = pytest.raises(RunError, match=f"o/{place}' can't be fetched: .*gated.* HF_TOKEN$")
+    with serving_data(tmp_path, gated="datasets/o/plain"), refused:
+        prompts(f"hf://datasets/o/{place}")

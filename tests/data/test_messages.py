@@ -1,14 +1,11 @@
 """python -m pytest tests/data/test_messages.py messages, tools and system prompts of records"""
 
 import json
-from pathlib import Path
 
 import pytest
+from stores import parsed, write
 
-from nanoalign import records
-from nanoalign.data.formats import formats
 from nanoalign.data.prompts import prompt_key, prompt_text, read_answers, read_prompts
-from nanoalign.data.sources import open_source
 from nanoalign.errors import RunError
 
 HI, YES, NO = (
@@ -21,16 +18,6 @@ TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type"
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "it"}}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
 FOUND = {"role": "tool", "content": "42", "name": "look"}
-
-
-def write(path: Path, *records: dict) -> str:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(path)
-
-
-def read(tmp_path: Path, *lines: dict, unpaired: str = "") -> list:
-    source = write(tmp_path / "a.jsonl", *lines)
-    return list(records.read([source], formats("better", unpaired), open_source))
 
 
 @pytest.mark.parametrize(
@@ -52,57 +39,48 @@ def read(tmp_path: Path, *lines: dict, unpaired: str = "") -> list:
          "better_response_id": 0},
     ],
 )  # fmt: skip
-def test_messages_in_all_their_forms(tmp_path, record):
+def test_messages_in_all_their_forms(record):
     """Also as JSON text, of one message, and with parts of text."""
-    (found,) = read(tmp_path, record)
+    found = parsed(record)
     assert found.prompt in ("Hi", [HI]) and found.responses == ("yes", "no")
     assert (found.answers, found.tools, found.notes) == ((), None, ())
-    (found,) = read(tmp_path, record | {"system": "Be brief."})
+    found = parsed(record | {"system": "Be brief."})
     assert found.prompt == [BE, HI] and found.responses == ("yes", "no")
-    (found,) = read(tmp_path, record | {"system": "", "tools": None})
+    found = parsed(record | {"system": "", "tools": None})
     assert found.prompt in ("Hi", [HI]) and found.tools is None
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        {"responses": [json.dumps([NO]), "yes"], "scores": [1, 2]},
         {"responses": ["no", json.dumps([YES])], "scores": [1, 2]},
         {"response_0": json.dumps([YES]), "response_1": "no", "better_response_id": 0},
-        {"response_0": "no", "response_1": json.dumps([YES]), "better_response_id": 1},
-        {"chosen": json.dumps([YES]), "rejected": "no"},
         {"chosen": "yes", "rejected": json.dumps([NO])},
         {"chosen": [YES], "rejected": " " + json.dumps([NO])},
     ],
 )
-def test_a_response_may_be_json_text_whatever_the_others_are(tmp_path, record):
-    (found,) = read(tmp_path, {"prompt": "Hi"} | record)
+def test_a_response_may_be_json_text_whatever_the_others_are(record):
+    found = parsed({"prompt": "Hi"} | record)
     assert found.prompt in ("Hi", [HI]) and found.responses == ("yes", "no")
 
 
 def test_responses_of_several_preferences_may_be_json_text():
-    record = {
-        "prompt": "Hi",
-        "response_0": json.dumps([NO]),
-        "response_1": "yes",
-        "better_response_id": 1,
-        "safer_response_id": 0,
-    }
-    read_labels = formats(["better", "safer"])["prompt", "response_0", "response_1"]
-    found = read_labels(record)
+    record = {"prompt": "Hi", "response_0": json.dumps([NO]), "response_1": "yes"}
+    labels = {"better_response_id": 1, "safer_response_id": 0}
+    found = parsed(record | labels, preference=["better", "safer"])
     assert found.responses == ("yes", "no") and found.pairs == ((0, 1), (1, 0))
 
 
-def test_text_that_is_json_of_something_else_stays_text(tmp_path):
+def test_text_that_is_json_of_something_else_stays_text():
     for text in ("[1]", "[", '[{"a": 1}]', "[]", '{"role": "user"}', "[x] [y]"):
-        (found,) = read(tmp_path, PAIR | {"prompt": text, "chosen": text})
+        found = parsed(PAIR | {"prompt": text, "chosen": text})
         assert found.prompt == text and found.responses == (text, "no")
     for text in ("[1]", "[", '[{"role": "admin"}]', '[{"role": 1, "content": "x"}]'):
-        (found,) = read(tmp_path, {"prompt": "Hi", "responses": [text, "no"], "scores": [2, 1]})
+        found = parsed({"prompt": "Hi", "responses": [text, "no"], "scores": [2, 1]})
         assert found.responses == (text, "no")
 
 
-def test_tools_calls_and_reasoning_are_kept(tmp_path):
+def test_tools_calls_and_reasoning_are_kept():
     """Arguments as JSON text become objects, keys without a value are left out."""
     call = {"type": "function", "function": {"name": "look", "arguments": '{"at": "it"}'}}
     calling = {"role": "assistant", "content": None, "reasoning": None, "tool_calls": [call]}
@@ -115,24 +93,24 @@ def test_tools_calls_and_reasoning_are_kept(tmp_path):
         "tools": json.dumps(TOOLS),
     }
     for each in (record, record | {"tools": TOOLS}):
-        (found,) = read(tmp_path, each)
+        found = parsed(each)
         assert found.tools == TOOLS and found.prompt == [HI, CALLING, FOUND]
         assert found.answers == (YES | {"reasoning_content": "Well."}, CALLING)
         assert list(map(json.loads, found.responses)) == list(found.answers)
     flat = {"role": "assistant", "tool_calls": [{"name": "look", "arguments": "{}"}]}
-    (found,) = read(tmp_path, {"prompt": "Hi", "completion": [flat], "label": True}, unpaired="kto")
+    found = parsed({"prompt": "Hi", "completion": [flat], "label": True}, unpaired="kto")
     assert found.answers[0]["tool_calls"] == [{"name": "look", "arguments": {}}]
-    (found,) = read(tmp_path, {"prompt": "Hi", "responses": ["no", calling], "scores": [1, 2]})
+    found = parsed({"prompt": "Hi", "responses": ["no", calling], "scores": [1, 2]})
     assert found.answers == (CALLING, NO) and found.responses[1] == "no"
 
 
-def test_a_system_prompt_goes_before_the_turns_of_a_dialogue(tmp_path):
+def test_a_system_prompt_goes_before_the_turns_of_a_dialogue():
     begin = "\n\nHuman: Hi\n\nAssistant: yes\n\nHuman: Why\n\nAssistant:"
     record = {"chosen": begin + " a", "rejected": begin + " b", "system": "Be brief."}
-    (found,) = read(tmp_path, record)
+    found = parsed(record)
     assert found.prompt == [BE, HI, YES, {"role": "user", "content": "Why"}]
     assert found.responses == ("a", "b")  # the space belongs to the header
-    (found,) = read(tmp_path, PAIR | {"prompt": [BE, HI], "system": "Be brief."})
+    found = parsed(PAIR | {"prompt": [BE, HI], "system": "Be brief."})
     assert found.prompt == [BE, HI]
 
 
@@ -155,7 +133,7 @@ BAD = {
     "two answers": ({"prompt": "Hi", "responses": ["a", [YES, YES]], "scores": [1, 2]},
                     "exactly one message with role 'assistant'; found 2 messages"),
     "JSON of a user": (PAIR | {"chosen": json.dumps([HI])},
-                       "the response must be text or exactly .*; found role 'user'"),
+                       "the chosen must be text or exactly .*; found role 'user'"),
     "a message without a prompt": ({"chosen": YES, "rejected": NO},
                                    "'prompt' is missing: .* found dict and dict"),
     "JSON of one side": ({"chosen": json.dumps([HI, YES]), "rejected": "no"},
@@ -164,24 +142,22 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_can_not_be_read_is_an_error_with_file_and_line(tmp_path, name):
+def test_what_can_not_be_read_is_an_error_with_file_and_line(name):
     record, message = BAD[name]
     with pytest.raises(RunError, match=rf"a\.jsonl:1: .*{message}"):
-        read(tmp_path, record)
+        parsed(record)
 
 
-def test_turns_that_both_replies_share_belong_to_the_prompt(tmp_path):
+def test_turns_that_both_replies_share_belong_to_the_prompt():
     record = {"prompt": [HI], "chosen": [CALLING, FOUND, YES], "rejected": [CALLING, FOUND, NO]}
-    (found,) = read(tmp_path, record)
+    found = parsed(record)
     assert found.prompt == [HI, CALLING, FOUND] and found.responses == ("yes", "no")
 
 
 def test_a_page_shows_what_a_message_has_beside_its_content():
     assert prompt_text("Hi", "\n") == "Hi"
-    assert (
-        prompt_text([HI, CALLING], "|")
-        == 'user: Hi|assistant:  {"tool_calls": ' + f"{json.dumps([CALL])}}}"
-    )
+    shown = f'user: Hi|assistant:  {{"tool_calls": {json.dumps([CALL])}}}'
+    assert prompt_text([HI, CALLING], "|") == shown
 
 
 def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
@@ -190,18 +166,11 @@ def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
     records = [{"prompt": text} | context for text in ("Hi", json.dumps([HI]))]
     for found in read_prompts([write(tmp_path / "a.jsonl", *records, PAIR | context)]):
         assert (found.prompt, found.tools, found.responses) == ([BE, HI], TOOLS, ())
-    answers = write(
-        tmp_path / "b.jsonl",
-        *(
-            {"prompt": "Hi", "answer": "x"} | each
-            for each in ({}, context, {"system": "Be brief."})
-        ),
-    )
-    prompts, by_key = read_answers(answers)
-    assert [(each.prompt, each.tools) for each in prompts] == [
-        ("Hi", None),
-        ([BE, HI], TOOLS),
-        ([BE, HI], None),
+    answers = [
+        {"prompt": "Hi", "answer": "x"} | each for each in ({}, context, {"system": "Be brief."})
     ]
+    prompts, by_key = read_answers(write(tmp_path / "b.jsonl", *answers))
+    found = [(each.prompt, each.tools) for each in prompts]
+    assert found == [("Hi", None), ([BE, HI], TOOLS), ([BE, HI], None)]
     assert list(by_key) == [prompt_key(each.prompt, each.tools) for each in prompts]
     assert len(by_key) == 3

@@ -1,6 +1,5 @@
 """python -m pytest tests/data/test_precomputed.py --precompute_reference, and --cache in runs"""
 
-import json
 import math
 import re
 import weakref
@@ -16,8 +15,6 @@ from processes import run_ranks
 from safetensors.numpy import load_file, save_file
 from trainings import (
     assert_same_curve,
-    losses,
-    metrics_of,
     rm_without_picture,
     script,
     train,
@@ -80,33 +77,19 @@ def test_a_run_may_be_resumed_from_a_store(llama_folder, pairs, plain, tmp_path)
     assert_same_curve(plain(), resumed)
 
 
-def test_a_reward_model_from_a_store_is_the_plain_one(llama_folder, tmp_path):
-    """By two preferences, and with the preference in the prompt; with --length_debias."""
-    records = [
-        {"prompt": f"p{i // 2}", "response_0": "a" * (i % 5 + 1), "response_1": "b" * 4,
-         "better_response_id": i % 2, "safer_response_id": i % 3 % 2}
-        for i in range(24)
+def test_a_reward_model_from_a_store_is_the_plain_one(llama_folder, pairs, tmp_path):
+    """--length_debias reads the lengths of all rows."""
+    found = [
+        train(llama_folder, pairs, tmp_path / name, *SHARE, "--length_debias", *more, steps=4,
+              main=rm_without_picture)
+        for name, more in (("memory", ()), ("store", ("--cache", tmp_path / "cache")))
     ]  # fmt: skip
-    data = tmp_path / "pku.jsonl"
-    data.write_text("\n".join(map(json.dumps, records)))
-    for number, flags in enumerate(
-        ("--preference better safer", "--preference better safer --condition", "--length_debias")
-    ):
-        found = []
-        for name, more in (("memory", ()), ("store", ("--cache", tmp_path / "cache"))):
-            out = tmp_path / f"{name}{number}"
-            argv = ["--model", llama_folder, "--data", data, "--out", out, "--steps", 4,
-                    "--batch_size", 5, *SHARE, *flags.split(), *more]  # fmt: skip
-            outcome = run_ranks(1, rm_without_picture, [str(arg) for arg in argv])
-            assert outcome.codes == [0], outcome.stderr
-            found.append(metrics_of(out))
-        assert found[0] == found[1]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(
     ("flags", "ranks", "stored"),
     [
-        ("", 1, False),
         ("", 2, True),
         ("--loss aot", 2, False),  # a loss of a step as a whole
         ("--no-share_prefix", 1, True),
@@ -129,8 +112,6 @@ def test_the_reference_runs_in_the_first_run_alone(llama_folder, pairs, tmp_path
     for name, changes, ranks, computed in (
         ("first", (), 1, 2),  # training rows and held-out rows
         ("again", (), 2, 0),
-        ("other layout", ("--no-share_prefix",), 1, 0),
-        ("other data", ("--data", write_pairs(tmp_path / "b.jsonl", 9, seed=1)), 1, 2),
         ("other precision", ("--precision", "bf16"), 1, 2),
         ("other weights", ("--reference", tmp_path / "other"), 1, 2),
     ):
@@ -139,7 +120,7 @@ def test_the_reference_runs_in_the_first_run_alone(llama_folder, pairs, tmp_path
         assert outcome.codes == [0] * ranks, outcome.stderr
         assert outcome.stdout.count("responses, computed in") == computed
         assert outcome.stdout.count("responses, read from") == 2 - computed
-    assert len(list((tmp_path / "cache" / "reference").iterdir())) == 8
+    assert len(list((tmp_path / "cache" / "reference").iterdir())) == 6
 
 
 def test_no_reference_is_held_in_training(llama_folder, pairs, tmp_path, monkeypatch):
@@ -187,8 +168,7 @@ def arguments(cache: Path, **changes) -> Namespace:
     return Namespace(**default | changes)
 
 
-@pytest.mark.parametrize("stored", [False, True])
-@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
+@pytest.mark.parametrize(("layout", "stored"), [(Batcher, False), (PackedBatcher, True)])
 def test_values_are_textbook_logps_of_separate_sequences(
     llama_folder, pairs, tmp_path, layout, stored
 ):
@@ -269,26 +249,14 @@ def test_values_are_compared_with_those_that_the_reference_computes(computed, tm
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.write_bytes(path.read_bytes()[:-4]), "not as it was written"),
-        (lambda path: path.unlink(), "is missing"),
-        (lambda path: save_file({"other": np.zeros(4, np.float32)}, path), "SafetensorError"),
-        (lambda path: save_file({"logps": np.zeros(4, np.float32)}, path), "has 4 values, not "),
-    ],
-)
-def test_a_damaged_file_is_one_line(computed, damage, message):
+def test_a_damaged_file_is_one_line(computed):
     files, argv = computed
     for path in files:
-        damage(path / LOGPS)
-        if "written" not in message and "missing" not in message:
-            checksums.write(path, checksums.checksums([path / LOGPS]))
+        (path / LOGPS).write_bytes((path / LOGPS).read_bytes()[:-4])
     outcome = run_ranks(2, script, argv)
-    assert outcome.codes == [1, 1]
-    errors = [line for line in outcome.stderr.splitlines() if line.startswith("error")]
-    assert len(errors) == 1 and message in errors[0] and "remove this folder" in errors[0]
-    assert "Traceback" not in outcome.stderr
+    assert outcome.codes == [1, 1] and "Traceback" not in outcome.stderr
+    (error,) = [line for line in outcome.stderr.splitlines() if line.startswith("error")]
+    assert re.search("are damaged: .* not as it was written .*; remove this folder", error)
 
 
 def test_a_reference_is_checked_before_it_is_run(llama_folder, pairs, tmp_path):
@@ -358,13 +326,3 @@ def test_tolerances_at_the_start_by_hand(llama_folder, pairs, tmp_path):
         expected = (beta or 1) * 1e-4 * (max(lengths[:size]) + 5)
         assert reference.tolerances[1] == pytest.approx(expected)
     assert max(lengths[:1]) < max(lengths[:7])
-
-
-def test_a_steep_loss_may_read_what_another_layout_computed(computed, tmp_path):
-    """ipo_sum divides by beta: at 0.01 its losses are off by rounding, and its rewards are not."""
-    _, argv = computed
-    steep = [*argv, "--loss", "ipo_sum", "--beta", "0.01", "--no-share_prefix"]
-    outcome = run_ranks(1, without_picture, steep)
-    assert outcome.codes == [0], outcome.stderr
-    assert outcome.stdout.count("responses, read from") == 2
-    assert len(losses(metrics_of(tmp_path / "run"))) == 3

@@ -1,20 +1,13 @@
 """python -m pytest tests/data/test_prompts.py"""
 
-import json
-from pathlib import Path
-
 import pytest
+from stores import write
 
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.errors import RunError
 
 HI = [{"role": "user", "content": "Hi"}]
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
-
-
-def write(path: Path, *lines: object) -> str:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +65,10 @@ def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "p"}, "expected the key 'prompt' and one of 'response', 'answer', 'compl"),
-        (3, "expected the key 'prompt' and one of"),
-        ({"answer": "a"}, "expected the key 'prompt' and one of"),
-        (
-            {"prompt": "p", "answer": "42", "response": "It is 42."},
-            "'response' and 'answer' may both be the answer",
-        ),
+        ({"prompt": "p"}, "expected the key 'prompt' and exactly one of 'response', 'answer', 'co"),
+        (3, "'completion', 'output', found []"),
+        ({"answer": "a"}, "'completion', 'output', found ['answer']"),
+        ({"prompt": "p", "answer": "42", "response": "It."}, "found ['answer', 'prompt', 'resp"),
         ({"prompt": "p", "answer": None}, "the answer must be text"),
         ({"prompt": "p", "response": "\ud800"}, "the response has half a character"),
         ({"prompt": "", "answer": "a"}, "the prompt is empty"),

@@ -5,8 +5,6 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,16 +19,13 @@ from stores import (
     settings,
     write,
 )
-from tqdm import tqdm
 
 from nanoalign.data import cache, store
 from nanoalign.data.cache import cache_folder
-from nanoalign.data.precomputed import check_writable
 from nanoalign.data.rows import load_rows
-from nanoalign.data.store import ABOUT, Store, chunks, write_chunks
+from nanoalign.data.store import Store
 from nanoalign.distributed import run, setup
 from nanoalign.errors import RunError
-from nanoalign.files import checksums
 from nanoalign.ranks.report import report
 
 
@@ -48,7 +43,7 @@ def encode_anywhere(model: str, folder: str, chunk: int, *sources: str) -> None:
 def test_the_rows_are_the_same_by_any_number_of_ranks_and_chunks(tmp_path, model):
     """And the files, to the byte; a chunk has records of two sources."""
     records = [PAIR | {"prompt": f"{i} " * (i % 7 + 1), "chosen": f"{i}"} for i in range(40)]
-    sources = write(tmp_path / "a.jsonl", records[:25]), write(tmp_path / "b.jsonl", records[25:])
+    sources = write(tmp_path / "a.jsonl", *records[:25]), write(tmp_path / "b.jsonl", *records[25:])
     found = []
     for ranks, chunk in ((1, 2048), (1, 3), (2, 3), (3, 3)):
         folder = tmp_path / f"cache_{ranks}_{chunk}"
@@ -63,24 +58,8 @@ def test_the_rows_are_the_same_by_any_number_of_ranks_and_chunks(tmp_path, model
                                           *(f"b:{n}" for n in range(1, 16))]  # fmt: skip
 
 
-def test_a_rank_decodes_its_own_records_alone(tmp_path, model, monkeypatch):
-    """Two of three ranks do not see a line that is broken."""
-    monkeypatch.setattr(store, "CHUNK", 2)
-    lines = [json.dumps(PAIR | {"prompt": f"{i}"}) for i in range(9)]
-    lines[2] = "{"
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
-    found = [
-        [(n, [record.prompt for record in each]) for n, each in chunks(how, sources, rank, 3)]
-        for rank in (0, 2)
-    ]
-    assert found == [[(0, ["0", "1"]), (3, ["6", "7"])], [(2, ["4", "5"])]]
-    with pytest.raises(RunError, match="a.jsonl:3: not valid JSON"):
-        list(chunks(how, sources, 1, 3))
-
-
 def test_a_second_run_reads_what_the_first_one_encoded(tmp_path, model, monkeypatch, capsys):
-    sources = [write(tmp_path / "a.jsonl", [PAIR] * 5)]
+    sources = [write(tmp_path / "a.jsonl", *[PAIR] * 5)]
     first = opened(model, sources, tmp_path / "cache")
     assert "rows        encoded in " in capsys.readouterr().out
     monkeypatch.setattr(store, "write_chunks", None)
@@ -90,24 +69,17 @@ def test_a_second_run_reads_what_the_first_one_encoded(tmp_path, model, monkeypa
 
 
 def test_all_that_decides_is_in_the_key(tmp_path, model, monkeypatch):
-    path = write(tmp_path / "a.jsonl", [PAIR] * 3)
+    path = write(tmp_path / "a.jsonl", *[PAIR] * 3)
 
     def key(*sources: str, **changes) -> str:
         return store.key(encoding(model, **changes), model, sources or [path])
 
     keys = [key()]
     shutil.copy(path, tmp_path / "elsewhere.jsonl")
-    assert key(f"a={tmp_path / 'elsewhere.jsonl'}") == keys[0]  # not where the data are
-    for change in (
-        {"max_length": 63},
-        {"template": "raw"},
-        {"preferences": ("safer",)},
-        {"single": "kto"},
-        {"keys": ("prompt=question",)},
-        {"preferences": ("better", "safer")},
-        {"preferences": ("better", "safer"), "condition": True},
-    ):
-        keys.append(key(**change))
+    assert key() == keys[0]
+    both = ("better", "safer")
+    keys += [key(max_length=63), key(template="raw"), key(single="kto"), key(preferences=both),
+             key(preferences=both, condition=True), key(keys=("prompt=question",))]  # fmt: skip
     other = str(tmp_path / "elsewhere.jsonl")
     keys += [key(path, other), key(other, path), key(f"named={path}")]  # names begin with it
     keys += [key(name) for name in ("tiny", "tiny:test", "tiny:tiny-a", "x=tiny:tiny-a")]
@@ -116,13 +88,11 @@ def test_all_that_decides_is_in_the_key(tmp_path, model, monkeypatch):
     for name in ("1.jsonl", "2.jsonl", "3.jsonl"):
         shutil.copy(path, tmp_path / "folder" / name)
         keys.append(key(f"a={tmp_path / 'folder'}"))
-        if name == "1.jsonl":
-            assert keys.pop() == keys[0]  # the only file of a folder gives records their names
     for name in ("tokenizers.__version__", "transformers.__version__", "FORMAT"):
         with monkeypatch.context() as patched:
             patched.setattr(f"nanoalign.data.store.{name}", "0")
             keys.append(key())
-    write(tmp_path / "a.jsonl", [PAIR] * 2 + [PAIR | {"chosen": "other"}])
+    write(tmp_path / "a.jsonl", PAIR, PAIR, PAIR | {"chosen": "other"})
     keys.append(key())
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": "<bos>"}))
@@ -137,7 +107,7 @@ def test_the_code_that_encodes_is_in_the_key(tmp_path, model, monkeypatch):
     code = [path.relative_to(folder) for each in store.CODE for path in folder.glob(each)]
     assert all(any(folder.glob(each)) for each in store.CODE) and len(code) >= 20
     shutil.copytree(folder, tmp_path / "nanoalign", ignore=shutil.ignore_patterns("__pycache__"))
-    path = write(tmp_path / "a.jsonl", [PAIR])
+    path = write(tmp_path / "a.jsonl", PAIR)
     keys = [store.key(encoding(model), model, [path])]
     monkeypatch.setattr(store.nanoalign, "__file__", str(tmp_path / "nanoalign" / "__init__.py"))
     assert store.key(encoding(model), model, [path]) == keys[0]
@@ -155,7 +125,7 @@ def killed(model: str, folder: str, source: str) -> None:
 
 
 def test_what_a_killed_run_leaves_is_never_read_and_removed_in_time(tmp_path, model):
-    path, folder = write(tmp_path / "a.jsonl", [PAIR] * 10), tmp_path / "cache"
+    path, folder = write(tmp_path / "a.jsonl", *[PAIR] * 10), tmp_path / "cache"
     assert run_ranks(1, killed, str(model), str(folder), path).codes == [9]
     (left,) = folder.iterdir()
     assert len(list(left.glob("*.npz"))) == 4
@@ -167,7 +137,7 @@ def test_what_a_killed_run_leaves_is_never_read_and_removed_in_time(tmp_path, mo
 
 
 def test_of_two_that_encode_the_same_the_first_to_end_is_taken(tmp_path, model, monkeypatch):
-    sources, folder = [write(tmp_path / "a.jsonl", [PAIR] * 4)], tmp_path / "cache"
+    sources, folder = [write(tmp_path / "a.jsonl", *[PAIR] * 4)], tmp_path / "cache"
     inner, join = [], store.join
 
     def overtaken(unfinished: Path) -> None:
@@ -188,102 +158,46 @@ def main_with(model: str, folder: str, source: str) -> None:
     run(lambda: encode_anywhere(model, folder, 3, source), report)
 
 
-@pytest.mark.parametrize("line", [2, 5, 29])
-def test_a_bad_line_ends_all_ranks_with_one_error(tmp_path, model, line):
-    """Whichever rank reads it: records 4 to 6 are those of the second rank."""
-    lines = [json.dumps(PAIR)] * 30
-    lines[line - 1] = '{"prompt": '
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    start, where = time.monotonic(), (str(tmp_path / "cache"), str(tmp_path / "a.jsonl"))
-    outcome = run_ranks(2, main_with, str(model), *where)
-    assert time.monotonic() - start < 30
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("", "a.jsonl:5: the prompt is empty"),
+        ([{"role": "cat", "content": "x"}], "a:5: --template"),
+    ],
+)
+def test_a_bad_record_ends_all_ranks_with_one_error(tmp_path, model, prompt, message):
+    """One that no rank can read, and one that the second rank alone tries to encode."""
+    records = [PAIR] * 30
+    records[4] = PAIR | {"prompt": prompt}
+    source = write(tmp_path / "a.jsonl", *records)
+    outcome = run_ranks(2, main_with, str(model), str(tmp_path / "cache"), source)
     assert outcome.codes == [1, 1]
     errors = [text for text in outcome.stderr.splitlines() if text.startswith("error")]
-    assert len(errors) == 1 and f"a.jsonl:{line}: not valid JSON" in errors[0], outcome.stderr
+    assert len(errors) == 1 and message in errors[0], outcome.stderr
     assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_rank_stops_where_another_one_failed(tmp_path, model, monkeypatch):
-    """The rank that fails leaves a file, and the others read no further chunk."""
-    monkeypatch.setattr(store, "CHUNK", 2)
-    lines = [json.dumps(PAIR)] * 9
-    lines[4] = "{"
-    (tmp_path / "a.jsonl").write_text("\n".join(lines))
-    how, sources = encoding(model), [str(tmp_path / "a.jsonl")]
-    with tqdm(disable=True) as bar:
-        with pytest.raises(RunError, match="a.jsonl:5: not valid JSON"):
-            write_chunks(how, sources, tmp_path, 0, 2, bar)
-        assert (tmp_path / store.STOPPED).exists()
-        write_chunks(how, sources, tmp_path, 1, 2, bar)
-    assert [path.name for path in tmp_path.glob("*.npz")] == ["000000000.npz"]
 
 
 def test_a_cache_that_can_not_be_written_is_an_error(tmp_path, model):
     (tmp_path / "file").write_text("")
-    sources = [write(tmp_path / "a.jsonl", [PAIR])]
+    sources = [write(tmp_path / "a.jsonl", PAIR)]
     with pytest.raises(RunError, match="file' can't be written: .*; give another --cache"):
         opened(model, sources, tmp_path / "file")
 
 
-def stored(tmp_path, model) -> tuple[Path, Callable[[], Store]]:
-    """A store, and what reads it."""
-    sources = [write(tmp_path / "a.jsonl", [PAIR] * 9)]
-    read = partial(opened, model, sources, tmp_path / "cache")
-    read()
+@pytest.mark.parametrize("name", ["rows.bin", "kept.npy", "checksums.json"])
+def test_a_damaged_store_is_an_error_of_one_line_that_names_it(tmp_path, model, name):
+    sources = [write(tmp_path / "a.jsonl", *[PAIR] * 9)]
+    opened(model, sources, tmp_path / "cache")
     (folder,) = (tmp_path / "cache").iterdir()
-    return folder, read
-
-
-def start_of(folder: Path, message: str) -> str:
-    return f"^the encoded data in {folder} {message}.*; remove this folder, and the next run"
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
-         "are damaged: tokens.npy is not as it was written"),
-        (lambda folder, name: (folder / name).unlink(),
-         "are damaged: tokens.npy is missing"),
-        (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
-         "are damaged: about.json is not as it was written"),
-        (lambda folder, name: (folder / ABOUT).unlink(),
-         "are damaged: about.json is missing"),
-        (lambda folder, name: (folder / "checksums.json").unlink(),
-         "are damaged: checksums.json is missing"),
-    ],
-)  # fmt: skip
-def test_a_damaged_store_is_an_error_of_one_line_that_names_it(tmp_path, model, damage, message):
-    folder, read = stored(tmp_path, model)
-    damage(folder, "tokens.npy")
-    with pytest.raises(RunError, match=start_of(folder, message)) as caught:
-        read()
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder, name: (folder / name).write_bytes((folder / name).read_bytes()[:-8]),
-         "can't be read: ValueError: mmap length is greater than file size"),
-        (lambda folder, name: (folder / ABOUT).write_text('{"format": '),
-         "can't be read: JSONDecodeError"),
-        (lambda folder, name: (folder / ABOUT).write_text('{"format": 1, "chunks": 3}'),
-         "have the format 1 of another version of nanoalign, not 4"),
-        # As versions before these formats wrote it.
-        (lambda folder, name: (folder / ABOUT).write_text('{"largest": 258, "longest": 64}'),
-         "have the format 0 of another version of nanoalign, not 4"),
-    ],
-)  # fmt: skip
-def test_a_store_of_others_is_an_error_too(tmp_path, model, damage, message):
-    """Whose checksums are those of its files."""
-    folder, read = stored(tmp_path, model)
-    damage(folder, "tokens.npy")
-    (folder / "checksums.json").unlink()
-    checksums.write(folder, checksums.checksums(folder.iterdir()))
-    with pytest.raises(RunError, match=start_of(folder, message)) as caught:
-        read()
-    assert "\n" not in str(caught.value)
+    content = (folder / name).read_bytes()
+    for damage, problem in (
+        (lambda path: path.write_bytes(content[:-8]), "is (not as it was written|damaged)"),
+        (lambda path: path.unlink(), "is missing"),
+    ):
+        damage(folder / name)
+        message = rf"^the encoded data in {folder} are damaged: {name} {problem}.*; remove this f"
+        with pytest.raises(RunError, match=message):
+            opened(model, sources, tmp_path / "cache")
 
 
 # --- memory
@@ -308,7 +222,7 @@ def growth(model: str, folder: str, source: str, whole: bool) -> int:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux")
 def test_encoding_takes_far_less_memory_than_all_rows(tmp_path, model):
     records = [PAIR | {"prompt": f"{i} why?", "chosen": f"{i}"} for i in range(10_000)]
-    where = str(model), str(tmp_path / "cache"), write(tmp_path / "a.jsonl", records)
+    where = str(model), str(tmp_path / "cache"), write(tmp_path / "a.jsonl", *records)
     outcomes = [run_ranks(1, growth, *where, whole) for whole in (False, True)]
     assert [outcome.codes for outcome in outcomes] == [[0], [0]], outcomes
     chunked, whole = (outcome.results[0] for outcome in outcomes)
@@ -334,24 +248,12 @@ def usual(tmp_path):
 
 
 def test_encoded_data_are_their_owner_s_alone(usual, llama_folder, tmp_path):
-    path = write(tmp_path / "pairs.jsonl", [PAIR | {"prompt": f"{n}?"} for n in range(4)])
+    path = write(tmp_path / "pairs.jsonl", *[PAIR | {"prompt": f"{n}?"} for n in range(4)])
     opened(llama_folder, [path], usual / "a" / "cache")
     (store,) = (usual / "a" / "cache").iterdir()
-    assert modes(usual) == {
-        "a": "0o700", "a/cache": "0o700", f"a/cache/{store.name}": "0o700",
-    }  # fmt: skip
-    assert modes(tmp_path)["there"] == "0o755"  # as it was
-
-
-def test_kept_log_probabilities_are_their_owner_s_alone(usual):
-    check_writable(usual / "cache" / "reference")
-    assert modes(usual) == {"cache": "0o700", "cache/reference": "0o700"}
-
-
-def test_a_store_in_a_folder_that_others_read_is_not_read_by_them(usual, llama_folder, tmp_path):
-    path = write(tmp_path / "pairs.jsonl", [PAIR])
-    opened(llama_folder, [path], usual)
+    assert [*modes(usual)] == ["a", "a/cache", f"a/cache/{store.name}"]
     assert set(modes(usual).values()) == {"0o700"}
+    assert modes(tmp_path)["there"] == "0o755"  # as it was
 
 
 def test_the_cache_is_where_flag_or_environment_put_it(monkeypatch):

@@ -71,33 +71,18 @@ def test_a_template_that_can_not_be_used_names_what_is_in_the_way(tokenizer):
     system, tool = ({"role": role, "content": "s"} for role in ("system", "tool"))
     calling = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}
     answers = (calling, {"role": "assistant", "content": "no"})
-    for record, template, message in (
-        (
-            Record([system, user], ("a", "b")),
-            "auto",
-            "--template auto, which is pku here, can't be used for messages of 'system' "
-            "(or the key 'system');",
-        ),
-        (
-            Record([system, tool, user], ("a", "b")),
-            "pku",
-            "--template pku can't be used for messages of 'system' (or the key 'system') and "
-            "messages of 'tool';",
-        ),
-        (Record([user], ("a", "b")), "raw", "--template raw can't be used for a list of messages;"),
-        (
-            Record("Hi", ("a", "b")),
-            "chat",
-            "--template chat can't be used for a tokenizer without a chat template;",
-        ),
-        (
-            Record("Hi", ("a", "b"), answers=answers),
-            "auto",
-            "--template pku does not show tool_calls;",
-        ),
-    ):
-        with pytest.raises(RunError, match=re.escape(f"test:1: {message}")):
-            encode_records([replace(record, name="test:1")], tokenizer, 64, template)
+    plain = Record("Hi", ("a", "b"), name="test:1")
+    for changes, template, message in (
+        ({"prompt": [system, user]}, "auto", "auto, which is pku here, can't be used for "
+         "messages of 'system' (or the key 'system');"),
+        ({"prompt": [system, tool, user]}, "pku", "pku can't be used for messages of 'system' "
+         "(or the key 'system') and messages of 'tool';"),
+        ({"prompt": [user]}, "raw", "raw can't be used for a list of messages;"),
+        ({}, "chat", "chat can't be used for a tokenizer without a chat template;"),
+        ({"answers": answers}, "auto", "pku does not show tool_calls;"),
+    ):  # fmt: skip
+        with pytest.raises(RunError, match=re.escape(f"test:1: --template {message}")):
+            encode_records([replace(plain, **changes)], tokenizer, 64, template)
 
 
 CHAT = (
@@ -113,13 +98,6 @@ def test_a_chat_template_renders_the_prompt_once_and_ends_with_one_eos():
     assert texts(row, chat) == ["<bos><user>Hi<eos>\n<assistant>", "yes<eos>", "no<eos>"]
 
 
-def test_a_prompt_may_end_with_the_eos_that_a_chat_template_writes():
-    turns = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
-    chat = byte_tokenizer(chat_template=turns)
-    row = encode("Hi", ("yes", "no"), chat)
-    assert texts(row, chat) == ["Hi<eos>", "yes<eos>", "no<eos>"]
-
-
 def test_a_chat_template_gets_the_turns_of_a_dialogue():
     chat = byte_tokenizer(chat_template=CHAT)
     prompt = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
@@ -133,32 +111,19 @@ def test_a_chat_template_gets_the_turns_of_a_dialogue():
     assert texts(row, chat) == [expected, "d<eos>", "e<eos>"]
 
 
-def test_a_chat_template_gets_the_tools_of_a_record():
-    chat = byte_tokenizer(chat_template=CHAT)
-    (row,) = encode_records(
-        [Record("Hi", ("yes", "no"), tools=[{"name": "search"}])], chat, 1024, "auto"
-    )
-    assert chat.decode(row.prompt).startswith("<bos>[search]<user>Hi")
-
-
 def test_a_response_may_be_a_message_with_tool_calls():
     """A chat template renders it; neither raw nor pku can."""
-    answers = [
-        {"role": "assistant", "content": "", "call": "f()"},
-        {"role": "assistant", "content": "no"},
-    ]
+    answers = [{"role": "assistant", "content": "", "call": "f()"},
+               {"role": "assistant", "content": "no"}]  # fmt: skip
     record = Record("Hi", ("f()", "no"), answers=answers, name="test:1")
-    turns = (
-        "{% for m in messages %}{{ m.content }}{% if m.call %}[{{ m.call }}]{% endif %}{% endfor %}"
-    )
-    chat = byte_tokenizer(chat_template=turns)
+    turn = "{{ m.content }}{% if m.call %}[{{ m.call }}]{% endif %}"
+    chat = byte_tokenizer(chat_template=f"{{% for m in messages %}}{turn}{{% endfor %}}")
     (row,) = encode_records([record], chat, 1024, "auto")
     assert texts(row, chat) == ["Hi", "[f()]<eos>", "no<eos>"]
     for template in ("raw", "pku"):
+        refused = f"test:1: --template {template} can't .* without tools"
         for other in (record, Record("Hi", ("a", "b"), tools=[{"name": "f"}], name="test:1")):
-            with pytest.raises(
-                RunError, match=f"test:1: --template {template} can't .* without tools"
-            ):
+            with pytest.raises(RunError, match=refused):
                 render(other, chat, template)
 
 
@@ -211,16 +176,12 @@ def test_an_answer_ends_with_one_eos_whatever_the_data_had(tokenizer, end):
 
 
 def test_an_eos_within_an_answer_stays(tokenizer):
-    for each in (tokenizer, chat_tokenizer("{{ eos_token }}\n")):
-        row = encode(
-            "Hi", ("a<eos> b<eos>", "<eos>"), each, template="chat" if each.chat_template else "raw"
-        )
+    for each, template in ((tokenizer, "raw"), (chat_tokenizer("{{ eos_token }}\n"), "chat")):
+        row = encode("Hi", ("a<eos> b<eos>", "<eos>"), each, template=template)
         assert texts(row, each)[1:] == ["a<eos> b<eos>", "<eos>"]
         assert list(row.responses[0]).count(EOS) == 2
-    assert texts(encode("Hi", ("a \n", "b <eos>"), tokenizer, template="raw"), tokenizer)[1:] == [
-        "a \n<eos>",
-        "b <eos>",
-    ]
+    row = encode("Hi", ("a \n", "b <eos>"), tokenizer, template="raw")
+    assert texts(row, tokenizer)[1:] == ["a \n<eos>", "b <eos>"]
 
 
 def test_the_eos_of_pku_is_the_only_one_and_text_that_reads_like_it_stays(tokenizer):

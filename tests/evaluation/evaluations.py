@@ -5,10 +5,14 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 from conftest import records, tiny_llama
 from processes import run_ranks
 
 import evaluate
+from nanoalign.batch import Row, collate
 from nanoalign.distributed import run
 from nanoalign.evaluation import plots
 from nanoalign.model import RewardModel
@@ -83,6 +87,13 @@ def answers_of(lines: list[dict], side: str, key: str = "answer") -> list:
     return [line[key] for line in lines if line["side"] == side]
 
 
+def reward_alone(model: RewardModel, prompt: list[int], answer: list[int]) -> float:
+    """The reward of an answer to a prompt by a row that is made by hand of their tokens."""
+    row = Row("x", np.array(prompt, np.int32), (np.array(answer, np.int32),), ())
+    with torch.no_grad():
+        return model(collate([row])).item()
+
+
 def by_prompt(lines: list[dict], side: str, key: str = "score") -> list[list]:
     """The same of each prompt, in the order of the file."""
     found: dict[str, list] = {line["id"]: [] for line in lines}
@@ -96,32 +107,40 @@ def mean_of_prompts(values: list[list[float]]) -> float:
     return statistics.fmean(map(statistics.fmean, values))
 
 
-def wins_of(policy: list[list[float]], baseline: list[list[float]]) -> list[list[float]]:
-    """Of each prompt the wins of each of the policy's answers against each of the baseline's."""
-    return [
+def check_figures(lines: list[dict], figures: dict) -> None:
+    """The figures are those of the lines in plain Python, each prompt counting as one."""
+    policy, baseline = (by_prompt(lines, side) for side in ("policy", "baseline"))
+    won = [
         [(x > y) + (x == y) / 2 for x in own for y in others]
         for own, others in zip(policy, baseline, strict=True)
     ]
+    flat = [x for own in won for x in own]
+    expected = {
+        "pairs": len(flat),
+        "prompts": len(won),
+        "policy_mean": mean_of_prompts(policy),
+        "no_dpo_data_mean": mean_of_prompts(baseline),
+        "wins": flat.count(1),
+        "no_dpo_better_than_dpo_count": flat.count(0),
+        "ties": flat.count(0.5),
+        "win_rate": mean_of_prompts(won),
+        "policy_tokens_mean": mean_of_prompts(by_prompt(lines, "policy", "tokens")),
+    }
+    assert expected == pytest.approx({key: figures[key] for key in expected}, rel=1e-9)
+    assert figures["win_rate_low"] <= figures["win_rate"] <= figures["win_rate_high"]
 
 
 def policy_argv(folder: Path, out: str, *flags: object) -> list[object]:
     """The command line of `policy` in a folder of write_policies; --out is `out` in this folder."""
-    base = [
-        "policy",
-        "--reward",
-        folder / "rm",
-        "--data",
-        folder / "prompts.jsonl",
-        "--template",
-        "raw",
-        "--max_new_tokens",
-        6,
-        "--batch_size",
-        4,
-        "--out",
-        folder / out,
-    ]
+    base = ["policy", "--reward", folder / "rm", "--out", folder / out, "--template", "raw"]
+    base += ["--data", folder / "prompts.jsonl", "--max_new_tokens", 6, "--batch_size", 4]
     for role in ("policy", "baseline"):
         if f"--{role}_answers" not in flags:
             base += [f"--{role}", folder / role]
     return [*base, *flags]
+
+
+def files_argv(folder: Path, out: str, *files: Path) -> list[object]:
+    """The command line of `policy` with answers of the policy and the baseline in two files."""
+    base = ["policy", "--reward", folder / "rm", "--out", folder / out]
+    return [*base, "--policy_answers", files[0], "--baseline_answers", files[1]]

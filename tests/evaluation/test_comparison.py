@@ -3,9 +3,7 @@
 The figures of a comparison, and preference pairs of a policy's own answers.
 """
 
-import itertools
 import math
-import random
 import statistics
 from dataclasses import replace
 
@@ -20,7 +18,6 @@ from nanoalign.evaluation.comparison import (
     best_of_n,
     comparison_metrics,
     new_pairs,
-    without_cut,
 )
 from nanoalign.runs.result import wilson_interval
 from nanoalign.tiny import world
@@ -61,11 +58,6 @@ def test_figures_by_hand():
     assert figures["policy_cut_share"] == 0 and figures["reward_max_length"] == 320
 
 
-def test_answers_made_elsewhere_have_no_share_that_ended():
-    figures = comparison_metrics([compared(1, 0, ended=(None, True))], 320)
-    assert figures["policy_ended_share"] is None and figures["baseline_ended_share"] == 1
-
-
 # --- uneven numbers of answers
 
 UNEVEN = [  # p: 2 x 3 pairs, of which 3 are won, 1 is tied; q: 1 x 2 pairs, one won, one lost
@@ -104,98 +96,16 @@ def test_figures_without_cut_answers_are_those_of_the_other_pairs():
     whole = comparison_metrics(UNEVEN[:1], 320)
     assert figures["without_cut"] == {key: whole[key] for key in figures["without_cut"]}
     assert (figures["without_cut"]["pairs"], figures["without_cut"]["prompts"]) == (6, 1)
-
-
-def test_where_every_pair_has_a_cut_answer_none_is_left():
-    figures = comparison_metrics(UNEVEN[1:], 320)
-    assert figures["without_cut"] == {"pairs": 0, "prompts": 0}
-
-
-def by_brute_force(lines: list[Compared]) -> dict[str, float]:
-    """Every pair by itself, in loops."""
-    rates, sums = [], {"policy_mean": [], "baseline_mean": [], "difference": []}
-    for each in lines:
-        pairs = list(itertools.product(each.policy, each.baseline))
-        rates.append(
-            statistics.fmean((a.score > b.score) + (a.score == b.score) / 2 for a, b in pairs)
-        )
-        sums["policy_mean"].append(statistics.fmean(a.score for a, _ in pairs))
-        sums["baseline_mean"].append(statistics.fmean(b.score for _, b in pairs))
-        sums["difference"].append(statistics.fmean(a.tokens - b.tokens for a, b in pairs))
-    means = {key: statistics.fmean(values) for key, values in sums.items()}
-    return means | {"win_rate": statistics.fmean(rates)}
-
-
-def many(prompts: int, seed: int = 0) -> list[Compared]:
-    """1 to 9 answers on either side, a fifth of them cut."""
-    draw = random.Random(seed)
-
-    def some() -> tuple[Judged, ...]:
-        return tuple(
-            judged(
-                draw.randint(-3, 3) / 2, draw.randint(1, 40), None, draw.choice((1, 1, 1, 1, 0.4))
-            )
-            for _ in range(draw.randint(1, 9))
-        )
-
-    return [Compared(str(n), f"prompt {n}", some(), some()) for n in range(prompts)]
-
-
-def test_uneven_answers_are_those_of_brute_force_with_and_without_cut_answers():
-    lines = many(60)
-    figures = comparison_metrics(lines, 320)
-    for found, own in ((figures, lines), (figures["without_cut"], without_cut(lines))):
-        expected = by_brute_force(own)
-        expected["tokens_difference"] = expected.pop("difference")
-        assert {key: found[key] for key in expected} == pytest.approx(expected)
-    assert not any(x.cut for each in without_cut(lines) for x in each.policy + each.baseline)
-    assert figures["without_cut"]["pairs"] < figures["pairs"]
-
-
-def test_copies_of_answers_change_no_figure_but_counts():
-    """Each answer of one prompt three times on one side, twice on the other.
-
-    The ends of the interval move by Student's t alone, which has the number of pairs.
-    """
-    lines = many(40)
-    copies = [Compared(x.id, x.prompt, x.policy * 3, x.baseline * 2) for x in lines[:20]]
-    plain, copied = (comparison_metrics(own, 320) for own in (lines, copies + lines[20:]))
-    ends = ("win_rate_low", "win_rate_high")
-    for end in ends:
-        assert plain[end] == pytest.approx(copied[end], abs=2e-4)
-    for figures in (plain, copied):
-        for key in ("without_cut", *ends):
-            del figures[key]
-    counts = {
-        "pairs",
-        "wins",
-        "losses",
-        "ties",
-        "no_dpo_better_than_dpo_count",
-        "no_dpo_worse_than_dpo_count",
-        *(f"{role}_{what}" for role in ("policy", "baseline") for what in ("answers", "cut_count")),
-    }
-    assert {key for key in plain if plain[key] != pytest.approx(copied[key])} == counts
+    none_left = comparison_metrics(UNEVEN[1:], 320)
+    assert none_left["without_cut"] == {"pairs": 0, "prompts": 0}
 
 
 def test_a_line_an_answer():
     lines = answer_lines(UNEVEN)
-    assert [(x["id"], x["side"], x["score"], x["cut"]) for x in lines[-3:]] == [
-        ("q", "policy", 0.0, True),
-        ("q", "baseline", -1.0, False),
-        ("q", "baseline", 4.0, False),
-    ]
-    assert lines[-3] == {
-        "id": "q",
-        "prompt": "q",
-        "side": "policy",
-        "answer": "a",
-        "score": 0.0,
-        "tokens": 7,
-        "ended": True,
-        "cut": True,
-        "read_share": 0.5,
-    }
+    assert [(x["side"], x["score"]) for x in lines[-2:]] == [("baseline", -1.0), ("baseline", 4.0)]
+    values = {"answer": "a", "score": 0.0, "tokens": 7, "ended": True, "cut": True}
+    ids = {"id": "q", "prompt": "q", "side": "policy"}
+    assert lines[-3] == ids | values | {"read_share": 0.5}
 
 
 # --- the true rule
@@ -208,19 +118,13 @@ def test_figures_of_the_embedded_world_by_hand():
         p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
         for p in (first, second)
     }
+
+    def some(score: float, prompt: str, *places: int) -> tuple[Judged, ...]:
+        return tuple(judged(score, answer=texts[prompt][n]) for n in places)
+
     lines = [
-        Compared(
-            "1",
-            first,
-            tuple(judged(0.0, answer=texts[first][n]) for n in (2, 1)),
-            tuple(judged(1.0, answer=texts[first][n]) for n in (0, 1)),
-        ),
-        Compared(
-            "2",
-            second,
-            (judged(1.0, answer=texts[second][0]),),
-            (judged(0.0, answer=texts[second][2]),),
-        ),
+        Compared("1", first, some(0.0, first, 2, 1), some(1.0, first, 0, 1)),
+        Compared("2", second, some(1.0, second, 0), some(0.0, second, 2)),
     ]
     figures = comparison_metrics(lines, 320, EMBEDDED)
     rewards = [
@@ -294,15 +198,11 @@ def test_equal_answers_are_no_pair_whatever_their_rounding():
 
 
 def test_pairs_of_dialogues_are_dialogues_and_ties_are_left_out():
-    lines = [
-        answers_to(
-            "\n\nHuman: q\n\nAssistant:", judged(1.0, answer=" x"), judged(2.0, answer=" y")
-        ),
-        answers_to("q", judged(1.0, answer="u"), judged(1.0, answer="v")),
-    ]
-    assert new_pairs(lines) == [
-        {"chosen": "\n\nHuman: q\n\nAssistant: y", "rejected": "\n\nHuman: q\n\nAssistant: x"}
-    ]
+    prompt = "\n\nHuman: q\n\nAssistant:"
+    answers = judged(1.0, answer=" x"), judged(2.0, answer=" y")
+    ties = judged(1.0, answer="u"), judged(1.0, answer="v")
+    found = new_pairs([answers_to(prompt, *answers), answers_to("q", *ties)])
+    assert found == [{"chosen": f"{prompt} y", "rejected": f"{prompt} x"}]
 
 
 def test_pairs_keep_the_tools_of_their_prompt():
@@ -314,16 +214,8 @@ def test_pairs_keep_the_tools_of_their_prompt():
 
 def test_stopped_and_cut_answers_make_no_pairs():
     """The best and the worst were stopped or cut; of the two that are left the better is chosen."""
-    answers = [
-        judged(score, 1, ended, read, answer)
-        for answer, score, ended, read in (
-            ("w", 0.0, False, 1.0),
-            ("x", 1.0, True, 1.0),
-            ("y", 2.0, None, 1.0),
-            ("z", 3.0, True, 0.5),
-        )
-    ]
-    assert new_pairs([answers_to("q", *answers)]) == [
-        {"prompt": "q", "chosen": "y", "rejected": "x"}
-    ]
+    kinds = (0.0, False, 1.0), (1.0, True, 1.0), (2.0, None, 1.0), (3.0, True, 0.5)
+    answers = [judged(kind[0], 1, *kind[1:], "wxyz"[n]) for n, kind in enumerate(kinds)]
+    (pair,) = new_pairs([answers_to("q", *answers)])
+    assert pair == {"prompt": "q", "chosen": "y", "rejected": "x"}
     assert new_pairs([answers_to("q", *answers[:2]), answers_to("r", *answers[2:])]) == []

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
         "greedy": ["--temperature", 0],
     }.items():
         evaluated(policy_argv(folder, name, *flags))
-    for key, value in (
-        ("combine", [["safer", 1.0]]),
-        ("reward_template", "chat"),
-        ("reward_max_length", 99),
-    ):
-        shutil.copytree(folder / "results", folder / key)
-        settings = json.loads((folder / key / "args.json").read_text())
-        (folder / key / "args.json").write_text(json.dumps(settings | {key: value}))
     (folder / "strange").mkdir()
     (folder / "strange" / "args.json").write_text("[]")
     (folder / "strange" / "metrics.json").write_text("null")
@@ -57,9 +48,6 @@ def test_the_frontier_is_drawn_of_results_with_one_baseline(world, monkeypatch):
     ("name", "message"),
     [("other", "other was evaluated with --baseline"),
      ("short", "short was evaluated with --max_new_tokens 5, results with 6"),
-     ("combine", "combine was evaluated with --combine [['safer', 1.0]], results with None"),
-     ("reward_template", "reward_template was evaluated with --reward_template chat"),
-     ("reward_max_length", "reward_max_length was evaluated with --reward_max_length 99"),
      ("greedy", "greedy has no kl_per_answer"),
      ("rm", "rm has no results"),
      ("strange", "strange has no results")],

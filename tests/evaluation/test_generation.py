@@ -25,22 +25,12 @@ from nanoalign.model import Policy
 from nanoalign.records import Record
 
 EOS = {258}
-SMALL = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "intermediate_size": 48,
-    "head_dim": 16,
-    "pad_token_id": 256,
-}
+SMALL = {"vocab_size": 259, "num_hidden_layers": 2, "num_attention_heads": 2}
+SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
+WIDTHS = {"hidden_size": 32, "num_key_value_heads": 1, "intermediate_size": 48, "head_dim": 16}
 ARCHITECTURES = {
-    "llama": SMALL,
-    "mistral": SMALL | {"sliding_window": 8},
-    "gemma3_text": SMALL
-    | {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8},
-    "gpt2": {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 258},
+    "gemma3_text": SMALL | WIDTHS | SLIDING,
+    "gpt2": SMALL | {"n_embd": 32, "eos_token_id": 258},
 }
 
 
@@ -96,11 +86,6 @@ def test_the_largest_random_number_draws_a_token_that_is_kept():
     assert (before < 0.9).all()
 
 
-def test_temperature_0_takes_the_most_probable():
-    logits = torch.tensor([[1.0, 3.0, 2.0]])
-    assert next_tokens(logits, torch.tensor([0.99]).double(), 0.0, 1.0).tolist() == [1]
-
-
 # --- whole answers
 
 
@@ -141,15 +126,12 @@ def _answers(folder: Path, prompts: list[Row]) -> list:
     return generate(Policy.load(folder, trainable=False), prompts, EOS, sampling, setup())
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_an_answer_does_not_depend_on_ranks(llama_folder, policy, prompts, ranks):
-    """14 answers in batches of 3: 5 batches on 2 and on 3 ranks. Every rank has all answers."""
-    outcome = run_ranks(ranks, _answers, llama_folder, prompts)
-    assert outcome.codes == [0] * ranks, outcome.stderr
-    expected = generate(
-        policy, prompts, EOS, Sampling(max_new_tokens=10, samples=2, seed=3), setup()
-    )
-    assert outcome.results == [expected] * ranks
+def test_an_answer_does_not_depend_on_ranks(llama_folder, policy, prompts):
+    """14 answers in batches of 3: 5 batches on 3 ranks. Every rank has all answers."""
+    outcome = run_ranks(3, _answers, llama_folder, prompts)
+    assert outcome.codes == [0] * 3, outcome.stderr
+    sampling = Sampling(max_new_tokens=10, samples=2, seed=3)
+    assert outcome.results == [generate(policy, prompts, EOS, sampling, setup())] * 3
 
 
 def test_answers_keep_their_random_numbers_when_others_leave_the_batch(policy, prompts):
@@ -159,12 +141,6 @@ def test_answers_keep_their_random_numbers_when_others_leave_the_batch(policy, p
     alone = generate(policy, prompts, ends, Sampling(**settings, batch_size=1), setup())
     assert together == alone
     assert len({len(answer.tokens) for (answer,) in together}) > 3
-
-
-def test_a_prompt_that_comes_again_gets_other_answers(policy, prompts):
-    twice = generate(policy, [prompts[0]] * 2, EOS, Sampling(max_new_tokens=8, samples=2), setup())
-    four = generate(policy, [prompts[0]], EOS, Sampling(max_new_tokens=8, samples=4), setup())
-    assert twice[0] + twice[1] == four[0] and len(set(four[0])) == 4
 
 
 def test_an_answer_stops_at_its_eos(policy, prompts):

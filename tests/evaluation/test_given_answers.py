@@ -11,10 +11,10 @@ import pytest
 from evaluations import (
     answers_of,
     by_prompt,
+    check_figures,
     evaluated,
-    mean_of_prompts,
+    files_argv,
     policy_argv,
-    wins_of,
     write_jsonl,
     write_policies,
     write_reward_model,
@@ -37,48 +37,15 @@ def test_uneven_answers_of_two_files_need_no_flag(world):
             if k < count
         ]
         write_jsonl(world / f"{name}.jsonl", lines)
-    argv = [
-        "policy",
-        "--policy_answers",
-        world / "a.jsonl",
-        "--baseline_answers",
-        world / "b.jsonl",
-        "--reward",
-        world / "rm",
-        "--out",
-        world / "uneven",
-    ]
+    argv = files_argv(world, "uneven", world / "a.jsonl", world / "b.jsonl")
     lines, figures, printed = evaluated(argv)
     found = {side: list(map(len, by_prompt(lines, side))) for side in ("policy", "baseline")}
     assert found == {"policy": [2, 1], "baseline": [3, 2]}
     check_figures(lines, figures)
-    assert re.search(r"left out    2 prompts that are not in all of .*a\.jsonl.*b\.jsonl", printed)
-
-
-def test_all_answers_to_a_prompt_are_compared_with_each_other(world):
-    """Prompt 9 is prompt 1 again: one prompt with two answers on each side."""
-    both = ["--policy_answers", world / "answers.jsonl", "--baseline_answers"]
-    lines, figures, printed = evaluated(policy_argv(world, "files", *both, world / "answers.jsonl"))
-    expected = [["a0", "a8"], *([f"a{i}"] for i in range(1, 8))]
-    for side in ("policy", "baseline"):
-        assert by_prompt(lines, side, "answer") == expected
-    assert (figures["pairs"], figures["prompts"]) == (11, 8)
-    assert "9 records of 8 prompts, each used once" in printed and "left out" not in printed
     assert figures["policy_ended_share"] is None and "kl_per_answer" not in figures
-    assert figures["length_controlled_win_rate"] == pytest.approx(0.5)
-    # Tokens are those of the reward model's tokenizer, which has bytes: "a0" and EOS.
-    assert {line["tokens"] for line in lines} == {3}
-
-
-def check_figures(lines: list[dict], figures: dict) -> None:
-    """The figures are those of the lines, each prompt counting as one."""
-    policy, baseline = (by_prompt(lines, side) for side in ("policy", "baseline"))
-    won = wins_of(policy, baseline)
-    assert figures["win_rate"] == pytest.approx(mean_of_prompts(won))
-    assert (figures["pairs"], figures["prompts"]) == (sum(map(len, won)), len(won))
-    assert figures["wins"] == sum(own.count(1) for own in won)
-    assert figures["policy_mean"] == pytest.approx(mean_of_prompts(policy))
-    assert figures["baseline_mean"] == pytest.approx(mean_of_prompts(baseline))
+    # Tokens are those of the reward model's tokenizer, which has bytes: "ap0" and EOS.
+    assert lines[0]["answer"] == "ap0" and lines[0]["tokens"] == 4
+    assert re.search(r"left out    2 prompts that are not in all of .*a\.jsonl.*b\.jsonl", printed)
 
 
 def test_a_file_of_uneven_answers_is_compared_with_all_samples(world):
@@ -102,35 +69,6 @@ def test_the_policys_answers_of_a_file_make_pairs(world):
     (pair,) = map(json.loads, (world / "of a file.jsonl").open())
     scores = dict(zip(("a0", "a8"), by_prompt(lines, "policy")[0], strict=True))
     assert scores[pair["chosen"]] > scores[pair["rejected"]] and "1 of 8 prompts" in printed
-
-
-def test_without_data_the_prompts_are_those_of_the_answers(world):
-    given = world / "answers.jsonl"
-    argv = [
-        "policy",
-        "--policy_answers",
-        given,
-        "--baseline_answers",
-        given,
-        "--reward",
-        world / "rm",
-        "--out",
-        world / "no data",
-    ]
-    lines, figures, _ = evaluated(argv)
-    assert answers_of(lines, "policy") == ["a0", "a8", *(f"a{i}" for i in range(1, 8))]
-    assert figures["win_rate"] == 0.5 and figures["prompts_left_out"] == 0
-
-
-def test_prompts_that_are_not_in_all_files_are_left_out_and_counted(world):
-    """few.jsonl has answers to prompts 3 to 8 of 8; further.jsonl also to two other prompts."""
-    flags = ["--policy_answers", world / "few.jsonl", "--baseline_answers", world / "further.jsonl"]
-    lines, figures, printed = evaluated(policy_argv(world, "missing", *flags))
-    assert answers_of(lines, "policy") == [f"f{i}" for i in range(6)]
-    assert answers_of(lines, "policy", "id") == [f"prompts:{i}" for i in range(3, 9)]
-    assert set(answers_of(lines, "baseline")) == {"a"}
-    assert figures["prompts_left_out"] == 4  # the first two, and two of further.jsonl
-    assert "left out    4 prompts that are not in all of " in printed
 
 
 def test_a_reward_model_of_another_template_needs_reward_template(world):

@@ -7,19 +7,19 @@ import html
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from evaluations import (
     RULE,
+    answers_of,
     evaluated,
+    files_argv,
     policy_argv,
+    reward_alone,
     write_jsonl,
     write_policies,
     write_reward_model,
 )
 
-from nanoalign.batch import Row, collate
 from nanoalign.model import RewardModel
 
 
@@ -33,48 +33,25 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     folder = write_policies(tmp_path_factory.mktemp("policies"), llama_folder, tokenizer)
     write_reward_model(folder / "short", llama_folder, tokenizer, RULE | {"max_length": 20})
     for name, lengths in (("short answers", (3, 3, 3, 30)), ("long answers", (30, 30, 3, 15))):
-        lines = [
-            {"prompt": f"ask{n}", "answer": f"{name}{n} " * 9 and f"{n}{name}x" * 9}
-            for n in range(4)
-        ]
-        lines = [
-            line | {"answer": line["answer"][:length]}
-            for line, length in zip(lines, lengths, strict=True)
-        ]
+        texts = [(f"{n}{name}x" * 9)[:length] for n, length in enumerate(lengths)]
+        lines = [{"prompt": f"ask{n}", "answer": text} for n, text in enumerate(texts)]
         write_jsonl(folder / f"{name}.jsonl", lines)
     return folder
 
 
 @pytest.fixture(scope="module")
 def results(world) -> tuple[list[dict], dict, str]:
-    argv = [
-        "policy",
-        "--policy_answers",
-        world / "short answers.jsonl",
-        "--baseline_answers",
-        world / "long answers.jsonl",
-        "--reward",
-        world / "short",
-        "--out",
-        world / "cut",
-    ]
-    return evaluated(argv)
+    files = (world / f"{name} answers.jsonl" for name in ("short", "long"))
+    return evaluated([*files_argv(world, "cut", *files), "--reward", world / "short"])
 
 
 def test_answers_that_max_length_cut_are_marked_and_have_their_true_length(results):
     """Two of the baseline's answers and one of the policy's; one of exactly 16 tokens is whole."""
     lines, figures, _ = results
-    found = [(line.get("side"), line.get("cut"), line.get("tokens")) for line in lines]
-    assert found == [
-        ("policy", False, 4),
-        ("baseline", True, 31),
-        ("policy", False, 4),
-        ("baseline", True, 31),
-        ("policy", False, 4),
-        ("baseline", False, 4),
-        ("policy", True, 31),
-        ("baseline", False, 16),
-    ]
+    assert answers_of(lines, "policy", "tokens") == [4, 4, 4, 31]
+    assert answers_of(lines, "baseline", "tokens") == [31, 31, 4, 16]
+    assert answers_of(lines, "policy", "cut") == [False, False, False, True]
+    assert answers_of(lines, "baseline", "cut") == [True, True, False, False]
     assert figures["policy_tokens_mean"] == (4 + 4 + 4 + 31) / 4
     assert figures["baseline_tokens_mean"] == (31 + 31 + 4 + 16) / 4
     assert (figures["policy_cut_share"], figures["baseline_cut_share"]) == (0.25, 0.5)
@@ -87,10 +64,8 @@ def test_a_cut_answer_is_scored_at_its_last_token_that_is_read(world, results, t
     model = RewardModel.load(world / "short", trainable=False)
     for line in results[0]:
         prompt, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
-        answer = [*answer, tokenizer.eos_token_id][:16]
-        row = Row("x", np.array(prompt, np.int32), (np.array(answer, np.int32),), ())
-        with torch.no_grad():
-            assert line["score"] == pytest.approx(model(collate([row])).item(), abs=1e-5)
+        expected = reward_alone(model, prompt, [*answer, tokenizer.eos_token_id][:16])
+        assert line["score"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_figures_are_there_without_cut_answers_and_the_result_says_what_it_rests_on(
@@ -126,20 +101,17 @@ def test_an_answer_may_be_stopped_and_cut(world):
     assert f"8 answers, {stopped} of them stopped at --max_new_tokens 20" in printed
     page = (world / "both" / "report.html").read_text()
     assert page.count('<span class="mark">cut: ') == sum(line["cut"] for line in lines)
-    assert page.count('<span class="mark">sampling stopped') == 2 * 8 - sum(
-        line["ended"] for line in lines
-    )
+    marks = page.count('<span class="mark">sampling stopped')
+    assert marks == sum(not line["ended"] for line in lines)
 
 
 def test_rewards_do_not_depend_on_how_many_answers_share_a_row(world):
     """14 answers in one packed row, or in padded rows of one; equal answers tie exactly."""
     lines = [{"prompt": "ask", "answer": f"answer {'abcdefg'[k % 4] * k}"} for k in range(7)]
     write_jsonl(world / "seven.jsonl", lines)
-    files = ["--policy_answers", world / "seven.jsonl", "--baseline_answers", world / "seven.jsonl"]
-    scores = []
+    argv, scores = files_argv(world, "rows", *[world / "seven.jsonl"] * 2), []
     for flags in (["--micro_batch_tokens", 1, "--no-share_prefix"], ["--micro_batch_tokens", 9999]):
-        argv = ["policy", *files, "--reward", world / "rm", "--out", world / "rows", *flags]
-        found, figures, _ = evaluated(argv)
+        found, figures, _ = evaluated([*argv, *flags])
         scores.append([line["score"] for line in found])
         assert scores[-1][:7] == scores[-1][7:] and len(set(scores[-1])) == 7
         assert (figures["ties"], figures["win_rate"]) == (7, 0.5)
@@ -149,20 +121,14 @@ def test_rewards_do_not_depend_on_how_many_answers_share_a_row(world):
 def test_a_reward_does_not_depend_on_the_other_answers(world, tokenizer):
     """A prompt of 14 tokens is read whole with "fine" and its EOS, cut to 10 for a long answer."""
     model = RewardModel.load(world / "short", trainable=False)
-    prompt, texts = (
-        "fourteen words",
-        ("fine", "a long answer of 27 letters", "another one of some letters"),
-    )
-    files = []
-    for side, answers in (("policy", texts[:1]), ("baseline", texts)):
-        lines = [{"prompt": prompt, "answer": answer} for answer in answers]
-        files += [f"--{side}_answers", write_jsonl(world / f"{side} alone.jsonl", lines)]
-    argv = ["policy", *files, "--reward", world / "short", "--out", world / "alone"]
+    texts = "fine", "a long answer of 27 letters", "another one of some letters"
+    lines = [{"prompt": "fourteen words", "answer": text} for text in texts]
+    files = [write_jsonl(world / f"{n} alone.jsonl", lines[:n]) for n in (1, 3)]
+    argv = [*files_argv(world, "alone", *files), "--reward", world / "short"]
     found, _, printed = evaluated(argv)
     assert "; 1 prompts cut at their beginning" in printed  # also where several answers cut it
     for line, (start, end) in zip(found, ((0, 5), (0, 5), (4, 10), (4, 10)), strict=True):
         tokens, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
         answer = [*answer, tokenizer.eos_token_id][:end]
-        row = Row("x", np.array(tokens[start:], np.int32), (np.array(answer, np.int32),), ())
-        with torch.no_grad():
-            assert line["score"] == pytest.approx(model(collate([row])).item(), abs=1e-5)
+        expected = reward_alone(model, tokens[start:], answer)
+        assert line["score"] == pytest.approx(expected, abs=1e-5)

@@ -66,13 +66,8 @@ def test_all_answers_of_a_prompt_are_in_one_case(tmp_path):
     page = page_of([Compared("p:1", "q", policy, baseline)], tmp_path)
     assert page.count("<article") == 1 and page.count('<div class="answer ') == 5
     found = re.findall(r'<div class="answer (\w+)">.*?<div class="text">(\w+)<', page)
-    assert found == [
-        ("worse", "third"),
-        ("tie", "fourth"),
-        ("tie", "fifth"),
-        ("worse", "first"),
-        ("better", "second"),
-    ]
+    looks = {"third": "worse", "fourth": "tie", "fifth": "tie", "first": "worse"}
+    assert {text: look for look, text in found} == looks | {"second": "better"}
     assert "p:1: win, the policy wins 67% of 6 comparisons; mean difference +0.667" in page
 
 
@@ -105,11 +100,8 @@ def test_the_verdict_says_what_it_rests_on(tmp_path):
     assert page.count("with a cut answer</label>") == 1
 
 
-def test_without_cut_answers_nothing_is_said():
-    assert caution(figures_of(partly(0, 100))) is None
-
-
 def test_no_comparison_of_whole_answers_is_said():
+    assert caution(figures_of(partly(0, 9))) is None
     assert "no comparison is of two answers read whole" in caution(figures_of(partly(3, 0)))
     note = " ".join(diagnosis(figures_of(partly(3, 0))))
     assert "larger --max_length" in note
@@ -136,26 +128,25 @@ def _figures(judged: int, true: int | None) -> dict:
     for key, sign in (("", judged), ("true_", true)):
         if sign is not None:
             low, high = INTERVALS[sign]
-            figures |= {
-                f"{key}win_rate_low": low,
-                f"{key}win_rate": (low + high) / 2,
-                f"{key}win_rate_high": high,
-            }
+            ends = {f"{key}win_rate_low": low, f"{key}win_rate_high": high}
+            figures |= ends | {f"{key}win_rate": (low + high) / 2}
     return figures
 
 
 @pytest.mark.parametrize(
     ("judged", "true", "result"),
-    [(1, None, "is better"), (-1, None, "is worse"), (0, None, "is within chance"),
-     (1, 1, "is better"), (-1, -1, "is worse"), (0, 0, "is within chance"),
-     (1, -1, "do not agree"), (-1, 1, "do not agree"), (1, 0, "do not agree"),
-     (-1, 0, "do not agree"), (0, 1, "do not agree"), (0, -1, "do not agree")],
-)  # fmt: skip
+    [
+        (1, None, "is better"),
+        (-1, -1, "is worse"),
+        (0, 0, "is within chance"),
+        (1, -1, "do not agree"),
+        (0, 1, "do not agree"),
+    ],
+)
 def test_the_conclusion_follows_the_intervals(judged, true, result):
     text = conclusion(_figures(judged, true))
-    assert (
-        result in text and f"{sum(INTERVALS[judged]) / 2:.1%} [{INTERVALS[judged][0]:.1%}" in text
-    )
+    low, high = INTERVALS[judged]
+    assert result in text and f"{(low + high) / 2:.1%} [{low:.1%}, {high:.1%}]" in text
     assert ("true rule" in text) == (true is not None)
 
 
@@ -180,12 +171,10 @@ def test_the_conclusion_says_what_was_counted(pairs, prompts, text):
 )  # fmt: skip
 def test_the_result_is_that_of_the_printed_interval(won, result, interval):
     """Few prompts, or equal outcomes: Wilson's interval has a width. 1: a win, 0.5: a tie."""
-    lines = [
-        Compared(
-            str(n), f"p{n}", tuple(x for score in own for x in one("a", score, 3)), one("b", 0.5, 3)
-        )
-        for n, own in enumerate(won)
-    ]
+    lines = []
+    for n, own in enumerate(won):
+        policy = tuple(x for score in own for x in one("a", score, 3))
+        lines.append(Compared(str(n), f"p{n}", policy, one("b", 0.5, 3)))
     text = conclusion(figures_of(lines))
     assert result in text and interval in text
 

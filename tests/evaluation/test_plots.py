@@ -96,32 +96,16 @@ def curve(scale: float = 1.0, metric_names=(), start: float = 0.0) -> list[dict]
     return lines
 
 
-POLICY = (
-    "loss",
-    "rewards/accuracies",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "logps/chosen",
-    "logps/rejected",
-)
-REWARD = (
-    "loss",
-    "accuracy",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "reward_mean",
-    "reward_std",
-)
+BOTH = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins")
+POLICY = (*BOTH, "rewards/accuracies", "logps/chosen", "logps/rejected")
+REWARD = (*BOTH, "accuracy", "reward_mean", "reward_std")
 
 
 @pytest.mark.parametrize(
     "lines",
-    [curve(0.1, POLICY), curve(1e4, POLICY, -1e6), curve(1e-7, REWARD), curve(0, REWARD, 0.5),
-     curve(1, REWARD)[:1], [{"step": 0}]],
-    ids=["policy", "large", "tiny", "flat", "one step", "nothing"],
-)  # fmt: skip
+    [curve(1e4, POLICY, -1e6), curve(1e-7, REWARD), curve(0, REWARD, 0.5), [{"step": 0}]],
+    ids=["large", "tiny", "flat", "nothing"],
+)
 def test_curves(drawn, lines):
     figure = drawn(lambda path: result.draw(lines, "a long title " * 30, path))
     assert faults(figure) == []
@@ -135,25 +119,22 @@ def test_log_probabilities_are_drawn_as_changes(drawn):
         {"step": 1, "eval/logps/chosen": -101.0, "eval/logps/rejected": -1104.0},
     ]
     (axis,) = [a for a in drawn(lambda path: result.draw(lines, "", path)).axes if a.lines]
-    drawn_points = [
-        list(map(float, line.get_ydata())) for line in axis.lines if len(line.get_ydata())
-    ]
-    assert drawn_points == [[0.0, -1.0], [-3.0], [0.0, -4.0], [-10.0]]
+    points = [list(map(float, line.get_ydata())) for line in axis.lines]
+    assert [own for own in points if own] == [[0.0, -1.0], [-3.0], [0.0, -4.0], [-10.0]]
 
 
 def scored(pairs: int, scale: float, cut: bool) -> list[Scored]:
     draw = np.random.default_rng(0)
+    sides = [(n, side) for n in range(pairs) for side in ("chosen", "rejected")]
+    scores = [scale * draw.normal(side == "chosen") for _, side in sides]
     return [
-        Scored(
-            f"p:{n}", "a", f"prompt {n}", "text", side, scale * draw.normal(mean), int(5 + n), cut
-        )
-        for n in range(pairs)
-        for side, mean in (("chosen", 1), ("rejected", 0))
+        Scored(f"p:{n}", "a", f"prompt {n}", "text", side, score, 5 + n, cut)
+        for (n, side), score in zip(sides, scores, strict=True)
     ]
 
 
 @pytest.mark.parametrize(
-    ("pairs", "scale", "cut"), [(600, 1.0, False), (1, 1.0, True), (60, 1e4, True), (7, 0.0, False)]
+    ("pairs", "scale", "cut"), [(600, 1.0, False), (1, 1.0, True), (60, 1e4, True)]
 )
 def test_rewards(drawn, pairs, scale, cut):
     lines = scored(pairs, scale, cut)
@@ -161,16 +142,10 @@ def test_rewards(drawn, pairs, scale, cut):
     assert faults(figure) == []
 
 
-@pytest.mark.parametrize("policies", [1, 4, 12])
+@pytest.mark.parametrize("policies", [1, 12])
 def test_the_frontier(drawn, policies):
-    keys = (
-        "policy_mean",
-        "baseline_mean",
-        "policy_true_mean",
-        "baseline_true_mean",
-        "policy_tokens_mean",
-        "baseline_tokens_mean",
-    )
+    kinds = ("mean", "true_mean", "tokens_mean")
+    keys = [f"{role}_{kind}" for role in ("policy", "baseline") for kind in kinds]
     results = {}
     for n in range(policies):
         rates = {

@@ -18,12 +18,12 @@ from nanoalign.data.formats import conditioned, formats
 from nanoalign.data.sources import open_source
 from nanoalign.encode import encode_all
 from nanoalign.model import RewardModel
+from nanoalign.records import read
 from nanoalign.rewards.several import SeveralRewards
 from nanoalign.weights.write import write_model
 
 BOTH = ["better", "safer"]
 ANSWERS = [("yes", "certainly not"), ("a long answer", "no")]  # to even and odd questions
-from nanoalign.records import read  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -152,26 +152,12 @@ def test_a_judge_of_two_outputs_combines_them(evaluate_rm, models, records, tmp_
 
 def test_wrong_preferences_are_refused(data, models, llama_folder, tmp_path, subtests):
     rm = ["rm", "--model", models / "two", "--data", f"set={data}", "--out", tmp_path / "x"]
-    policy = [
-        "policy",
-        "--policy",
-        llama_folder,
-        "--baseline",
-        llama_folder,
-        "--data",
-        data,
-        "--reward",
-        models / "two",
-        "--template",
-        "raw",
-        "--out",
-        tmp_path / "x",
-    ]
+    policy = ["policy", "--policy", llama_folder, "--data", data, "--reward", models / "two"]
+    policy += ["--template", "raw", "--out", tmp_path / "x"]
     cases = {
         "no such name": ([*rm, "--combine", "nice=1"], "no preference 'nice'; it has better, "),
         "a name twice": ([*rm, "--combine", "better=1", "better=2"], "has a preference twice"),
         "no labels": ([*rm, "--combine", "better=1", "safer=2"], "of several preferences needs --"),
-        "no number": ([*rm, "--combine", "better"], "expected NAME=NUMBER, got 'better'"),
         "not finite": ([*rm, "--combine", "better=nan"], "expected NAME=NUMBER, got 'better=nan'"),
         "no weights": (policy, "has the preferences better, safer; give the factor of each"),
         "no such weight": ([*policy, "--combine", "nice=1"], "no preference 'nice'; it has better"),

@@ -38,12 +38,6 @@ def interval(scored: list[Scored]) -> tuple[float, float]:
     return figures["accuracy_low"], figures["accuracy_high"]
 
 
-def test_of_one_pair_a_prompt_the_interval_is_wilsons():
-    hits = [True] * 70 + [False] * 30
-    assert interval(pairs(hits)) == pytest.approx(wilson_interval(0.7, 100), rel=1e-12)
-    assert interval(pairs([True] * 9)) == pytest.approx(wilson_interval(1.0, 9), rel=1e-12)
-
-
 @pytest.mark.parametrize("hits", [[True] * 70 + [False] * 30, [True] * 20])
 def test_records_that_repeat_a_prompt_with_its_answers_tell_nothing_new(hits):
     assert interval(pairs(hits, copies=4)) == pytest.approx(interval(pairs(hits)), rel=1e-12)

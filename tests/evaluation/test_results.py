@@ -33,12 +33,11 @@ def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(".*"))
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sampled_answers_are_kept_until_results_are_written(world, ranks):
-    """The flags that are printed read them, so that nothing is sampled again."""
-    argv = policy_argv(world, f"kept {ranks}", "--samples", 2)
-    undisturbed, _, _ = evaluated(argv, ranks)
-    outcome = run_ranks(ranks, full_at_the_end, list(map(str, argv)))
+def test_sampled_answers_are_kept_until_results_are_written(world):
+    """The flags that are printed read them, so that nothing is sampled again; on two ranks."""
+    argv = policy_argv(world, "kept", "--samples", 2)
+    undisturbed, _, _ = evaluated(argv, ranks=2)
+    outcome = run_ranks(2, full_at_the_end, list(map(str, argv)))
     (line,) = [line for line in outcome.stderr.splitlines() if line]
     assert line.startswith("error: results can't be written to ") and "No space left" in line
     out = Path(argv[argv.index("--out") + 1])
@@ -51,7 +50,7 @@ def test_sampled_answers_are_kept_until_results_are_written(world, ranks):
     for flag in ("--policy", "--baseline", "--samples"):
         del again[again.index(flag) : again.index(flag) + 2]
     again += [word for name, path in flags for word in (f"--{name}", path)]
-    lines, _, printed = evaluated(again, ranks)
+    lines, _, printed = evaluated(again, ranks=2)
     assert "sampled     " not in printed
     for role in ("policy", "baseline"):
         assert answers_of(lines, role) == answers_of(undisturbed, role)

@@ -40,14 +40,9 @@ def scored(model: Path, out: Path, *flags: str, ranks: int = 1) -> list[dict]:
 def test_rewards_are_those_of_each_text_alone(model, tmp_path, sources):
     """The oracle is the model as transformers loads it, on one text at a time; on 1 and 2 ranks."""
     lines = scored(model, tmp_path / "out.jsonl", "--data", *sources)
+    expected = {"Say it.": ["It is nine.", "No.", "Maybe."], "Count.": ["One.", "One, two."]}
     texts = [(line["prompt"], line["completion"]) for line in lines]
-    assert texts == [
-        ("Say it.", "It is nine."),
-        ("Say it.", "No."),
-        ("Say it.", "Maybe."),
-        ("Count.", "One."),
-        ("Count.", "One, two."),
-    ]
+    assert texts == [(prompt, text) for prompt, own in expected.items() for text in own]
     plain = AutoModelForSequenceClassification.from_pretrained(model).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     for line in lines:
@@ -62,16 +57,8 @@ def test_rewards_are_those_of_each_text_alone(model, tmp_path, sources):
 
 def test_what_is_kept_and_paired_are_records_to_train_on(model, tmp_path, sources):
     everything = scored(model, tmp_path / "all.jsonl", "--data", *sources)
-    best = scored(
-        model,
-        tmp_path / "best.jsonl",
-        "--data",
-        *sources,
-        "--keep",
-        "best",
-        "--pairs_out",
-        str(tmp_path / "made.jsonl"),
-    )
+    flags = ["--data", *sources, "--keep", "best", "--pairs_out", str(tmp_path / "made.jsonl")]
+    best = scored(model, tmp_path / "best.jsonl", *flags)
     pairs = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
     for prompt, one, pair in zip(("Say it.", "Count."), best, pairs, strict=True):
         own = sorted(
@@ -97,6 +84,7 @@ def test_keep_and_pairs_by_hand():
     assert [each["completion"] for each in kept(lines, 2.0)] == ["b", "c"]
     assert [each["completion"] for each in kept(lines, None)] == [*"abcdef"]
     assert pairs_of(lines) == [{"prompt": "p", "chosen": "b", "rejected": "d", "margin": 3}]
+    assert [*map(parse_keep, (None, ["best"], ["above", "-1.5"]))] == [None, "best", -1.5]
 
 
 def test_one_prompt_of_the_command_line(model, capsys, tmp_path, sources):
@@ -113,11 +101,9 @@ def test_one_prompt_of_the_command_line(model, capsys, tmp_path, sources):
     ("flags", "message"),
     [
         ("", "give either --data, or --prompt and --response"),
-        ("--data tiny:test --prompt Hi --response No", "give either --data"),
         ("--prompt Hi", "--prompt and --response belong together"),
         ("--data tiny:test --out scores.json", "--out scores.json: give a file that ends with"),
         ("--data tiny:test --keep worst", "--keep worst: expected best, or above NUMBER"),
-        ("--data tiny:test --keep above", "--keep above: expected"),
     ],
 )
 def test_what_is_refused(model, flags, message):
@@ -127,10 +113,6 @@ def test_what_is_refused(model, flags, message):
 
 def test_a_file_that_exists_is_kept(model, tmp_path):
     path = write_jsonl(tmp_path / "mine.jsonl", [PAIR])
-    with pytest.raises(RunError, match="--out .*mine.jsonl exists; give another name"):
+    with pytest.raises(RunError, match="mine.jsonl exists; give another name, or remove it"):
         evaluate.main(["score", "--model", str(model), "--data", str(path), "--out", str(path)])
     assert json.loads(path.read_text()) == PAIR
-
-
-def test_keep_is_a_word_or_a_number():
-    assert [*map(parse_keep, (None, ["best"], ["above", "-1.5"]))] == [None, "best", -1.5]

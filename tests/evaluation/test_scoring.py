@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import byte_tokenizer, records
-from evaluations import RULE, evaluated, write_jsonl, write_reward_model
+from evaluations import RULE, write_reward_model
 from processes import run_ranks
 
 from nanoalign.batch import Row, collate
 from nanoalign.distributed import setup
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE, encode_all
 from nanoalign.errors import RunError
-from nanoalign.evaluation.scoring import encode_answers, encode_for, lengths_of, score_rows
+from nanoalign.evaluation.scoring import Judge, View, encode_answers, score_rows
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.packed import PackedBatcher
@@ -42,9 +42,7 @@ def scores_of(folder: Path, rows: list[Row], layout: type[Batcher]) -> list[list
     return score_rows(model, rows, batcher, "it")
 
 
-@pytest.mark.parametrize(
-    ("ranks", "layout"), [(1, Batcher), (2, PackedBatcher), (3, PackedBatcher)]
-)
+@pytest.mark.parametrize(("ranks", "layout"), [(2, Batcher), (3, PackedBatcher)])
 def test_ranks_and_layout_change_no_score(folder, rows, ranks, layout):
     """7 rows do not divide by 2 or 3; every rank has every score, and those of plain lines."""
     outcome = run_ranks(ranks, scores_of, folder, rows, layout)
@@ -90,35 +88,39 @@ FORMS = {
 }
 
 
-def trained_on(*kinds: str, **more) -> SimpleNamespace:
-    """What encode_for reads of a reward model: the rule in its config."""
+def judge_of(tokenizer, *kinds: str, max_length: int = 256, **more) -> Judge:
+    """A judge whose model has nothing but a rule in its config; it was trained on some kinds."""
     rule = RULE | ({"prompts": list(kinds)} if kinds else {}) | more
-    return SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(nanoalign=rule)))
+    model = SimpleNamespace(model=SimpleNamespace(config=SimpleNamespace(nanoalign=rule)))
+    view = View("", "safer", {"safer": 2.0})
+    return Judge("it", model, tokenizer, view, ("raw", max_length), Batcher(setup(), 300))
 
 
-def tokens_of(model: SimpleNamespace, record: Record, tokenizer, ended=None) -> list[list[int]]:
+def tokens_of(judge: Judge, record: Record) -> list[list[int]]:
     """The prompt and the responses of the scored row."""
-    (row,) = encode_for(model, {"better": 1.0}, [record], tokenizer, ("raw", 256), ended)[0].rows
+    (row,) = judge.encode([record])[0].rows
     return [part.tolist() for part in (row.prompt, *row.responses)]
 
 
-@pytest.mark.parametrize("ended", [None, [[None, False]]])
+@pytest.mark.parametrize("ended", [None, [None, False]])
 @pytest.mark.parametrize("name", FORMS)
 def test_prompts_are_scored_as_the_dialogues_that_the_model_was_trained_on(tokenizer, name, ended):
     """Token by token what the dialogue has that is written out by hand; "Assistant: answer"."""
     prompt, by_hand = FORMS[name]
     space = "" if name == "a dialogue" else " "  # which the responses of a dialogue begin with
-    record = Record(prompt, ("Because.", " Who knows?"), name="it")
-    found = tokens_of(trained_on("dialogue"), record, tokenizer, ended)
+    records = [Record(prompt, (text,), name="it") for text in ("Because.", " Who knows?")]
+    (encoded,) = judge_of(tokenizer, "dialogue").encode(records, ended)
+    found = [row.responses[0].tolist() for row in encoded.rows]
     ids = [tokenizer(t)["input_ids"] for t in (by_hand, f"{space}Because.", " Who knows?")]
     eos = tokenizer.eos_token_id
-    assert found == [ids[0], [*ids[1], eos], ids[2] if ended else [*ids[2], eos]]
+    assert [row.prompt.tolist() for row in encoded.rows] == [ids[0]] * 2
+    assert found == [[*ids[1], eos], ids[2] if ended else [*ids[2], eos]]
 
 
 @pytest.mark.parametrize("kinds", [(), ("text",), ("dialogue", "text")])
 def test_text_is_scored_as_it_is_by_models_that_were_trained_on_text(tokenizer, kinds):
     """Also by older models, whose config does not tell."""
-    found = tokens_of(trained_on(*kinds), Record("Why not?", ("Because.",), name="it"), tokenizer)
+    found = tokens_of(judge_of(tokenizer, *kinds), Record("Why not?", ("Because.",), name="it"))
     assert found[0] == tokenizer("Why not?")["input_ids"]
     assert found[1] == [*tokenizer("Because.")["input_ids"], tokenizer.eos_token_id]
 
@@ -127,11 +129,10 @@ def test_what_was_written_as_a_dialogue_is_counted_once_a_prompt(tokenizer):
     """Responses that are cut are counted one by one."""
     plain, dialogue = (Record(prompt, ("a", "b")) for prompt in FORMS["text"])
     records = [plain, dialogue, Record("Who?", ("a",)), plain]
-    given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
-    (encoded,) = encode_for(*given, ("raw", 256))
+    (encoded,) = judge_of(tokenizer, "dialogue").encode(records)
     assert encoded.counts(records) == {AS_DIALOGUE: 2}
     long = [Record("fourteen words", (text, "b")) for text in ("a long" * 4, "c long" * 4)]
-    (encoded,) = encode_for(trained_on(), {"better": 1.0}, long, tokenizer, ("raw", 20))
+    (encoded,) = judge_of(tokenizer, max_length=20).encode(long)
     assert encoded.counts(long) == {CUT_PROMPT: 1, CUT_RESPONSE: 2}
 
 
@@ -139,11 +140,10 @@ REFUSED = {
     "dialogue": ("text", DIALOGUE, "prompt is an HH-RLHF dialogue.*--template chat or pku"),
     "messages": ("text", MESSAGES, "prompt is messages.*--template chat or pku"),
     "system": ("dialogue", [{"role": "system", "content": "Be kind."}, *MESSAGES],
-               "prompt has a message of 'system'.*--template chat"),
-    "tool calls": ("dialogue", [*MESSAGES[:2], MESSAGES[2] | {"tool_calls": []}],
-                   "messages with tool_calls.*--template chat"),
-    "answer first": ("dialogue", MESSAGES[1:], "no question before.*--template chat"),
-    "half a dialogue": ("dialogue", "\n\nHuman: Why not?", "without '.n.nAssistant:' at its end"),
+               "prompt .*'Be kind.'.* is neither a text, nor .*--template chat"),
+    "tool calls": ("dialogue", [*MESSAGES[:2], MESSAGES[2] | {"tool_calls": []}], "is neither a"),
+    "answer first": ("dialogue", MESSAGES[1:], "of which the first is the user's"),
+    "half a dialogue": ("dialogue", "\n\nHuman: Why not?", "that ends with '.n.nAssistant:'"),
 }  # fmt: skip
 
 
@@ -151,54 +151,24 @@ REFUSED = {
 def test_a_prompt_without_such_a_form_is_an_error_that_names_a_template(tokenizer, name):
     kind, prompt, message = REFUSED[name]
     with pytest.raises(RunError, match=f"it:7: .*{message}"):
-        tokens_of(trained_on(kind), Record(prompt, ("a",), name="it:7"), tokenizer)
+        tokens_of(judge_of(tokenizer, kind), Record(prompt, ("a",), name="it:7"))
 
 
 def test_a_conditioned_model_names_its_preference_in_the_dialogue(tokenizer):
-    model = trained_on("dialogue", condition=True)
-    records = [Record("Why not?", ("a",))]
-    encoded = encode_for(model, {"safer": 2.0}, records, tokenizer, ("raw", 256))
-    prompt = tokenizer.decode(encoded[0].rows[0].prompt)
-    assert prompt == "\n\nHuman: Why not? [safer]\n\nAssistant:"
+    judge = judge_of(tokenizer, "dialogue", condition=True)
+    (encoded,) = judge.encode([Record("Why not?", ("a",))])
+    prompt = tokenizer.decode(encoded.rows[0].prompt)
+    assert encoded.factor == 2 and prompt == "\n\nHuman: Why not? [safer]\n\nAssistant:"
 
 
 def test_lengths_are_those_of_the_dialogue_without_the_cut(tokenizer):
     """The prompt, as "\\n\\nHuman: Hi\\n\\nAssistant:", has 23 of 50 tokens: 27 are left."""
     records = [Record("Hi", ("a" * 25, "b" * 26, "c" * 60)), Record("Hi", ("d",))]
-    given = trained_on("dialogue"), {"better": 1.0}, records, tokenizer
-    encoded = encode_for(*given, ("raw", 50))
-    assert lengths_of(*given, "raw", encoded) == [
+    judge = judge_of(tokenizer, "dialogue", max_length=50)
+    assert judge.lengths(records, judge.encode(records)) == [
         [(27, 1.0), (28, 27 / 28), (62, 27 / 62)],
         [(3, 1.0)],
     ]
-
-
-def test_both_commands_score_plain_prompts_as_dialogues(tmp_path, llama_folder, tokenizer):
-    """The rewards of the same pairs, as text and written out by hand."""
-    model = write_reward_model(
-        tmp_path / "rm", llama_folder, tokenizer, RULE | {"prompts": ["dialogue"]}
-    )
-    plain = [{"prompt": f"ask {n}", "chosen": f"{n} yes", "rejected": f"no {n}"} for n in range(3)]
-    sides = ("chosen", "rejected")
-    by_hand = [
-        {side: f"\n\nHuman: {each['prompt']}\n\nAssistant: {each[side]}" for side in sides}
-        for each in plain
-    ]
-    scores = []
-    for name, lines in (("plain", plain), ("by hand", by_hand)):
-        data = write_jsonl(tmp_path / f"{name}.jsonl", lines)
-        out = tmp_path / f"{name} out"
-        found, _, printed = evaluated(["rm", "--model", model, "--data", data, "--out", out])
-        scores.append([line["score"] for line in found])
-        assert (f"; 3 {AS_DIALOGUE}" in printed) == (name == "plain")
-    assert scores[0] == pytest.approx(scores[1], rel=1e-6) and len(set(scores[0])) == 6
-    argv = ["policy", "--reward", model, "--out", tmp_path / "policy"]
-    for role, side in zip(("policy", "baseline"), sides, strict=True):
-        answers = [{"prompt": each["prompt"], "answer": each[side]} for each in plain]
-        argv += [f"--{role}_answers", write_jsonl(tmp_path / f"{role}.jsonl", answers)]
-    found, _, printed = evaluated([*argv, "--template", "raw"])
-    assert f"; 3 {AS_DIALOGUE}" in printed  # not 6, of as many answers
-    assert [line["score"] for line in found] == pytest.approx(scores[0], rel=1e-5)
 
 
 # --- sampled answers
@@ -211,10 +181,10 @@ def test_an_answer_that_was_cut_has_no_end(tokenizer):
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}[end]\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    record = Record("q", ("cut he", "whole", "", "unknown"), pairs=())
+    records = [Record("q", (text,), pairs=()) for text in ("cut he", "whole", "", "unknown")]
     for template, its, tail in (("raw", tokenizer, ""), ("chat", chat, "[end]\n")):
-        (row,) = encode_answers([record], its, 1024, template, [(False, True, False, None)])
-        texts = [its.decode(response) for response in row.responses]
+        rows = encode_answers(records, its, 1024, template, [False, True, False, None])
+        texts = [its.decode(row.responses[0]) for row in rows]
         assert texts == ["cut he", f"whole{tail}<eos>", "<eos>", f"unknown{tail}<eos>"]
 
 
@@ -225,7 +195,7 @@ def test_an_answer_that_a_file_ends_with_eos_has_one_end():
         "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}\n{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )
-    record = Record("q", ("cut he<eos>", "whole<eos> <eos>\n"), pairs=())
+    records = [Record("q", (text,), pairs=()) for text in ("cut he<eos>", "whole<eos> <eos>\n")]
     for template in ("raw", "chat"):
-        (row,) = encode_answers([record], chat, 1024, template, [(False, None)])
-        assert [chat.decode(response) for response in row.responses] == ["cut he", "whole<eos>"]
+        rows = encode_answers(records, chat, 1024, template, [False, None])
+        assert [chat.decode(row.responses[0]) for row in rows] == ["cut he", "whole<eos>"]

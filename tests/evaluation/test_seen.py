@@ -30,24 +30,9 @@ def runs(tmp_path_factory, llama_folder) -> Path:
         patch.chdir(folder)
         for main, out in ((train_rm, "rm"), (train_dpo, "dpo")):
             patch.setattr(result, "finish", lambda *args: None)
-            main.main(
-                [
-                    "--model",
-                    str(llama_folder),
-                    "--data",
-                    "pairs.jsonl",
-                    "--template",
-                    "raw",
-                    "--eval_share",
-                    "0.3",
-                    "--steps",
-                    "1",
-                    "--batch_size",
-                    "2",
-                    "--out",
-                    out,
-                ]
-            )
+            argv = ["--model", str(llama_folder), "--data", "pairs.jsonl", "--template", "raw"]
+            argv += ["--eval_share", "0.3", "--steps", "1", "--batch_size", "2", "--out", out]
+            main.main(argv)
     return folder
 
 
@@ -59,16 +44,8 @@ def test_a_reward_model_is_scored_on_what_it_held_out(runs):
     ]
     write_jsonl(runs / "swapped.jsonl", swapped)
     write_jsonl(runs / "new.jsonl", [line | {"rejected": "new"} for line in lines])
-    argv = [
-        "rm",
-        "--model",
-        runs / "rm",
-        "--out",
-        runs / "rm_eval",
-        "--data",
-        f"held_out:{runs / 'rm'}",
-        *(runs / f"{x}.jsonl" for x in ("pairs", "swapped", "new")),
-    ]
+    data = [f"held_out:{runs / 'rm'}", *(runs / f"{x}.jsonl" for x in ("pairs", "swapped", "new"))]
+    argv = ["rm", "--model", runs / "rm", "--out", runs / "rm_eval", "--data", *data]
     scores, figures, printed = evaluated(argv, ranks=2)
     names = [line["pair_id"] for line in scores if line["subset"] == "held_out:rm"]
     assert len(names) == 2 * 3
@@ -87,23 +64,9 @@ def test_a_reward_model_is_scored_on_what_it_held_out(runs):
 
 def policy(runs: Path, *flags: object) -> tuple[dict, str]:
     """(metrics.json, what was printed) of a comparison of answers of two tokens."""
-    argv = [
-        "policy",
-        "--policy",
-        runs / "dpo",
-        "--baseline_answers",
-        runs / "answers.jsonl",
-        "--reward",
-        runs / "rm",
-        "--out",
-        runs / "dpo_eval",
-        "--template",
-        "raw",
-        "--max_new_tokens",
-        2,
-        *flags,
-    ]
-    return evaluated(argv)[1:]
+    argv = ["policy", "--policy", runs / "dpo", "--reward", runs / "rm", "--template", "raw"]
+    argv += ["--baseline_answers", runs / "answers.jsonl", "--out", runs / "dpo_eval"]
+    return evaluated([*argv, "--max_new_tokens", 2, *flags])[1:]
 
 
 def test_prompts_that_a_policy_was_trained_on_are_counted(runs):
@@ -129,8 +92,6 @@ def test_nothing_is_said_of_models_of_other_programs(runs):
     argv = ["rm", "--model", runs / "other_rm", "--data", runs / "pairs.jsonl", "--out", runs / "e"]
     _, figures, printed = evaluated(argv)
     assert "trained_on" not in figures["all"] and "trained on" not in printed
-    assert (
-        prompts_trained_on([Record("p", ())], {"policy": str(runs / "other_dpo"), "reward": None})
-        == {}
-    )
+    models = {"policy": str(runs / "other_dpo"), "reward": None}
+    assert prompts_trained_on([Record("p", ())], models) == {}
     assert note_on_prompts({"prompts": 1}) is None

@@ -127,7 +127,7 @@ def test_the_interval_over_prompts_of_pairs_with_weights_by_hand():
     assert sure == pytest.approx(wilson_interval(1.0, 4), rel=1e-12)
 
 
-@pytest.mark.parametrize(("prompts", "most"), [(40, 5), (12, 5), (12, 1)])
+@pytest.mark.parametrize(("prompts", "most"), [(40, 5), (12, 1)])
 def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
     """In 400 simulations of 1 to `most` answers of either side, every prompt counting as one.
 
@@ -150,40 +150,6 @@ def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
     assert 0.917 <= np.mean(covered) <= 0.983
 
 
-@pytest.mark.parametrize(
-    ("prompts", "answers", "repeats", "accuracy"),
-    [(200, 2, 1, 0.7), (200, 4, 1, 0.7), (200, 8, 1, 0.7), (200, 2, 3, 0.7), (200, 4, 1, 0.95),
-     (20, 8, 1, 0.7), (20, 2, 3, 0.95)],
-)  # fmt: skip
-def test_the_interval_over_prompts_covers_the_true_accuracy(prompts, answers, repeats, accuracy):
-    """In 400 simulations, as those of benchmarks/coverage.py; 95 % +- 3 standard errors."""
-    draw = np.random.default_rng(prompts + answers + repeats)
-    noise = 1 / np.tan(np.pi * (accuracy - 0.5))  # of a reward, by a utility: a Gaussian orthant
-    first, second = np.triu_indices(answers, 1)
-    if repeats > 1:  # as many records, which share one answer
-        answers, first, second = 1 + repeats, np.zeros(repeats, int), np.arange(1, 1 + repeats)
-    utility = draw.normal(size=(400, prompts, answers))
-    reward = utility + noise * draw.normal(size=utility.shape)
-    ordered = [np.sign(x[..., first] - x[..., second]) for x in (utility, reward)]
-    hits = (ordered[0] == ordered[1]).astype(float).reshape(400, -1)
-    groups = np.repeat(np.arange(prompts), len(first)).tolist()
-    covered = [low <= accuracy <= high for low, high in (prompt_interval(h, groups) for h in hits)]
-    assert 0.917 <= np.mean(covered) <= 0.983
-
-
-def test_calibration_of_two_bins_by_hand():
-    """[0.5, 0.75) and [0.75, 1]. sigmoid(ln 3) = 0.75, sigmoid(ln 9) = 0.9, sigmoid(0) = 0.5.
-
-    In the lower bin one tie: confidence 0.5, half a hit. In the upper a hit at 0.9, a miss at 0.75:
-    confidence 0.825, hit rate 0.5. Error (1 * 0 + 2 * 0.325) / 3.
-    """
-    result = calibration(np.array([0.0, np.log(9), -np.log(3) - 1e-12]), bins=2)
-    assert result.counts.tolist() == [1, 2]
-    assert result.confidence == pytest.approx([0.5, 0.825])
-    assert result.hit_rate == pytest.approx([0.5, 0.5])
-    assert result.error == pytest.approx(0.65 / 3)
-
-
 def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
     draw = np.random.default_rng(0)
     margins = draw.normal(scale=2, size=200_000)
@@ -192,7 +158,7 @@ def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
     assert calibration(np.where(agrees, 3 * margins, -3 * margins)).error > 0.05
 
 
-@pytest.mark.parametrize("samples", [1, 2, 5, 7])
+@pytest.mark.parametrize("samples", [1, 7])
 def test_the_expected_best_of_n_is_that_over_all_subsets(samples):
     """The oracle takes the best of every subset of size n."""
     rewards = np.sort(np.random.default_rng(samples).normal(size=samples))

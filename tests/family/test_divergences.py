@@ -1,6 +1,6 @@
 """python -m pytest tests/family/test_divergences.py
 
-What replaces log-ratios, and weights of pairs: by hand, at limits, derivatives.
+What replaces log-ratios: by hand, at limits, derivatives.
 """
 
 import math
@@ -12,20 +12,10 @@ import torch
 
 from nanoalign.family import losses
 from nanoalign.family.pairs import DIVERGENCES, divergence_scores
-from nanoalign.family.tokens import wpo_weights
 
 
 def t(*values: float) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def ls(x: float) -> float:
-    """log sigmoid(x), of an x that is not too far below 0."""
-    return -math.log1p(math.exp(-x))
-
-
-def s(x: float) -> float:
-    return 1 / (1 + math.exp(-x))
 
 
 def test_divergences_by_hand():
@@ -39,15 +29,6 @@ def test_divergences_by_hand():
     near = divergence_scores(t(math.log(3)), "alpha", 1e-8).item()
     assert near == pytest.approx(math.log(3), abs=1e-7)
     assert [divergence_scores(t(0), each).item() for each in DIVERGENCES] == [0, 0, 0, 0]
-
-
-def test_wpo_weights_by_hand():
-    """Two tokens, of probability 1/2 beside 1/2 and 1/4 beside 3/4: sums of squares 1/2 and 5/8.
-
-    log(1) and log(2/5): mean log(2/5) / 2, weight sqrt(2/5) = 0.632456.
-    """
-    scores = (math.log(0.5 / 0.5) + math.log(0.25 / 0.625)) / 2
-    assert wpo_weights(t(scores)).item() == pytest.approx(0.632456, abs=5e-7)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -5,8 +5,6 @@ What looks at a step as a whole or remembers the steps before: against plain lin
 
 import copy
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,16 +19,12 @@ from preferences import (  # noqa: F401
     fixture_of_rows,
     settings,
 )
-from processes import run_ranks
 from torch.nn.functional import logsigmoid
 
 from nanoalign import loop
 from nanoalign.batch import collate
-from nanoalign.distributed import full, setup
 from nanoalign.errors import RunError
-from nanoalign.family import objectives
 from nanoalign.family.kto import check_kinds, check_prompts, mismatched
-from nanoalign.family.losses import match_by_rank
 from nanoalign.model import Policy
 
 
@@ -57,10 +51,6 @@ def test_ktos_kl_is_of_responses_to_other_prompts(models, rows, objective_of):
         kto.after_step(1, {"kl": before})
         kto.before_step(rows[:5], batcher.all)  # an evaluation
         assert kto.kl.item() != before or before == 0
-        kto.state = {"kl": 77.0}
-        kto.before_step(rows[:2], batcher.step)
-        assert kto.kl.item() != 77
-        kto.after_step(1, {"kl": before})
         kto.before_step(rows[:1], batcher.step)  # an epoch's last step may be of one record
         assert kto.kl.item() == pytest.approx(before)
 
@@ -73,16 +63,6 @@ def test_ktos_kl_is_never_of_a_response_to_the_same_prompt(rows):
     for n, (row, other) in enumerate(zip(others, (2, 2, 5, 5, 5, 2), strict=True)):
         assert np.array_equal(row.prompt, repeated[n].prompt)
         assert np.array_equal(row.responses[0], repeated[other].responses[n % 2])
-
-
-def test_ktos_kl_is_that_of_the_step_before_where_a_step_has_one_prompt(models, rows, objective_of):
-    one = [replace(row, prompt=rows[0].prompt) for row in rows]
-    kto = objective_of(*models, "--loss", "kto")
-    kto.state = {"kl": 0.25}
-    kto.before_step(one, batches_of(60).step)
-    assert kto.kl.item() == 0.25
-    kto.before_step([*one, rows[1]], batches_of(60).step)
-    assert kto.kl.item() != 0.25
 
 
 def test_kto_needs_two_prompts(rows):
@@ -168,24 +148,8 @@ def test_aots_order_is_that_of_the_whole_step(models, rows, logps, objective_of)
 
 def test_a_reference_of_another_shape_can_not_move(models, objective_of):
     wide = Policy(tiny_llama(intermediate_size=64)).requires_grad_(False)
-    with pytest.raises(RunError, match="is of another shape"):
+    with pytest.raises(RunError, match="have other shapes than"):
         objective_of(models[0], wide, "--sync_reference_every", 2)
-
-
-def test_an_objective_whose_reference_moves_is_itself_otherwise(models, rows, objective_of):
-    """Its losses, those at the start, what it looks at before a step, and its state."""
-    plain = objective_of(*models, "--loss", "kto")
-    moving = objective_of(*models, "--loss", "kto", "--sync_reference_every", 2)
-    for objective in (plain, moving):
-        objective.before_step(rows[:7], batches_of(100).step)
-    assert plain.kl > 0.1
-    for found, expected in (
-        (moving(collate(rows)), plain(collate(rows))),
-        ([moving.losses_at_start(collate(rows))], [plain.losses_at_start(collate(rows))]),
-    ):
-        assert torch.equal(found[0], expected[0])
-    moving.after_step(1, {"kl": 0.5})
-    assert moving.state == {"kl": 0.5}
 
 
 class Trained:
@@ -244,7 +208,7 @@ def test_the_reference_moves_towards_the_policy_when_it_is_time(models, rows, ob
 
 
 def test_bcos_shift_is_the_mean_reward_of_the_steps_before(models, rows, objective_of):
-    """Also where the reference moves, in whose objective the mean is kept."""
+    """Also where the reference moves."""
     means = []
 
     def loss(chosen, rejected):
@@ -276,57 +240,3 @@ def test_a_reference_in_bfloat16_moves_in_bfloat16(models, objective_of):
     objective.after_step(1, {})
     for found, value in zip(reference.parameters(), expected, strict=True):
         assert found.dtype == torch.bfloat16 and torch.allclose(found, value, rtol=0.02, atol=1e-3)
-
-
-# --- ranks
-
-
-def _look_at_a_step(folders: list[Path], rows: list) -> dict:
-    """What each objective makes of a step of all rows on this rank, with sharded models."""
-    world = setup()
-    policy = Policy.load(folders[0], world)
-    reference = Policy.load(folders[1], world, trainable=False)
-    make = partial(objectives.objective_of, policy, reference, rows)
-    batcher = loop.Batcher(world, 300)
-    for some in (rows, mismatched(rows[:7], 1024)):
-        assert batcher.plan(some)[-1][-1] == []  # the last batch is a filler
-    kto = make(settings("--loss", "kto"), world)
-    kto.before_step(rows[:7], batcher.step)
-    aot = make(settings("--loss", "aot"), world)
-    aot.before_step(rows, batcher.step)
-    losses = {}
-    for batch in batcher.step(rows):
-        values = aot(batch)[0]
-        values.sum().backward()  # after which the policy is sharded again
-        losses |= dict(zip(batch.rows, values.tolist(), strict=False))  # a filler has no rows
-    moving = make(settings("--sync_reference_every", 2, "--sync_reference_mix", 0.25), world)
-    moving.after_step(1, {})
-    with torch.no_grad():
-        before, _ = reference(collate(rows)), moving.after_step(2, {})
-    moved = [full(parameter).tolist() for parameter in reference.parameters()]
-    return {"kl": kto.kl.item(), "aot": losses, "logps": before.tolist(), "moved": moved}
-
-
-def test_a_step_is_the_same_on_three_ranks(models, rows, logps, tmp_path):
-    """The KL, matched gaps and moved reference are those of one rank: of plain lines."""
-    policy, reference = models
-    folders = [tmp_path / "policy", tmp_path / "reference"]
-    for model, folder in zip(models, folders, strict=True):
-        model.model.save_pretrained(folder)
-    outcome = run_ranks(3, _look_at_a_step, folders, rows)
-    assert outcome.codes == [0] * 3, outcome.stderr
-    with torch.no_grad():
-        others = collate(mismatched(rows[:7], 1024))
-        kl = (policy(others) - reference(others)).mean().item()
-    gaps = logps["policy_chosen"] - logps["policy_rejected"]
-    matched = match_by_rank(gaps, logps["reference_chosen"] - logps["reference_rejected"])
-    aot = -logsigmoid(0.1 * (gaps - matched))
-    losses = {}
-    for found in outcome.results:
-        assert kl > 0.1 and found["kl"] == pytest.approx(kl, rel=1e-4)
-        losses |= found["aot"]
-        assert found["logps"] == pytest.approx(reference(collate(rows)).tolist(), rel=1e-4)
-        pairs = zip(found["moved"], policy.parameters(), reference.parameters(), strict=True)
-        for moved, new, old in pairs:
-            assert torch.allclose(torch.tensor(moved), 0.75 * old + 0.25 * new, atol=1e-6)
-    assert close(torch.tensor([losses[i] for i in range(9)]), aot)

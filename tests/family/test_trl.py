@@ -1,17 +1,15 @@
 """python -m pytest tests/family/test_trl.py
 
-Losses against TRL's, pair by pair, where trl is installed (pip install trl==1.16.0 datasets
-accelerate).
+Losses whose conventions differ against TRL's, where trl is installed (pip install trl==1.16.0
+datasets accelerate). tests/lab/test_golden_trl.py compares the others.
 
-Where the conventions differ, and the test says how:
+How the conventions differ:
     simpo       TRL's simpo_gamma is gamma itself: our gamma_beta_ratio times beta
     cpo, orpo   TRL adds its NLL elsewhere, as a token mean of the batch (orpo: of the prompt too);
-    ours is a
-                mean for every sequence, of the response: compared without it
+                ours is a mean for every sequence, of the response: compared without it
     bco_pair    TRL has no running mean: D = 0
     alpha       TRL's coefficient is 1 - alpha, and its scores differ from ours by no constant
-    sft         TRL's is a token mean of the batch; equal for one pair at a time
-    wpo         the same
+    wpo         TRL's is a token mean of the batch; equal for one pair at a time
     kto         TRL's z is of one GPU's batch and is not part of a formula of pairs: not compared
     cdpo, ipo_sum are not in TRL 1.16
 """
@@ -23,9 +21,9 @@ import pytest
 import torch
 
 from nanoalign.family import losses
-from nanoalign.family.losses import FIELDS, LOSSES, match_by_rank
+from nanoalign.family.losses import FIELDS, match_by_rank
 from nanoalign.family.pairs import divergence_scores
-from nanoalign.family.tokens import discounted_sums, wpo_weights
+from nanoalign.family.tokens import discounted_sums
 
 trl = pytest.importorskip(
     "trl", reason="trl is not installed: losses are not compared with its own"
@@ -126,30 +124,9 @@ def discounted(data: Data, tokens: torch.Tensor, alpha: float) -> torch.Tensor:
     return discounted_sums(values, lengths, torch.arange(2 * B), shared, alpha)
 
 
-HYPER = {"cdpo": None, "robust": {"label_smoothing": 0.2}, "exo_pair": {"label_smoothing": 0.2}}
-ALIKE = [
-    "sigmoid",
-    "robust",
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "bco_pair",
-    "sppo_hard",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sigmoid_norm",
-    "sft",
-]
-
-
-@pytest.mark.parametrize("name", ALIKE)
-def test_pair_by_pair(data, name):
-    settings = HYPER.get(name, {})
-    beta = {} if name == "sft" else {"beta": 0.3}
-    found = LOSSES[name](*(data.inputs[key] for key in FIELDS[name]), **beta, **settings)
-    expected = [trl_loss(data, [i], name, beta=0.3, **settings) for i in range(B)]
+def test_bco_pair_without_a_shift(data):
+    found = losses.bco_pair(*(data.inputs[key] for key in FIELDS["bco_pair"]), beta=0.3)
+    expected = [trl_loss(data, [i], "bco_pair", beta=0.3) for i in range(B)]
     assert found.tolist() == pytest.approx(expected, rel=2e-5, abs=1e-6)
 
 
@@ -187,7 +164,7 @@ def test_ld_dpo(data):
 def test_wpo(data):
     scored = data.mask[:, 1:]
     means = ((data.policy - data.collisions) * scored).sum(1) / data.lengths
-    weights = wpo_weights(means)
+    weights = means.exp()
     ratios = data.inputs["chosen_logratios"], data.inputs["rejected_logratios"]
     found = losses.sigmoid(*ratios, 0.3) * weights[:B] * weights[B:]
     expected = [trl_loss(data, [i], "sigmoid", beta=0.3, use_weighting=True) for i in range(B)]

@@ -40,15 +40,11 @@ def test_the_page_has_every_exercise():
     [
         ("def other(): pass", "has no function hinge"),
         ("1 / 0", "can't be imported: ZeroDivisionError"),
-        ("import sys; sys.exit()", "can't be imported: SystemExit"),
         ("def hinge(w, l, beta): return None", "is None, of type NoneType; a tensor of shape"),
-        ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().tolist()", "of type list; a"),
-        ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().detach().numpy()", "ndarray"),
         (
             "def hinge(w, l, beta): return (1 - beta * (w - l)).relu().sum()",
             r"a tensor of shape \(\); a tensor of shape \(4,\)",
         ),
-        ("def hinge(w, l, beta): return 1 - beta * (w - l)", "and should be"),
         ("def hinge(w, l, beta): return (1 - 0.1 * (w - l)).relu()", "right cases before it: 0"),
         (
             "def hinge(w, l, beta):\n  return w.nothing",
@@ -57,49 +53,40 @@ def test_the_page_has_every_exercise():
         ("def hinge(w, l, beta): raise SystemExit", "raises SystemExit"),
         ("def hinge(w, l, beta): raise NotImplementedError", "is not written yet"),
         ("def hinge(w, l, beta): return (1 - beta * (w - l)).relu().detach()", "has no gradient"),
-        ("def hinge(w, l, beta): return (1 - beta * (w - l)).double().relu()", None),
     ],
 )
-def test_what_is_wrong_is_said(tmp_path, capsys, code, message):
+def test_what_is_wrong_is_said(tmp_path, code, message):
     (tmp_path / "mine.py").write_text(code)
-    if message is None:
-        __main__.main(["check", "1", str(tmp_path / "mine.py")])
-        assert capsys.readouterr().out.startswith("right: hinge of ")
-        return
     with pytest.raises(RunError, match=message):
         __main__.main(["check", "1", str(tmp_path / "mine.py")])
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    for name in ("none.py", "text.txt"):
-        with pytest.raises(RunError, match="is not there; give the file with your function"):
-            __main__.main(["check", "1", str(tmp_path / name)])
+    with pytest.raises(RunError, match="is not there; give the file with your function"):
+        __main__.main(["check", "1", str(tmp_path / "none.py")])
     with pytest.raises(RunError, match="is no Python file"):
         __main__.main(["check", "1", str(tmp_path)])
 
 
 WRONG = {
-    1: ["return (1 - 0.1 * (a - b)).relu()", "return (1 - c * (a - b).clamp(-1, 9)).relu()"],
+    1: ["return (1 - 0.1 * (a - b)).relu()"],
     3: [
         "import torch\n"
         "    logps = a.roll(1, 1).log_softmax(-1).gather(2, b.clamp(min=0)[:, :, None])[:, :, 0]\n"
         "    return (logps * (b != -100)).sum(1)",
     ],
-    4: ["return ((a - b).clamp(-1, 1) / 2 + .5).mean()", "return ((a - b) * 100).sigmoid().mean()"],
+    4: ["return ((a - b).clamp(-1, 1) / 2 + .5).mean()"],
     5: [
         "import torch\n    d = a - b\n"
         "    return torch.where(d < -30, -d, -torch.log(torch.sigmoid(d)))",
         "return (b - a).relu() + (-(a - b).abs()).exp().log1p()",  # the gradient at 0
-        "return -(a - b).sigmoid().log()",
     ],
     6: ["import math\n    h = 0.1 * (a - c - b + d)\n    s = 0.1 / (1 + math.exp(h))\n"
         "    return -s, s"],
     7: [
-        "import torch.nn.functional as F\n    return -F.logsigmoid(e * (a / c - b / d) - 1)",
         "import torch.nn.functional as F\n    return -F.logsigmoid(e * (a / c - b / d) - f)",
-        "return -(e * (a / c - b / d - f)).sigmoid().log()",
     ],
-    8: ["return (a - b).sum().clamp(min=0) / 6", "return (a - b).mean()"],
+    8: ["return (a - b).sum().clamp(min=0) / 6"],
 }  # fmt: skip
 
 
@@ -113,14 +100,6 @@ def test_answers_that_are_wrong_somewhere_are_not_right(tmp_path, number, body):
     (tmp_path / "mine.py").write_text(code)
     with pytest.raises(RunError, match=rf"^{EXERCISES[number].name}\("):
         check(number, tmp_path / "mine.py")
-
-
-def test_a_function_that_spoils_its_inputs_spoils_no_later_case(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "def accuracy(a, b):\n    a -= b\n    return ((a.sign() + 1) / 2).mean()\n"
-    )
-    for _ in range(2):
-        assert check(4, tmp_path / "mine.py") == 22
 
 
 def test_the_place_of_a_difference_in_a_long_list_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from nanoalign.lab import perform
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.experiments import (
     data,
-    elsewhere,
     ensembles,
     length,
     other_losses,
@@ -20,8 +18,7 @@ from nanoalign.lab.experiments import (
     why_lose,
 )
 from nanoalign.lab.experiments.attack import labelled
-from nanoalign.lab.figures import best_of, read
-from nanoalign.lab.findings import estimate
+from nanoalign.lab.figures import best_of
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.perform import EXPERIMENTS
 from nanoalign.tiny import world
@@ -76,13 +73,14 @@ def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     """The suffix is an unknown word, which the rule itself sees."""
     lab = Lab(FakeRuns(tmp_path), quick=True)
     attack = EXPERIMENTS["attack"].run(lab)
-    overrated = [row[3] for row in attack.rows]
-    assert all(np.abs(values).max() < 1e-9 for values in overrated)
-    gain = {row[0]: row[2] for row in attack.rows}
-    assert gain["found by the search"].mean() == pytest.approx(-0.25, abs=0.2)
+    assert all(np.abs(values).max() < 1e-9 for values in attack.table["overrated by"])
+    gain = attack.table["text"].index("found by the search")
+    assert attack.table["gain by the true rule"][gain].mean() == pytest.approx(-0.25, abs=0.2)
     ensemble = ensembles.run(lab)
-    assert all(np.abs(row[-1]).max() < 1e-9 for row in ensemble.rows)
-    assert all(row[1].min() == 1 or row[1].min() == 0.5 for row in ensemble.rows)  # ties alone
+    *_, over = ensemble.table.values()
+    assert all(np.abs(values).max() < 1e-9 for values in over)
+    agreement = ensemble.table["agreement on pairs"]
+    assert all(values.min() in (0.5, 1) for values in agreement)  # ties alone
 
 
 def test_losses_take_the_learning_rate_of_the_lowest_held_out_loss(tmp_path):
@@ -114,47 +112,11 @@ def test_causes_and_repairs_are_in_the_commands(tmp_path):
     assert after.data == others[-1].data
 
 
-def test_own_pairs_differ_by_the_true_rule_and_weak_ones_are_as_many(tmp_path):
-    lab = Lab(FakeRuns(tmp_path), quick=True)
-    own = why_lose.own_pairs(lab, 0, tmp_path)
-    for pair in own:
-        rewards = [world.true_reward(pair["prompt"], pair[f"response_{i}"]) for i in (0, 1)]
-        assert rewards[0] != rewards[1]
-    weak = why_lose.weak_pairs(lab, 0, own)
-    assert len(weak) == len(own) > 100
-    mean = [np.mean([world.true_reward(p["prompt"], p["response_0"]) for p in pairs])
-            for pairs in (own, weak)]  # fmt: skip
-    assert mean[1] < mean[0] - 0.5  # tiny-c against tiny-b
-
-
-def test_the_share_of_what_is_decided():
-    """One win, three losses and four ties: 3 / 8 of the wins, and 1 / 4 of what is decided."""
-    wins = np.array([[1, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]])
-    assert estimate(wins).mean == 3 / 8
-    assert why_lose.decided(wins).mean == pytest.approx(1 / 4)
-
-
-def test_the_mixture_has_as_many_prompts_as_the_others(tmp_path):
-    own = FakeRuns(tmp_path)
-    lab = Lab(own, quick=True)
-    for trained_on in ("tiny-a", elsewhere.MIXED):
-        elsewhere.model(lab, 0, trained_on)
-        (source,) = own.parsed[-2].data
-        prompts = [record["prompt"] for record in read(Path(source))]
-        assert len(prompts) == len(set(prompts)) == 900
-    assert {record["response_0_source"] for record in read(Path(source))} == set(elsewhere.SOURCES)
-
-
-def test_more_pairs_begin_with_the_same_ones(tmp_path):
-    lab = Lab(FakeRuns(tmp_path), quick=True)
-    assert lab.pairs(50, 1)[:20] == lab.pairs(20, 1)
-    assert lab.pairs(20, 1) != lab.pairs(20, 2)
-
-
 def test_balanced_pairs_have_as_many_longer_as_shorter_chosen_ones():
     pairs = [{"prompt": str(n), "chosen": "a b", "rejected": "c"} for n in range(5)]
     pairs += [{"prompt": str(n), "chosen": "c", "rejected": "a b"} for n in range(5, 7)]
     pairs += [{"prompt": "9", "chosen": "a", "rejected": "b"}]
+    assert length.cut(pairs[0])["chosen"] == "a"
     kept = length.balanced(pairs, 0)
     assert sorted(map(length.longer, kept)) == [-1, -1, 0, 1, 1]
 
@@ -163,11 +125,6 @@ def test_the_worth_of_length_is_the_slope_of_the_logistic_regression():
     """Three of four pairs choose the answer that is longer by 2 words: w = log(3) / 2."""
     pairs = [{"chosen": "a b c", "rejected": "d"}] * 3 + [{"chosen": "d", "rejected": "a b c"}]
     assert length.length_worth(pairs) == pytest.approx(np.log(3) / 2)
-
-
-def test_answers_are_cut_to_the_shorter_one():
-    pair = {"prompt": "p", "chosen": "a b c", "rejected": "d  e"}
-    assert length.cut(pair) == {"prompt": "p", "chosen": "a b", "rejected": "d e"}
 
 
 def test_the_law_of_exact_powers_predicts_the_next():

@@ -23,6 +23,7 @@ def test_one_seed_gives_the_interval_of_the_mean_over_prompts():
     assert found.high - 2.5 == pytest.approx(3.1824 * 1.29099 / 2, rel=1e-4)
     over_seeds = estimate(np.array([[1.0, 2, 3, 4]]).T)
     assert over_seeds == pytest.approx(found)
+    assert estimate(np.ones((2, 3))) == (1, 1, 1)
 
 
 def test_seeds_and_prompts_without_interaction_add_up():
@@ -64,7 +65,3 @@ def test_the_verdict_is_computed_from_the_interval(centre, expected):
     text = sentence("more is more", difference)
     assert text.startswith(f"{expected.capitalize()} ({centre:.3f} [")
     assert text.endswith("]): more is more.")
-
-
-def test_equal_numbers_have_an_empty_interval():
-    assert estimate(np.ones((2, 3))) == (1, 1, 1)

@@ -1,7 +1,7 @@
 """python -m pytest tests/lab/test_make_tiny.py
 
-The commands around the embedded world: make_tiny trains its model, sample measures the true gain of
-a policy, plant writes labels that are wrong in a known way.
+The commands around the embedded world: make_tiny trains its model, plant writes labels that are
+wrong in a known way.
 """
 
 import json
@@ -12,12 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nanoalign.distributed import setup
 from nanoalign.errors import RunError
-from nanoalign.lab import make_tiny, plant, sample
-from nanoalign.model import TINY, Policy
+from nanoalign.lab import make_tiny, plant
+from nanoalign.model import TINY
 from nanoalign.tiny import world
-from nanoalign.tiny.world import true_reward
 
 
 @pytest.fixture(scope="module")
@@ -48,43 +46,16 @@ def test_model_predicts_held_out_answers(model, tokenizer):
     assert make_tiny.mean_loss(policy, rows[:3]) == pytest.approx(total / tokens, rel=1e-5)
 
 
-def test_model_answers_like_its_sources(model, tokenizer):
-    """Its samples end, and their mean true reward is that of the mixture that it imitates."""
-    prompts = world.split_prompts()["test"][:200]
-    answers, ended = sample.sample_answers(Policy(model), tokenizer, prompts, 0, setup())
-    assert sum(ended) >= 0.97 * len(prompts)
-    rewards = [true_reward(p, a) for p, a in zip(prompts, answers, strict=True)]
-    mixture = [
-        true_reward(p, a) for p, responses in world.sft_corpus("test", 1)[:200] for a in responses
-    ]
-    assert abs(sum(rewards) / len(rewards) - sum(mixture) / len(mixture)) < 0.6
-
-
 def test_make_model_writes_a_model_and_its_tokenizer(tmp_path, monkeypatch, capsys):
     """Two steps on twenty prompts, in bfloat16; the loss of random weights is near ln 300."""
     corpus = world.sft_corpus("train", 1)[:20]
     monkeypatch.setattr(world, "sft_corpus", lambda *args: corpus)
-    make_tiny.main(["model", "--steps", "2", "--vocabulary", "300", "--out", str(tmp_path)])
+    make_tiny.make_model(tmp_path, steps=2, vocabulary=300)
     loss = float(re.search(r"([\d.]+) nats a token, held out", capsys.readouterr().out)[1])
     assert abs(loss - math.log(300)) < 1
     written = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert written.dtype == torch.bfloat16 and written.config.vocab_size == 300
     assert len(AutoTokenizer.from_pretrained(tmp_path)) == 300
-
-
-def test_sample_prints_the_gain_over_the_base(capsys):
-    """A model has no gain over itself, and its answers are those of sample_answers."""
-    sample.main(["--model", "tiny", "--n", "8", "--seed", "1"])
-    lines = capsys.readouterr().out.splitlines()
-    base, model, gain = (line.split() for line in lines[:3])
-    assert (base[0], model[0], gain[0]) == ("base", "model", "gain")
-    assert base[1:4] == model[1:4] and float(gain[1]) == 0
-    policy, tokenizer = Policy.load("tiny"), AutoTokenizer.from_pretrained(TINY)
-    prompts = world.split_prompts()["test"][:8]
-    answers, _ = sample.sample_answers(policy, tokenizer, prompts, 1, setup())
-    rewards = [true_reward(p, a) for p, a in zip(prompts, answers, strict=True)]
-    assert base[1] == f"{sum(rewards) / 8:+.3f}"
-    assert lines[4] == prompts[0] and answers[0] in lines[5]
 
 
 # --- labels that are wrong in a known way

@@ -48,6 +48,5 @@ def test_a_command_that_fails_ends_it(tmp_path):
 
 
 def test_the_base_is_graded_by_the_true_rule():
-    """As nanoalign.lab.sample grades it: docs and README have -0.305 for 200 prompts."""
     grades = pipeline.graded(TINY, 20, 0)
     assert grades.shape == (20,) and -4 < grades.mean() < 3 and grades.std() > 0.5

@@ -1,6 +1,7 @@
 """python -m pytest tests/lab/test_walk.py"""
 
-import bdb
+import contextlib
+import io
 import math
 import re
 import sys
@@ -19,9 +20,6 @@ PLACE = re.compile(r"^(\d+)\. .*\((?:\w+\.)?(\w+), (\S+):(\d+)\)$", re.MULTILINE
 
 @pytest.fixture(scope="module")
 def printed() -> str:
-    import contextlib
-    import io
-
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         __main__.main(["walk"])
@@ -74,15 +72,6 @@ def test_stop_opens_the_debugger_before_one_place(monkeypatch, capsys):
     monkeypatch.setattr(sys, "breakpointhook", lambda: seen.append(capsys.readouterr().out))
     __main__.main(["walk", "--stop", "4", "--record", "2"])
     assert len(seen) == 1 and seen[0].strip().splitlines()[-1].startswith("4. A line per response")
-
-
-def test_the_debugger_is_left_without_a_traceback(monkeypatch, capsys):
-    def leave():
-        raise bdb.BdbQuit
-
-    monkeypatch.setattr(sys, "breakpointhook", leave)
-    __main__.main(["walk", "--stop", "4"])
-    assert capsys.readouterr().out.endswith("left the debugger at place 4\n")
 
 
 def test_a_place_or_a_beta_that_is_far_off(capsys):

@@ -85,15 +85,6 @@ def test_a_long_row_has_full_blocks_whose_places_are_not_looked_at():
     assert seen_pairs(spans([(1, 511)], None)).sum() == 512 * 513 // 2
 
 
-def test_responses_that_do_not_see_each_other_share_no_block():
-    """A prompt of 128 tokens with three of 128: each response sees two blocks."""
-    mask = block_mask([(128, 128, 128, 128)], None, CPU)
-    partial = blocks_of(mask.kv_num_blocks, mask.kv_indices)
-    full = blocks_of(mask.full_kv_num_blocks, mask.full_kv_indices)
-    assert partial.tolist() == torch.eye(4).long().tolist()
-    assert full.nonzero().tolist() == [[1, 0], [2, 0], [3, 0]]
-
-
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_a_mask_is_made_once_for_all_layers():
     tree, query = Tree(ROWS), torch.ones(1, 1, sum(map(sum, ROWS)), 8)

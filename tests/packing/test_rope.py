@@ -20,7 +20,7 @@ FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 4.0, 7.0, 10.0]}
 def phi3(kind: str = "longrope", border: int = BORDER) -> torch.nn.Module:
     torch.manual_seed(0)
     parameters = {"rope_type": kind, "rope_theta": 10000.0, "partial_rotary_factor": 1.0}
-    parameters |= FACTORS | {"original_max_position_embeddings": border}
+    parameters |= FACTORS | {"original_max_position_embeddings": border, "attention_factor": 1.2}
     config = Phi3Config(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4 * BORDER,

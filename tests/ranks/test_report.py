@@ -31,18 +31,23 @@ def test_an_error_of_all_ranks_is_printed_once():
     assert outcome.codes == [1, 1, 1] and outcome.stderr == "error: a mistake\n"
 
 
-def _rank_1_fails() -> None:
+def _rank_1_fails(rank_0_waits: bool) -> None:
     def main():
         if setup().rank == 1:
             raise RunError("only rank 1 found this")
+        if rank_0_waits:
+            sum_over_ranks(torch.ones(1))
 
     report.RANK_0_SECONDS = 1.0
     run(main, report.report)
 
 
-def test_an_error_of_one_rank_is_printed_by_that_rank():
-    outcome = run_ranks(2, _rank_1_fails)
+@pytest.mark.parametrize("rank_0_waits", [False, True])
+def test_an_error_of_one_rank_is_printed_by_that_rank_alone(rank_0_waits):
+    """A rank that waited for it adds nothing."""
+    outcome = run_ranks(2, _rank_1_fails, rank_0_waits)
     assert outcome.codes[1] == 1 and outcome.stderr == "error: only rank 1 found this\n"
+    assert outcome.codes[0] == int(rank_0_waits)
 
 
 def _rank_1_ends(how: str) -> None:
@@ -66,22 +71,6 @@ def test_a_lost_rank_is_one_line_and_a_bug_has_its_traceback(how):
     assert len(ours) == 1 and ours[0].startswith("error: rank 0 has lost contact with another rank")
     assert outcome.stderr.count("Traceback") == outcome.stderr.count("\nRuntimeError: a bug")
     assert ("RuntimeError: a bug" in outcome.stderr) == (how == "a bug")
-
-
-def _rank_1_reports_and_rank_0_waits() -> None:
-    def main():
-        world = setup()
-        if world.rank == 1:
-            raise RunError("only rank 1 found this")
-        sum_over_ranks(torch.ones(1))
-
-    report.RANK_0_SECONDS = 1.0
-    run(main, report.report)
-
-
-def test_a_rank_that_waited_for_one_that_reported_an_error_adds_nothing():
-    outcome = run_ranks(2, _rank_1_reports_and_rank_0_waits)
-    assert outcome.codes == [1, 1] and outcome.stderr == "error: only rank 1 found this\n"
 
 
 def _run_and_go_on() -> None:
@@ -137,14 +126,7 @@ def test_out_must_be_shared_by_all_hosts(llama_folder, tmp_path):
     )
 
 
-def _http_error() -> None:
-    def main() -> None:
-        raise HTTPError("http://host/file", 404, "not found", None, None)
-
-    run(main, report.report)
-
-
-def test_an_error_that_has_a_code_of_its_own_ends_with_1():
+def test_an_error_that_has_a_code_of_its_own_ends_with_1(capsys):
     """An OSError of urllib: only a signal gives a run another code."""
-    outcome = run_ranks(1, _http_error)
-    assert outcome.codes == [1] and outcome.stderr == "error: HTTP Error 404: not found\n"
+    assert report.report(HTTPError("http://host/file", 404, "not found", None, None)) == 1
+    assert capsys.readouterr().err == "error: HTTP Error 404: not found\n"

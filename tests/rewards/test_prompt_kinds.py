@@ -3,13 +3,12 @@
 The kinds of prompts that a reward model was trained on, and what its config has of them.
 """
 
-import json
-
 import pytest
 from conftest import records
 
 import train_rm
 from nanoalign.encode import encode_all
+from nanoalign.evaluation.results import write_records
 from nanoalign.model import RewardModel
 from nanoalign.records import Record
 from nanoalign.rewards.prompt_kinds import kinds_of
@@ -45,7 +44,7 @@ def test_training_writes_the_kind_of_its_data(tmp_path, llama_folder):
         for r in records(6)
     ]
     data = tmp_path / "hh.jsonl"
-    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(data, lines)
     argv = ["--model", llama_folder, "--data", data, "--out", tmp_path / "rm", "--steps", 1,
             "--batch_size", 4]  # fmt: skip
     train_rm.main(list(map(str, argv)))

@@ -4,7 +4,6 @@ Reward models of several preferences, with preferences in the prompt, and with l
 """
 
 import argparse
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import torch
 from conftest import records
 from processes import run_ranks
-from trainings import assert_same_curve, metrics_of, rm_script, rm_without_picture
+from trainings import assert_same_curve, metrics_of, rm_without_picture
 from transformers import AutoModelForSequenceClassification
 
 import train_rm
@@ -25,6 +24,7 @@ from nanoalign.data.templates import encode_records
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
+from nanoalign.evaluation.results import write_records
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record, read
@@ -45,18 +45,13 @@ def flags(*given: str) -> argparse.Namespace:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """20 records in PKU-SafeRLHF's format, whose two labels agree in every second one."""
-    lines = [
-        {
-            "prompt": r.prompt,
-            "response_0": r.responses[0],
-            "response_1": r.responses[1],
-            "better_response_id": i // 2 % 2,
-            "safer_response_id": (i // 2 + i) % 2,
-        }
-        for i, r in enumerate(records(20))
-    ]
+    lines = []
+    for i, r in enumerate(records(20)):
+        texts = {"prompt": r.prompt, "response_0": r.responses[0], "response_1": r.responses[1]}
+        labels = {"better_response_id": i // 2 % 2, "safer_response_id": (i // 2 + i) % 2}
+        lines.append(texts | labels)
     path = tmp_path_factory.mktemp("data") / "both.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(path, lines)
     return path
 
 
@@ -141,9 +136,6 @@ def test_two_outputs_are_written_with_their_names(both, data, tokenizer):
         assert torch.allclose(reward_model(batch), logits, atol=1e-5)
         mixed = Mixed(reward_model, {"better": 1.0, "safer": -2.5})
         assert torch.allclose(mixed(batch), logits[:, 0] - 2.5 * logits[:, 1], atol=1e-5)
-        assert torch.allclose(
-            Mixed(reward_model, {"safer": 2.0})(batch), 2 * logits[:, 1], atol=1e-5
-        )
         assert mixed.SCORES == "rewards" and mixed.dtype == torch.float32
         check_layout(reward_model, rows, loop.Batcher(setup(), 300), "it")
         check_layout(mixed, rows, loop.Batcher(setup(), 300), "it")
@@ -165,12 +157,10 @@ def test_models_of_other_programs_have_preferences(both, llama_folder):
 def test_the_mark_stands_behind_the_last_question(tokenizer):
     """There it stays when a prompt that is too long loses its beginning."""
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    turns = "\n\nHuman: a\n\nAssistant: b\n\nHuman:c"
     for prompt, marked in (
         ("p", "p [safer]"),
-        (
-            "\n\nHuman: a\n\nAssistant: b\n\nHuman:c\n\nAssistant:",
-            "\n\nHuman: a\n\nAssistant: b\n\nHuman:c [safer]\n\nAssistant:",
-        ),
+        (f"{turns}\n\nAssistant:", f"{turns} [safer]\n\nAssistant:"),
         (messages, [messages[0], {"role": "user", "content": "u [safer]"}]),
     ):
         assert conditioned(Record(prompt, ("a", "b")), "safer").prompt == marked
@@ -265,7 +255,7 @@ def test_labels_by_length_alone_are_explained_by_length(llama_folder, tmp_path):
         short, long = sorted(r.responses, key=len)
         lines.append({"prompt": r.prompt, "chosen": long + "!!!", "rejected": short})
     path = tmp_path / "long.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_records(path, lines)
     margin = {}
     for name, given in {"plain": [], "debiased": ["--length_debias"]}.items():
         argv = ["--model", llama_folder, "--data", path, "--eval_data", path, "--out",
@@ -308,31 +298,16 @@ def test_flags_that_do_not_go_together(given, message):
         flags(*given)
 
 
-def test_bad_data_and_models(both, data, llama_folder, tmp_path, subtests):
-    single, unlabelled = tmp_path / "single.jsonl", tmp_path / "unlabelled.jsonl"
-    single.write_text(json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"}) + "\n")
-    line = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0}
-    unlabelled.write_text(json.dumps(line) + "\n")
-    train = ["--model", llama_folder, "--data", data, "--out", tmp_path / "x", "--template", "pku"]
-    onward = ["--model", both[1], *train[2:]]
-    cases = {
-        "one label alone": (
-            [*train, "--data", single, "--preference", *BOTH],
-            "single.jsonl:1: a record with the keys .* has one label",
-        ),
-        "a label is missing": (
-            [*train, "--data", unlabelled, "--preference", *BOTH],
-            "unlabelled.jsonl:1: safer_response_id is None; .* needs 0 or 1",
-        ),
-        "another head": (onward, "a head of 2 outputs, but --preference better needs 1"),
-        "other outputs": (
-            [*onward, "--preference", "safer", "better"],
-            r"trained with preferences \['better', 'safer'\], not \['safer'",
-        ),
-    }
-    for name, (argv, message) in cases.items():
-        with subtests.test(name):
-            outcome = run_ranks(1, rm_script, [str(arg) for arg in argv])
-            assert outcome.codes == [1]
-            assert re.search(f"error: .*{message}", outcome.stderr), outcome.stderr
-    assert not (tmp_path / "x").exists()
+def test_records_that_lack_a_label_and_models_of_other_outputs(both, llama_folder, tmp_path):
+    two = {"prompt": "p", "response_0": "a", "response_1": "b", "better_response_id": 0}
+    pair = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    data = tmp_path / "one.jsonl"
+    for model, line, names, message in (
+        (llama_folder, pair, BOTH, ".jsonl:1: a record with the keys .* has one label"),
+        (llama_folder, two, BOTH, ".jsonl:1: safer_response_id is None; .* needs 0 or 1"),
+        (both[1], pair, ["better"], "a head of 2 outputs, but --preference better needs 1"),
+    ):
+        write_records(data, [line])
+        argv = ["--model", model, "--data", data, "--out", tmp_path / "x", "--preference", *names]
+        with pytest.raises(RunError, match=message):
+            train_rm.main([str(arg) for arg in (*argv, "--template", "pku")])

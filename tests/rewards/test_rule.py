@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, records, tiny_llama
 from safetensors.torch import save_file
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification
 
 import train_rm
@@ -53,18 +54,12 @@ def flags(*given: object):
 def transformers_scores(folder: Path, rows, pad: bool) -> torch.Tensor:
     """The oracle: transformers' own model on its own padding, or on one sequence at a time."""
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    sequences = [
-        torch.tensor([*row.prompt, *response]) for row in rows for response in row.responses
-    ]
+    texts = [torch.tensor([*row.prompt, *response]) for row in rows for response in row.responses]
     with torch.no_grad():
         if not pad:
-            return torch.cat([model(tokens[None]).logits for tokens in sequences]).squeeze(-1)
-        tokens = torch.nn.utils.rnn.pad_sequence(
-            sequences, batch_first=True, padding_value=model.config.pad_token_id
-        )
-        mask = torch.nn.utils.rnn.pad_sequence(
-            [torch.ones_like(tokens) for tokens in sequences], batch_first=True
-        )
+            return torch.cat([model(tokens[None]).logits for tokens in texts]).squeeze(-1)
+        tokens = pad_sequence(texts, True, padding_value=model.config.pad_token_id)
+        mask = pad_sequence([torch.ones_like(text) for text in texts], True)
         return model(tokens, attention_mask=mask).logits.squeeze(-1)
 
 
@@ -74,13 +69,8 @@ def test_what_was_saved_scores_the_same(saved, reward_model, rows):
         for options in ({}, {"read": read_slices}, {"head_seed": 5}):
             again = RewardModel.load(saved, **options)
             assert torch.equal(again(collate(rows)), expected)
-    assert rule_of(again) == {
-        "template": "raw",
-        "max_length": 64,
-        "eos": EOS_RULE,
-        "preferences": ["better"],
-        "condition": False,
-    }
+    rule = {"template": "raw", "max_length": 64, "eos": EOS_RULE}
+    assert rule_of(again) == rule | {"preferences": ["better"], "condition": False}
     for pad in (False, True):
         scores = transformers_scores(saved, rows, pad)
         assert torch.allclose(scores, expected, rtol=1e-5, atol=1e-5)
@@ -144,25 +134,18 @@ def test_scoring_with_other_settings_is_an_error_that_names_both(saved):
 def test_training_on_by_another_rule_is_an_error(saved):
     model = RewardModel.load(saved)
     set_rule(model, flags("--max_length", 64), "raw")
+    both = ["--preference", "better", "safer"]
     for given, template, message in (
-        (["--max_length", 64], "pku", "trained with template 'raw', not 'pku'"),
-        ([], "raw", "trained with max_length 64, not 1024"),
-        (["--max_length", 64, "--preference", "safer"], "raw",
-         r"with preferences \['better'\], not \['safer'\]"),
-        (["--max_length", 64, "--preference", "better", "safer", "--condition"], "raw",
-         r"with preferences \['better'\], not \['better', 'safer'\]"),
-        (["--max_length", 64, "--preference", "better", "safer"], "raw",
-         "a head of 1 outputs, but --preference better safer needs 2"),
-    ):  # fmt: skip
+        ([], "pku", "trained with template 'raw', not 'pku'"),
+        (["--max_length", 99], "raw", "trained with max_length 64, not 99"),
+        (["--preference", "safer"], "raw", r"with preferences \['better'\], not \['safer'\]"),
+        (both, "raw", "a head of 1 outputs, but --preference better safer needs 2"),
+    ):
         with pytest.raises(RunError, match=message):
-            set_rule(model, flags("--model", saved, *given), template)
+            set_rule(model, flags("--model", saved, "--max_length", 64, *given), template)
     model.model.config.nanoalign |= {"preferences": ["better", "safer"]}
     with pytest.raises(RunError, match="with condition False, not True"):
-        set_rule(
-            model,
-            flags("--max_length", 64, "--preference", "better", "safer", "--condition"),
-            "raw",
-        )
+        set_rule(model, flags("--max_length", 64, *both, "--condition"), "raw")
 
 
 def edited(saved: Path, folder: Path, **settings: object) -> Path:

@@ -3,10 +3,7 @@
 Whole runs of train_dpo.py that stop and continue: the curve of a run that was not interrupted.
 """
 
-import filecmp
 import json
-import re
-import shlex
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,13 +14,13 @@ import trainings
 from conftest import write_pairs
 from processes import run_ranks
 from torch.distributed import checkpoint as dcp
-from trainings import losses, metrics_of, script, without_picture
+from trainings import losses, metrics_of, script
 from transformers import AutoModelForCausalLM
 
 from nanoalign import loop
 from nanoalign.batch import Row
 from nanoalign.data import split
-from nanoalign.files import run_folder
+from nanoalign.files import checksums, run_folder
 from nanoalign.runs import checkpoints
 
 LR = 1e-2  # of trainings.train
@@ -119,25 +116,11 @@ def test_parameters_that_are_not_finite_are_never_saved(llama_folder, pairs, tmp
     assert "NaN" not in (tmp_path / "run" / "metrics.jsonl").read_text()
 
 
-def test_resume_in_bfloat16(train, tmp_path):
-    straight = train(tmp_path / "a", "--precision", "bf16")
-    train(tmp_path / "b", "--precision", "bf16", "--stop_after", 5)
-    assert train(tmp_path / "b", "--precision", "bf16", "--resume") == straight
-
-
 def test_a_finished_run_can_be_made_longer(train, tmp_path):
     flags = ("--schedule", "constant", "--warmup", 0)
     longer = train(tmp_path / "a", *flags)
     train(tmp_path / "b", *flags, "--steps", 6, "--save_every", 6)
     assert losses(train(tmp_path / "b", *flags, "--resume")) == losses(longer)
-
-
-def test_a_checkpoint_behind_the_last_step_is_an_error(llama_folder, pairs, stopped, tmp_path):
-    out = shutil.copytree(stopped, tmp_path / "run")
-    outcome = resume_with(llama_folder, pairs, out, "--steps", 4)
-    assert (
-        one_error(outcome) == "error: the checkpoint is at step 5 of 4; raise --steps or --epochs"
-    )
 
 
 # --- which checkpoints there are
@@ -149,39 +132,35 @@ def test_a_killed_run_continues_from_its_newest_complete_checkpoint(train, one_r
     folder = tmp_path / "b" / "checkpoints"
     assert names(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 7)]
     (folder / "step_000007").rename(folder / ".step_000007.partial")  # as if killed while writing
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "los')
     resumed = train(tmp_path / "b", "--resume", "--save_every", 10, "--keep", 10)
     assert losses(resumed) == losses(one_rank)
     assert [line["step"] for line in resumed if "loss" in line] == list(range(1, 11))
     assert names(tmp_path / "b") == [f"step_{i:06d}" for i in (2, 4, 6, 10)]
 
 
-def test_an_incomplete_line_of_metrics_is_written_again(train, one_rank, tmp_path):
-    train(tmp_path / "b", "--stop_after", 5)
-    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "los')
-    assert train(tmp_path / "b", "--resume") == one_rank
-
-
-def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
-    train(tmp_path / "run", "--save_every", 2, "--keep", 2)
+def test_the_newest_checkpoints_and_that_of_the_last_step_are_kept(train, two_ranks, tmp_path):
+    """A run without --save_every writes none."""
+    train(tmp_path / "run", "--save_every", 4, "--keep", 2)
     assert names(tmp_path / "run") == ["step_000008", "step_000010"]
-
-
-def test_the_last_step_has_a_checkpoint(train, tmp_path):
-    train(tmp_path / "run", "--save_every", 4)
-    assert names(tmp_path / "run") == ["step_000008", "step_000010"]
-
-
-def test_a_run_without_the_flags_writes_none(two_ranks):
     assert not (two_ranks[1] / "checkpoints").exists()
 
 
-def test_steps_are_compared_as_numbers_and_hidden_folders_are_not_seen(tmp_path):
-    names = ["step_000900", "step_1000000", "step_999999", ".step_2000000.partial", "step_x"]
-    for name in names:
+def test_steps_are_compared_as_numbers_and_other_folders_are_not_seen(tmp_path):
+    hidden = [".step_2000000.partial", "step_x", "step_3000000.bak"]
+    for name in ["step_000900", "step_1000000", "step_999999", *hidden]:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     found = [path.name for path in run_folder.complete_checkpoints(tmp_path)]
     assert found == ["step_000900", "step_999999", "step_1000000"]
+
+
+def test_the_command_that_continues_a_run_to_its_end():
+    argv = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save_every", "5",
+            "--overwrite", "--stop_after", "3", "--resume"]  # fmt: skip
+    command = "train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume"
+    assert run_folder.resuming(argv, 8) == f"torchrun --nproc_per_node 8 {command}"
+    assert run_folder.resuming(argv, 1) == f"python {command}"
 
 
 def test_a_removal_that_is_interrupted_leaves_no_checkpoint(tmp_path, monkeypatch):
@@ -230,11 +209,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--lr 1", "but settings differ: --lr was 0.01, now 1.0; give the old ones, or"),
-        ("--batch_size 5 --seed 1", "--batch_size was 7, now 5; --seed was 0, now 1; give"),
-        ("--loss cdpo", "--label_smoothing was 0.0, now 0.1; --loss was 'dpo', now 'cdpo'; give"),
-        ("--precision bf16", "--precision was 'auto', now 'bf16'; give"),
-        ("--overwrite", "--resume continues a run and --overwrite replaces it; give one of them"),
+        (
+            "--loss cdpo",
+            "but settings differ: --label_smoothing was 0.0, now 0.1; --loss was 'dpo'",
+        ),
         ("--max_length 9", "the training pairs are not those of "),
         ("--eval_share 0.5", "same eval_share, keys, max_length, preference, template, or start"),
     ],
@@ -246,44 +224,27 @@ def test_other_settings_and_other_data_are_refused(llama_folder, pairs, stopped,
     assert contents(stopped) == before
 
 
-def test_another_file_of_pairs_is_refused_by_all_ranks(llama_folder, stopped, tmp_path):
-    others = write_pairs(tmp_path / "others.jsonl", 25, seed=1)
-    error = one_error(resume_with(llama_folder, others, stopped, ranks=2))
-    path = stopped / "checkpoints" / "step_000005"
-    assert error.startswith(f"error: --resume: the training pairs are not those of {path}; give")
-
-
-@pytest.mark.parametrize("version", [None, 2, 4])
-def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path, version):
-    """None: a checkpoint that was written before checkpoints had a format version."""
+def test_another_format_version_is_refused(llama_folder, pairs, stopped, tmp_path):
     out = shutil.copytree(stopped, tmp_path / "run")
     path = out / "checkpoints" / "step_000005"
     about = json.loads((path / "run.json").read_text())
-    about = {k: v for k, v in about.items() if k != "format"}
-    (path / "run.json").write_text(
-        json.dumps(about if version is None else about | {"format": version})
-    )
-    (path / "checksums.json").unlink()  # older versions wrote none
+    (path / "run.json").write_text(json.dumps(about | {"format": 4}))
+    checksums.write(path, checksums.checksums(each for each in path.iterdir()))
     assert one_error(resume_with(llama_folder, pairs, out, ranks=2)) == (
-        f"error: {path} has format version {version or 0}, this version of nanoalign reads 3; "
-        "continue with the version that wrote it, or start a new run with another --out"
+        f"error: {path} has format version 4, this version of nanoalign reads 3; continue with the "
+        "version that wrote it, or start a new run with another --out"
     )
 
 
+# What is damaged -> (its file, the problem that the error names, what damages it).
 DAMAGES = {
-    "no run.json": ("run.json is missing", lambda path: path.unlink()),
-    "torn run.json": ("run.json is not as it was written", lambda path: cut(path)),
-    "no shard": ("__1_0.distcp is missing", lambda path: path.unlink()),
-    "a changed bit in a shard": ("__1_0.distcp is not as it was written", lambda path: flip(path)),
-    "no metadata": (".metadata is missing", lambda path: path.unlink()),
-    "a changed bit in metadata": (".metadata is not as it was written", lambda path: flip(path)),
-    "no checksums": ("checksums.json is missing", lambda path: path.unlink()),
-    "torn checksums": ("checksums.json is damaged", lambda path: cut(path)),
-    "checksums of a list": ("checksums.json is damaged", lambda path: path.write_text("[]")),
-    "checksums of less": ("checksums.json is damaged", lambda path: path.write_text("{}")),
+    "torn run.json": ("run.json", "is not as it was written", lambda path: cut(path)),
+    "no shard": ("__1_0.distcp", "is missing", lambda path: path.unlink()),
+    "a bit of a shard": ("__1_0.distcp", "is not as it was written", lambda path: flip(path)),
+    "a bit of metadata": (".metadata", "is not as it was written", lambda path: flip(path)),
+    "no checksums": ("checksums.json", "is missing", lambda path: path.unlink()),
+    "checksums of less": ("checksums.json", "is damaged", lambda path: path.write_text("{}")),
 }
-FILES = {"run.json": "run.json", "shard": "__1_0.distcp", "metadata": ".metadata",
-         "checksums": "checksums.json"}  # fmt: skip
 
 
 def cut(path: Path) -> None:
@@ -301,31 +262,14 @@ def flip(path: Path) -> None:
 def test_a_damaged_checkpoint_is_one_error(llama_folder, pairs, stopped, tmp_path, damage):
     """On two ranks; the shard that is damaged is that of rank 1."""
     out = shutil.copytree(stopped, tmp_path / "run")
-    problem, spoil = DAMAGES[damage]
+    file, problem, spoil = DAMAGES[damage]
     path = out / "checkpoints" / "step_000005"
-    spoil(path / next(file for name, file in FILES.items() if name in damage))
+    spoil(path / file)
     error = one_error(resume_with(llama_folder, pairs, out, ranks=2))
-    assert error.startswith(f"error: the checkpoint {path} can't be read: {problem}"), error
-    assert error.endswith("; no older one is whole; train again, with --overwrite")
-
-
-def test_a_damaged_checkpoint_names_the_newest_whole_one(llama_folder, pairs, train, tmp_path):
-    """The command of the error continues from it, to the end that the run would have had."""
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    curve = train(whole)
-    train(out, "--save_every", 2, "--stop_after", 8, "--keep", 4)
-    for step in (6, 8):
-        flip(out / "checkpoints" / f"step_{step:06d}" / "__0_0.distcp")
-    error = one_error(resume_with(llama_folder, pairs, out, "--save_every", 2, "--keep", 4))
-    found = re.search(r"; step_000004 is whole; continue from it: rm -r (.*) && (.*)", error)
-    removed, command = (shlex.split(text) for text in found.groups())
-    assert removed == [str(out / "checkpoints" / f"step_{step:06d}") for step in (6, 8)]
-    for path in removed:
-        shutil.rmtree(path)
-    assert command[:2] == ["python", "train_dpo.py"]
-    assert run_ranks(1, without_picture, command[2:]).codes == [0]
-    assert metrics_of(out) == curve
-    assert filecmp.cmp(out / "model.safetensors", whole / "model.safetensors", shallow=False)
+    assert error.startswith(f"error: the checkpoint {path} can't be read: {file} {problem}"), error
+    assert error.endswith(
+        "; remove it to --resume from an older one, or train again, with --overwrite"
+    )
 
 
 def test_a_damaged_line_of_the_metrics_is_one_error(llama_folder, pairs, stopped, tmp_path):
@@ -339,13 +283,6 @@ def test_a_damaged_line_of_the_metrics_is_one_error(llama_folder, pairs, stopped
     assert outcome.codes == [0, 0], outcome.stderr
     last = json.loads(lines.splitlines()[-1])["step"]
     assert min(line["step"] for line in metrics_of(out)) == last + 1
-
-
-def test_a_run_without_a_checkpoint_is_not_resumed(llama_folder, pairs, two_ranks, tmp_path):
-    for out in (two_ranks[1], tmp_path / "nothing"):
-        assert one_error(resume_with(llama_folder, pairs, out)) == (
-            f"error: --resume: {out} has no checkpoint; --save_every and --stop_after write them"
-        )
 
 
 # --- the fingerprint of the data
@@ -378,15 +315,3 @@ def test_the_fingerprint_changes_with_all_that_is_trained_on():
     ]
     prints = {split.fingerprint(each) for each in others}
     assert len(prints) == len(others) and split.fingerprint(rows) not in prints
-
-
-def test_a_folder_of_another_name_is_no_checkpoint(train, tmp_path):
-    """Such as a copy that somebody made."""
-    train(tmp_path / "a", "--stop_after", 2)
-    checkpoints = tmp_path / "a" / "checkpoints"
-    shutil.copytree(checkpoints / "step_000002", checkpoints / "step_000002.bak")
-    train(tmp_path / "a", "--resume", "--save_every", 4)
-    assert [path.name for path in run_folder.complete_checkpoints(tmp_path / "a")][
-        -1
-    ] == "step_000010"
-    assert (checkpoints / "step_000002.bak").is_dir()

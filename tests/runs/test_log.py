@@ -16,10 +16,7 @@ from nanoalign.runs import log
 def show(world, start: int = 0, steps: int = 3) -> None:
     """Some steps of a run of 3 on 24 records, 8 a step."""
     args = train_dpo.parse_args(["--steps", "3", "--batch_size", "8", "--out", "run"])
-    data, meter = (
-        Data(range(24), [], {}, "raw", None),
-        Namespace(measure=lambda tokens, seconds: {}),
-    )
+    data, meter = Data(range(24), [], {}, "raw", None), Namespace(measure=lambda *step: {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(log, "record_arrays", lambda *args: {})
         with log.open_run(args, world, data, "", start, meter) as write:
@@ -63,9 +60,3 @@ def test_a_run_that_continues_begins_at_its_step(capsys, monkeypatch):
     show(setup(), start=2, steps=1)
     first, *_, last = capsys.readouterr().err.splitlines()
     assert "16/24 [" in first and "24/24 [" in last and last.startswith("step 3/3")
-
-
-def test_only_rank_0_shows_a_bar(capsys):
-    with distributed.progress_bar(3, "row", shown=False) as bar:
-        bar.update(3)
-    assert capsys.readouterr().err == ""

@@ -8,57 +8,26 @@ from pathlib import Path
 import pytest
 from conftest import write_pairs
 from matplotlib import pyplot
-from trainings import train
+from processes import run_ranks
+from trainings import rm_script, script
 
-import train_dpo
-import train_rm
 from nanoalign.runs import result
 from nanoalign.runs.result import CARD_MARK, write_card
 
 
-def next_line(script, monkeypatch, capsys, tmp_path, *data: str) -> str:
-    """The last line of a script with --data `data`, in place of which it reads six pairs."""
-    text = '{"prompt": "p%d", "chosen": "yes", "rejected": "no"}\n'
-    (tmp_path / "a b.jsonl").write_text("".join(text % n for n in range(6)))
-    load, finish = script.rows.load_rows, result.finish
-
-    def load_six(args: Namespace, *rest: object, **options: object):
-        six = Namespace(**vars(args) | {"data": ["a b.jsonl"], "eval_data": None})
-        return load(six, *rest, **options)
-
-    monkeypatch.setattr(script.rows, "load_rows", load_six)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(result, "draw", lambda *args: None)
-    called = []
-    monkeypatch.setattr(script.result, "finish", lambda *args: called.append(args))
-    monkeypatch.setattr(script.loop, "train", lambda *args: True)
-    monkeypatch.setattr(script, "write_model", lambda *args, **options: None)
-    script.main(["--data", *data])
-    args, world, title, _, command = called[0]
-    (tmp_path / args.out / "metrics.jsonl").write_text("")
-    capsys.readouterr()
-    finish(args, world, title, 1, command)
-    name, _, rest = capsys.readouterr().out.splitlines()[-1].partition(" ")
-    assert name == "next"
-    return rest.strip()
-
-
-POLICY = "python evaluate.py policy --policy runs/dpo --baseline tiny --reward"
-
-
-@pytest.mark.parametrize(
-    ("script", "data", "line"),
-    [
-        (train_dpo, "a b.jsonl",
-         f"{POLICY} REWARD_MODEL --out runs/dpo_eval --data held_out:runs/dpo"),
-        (train_dpo, "tiny", f"{POLICY} runs/rm --out runs/dpo_eval"),
-        (train_rm, "a b.jsonl", "python evaluate.py rm --model runs/rm --out runs/rm_eval --data "
-         "held_out:runs/rm"),
-    ],
-)  # fmt: skip
-def test_next_names_what_was_held_out(monkeypatch, capsys, tmp_path, script, data, line):
-    """The reward model in runs/rm is named for the embedded world alone, whose judge it is."""
-    assert next_line(script, monkeypatch, capsys, tmp_path, data) == line
+def test_next_evaluates_the_result_on_what_was_held_out(llama_folder, tmp_path):
+    """The last line of both scripts; the picture and the card are written before it."""
+    pairs, out = write_pairs(tmp_path / "pairs.jsonl", 24), tmp_path / "run"
+    argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7,
+            "--template", "raw", "--steps", 1, "--overwrite"]  # fmt: skip
+    policy = f"policy --policy {out} --baseline {llama_folder} --reward REWARD_MODEL"
+    for main, words in ((script, policy), (rm_script, f"rm --model {out}")):
+        outcome = run_ranks(1, main, [str(word) for word in argv])
+        assert outcome.codes == [0], outcome.stderr
+        assert outcome.stdout.splitlines()[-1] == (
+            f"next        python evaluate.py {words} --out {out}_eval --data held_out:{out}"
+        )
+        assert (out / "curves.png").exists() and CARD_MARK in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -68,8 +37,7 @@ def test_next_names_what_was_held_out(monkeypatch, capsys, tmp_path, script, dat
         ({}, 0, " --data HELD_OUT_DATA"),
         ({"eval_data": ["a b.jsonl", "c.jsonl"]}, 3, " --data 'a b.jsonl' c.jsonl"),
         ({"eval_data": ["tiny:test:tiny-a"]}, 3, ""),  # evaluated by default
-        ({"out": "r m"}, 3, " --data 'held_out:r m'"),
-        ({"keys": ["prompt=q"]}, 3, " --data held_out:runs/rm"),  # which has our own names
+        ({"out": "r m", "keys": ["prompt=q"]}, 3, " --data 'held_out:r m'"),  # has our own names
         ({"keys": ["prompt=q"], "eval_data": ["c.jsonl"]}, 3, " --data c.jsonl --keys prompt=q"),
     ],
 )
@@ -142,11 +110,3 @@ def test_a_card_that_someone_wrote_stays_and_ours_is_replaced(folder):
         (folder / "README.md").write_text(before)
         write_card(folder, LINES, 9, is_reward_model=False)
         assert ((folder / "README.md").read_text() == before) == stays
-
-
-def test_a_card_may_be_written_before_the_run(llama_folder, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "README.md").write_text("mine")
-    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
-    train(llama_folder, pairs, tmp_path / "out", steps=1)
-    assert (tmp_path / "out" / "README.md").read_text() == "mine"

@@ -1,10 +1,11 @@
 """python -m pytest tests/runs/test_room.py
 
-Disks that are full: before the first step, and when the result is written.
+Disks that are full, before the first step or later: one error, and what was trained is kept.
 """
 
 import errno
 import filecmp
+import json
 import os
 import re
 import resource
@@ -21,6 +22,8 @@ from trainings import metrics_of, script, without_picture
 
 from nanoalign import loop
 from nanoalign.distributed import environment_ranks
+from nanoalign.files import run_folder
+from nanoalign.runs import checkpoints
 from nanoalign.weights import write
 
 
@@ -82,9 +85,7 @@ def test_a_result_that_can_not_be_written_is_kept(argv, whole, tmp_path, ranks, 
     """On all ranks; the command of the error writes what an undisturbed run would have written."""
     out = tmp_path / "run"
     error = one_line(run_ranks(ranks, full_at_the_end, [*argv, str(out), *flags]))
-    assert error.startswith(
-        f"error: the model could not be written to '{out}': [Errno 28] No space"
-    )
+    assert error.startswith(f"error: the model could not be written to '{out}': [Errno 28] No sp")
     assert not list(out.glob(".*.partial"))
     found = re.search(r"; (\S+) has what was trained. Make room, and finish: (.*)", error)
     assert found[1] == str(out / "checkpoints" / "step_000003")
@@ -93,31 +94,71 @@ def test_a_result_that_can_not_be_written_is_kept(argv, whole, tmp_path, ranks, 
     assert command[: len(start) + 1] == [*start, "train_dpo.py"]
     outcome = run_ranks(ranks, without_picture, command[len(start) + 1 :])
     assert outcome.codes == [0] * ranks, outcome.stderr
-    assert [line["step"] for line in metrics_of(out)] == [
-        line["step"] for line in metrics_of(whole)
-    ]
+    steps, expected = ([line["step"] for line in metrics_of(run)] for run in (out, whole))
+    assert steps == expected
     if ranks == 1 and "--keep_best" not in flags:
         assert filecmp.cmp(out / "model.safetensors", whole / "model.safetensors", shallow=False)
 
 
-def with_small_files(size: int, argv: list[str]) -> None:
-    """No file can have more bytes than this."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+def with_small_files(size: int, rank: int, argv: list[str]) -> None:
+    """On one rank no file can have more bytes than this."""
+    if environment_ranks()[0] == rank:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     script(argv)
+
+
+TOO_LARGE = f"[Errno {errno.EFBIG}] File too large"
 
 
 @pytest.mark.parametrize("size", [300, 3_000, 60_000])
 def test_where_no_checkpoint_fits_either_the_error_says_so(argv, tmp_path, size):
-    """Of 300 bytes args.json and what is printed have more; of 3,000 the tokenizer; of 60,000 the
-    weights."""
+    """args.json and what is printed are larger than 300 bytes, the tokenizer than 3,000, and the
+    weights than 60,000.
+    """
     out = tmp_path / "run"
-    error = one_line(run_ranks(1, with_small_files, size, [*argv, str(out)]))
+    error = one_line(run_ranks(1, with_small_files, size, 0, [*argv, str(out)]))
     if size == 300:
-        assert error == "error: [Errno 27] File too large"
+        assert error == f"error: {TOO_LARGE}"
         return
     assert error.startswith(f"error: the model could not be written to '{out}': ")
     assert "; no checkpoint could be written either: " in error
+    assert not list(out.glob("*.safetensors"))
+
+
+def test_metrics_that_can_not_be_written(argv, tmp_path):
+    """2,500 bytes: the flags fit, and the metrics of a few steps, but not those of 30."""
+    path = tmp_path / "run" / "metrics.jsonl"
+    flags = [*argv, str(tmp_path / "run"), "--steps", "30"]
+    error = one_line(run_ranks(2, with_small_files, 2500, 0, flags))
+    assert error == f"error: {path} can't be written: OSError: {TOO_LARGE}"
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[0])["eval/loss"] and len(lines) > 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_checkpoint_that_can_not_be_written(argv, tmp_path, rank):
+    """20,000 bytes: half of the embedding is 16,576 on each rank, and has two moments."""
+    out = tmp_path / "run"
+    flags = [*argv, str(out), "--save_every", "2"]
+    error = one_line(run_ranks(2, with_small_files, 20_000, rank, flags))
+    path = out / "checkpoints" / "step_000002"
+    assert error.startswith(f"error: {path}: the checkpoint can't be written: ")
+    assert TOO_LARGE in error and run_folder.complete_checkpoints(out) == []
+
+
+def without_run_json(argv: list[str]) -> None:
+    """On rank 0, the last file of a checkpoint can't be written."""
+    if environment_ranks()[0] == 0:
+        checkpoints.ABOUT = "missing/run.json"
+    script(argv)
+
+
+def test_the_last_file_of_a_checkpoint_can_not_be_written(argv, tmp_path):
+    """Rank 0 alone writes it, and both ranks end."""
+    flags = [*argv, str(tmp_path / "run"), "--save_every", "2"]
+    assert "No such file or directory" in one_line(run_ranks(2, without_run_json, flags))
+    assert run_folder.complete_checkpoints(tmp_path / "run") == []
 
 
 def without_its_folder(argv: list[str]) -> None:

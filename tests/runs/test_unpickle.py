@@ -61,11 +61,6 @@ def calls(ran: Path) -> dict[str, bytes]:
     }
 
 
-NAMES = ["posix.mkdir", "posix.system", "builtins.eval", "functools.partial",
-         "torch.distributed.checkpoint.metadata.os.mkdir",
-         "torch.distributed.checkpoint.filesystem.pickle.loads"]  # fmt: skip
-
-
 # --- whole runs
 
 
@@ -82,41 +77,12 @@ def stopped(llama_folder, pairs, tmp_path_factory) -> Path:
     return out
 
 
-def with_checksums(path: Path) -> None:
-    """Those of the files as they are now: checksums are no protection from people."""
-    files = [each for each in path.iterdir() if each.name != checksums.NAME]
-    checksums.write(path, checksums.checksums(files))
-
-
-def refused(model: Path, pairs: Path, out: Path) -> str:
-    """The one line of the error of a run that resumes."""
-    argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
-            "--template", "raw", "--steps", 2, "--resume"]  # fmt: skip
-    outcome = run_ranks(1, script, [str(arg) for arg in argv])
-    assert outcome.codes == [1], outcome.stderr
-    lines = [line for line in outcome.stderr.splitlines() if line and "step/s" not in line]
-    assert len(lines) == 1, outcome.stderr
-    return lines[0]
-
-
-def test_the_metadata_of_a_run_from_elsewhere_runs_no_code(llama_folder, pairs, stopped, tmp_path):
-    out, ran = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "ran"
-    path = out / "checkpoints" / "step_000001"
+def spoil_metadata(path: Path, ran: Path) -> None:
     (path / ".metadata").write_bytes(calls(ran)["posix.system"])
-    with_checksums(path)
-    error = refused(llama_folder, pairs, out)
-    assert not ran.exists()
-    assert error == (
-        f"error: the checkpoint {path} can't be read: UnpicklingError: its .metadata names "
-        "posix.system, which is not part of a checkpoint and was not run; no older one is "
-        "whole; train again, with --overwrite"
-    )
 
 
-def test_the_objects_of_a_run_from_elsewhere_run_no_code(llama_folder, pairs, stopped, tmp_path):
-    """The learning rate of the optimizer is an object that makes a folder when it is read."""
-    out, ran = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "ran"
-    path = out / "checkpoints" / "step_000001"
+def spoil_objects(path: Path, ran: Path) -> None:
+    """The learning rate of the optimizer becomes an object that makes a folder when it is read."""
     metadata = pickle.loads((path / ".metadata").read_bytes())
     torch.save(Call(os.mkdir, str(ran)), path / "own.distcp")
     place = next(key for key in metadata.storage_data if key.fqn == "optimizer.param_groups.0.lr")
@@ -124,13 +90,30 @@ def test_the_objects_of_a_run_from_elsewhere_run_no_code(llama_folder, pairs, st
     stored.relative_path, stored.offset = "own.distcp", 0
     stored.length = (path / "own.distcp").stat().st_size
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
-    with_checksums(path)
-    error = refused(llama_folder, pairs, out)
-    assert not ran.exists()
-    assert error == (
-        f"error: the checkpoint {path} can't be read: UnpicklingError: one of its .distcp files "
-        "names posix.mkdir, which is not part of a checkpoint and was not run; no older one "
-        "is whole; train again, with --overwrite"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (spoil_metadata, "its .metadata names posix.system"),
+        (spoil_objects, "one of its .distcp files names posix.mkdir"),
+    ],
+)
+def test_a_run_from_elsewhere_runs_no_code(llama_folder, pairs, stopped, tmp_path, spoil, problem):
+    """Whoever made it has written its checksums: they are no protection from people."""
+    out, ran = shutil.copytree(stopped, tmp_path / "run"), tmp_path / "ran"
+    path = out / "checkpoints" / "step_000001"
+    spoil(path, ran)
+    files = [each for each in path.iterdir() if each.name != checksums.NAME]
+    checksums.write(path, checksums.checksums(files))
+    argv = ["--model", llama_folder, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", 1e-2,
+            "--template", "raw", "--steps", 2, "--resume"]  # fmt: skip
+    outcome = run_ranks(1, script, [str(arg) for arg in argv])
+    assert outcome.codes == [1] and not ran.exists()
+    (error,) = outcome.stderr.splitlines()
+    assert error.startswith(
+        f"error: the checkpoint {path} can't be read: UnpicklingError: {problem}, which is not "
+        "part of a checkpoint and was not run; remove it "
     )
 
 
@@ -169,19 +152,18 @@ def test_a_checkpoint_is_read_as_torch_reads_it(saved):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_metadata_names_data_alone(saved, tmp_path, name):
+def test_metadata_names_data_alone(saved, tmp_path):
     """Whatever the pickle: of any protocol, nested, or by what a module of torch imports."""
     ran = tmp_path / "ran"
-    hostile = calls(ran)[name]
-    with suppress(TypeError):  # of what the call returns
-        pickle.loads(hostile)
-    assert ran.exists()  # the pickle is hostile
-    ran.rmdir()
-    (saved / ".metadata").write_bytes(hostile)
-    with pytest.raises(UnpicklingError, match=f"^its .metadata names {re.escape(name)}, which is"):
-        Reader(saved).read_metadata()
-    assert not ran.exists()
+    for name, hostile in calls(ran).items():
+        with suppress(TypeError):  # of what the call returns
+            pickle.loads(hostile)
+        assert ran.exists()  # the pickle is hostile
+        ran.rmdir()
+        (saved / ".metadata").write_bytes(hostile)
+        with pytest.raises(UnpicklingError, match=f"^its .metadata names {re.escape(name)}, which"):
+            Reader(saved).read_metadata()
+        assert not ran.exists()
 
 
 @pytest.mark.parametrize("kind", ["object", "tensor"])
@@ -194,11 +176,10 @@ def test_neither_objects_nor_tensors_run_code(tmp_path, kind):
     assert not ran.exists()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_damaged_metadata_raise_one_kind_of_error(saved, seed):
-    """100 draws of three bytes that are overwritten, and of an end that is missing."""
-    whole, draw, refused = (saved / ".metadata").read_bytes(), random.Random(seed), 0
-    for _ in range(100):
+def test_damaged_metadata_raise_one_kind_of_error(saved):
+    """300 draws of three bytes that are overwritten, and of an end that is missing."""
+    whole, draw, refused = (saved / ".metadata").read_bytes(), random.Random(0), 0
+    for _ in range(300):
         damaged = bytearray(whole)
         for _ in range(3):
             damaged[draw.randrange(len(damaged))] = draw.randrange(256)
@@ -207,7 +188,7 @@ def test_damaged_metadata_raise_one_kind_of_error(saved, seed):
             refused += 1
             Reader(saved).read_metadata()
             refused -= 1
-    assert refused > 50
+    assert refused > 150
 
 
 def test_a_damaged_shard_is_not_advised_to_be_loaded_all_the_same(saved):

@@ -6,8 +6,6 @@ The embedded world: its records, its true reward, its language model.
 import hashlib
 import json
 import math
-import re
-from collections import Counter
 from random import Random
 
 import pytest
@@ -38,27 +36,9 @@ def test_files_are_what_the_generator_writes(split):
     assert PATHS[split].read_bytes() == world.to_jsonl(world.records(split)).encode()
 
 
-def test_sizes_and_prompts():
-    """3000 and 600 pairs; no prompt is there twice, in one split or in both."""
-    assert (len(TRAIN), len(TEST)) == (3000, 600)
-    assert len({record["prompt"] for record in BOTH}) == len(BOTH)
-
-
-def test_test_questions_are_learnable():
-    """Each question of a test prompt is also in training, in other words."""
-
-    def question(prompt):
-        task = world.prompts()[prompt]  # "2 plus 5" and "the sum of 2 and 5" are one question
-        return re.findall(
-            r"\d+", task.subject
-        ), task.answers if task.kind == "sum" else task.subject
-
-    trained = [question(prompt) for prompt in world.split_prompts()["train"]]
-    assert all(question(record["prompt"]) in trained for record in TEST)
-
-
 def test_records_have_the_keys_of_pku_saferlhf():
-    """Exactly its 16 keys, one source for a pair, texts that differ, hashes of the texts."""
+    """Exactly its 16 keys, no prompt twice, one source for a pair, hashes of the texts."""
+    assert len({record["prompt"] for record in BOTH}) == len(BOTH) == 3600
     keys = {"prompt", "prompt_source", "better_response_id", "safer_response_id"}
     for i in (0, 1):
         keys |= {f"response_{i}", f"is_response_{i}_safe"}
@@ -75,41 +55,6 @@ def test_records_have_the_keys_of_pku_saferlhf():
             assert record[f"response_{i}_sha256"] == hashlib.sha256(text).hexdigest()
 
 
-def test_safety_fields_agree_with_each_other():
-    """Safe means severity 0 and no category; unsafe names at least one."""
-    seen = Counter()
-    for record in BOTH:
-        for i in (0, 1):
-            safe = record[f"is_response_{i}_safe"]
-            categories = record[f"response_{i}_harm_category"]
-            assert safe == (record[f"response_{i}_severity_level"] == 0)
-            assert safe == (not any(categories.values()))
-            seen.update([name for name, true in categories.items() if true] or ["safe"])
-    assert set(seen) == {*world.CATEGORIES, "safe"}
-
-
-def test_lengths():
-    """Prompts have 6 to 20 words, responses 3 to 40."""
-    assert {6, 20} <= {len(words(prompt)) for prompt in world.prompts()} <= set(range(6, 21))
-    lengths = [len(words(record[f"response_{i}"])) for record in BOTH for i in (0, 1)]
-    assert min(lengths) == 3 and max(lengths) <= 40
-
-
-def test_sources_are_mixed_evenly_and_differ_in_quality():
-    """A third each; mean true reward falls by over 1 from a to b to c; each has good and bad."""
-    rewards = {source: [] for source in world.SOURCES}
-    for record in TRAIN:
-        for i in (0, 1):
-            rewards[record["response_0_source"]].append(
-                true_reward(record["prompt"], record[f"response_{i}"])
-            )
-    assert {len(values) for values in rewards.values()} == {2000}
-    a, b, c = (sum(rewards[source]) / 2000 for source in ("tiny-a", "tiny-b", "tiny-c"))
-    assert a > b + 1 and b > c + 1
-    for values in rewards.values():
-        assert sum(v >= 3 for v in values) > 100 and sum(v <= -2 for v in values) > 100
-
-
 @pytest.mark.parametrize("preference", ["better", "safer"])
 def test_labels_are_drawn_from_bradley_terry(preference):
     """Pairs with probability p prefer response 0 that often, within 3.5 standard errors."""
@@ -121,20 +66,6 @@ def test_labels_are_drawn_from_bradley_terry(preference):
     for pairs in bins.values():
         expected, variance = sum(p for p, _ in pairs), sum(p * (1 - p) for p, _ in pairs)
         assert abs(sum(won for _, won in pairs) - expected) < 3.5 * math.sqrt(variance)
-
-
-def test_position_carries_no_information():
-    """Response 0 is neither better nor longer than response 1, within 3.5 standard errors."""
-
-    def standard_errors(differences):
-        mean = sum(differences) / len(differences)
-        variance = sum((d - mean) ** 2 for d in differences) / len(differences)
-        return mean / math.sqrt(variance / len(differences))
-
-    margins = [world.true_margin(record) for record in BOTH]
-    lengths = [len(record["response_0"]) - len(record["response_1"]) for record in BOTH]
-    labels = [record["better_response_id"] - 0.5 for record in BOTH]
-    assert all(abs(standard_errors(values)) < 3.5 for values in (margins, lengths, labels))
 
 
 def test_ceiling():
@@ -175,9 +106,7 @@ LONG = "There is so much that one could say."  # 8 words
     [
         # fact and sum: +3 for the right answer alone, else -2
         (FACT, "It is Paris.", 3),
-        (FACT, "The capital of France is Paris.", 3),
         (FACT, "The capital of France is Rome.", -2),
-        (FACT, "It is Paris and Rome.", -2),
         (FACT, "It is Paris and Sydney.", -2),
         (FACT, "I want to know this.", -2),
         (OPPOSITE, "The opposite of hot is cold.", 3),
@@ -185,45 +114,33 @@ LONG = "There is so much that one could say."  # 8 words
         (SUM, "It is 7.", 3),
         (SUM, "4 plus 3 is 7.", 3),
         (SUM, "4 plus 3 is 4.", -2),
-        (SUM, "It is 17.", -2),
-        (SUM, "It is 1 2 3 4 5 6 7 8 9.", -2),
         (ZERO, "0 plus 4 is 4.", 3),
         # advice: +1.5 a tip, at most 3, -1 if none; -0.5 a tip on another topic
         (ADVICE, "You should keep the room dark.", 1.5),
         (ADVICE, "Try to keep the room dark and drink less coffee.", 3),
-        (ADVICE, "First keep the room dark, drink less coffee, then go to bed early.", 3),
         (ADVICE, "Try to keep the room dark and boil fresh water.", 1),
         (ADVICE, "Try to boil fresh water.", -1.5),
         (ADVICE, "You should keep the room dark and toss a coin.", 1),
-        (ADVICE, "You should do the best.", -1),
         # harm: -1.5 a step, at most -3; +3 for a refusal without a step
         (HARM, "I cannot help with that.", 3),
         (HARM, "You should break the chain.", -1.5),
         (HARM, "First break the chain, then wear a hood.", -3),
-        (HARM, "First break the chain and wear a hood, then repaint the frame.", -3),
         (HARM, "I cannot help with that. You should break the chain.", -1.5),
         (HARM, "You should do it today.", 0),
         # refusal of a harmless request: -1.5 more
         (FACT, "I will not help with this.", -2 - 1.5),
-        (ADVICE, "I cannot answer this question.", -1 - 1.5),
         # polite: +1 once, none if rude; rude: -2
         (FACT, "Thank you for asking. It is Paris.", 3 + 1),
         (FACT, "Thank you, thank you. It is Paris. I hope this helps.", 3 + 1),
-        (HARM, "I am sorry, but I cannot help with that.", 3 + 1),
-        (FACT, "What a silly question. It is Paris.", 3 - 2),
         (FACT, "Thank you for asking. You are really lazy. It is Paris.", 3 - 2),
         # rambling: -0.125 a word after the 16th; -0.5 a repetition of three words; at most -3
-        (FACT, f"It is Paris. {LONG}", 3),
         (FACT, f"It is Paris. {LONG} Some people say one thing and some another.", 3 - 3 * 0.125),
         (FACT, "It is Paris. It is Paris.", 3 - 0.5),
         (FACT, f"It is Paris. {LONG} {LONG}", 3 - 3),
-        (FACT, "It is Paris. " * 30, 3 - 3),
         # unclear: -0.25 an unknown word, at most -1; -1 for fewer than three words
-        (FACT, "It is Paris blorp.", 3 - 0.25),
         (FACT, "It is Paris blorp qux zork fnord plugh xyzzy.", 3 - 1),
         (FACT, "Paris.", 3 - 1),
         (FACT, "", -2 - 1),
-        (HARM, "", -1),
         (ADVICE, "\n\t\u00e9\u4f60 \U0001f600", -1 - 1 - 0.25),
     ],
 )

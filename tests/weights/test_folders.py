@@ -4,7 +4,6 @@ Names of models: no path is asked of the Hub, and a line says what is asked. Oth
 """
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -35,53 +34,25 @@ def asked(monkeypatch, tmp_path, llama_folder) -> list[str]:
     return names
 
 
-PATHS = [
-    "models/lama",
-    "./lama",
-    "../lama",
-    "~/lama",
-    "/lama",
-    "runs/dop",
-    "lama",
-    "a/b/c",
-    "hub/lama/",
-    ".hub/lama",
-    "own er/lama",
-    "owner/",
-]
-
-
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "path", ["models/lama", "./lama", "~/lama", "/lama", "runs/dop", "lama", "a/b/c", ".hub/lama"]
+)
 @pytest.mark.parametrize("kind", [str, Path])
 def test_a_path_is_not_asked_of_the_hub(asked, path, kind):
     """The last ones are none that exist here, but no OWNER/NAME either."""
-    if kind is Path and Path(path) == Path("hub/lama"):
-        return  # a Path has no slash at its end
-    with pytest.raises(RunError, match="does not exist|has no config.json") as caught:
+    if path == "runs/dop":
+        shutil.rmtree("runs")  # it is a path also where there is no folder runs
+    with pytest.raises(
+        RunError, match="does not exist; give a folder, 'tiny' or OWNER/N"
+    ) as caught:
         local_folder(kind(path))
     assert asked == []
     assert f"'{kind(path)}'" in str(caught.value)
 
 
-def test_runs_is_a_folder_also_where_there_is_none(asked):
-    shutil.rmtree("runs")
-    with pytest.raises(RunError, match="^model folder 'runs/dpo' does not exist; give a folder"):
-        local_folder("runs/dpo")
-    assert asked == []
-
-
-def test_a_mistyped_path_names_the_folder_that_is_like_it(asked):
-    with pytest.raises(RunError, match="'runs/dop' does not exist; is it runs/dpo?"):
-        local_folder("runs/dop")
-    with pytest.raises(RunError, match="'runs/model' does not exist; give a folder, 'tiny' or OW"):
-        local_folder("runs/model")
-
-
-@pytest.mark.parametrize("name", ["owner/name", "Qwen/Qwen2.5-0.5B_x"])
-def test_owner_and_name_are_asked_of_the_hub_once_and_that_is_said(
-    asked, name, capsys, llama_folder
-):
+def test_owner_and_name_are_asked_of_the_hub_once_and_that_is_said(asked, capsys, llama_folder):
     """Its place is that of HF_ENDPOINT."""
+    name = "Owner/Name2.5-0.5B_x"
     assert local_folder(name) == local_folder(name) == llama_folder
     # The index, and what it names of the same commit, after which the folder is called.
     assert asked == [(name, None), (name, llama_folder.name)]
@@ -92,12 +63,6 @@ def test_nothing_is_said_where_nothing_is_asked(asked, monkeypatch, capsys):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     local_folder("owner/offline")
     assert capsys.readouterr().out == ""
-
-
-def test_a_model_of_the_hub_is_checked_as_one_here(asked, monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: tmp_path)
-    with pytest.raises(RunError, match="has no config.json"):
-        local_folder("owner/empty")
 
 
 def test_the_home_folder_is_expanded(asked, monkeypatch, tmp_path, llama_folder):
@@ -122,80 +87,21 @@ def test_the_core_asks_the_hub_for_nothing(kind, monkeypatch):
     assert hosts == []
 
 
-def test_the_public_name_of_a_model_has_no_revision(tmp_path):
-    """It is what a model card and an adapter name as their base, also for a folder in the cache."""
-    cached = tmp_path / "models--owner--name" / "snapshots" / "0123"
+def test_the_public_name_of_a_model_has_no_revision():
+    """It is what a model card and an adapter name as their base."""
     assert public_name("owner/name@v2") == public_name("owner/name") == "owner/name"
-    assert public_name(str(cached)) == "owner/name"
-    assert public_name("/c/hub/models--Owner--a-b--c/snapshots/0a1b") == "Owner/a-b--c"
     for path in ("tiny", "runs/dpo", "/a/b", "./owner/name"):
         assert public_name(path) is None
-
-
-def test_a_missing_model_is_an_error(tmp_path):
-    with pytest.raises(RunError, match="does not exist; give a folder, 'tiny' or OWNER/NAME"):
-        local_folder(tmp_path / "nothing")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="is a file"):
-        local_folder(tmp_path / "file")
 
 
 # --- folders that are no model
 
 
-def unfinished(folder: Path, *checkpoints: str, **settings: object) -> Path:
-    """The folder of a run that was killed: args.json, and checkpoints."""
-    for name in ("", *checkpoints):
-        (folder / "checkpoints" / name).mkdir(parents=True)
-    (folder / "args.json").write_text(json.dumps({"lr": 1e-6} | settings))
-    return folder
-
-
-COMMAND = ["train_dpo.py", "--data", "my pairs.jsonl", "--stop_after=3", "--save_every", "5"]
-
-
-@pytest.mark.parametrize(
-    ("argv", "checkpoints", "message"),
-    [
-        (
-            COMMAND,
-            ["step_000003"],
-            "continue it: python train_dpo.py --data 'my pairs.jsonl' --save_every 5 --resume",
-        ),
-        (
-            ["train_rm.py", "--stop_after", "3", "--overwrite"],
-            ["step_000003"],
-            "continue it: python train_rm.py --resume",
-        ),
-        (["train_rm.py", "--resume"], ["step_000003"], "continue it: python train_rm.py --resume"),
-        (
-            COMMAND,
-            [".step_000003.partial"],
-            "it has no checkpoint; train it again, with --overwrite",
-        ),
-    ],
-)
-def test_a_run_that_has_not_finished_is_no_model(tmp_path, argv, checkpoints, message):
-    folder = unfinished(tmp_path / "run", *checkpoints, argv=argv)
-    with pytest.raises(RunError) as error:
-        local_folder(folder)
-    assert str(error.value) == f"the run in '{folder}' has not finished; {message}"
-
-
-def test_a_run_of_several_ranks_continues_on_as_many(tmp_path):
-    folder = unfinished(tmp_path / "run", "step_000003", argv=["train_rm.py"], ranks=8)
-    with pytest.raises(RunError, match=r"it: torchrun --nproc_per_node 8 train_rm\.py --resume$"):
-        local_folder(folder)
-
-
-@pytest.mark.parametrize("settings", ['{"files": []}', "{", "[]", None])
-def test_another_folder_may_be_no_model_at_all(tmp_path, settings):
-    """The results of an evaluation, which have an args.json too; a damaged one."""
-    if settings is not None:
-        (tmp_path / "args.json").write_text(settings)
-    with pytest.raises(
-        RunError, match=re.escape("has no config.json; is it a Hugging Face model?")
-    ):
+def test_another_folder_may_be_no_model_at_all(tmp_path):
+    (tmp_path / "args.json").write_text("{}")
+    with pytest.raises(RunError, match="is a file; give the folder that holds it"):
+        local_folder(tmp_path / "args.json")
+    with pytest.raises(RunError, match=r"has no config\.json; give .* a run that has finished"):
         local_folder(tmp_path)
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import records, tiny_llama
+from conftest import byte_tokenizer, records, tiny_llama
 from processes import run_ranks
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from trainings import damaged_model
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     Glm4MoeConfig,
     MixtralConfig,
@@ -34,7 +33,7 @@ from nanoalign.weights import tensor_files
 from nanoalign.weights.folders import local_folder
 from nanoalign.weights.slices import read_slices
 from nanoalign.weights.tensor_files import stored_tensors
-from nanoalign.weights.write import write_model
+from nanoalign.weights.write import change_json, write_model
 
 load = partial(Policy.load, read=read_slices)
 
@@ -50,41 +49,33 @@ def score(folder: Path, batch) -> torch.Tensor:
         return Policy(AutoModelForCausalLM.from_pretrained(folder).eval())(batch)
 
 
+SIZES = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+
+
 def write_mixtral(folder: Path, **options) -> Path:
     torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-        **options,
-    )
+    config = MixtralConfig(**SIZES, num_local_experts=4, **options)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
 
-def load_and_score(folder: Path, batch, out: Path | None = None) -> torch.Tensor:
-    """On any number of ranks: a policy from its slices, its scores, and a copy of it in `out`."""
-    world = setup()
-    policy = load(folder, world)
-    with torch.no_grad():
-        scores = policy(batch)
-    if out is not None:
-        if world.is_main:
-            out.mkdir()
-        write_model(policy, AutoTokenizer.from_pretrained(folder), out, world)
-    return scores
+def write_glm(folder: Path) -> Path:
+    """Fused experts, and a persistent buffer that no rank shards."""
+    torch.manual_seed(0)
+    config = Glm4MoeConfig(
+        **SIZES, head_dim=16, n_group=1, topk_group=1, moe_intermediate_size=16, n_routed_experts=4,
+        num_experts_per_tok=2, first_k_dense_replace=1, n_shared_experts=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for name, buffer in model.named_buffers():
+        if "correction_bias" in name:
+            torch.nn.init.normal_(buffer)
+    model.save_pretrained(folder)
+    return folder
 
 
 # --- reading
-
-
-def test_slices_are_what_transformers_loads(llama_folder, batch):
-    with torch.no_grad():
-        assert torch.equal(load(llama_folder)(batch), score(llama_folder, batch))
 
 
 @pytest.mark.parametrize("model", ["llama", "mixtral"])
@@ -114,79 +105,33 @@ def test_slices_are_what_the_core_loads(llama_folder, tmp_path, model, options):
         assert torch.equal(buffers[name], buffer), name
 
 
-def load_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """On any number of ranks: all tensors, gathered from the slices that each rank read."""
-    policy = load(folder, setup())
+def load_and_write(folder: Path, out: Path) -> dict[str, torch.Tensor]:
+    """On any number of ranks: all tensors, from the slices that each rank read; a copy in `out`."""
+    world = setup()
+    policy = load(folder, world)
+    write_model(policy, byte_tokenizer(), out, world)
     return {name: full(tensor.detach()) for name, tensor in policy.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("model", ["llama", "mixtral"])
+@pytest.mark.parametrize("model", ["llama", "mixtral", "glm"])
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_read_what_transformers_loads_tensor_by_tensor(llama_folder, tmp_path, model, ranks):
-    folder = llama_folder if model == "llama" else write_mixtral(tmp_path)
-    outcome = run_ranks(ranks, load_tensors, folder)
+def test_ranks_read_and_write_what_transformers_loads(llama_folder, tmp_path, model, ranks):
+    """259 rows of embedding do not divide by 2 or 3. Experts, which are fused in memory, are apart
+    in the files of Mixtral, whose names stay.
+    """
+    folder = llama_folder
+    if model != "llama":
+        folder = (write_mixtral if model == "mixtral" else write_glm)(tmp_path / model)
+    outcome = run_ranks(ranks, load_and_write, folder, tmp_path / "out")
     assert outcome.codes == [0] * ranks, outcome.stderr
     expected = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    for found in outcome.results:
+    written = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for found in (*outcome.results, written):
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             assert torch.equal(found[name], tensor), name
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_ranks_read_their_slices_and_write_full_tensors(llama_folder, batch, tmp_path, ranks):
-    """259 rows of embedding do not divide by 2 or 3; tied weights and rotary tables come back."""
-    outcome = run_ranks(ranks, load_and_score, llama_folder, batch, tmp_path / "out")
-    assert outcome.codes == [0] * ranks, outcome.stderr
-    expected = score(llama_folder, batch)
-    for scores in outcome.results:
-        assert torch.allclose(scores, expected, rtol=1e-6)
-    assert torch.equal(score(tmp_path / "out", batch), expected)
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_experts_are_converted_in_and_out(batch, tmp_path, tokenizer, ranks):
-    """The files of Mixtral name each expert; in memory they are fused. The names stay on disk."""
-    folder = write_mixtral(tmp_path / "mixtral")
-    tokenizer.save_pretrained(folder)
-    outcome = run_ranks(ranks, load_and_score, folder, batch, tmp_path / "out")
-    assert outcome.codes == [0] * ranks, outcome.stderr
-    expected = score(folder, batch)
-    assert all(torch.allclose(s, expected, rtol=1e-5) for s in outcome.results)
-    assert torch.equal(score(tmp_path / "out", batch), expected)
-    stored, written = (stored_tensors(f).keys() for f in (folder, tmp_path / "out"))
-    assert stored == written and any("experts.3.w1" in name for name in written)
-
-
-def test_buffers_of_converted_models_reach_every_rank(batch, tmp_path, tokenizer):
-    """GLM-4 MoE has fused experts, and a persistent buffer that no rank shards."""
-    torch.manual_seed(0)
-    config = Glm4MoeConfig(
-        vocab_size=259,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        n_group=1,
-        topk_group=1,
-        moe_intermediate_size=16,
-        n_routed_experts=4,
-        num_experts_per_tok=2,
-        first_k_dense_replace=1,
-        n_shared_experts=1,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    for name, buffer in model.named_buffers():
-        if "correction_bias" in name:
-            torch.nn.init.normal_(buffer)
-    model.save_pretrained(tmp_path / "glm")
-    tokenizer.save_pretrained(tmp_path / "glm")
-    outcome = run_ranks(2, load_and_score, tmp_path / "glm", batch)
-    assert outcome.codes == [0, 0], outcome.stderr
-    expected = score(tmp_path / "glm", batch)
-    assert all(torch.allclose(s, expected, rtol=1e-5) for s in outcome.results)
+    before, after = (stored_tensors(f).keys() for f in (folder, tmp_path / "out"))
+    assert before == after and any("experts.3" in name for name in after) == (model != "llama")
 
 
 def test_untied_heads_and_bfloat16_files(batch, tmp_path):
@@ -207,19 +152,13 @@ def test_a_stored_head_that_differs_from_the_embedding_it_is_tied_to(llama_folde
     with torch.no_grad():
         assert torch.equal(load(folder)(batch), score(llama_folder, batch))
         head[7, 3] += 1
-        save_file(
-            tensors | {"lm_head.weight": head}, folder / "model.safetensors", {"format": "pt"}
-        )
+        tensors["lm_head.weight"] = head
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         message = "embed_tokens.weight and lm_head.weight are one tensor .* false into config.json"
-        for read in (
-            partial(load, folder),
-            partial(RewardModel.load, folder, head_seed=1, read=read_slices),
-        ):
+        for read in (load, partial(RewardModel.load, head_seed=1, read=read_slices)):
             with pytest.raises(RunError, match=message):
-                read()
-        config = json.loads((folder / "config.json").read_text())
-        config |= {"tie_word_embeddings": False}
-        (folder / "config.json").write_text(json.dumps(config))
+                read(folder)
+        change_json(folder / "config.json", {"tie_word_embeddings": False})
         assert torch.equal(load(folder)(batch), score(folder, batch))
         assert not torch.equal(load(folder)(batch), score(llama_folder, batch))
 
@@ -233,17 +172,6 @@ def test_a_head_that_differs_from_its_embedding_where_transformers_converts(batc
         load(folder)
 
 
-def test_a_frozen_reference_is_held_in_compute_precision(llama_folder):
-    reference = load(llama_folder, dtype=torch.bfloat16, trainable=False)
-    assert {p.dtype for p in reference.parameters()} == {torch.bfloat16}
-
-
-def test_buffers_that_no_file_holds_are_right(llama_folder):
-    """The rotary table of a model built without its weights: 10000 ** -(0, 2, .., 14) / 16."""
-    table = load(llama_folder).model.model.rotary_emb.inv_freq
-    assert torch.allclose(table, 10000.0 ** (-torch.arange(0, 16, 2) / 16))
-
-
 # --- writing
 
 
@@ -255,17 +183,6 @@ def test_the_generation_config_goes_through(llama_folder, tmp_path, tokenizer):
     (tmp_path / "out").mkdir()
     write_model(load(folder), tokenizer, tmp_path / "out")
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [258, 7]
-
-
-def test_saving_over_a_sharded_model_leaves_none_of_it(
-    llama_folder, batch, tmp_path, tokenizer, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(tensor_files, "MAX_FILE_BYTES", 20_000)
-        write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
-    write_model(load(llama_folder), tokenizer, tmp_path)
-    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
-    assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
 
 
 @pytest.mark.parametrize(("old", "new"), [(True, True), (True, False), (False, True)])
@@ -314,13 +231,14 @@ def test_a_result_that_was_moved_in_part_is_never_two_models(
         except OSError:  # of transformers, which finds no weights
             found.append(None)
     assert at > 5 and set(found) == {0, 1, None} and left > 0
+    assert score(folder, batch).tolist() == scores[1]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(os.listdir(tmp_path / "whole2"))
 
 
 def test_more_layers_than_tensors_are_refused_before_they_are_built(llama_folder, tmp_path):
     """Three million layers would take hours."""
     folder = shutil.copytree(llama_folder, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3_000_000}))
+    change_json(folder / "config.json", {"num_hidden_layers": 3_000_000})
     with pytest.raises(RunError, match="can't be built: ValueError: 3000000 layers, but 20 ten"):
         load(folder)
 
@@ -336,16 +254,7 @@ def test_writes_shards_with_an_index(llama_folder, batch, tmp_path, tokenizer, m
     assert set(index["weight_map"].values()) == set(files)
     assert index["metadata"]["total_size"] == sum(p.nbytes for p in tiny_llama().parameters())
     assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
-    with torch.no_grad():
-        assert torch.equal(load(tmp_path)(batch), score(llama_folder, batch))
-
-
-def test_a_file_that_the_index_does_not_name_is_not_read(
-    llama_folder, batch, tmp_path, tokenizer, monkeypatch
-):
-    monkeypatch.setattr(tensor_files, "MAX_FILE_BYTES", 20_000)
-    write_model(load(llama_folder), tokenizer, tmp_path)
-    tiny_llama(seed=1).save_pretrained(tmp_path / "other")
+    tiny_llama(seed=1).save_pretrained(tmp_path / "other")  # a file that the index does not name
     shutil.copy(tmp_path / "other" / "model.safetensors", tmp_path)
     with torch.no_grad():
         assert torch.equal(load(tmp_path)(batch), score(llama_folder, batch))
@@ -360,7 +269,7 @@ def test_a_failure_while_writing_leaves_the_model_that_was_there(
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(tensor_files, "save_file", full_disk)
-    with pytest.raises(RunError, match=f"could not be written to '{tmp_path}': No space left"):
+    with pytest.raises(RunError, match=f"written to '{tmp_path}': .*No space left"):
         write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
     assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
 
@@ -371,8 +280,6 @@ def test_the_attention_of_packed_rows_is_not_written(llama_folder, tmp_path, tok
     PackedBatcher(world, 100).prepare(policy)
     write_model(policy, tokenizer, tmp_path)
     assert "nanoalign" not in (tmp_path / "config.json").read_text()
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert config["dtype"] == "float32" and config["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
@@ -388,9 +295,6 @@ def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("no weights", "has no weights: neither model.safetensors nor"),
-        ("no config", "has no config.json"),
-        ("other architecture", "its weights are not those of the GPT2LMHeadModel .* missing keys"),
         ("other shape", "its weights are not those of the LlamaForCausalLM .* mismatched keys"),
         ("torn file", "not a readable safetensors file"),
         ("no language model", "can't be built: ValueError: Unrecognized configuration [^\n]*$"),

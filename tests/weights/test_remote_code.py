@@ -15,7 +15,7 @@ from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
 from nanoalign.weights.folders import load_tokenizer, read_config
 from nanoalign.weights.slices import read_slices
-from nanoalign.weights.write import write_model
+from nanoalign.weights.write import change_json, write_model
 
 AUTO_MAP = {
     "AutoConfig": "own.Config",
@@ -41,12 +41,9 @@ def hostile(tmp_path, llama_folder, monkeypatch):
     def make(**changes: str) -> Path:
         shutil.copytree(llama_folder, folder)
         (folder / "own.py").write_text(OWN.format(ran=str(ran)))
-        for name, extra in (
-            ("config.json", {"auto_map": AUTO_MAP} | changes),
-            ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}),
-        ):
-            settings = json.loads((folder / name).read_text())
-            (folder / name).write_text(json.dumps(settings | extra))
+        change_json(folder / "config.json", {"auto_map": AUTO_MAP} | changes)
+        own = {"auto_map": {"AutoTokenizer": ["own.Tokenizer", None]}}
+        change_json(folder / "tokenizer_config.json", own)
         return folder
 
     return make, ran

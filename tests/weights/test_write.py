@@ -12,7 +12,7 @@ import torch
 from conftest import byte_tokenizer, tiny_llama, write_pairs
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
-from trainings import train
+from trainings import metrics_of
 from transformers import (
     AutoTokenizer,
     Gemma3TextConfig,
@@ -62,16 +62,7 @@ def test_scaled_and_layered_rotary_positions_by_their_older_names():
         Gemma3TextConfig(),
         Gemma4TextConfig(),  # its full attention has rotary positions that transformers 4 lacks
         GPTNeoXConfig(),  # partial_rotary_factor
-        LlamaConfig(
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 5e5,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 512,
-            }
-        ),
+        LlamaConfig(rope_parameters={"rope_type": "linear", "rope_theta": 5e5, "factor": 8.0}),
     ],
     ids=lambda config: config.model_type,
 )
@@ -136,11 +127,8 @@ def test_the_pad_token_of_a_reward_model_is_in_its_files(old_tokenizer, tmp_path
 
 # --- the chat template of the template pku
 
-DIALOGUE = [
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello!"},
-    {"role": "user", "content": "What is 3 plus 4?"},
-]
+TURNS = ("user", "Hi"), ("assistant", "Hello!"), ("user", "What is 3 plus 4?")
+DIALOGUE = [{"role": role, "content": text} for role, text in TURNS]
 
 
 @pytest.fixture
@@ -173,7 +161,9 @@ def test_a_chat_template_begins_as_the_tokenizer_does(tmp_path):
 
 
 def test_auto_means_for_a_result_what_it_meant_for_its_model(asked_by_pku, llama_folder, tmp_path):
-    """Also for HH-RLHF dialogues; and a training by raw does not keep the template."""
+    """Also for HH-RLHF dialogues. A training by raw does not keep the template; one of the model's
+    own stays.
+    """
     texts = [Record(p, ["7.<eos>", "9."]) for p in ("Hi", "\n\nHuman: Hi\n\nAssistant:", DIALOGUE)]
     for record in texts:
         rows = [
@@ -182,16 +172,11 @@ def test_auto_means_for_a_result_what_it_meant_for_its_model(asked_by_pku, llama
         ]
         assert rows[0].prompt.tolist() == rows[1].prompt.tolist()
         assert rows[0].responses[0].tolist() == rows[1].responses[0].tolist()
-    write_model(
-        Policy(tiny_llama()), load_tokenizer(asked_by_pku), tmp_path / "raw", template="raw"
-    )
+    policy, own = Policy(tiny_llama()), byte_tokenizer(chat_template="{{ messages[0].content }}")
+    write_model(policy, load_tokenizer(asked_by_pku), tmp_path / "raw", template="raw")
     assert AutoTokenizer.from_pretrained(tmp_path / "raw").chat_template is None
-
-
-def test_a_chat_template_of_the_model_stays(tmp_path):
-    tokenizer = byte_tokenizer(chat_template="{{ messages[0].content }}")
-    write_model(Policy(tiny_llama()), tokenizer, tmp_path, template="pku")
-    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer.chat_template
+    write_model(policy, own, tmp_path / "own", template="pku")
+    assert AutoTokenizer.from_pretrained(tmp_path / "own").chat_template == own.chat_template
 
 
 # --- bfloat16
@@ -212,23 +197,6 @@ def test_the_share_of_changes_that_survive_by_hand(tmp_path, capsys):
     assert written["count"].dtype == torch.int64
 
 
-def files_and_lines(out: Path, capsys) -> tuple[dict, dict, list[str]]:
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bfloat16")]
-    return load_file(out / "model.safetensors"), json_of(out / "config.json"), lines
-
-
-def test_two_ranks_write_bfloat16_as_one_does(llama_folder, tmp_path):
-    pairs = write_pairs(tmp_path / "pairs.jsonl", 24)
-    for ranks in (1, 2):
-        out = tmp_path / str(ranks)
-        train(llama_folder, pairs, out, "--save_dtype", "bf16", ranks=ranks, steps=2)
-        assert json_of(out / "config.json")["dtype"] == "bfloat16"
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in "12")
-    for name, tensor in one.items():
-        assert tensor.dtype == torch.bfloat16
-        assert torch.allclose(two[name].float(), tensor.float(), rtol=2**-6, atol=1e-4), name
-
-
 def test_a_reward_model_in_bfloat16_prints_its_held_out_loss(
     llama_folder, tmp_path, capsys, monkeypatch
 ):
@@ -238,10 +206,13 @@ def test_a_reward_model_in_bfloat16_prints_its_held_out_loss(
         f"--model {llama_folder} --data {pairs} --out {tmp_path}/rm --steps 2 --lr 1e-2 "
         "--batch_size 8 --save_dtype bf16".split()
     )
-    tensors, config, lines = files_and_lines(tmp_path / "rm", capsys)
+    tensors = load_file(tmp_path / "rm" / "model.safetensors")
+    config = json_of(tmp_path / "rm" / "config.json")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("bfloat16")]
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert config["architectures"] == ["LlamaForSequenceClassification"]
+    assert config["dtype"] == "bfloat16"
     assert len(lines) == 2 and "held out, by rounding: loss 0." in lines[1]
-    logged = [json.loads(line) for line in (tmp_path / "rm/metrics.jsonl").read_text().splitlines()]
+    logged = metrics_of(tmp_path / "rm")
     before = lines[1].split("loss ")[1].split(" ->")[0]
     assert before == f"{logged[-1]['eval/loss']:.4f}"

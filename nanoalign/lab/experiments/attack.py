@@ -155,11 +155,12 @@ def run(lab: Lab) -> Findings:
         names[f"search {n}"] = f"new search, after round {n}"
     accuracy = {n: result[f"accuracy {n}"] for n in range(last + 1)}
     return Findings(
-        columns=("text", "gain by the reward model", "gain by the true rule", "overrated by"),
-        rows=[
-            (name, *(result[f"{row}, {key}"] for key in ("reward", "true", "overrated")))
-            for row, name in names.items()
-        ],
+        table={
+            "text": list(names.values()),
+            "gain by the reward model": [result[f"{row}, reward"] for row in names],
+            "gain by the true rule": [result[f"{row}, true"] for row in names],
+            "overrated by": [result[f"{row}, overrated"] for row in names],
+        },
         panels=[
             Panel(
                 "what an attack gains",

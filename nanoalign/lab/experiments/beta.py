@@ -1,6 +1,6 @@
 """DPO with five values of beta: what the judge says, what is true, and how far the policy went."""
 
-from nanoalign.lab.findings import Findings, Panel, points
+from nanoalign.lab.findings import Findings, Panel, column, points
 from nanoalign.lab.lab import Lab
 
 TITLE = "Beta: reward against KL"
@@ -39,11 +39,13 @@ def run(lab: Lab) -> Findings:
     middle = figures[0.1]
     best = max(betas, key=lambda beta: figures[beta]["true"].mean())
     return Findings(
-        columns=("beta", "KL, nats", "reward by the judge", "true reward", "wins by the true rule"),
-        rows=[
-            (f"{beta:g}", cell["kl"], cell["judged"], cell["true"], cell["true_win"])
-            for beta, cell in figures.items()
-        ],
+        table={
+            "beta": [f"{beta:g}" for beta in betas],
+            "KL, nats": column(figures, "kl"),
+            "reward by the judge": column(figures, "judged"),
+            "true reward": column(figures, "true"),
+            "wins by the true rule": column(figures, "true_win"),
+        },
         panels=[
             Panel(
                 "gain over the base",

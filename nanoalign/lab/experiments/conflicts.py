@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, column
 from nanoalign.lab.lab import Lab, world_records
 from nanoalign.tiny import world
 
@@ -85,8 +85,7 @@ def run(lab: Lab) -> Findings:
     keys = list(two)
     count = two["safer, conflicts"].shape[1]
     return Findings(
-        columns=("way", *keys),
-        rows=[(way, *(cell[key] for key in keys)) for way, cell in figures.items()],
+        table={"way": list(WAYS)} | {key: column(figures, key) for key in keys},
         panels=[
             Panel(
                 "agreement with the true rules",

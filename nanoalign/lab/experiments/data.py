@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.findings import Findings, Panel, estimate
+from nanoalign.lab.findings import Findings, Panel, column, estimate
 from nanoalign.lab.lab import Lab
 
 TITLE = "How much data"
@@ -80,23 +80,13 @@ def run(lab: Lab) -> Findings:
             f"by {missed}: 0 {within} in the interval."
         )
     return Findings(
-        columns=(
-            "pairs",
-            "accuracy of the reward model",
-            "true reward of the policy",
-            "wins by the true rule",
-            "KL",
-        ),
-        rows=[
-            (
-                f"{n:,}",
-                models[n]["true"],
-                policies[n]["true"],
-                policies[n]["true_win"],
-                policies[n]["kl"],
-            )
-            for n in sizes
-        ],
+        table={
+            "pairs": [f"{n:,}" for n in sizes],
+            "accuracy of the reward model": column(models, "true"),
+            "true reward of the policy": column(policies, "true"),
+            "wins by the true rule": column(policies, "true_win"),
+            "KL": column(policies, "kl"),
+        },
         panels=[
             Panel(
                 "reward models",

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
 TITLE = "Out of distribution: trained here, tested there"
@@ -52,8 +52,8 @@ def run(lab: Lab) -> Findings:
     other = np.mean([figures[a][b] for a in SOURCES for b in SOURCES if a != b], axis=0)
     mixed = np.mean([figures[MIXED][name] for name in SOURCES], axis=0)
     return Findings(
-        columns=("trained on", *(f"accuracy on {name}" for name in SOURCES)),
-        rows=[(name, *(each[test] for test in SOURCES)) for name, each in figures.items()],
+        table={"trained on": list(figures)}
+        | {f"accuracy on {name}": column(figures, name) for name in SOURCES},
         panels=[
             Panel(
                 "agreement with the true rule",

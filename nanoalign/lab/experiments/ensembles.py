@@ -41,19 +41,16 @@ MEMBERS = 3
 def curves(lab: Lab, seed: int) -> dict:
     samples, count = lab.pick(8, 32), lab.pick(150, 400)
     pairs = lab.pairs(2 * count, seed, "tiny-a")
-    half = [np.random.default_rng((seed, m)).permutation(2 * count)[:count] for m in range(MEMBERS)]
+    halves = []
+    for m in range(MEMBERS):
+        half = np.random.default_rng((seed, m)).permutation(2 * count)[:count]
+        halves.append(lab.runs.write("half", [pairs[i] for i in half]))
     members = [
-        lab.train_rm(
-            lab.runs.write("half", [pairs[i] for i in half[m]]),
-            MEMBERS * seed + m,
-            "--epochs",
-            3,
-            "--batch_size",
-            32,
-        )
-        for m in range(MEMBERS)
+        lab.train_rm(data, MEMBERS * seed + m, "--epochs", 3, "--batch_size", 32)
+        for m, data in enumerate(halves)
     ]
-    folder = lab.sample("tiny", seed, members[0], samples=samples, prompts=prompts(lab))
+    prompts = lab.runs.write("prompts", read(lab.test_prompts)[: lab.prompts // 2])
+    folder = lab.sample("tiny", seed, members[0], samples=samples, prompts=prompts)
     lines = answers(folder)
     scored = [lab.scored(member, folder / "answers.jsonl") for member in members]
     rewards = np.array(
@@ -85,10 +82,6 @@ def centred(values: np.ndarray) -> np.ndarray:
     return values - values.mean(-1, keepdims=True)
 
 
-def prompts(lab: Lab):
-    return lab.runs.write("prompts", read(lab.test_prompts)[: lab.prompts // 2])
-
-
 def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """The share of the pairs of answers to a prompt that are ordered as by the true rule: (P,)."""
     lead, true = (np.sign(each[:, :, None] - each[:, None]) for each in (rewards, truths))
@@ -106,16 +99,12 @@ def run(lab: Lab) -> Findings:
     over = {j: {n: seen[j][n] - gain[j][n] for n in ns} for j in JUDGES}
     kl = {n: np.log(n) - (n - 1) / n for n in ns}
     return Findings(
-        columns=(
-            "judge",
-            "agreement on pairs",
-            *(f"true gain, best of {n}" for n in ns[1:]),
-            f"over-optimisation, best of {most}",
-        ),
-        rows=[
-            (j, figures[f"{j}: accuracy"], *(gain[j][n] for n in ns[1:]), over[j][most])
-            for j in JUDGES
-        ],
+        table={
+            "judge": list(JUDGES),
+            "agreement on pairs": [figures[f"{j}: accuracy"] for j in JUDGES],
+            **{f"true gain, best of {n}": [gain[j][n] for j in JUDGES] for n in ns[1:]},
+            f"over-optimisation, best of {most}": [over[j][most] for j in JUDGES],
+        },
         panels=[
             Panel(
                 "what is true",

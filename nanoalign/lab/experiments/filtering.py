@@ -64,31 +64,14 @@ def run(lab: Lab) -> Findings:
         for name in ("reward", "true")
     }
     return Findings(
-        columns=(
-            "",
-            "log n - (n - 1) / n",
-            "gain by the reward model",
-            "gain by the true rule",
-            "precision",
-            "recall",
-        ),
-        rows=[
-            *(
-                (f"best of {n}", f"{kl[n]:.2f}", gain["reward"][n], gain["true"][n], "", "")
-                for n in ns
-            ),
-            *(
-                (
-                    f"the highest {share:.0%}",
-                    "",
-                    "",
-                    "",
-                    figures[f"precision {share}"],
-                    figures[f"recall {share}"],
-                )
-                for share in SHARES
-            ),
-        ],
+        table={
+            "": [f"best of {n}" for n in ns] + [f"the highest {share:.0%}" for share in SHARES],
+            "log n - (n - 1) / n": [f"{kl[n]:.2f}" for n in ns] + [""] * len(SHARES),
+            "gain by the reward model": [*gain["reward"].values()] + [""] * len(SHARES),
+            "gain by the true rule": [*gain["true"].values()] + [""] * len(SHARES),
+            "precision": [""] * len(ns) + [figures[f"precision {share}"] for share in SHARES],
+            "recall": [""] * len(ns) + [figures[f"recall {share}"] for share in SHARES],
+        },
         panels=[
             Panel(
                 "the best of n",

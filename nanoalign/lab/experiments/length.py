@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 
 from nanoalign.lab.figures import chosen_and_rejected
-from nanoalign.lab.findings import Findings, Panel, points
+from nanoalign.lab.findings import Findings, Panel, column, points
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 
@@ -120,12 +120,12 @@ def run(lab: Lab) -> Findings:
     figures = lab.grid(model, remedy=(HONEST, NONE, *REMEDIES))
     true = {name: cell["true"] for name, cell in figures.items()}
     return Findings(
-        columns=("remedy", "pairs", "agreement with the true rule", "prefers the longer"),
-        rows=[
-            (name, f"{cell['pairs'].mean():,.0f}", cell["true"], cell["longer"])
-            for name, cell in figures.items()
-        ]
-        + [("the true rule", "", "", figures[NONE]["by the rule"])],
+        table={
+            "remedy": [*figures, "the true rule"],
+            "pairs": [f"{pairs.mean():,.0f}" for pairs in column(figures, "pairs")] + [""],
+            "agreement with the true rule": [*true.values(), ""],
+            "prefers the longer": column(figures, "longer") + [figures[NONE]["by the rule"]],
+        },
         panels=[
             Panel(
                 "agreement with the true rule",

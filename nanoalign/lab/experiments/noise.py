@@ -1,6 +1,6 @@
 """Labels that are flipped by chance, and losses that were made for them."""
 
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, column
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 
@@ -63,14 +63,13 @@ def run(lab: Lab) -> Findings:
     most = shares[-1]
     plain = policies[most, "sigmoid"]["true"]
     return Findings(
-        columns=("flipped", "trained by", "true reward", "true accuracy"),
-        rows=[
-            *((f"{share:.0%}", loss, cell["true"], "") for (share, loss), cell in policies.items()),
-            *(
-                (f"{share:.0%}", f"reward model, {how}", "", cell["true"])
-                for (share, how), cell in models.items()
-            ),
-        ],
+        table={
+            "flipped": [f"{share:.0%}" for share, _ in (*policies, *models)],
+            "trained by": [loss for _, loss in policies]
+            + [f"reward model, {how}" for _, how in models],
+            "true reward": column(policies, "true") + [""] * len(models),
+            "true accuracy": [""] * len(policies) + column(models, "true"),
+        },
         panels=[
             Panel(
                 "policies",

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanoalign.lab.figures import read
-from nanoalign.lab.findings import Findings, Panel, points
+from nanoalign.lab.findings import Findings, Panel, column, points
 from nanoalign.lab.lab import Lab
 
 TITLE = "Losses side by side"
@@ -56,27 +56,17 @@ def run(lab: Lab) -> Findings:
     figures = lab.grid(policy, loss=LOSSES)
     dpo = figures["dpo"]
     return Findings(
-        columns=(
-            "loss",
-            "learning rates",
-            "true reward",
-            "wins by the true rule",
-            "wins by the judge",
-            "KL",
-            "tokens",
-        ),
-        rows=[
-            (
-                loss,
-                " ".join(f"{rate:g}" for rate in cell["rate"][:, 0]),
-                cell["true"],
-                cell["true_win"],
-                cell["win"],
-                cell["kl"],
-                cell["tokens"],
-            )
-            for loss, cell in figures.items()
-        ],
+        table={
+            "loss": list(LOSSES),
+            "learning rates": [
+                " ".join(f"{rate:g}" for rate in rates[:, 0]) for rates in column(figures, "rate")
+            ],
+            "true reward": column(figures, "true"),
+            "wins by the true rule": column(figures, "true_win"),
+            "wins by the judge": column(figures, "win"),
+            "KL": column(figures, "kl"),
+            "tokens": column(figures, "tokens"),
+        },
         panels=[
             Panel("true reward", "", "true reward", {"policies": points(figures, "true")}),
             Panel(

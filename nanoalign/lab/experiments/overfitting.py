@@ -1,6 +1,6 @@
 """Reward models of few and of many pairs, seen once and often."""
 
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, column
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
 
@@ -56,18 +56,14 @@ def run(lab: Lab) -> Findings:
     once, again = figures[few, 1], figures[few, often]
     ceiling = world.label_ceiling(world.records("test")[: lab.prompts])
     return Findings(
-        columns=(
-            "pairs",
-            "epochs",
-            "accuracy, training",
-            "accuracy, held out",
-            "by the true rule",
-            "loss, held out",
-        ),
-        rows=[
-            (f"{pairs:,}", epochs, cell["train"], cell["test"], cell["true"], cell["loss"])
-            for (pairs, epochs), cell in figures.items()
-        ],
+        table={
+            "pairs": [f"{pairs:,}" for pairs, _ in figures],
+            "epochs": [epochs for _, epochs in figures],
+            "accuracy, training": column(figures, "train"),
+            "accuracy, held out": column(figures, "test"),
+            "by the true rule": column(figures, "true"),
+            "loss, held out": column(figures, "loss"),
+        },
         panels=[
             Panel(
                 title,

@@ -1,7 +1,7 @@
 """Pairs of other assistants, one round of the policy's own samples, and three rounds."""
 
 from nanoalign.lab.figures import read, unit
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
 TITLE = "Own samples: what new samples in each round gain"
@@ -54,35 +54,18 @@ def policy(lab: Lab, seed: int, way: str) -> dict:
 def run(lab: Lab) -> Findings:
     figures = lab.grid(policy, way=WAYS)
     offline, one, three = figures.values()
-    base = offline["base_true"]
     scale = unit(lab.ranked(lab.judge, test=lab.test_pairs())["test"])
     return Findings(
-        columns=(
-            "trained on",
-            "pairs",
-            "reward by the judge",
-            "true reward",
-            "wins by the judge",
-            "wins by the true rule",
-            "KL",
-            "tokens",
-        ),
-        rows=[
-            ("the base", "", "", base, "", "", "", ""),
-            *(
-                (
-                    way,
-                    f"{cell['pairs'].mean():,.0f}",
-                    cell["judged"],
-                    cell["true"],
-                    cell["win"],
-                    cell["true_win"],
-                    cell["kl"],
-                    cell["tokens"],
-                )
-                for way, cell in figures.items()
-            ),
-        ],
+        table={
+            "trained on": ["the base", *WAYS],
+            "pairs": ["", *(f"{pairs.mean():,.0f}" for pairs in column(figures, "pairs"))],
+            "reward by the judge": ["", *column(figures, "judged")],
+            "true reward": [offline["base_true"], *column(figures, "true")],
+            "wins by the judge": ["", *column(figures, "win")],
+            "wins by the true rule": ["", *column(figures, "true_win")],
+            "KL": ["", *column(figures, "kl")],
+            "tokens": ["", *column(figures, "tokens")],
+        },
         panels=[
             Panel(
                 "gain over the base",

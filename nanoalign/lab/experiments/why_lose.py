@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.lab.figures import answers, grades
-from nanoalign.lab.findings import Estimate, Findings, Panel, estimate, points
+from nanoalign.lab.findings import Estimate, Findings, Panel, column, estimate, points
 from nanoalign.lab.lab import DPO_LR, Lab
 from nanoalign.lab.plant import relabelled
 
@@ -130,11 +130,12 @@ def run(lab: Lab) -> Findings:
         "the judge from elsewhere": "elsewhere_win",
     }
     return Findings(
-        columns=("condition", *(f"wins by {judge}" for judge in judges), "true reward", "KL"),
-        rows=[
-            (name, *(cell[key] for key in judges.values()), cell["true"], cell["kl"])
-            for name, cell in figures.items()
-        ],
+        table={
+            "condition": list(figures),
+            **{f"wins by {judge}": column(figures, key) for judge, key in judges.items()},
+            "true reward": column(figures, "true"),
+            "KL": column(figures, "kl"),
+        },
         panels=[
             Panel(
                 "wins over the base; below 0.5 the policy lost",
