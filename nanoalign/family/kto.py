@@ -62,7 +62,7 @@ class Kto(Paired):
 
     def after_step(self, step: int, metrics: dict[str, float]) -> None:
         super().after_step(step, metrics)
-        self.state = {"kl": metrics["kl"]}
+        self.state["kl"] = metrics["kl"]
 
     def pairs(self, batch: Batch) -> Pairs:
         chosen, rejected = present(batch)

@@ -79,4 +79,4 @@ class Bco(Paired):
         super().after_step(step, metrics)
         steps, mean = self.state["steps"], self.state["mean_reward"]
         reward = (metrics["rewards/chosen"] + metrics["rewards/rejected"]) / 2
-        self.state = {"steps": steps + 1, "mean_reward": mean + (reward - mean) / (steps + 1)}
+        self.state |= {"steps": steps + 1, "mean_reward": mean + (reward - mean) / (steps + 1)}

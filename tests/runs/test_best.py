@@ -111,3 +111,18 @@ def test_a_run_that_continues_knows_the_best(run, llama_folder, tmp_path):
 def test_nothing_held_out_is_refused():
     with pytest.raises(RunError, match="--keep_best and --patience need held-out pairs"):
         train_dpo.parse_args(["--patience", "3", "--data", "x.jsonl", "--eval_share", "0"])
+
+
+@pytest.mark.parametrize("loss", ["kto", "bco_pair"])
+def test_losses_with_a_state_of_their_own_keep_the_best_weights(loss, llama_folder, tmp_path):
+    """The result is that of a run that ends at the best step; their state is that of the run."""
+    pairs, flags = write_pairs(tmp_path / "pairs.jsonl", 25), [*FLAGS, "--loss", loss, "--lr", 0.1]
+    flags += ["--schedule", "constant", "--warmup", 0]  # so that a shorter run has the same steps
+    lines = train(llama_folder, pairs, tmp_path / "run", *flags, steps=6)
+    losses = [line["eval/loss"] for line in lines if "eval/loss" in line and line["step"]]
+    best = 1 + losses.index(min(losses))
+    assert best < 6, losses
+    without = [flag for flag in flags if flag != "--keep_best"]
+    train(llama_folder, pairs, tmp_path / "short", *without, steps=best)
+    first, second = map(weights, (tmp_path / "run", tmp_path / "short"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
