@@ -24,7 +24,7 @@ from pathlib import Path
 from nanoalign import loop
 from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
-from nanoalign.data.sources import check_sources, open_source
+from nanoalign.data.sources import check_sources, open_source, parse_source
 from nanoalign.data.split import EQUAL_SCORES
 from nanoalign.distributed import World, print0, run
 from nanoalign.errors import RunError
@@ -76,6 +76,8 @@ def embedded_truth() -> TrueRule:
 
 def evaluate_rm(args: Namespace, world: World) -> None:
     on_main(world, partial(results.check_models, [args.model]))
+    check_names(args.data)
+    check_sources(args.data)
     on_main(world, partial(results.check_out, args.out))
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
@@ -88,13 +90,16 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     )
 
     # the data of all views, before anything is scored
-    check_sources(args.data)
     prepared = []
     for judge in judges:
         view = judge.view
         records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
         compared = [record for record in records if record.pairs]
-        check_subsets(records, compared)
+        if empty := {x.subset for x in records} - {x.subset for x in compared}:
+            subset = sorted(empty)[0]
+            raise RunError(
+                f"the subset '{subset}' has no pairs: in each record all scores are equal"
+            )
         encoded = judge.encode(compared)
         counts = encoded[0].counts(compared) | {EQUAL_SCORES: len(records) - len(compared)}
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
@@ -144,17 +149,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 
-def check_subsets(records: Sequence[Record], compared: Sequence[Record]) -> None:
-    """Raises RunError if two subsets have one file name, or a subset has no pairs.
-
-    records: all that were read. compared: those with pairs.
-    """
+def check_names(sources: Sequence[str]) -> None:
+    """Raises RunError if two sources would have one picture, or one would have the name "all"."""
     pictures = {results.picture_name("all"): "the row of all"}
-    for name in dict.fromkeys(record.subset for record in records):
+    for name in (parse_source(source).name for source in sources):
         if (other := pictures.setdefault(results.picture_name(name), name)) != name:
             raise RunError(f"the subset '{name}' would share its files with {other!r}; rename it")
-        if all(record.subset != name for record in compared):
-            raise RunError(f"the subset '{name}' has no pairs: in each record all scores are equal")
 
 
 def evaluate_policy(args: Namespace, world: World) -> None:

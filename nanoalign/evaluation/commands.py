@@ -158,6 +158,8 @@ def add_reward_model_arguments(
     text = "maximum tokens of a prompt plus one response; default: the value of its training"
     add("--max_length", type=number(int, 2), help=text)
     add_combine_argument(group)
+    text = "which output of a classifier of another program is the reward, from 0"
+    add("--output", type=number(int, 0), metavar="N", help=text)
     add_machine_arguments(parser)
 
 
@@ -231,6 +233,8 @@ def refusal(args: Namespace) -> str | None:
     names = [name for name, _ in getattr(args, "combine", None) or ()]
     if len(set(names)) < len(names):
         return "--combine has a preference twice; give each one weight"
+    if names and getattr(args, "output", None) is not None:
+        return "--output and --combine both say what the reward is; give one of them"
     if args.command == "score":
         return refusal_of_score(args)
     if args.command in ("policy", "ask"):

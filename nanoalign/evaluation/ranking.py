@@ -157,7 +157,8 @@ def true_figures(
 ) -> dict[str, float]:
     """How well the true rule orders pairs, and a reward model by the true rule.
 
-    Returns no figures without a rule, or if it does not know all prompts.
+    Returns no figures without a rule, or if it does not know all prompts; and no true_accuracy if
+    no true rewards differ.
     label_ceiling: the expected accuracy of the true rule on labels that are drawn from it.
     oracle_accuracy: the accuracy of the true rule on the labels of these pairs.
     true_accuracy: the share of pairs that the reward model orders as the true rule does, among
@@ -173,11 +174,15 @@ def true_figures(
     )  # (P,)
     agrees = np.array([b.score - w.score for b, w in pairs]) * np.sign(margins)
     differ = margins != 0
-    prompts = [prompt for prompt, differs in zip(_prompts(pairs), differ, strict=True) if differs]
-    low, high = prompt_interval(win_shares(agrees[differ]), prompts)
-    return {
+    figures = {
         "label_ceiling": float((1 / (1 + np.exp(-np.abs(margins)))).mean()),
         "oracle_accuracy": _accuracy(margins),
+    }
+    if not differ.any():
+        return figures
+    prompts = [prompt for prompt, differs in zip(_prompts(pairs), differ, strict=True) if differs]
+    low, high = prompt_interval(win_shares(agrees[differ]), prompts)
+    return figures | {
         "true_accuracy": _accuracy(agrees[differ]),
         "true_accuracy_low": low,
         "true_accuracy_high": high,

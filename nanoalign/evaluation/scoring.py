@@ -262,11 +262,22 @@ def without_tail(text: str, answer: str) -> str:
 def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> list[Judge]:
     """Loads the reward model --model of rm and score: a Judge for each reward of `views`.
 
-    Raises RunError as load_reward_model, scoring_rule and views.
+    Raises RunError as load_reward_model, scoring_rule and views, and for a classifier of another
+    program whose reward nothing names.
     """
     model, tokenizer = load_reward_model(args.model, args.precision, batcher)
     rule = scoring_rule(model, args.model, args.template, args.max_length)
+    names, combine = preferences_of(model), args.combine
+    if args.output is not None:
+        if args.output >= len(names):
+            raise RunError(f"--output {args.output}: '{args.model}' has {len(names)} outputs")
+        combine, preference = [(names[args.output], 1.0)], preference or "better"
+    elif len(names) > 1 and not combine and "preferences" not in rule_of(model):
+        raise RunError(
+            f"reward model '{args.model}' has {len(names)} outputs ({', '.join(names)}), and does "
+            "not say which one is the reward; give --output N (from 0), or --combine NAME=WEIGHT"
+        )
     return [
         Judge(args.model, Mixed(model, view.shares), tokenizer, view, rule, batcher)
-        for view in views(model, preference, args.combine)
+        for view in views(model, preference, combine)
     ]

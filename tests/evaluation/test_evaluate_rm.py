@@ -12,11 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import write_pairs
 from evaluations import evaluated, script, write_jsonl, write_reward_model
 from matplotlib import pyplot as plt
 from processes import run_ranks
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
+import evaluate
+from nanoalign.errors import RunError
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.ranking import Scored, reward_metrics
 from nanoalign.evaluation.results import check_out
@@ -263,6 +267,48 @@ def test_an_older_evaluation_is_replaced_whole(world):
     names = ["args.json", "cases.md", "metrics.json", "other.png", "scores.jsonl"]
     assert sorted(path.name for path in (world / "again").iterdir()) == names
     assert list(metrics["subsets"]) == ["other"]
+
+
+def test_prompts_of_the_world_whose_pairs_its_rule_does_not_order(world):
+    """There is no accuracy by the rule; the other figures are there."""
+    capital = {"prompt": "What is the capital of France?", "chosen": "It is.", "rejected": "Is it."}
+    write_jsonl(world / "capital.jsonl", [capital])
+    _, metrics, _ = evaluated(argv(world, "capital", "--data", world / "capital.jsonl"))
+    assert metrics["all"]["pairs"] == 1 and metrics["all"]["oracle_accuracy"] == 0.5
+    assert "true_accuracy" not in metrics["all"]
+
+
+def classifier(folder: Path, llama_folder: Path, tokenizer) -> Path:
+    """A classifier with two labels, of which the second is the reward."""
+    config = AutoConfig.from_pretrained(llama_folder, num_labels=2)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_classifier_with_two_labels_needs_the_output_that_is_the_reward(
+    world, llama_folder, tokenizer, tmp_path
+):
+    folder = classifier(world / "classifier", llama_folder, tokenizer)
+    flags = ["--model", folder, "--data", world / "a.jsonl"]
+    for command in (["rm"], ["score", "--prompt", "p", "--response", "c"]):
+        words = [*command, "--model", folder]
+        words += (
+            ["--data", world / "a.jsonl", "--out", tmp_path / "two"] if command == ["rm"] else []
+        )
+        with pytest.raises(
+            RunError, match=r"has 2 outputs \(LABEL_0, LABEL_1\).*; give --output N"
+        ):
+            evaluate.main([str(word) for word in words])
+    lines, _, _ = evaluated(argv(world, "second", *flags, "--output", 1))
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    for line in lines[:4]:
+        text = f"BEGINNING OF CONVERSATION: USER: {line['prompt']} ASSISTANT:{line['response']}"
+        ids = tokenizer(text)["input_ids"] + [tokenizer.eos_token_id]
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([ids])).logits[0, 1].item()
+        assert line["score"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_figures_of_embedded_data_have_the_best_possible_accuracy(world):
