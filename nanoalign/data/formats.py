@@ -13,6 +13,8 @@ from nanoalign.data.columns import (
     CONTEXT,
     DEMONSTRATION,
     DIALOGUES,
+    IMAGE_AS_TEXT,
+    IMAGES,
     LABELS,
     PAIR,
     PKU,
@@ -83,6 +85,10 @@ def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
     is_text = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
     is_plain = is_text and not CONTEXT & record.keys()
     parsed = read(record) if is_plain else read_messages(read, record)
+    if any(record.get(key) for key in IMAGES):
+        raise ValueError("a record with images, which are not read; remove it, or its images")
+    if any(isinstance(text, str) and "<image>" in text for text in texts):
+        parsed = replace(parsed, notes=(*parsed.notes, IMAGE_AS_TEXT))
     if columns := record.keys() - {*keys, *LABELS}:
         parsed = replace(parsed, notes=(*parsed.notes, *ignored(columns, keys)))
     return parsed

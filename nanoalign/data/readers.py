@@ -17,6 +17,8 @@ from nanoalign.records import lines_of
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")
 Numbered = tuple[int | str, str, str | dict]  # number of the line or row; where it is; the record
 
+GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
+
 
 def records_of(path: Path) -> Iterator[Numbered]:
     """Yields the records of a file. A list in a .json file is read as a whole, others in pieces.
@@ -29,18 +31,22 @@ def records_of(path: Path) -> Iterator[Numbered]:
 
 
 def json_of(path: Path) -> Iterator[Numbered]:
-    """Yields the lines of a file, as text; or the decoded elements of a list, numbered from 1."""
+    """Yields the lines of a file, as text; or the decoded elements of a list, numbered from 1.
+
+    The list may be the value of {"data": [...]}.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            first = next((line for line in file if line.strip()), "")
+            first = next((line.strip() for line in file if line.strip()), "")
             file.seek(0)
-            if not first.lstrip().startswith("["):  # a list may be on one line
+            if first != "{" and not first.startswith(("[", '{"data":')):  # all may be on one line
                 yield from lines_of(file, path)
                 return
             text = file.read()
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise RunError(f"{path}: not a readable UTF-8 text file ({error})") from error
+        twice = "; it is compressed twice" if GZIP in getattr(error, "object", b"")[:2] else ""
+        raise RunError(f"{path}: not a readable UTF-8 text file ({error}){twice}") from error
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -49,6 +55,13 @@ def json_of(path: Path) -> Iterator[Numbered]:
         ) from error
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits; 1,000 brackets
         raise RunError(f"{path}: not valid JSON: {error}") from error
+    if isinstance(values, dict) and isinstance(values.get("data"), list):
+        values = values["data"]
+    if not isinstance(values, list):
+        raise RunError(
+            f"{path}: one JSON object over several lines; write each record on a line of its own, "
+            "or a list of records"
+        )
     for n, record in enumerate(values, start=1):
         yield n, f"{path}:record {n}", record
 

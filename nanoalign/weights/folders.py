@@ -52,6 +52,12 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
     transformers can use, or if the model is quantized.
     """
     path = folder / "config.json"
+    if not path.is_file() and (adapter := folder / "adapter_config.json").is_file():
+        base = re.search(r'"base_model_name_or_path": *"(.*?)"', adapter.read_text())
+        raise RunError(
+            f"model folder '{folder}' is an adapter (LoRA) of {base[1] if base else 'a model'}; "
+            "give the merged model: that of a run of train_dpo.py is in the folder above"
+        )
     if not path.is_file():
         raise RunError(
             f"model folder '{folder}' has no config.json; give a model in Hugging Face format, or "

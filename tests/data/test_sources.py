@@ -26,11 +26,13 @@ def test_arrays_and_compressed_files_read_the_same(tmp_path):
     assert len(expected) == 2
     array = write(tmp_path / "b.json", text=json.dumps(records, indent=2, ensure_ascii=False))
     line = write(tmp_path / "c.json", text="\n\n" + json.dumps(records))
+    named = write(tmp_path / "f.json", text=json.dumps({"data": records}, indent=1))
+    on_a_line = write(tmp_path / "g.json", text=json.dumps({"data": records}))
     compressed = tmp_path / "d.jsonl.gz"
     compressed.write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
     marked = tmp_path / "e.jsonl"
     marked.write_bytes(b"\xef\xbb\xbf" + (tmp_path / "a.jsonl").read_bytes())  # a byte order mark
-    for path in (array, line, str(compressed), str(marked)):
+    for path in (array, line, named, on_a_line, str(compressed), str(marked)):
         assert [record.responses for record in read(path)] == expected
 
 
@@ -61,6 +63,9 @@ BAD = {
     "two arrays": (f"[{json.dumps(PAIR)}]\n[]", ":2: not valid JSON: Extra data"),
     "many digits": (f"[{'1' * 5000}]", "a.jsonl: not valid JSON: Exceeds the limit"),
     "wrong record": (f"[{json.dumps(PAIR)},\n3]", "a.jsonl:record 2: expected a JSON object"),
+    "several lines": (json.dumps(PAIR, indent=1), "a.jsonl: one JSON object over several lines;"),
+    "several records": (f"{json.dumps(PAIR, indent=1)}\n" * 2, ":6: not valid JSON: Extra data"),
+    "images": (json.dumps(PAIR | {"images": ["a.png"]}), "a.jsonl:1: a record with images, which"),
     "empty array": ("[]", "has no records; expected prompt"),
 }
 
@@ -78,12 +83,14 @@ def test_files_that_can_not_be_read_are_errors(tmp_path):
     (tmp_path / "not.json.gz").write_text("plain")
     whole = gzip.compress(json.dumps(PAIR).encode() * 999)
     (tmp_path / "torn.json.gz").write_bytes(whole[:-20])
+    (tmp_path / "twice.json.gz").write_bytes(gzip.compress(whole))
     (tmp_path / "empty").mkdir()
     for path, message in {
         "missing.jsonl": "does not exist; give a path, .* tiny:test",
         "latin.jsonl": "not a readable UTF-8",
         "not.json.gz": "not a readable",
         "torn.json.gz": "not a readable",
+        "twice.json.gz": "not a readable UTF-8 .*; it is compressed twice",
         "text.tsv": "unknown kind of file; expected one of .jsonl",
         "empty": "the folder has no .jsonl",
     }.items():

@@ -309,6 +309,13 @@ def test_a_folder_that_does_not_fit_is_an_error(llama_folder, tmp_path, damage, 
         load(local_folder(damaged_model(llama_folder, tmp_path / "model", damage)))
 
 
+def test_the_folder_of_an_adapter_is_called_one(tmp_path):
+    config = {"peft_type": "LORA", "base_model_name_or_path": "meta-llama/Llama-3.2-1B"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    with pytest.raises(RunError, match="is an adapter .* of meta-llama/Llama-3.2-1B; give the mer"):
+        local_folder(tmp_path)
+
+
 def refuse(folder: Path) -> str:
     world = setup()
     try:
