@@ -52,7 +52,7 @@ CHUNK = 2048  # records that a rank has in memory at a time
 ROWS, NOTES = "rows.bin", "notes.jsonl"
 # The files on which the rows depend beside the data: our code, and those of the tokenizer.
 CODE = ("batch.py", "encode.py", "records.py", "data/*.py")
-TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "*.jinja")
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "chat_template*", "*.model", "**/*.jinja")
 
 
 class Store(Encoded):

@@ -14,12 +14,12 @@ import nanoalign
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, RECORDS
-from nanoalign.weights.write import TOKENIZER_FILES
+from nanoalign.weights.write import BESIDE_WEIGHTS
 
 # All that a run writes but the model card, which a user may have written. --overwrite removes it.
 WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
            ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-           "tensorboard", *TOKENIZER_FILES)  # fmt: skip
+           "tensorboard", *BESIDE_WEIGHTS)  # fmt: skip
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:

@@ -4,6 +4,7 @@ Also reads the config and the tokenizer of a folder.
 """
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 # chat template, so that --template auto means for the result what it meant for the model.
 OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
 
-# What is fetched of a model beside its weights. No file of a subfolder is: original/ often stores
-# the weights again.
+# What is fetched of a model beside its weights. Of subfolders these are chat templates alone:
+# original/ often stores the weights again.
+MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -146,11 +148,13 @@ def fetch(name: str) -> Path:
     has_index = (folder / INDEX).is_file()
     names = names_in_index(folder / INDEX) if has_index else [SINGLE_FILE]
     # The folder is called after its commit: a branch may move between the two downloads.
-    return download(name, folder.name, names)
+    return download(name, folder.name, [*names, MORE_TEMPLATES], [])
 
 
-def download(name: str, revision: str | None, patterns: list[str]) -> Path:
-    """Downloads the files of a model, not of its subfolders, that match one of the patterns.
+def download(
+    name: str, revision: str | None, patterns: list[str], without: Sequence[str] = ("*/*",)
+) -> Path:
+    """Downloads the files of a model that match a pattern, and none of `without` (of subfolders).
 
     Returns their folder in the Hub's cache. One rank of a host downloads, the others wait for its
     lock. Raises RunError as fetch.
@@ -158,7 +162,7 @@ def download(name: str, revision: str | None, patterns: list[str]) -> Path:
     repo = name.partition("@")[0]
     try:
         folder = huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"]
+            repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(without)
         )
         return Path(folder)
     except GatedRepoError as error:

@@ -13,14 +13,22 @@ from torch import Tensor
 
 from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError
+from nanoalign.files.run_folder import ARGS, METRICS
 from nanoalign.model import Policy, Scorer
 from nanoalign.ranks.collectives import on_every
 from nanoalign.weights.folders import OWN_TEMPLATE, load_tokenizer
 from nanoalign.weights.slices import places_of, tensors_of
 from nanoalign.weights.tensor_files import INDEX, read_tensor, stored_tensors, write_tensors
 
-TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "chat_template.jinja")
-TOKENIZER_FILES += ("special_tokens_map.json", "added_tokens.json")
+# Names of files beside the weights, by which --overwrite finds them in the folder of a run.
+BESIDE_WEIGHTS = ("tokenizer*", "vocab.*", "merges.txt", "*.model", "chat_template.*")
+BESIDE_WEIGHTS += ("special_tokens_map.json", "added_tokens.json", "additional_chat_templates")
+BESIDE_WEIGHTS += ("*processor_config.json",)
+# Files of a model's folder that do not go along with its result: weights in any format and what is
+# about them, what is written anew, code, the model's card, and what a run has written.
+NOT_COPIED = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.npz")
+NOT_COPIED += ("*.msgpack", "*.onnx", "*.gguf", "config.json", "generation_config.json", "*.py")
+NOT_COPIED += ("adapter_config.json", "*.md", ".*", "*.png", ARGS, METRICS)
 # What a program may have changed of a tokenizer. The pad token is changed in copies of the files.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
@@ -141,7 +149,7 @@ def write_tokenizer(
     template: str,
     is_reward_model: bool,
 ) -> None:
-    """Writes a tokenizer: copies of the files that it was read from, unless it was changed.
+    """Writes a tokenizer and the other files of its folder: copies, unless it was changed.
 
     Older programs read these copies; they may not read what this transformers would write.
     template: pku writes a chat_template.jinja for a tokenizer that has none.
@@ -150,11 +158,9 @@ def write_tokenizer(
     source = Path(tokenizer.name_or_path)
     has_files = tokenizer.name_or_path and (source / "tokenizer_config.json").is_file()
     read = load_tokenizer(source) if has_files else None
-    if read is not None and all(getattr(read, k) == getattr(tokenizer, k) for k in CHANGEABLE):
-        for path in (path for pattern in TOKENIZER_FILES for path in source.glob(pattern)):
-            if not path.read_bytes().startswith(OWN_TEMPLATE.encode()):
-                shutil.copyfile(path, folder / path.name)
-    else:
+    if read is not None:
+        copy_others(source, folder)
+    if read is None or any(getattr(read, k) != getattr(tokenizer, k) for k in CHANGEABLE):
         tokenizer.save_pretrained(folder)
     if "TokenizersBackend" in (path := folder / "tokenizer_config.json").read_text():
         change_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"})  # as in transformers 4
@@ -167,6 +173,24 @@ def write_tokenizer(
         if tokenizer("x")["input_ids"][:1] == [tokenizer.bos_token_id]:  # as encode.py writes it
             text = text.replace(OWN_TEMPLATE, OWN_TEMPLATE + "{{- bos_token -}}")
         (folder / "chat_template.jinja").write_text(text)
+
+
+def copy_others(source: Path, folder: Path) -> None:
+    """Copies the files of a model folder that are not of NOT_COPIED, also of tokenizer and images.
+
+    A link that leads out of the folder is not followed, unless it is one of the Hub's cache.
+    """
+    for path in [*source.iterdir(), *source.glob("additional_chat_templates/*.jinja")]:
+        target = path.resolve()
+        is_inside = target.is_relative_to(source.resolve()) or target.parent.name == "blobs"
+        if not target.is_file() or any(path.match(pattern) for pattern in NOT_COPIED):
+            continue
+        if not is_inside:
+            print0(f"{'saved':<11} without {path.name}, a link that leads out of {source}")
+        elif not path.read_bytes().startswith(OWN_TEMPLATE.encode()):
+            copy = folder / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def change_json(path: Path, changes: dict) -> None:
@@ -256,5 +280,7 @@ def move_into_place(temporary: Path, folder: Path) -> None:
         if old.name not in names:
             old.unlink()
     for name in sorted(names, key=lambda name: (name == INDEX, name)):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
         os.replace(temporary / name, folder / name)
     temporary.rmdir()

@@ -161,7 +161,7 @@ def models(llama_folder) -> dict[str, dict[str, bytes]]:
     own = {path.name: path.read_bytes() for path in llama_folder.iterdir() if path.is_file()}
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     others = ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors",
-              "original/params.json", "model.safetensors", "pytorch_model.bin")  # fmt: skip
+              "original/params.json", "additional_chat_templates/rag.jinja", "model.safetensors", "pytorch_model.bin")  # fmt: skip
     divided = {"config.json": own["config.json"], **{name: name.encode() for name in others}}
     divided["model.safetensors.index.json"] = json.dumps(index).encode()
     return {"models/o/whole": own, "models/o/divided": divided}
@@ -171,7 +171,8 @@ def test_only_the_weights_that_the_index_names_are_fetched(tmp_path, models):
     with serving(models, tmp_path) as fetched:
         folder = local_folder("o/divided@v3")
     assert {name.rpartition("/")[2] for name in fetched} == {
-        "config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors"
+        "config.json", "model.safetensors.index.json", "model-1.safetensors", "model-2.safetensors",
+        "rag.jinja",
     }  # fmt: skip
     assert folder.name == COMMIT and not (folder / "original").exists()
 

@@ -5,6 +5,7 @@ ends of a response, weights in bfloat16.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,26 @@ def test_files_of_a_changed_tokenizer_are_written(old_tokenizer, tmp_path):
     written = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert written("<new>")["input_ids"] == [259]
     assert "TokenizersBackend" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
+def test_what_is_not_weights_goes_along_with_a_result(old_tokenizer, tmp_path):
+    """Also chat templates of other uses; but no weights, card, code, or link out of the folder."""
+    source = tmp_path / "model"
+    shutil.copytree(old_tokenizer, source)
+    (source / "additional_chat_templates").mkdir()
+    along = ["additional_chat_templates/rag.jinja", "preprocessor_config.json", "LICENSE"]
+    left = ["pytorch_model.bin", "README.md", "modeling.py", "model.safetensors.index.json"]
+    for name in [*along, *left]:
+        (source / name).write_text(f"mine: {name}")
+    (tmp_path / "secret").write_text("secret")
+    (source / "special.model").symlink_to(tmp_path / "secret")
+    write_model(Policy(tiny_llama()), load_tokenizer(source), tmp_path / "out")
+    assert all((tmp_path / "out" / n).read_text() == f"mine: {n}" for n in along)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not names & {*left, "special.model"}
+    (source / along[0]).write_text("other")  # a second result replaces the files of the first
+    write_model(Policy(tiny_llama()), load_tokenizer(source), tmp_path / "out")
+    assert (tmp_path / "out" / along[0]).read_text() == "other"
 
 
 def test_the_pad_token_of_a_reward_model_is_in_its_files(old_tokenizer, tmp_path):
