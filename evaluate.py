@@ -290,7 +290,7 @@ def ask(args: Namespace, world: World) -> None:
     if world.size > 1:
         raise RunError("evaluate.py ask answers on one process; start it without torchrun")
     results.check_models([args.policy])
-    policy, tokenizer = answers.load_policy(args.policy, args.precision, world)
+    policy, tokenizer = answers.load_policy(args.policy, args, world)
     sampling = Sampling(
         args.temperature, args.top_p, args.max_new_tokens, args.samples, args.seed, args.samples
     )

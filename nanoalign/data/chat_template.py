@@ -9,6 +9,7 @@ copy whose texts are words that nothing else has is rendered and looked through,
 import datetime
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,11 @@ def with_arguments(tokenizer, arguments: Sequence[str]):
         name, _, value = argument.partition("=")
         templates = tokenizer.chat_template or {}
         texts = templates.values() if isinstance(templates, dict) else [templates]
-        if not name.isidentifier() or not value or not any(name in text for text in texts):
+        if (
+            not name.isidentifier()
+            or not value
+            or not any(re.search(rf"\b{name}\b", text) for text in texts)
+        ):
             raise RunError(
                 f"--template_args {argument}: expected NAME=VALUE, with a NAME that the chat "
                 f"template of the model reads{'' if templates else '; it has no chat template'}"
@@ -61,12 +66,22 @@ def with_arguments(tokenizer, arguments: Sequence[str]):
     return tokenizer
 
 
+def of_date(date: datetime.date) -> str:
+    """The text of a Jinja macro in place of strftime_now, of which transformers has today's.
+
+    It replaces the directives of strftime by their values for a date, at midnight.
+    """
+    codes = [f"%{code}" for code in (*"aAbBcdeHIjmMpSxXyYZ", "-d", "-m")]
+    values = "".join(f".replace({code!r}, {date.strftime(code)!r})" for code in codes)
+    return f"{{%- macro strftime_now(format) -%}}{{{{- format{values} -}}}}{{%- endmacro -%}}"
+
+
 class ChatTemplate:
     """The chat template of a tokenizer. date: the day that it may write; None: today."""
 
     def __init__(self, tokenizer, date: datetime.date | None = None):
         self.tokenizer = tokenizer
-        self.options = {"strftime_now": date.strftime} if date else {}
+        self.before = of_date(date) if date else ""  # of the text of the template
         self.added_tokens = tuple(tokenizer.get_added_vocab())  # "<|im_end|>" is one of these
         self.shapes: set[tuple] = set()  # of dialogues whose copies `check_shown` looked through
 
@@ -75,9 +90,12 @@ class ChatTemplate:
 
         Raises TemplateError whatever goes wrong.
         """
-        options |= {"tools": tools, "tokenize": False} | self.options
+        options |= {"tools": tools, "tokenize": False}
         try:
             with time_limit(SECONDS):
+                template = self.tokenizer.get_chat_template(None, tools)
+                if self.before and "strftime_now" in template:
+                    options["chat_template"] = self.before + template
                 text = self.tokenizer.apply_chat_template(messages, **options)
         except TemplateError:
             raise

@@ -78,7 +78,7 @@ def add_template_args_argument(add) -> None:
     """add: the add_argument of a group."""
     text = (
         "arguments of the chat template, such as enable_thinking=false; a value is JSON or text. "
-        "The chat template of the result has them as defaults"
+        "A result of training has them as defaults"
     )
     add("--template_args", nargs="+", default=[], metavar="NAME=VALUE", help=text)
 

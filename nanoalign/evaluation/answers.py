@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nanoalign.batch import Row
+from nanoalign.data.chat_template import with_arguments
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.data.templates import encode_records, resolve_template
 from nanoalign.distributed import World, compute_dtype, print0
@@ -106,19 +107,19 @@ def by_key(records: Sequence[Record]) -> dict[str, Record]:
 # --- answers of a policy --------------------------------------------------------------------------
 
 
-def load_policy(name: str, precision: str, world: World) -> tuple[Policy, object]:
-    """Loads (frozen policy, tokenizer) of a folder, OWNER/NAME or "tiny".
+def load_policy(name: str, args: Namespace, world: World) -> tuple[Policy, object]:
+    """Loads (frozen policy, tokenizer with --template_args) of a folder, OWNER/NAME or "tiny".
 
     Every rank has the whole policy.
     """
-    folder, dtype = local_folder(name), compute_dtype(precision, world.device)
+    folder, dtype = local_folder(name), compute_dtype(args.precision, world.device)
     policy = Policy.load(folder, None, dtype, trainable=False, read=read_slices).to(world.device)
-    return policy, load_tokenizer(folder)
+    return policy, with_arguments(load_tokenizer(folder), args.template_args)
 
 
 def load_sampler(name: str, prompts: Sequence[Record], args: Namespace, world: World) -> Sampler:
     """Loads the policy `name`, encodes the prompts for it by the flags, and prints a line."""
-    policy, tokenizer = load_policy(name, args.precision, world)
+    policy, tokenizer = load_policy(name, args, world)
     sampler = sampler_of(
         name, policy, tokenizer, prompts, args.template, args.max_length, args.max_new_tokens
     )

@@ -4,7 +4,13 @@ import argparse
 from argparse import Namespace
 from math import isfinite
 
-from nanoalign.data.rows import PREFERENCES, TEMPLATE_HELP, TEMPLATES, add_keys_argument
+from nanoalign.data.rows import (
+    PREFERENCES,
+    TEMPLATE_HELP,
+    TEMPLATES,
+    add_keys_argument,
+    add_template_args_argument,
+)
 from nanoalign.data.sources import SOURCES
 from nanoalign.flags import PRECISIONS, add_forward_arguments, number, positive
 from nanoalign.packing import packed
@@ -174,6 +180,7 @@ def add_prompt_arguments(group: argparse._ActionsContainer) -> None:
     group.add_argument("--template", choices=TEMPLATES, default="auto", help=TEMPLATE_HELP)
     text = "maximum tokens of a prompt; a longer one loses its beginning"
     group.add_argument("--max_length", type=number(int, 2), default=1024, help=text)
+    add_template_args_argument(group.add_argument)
 
 
 def add_sampling_arguments(group: argparse._ActionsContainer) -> None:

@@ -1,9 +1,11 @@
 """python -m pytest tests/data/test_chat_template.py"""
 
+import datetime
 import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from conftest import byte_tokenizer
 from jinja2 import TemplateError
 from stores import opened, parsed, write
 from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from nanoalign.data import chat_template
-from nanoalign.data.chat_template import ChatTemplate
+from nanoalign.data.chat_template import ChatTemplate, with_arguments
 from nanoalign.data.split import record_digests
 from nanoalign.data.templates import encode_records
 from nanoalign.errors import RunError
@@ -52,6 +55,7 @@ CALL = {"type": "function", "function": {"name": "look", "arguments": '{"at": "i
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 FOUND = {"role": "tool", "content": "42"}
 THINKING = {"role": "assistant", "content": "no", "reasoning_content": "Hm."}
+SHOWN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
 RECORD = {
     "system": "Be brief.",
@@ -259,3 +263,55 @@ def test_the_time_limit_is_one_of_a_dialogue(monkeypatch):
         time.sleep(0.1)
     with pytest.raises(TemplateError):
         ChatTemplate(rendering(LOOP)).render(MESSAGES)
+
+
+# --- --template_args and --template_date
+
+OPENS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>"
+    "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}{% endif %}"
+)
+
+
+def test_template_args_are_defaults_that_are_saved_with_the_model(tmp_path):
+    """A caller's own value is used. Without them a plain answer is refused; the error says so."""
+    record = Record("Hi", ("yes", "no"), name="a:1")
+    with pytest.raises(RunError, match="opens reasoning .*; give --template_args enable_think"):
+        texts(record, byte_tokenizer(chat_template=OPENS))
+    tokenizer = with_arguments(byte_tokenizer(chat_template=OPENS), ["enable_thinking=false"])
+    assert texts(record, tokenizer) == ["<user>Hi<eos><assistant>", "yes<eos>", "no<eos>"]
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    render = partial(saved.apply_chat_template, MESSAGES, tokenize=False)
+    assert render(add_generation_prompt=True) == "<user>Hi<eos><assistant>"
+    options = {"add_generation_prompt": True, "enable_thinking": True}
+    assert render(**options) == "<user>Hi<eos><assistant><think>"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("7", "7/"), ("low", "low/"), ('"7"', "7/"), ("null", "None/")]
+)
+def test_values_of_template_args_are_json_or_text(value, shown):
+    tokenizer = byte_tokenizer(chat_template="{{ effort }}/{{ messages[0].content }}")
+    tokenizer = with_arguments(tokenizer, [f"effort={value}"])
+    assert ChatTemplate(tokenizer).render(MESSAGES) == f"{shown}Hi"
+
+
+@pytest.mark.parametrize("argument", ["enable_thinkin=false", "enable_thinking", "=1", "a b=1"])
+def test_template_args_that_nothing_reads_are_refused(argument):
+    with pytest.raises(RunError, match=f"--template_args {argument}: expected NAME=VALUE"):
+        with_arguments(byte_tokenizer(chat_template=OPENS), [argument])
+    with pytest.raises(RunError, match="it has no chat template"):
+        with_arguments(byte_tokenizer(), ["a=1"])
+
+
+def test_the_date_of_a_template_is_that_of_the_run():
+    tokenizer = byte_tokenizer(chat_template="{{ strftime_now('%d %b %Y') }} " + SHOWN)
+    record = Record("Hi", ("yes", "no"), name="a:1")
+    day = datetime.date(2024, 7, 26)
+    (row,) = encode_records([record], tokenizer, 64, "chat", day)
+    assert tokenizer.decode(row.prompt) == "26 Jul 2024 <user>Hi<eos>"
+    (row,) = encode_records([record], tokenizer, 64, "chat")
+    today = datetime.date.today().strftime("%d %b %Y")
+    assert tokenizer.decode(row.prompt) == f"{today} <user>Hi<eos>"

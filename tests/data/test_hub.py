@@ -161,7 +161,8 @@ def models(llama_folder) -> dict[str, dict[str, bytes]]:
     own = {path.name: path.read_bytes() for path in llama_folder.iterdir() if path.is_file()}
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     others = ("model-1.safetensors", "model-2.safetensors", "consolidated.safetensors",
-              "original/params.json", "additional_chat_templates/rag.jinja", "model.safetensors", "pytorch_model.bin")  # fmt: skip
+              "original/params.json", "additional_chat_templates/rag.jinja", "model.safetensors",
+              "pytorch_model.bin")  # fmt: skip
     divided = {"config.json": own["config.json"], **{name: name.encode() for name in others}}
     divided["model.safetensors.index.json"] = json.dumps(index).encode()
     return {"models/o/whole": own, "models/o/divided": divided}
