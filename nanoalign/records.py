@@ -25,6 +25,7 @@ class Record:
     tools: list[dict] | None = None  # for the chat template
     answers: Sequence[dict] = ()  # the responses as messages, if they have more than text
     notes: tuple[str, ...] = ()  # what reading left out, to be counted
+    sampled: tuple[str, Sequence] | None = None  # (name of a tokenizer, tokens of each response)
 
 
 def pair(record: dict) -> Record:

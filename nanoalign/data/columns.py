@@ -18,6 +18,8 @@ TEXTS = ("prompt", "chosen", "rejected", "completion", "response_0", "response_1
 CONTEXT = {"system", "tools"}  # columns that a record of any format may have
 PKU_COLUMNS = r"prompt_source|(better|safer)_response_id|(is_)?response_[01]_\w+"
 
+# Columns of answers that evaluate.py has sampled: their tokens, and the name of their tokenizer.
+SAMPLED = ("chosen_tokens", "rejected_tokens", "completion_tokens", "tokenizer")
 IMAGES = ("images", "image", "videos")  # columns of pictures
 IMAGE_AS_TEXT = "records whose <image> is read as text"
 IGNORED = "records with ignored columns: "  # a note begins with it; the names follow

@@ -19,6 +19,7 @@ from nanoalign.data.columns import (
     PAIR,
     PKU,
     RANKED,
+    SAMPLED,
     TEXTS,
     UNPAIRED,
     ignored,
@@ -89,9 +90,26 @@ def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
         raise ValueError("a record with images, which are not read; remove it, or its images")
     if any(isinstance(text, str) and "<image>" in text for text in texts):
         parsed = replace(parsed, notes=(*parsed.notes, IMAGE_AS_TEXT))
-    if columns := record.keys() - {*keys, *LABELS}:
+    if "tokenizer" in record:
+        parsed = replace(parsed, sampled=sampled_of(record, keys))
+    if columns := record.keys() - {*keys, *LABELS, *(SAMPLED if parsed.sampled else ())}:
         parsed = replace(parsed, notes=(*parsed.notes, *ignored(columns, keys)))
     return parsed
+
+
+def sampled_of(record: dict, keys: tuple[str, ...]) -> tuple[str, list[list[int]]] | None:
+    """Returns the sampled tokens of a record's responses, which evaluate.py has written, or None.
+
+    Raises ValueError for what is no list of whole numbers.
+    """
+    names = [name for name in SAMPLED if name.removesuffix("_tokens") in keys]
+    if not all(name in record for name in names):
+        return None
+    for name in names:
+        tokens = record[name]
+        if not isinstance(tokens, list) or any(type(n) is not int or n < 0 for n in tokens):
+            raise ValueError(f"{name} must be a list of token ids, found {str(tokens)[:60]}")
+    return str(record["tokenizer"]), [record[name] for name in names]
 
 
 # --- pairs ----------------------------------------------------------------------------------------

@@ -7,7 +7,10 @@ auto    chat if the tokenizer has a chat template, raw for HH-RLHF dialogues, el
 """
 
 import datetime
+import hashlib
+import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +25,7 @@ from nanoalign.data.chat_template import (
 )
 from nanoalign.data.dialogues import is_dialogue, messages_of
 from nanoalign.data.messages import BARE, FURTHER, is_of_assistant
-from nanoalign.encode import Text, encode_all, raw, without_end
+from nanoalign.encode import Text, encode_all, raw, truncate, without_end
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import Record
 
@@ -52,12 +55,63 @@ def encode_records(
     Raises RunError for a record that the template can't render, or would not show as a whole.
     """
     chat_template, records = ChatTemplate(tokenizer, date), list(map(with_echoes, records))
+    records = with_own_tokens(records, tokenizer, template)
     if tokenizer.chat_template or any(
         record.tools or record.answers or isinstance(record.prompt, list) for record in records
     ):
         records = [prepared(record, tokenizer, template, chat_template) for record in records]
     render_record = partial(render, template=template, chat_template=chat_template)
-    return encode_all(records, tokenizer, max_length, render_record)
+    rows = encode_all(records, tokenizer, max_length, render_record)
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    for n, record in enumerate(records):
+        if record.sampled:
+            (row,) = encode_all([record], tokenizer, sys.maxsize, render_record)
+            responses = [[*ids, *([eos] if ids[-1:] != [eos] else [])] for ids in record.sampled[1]]
+            rows[n] = truncate(record, row.prompt.tolist(), responses, max_length, bos)
+    return rows
+
+
+def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
+    """Returns the records with `sampled` only where it is of this tokenizer and template.
+
+    Such records have no texts of responses: the sampled tokens are taken as they are.
+    """
+    if not any(record.sampled for record in records):
+        return list(records)
+    own = {}
+    chosen = []
+    for record in records:
+        name = resolve_template(template, record.prompt, tokenizer)
+        own.setdefault(name, tokenizer_name(tokenizer, name))
+        if record.sampled and record.sampled[0] == own[name]:
+            chosen.append(replace(record, responses=(), answers=()))
+        else:
+            chosen.append(replace(record, sampled=None))
+    return chosen
+
+
+def tokenizer_name(tokenizer, template: str) -> str:
+    """Returns a hash of all that decides what tokens of a response mean, as 16 digits.
+
+    It is of the vocabulary, and of the template that writes the prompt before them.
+    """
+    text = tokenizer.chat_template if template == "chat" else template
+    everything = json.dumps([sorted(tokenizer.get_vocab().items()), text], sort_keys=True)
+    return hashlib.sha256(everything.encode()).hexdigest()[:16]
+
+
+def frame_of_answers(tokenizer, template: str) -> tuple[str, str]:
+    """Returns what a template writes before the text of an answer, and between it and EOS.
+
+    Before it some write a space, or an empty reasoning. Both are "" where they can't be known.
+    """
+    mark = "XYZZY"
+    try:
+        (text,) = render(Record("Hello.", (mark,), name="frame"), tokenizer, template).responses
+    except RunError:
+        return "", ""
+    before, _, after = text.partition(mark)
+    return before, after
 
 
 def with_echoes(record: Record) -> Record:
@@ -152,7 +206,8 @@ def chat(
     except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     template.check_begin(record, messages, prompt)
-    template.check_shown(record, prompt, dialogues, whole)
+    shown = (dialogues, whole) if answers else ([messages], [prompt])
+    template.check_shown(record, prompt, *shown)
     for dialogue in whole:
         if not dialogue.startswith(prompt):
             raise RunError(f"{record.name}: {another_prompt(prompt, dialogue, template.tokenizer)}")

@@ -10,8 +10,14 @@ import numpy as np
 from nanoalign.batch import Row
 from nanoalign.data.chat_template import with_arguments
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
-from nanoalign.data.templates import encode_records, resolve_template
+from nanoalign.data.templates import (
+    encode_records,
+    frame_of_answers,
+    resolve_template,
+    tokenizer_name,
+)
 from nanoalign.distributed import World, compute_dtype, print0
+from nanoalign.encode import tokenize_continuations
 from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import Answer, Sampling, decode_continuation, eos_ids, generate
 from nanoalign.evaluation.scoring import score_rows
@@ -32,6 +38,12 @@ class Answers:
 
     texts: list[list[str]]  # [prompt][answer]
     sampled: list[list[Answer]] | None = None  # None if they are from a file
+    whole: list[list[list[int]]] | None = None  # the tokens of the sampled ones: whole_tokens
+    tokenizers: list[str] | None = None  # of each prompt, see templates.tokenizer_name
+
+    def tokens(self, n: int, k: int) -> tuple[str, list[int]] | None:
+        """(the name of the tokenizer, the tokens) of answer k to prompt n; None of a file."""
+        return None if self.whole is None else (self.tokenizers[n], self.whole[n][k])
 
     def ended(self, n: int, k: int) -> bool | None:
         """Whether answer k to prompt n ended with EOS; None if that is not known."""
@@ -55,6 +67,7 @@ class Sampler:
     tokenizer: object
     template: str  # which "auto" has selected; "auto" where it selects another for some prompts
     rows: list[Row]
+    prompts: Sequence[str | list[dict]] = ()  # of the rows
 
 
 # --- answers of a file ----------------------------------------------------------------------------
@@ -156,7 +169,8 @@ def sampler_of(
             f"--max_new_tokens {max_new_tokens} have {longest} tokens; lower one of "
             "--max_new_tokens and --max_length"
         )
-    return Sampler(name, policy, tokenizer, template, rows)
+    texts = [record.prompt for record in prompts]
+    return Sampler(name, policy, tokenizer, template, rows, texts)
 
 
 def check_sampler(
@@ -180,11 +194,30 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     """Samples the answers of the policy to every prompt, the same on all ranks. A collective."""
     eos = eos_ids(sampler.policy, sampler.tokenizer)
     sampled = generate(sampler.policy, sampler.rows, eos, settings, world)
-    texts = [
-        [decode_continuation(answer.tokens, sampler.tokenizer) for answer in answers]
-        for answers in sampled
-    ]
-    return Answers(texts, sampled)
+    tokenizer = sampler.tokenizer
+    templates = [resolve_template(sampler.template, x, tokenizer) for x in sampler.prompts]
+    frames = {name: frame_of_answers(tokenizer, name) for name in {*templates}}
+    names = {name: tokenizer_name(tokenizer, name) for name in {*templates}}
+    texts, tokens = [], []
+    for name, answers in zip(templates, sampled, strict=True):
+        before, after = frames[name]
+        decoded = [decode_continuation(answer.tokens, tokenizer) for answer in answers]
+        texts.append([text.removeprefix(before) for text in decoded])
+        tokens.append([whole_tokens(answer, after, tokenizer) for answer in answers])
+    return Answers(texts, sampled, tokens, [names[template] for template in templates])
+
+
+def whole_tokens(answer: Answer, after: str, tokenizer) -> list[int]:
+    """The sampled tokens of an answer up to its EOS, which encoding appends.
+
+    after: what the template writes between an answer and EOS. An answer that another token ended
+    gets what the template writes from this token on, as in training; a token that it does not write
+    is left out.
+    """
+    if answer.end in (None, tokenizer.eos_token_id):
+        return list(answer.tokens)
+    (tail,) = tokenize_continuations([after], tokenizer)
+    return [*answer.tokens, *(tail if tail[:1] == [answer.end] else [])]
 
 
 def share_vocabulary(samplers: Sequence[Sampler]) -> bool:

@@ -36,6 +36,8 @@ class Judged:
     tokens: int
     ended: bool | None  # False: sampling stopped at --max_new_tokens; None: not known, of a file
     read_share: float  # the share of its tokens that the reward model read
+    tokenizer: str | None = None  # of the sampled tokens, see templates.tokenizer_name
+    token_ids: list[int] | None = None  # as they were sampled; None: of a file
 
     @property
     def cut(self) -> bool:
@@ -247,5 +249,8 @@ def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]
             record = {"prompt": case.prompt, "chosen": best.answer, "rejected": worst.answer}
         if case.tools:
             record["tools"] = case.tools
+        if best.token_ids is not None:
+            record |= {"chosen_tokens": best.token_ids, "rejected_tokens": worst.token_ids}
+            record["tokenizer"] = best.tokenizer
         records.append(record)
     return records

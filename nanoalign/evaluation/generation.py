@@ -170,20 +170,16 @@ def _sample(
 
 
 def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
-    """The text of a sampled response without special tokens; a space at its beginning stays.
+    """The text of a sampled response, also of its special tokens, with a space that it begins with.
 
-    White space behind the last special token is removed if nothing else follows, because a chat
-    template ends a turn with such a token and white space. A SentencePiece tokenizer removes the
-    first space of a text, so the tokens are decoded behind a newline.
+    If white space alone follows the last special token, both are removed: a chat template ends a
+    turn with them. A SentencePiece tokenizer removes the first space of a text, so the tokens are
+    decoded behind a newline.
     """
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))
     if not tokenizer.decode(tokens[last + 1 :]).strip():
         tokens = tokens[:last]
     newline = tokenize(["\n"], tokenizer)[0]
-    before, both = (
-        tokenizer.decode(ids, skip_special_tokens=True) for ids in (newline, [*newline, *tokens])
-    )
-    if before and both.startswith(before):
-        return both[len(before) :]
-    return tokenizer.decode(tokens, skip_special_tokens=True)
+    before, both = (tokenizer.decode(ids) for ids in (newline, [*newline, *tokens]))
+    return both[len(before) :] if before and both.startswith(before) else tokenizer.decode(tokens)

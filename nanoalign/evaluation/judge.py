@@ -98,7 +98,15 @@ def compare(
         for k in range(len(answers[role].texts[n]))
     ]
     # Each answer by itself, so that its reward does not depend on how long the others are.
-    records = [replace(prompts[n], responses=[answers[role].texts[n][k]]) for n, role, k in places]
+    own = [answers[role].tokens(n, k) for n, role, k in places]
+    records = [
+        replace(
+            prompts[n],
+            responses=[answers[role].texts[n][k]],
+            sampled=sampled and (sampled[0], [sampled[1]]),
+        )
+        for (n, role, k), sampled in zip(places, own, strict=True)
+    ]
     ended = [answers[role].ended(n, k) for n, role, k in places]
     encoded = judge.encode(records, ended)
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts(records).items())
@@ -114,7 +122,8 @@ def compare(
         if as_sampled:
             tokens = len(answers[role].sampled[n][k].drawn)
         text = answers[role].texts[n][k]
-        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read_share))
+        name, ids = own[i] or (None, None)
+        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read_share, name, ids))
     return [
         Compared(
             prompt.name, prompt.prompt, *(tuple(judged[n, role]) for role in ROLES), prompt.tools

@@ -169,6 +169,10 @@ class Judge:
         # Responses are scored one by one, so pairs and their margins are left out.
         alone = [replace(record, pairs=(), extra={}) for record in records]
         formed = [as_trained(record, template, kinds) for record in alone]
+        formed = [
+            new if new is old else replace(new, sampled=None)  # behind another prompt
+            for new, old in zip(formed, alone, strict=True)
+        ]
         notes = [(AS_DIALOGUE,) * (new is not old) for new, old in zip(formed, alone, strict=True)]
         parts = [(formed, 1.0)]
         if is_conditioned(self.model):
@@ -241,7 +245,8 @@ def encode_answers(
         if has_ended is False:
             tokens = tokens[:-1]
             name = resolve_template(template, record.prompt, tokenizer)
-            if name == "chat":
+            as_sampled = record.sampled and tokens == list(record.sampled[1][0])
+            if name == "chat" and not as_sampled:
                 (text,) = render(record, tokenizer, name).responses
                 answer = without_end(record.responses[0], tokenizer.eos_token)
                 tokens = tokenize_continuations([without_tail(text, answer)], tokenizer)[0]

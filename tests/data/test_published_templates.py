@@ -5,6 +5,7 @@ template's turns: rows have the tokens of transformers' rendering of the whole d
 says what is not shown.
 """
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from jinja2 import TemplateError
 
 from nanoalign.data.chat_template import EARLIER_REASONING
 from nanoalign.data.formats import formats
-from nanoalign.data.templates import encode_records
+from nanoalign.data.templates import encode_records, frame_of_answers, tokenizer_name
 from nanoalign.errors import RunError
+from nanoalign.evaluation.generation import decode_continuation
 from nanoalign.records import parse
 
 trl = pytest.importorskip("trl")
@@ -170,3 +172,71 @@ def test_rows_have_the_tokens_of_transformers_or_are_refused(templates, case):
             wrong.append(f"{name}: {str(error)[:300]}")
     assert not wrong, "\n".join(wrong)
     assert len(templates) >= 72 and shown >= CASES[case][3], shown
+
+
+# --- answers that were sampled: tokens -> file -> tokens
+
+SAMPLED = [
+    "It is nine.",
+    " It is nine. ",
+    "<think>\nHm.\n</think>\n\nNine.",
+    "I see</think>",
+    "It i",
+]
+
+
+@pytest.mark.parametrize("text", SAMPLED)
+def test_sampled_tokens_are_trained_on_as_they_were_sampled(templates, text, tmp_path):
+    """Also with special tokens within, cut, and where no template would write them so."""
+    for name, (tokenizer, end) in templates.items():
+        if name.partition("_")[0] in IMAGES or name.startswith("llava"):
+            continue
+        tokens = tokenizer(text + end + text, add_special_tokens=False)["input_ids"]
+        others = tokenizer("Never mind.", add_special_tokens=False)["input_ids"]
+        record = {"prompt": ASKED, "chosen": text, "rejected": "Never mind."}
+        record |= {"chosen_tokens": tokens, "rejected_tokens": others}
+        record["tokenizer"] = tokenizer_name(tokenizer, "chat")
+        _, parsed = parse(json.dumps(record), "test:1", formats())
+        (row,) = encode_records([parsed], tokenizer, 4096, "auto")
+        end_id = tokenizer.eos_token_id
+        assert row.responses[0].tolist() == tokens + [end_id] * (tokens[-1] != end_id), name
+        assert row.responses[1].tolist() == [*others, end_id]
+        header = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, tokenize=False)
+        assert row.prompt.tolist() == tokenizer(header, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("case", ["one turn", "system"])
+def test_the_text_of_a_sampled_answer_is_rendered_to_its_tokens(templates, case):
+    """What the template adds before an answer is not added again."""
+    same = 0
+    for tokenizer, end in templates.values():
+        prompt, chosen, more, _ = CASES[case]
+        record = filled({"prompt": prompt, "chosen": [chosen], "rejected": [NINE], **more}, end=end)
+        try:
+            _, parsed = parse(record, "test:1", formats())
+            (row,) = encode_records([replace(parsed, name="test:1")], tokenizer, 4096, "auto")
+        except RunError:
+            continue
+        before, _ = frame_of_answers(tokenizer, "chat")
+        tokens = row.responses[0].tolist()
+        text = decode_continuation(tokens[:-1], tokenizer).removeprefix(before)
+        again = replace(parsed, responses=(text, "Never mind."), answers=(), name="test:1")
+        (second,) = encode_records([again], tokenizer, 4096, "auto")
+        assert second.responses[0].tolist() == tokens, tokenizer.decode(tokens)
+        same += 1
+    assert same >= CASES[case][3]
+
+
+def test_tokens_of_another_tokenizer_or_template_are_not_used(templates):
+    tokenizer, _ = templates["qwen3"]
+    other, _ = templates["llama3"]
+    record = {"prompt": ASKED, "chosen": "It is nine.", "rejected": "No."}
+    record |= {"chosen_tokens": [1, 2], "rejected_tokens": [3]}
+    rows = []
+    for name in (tokenizer_name(other, "chat"), tokenizer_name(tokenizer, "pku"), None):
+        _, parsed = parse(record | {"tokenizer": name}, "test:1", formats())
+        rows += encode_records([parsed], tokenizer, 4096, "auto")
+    _, plain = parse({key: record[key] for key in list(record)[:3]}, "test:1", formats())
+    (expected,) = encode_records([plain], tokenizer, 4096, "auto")
+    for row in rows:
+        assert [r.tolist() for r in row.responses] == [r.tolist() for r in expected.responses]

@@ -81,12 +81,16 @@ def test_a_policy_against_itself_ties_everywhere(world):
 
 
 def test_a_stopped_answer_is_scored_without_eos(world, results, tokenizer):
-    """The rewards of the file equal those of rows made by hand: EOS only where an answer ended."""
+    """The rewards of the file equal those of rows made by hand: EOS only where an answer ended.
+
+    The tokens are those that were sampled, also where they are not those of the text.
+    """
     model = RewardModel.load(world / "rm", trainable=False)
     lines, ended = results[0], set()
     for line in lines:
-        prompt, answer = (tokenizer(line[key])["input_ids"] for key in ("prompt", "answer"))
-        answer += [tokenizer.eos_token_id] * line["ended"]
+        prompt, answer = tokenizer(line["prompt"])["input_ids"], line["token_ids"]
+        assert tokenizer.decode(answer) == line["answer"]
+        answer = answer + [tokenizer.eos_token_id] * line["ended"] or [tokenizer.eos_token_id]
         assert line["score"] == pytest.approx(reward_alone(model, prompt, answer), abs=1e-5)
         assert line["tokens"] <= 6  # as it was sampled
         ended.add(line["ended"])

@@ -177,7 +177,7 @@ def test_a_sampled_answer_ends_before_the_end_of_its_turn():
         "Fine.<end>": "Fine.",
         "Fine.\n": "Fine.\n",
         "a\n<end>\n": "a\n",
-        "a<end>b\n": "ab\n",
+        "a<end>b\n": "a<end>b\n",  # a part of the answer
         "<end>": "",
         "": "",
     }
