@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from nanoalign import loop
 from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
 from nanoalign.data.sources import check_sources, open_source, parse_source
@@ -177,7 +176,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     as_sampled = answers.share_vocabulary(both)
     kl_is_known = as_sampled and args.temperature == args.top_p == 1
     # Only the KL needs packed rows, so a policy that can't share rows can still be sampled.
-    checked = batcher if kl_is_known else loop.Batcher(world, args.micro_batch_tokens)
+    checked = batcher if kl_is_known else packed.PaddedBatcher(world, args.micro_batch_tokens)
     for sampler in samplers.values():
         answers.check_sampler(sampler, prompts, args.max_length, checked)
     judge = load_judge(prompts, list(samplers.values()), batcher, args)

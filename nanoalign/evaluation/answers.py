@@ -24,6 +24,7 @@ from nanoalign.evaluation.scoring import score_rows
 from nanoalign.files.text import named
 from nanoalign.loop import Batcher
 from nanoalign.model import Policy
+from nanoalign.packing import rope
 from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record
 from nanoalign.weights.folders import load_tokenizer, local_folder
@@ -156,7 +157,8 @@ def sampler_of(
 ) -> Sampler:
     """Encodes the prompts for a policy.
 
-    Raises RunError if the longest prompt and max_new_tokens have more tokens than it has positions.
+    Raises RunError if the longest prompt and max_new_tokens have more tokens than it has positions,
+    or if an answer might cross the border of LongRoPE, where all earlier keys would change.
     """
     templates = {resolve_template(template, record.prompt, tokenizer) for record in prompts}
     template = templates.pop() if len(templates) == 1 else template
@@ -168,6 +170,18 @@ def sampler_of(
             f"model '{name}' has {positions} positions, but the longest prompt and "
             f"--max_new_tokens {max_new_tokens} have {longest} tokens; lower one of "
             "--max_new_tokens and --max_length"
+        )
+    rope.read_marks(policy.model)
+    border = rope.border_of(policy.model)
+    crossing = [
+        row for row in rows if len(row.prompt) <= (border or 0) < len(row.prompt) + max_new_tokens
+    ]
+    if crossing:
+        raise RunError(
+            f"{crossing[0].name}: has {len(crossing[0].prompt)} tokens, so an answer of "
+            f"--max_new_tokens {max_new_tokens} might cross token {border}, where model '{name}' "
+            "changes its rotary frequencies (LongRoPE); lower --max_new_tokens, or remove the "
+            "prompt"
         )
     texts = [record.prompt for record in prompts]
     return Sampler(name, policy, tokenizer, template, rows, texts)

@@ -18,6 +18,7 @@ from nanoalign.batch import Row
 from nanoalign.distributed import World, autocast, progress_bar
 from nanoalign.encode import tokenize
 from nanoalign.model import Policy
+from nanoalign.packing import rope
 from nanoalign.ranks.collectives import gather
 
 SHRINK = 0.75  # finished answers are removed from a batch when at most this share is unfinished
@@ -133,6 +134,9 @@ def _sample(
     tokens, mask = (torch.from_numpy(x).to(world.device) for x in (tokens, mask))  # (B, T)
     chances = torch.from_numpy(np.stack(uniform)).to(world.device)  # (B, max_new_tokens)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
+    border = rope.border_of(policy.model)
+    if border is not None:  # no answer crosses it, see answers.sampler_of
+        positions += (mask.sum(1, keepdim=True) > border) * rope.LONG
     drawn: list[list[int]] = [[] for _ in rows]
     ends: list[int | None] = [None] * len(rows)
     lines = list(range(len(rows)))  # which answer each line of the batch is

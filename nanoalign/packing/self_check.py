@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from nanoalign.distributed import sum_over_ranks
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.loop import Batcher, Objective
 from nanoalign.model import Policy, Scorer
+from nanoalign.packing import rope
 
 CHECKED_ROWS = 4  # from the shortest to the longest
 CHECKED_TOKENS = 2048  # of the longest, if there are shorter rows: all its logits are made
@@ -73,12 +75,14 @@ def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str
     """Raises RunError if scores of a batch differ from the model's own on separate sequences.
 
     So a model that mixes the responses of a row is found before it is trained. Four rows are
-    compared, the same on all ranks. name: of the model, for errors.
+    compared, the same on all ranks, and one beyond a border of LongRoPE. name: of the model, for
+    errors.
     """
     lengths = lengths_of(rows)
     order, last = np.argsort(lengths, kind="stable"), int((lengths <= CHECKED_TOKENS).sum()) - 1
     places = [n * max(0, last) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)]
     picked = [rows[order[n]] for n in places]
+    picked += across_border(model, rows, lengths, picked)
     device = batcher.world.device
     split = [
         replace(row, responses=(r,), pairs=(), extra={}) for row in picked for r in row.responses
@@ -106,6 +110,17 @@ def check_layout(model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str
             f"its own forward on separate sequences, on {picked[-1].name} and others (at most "
             f"{allowed:g} allowed); {batcher.advice}"
         )
+
+
+def across_border(
+    model: Scorer, rows: Sequence[Row], lengths: np.ndarray, picked: list[Row]
+) -> list[Row]:
+    """Returns the shortest row beyond the border of a model with LongRoPE; [] if one is picked."""
+    border = rope.border_of(model.model)
+    if border is None or any(row.longest > border for row in picked):
+        return []
+    candidates = (rows[n] for n in np.argsort(lengths, kind="stable") if lengths[n] > border)
+    return list(islice((row for row in candidates if row.longest > border), 1))
 
 
 @torch.no_grad()

@@ -9,9 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, Phi3Config
 
 from nanoalign.batch import Row
+from nanoalign.errors import RunError
+from nanoalign.evaluation.answers import sampler_of
+from nanoalign.evaluation.generation import Sampling, generate
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher, PaddedBatcher
-from nanoalign.packing.rope import border_of
+from nanoalign.packing.rope import border_of, read_marks
+from nanoalign.packing.self_check import check_layout
+from nanoalign.records import Record
 
 BORDER, VOCAB = 40, 64
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 4.0, 7.0, 10.0]}
@@ -23,7 +28,7 @@ def phi3(kind: str = "longrope", border: int = BORDER) -> torch.nn.Module:
     parameters |= FACTORS | {"original_max_position_embeddings": border, "attention_factor": 1.2}
     config = Phi3Config(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4 * BORDER,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
         original_max_position_embeddings=border, rope_parameters=parameters,
         initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
@@ -81,6 +86,44 @@ def test_the_two_sets_of_frequencies_differ_in_these_scores(world):
     off = np.abs(np.array([alone(short, r) for r in rows()]) - [alone(long, r) for r in rows()])
     assert (off[0] < 1e-5).all() and (off[1] > 0.1).all()
     assert off[4, 0] > 0.1 and off[4, 1] < 1e-5  # one response on each side
+
+
+def test_sampled_answers_are_those_of_each_prompt_alone(world):
+    """Greedy, of a batch of short and long prompts; the oracle is transformers' generate."""
+    model = phi3()
+    policy = Policy(model)
+    read_marks(model)
+    prompts = [Row(row.name, row.prompt, (), ()) for row in rows() if len(row.prompt) != 38]
+    sampling = Sampling(temperature=0, max_new_tokens=8)
+    assert {len(row.prompt) > BORDER for row in prompts} == {True, False}
+    found = generate(policy, prompts, [], sampling, world)
+    for row, (answer,) in zip(prompts, found, strict=True):
+        ids = torch.from_numpy(row.prompt.astype(np.int64))[None]
+        options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+        expected = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        assert list(answer.tokens) == expected[0, len(row.prompt) :].tolist()
+
+
+def test_an_answer_that_might_cross_the_border_is_refused(tokenizer):
+    record = Record("x" * 38, (), (), name="data:7")
+    with pytest.raises(RunError, match="data:7: has 38 tokens, .* might cross token 40, where"):
+        sampler_of("phi", Policy(phi3()), tokenizer, [record], "raw", 100, 8)
+
+
+def test_the_self_check_looks_at_both_sides(world):
+    """A reader of rows that ignores the marks is found, also where four short rows are first."""
+    draw = np.random.default_rng(1)
+    tokens = [draw.integers(3, VOCAB, n, dtype=np.int32) for n in (5, 6, 7, 8, 30, 1500)]
+    short = [Row(f"s:{n}", tokens[0], (tokens[1], tokens[2])) for n in range(40)]
+    many = Row("many:1", tokens[0], tuple(tokens[3] for _ in range(300)))  # of many short ones
+    long = Row("long:1", tokens[5], (tokens[1], tokens[2]))
+    model = phi3()
+    policy, batcher = Policy(model), PackedBatcher(world, 10_000)
+    batcher.prepare(policy)
+    check_layout(policy, [*short, many, long], batcher, "phi")
+    batcher.border = None
+    with pytest.raises(RunError, match="self-check: phi gives log-probabilities that differ"):
+        check_layout(policy, [*short, many, long], batcher, "phi")
 
 
 def test_another_kind_of_rotary_embedding_has_no_border():
