@@ -76,7 +76,8 @@ def signals(chance: random.Random, folder: Path, world: World) -> str | None:
     out, ranks = folder / "run", ranks_of(chance)
     number = chance.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
     at = (signal_after, chance.uniform(0, 1), number, chance.randrange(ranks))
-    outcome = train(world.argv(out), ranks, at)
+    # As in `kills`, a rank may wait for one that ended before their group existed.
+    outcome = train(world.argv(out, "--timeout", 30), ranks, at)
     allowed = (0, 1, 128 + number, -number)  # the last: before training, by default
     return bad_ending(outcome, allowed) or world.finish(out, ranks)
 
