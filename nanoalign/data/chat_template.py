@@ -22,6 +22,7 @@ from jinja2 import TemplateError
 from nanoalign.data.columns import with_names
 from nanoalign.data.dialogues import messages_of
 from nanoalign.data.messages import BARE, FURTHER, REASONING, is_of_assistant
+from nanoalign.encode import tokenize, tokenize_continuations
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import Record
 
@@ -83,6 +84,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.before = of_date(date) if date else ""  # of the text of the template
         self.added_tokens = tuple(tokenizer.get_added_vocab())  # "<|im_end|>" is one of these
+        self.spaces: dict[str, bool] = {}  # whether `puts_space` behind a token
         self.shapes: set[tuple] = set()  # of dialogues whose copies `check_shown` looked through
 
     def render(self, messages: list[dict], tools: list | None = None, **options: object) -> str:
@@ -104,6 +106,27 @@ class ChatTemplate:
         if len(text) > LETTERS:
             raise TemplateError(f"it writes {len(text):,} characters")
         return text
+
+    def behind(self, prompt: str, texts: Sequence[str]) -> list[str]:
+        """Returns texts that follow a prompt as the tokenizer reads them there.
+
+        A SentencePiece tokenizer of the older kind ("legacy") puts a space before a text behind a
+        special token.
+        """
+        token = next(filter(prompt.endswith, self.added_tokens), None)
+        if token is None:
+            return list(texts)
+        if token not in self.spaces:
+            self.spaces[token] = self.puts_space(token, "x")
+        if not self.spaces[token]:
+            return list(texts)
+        return [f" {text}" if self.puts_space(token, text) else text for text in texts]
+
+    def puts_space(self, token: str, text: str) -> bool:
+        """Whether a text behind a token has the tokens of a text with a space before it."""
+        alone, both = tokenize([token, f"{token}{text}"], self.tokenizer)
+        plain, spaced = tokenize_continuations([text, f" {text}"], self.tokenizer)
+        return both == alone + spaced != alone + plain
 
     def check_shown(
         self, record: Record, prompt: str, dialogues: Sequence[list[dict]], texts: Sequence[str]

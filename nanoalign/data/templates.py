@@ -212,7 +212,7 @@ def chat(
         if not dialogue.startswith(prompt):
             raise RunError(f"{record.name}: {another_prompt(prompt, dialogue, template.tokenizer)}")
     texts = [without_end(dialogue[len(prompt) :], eos) for dialogue in whole]
-    return Text(prompt, texts, add_bos=False)
+    return Text(prompt, template.behind(prompt, texts), add_bos=False)
 
 
 def another_prompt(prompt: str, dialogue: str, tokenizer) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import byte_tokenizer, sentencepiece_like
+from tokenizers import normalizers, pre_tokenizers
 
 from nanoalign.batch import Row
 from nanoalign.data.dialogues import messages_of
@@ -198,3 +199,27 @@ def test_one_eos_of_a_tokenizer_of_words():
         for end in ("", "<eos>", "<eos><eos>"):
             row = encode("Q:", ("yes" + end, " no" + end), tokenizer, template=template)
             assert [part.tolist() for part in row.responses] == [[4, 2], [7, 2]], (template, end)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "prepend"])
+@pytest.mark.parametrize("answer", ["yes", " yes", "x yes"])
+def test_an_answer_behind_a_special_token_has_the_tokens_of_the_whole_text(scheme, answer):
+    """A SentencePiece tokenizer of the older kind puts a space before it, a newer one does not."""
+    tokenizer = sentencepiece_like("<|a|>", "▁▁")
+    core = tokenizer.backend_tokenizer
+    if scheme == "prepend":  # as Llama's and Mistral's first tokenizers
+        parts = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        core.normalizer, core.pre_tokenizer = normalizers.Sequence(parts), None
+    else:
+        core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|a|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|a|>' if m.role == 'assistant' }}{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|a|>{% endif %}"
+    )
+    row = encode("Q:", (answer, "no"), tokenizer)
+    dialogue = [{"role": "user", "content": "Q:"}, {"role": "assistant", "content": answer}]
+    text = tokenizer.apply_chat_template(dialogue, tokenize=False)
+    expected = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert [*row.prompt, *row.responses[0]] == expected
