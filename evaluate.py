@@ -17,10 +17,12 @@
 import json
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from nanoalign.data.dialogues import DIFFER_EARLIER
 from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
 from nanoalign.data.sources import check_sources, open_source, parse_source
@@ -100,7 +102,12 @@ def evaluate_rm(args: Namespace, world: World) -> None:
                 f"the subset '{subset}' has no pairs: in each record all scores are equal"
             )
         encoded = judge.encode(compared)
-        counts = encoded[0].counts(compared) | {EQUAL_SCORES: len(records) - len(compared)}
+        left_out = Counter(
+            DIFFER_EARLIER if DIFFER_EARLIER in record.notes else EQUAL_SCORES
+            for record in records
+            if not record.pairs
+        )
+        counts = encoded[0].counts(compared) | left_out
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
         responses = sum(len(record.responses) for record in compared)
         prompts = len(set(scoring.prompt_keys(compared)))

@@ -4,6 +4,7 @@ import datetime
 import signal
 import threading
 import time
+from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 
 from nanoalign.data import chat_template
 from nanoalign.data.chat_template import ChatTemplate, with_arguments
+from nanoalign.data.rows import template_date_of
 from nanoalign.data.split import record_digests
 from nanoalign.data.templates import encode_records
 from nanoalign.errors import RunError
@@ -193,6 +195,43 @@ def test_a_template_that_leaves_out_messages_of_a_role_is_refused():
     assert texts(found, chat(content=users))[0].startswith("<system>Be brief.")
 
 
+def test_a_message_that_is_lost_is_found_though_its_role_was_shown_before():
+    """As a system message that is not the first; also where its short text is there by chance."""
+    first = "{% if loop.first or m.role != 'system' %}{{ m.content }}{% endif %}"
+    shown = Record([{"role": "system", "content": "Be brief."}, HI], ("a", "b"), name="a:1")
+    for text in ("From now on be kind.", "assistant"):
+        system = {"role": "system", "content": text}
+        lost = Record([HI, {"role": "assistant", "content": "Yes?"}, system, HI], ("a", "b"))
+        lost = replace(lost, name="a:2")
+        with pytest.raises(RunError, match="a:2: .* does not show the text of a message of 'sys"):
+            encode_records([shown, lost], chat(content=first), 1024, "auto")
+
+
+def test_a_text_that_begins_as_a_turn_does_is_refused():
+    tokenizer = chat("<user>", "<assistant>")
+    for record in (Record("Hi", ("<assistant>yes", "b")), Record("<assistant>Hi", ("a", "b"))):
+        with pytest.raises(RunError, match="begins with '<assistant>', as the turns that the chat"):
+            encode_records([record], tokenizer, 1024, "auto")
+    assert texts(Record("<user>Hi", ("a <assistant>", "b")), tokenizer)[1] == "a <assistant><eos>"
+
+
+def test_responses_that_begin_with_their_prompt_are_counted():
+    asked = Record("Is it late?", ("Is it late? It is nine.", "No."))
+    (row,) = encode_records([asked], chat(), 1024, "auto")
+    assert row.notes == ("responses that begin with their own prompt",)
+    (row,) = encode_records([Record("Hi", ("Hi there.", "No."))], chat(), 1024, "auto")
+    assert row.notes == ()
+
+
+def test_an_answer_may_continue_a_turn_of_the_assistant():
+    """In pku, too; raw has no turns."""
+    record = Record([HI, {"role": "assistant", "content": "I"}], (" see", " do"))
+    expected = ["<user>Hi<eos><assistant>I", " see<eos>", " do<eos>"]
+    assert texts(record, chat()) == expected
+    asked = "BEGINNING OF CONVERSATION: USER: Hi ASSISTANT:I"
+    assert texts(record, byte_tokenizer(), "pku") == [asked, " see<eos>", " do<eos>"]
+
+
 def test_an_end_that_is_no_token_is_text():
     """A template that puts a full stop behind answers does not take away that of the data."""
     tokenizer = byte_tokenizer(chat_template=template(calls="."))
@@ -304,6 +343,16 @@ def test_template_args_that_nothing_reads_are_refused(argument):
         with_arguments(byte_tokenizer(chat_template=OPENS), [argument])
     with pytest.raises(RunError, match="it has no chat template"):
         with_arguments(byte_tokenizer(), ["a=1"])
+
+
+def test_a_run_that_is_resumed_has_the_date_of_its_start(tmp_path):
+    args = Namespace(out=str(tmp_path), resume=True)
+    today = datetime.date.today().isoformat()
+    assert template_date_of(args) == {"template_date": today}  # there is no run
+    (tmp_path / "args.json").write_text('{"template_date": "2024-07-26"}')
+    assert template_date_of(args) == {"template_date": "2024-07-26"}
+    args.resume = False
+    assert template_date_of(args) == {"template_date": today}
 
 
 def test_the_date_of_a_template_is_that_of_the_run():

@@ -6,6 +6,7 @@ import pytest
 from stores import parsed, read, write
 
 from nanoalign import records
+from nanoalign.data.dialogues import DIFFER_EARLIER
 from nanoalign.data.formats import formats
 from nanoalign.errors import RunError
 from nanoalign.records import Record
@@ -43,13 +44,14 @@ def test_the_label_of_pku_orders_the_responses(preference, responses):
 
 
 def test_a_dialogue_is_split_at_the_last_header_that_both_share():
-    """Dialogues that differ early keep their further turns."""
+    """Dialogues that differ earlier have no pair: turns of the human would be scored."""
     record = parsed(DIALOGUE)
     assert (record.prompt, record.responses) == (BEGIN, (" good", " bad"))
     begin = "\n\nHuman: q\n\nAssistant:"
     more = " a\n\nHuman: more\n\nAssistant: b"
     record = parsed({"chosen": begin + more, "rejected": begin + " other"})
     assert (record.prompt, record.responses) == (begin, (more, " other"))
+    assert record.pairs == () and record.notes == (DIFFER_EARLIER,)
 
 
 def test_ranked_responses_are_sorted_and_make_their_unequal_pairs():

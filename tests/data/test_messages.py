@@ -174,3 +174,49 @@ def test_prompts_of_an_evaluation_have_their_system_prompt_and_tools(tmp_path):
     assert found == [("Hi", None), ([BE, HI], TOOLS), ([BE, HI], None)]
     assert list(by_key) == [prompt_key(each.prompt, each.tools) for each in prompts]
     assert len(by_key) == 3
+
+
+HI_THERE = HI | {"content": "Hi\n"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "expected"),
+    [
+        ("Hi ", [HI], [HI]),
+        ([HI_THERE], [HI], [HI]),
+        ([BE, HI], [HI], [BE, HI]),
+        ([BE, HI_THERE], [HI], [BE, HI]),
+        ([BE, HI], [BE, HI], [BE, HI]),
+        ([HI], [YES, HI], [YES, HI]),  # the last turn of the messages
+        ([BE], [HI], [BE, HI]),
+        ([NO], [HI], [NO, HI]),
+    ],
+)
+def test_a_prompt_beside_messages_is_there_once(prompt, before, expected):
+    """Whatever white space is around it, and with its system message."""
+    found = parsed({"prompt": prompt, "chosen": [*before, YES], "rejected": [*before, NO]})
+    assert found.prompt == expected and found.responses == ("yes", "no")
+
+
+def test_null_keys_of_a_table_are_left_out():
+    """As in parquet: Dataset.to_json gives all tools and calls the keys of all others."""
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    call = {"function": {"name": "look", "arguments": {"at": "it", "left": None}}}
+    nulls = {"name": "look", "parameters": {"type": "object", "properties": None}}
+    record = PAIR | {
+        "tools": [{"type": "function", "function": nulls}],
+        "chosen": [{"role": "assistant", "content": "", "tool_calls": [call], "name": None}],
+        "rejected": [{"role": "assistant", "content": "", "tool_calls": None, "thinking": "a"}],
+    }
+    found = parsed(record)
+    assert found.tools == [tool]
+    assert found.answers[0]["tool_calls"] == [
+        {"function": {"name": "look", "arguments": {"at": "it"}}}
+    ]
+    assert found.answers[1] == {"role": "assistant", "content": "", "thinking": "a"}
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_an_error_of_an_answer_names_its_key(side):
+    with pytest.raises(RunError, match=f"{side} has .*'x': 1"):
+        parsed(PAIR | {side: {"x": 1}})
