@@ -109,7 +109,10 @@ positive = number(float, above=0)
 
 
 def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
-    """Adds the flags of a forward, in training and evaluation; results do not depend on them."""
+    """Adds the flags of a forward, in training and evaluation; they change results by rounding.
+
+    With --precision bf16 that is the rounding of bfloat16.
+    """
     add, count = group.add_argument, number(int, 1)
     text = "maximum tokens of one forward on one rank; a longer row runs alone"
     add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS, help=text)

@@ -294,7 +294,10 @@ def conversation(name: str, rest: dict) -> dict:
 
 
 def instructed(rest: dict) -> dict:
-    """Reads an Alpaca record: instruction, input, output, and perhaps kto_tag."""
+    """Reads an Alpaca record as prompt + completion, and label if it has kto_tag or label.
+
+    The prompt is as in `instruction`, which may raise ValueError: of instruction, input, history.
+    """
     return {"prompt": instruction(rest), "completion": rest.pop("output")} | label(rest)
 
 

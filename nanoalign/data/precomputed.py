@@ -172,7 +172,11 @@ def read(path: Path) -> np.ndarray | None:
 
 
 def write(logps: np.ndarray, unfinished: Path, path: Path) -> None:
-    """Writes the log-probabilities into a folder, and renames that to `path`."""
+    """Writes log-probabilities and checksums into the folder `unfinished`; renames it to `path`.
+
+    If another run has written `path` meanwhile, both stay as they are. Raises RunError if a file
+    or the name can't be written.
+    """
     with cache.writing(path.parent):
         (unfinished / LOGPS).write_bytes(save({"logps": logps}))
     cache.complete(unfinished, path)

@@ -264,7 +264,10 @@ class HeldOut(Source):
         return [(f"{self.name}:{source.name}", source.place) for source in self.sources()]
 
     def sources(self) -> list[Source]:
-        """Returns the sources of the records that the run held out."""
+        """Returns the whole sources that have the held-out records, among others, of the run.
+
+        Raises RunError if the folder is of no run, or the run held nothing out.
+        """
         places = held_out_by(self.run, self.place)["sources"].tolist()
         return [source_at(place, name) for name, place in places]
 

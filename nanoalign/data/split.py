@@ -58,7 +58,7 @@ class Encoded:
     def counts(self, chosen: np.ndarray) -> tuple[int, int, Counter]:
         """Returns (how many were encoded for the chosen records, their pairs, their notes counted).
 
-        Pairs are counted before those of equal responses are dropped.
+        chosen: a mask (R,). Pairs are counted before those of equal responses are dropped.
         """
         chosen = self.of_encoded(chosen)
         notes = chain.from_iterable(compress(self.notes, chosen))

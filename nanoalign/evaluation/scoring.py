@@ -159,10 +159,12 @@ class Judge:
     def encode(
         self, records: Sequence[Record], ended: Sequence[Ended] | None = None
     ) -> list[Encoded]:
-        """Encodes the records; for a conditioned model once per preference, which prompts name.
+        """Encodes all records, each as a row. Returns one Encoded, which has these rows.
 
-        Prompts get the form in which the model was trained: see rewards.prompt_kinds.as_trained,
-        which may raise RunError. ended: if the records have one answer each, see encode_answers.
+        For a conditioned model it is one Encoded for each preference of the view, whose name is
+        added to the prompts. Prompts get the form in which the model was trained. ended: of the
+        answers, if each record has one: see encode_answers.
+        Raises RunError as rewards.prompt_kinds.as_trained and encode_records do.
         """
         template, max_length = self.rule
         kinds = rule_of(self.model).get("prompts", ())

@@ -38,10 +38,10 @@ def scoring_rule(
     template = None if template == "auto" else template
     for key, given in (("template", template), ("max_length", max_length), ("eos", EOS_RULE)):
         if given is not None and given != rule.get(key, given):
-            advice = f"; give --{flags}{key} {rule[key]}" if key != "eos" else ""
+            advice = f"give --{flags}{key} {rule[key]}" if key != "eos" else "train another model"
             raise RunError(
                 f"model '{name}' was trained with {key} {rule[key]!r}, not {given!r}, so its "
-                f"rewards would mean something else{advice}"
+                f"rewards would mean something else; {advice}"
             )
     return template or rule.get("template", "auto"), max_length or rule.get("max_length", 1024)
 

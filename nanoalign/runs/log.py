@@ -43,8 +43,10 @@ def open_run(
 ) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """A context with the `log` of loop.train. First writes args.json and records.npz to --out.
 
+    Before that, unless --resume is given, it removes what an earlier run wrote to --out.
     The `log` adds a line to metrics.jsonl, shows a progress bar, and sends to --track.
-    folder: of the model that is trained. start: the number of steps that were done before.
+    folder: of the model that is trained; records.npz also gets the records that this model has
+        seen before. start: the number of steps that were done before.
     meter: measures speed and memory, which are added to the metrics of a step.
     Raises RunError on a host that does not see the file that rank 0 wrote, and, in the `log`, if
     metrics.jsonl can't be written.

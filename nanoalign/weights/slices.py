@@ -103,7 +103,9 @@ def build(
     try:
         layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
         if layers > tensors:  # building them might take hours
-            raise ValueError(f"{layers} layers, but {tensors} tensors")
+            raise ValueError(
+                f"config.json has {layers} layers, but the weights have only {tensors} tensors"
+            )
         model = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     except Exception as error:  # of transformers, of any kind
         raise RunError(
