@@ -40,6 +40,8 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 BATCHES, STEPS = "tests/family/test_objectives.py", "tests/family/test_steps.py"
+TREES = "tests/packing/test_attention.py"
+TEMPLATES = ["tests/data/test_chat_template.py", "tests/data/test_published_templates.py"]
 # Module -> the tests that are meant for it, those that take least time first.
 TESTS = {
     **{name: [f"tests/core/test_{name}.py"] for name in ("losses", "logps", "batch", "encode")},
@@ -50,6 +52,11 @@ TESTS = {
     "family/pairs": ["tests/family/test_divergences.py", BATCHES, STEPS],
     **{f"family/{name}": [BATCHES, STEPS] for name in ("paired", "tokens")},
     **{f"family/{name}": [STEPS, BATCHES] for name in ("kto", "steps", "moving")},
+    "packing/rope": ["tests/packing/test_rope.py"],
+    "packing/packed": ["tests/packing/test_rope.py", "tests/packing/test_plan.py", TREES],
+    "data/messages": ["tests/data/test_messages.py"],
+    "data/templates": ["tests/data/test_templates.py", *TEMPLATES],
+    "data/chat_template": TEMPLATES,
 }
 PAIRS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitOr, ast.BitAnd), (ast.And, ast.Or),
          (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot),
