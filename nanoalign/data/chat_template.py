@@ -59,7 +59,9 @@ def with_arguments(tokenizer, arguments: Sequence[str]):
         with suppress(ValueError):  # text without quotation marks
             value = json.loads(value)
         # As repr writes it, a value is one of Jinja, too: True, None, 'text', [1], {'a': 1}.
-        default = f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+        default = (
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}\n"
+        )
         if isinstance(templates, dict):
             tokenizer.chat_template = {key: default + text for key, text in templates.items()}
         else:
@@ -72,9 +74,9 @@ def of_date(date: datetime.date) -> str:
 
     It replaces the directives of strftime by their values for a date, at midnight.
     """
-    codes = [f"%{code}" for code in (*"aAbBcdeHIjmMpSxXyYZ", "-d", "-m")]
+    codes = [f"%{code}" for code in (*"aAbBcCdDeFgGhHIjklmMnpRStTuUVwWxXyYZ", "-d", "-m", "%")]
     values = "".join(f".replace({code!r}, {date.strftime(code)!r})" for code in codes)
-    return f"{{%- macro strftime_now(format) -%}}{{{{- format{values} -}}}}{{%- endmacro -%}}"
+    return f"{{%- macro strftime_now(format) -%}}{{{{- format{values} -}}}}{{%- endmacro %}}\n"
 
 
 class ChatTemplate:
@@ -143,7 +145,15 @@ class ChatTemplate:
                 lost |= lost_parts(messages, record.tools, text)
             else:  # the prompt is the same; its header may have what the answer begins with
                 start = max(0, prompt.rfind(messages[-2]["content"].strip()))
-                lost |= lost_parts(messages[-1:], None, text, start)
+                more = lost_parts(messages[-1:], None, text, start)
+                if (
+                    more
+                ):  # the last words of the prompt may be in the header, too: "hi" in "<think>"
+                    with suppress(TemplateError):
+                        bare = self.render(messages[:-1], record.tools)
+                        start = len(os.path.commonprefix([prompt, bare]))
+                        more = lost_parts(messages[-1:], None, text, start)
+                lost |= more
             shape = (bool(record.tools), *map(shape_of, messages))
             if not lost and shape not in self.shapes:
                 self.shapes.add(shape)
@@ -232,7 +242,7 @@ def lost_parts(
             except LookupError as error:
                 lost.setdefault(part, error.args[0])
         if message["role"] not in ANYWHERE:
-            start = ends[0] if ends else start
+            start = min(ends, default=start)
     return lost
 
 
@@ -287,7 +297,7 @@ def end_of(string: str, text: str, start: int) -> int:
     string = string.strip()
     if (place := text.find(string, start)) >= 0:
         return place + len(string)
-    for word in string.split():
+    for word in re.sub(r"(</?think>)", r" \1 ", string).split():
         forms = {word, json.dumps(word)[1:-1], json.dumps(word, ensure_ascii=False)[1:-1]}
         places = [(place, len(form)) for form in forms if (place := text.find(form, start)) >= 0]
         if not places:
@@ -319,8 +329,14 @@ def marked(
 
     copies = []
     for message in messages:
-        copy = message | {key: mark(message[key]) for key in REASONING if key in message}
+        copy, words = dict(message), {}
+        for key in REASONING:  # some programs write one reasoning under two names
+            if key in message:
+                copy[key] = words.setdefault(repr(message[key]), mark(message[key]))
+        tags = re.fullmatch(r"(<(\w+)>).*(</\2>)", message["content"].strip(), re.DOTALL)
         copy["content"] = mark(message["content"])
+        if tags:  # templates know tool results of the role user by their tags
+            copy["content"] = f"{tags[1]}\n{copy['content']}\n{tags[3]}"
         if "tool_calls" in message:
             copy["tool_calls"] = [marked_in(call, "arguments") for call in message["tool_calls"]]
         copies.append(copy)
@@ -337,17 +353,23 @@ def without_earlier_reasoning(record: Record, render: Renderer) -> Record:
     """
     prompt = list(messages_of(record.prompt))
     for n, message in enumerate(prompt[:-1]):
-        other = {key: message[key] for key in message if key not in REASONING}
-        other["content"] = message["content"].rpartition(END_OF_THINKING)[2]
-        if not is_of_assistant(message) or other == message:
-            continue
-        before, behind = prompt[:n], prompt[n + 1 :]
-        as_last = [*before, message], [*before, other]
-        earlier = [*before, message, *behind], [*before, other, *behind]
-        if differs(render, *((dialogue, record.tools) for dialogue in as_last)) and not differs(
-            render, *((dialogue, record.tools) for dialogue in earlier)
+        bare = {key: message[key] for key in message if key not in REASONING}
+        content = message["content"].rpartition(END_OF_THINKING)[2]
+        # Some templates remove the white space behind the reasoning, too.
+        for text in dict.fromkeys(
+            [content, content.lstrip() if content != message["content"] else content]
         ):
-            prompt[n] = other
+            other = bare | {"content": text}
+            if not is_of_assistant(message) or other == message:
+                continue
+            before, behind = prompt[:n], prompt[n + 1 :]
+            as_last = [*before, message], [*before, other]
+            earlier = [*before, message, *behind], [*before, other, *behind]
+            if differs(render, *((dialogue, record.tools) for dialogue in as_last)) and not differs(
+                render, *((dialogue, record.tools) for dialogue in earlier)
+            ):
+                prompt[n] = other
+                break
     if prompt == messages_of(record.prompt):
         return record
     return replace(record, prompt=prompt, notes=(*record.notes, EARLIER_REASONING))

@@ -172,7 +172,8 @@ def tools_of(tools: object) -> list[dict] | None:
     Raises ValueError if they are no list of objects.
     """
     try:
-        decoded = without_null(json.loads(tools) if isinstance(tools, str) and tools else tools)
+        decoded = without_null(tools)  # of a table; JSON text is as it was written
+        decoded = json.loads(tools) if isinstance(tools, str) and tools else decoded
     except json.JSONDecodeError:
         decoded = tools
     if decoded and not (
@@ -254,6 +255,8 @@ def with_prompt(prompt: list[dict], messages: list[dict]) -> list[dict]:
         return [each | {"content": each["content"].strip()} for each in values]
 
     system = prompt[:1] if [each["role"] for each in prompt[:1]] == ["system"] else []
+    if "system" in [each["role"] for each in messages]:
+        system = []
     for first in ([], system):
         theirs, ours = bare(messages), bare(prompt[len(first) :])
         if ours and ours in (theirs[: len(ours)], theirs[-len(ours) :]):

@@ -106,12 +106,16 @@ def frame_of_answers(tokenizer, template: str) -> tuple[str, str]:
     Before it some write a space, or an empty reasoning. Both are "" where they can't be known.
     """
     mark = "XYZZY"
-    try:
-        (text,) = render(Record("Hello.", (mark,), name="frame"), tokenizer, template).responses
-    except RunError:
-        return "", ""
-    before, _, after = text.partition(mark)
-    return before, after
+    for answer in (mark, f"<think>\nHm.\n</think>\n\n{mark}"):  # some refuse answers without it
+        try:
+            (text,) = render(
+                Record("Hello.", (answer,), name="frame"), tokenizer, template
+            ).responses
+        except RunError:
+            continue
+        before, _, after = text.rpartition(mark)
+        return before if answer == mark else "", after
+    return "", ""
 
 
 def with_echoes(record: Record) -> Record:

@@ -9,6 +9,8 @@ import numpy as np
 
 from nanoalign.batch import Row
 from nanoalign.data.chat_template import with_arguments
+from nanoalign.data.dialogues import messages_of
+from nanoalign.data.messages import is_of_assistant
 from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
 from nanoalign.data.templates import (
     encode_records,
@@ -213,8 +215,10 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     frames = {name: frame_of_answers(tokenizer, name) for name in {*templates}}
     names = {name: tokenizer_name(tokenizer, name) for name in {*templates}}
     texts, tokens = [], []
-    for name, answers in zip(templates, sampled, strict=True):
+    for name, prompt, answers in zip(templates, sampler.prompts, sampled, strict=True):
         before, after = frames[name]
+        if is_of_assistant(messages_of(prompt)[-1]):
+            before = ""  # the answer continues a message
         decoded = [decode_continuation(answer.tokens, tokenizer) for answer in answers]
         texts.append([text.removeprefix(before) for text in decoded])
         tokens.append([whole_tokens(answer, after, tokenizer) for answer in answers])
@@ -252,6 +256,7 @@ def kl_estimate(
     """
     logps = []  # of the policy and of the baseline: (answers,)
     for sampler in (policy, baseline):
+        batcher.prepare(sampler.policy)  # another model may have prepared it since
         rows = [
             Row(row.name, row.prompt, (np.array(answer.drawn, np.int32),), ())
             for row, sampled in zip(sampler.rows, answers.sampled, strict=True)

@@ -161,6 +161,7 @@ def write_tokenizer(
     if read is not None:
         copy_others(source, folder)
     if read is None or any(getattr(read, k) != getattr(tokenizer, k) for k in CHANGEABLE):
+        (folder / "special_tokens_map.json").unlink(missing_ok=True)  # of the tokenizer before
         tokenizer.save_pretrained(folder)
     if "TokenizersBackend" in (path := folder / "tokenizer_config.json").read_text():
         change_json(path, {"tokenizer_class": "PreTrainedTokenizerFast"})  # as in transformers 4

@@ -240,3 +240,67 @@ def test_tokens_of_another_tokenizer_or_template_are_not_used(templates):
     (expected,) = encode_records([plain], tokenizer, 4096, "auto")
     for row in rows:
         assert [r.tolist() for r in row.responses] == [r.tolist() for r in expected.responses]
+
+
+# --- ordinary dialogues that a strict look must not refuse
+
+
+def kept(templates: dict, name: str, prompt: list[dict], *answers: dict, **more) -> object:
+    """The row of a pair by a template; the answers differ."""
+    tokenizer, _ = templates[name]
+    chosen, rejected = answers
+    _, found = parse({"prompt": prompt, "chosen": [chosen], "rejected": [rejected]} | more, "t:1",
+                     formats())  # fmt: skip
+    (row,) = encode_records([replace(found, name="t:1")], tokenizer, 4096, "auto")
+    assert row.responses[0].tolist() != row.responses[1].tolist()
+    return row
+
+
+WITH_THOUGHT = [assistant(f"<think>\n{text}\n</think>\n\nNine.") for text in ("Hm.", "Oh.")]
+PLAIN = assistant("Nine."), assistant("Ten.")
+
+
+def test_earlier_reasoning_in_a_content_may_be_forgotten(templates):
+    prompt = [*ASKED, WITH_THOUGHT[0], user("And now?")]
+    for name in ("qwen3", "lfm2_2_5", "lfm2_2_5_v2"):
+        assert EARLIER_REASONING in kept(templates, name, prompt, *PLAIN).notes
+
+
+def test_tags_of_reasoning_may_get_white_space(templates):
+    close = [assistant(f"<think>{text}</think>Nine.") for text in ("Hm.", "Oh.")]
+    for name in ("qwen3", "qwen3_5_think", "glm4moe"):
+        kept(templates, name, ASKED, *close)
+
+
+@pytest.mark.parametrize("question", ["hi", "k", "n"])
+def test_a_question_may_be_in_the_header_of_the_answer(templates, question):
+    for name in ("qwen3_5_think", "qwen3_6", "nemotron_3_nano"):
+        kept(templates, name, [user(question)], *WITH_THOUGHT)
+
+
+def test_a_result_may_stand_before_the_text_of_its_call(templates):
+    prompt = [*ASKED, assistant("Let me look.", tool_calls=[call("Oslo")]), LOOKED[1]]
+    for name in ("gemma4", "gemma4_v3"):
+        kept(templates, name, prompt, *PLAIN, **TOOLS)
+
+
+def test_one_reasoning_may_have_two_names(templates):
+    thought = [NINE | {"reasoning": t, "reasoning_content": t} for t in ("Hm.", "Oh.")]
+    for name in ("qwen3", "glm4moe", "gptoss"):
+        kept(templates, name, ASKED, *thought)
+
+
+def test_tool_results_of_the_role_user_keep_their_tags(templates):
+    result = user("<tool_response>\n21\n</tool_response>")
+    prompt = [*ASKED, assistant("Let me.", reasoning_content=THOUGHT), result]
+    for name in ("qwen3", "qwen3_6"):
+        row = kept(templates, name, prompt, *WITH_THOUGHT)
+        assert THOUGHT in templates[name][0].decode(row.prompt)
+
+
+def test_the_end_of_an_answer_is_known_of_templates_that_open_reasoning(templates):
+    tokenizer, end = templates["nemotron_3_nano"]
+    assert frame_of_answers(tokenizer, "chat")[1].strip() in ("", end)
+    tokenizer = byte_tokenizer(chat_template=tokenizer.chat_template)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    assert frame_of_answers(tokenizer, "chat") == ("", "<|im_end|>\n")

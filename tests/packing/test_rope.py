@@ -3,15 +3,18 @@
 LongRoPE: a response has the frequencies of its own sequence, whatever shares its forward.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_llama
 from transformers import AutoModelForCausalLM, Phi3Config
 
 from nanoalign.batch import Row
 from nanoalign.errors import RunError
-from nanoalign.evaluation.answers import sampler_of
-from nanoalign.evaluation.generation import Sampling, generate
+from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, sampler_of
+from nanoalign.evaluation.generation import Answer, Sampling, generate
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher, PaddedBatcher
 from nanoalign.packing.rope import border_of, read_marks
@@ -19,6 +22,7 @@ from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record
 
 BORDER, VOCAB = 40, 64
+IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [1.0, 4.0, 7.0, 10.0]}
 
 
@@ -30,7 +34,7 @@ def phi3(kind: str = "longrope", border: int = BORDER) -> torch.nn.Module:
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
         original_max_position_embeddings=border, rope_parameters=parameters,
-        initializer_range=0.2, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        initializer_range=0.2, **IDS,
     )  # fmt: skip
     return AutoModelForCausalLM.from_config(config).eval()
 
@@ -102,6 +106,30 @@ def test_sampled_answers_are_those_of_each_prompt_alone(world):
         options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
         expected = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         assert list(answer.tokens) == expected[0, len(row.prompt) :].tolist()
+
+
+def test_a_batcher_that_another_model_has_prepared_is_prepared_again(world, tokenizer):
+    """The KL of a comparison is of the policies, also where the judge was prepared after them."""
+    phi, llama = Policy(phi3()), Policy(tiny_llama(vocab_size=VOCAB, **IDS))
+    batcher, prompts = PackedBatcher(world, 10_000), [r for r in rows() if len(r.prompt) != 38]
+    found = []
+    for order in ((llama, phi), (phi, llama)):  # the second one is prepared last
+        for policy in order:
+            batcher.prepare(policy)
+        samplers = [
+            Sampler(name, policy, tokenizer, "raw", prompts)
+            for name, policy in (("llama", llama), ("phi", phi))
+        ]
+        own = [[Answer(tuple(row.responses[0].tolist()), 2)] for row in prompts]
+        found.append(kl_estimate(*samplers, Answers([], own), batcher))
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    alone_by = [np.mean([alone(p.model, r)[0] for r in with_end(prompts)]) for p in (llama, phi)]
+    assert found[0]["kl_per_answer"] == pytest.approx(alone_by[0] - alone_by[1], abs=1e-3)
+
+
+def with_end(prompts: list[Row]) -> list[Row]:
+    end = np.array([2], dtype=np.int32)
+    return [replace(row, responses=(np.concatenate((row.responses[0], end)),)) for row in prompts]
 
 
 def test_an_answer_that_might_cross_the_border_is_refused(tokenizer):
