@@ -29,6 +29,7 @@ BESIDE_WEIGHTS += ("*processor_config.json",)
 NOT_COPIED = ("*.safetensors", "*.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.npz")
 NOT_COPIED += ("*.msgpack", "*.onnx", "*.gguf", "config.json", "generation_config.json", "*.py")
 NOT_COPIED += ("adapter_config.json", "*.md", ".*", "*.png", ARGS, METRICS)
+NOT_COPIED += ("*.ot", "*.tflite", "*.onnx_data", "*.zip", "*.jsonl", "*.parquet", "*.log")
 # What a program may have changed of a tokenizer. The pad token is changed in copies of the files.
 CHANGEABLE = ("bos_token", "eos_token", "added_tokens_decoder", "chat_template", "padding_side")
 
