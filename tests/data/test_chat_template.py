@@ -207,6 +207,24 @@ def test_a_message_that_is_lost_is_found_though_its_role_was_shown_before():
             encode_records([shown, lost], chat(content=first), 1024, "auto")
 
 
+def test_texts_within_lists_of_arguments_are_looked_for():
+    """Of a template that shows the names of arguments alone; one that shows all is no error."""
+    names = "{% for c in m.tool_calls or [] %}{{ c.function.arguments | list }}{% endfor %}"
+    call = {"function": {"name": "look", "arguments": {"tags": ["red", {"deep": "blue"}], "n": 3}}}
+    calling = {"role": "assistant", "content": "look", "tool_calls": [call]}
+    record = read({"prompt": [HI], "chosen": [calling], "rejected": "b"})
+    assert "red" in texts(record, chat())[1]
+    with pytest.raises(RunError, match="a:1: .* does not show tool_calls: '(red|blue)' is not"):
+        texts(record, chat(calls=names))
+
+
+def test_tools_may_be_flat_or_of_another_kind():
+    shown = "{% for t in tools or [] %}[{{ t | tojson }}]{% endfor %}"
+    for tool in ({"name": "look"}, {"type": "web_search"}, {"function": "look"}):
+        record = read({"prompt": "Hi", "chosen": "a", "rejected": "b", "tools": [tool]})
+        assert texts(record, chat(tools=shown))[0].startswith('[{"')
+
+
 def test_a_text_that_begins_as_a_turn_does_is_refused():
     tokenizer = chat("<user>", "<assistant>")
     for record in (Record("Hi", ("<assistant>yes", "b")), Record("<assistant>Hi", ("a", "b"))):
