@@ -146,9 +146,8 @@ class ChatTemplate:
             else:  # the prompt is the same; its header may have what the answer begins with
                 start = max(0, prompt.rfind(messages[-2]["content"].strip()))
                 more = lost_parts(messages[-1:], None, text, start)
-                if (
-                    more
-                ):  # the last words of the prompt may be in the header, too: "hi" in "<think>"
+                if more:
+                    # The prompt's last words may be in the header, too: "hi" in "<think>".
                     with suppress(TemplateError):
                         bare = self.render(messages[:-1], record.tools)
                         start = len(os.path.commonprefix([prompt, bare]))
@@ -356,9 +355,8 @@ def without_earlier_reasoning(record: Record, render: Renderer) -> Record:
         bare = {key: message[key] for key in message if key not in REASONING}
         content = message["content"].rpartition(END_OF_THINKING)[2]
         # Some templates remove the white space behind the reasoning, too.
-        for text in dict.fromkeys(
-            [content, content.lstrip() if content != message["content"] else content]
-        ):
+        has_thought = content != message["content"]
+        for text in (content, content.lstrip()) if has_thought else (content,):
             other = bare | {"content": text}
             if not is_of_assistant(message) or other == message:
                 continue

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from jinja2 import TemplateError
 
 from nanoalign.batch import Row
@@ -51,7 +52,6 @@ def encode_records(
     """Returns the rows of the records, as encode.encode_all does, by the template of a name.
 
     date: what the chat template may write; None: today.
-
     Raises RunError for a record that the template can't render, or would not show as a whole.
     """
     chat_template, records = ChatTemplate(tokenizer, date), list(map(with_echoes, records))
@@ -61,14 +61,25 @@ def encode_records(
     ):
         records = [prepared(record, tokenizer, template, chat_template) for record in records]
     render_record = partial(render, template=template, chat_template=chat_template)
-    rows = encode_all(records, tokenizer, max_length, render_record)
+    sampled, texts = ([r for r in records if bool(r.sampled) == kind] for kind in (True, False))
+    rows = iter(encode_all(texts, tokenizer, max_length, render_record))
+    prompts = iter(encode_all(sampled, tokenizer, sys.maxsize, render_record))
+    return [
+        with_tokens(record, next(prompts).prompt, tokenizer, max_length)
+        if record.sampled
+        else next(rows)
+        for record in records
+    ]
+
+
+def with_tokens(record: Record, prompt: np.ndarray, tokenizer, max_length: int) -> Row:
+    """Returns the row of a record whose responses are its sampled tokens, each with one EOS.
+
+    prompt: its tokens, (P,), not cut.
+    """
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    for n, record in enumerate(records):
-        if record.sampled:
-            (row,) = encode_all([record], tokenizer, sys.maxsize, render_record)
-            responses = [[*ids, *([eos] if ids[-1:] != [eos] else [])] for ids in record.sampled[1]]
-            rows[n] = truncate(record, row.prompt.tolist(), responses, max_length, bos)
-    return rows
+    responses = [[*ids, *([eos] if ids[-1:] != [eos] else [])] for ids in record.sampled[1]]
+    return truncate(record, prompt.tolist(), responses, max_length, bos)
 
 
 def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
@@ -78,11 +89,11 @@ def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list
     """
     if not any(record.sampled for record in records):
         return list(records)
-    own = {}
-    chosen = []
+    own, chosen = {}, []
     for record in records:
         name = resolve_template(template, record.prompt, tokenizer)
-        own.setdefault(name, tokenizer_name(tokenizer, name))
+        if name not in own:  # hashing a vocabulary takes a tenth of a second
+            own[name] = tokenizer_name(tokenizer, name)
         if record.sampled and record.sampled[0] == own[name]:
             chosen.append(replace(record, responses=(), answers=()))
         else:
@@ -108,9 +119,8 @@ def frame_of_answers(tokenizer, template: str) -> tuple[str, str]:
     mark = "XYZZY"
     for answer in (mark, f"<think>\nHm.\n</think>\n\n{mark}"):  # some refuse answers without it
         try:
-            (text,) = render(
-                Record("Hello.", (answer,), name="frame"), tokenizer, template
-            ).responses
+            record = Record("Hello.", (answer,), name="frame")
+            (text,) = render(record, tokenizer, template).responses
         except RunError:
             continue
         before, _, after = text.rpartition(mark)
@@ -207,9 +217,9 @@ def chat(
     try:
         prompt = template.render(messages, record.tools, **{end: True})
         whole = [template.render(dialogue, record.tools) for dialogue in dialogues]
+        template.check_begin(record, messages, prompt)
     except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
-    template.check_begin(record, messages, prompt)
     shown = (dialogues, whole) if answers else ([messages], [prompt])
     template.check_shown(record, prompt, *shown)
     for dialogue in whole:

@@ -48,7 +48,8 @@ from nanoalign.runs.unpickle import Planner, Reader
 FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
-DATA = {"data", "keys", "preference", "template", "max_length", "eval_share"}
+DATA = {"data", "keys", "preference", "template", "template_args", "template_date", "max_length",
+        "eval_share"}  # fmt: skip
 # Flags that may differ: they do not alter the steps of a run, or only how many there are.
 FREE = DATA | {"activation_checkpointing", "audit", "cache", "epochs", "eval_data", "eval_every",
                "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",

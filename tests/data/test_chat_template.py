@@ -233,6 +233,15 @@ def test_a_text_that_begins_as_a_turn_does_is_refused():
     assert texts(Record("<user>Hi", ("a <assistant>", "b")), tokenizer)[1] == "a <assistant><eos>"
 
 
+def test_a_template_that_fails_without_a_header_is_one_error():
+    """It is rendered so where an answer begins with a token of the tokenizer."""
+    fails = "{% if messages|length == 1 and not add_generation_prompt %}{{ 1 / 0 }}{% endif %}"
+    tokenizer = byte_tokenizer(chat_template=fails + template())
+    tokenizer.add_tokens([AddedToken("<call>", special=True)])
+    with pytest.raises(RunError, match="a:1: the chat template fails: .*ZeroDivisionError"):
+        encode_records([Record("Hi", ("<call>a", "b"), name="a:1")], tokenizer, 1024, "auto")
+
+
 def test_responses_that_begin_with_their_prompt_are_counted():
     asked = Record("Is it late?", ("Is it late? It is nine.", "No."))
     (row,) = encode_records([asked], chat(), 1024, "auto")

@@ -14,12 +14,13 @@ import pytest
 from conftest import byte_tokenizer
 from jinja2 import TemplateError
 
+from nanoalign.data import templates as data_templates
 from nanoalign.data.chat_template import EARLIER_REASONING
 from nanoalign.data.formats import formats
 from nanoalign.data.templates import encode_records, frame_of_answers, tokenizer_name
 from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import decode_continuation
-from nanoalign.records import parse
+from nanoalign.records import Record, parse
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -225,6 +226,18 @@ def test_the_text_of_a_sampled_answer_is_rendered_to_its_tokens(templates, case)
         assert second.responses[0].tolist() == tokens, tokenizer.decode(tokens)
         same += 1
     assert same >= CASES[case][3]
+
+
+def test_the_vocabulary_is_hashed_once_for_all_records(templates, monkeypatch):
+    tokenizer, _ = templates["qwen3"]
+    name, asked = tokenizer_name(tokenizer, "chat"), []
+    monkeypatch.setattr(data_templates, "tokenizer_name", lambda *args: asked.append(args) or name)
+    record = Record(ASKED, ("a", "b"), sampled=(name, [[1, 2], [3]]))
+    plain = Record(ASKED, ("a", "b"))
+    rows = encode_records([record, plain, record], tokenizer, 4096, "chat")
+    assert len(asked) == 1
+    assert [len(row.responses[0]) for row in rows] == [3, len(rows[1].responses[0]), 3]
+    assert rows[0].prompt.tolist() == rows[1].prompt.tolist()
 
 
 def test_tokens_of_another_tokenizer_or_template_are_not_used(templates):

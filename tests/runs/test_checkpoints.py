@@ -15,7 +15,7 @@ from conftest import write_pairs
 from processes import run_ranks
 from torch.distributed import checkpoint as dcp
 from trainings import losses, metrics_of, script
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nanoalign import loop
 from nanoalign.batch import Row
@@ -201,6 +201,27 @@ def one_error(outcome) -> str:
     return lines[0]
 
 
+DATED = "{{ strftime_now('%F') }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+
+
+def test_a_run_is_resumed_on_another_day_with_the_date_of_its_start(llama_folder, pairs, tmp_path):
+    """Of a chat template that writes the date; another date is refused, as other pairs."""
+    model = shutil.copytree(llama_folder, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = DATED
+    tokenizer.save_pretrained(model)
+    train = partial(trainings.train, model, pairs)
+    flags, day = ["--template", "chat", "--save_every", 2], ["--template_date", "2024-07-26"]
+    straight = train(tmp_path / "whole", *flags, *day, steps=6)
+    out = tmp_path / "run"
+    train(out, *flags, *day, "--stop_after", 4, steps=6)
+    argv = ["--model", model, "--data", pairs, "--out", out, "--batch_size", 7, "--lr", LR]
+    argv += [*flags, "--steps", 6, "--resume", "--template_date", "2025-01-01"]
+    outcome = run_ranks(1, script, [str(word) for word in argv])
+    assert outcome.codes == [1] and "training pairs" in outcome.stderr
+    assert losses(train(out, *flags, "--resume", steps=6)) == losses(straight)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = [p for p in folder.rglob("*") if p.is_file() and p.name != ".lock"]
     return {str(path): path.read_bytes() for path in files}
@@ -214,7 +235,7 @@ def contents(folder: Path) -> dict[str, bytes]:
             "but settings differ: --label_smoothing was 0.0, now 0.1; --loss was 'dpo'",
         ),
         ("--max_length 9", "the training pairs are not those of "),
-        ("--eval_share 0.5", "same eval_share, keys, max_length, preference, template, or start"),
+        ("--eval_share 0.5", "same eval_share, keys, max_length, preference, template, template_"),
     ],
 )
 def test_other_settings_and_other_data_are_refused(llama_folder, pairs, stopped, flags, message):
