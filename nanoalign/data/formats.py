@@ -105,11 +105,15 @@ def sampled_of(record: dict, keys: tuple[str, ...]) -> tuple[str, list[list[int]
     names = [name for name in SAMPLED if name.removesuffix("_tokens") in keys]
     if not all(name in record for name in names):
         return None
-    for name in names:
-        tokens = record[name]
-        if not isinstance(tokens, list) or any(type(n) is not int or n < 0 for n in tokens):
-            raise ValueError(f"{name} must be a list of token ids, found {str(tokens)[:60]}")
-    return str(record["tokenizer"]), [record[name] for name in names]
+    return str(record["tokenizer"]), [token_ids(record, name) for name in names]
+
+
+def token_ids(record: dict, name: str) -> list[int]:
+    """Returns the list of token ids under a key. Raises ValueError for anything else."""
+    tokens = record[name]
+    if not isinstance(tokens, list) or any(type(n) is not int or n < 0 for n in tokens):
+        raise ValueError(f"{name} must be a list of token ids, found {str(tokens)[:60]}")
+    return tokens
 
 
 # --- pairs ----------------------------------------------------------------------------------------

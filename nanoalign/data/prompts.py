@@ -3,8 +3,9 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from nanoalign.data.formats import decode_renamed, formats, names_of
+from nanoalign.data.formats import decode_renamed, formats, names_of, token_ids
 from nanoalign.data.messages import BARE, read_messages
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.errors import RunError
@@ -12,6 +13,15 @@ from nanoalign.records import Record, check_text, decode, parse
 
 PROMPT_KEYS = ("prompt", "system", "tools")  # what an answer follows
 ANSWER_KEYS = ("response", "answer", "completion", "output")  # what programs call an answer
+
+
+class Written(NamedTuple):
+    """An answer as answers.jsonl has it. What is not known of those of other programs is None."""
+
+    answer: str  # as text
+    ended: bool | None = None  # whether it ended with EOS; False: sampling stopped
+    tokenizer: str | None = None  # of token_ids, see templates.tokenizer_name
+    token_ids: list[int] | None = None  # as they were sampled, up to the EOS that encoding appends
 
 
 def prompt_key(prompt: str | list[dict], tools: list[dict] | None = None) -> str:
@@ -73,11 +83,15 @@ def prompt_of(record: object, where: str) -> Record:
     return Record(parsed.prompt, (), (), tools=parsed.tools)
 
 
-def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
+def read_answers(
+    source: str, role: str | None = None
+) -> tuple[list[Record], dict[str, list[Written]]]:
     """Returns (the prompts of a source of answers, each once; prompt_key -> answers to it).
 
-    Both are in the order of the records. Raises RunError, with file and line, for a record without
-    a prompt or without exactly one key of ANSWER_KEYS, and for an answer that is no text.
+    Both are in the order of the records. role: policy or baseline, whose answers are read of an
+        answers.jsonl, which has those of both; None: all.
+    Raises RunError, with file and line, for a record without a prompt or without exactly one key of
+    ANSWER_KEYS, and for an answer that is no text; and for a source without answers of the role.
     """
     check_sources([source])
     prompts, answers = [], {}
@@ -90,16 +104,34 @@ def read_answers(source: str) -> tuple[list[Record], dict[str, list[str]]]:
                 f"{where}: expected the key 'prompt' and exactly one of "
                 f"{', '.join(map(repr, ANSWER_KEYS))}, found {sorted(record)}"
             )
-        answer = record[keys[0]]
-        if answer != "":  # an answer may be empty
-            try:
-                check_text(keys[0], answer)
-            except ValueError as error:
-                raise RunError(f"{where}: {error}") from error
+        if role and "token_ids" in record and record.get("side", role) != role:
+            continue
+        try:
+            answer = written(record, keys[0])
+        except ValueError as error:
+            raise RunError(f"{where}: {error}") from error
         context = {key: record[key] for key in PROMPT_KEYS if key in record}
         prompt = replace(prompt_of(context, where), name=name, subset=subset)
         key = prompt_key(prompt.prompt, prompt.tools)
         if key not in answers:
             prompts.append(prompt)
         answers.setdefault(key, []).append(answer)
+    if not answers:
+        raise RunError(f"{source}: has no answers{f' of the {role}' if role else ''}; give others")
     return prompts, answers
+
+
+def written(record: dict, key: str) -> Written:
+    """Returns the answer that a record has under a key, with its tokens, if it has these.
+
+    Raises ValueError for an answer that is no text, and for tokens that are no token ids.
+    """
+    text = record[key]
+    if text != "":  # an answer may be empty
+        check_text(key, text)
+    if record.get("token_ids") is None or not isinstance(record.get("tokenizer"), str):
+        return Written(text)
+    ended = record.get("ended")
+    if ended not in (True, False, None):
+        raise ValueError(f"ended must be true, false or null, found {str(ended)[:60]}")
+    return Written(text, ended, record["tokenizer"], token_ids(record, "token_ids"))

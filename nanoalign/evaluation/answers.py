@@ -11,7 +11,7 @@ from nanoalign.batch import Row
 from nanoalign.data.chat_template import with_arguments
 from nanoalign.data.dialogues import messages_of
 from nanoalign.data.messages import is_of_assistant
-from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
+from nanoalign.data.prompts import Written, prompt_key, read_answers, read_prompts
 from nanoalign.data.templates import (
     encode_records,
     frame_of_answers,
@@ -37,20 +37,10 @@ ROLES = ("policy", "baseline")  # of the two models of a comparison
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """The answers of one model, one or more to every prompt: as texts, and as sampled tokens."""
+    """The answers of one model, one or more to every prompt."""
 
-    texts: list[list[str]]  # [prompt][answer]
+    written: list[list[Written]]  # [prompt][answer]
     sampled: list[list[Answer]] | None = None  # None if they are from a file
-    whole: list[list[list[int]]] | None = None  # the tokens of the sampled ones: whole_tokens
-    tokenizers: list[str] | None = None  # of each prompt, see templates.tokenizer_name
-
-    def tokens(self, n: int, k: int) -> tuple[str, list[int]] | None:
-        """(the name of the tokenizer, the tokens) of answer k to prompt n; None of a file."""
-        return None if self.whole is None else (self.tokenizers[n], self.whole[n][k])
-
-    def ended(self, n: int, k: int) -> bool | None:
-        """Whether answer k to prompt n ended with EOS; None if that is not known."""
-        return None if self.sampled is None else self.sampled[n][k].ended
 
     def summary(self, max_new_tokens: int) -> str:
         """A sentence: the number of answers, and of those that were stopped. They are sampled."""
@@ -87,28 +77,31 @@ def read_given(
         for data.
     Raises RunError if no prompt is left.
     """
-    prompts: dict[str, dict[str, Record]] = {}  # by source, by prompt_key
-    given: dict[str, dict[str, list[str]]] = {}  # by role: the answers by prompt_key
+    prompts: dict[str, dict[str, Record]] = {}  # by role, or of the data; by prompt_key
+    given: dict[str, dict[str, list[Written]]] = {}  # by role: the answers by prompt_key
     if data:
         records = read_prompts(data, keys)
-        once = prompts[" ".join(data)] = by_key(records)
+        once = prompts["data"] = by_key(records)
         if len(once) < len(records):
             count = f"{len(records):,} records of {len(once):,} prompts"
             print0(f"{'data':<11} {count}, each used once")
     for role, source in sources.items():
-        records, given[role] = read_answers(source)
-        prompts[source] = by_key(records)
-        total = sum(map(len, given[role].values()))
-        print0(f"{'answers':<11} {named([source])}: {total:,} answers to {len(records):,} prompts")
+        records, given[role] = read_answers(source, role)
+        prompts[role] = by_key(records)
+        own = [answer for some in given[role].values() for answer in some]
+        as_tokens = sum(answer.token_ids is not None for answer in own)
+        print0(
+            f"{'answers':<11} {named([source])}: {len(own):,} answers to {len(records):,} prompts"
+            + (f", {as_tokens:,} with the tokens that the {role} sampled" if as_tokens else "")
+        )
+    names = [*([" ".join(data)] if data else []), *sources.values()]
     first, *others = prompts.values()
     common = {key: record for key, record in first.items() if all(key in other for other in others)}
     if not common:
-        raise RunError(
-            f"no prompt is in all of {', '.join(prompts)}: a prompt must be the same text"
-        )
+        raise RunError(f"no prompt is in all of {', '.join(names)}: a prompt must be the same text")
     if left_out := len(set().union(*prompts.values())) - len(common):
-        print0(f"{'left out':<11} {left_out:,} prompts that are not in all of {named(prompts)}")
-    answers = {role: Answers([texts[key] for key in common]) for role, texts in given.items()}
+        print0(f"{'left out':<11} {left_out:,} prompts that are not in all of {named(names)}")
+    answers = {role: Answers([own[key] for key in common]) for role, own in given.items()}
     return list(common.values()), answers, left_out
 
 
@@ -214,15 +207,20 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     templates = [resolve_template(sampler.template, x, tokenizer) for x in sampler.prompts]
     frames = {name: frame_of_answers(tokenizer, name) for name in {*templates}}
     names = {name: tokenizer_name(tokenizer, name) for name in {*templates}}
-    texts, tokens = [], []
+    written = []
     for name, prompt, answers in zip(templates, sampler.prompts, sampled, strict=True):
         before, after = frames[name]
         if is_of_assistant(messages_of(prompt)[-1]):
             before = ""  # the answer continues a message
-        decoded = [decode_continuation(answer.tokens, tokenizer) for answer in answers]
-        texts.append([text.removeprefix(before) for text in decoded])
-        tokens.append([whole_tokens(answer, after, tokenizer) for answer in answers])
-    return Answers(texts, sampled, tokens, [names[template] for template in templates])
+        texts = [decode_continuation(answer.tokens, tokenizer) for answer in answers]
+        tokens = [whole_tokens(answer, after, tokenizer) for answer in answers]
+        written.append(
+            [
+                Written(text.removeprefix(before), answer.ended, names[name], ids)
+                for text, answer, ids in zip(texts, answers, tokens, strict=True)
+            ]
+        )
+    return Answers(written, sampled)
 
 
 def whole_tokens(answer: Answer, after: str, tokenizer) -> list[int]:

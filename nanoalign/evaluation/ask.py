@@ -50,9 +50,9 @@ def print_answers(
     for note in sampler.rows[0].notes:
         print(f"note: {note}", file=sys.stderr)
     answers = sample(sampler, sampling, world)
-    for k, text in enumerate(answers.texts[0]):
+    for k, answer in enumerate(answers.written[0]):
         number = f"[{k + 1}] " if sampling.samples > 1 else ""
-        print(f"{number}{visible(text.strip())}", flush=True)
-        if not answers.ended(0, k):
+        print(f"{number}{visible(answer.answer.strip())}", flush=True)
+        if not answer.ended:
             note = f"this answer was stopped at --max_new_tokens {sampling.max_new_tokens}"
             print(f"note: {note}", file=sys.stderr)

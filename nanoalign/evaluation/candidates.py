@@ -48,8 +48,9 @@ def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
     keys = raw.keys() if isinstance(raw, dict) else set()
     if "prompt" in keys and not keys & {"chosen", "responses", "label"} and keys & {*ANSWER_KEYS}:
         prompts, answers = read_answers(source)
-        texts = [answers[prompt_key(prompt.prompt, prompt.tools)] for prompt in prompts]
-        return [replace(p, responses=tuple(t)) for p, t in zip(prompts, texts, strict=True)]
+        of_each = [answers[prompt_key(prompt.prompt, prompt.tools)] for prompt in prompts]
+        texts = [tuple(each.answer for each in own) for own in of_each]
+        return [replace(p, responses=t) for p, t in zip(prompts, texts, strict=True)]
     return list(read([source], formats(unpaired="prompts", keys=renaming), open_source))
 
 

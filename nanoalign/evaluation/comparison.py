@@ -75,7 +75,9 @@ class Compared:
 def answer_lines(compared: Sequence[Compared]) -> list[dict]:
     """The lines of answers.jsonl, one per answer: the fields of Judged, and whose answer it is."""
     return [
-        {"id": case.id, "prompt": case.prompt, "side": role, **asdict(x), "cut": x.cut}
+        {"id": case.id, "prompt": case.prompt}
+        | ({"tools": case.tools} if case.tools else {})
+        | {"side": role, **asdict(x), "cut": x.cut}
         for case in compared
         for role in ROLES
         for x in case.answers(role)
@@ -249,7 +251,8 @@ def new_pairs(compared: Sequence[Compared]) -> list[dict[str, str | list[dict]]]
             record = {"prompt": case.prompt, "chosen": best.answer, "rejected": worst.answer}
         if case.tools:
             record["tools"] = case.tools
-        if best.token_ids is not None:
+        # Answers of a file may be of several tokenizers, or have no tokens.
+        if best.tokenizer == worst.tokenizer is not None:
             record |= {"chosen_tokens": best.token_ids, "rejected_tokens": worst.token_ids}
             record["tokenizer"] = best.tokenizer
         records.append(record)

@@ -15,6 +15,7 @@ from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.evaluation.scoring import Encoded, Judge, View, load_reward_model, views
 from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
+from nanoalign.packing.self_check import check_fits
 from nanoalign.records import Record
 from nanoalign.rewards.rule import scoring_rule
 from nanoalign.rewards.several import Mixed
@@ -95,25 +96,27 @@ def compare(
         (n, role, k)
         for n in range(len(prompts))
         for role in ROLES
-        for k in range(len(answers[role].texts[n]))
+        for k in range(len(answers[role].written[n]))
     ]
     # Each answer by itself, so that its reward does not depend on how long the others are.
-    own = [answers[role].tokens(n, k) for n, role, k in places]
+    own = [answers[role].written[n][k] for n, role, k in places]
     records = [
         replace(
             prompts[n],
-            responses=[answers[role].texts[n][k]],
-            sampled=sampled and (sampled[0], [sampled[1]]),
+            responses=[each.answer],
+            sampled=None if each.token_ids is None else (each.tokenizer, [each.token_ids]),
         )
-        for (n, role, k), sampled in zip(places, own, strict=True)
+        for (n, _, _), each in zip(places, own, strict=True)
     ]
-    ended = [answers[role].ended(n, k) for n, role, k in places]
+    ended = [each.ended for each in own]
     encoded = judge.encode(records, ended)
     notes = "".join(f"; {count:,} {reason}" for reason, count in encoded[0].counts(records).items())
     print0(
         f"{'judge':<11} {judge.name}: {judge.model.count_parameters():,} parameters; template "
         f"{judge.rule[0]}, max_length {judge.rule[1]}{notes}"
     )
+    for part in encoded:  # the token ids of a file may be wrong
+        check_fits(judge.model, part.rows, f"reward model '{judge.name}'")
     scores = np.sum([rewards_of(judge, part) for part in encoded], axis=0).tolist()
     lengths = judge.lengths(records, encoded, ended)
     judged = {(n, role): [] for n in range(len(prompts)) for role in ROLES}
@@ -121,9 +124,8 @@ def compare(
         ((tokens, read_share),) = lengths[i]
         if as_sampled:
             tokens = len(answers[role].sampled[n][k].drawn)
-        text = answers[role].texts[n][k]
-        name, ids = own[i] or (None, None)
-        judged[n, role].append(Judged(text, scores[i], tokens, ended[i], read_share, name, ids))
+        about = {"score": scores[i], "tokens": tokens, "read_share": read_share}
+        judged[n, role].append(Judged(**own[i]._asdict(), **about))
     return [
         Compared(
             prompt.name, prompt.prompt, *(tuple(judged[n, role]) for role in ROLES), prompt.tools

@@ -120,10 +120,11 @@ def keep_answers(out: str, role: str, prompts: Sequence[Record], answers: Answer
     """
     path = _beside(Path(os.path.realpath(out)), f"{role}.jsonl")
     lines = (
-        {"prompt": prompt.prompt, "completion": text}
+        {"prompt": prompt.prompt}
         | ({"tools": prompt.tools} if prompt.tools else {})
-        for prompt, texts in zip(prompts, answers.texts, strict=True)
-        for text in texts
+        | answer._asdict()
+        for prompt, own in zip(prompts, answers.written, strict=True)
+        for answer in own
     )
     write_records(path, lines)
     print(f"{'answers':<11} kept until the results are written, for --{role}_answers: {path}")

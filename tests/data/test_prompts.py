@@ -3,7 +3,7 @@
 import pytest
 from stores import write
 
-from nanoalign.data.prompts import prompt_key, read_answers, read_prompts
+from nanoalign.data.prompts import Written, prompt_key, read_answers, read_prompts
 from nanoalign.errors import RunError
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -47,6 +47,26 @@ def test_a_record_without_a_prompt_is_an_error_with_its_line(tmp_path, record, m
     assert str(error.value).startswith(f"{path}:2: ") and message in str(error.value)
 
 
+SAMPLED = {"prompt": "p", "answer": "a", "ended": True, "tokenizer": "t", "token_ids": [1, 2]}
+
+
+def test_sampled_tokens_of_answers_are_read_where_a_record_has_them(tmp_path):
+    """An answers.jsonl has the answers of both roles; other files do not say whose theirs are."""
+    path = write(
+        tmp_path / "a.jsonl",
+        SAMPLED | {"side": "policy"},
+        SAMPLED | {"side": "baseline", "answer": "b", "ended": False},
+        SAMPLED | {"side": "policy", "answer": "c", "token_ids": None, "tokenizer": None},
+        {"prompt": "p", "answer": "d", "side": "left", "ended": "yes"},
+    )
+    _, answers = read_answers(path, "policy")
+    assert answers == {"p": [Written("a", True, "t", [1, 2]), Written("c"), Written("d")]}
+    assert [each.answer for each in read_answers(path)[1]["p"]] == ["a", "b", "c", "d"]
+    path = write(tmp_path / "b.jsonl", SAMPLED | {"side": "policy"})
+    with pytest.raises(RunError, match="b.jsonl: has no answers of the baseline; give others"):
+        read_answers(path, "baseline")
+
+
 def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
     """An answer may be empty; messages are a prompt too; programs name an answer differently."""
     path = write(
@@ -58,7 +78,8 @@ def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
         {"prompt": "p", "output": "4"},
     )
     prompts, answers = read_answers(path)
-    assert answers == {"p": ["1", "", "3", "4"], prompt_key(HI): ["2"]}
+    texts = {key: [each.answer for each in own] for key, own in answers.items()}
+    assert texts == {"p": ["1", "", "3", "4"], prompt_key(HI): ["2"]}
     assert [(record.prompt, record.name) for record in prompts] == [("p", "a:1"), (HI, "a:2")]
 
 
@@ -72,6 +93,8 @@ def test_answers_are_grouped_by_prompt_in_their_order(tmp_path):
         ({"prompt": "p", "answer": None}, "the answer must be text"),
         ({"prompt": "p", "response": "\ud800"}, "the response has half a character"),
         ({"prompt": "", "answer": "a"}, "the prompt is empty"),
+        (SAMPLED | {"token_ids": [1, -2]}, "token_ids must be a list of token ids, found [1, -2]"),
+        (SAMPLED | {"ended": "no"}, "ended must be true, false or null, found no"),
     ],
 )
 def test_a_wrong_answer_is_an_error_with_its_line(tmp_path, record, message):

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from evaluations import write_jsonl
 
 from evaluate import embedded_truth
+from nanoalign.data.prompts import Written, read_answers
 from nanoalign.evaluation.comparison import (
     Compared,
     Judged,
@@ -211,6 +213,26 @@ def test_pairs_keep_the_tools_of_their_prompt():
     tools = [{"name": "look"}]
     (record,) = new_pairs([replace(line, tools=tools)])
     assert record == {"prompt": "q", "chosen": "y", "rejected": "x", "tools": tools}
+
+
+def test_lines_of_answers_are_read_with_the_tools_of_their_prompt(tmp_path):
+    tools = [{"type": "function", "function": {"name": "clock"}}]
+    sampled = replace(judged(1.0, ended=False), tokenizer="t", token_ids=[7, 8])
+    case = Compared("1", [{"role": "user", "content": "q"}], (sampled,), (judged(0.0),), tools)
+    path = write_jsonl(tmp_path / "answers.jsonl", answer_lines([case]))
+    (prompt,), answers = read_answers(str(path), "policy")
+    assert (prompt.prompt, prompt.tools) == (case.prompt, tools)
+    assert list(answers.values()) == [[Written("a", False, "t", [7, 8])]]
+
+
+def test_pairs_have_the_tokens_of_answers_of_one_tokenizer():
+    one = replace(judged(2.0, answer="x"), tokenizer="t", token_ids=[7])
+    other = replace(judged(1.0, answer="y"), tokenizer="t", token_ids=[8])
+    tokens = {"chosen_tokens": [7], "rejected_tokens": [8], "tokenizer": "t"}
+    pair = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    assert new_pairs([answers_to("q", one, other)]) == [pair | tokens]
+    for changed in (replace(other, tokenizer="u"), judged(1.0, answer="y")):
+        assert new_pairs([answers_to("q", one, changed)]) == [pair]
 
 
 def test_stopped_and_cut_answers_make_no_pairs():

@@ -6,10 +6,12 @@ What an evaluation keeps that can't write its results, and two evaluations into 
 import errno
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-from evaluations import answers_of, evaluated, policy_argv, script, write_policies
+from conftest import byte_tokenizer
+from evaluations import evaluated, policy_argv, script, write_policies
 from processes import run_ranks
 
 from nanoalign.evaluation import results
@@ -29,14 +31,26 @@ def full_at_the_end(argv: list[str]) -> None:
     script(argv)
 
 
+def encoded(text: str) -> list[int]:
+    return byte_tokenizer()(text)["input_ids"]
+
+
 def hidden(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob(".*"))
 
 
 def test_sampled_answers_are_kept_until_results_are_written(world):
-    """The flags that are printed read them, so that nothing is sampled again; on two ranks."""
+    """The flags that are printed read them, so that nothing is sampled again; on two ranks.
+
+    Rewards are those of the tokens that were sampled, also where text would have others, and where
+    sampling stopped. answers.jsonl is read in the same way.
+    """
     argv = policy_argv(world, "kept", "--samples", 2)
-    undisturbed, _, _ = evaluated(argv, ranks=2)
+    undisturbed, figures, _ = evaluated(argv, ranks=2)
+    assert any(encoded(line["answer"]) != line["token_ids"] for line in undisturbed)
+    assert {line["ended"] for line in undisturbed} == {True, False}
+    own = Path(argv[argv.index("--out") + 1]) / "answers.jsonl"
+    shutil.copy(own, world / "copied.jsonl")
     outcome = run_ranks(2, full_at_the_end, list(map(str, argv)))
     (line,) = [line for line in outcome.stderr.splitlines() if line]
     assert line.startswith("error: results can't be written to ") and "No space left" in line
@@ -49,11 +63,15 @@ def test_sampled_answers_are_kept_until_results_are_written(world):
     again = list(map(str, argv))
     for flag in ("--policy", "--baseline", "--samples"):
         del again[again.index(flag) : again.index(flag) + 2]
-    again += [word for name, path in flags for word in (f"--{name}", path)]
-    lines, _, printed = evaluated(again, ranks=2)
-    assert "sampled     " not in printed
-    for role in ("policy", "baseline"):
-        assert answers_of(lines, role) == answers_of(undisturbed, role)
+    copied = [(name, str(world / "copied.jsonl")) for name, _ in flags]
+    for files in (flags, copied):
+        words = [word for name, path in files for word in (f"--{name}", path)]
+        lines, same, printed = evaluated(again + words, ranks=2)
+        assert "sampled     " not in printed
+        assert "16 answers to 8 prompts, 16 with the tokens that the baseline sampled" in printed
+        assert lines == undisturbed
+        assert same.items() <= figures.items()
+        assert figures.keys() - same.keys() == {"kl_per_answer", "kl_per_token"}
     assert hidden(world) == []
 
 
