@@ -31,7 +31,7 @@ from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import Policy
-from nanoalign.packing import packed
+from nanoalign.packing import packed, rope
 from nanoalign.packing.self_check import check_layout, check_start, prepare
 from nanoalign.ranks import groups
 from nanoalign.ranks.collectives import on_main
@@ -40,7 +40,7 @@ from nanoalign.runs import folder as run_folder
 from nanoalign.runs import guards, log, result, trackers
 from nanoalign.runs.speed import Meter
 from nanoalign.weights import lora
-from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder
+from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder, read_config
 from nanoalign.weights.slices import read_slices
 from nanoalign.weights.write import write_model
 
@@ -140,14 +140,16 @@ def main(argv: list[str] | None = None) -> None:
 def find_folders(args: Namespace, world: World) -> dict[str, Path]:
     """Returns the folders of the models, by the flag that names each. Checks and locks --out.
 
-    Raises RunError for a model that can't be used, another vocabulary of --reference, or a wrong
-    --out.
+    Raises RunError for a model that can't be used, another vocabulary or border of LongRoPE of
+    --reference, or a wrong --out.
     """
     folders = {"--model": local_folder(args.model)}
     folders["--reference"] = folders["--model"]
     if args.reference not in (None, "none"):
         folders["--reference"] = local_folder(args.reference)
         check_vocabulary(folders["--model"], folders["--reference"])
+        if not args.precompute_reference:
+            rope.check_borders(*map(read_config, folders.values()))
     on_main(world, partial(run_folder.check_folder, args, [*folders.values()]))
     return folders
 

@@ -105,9 +105,19 @@ class PackedBatcher(PaddedBatcher):
         self.costs = (elements, head.weight.numel() if head else 0, 2 * width * len(blocks))
 
     def plan(self, rows: Sequence[Row]) -> list[list[list[int]]]:
-        parts = [(len(row.prompt), *map(len, row.responses)) for row in rows]
-        lengths = np.array([*zip_longest(*parts, fillvalue=0)])  # (1 + K, N), K of most responses
-        groups = pack(lengths.sum(0), operations(lengths, self.costs), self.world.size, self.tokens)
+        split = [rope.split_at(row, self.border) for row in rows]
+        parts = [
+            (len(row.prompt), *map(len, responses))
+            for row, copies in zip(rows, split, strict=True)
+            for responses, _ in copies  # each of them computes the prompt
+        ]
+        lengths = np.array([*zip_longest(*parts, fillvalue=0)])  # (1 + K, C), K of most responses
+        first = np.cumsum([0, *map(len, split[:-1])])  # the first copy of each row, (N,)
+        tokens, work = (
+            np.add.reduceat(values, first)
+            for values in (lengths.sum(0), operations(lengths, self.costs))
+        )
+        groups = pack(tokens, work, self.world.size, self.tokens)
         return [groups[n : n + self.world.size] for n in range(0, len(groups), self.world.size)]
 
 

@@ -11,17 +11,23 @@ from functools import partial
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
 
 from nanoalign.batch import Row
+from nanoalign.errors import RunError
 
 LONG = 2**30  # is added to the positions of long sequences; no model has so many
 
 
 def border_of(model: nn.Module) -> int | None:
     """The most tokens of a short sequence, for a model with LongRoPE; None for any other."""
-    config = model.config.get_text_config()
-    parameters = getattr(config, "rope_parameters", None) or {}
+    return border_in(model.config)
+
+
+def border_in(config: "transformers.PretrainedConfig") -> int | None:
+    """The same of the model of a config."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = [each for each in parameters.values() if isinstance(each, dict)]  # by type of layer
     borders = {
         each["original_max_position_embeddings"]
@@ -29,6 +35,19 @@ def border_of(model: nn.Module) -> int | None:
         if each.get("rope_type") == "longrope"
     }
     return min(borders, default=None)
+
+
+def check_borders(
+    config: "transformers.PretrainedConfig", reference: "transformers.PretrainedConfig"
+) -> None:
+    """Raises RunError if policy and reference, by their configs, can't read the same batches."""
+    borders = [border_in(each) for each in (config, reference)]
+    if borders[0] != borders[1]:
+        own, others = ("nowhere" if n is None else f"behind token {n}" for n in borders)
+        raise RunError(
+            f"--model changes its rotary frequencies (LongRoPE) {own}, --reference {others}, so "
+            "they can't read the same batches; give --precompute_reference"
+        )
 
 
 def read_marks(model: nn.Module) -> None:

@@ -15,11 +15,13 @@ from nanoalign.batch import Row
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, sampler_of
 from nanoalign.evaluation.generation import Answer, Sampling, generate
+from nanoalign.files import lock
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher, PaddedBatcher
 from nanoalign.packing.rope import border_of, read_marks
 from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record
+from train_dpo import find_folders, parse_args
 
 BORDER, VOCAB = 40, 64
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -82,6 +84,45 @@ def test_scores_are_those_of_separate_sequences(layout, tokens, world):
     )
     again = [alone(model, row) for row in rows()]  # the model's own forward is as it was
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [100, 130, 200])
+def test_a_micro_batch_has_as_many_tokens_as_are_computed(world, tokens):
+    """Of rows 3 and 4 the prompt is computed twice: 30 + 10 + 30 + 11 and 20 + 60 + 20 + 7."""
+    batcher = PackedBatcher(world, tokens)
+    batcher.prepare(Policy(phi3()))
+    computed = []
+    for group in (group for groups in batcher.plan(rows()) for group in groups):
+        count = batcher.collate([rows()[n] for n in group]).inputs["input_ids"].numel()
+        assert count <= tokens or len(group) == 1
+        computed.append(count)
+    assert sum(computed) == 18 + 82 + 50 + 81 + 107 + (38 + 1 + 38 + 3)
+
+
+def test_policy_and_reference_need_one_border(world, tmp_path, tokenizer):
+    """They read the same batches, unless the reference is computed before."""
+    for name, model in (
+        ("a", phi3()),
+        ("b", phi3(border=80)),
+        ("c", phi3()),
+        ("d", phi3("default")),
+    ):
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    flags = ["--model", str(tmp_path / "a"), "--out", str(tmp_path / "run"), "--reference"]
+
+    def found(name: str, *more: str) -> dict:
+        return find_folders(parse_args([*flags, str(tmp_path / name), *more]), world)
+
+    for name, where in (("b", "behind token 80"), ("d", "nowhere")):
+        message = f"--model changes .* behind token 40, --reference {where}, so they can't read"
+        with pytest.raises(RunError, match=message):
+            found(name)
+        assert not (tmp_path / "run").exists()
+    found("c")
+    lock.release(tmp_path / "run" / lock.NAME)
+    found("b", "--precompute_reference")
+    lock.release(tmp_path / "run" / lock.NAME)
 
 
 def test_the_two_sets_of_frequencies_differ_in_these_scores(world):
