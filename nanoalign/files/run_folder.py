@@ -6,6 +6,7 @@
 The model, curves.png and README.md are written beside them at the end of the run.
 """
 
+import json
 import os
 import re
 import shlex
@@ -15,9 +16,18 @@ from pathlib import Path
 from nanoalign.errors import RunError
 
 ARGS, METRICS, CARD = "args.json", "metrics.jsonl", "README.md"
+FILES = "files"  # in args.json: the names of the files of the result
 RECORDS, RECORDS_FORMAT = "records.npz", 1  # data/held_out.py reads it
 
 STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
+
+
+def files_of_result(out: Path) -> list[str]:
+    """Returns the names in the args.json of a run of the files of its result; [] without any."""
+    try:
+        return list(map(str, json.loads((out / ARGS).read_text()).get(FILES, ())))
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or of another program
+        return []
 
 
 def complete_checkpoints(out: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import transformers
 import nanoalign
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import lock
-from nanoalign.files.run_folder import ARGS, CARD, METRICS, RECORDS
+from nanoalign.files.run_folder import ARGS, CARD, METRICS, RECORDS, files_of_result
 from nanoalign.weights.write import BESIDE_WEIGHTS
 
 # All that a run writes but the model card, which a user may have written. --overwrite removes it.
@@ -60,9 +60,10 @@ def check_contents(out: Path, args: Namespace, models: list[Path]) -> None:
 
 
 def remove_run(out: Path) -> None:
-    """Removes the files and folders of WRITTEN from the folder of a run."""
-    for pattern in WRITTEN:
-        for path in out.glob(pattern):
+    """Removes the files and folders of WRITTEN, and those of the result, from a run's folder."""
+    names = files_of_result(out)
+    for path in list(out.iterdir()):
+        if path.name in names or any(path.match(pattern) for pattern in WRITTEN):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

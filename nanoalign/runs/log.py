@@ -16,7 +16,7 @@ from nanoalign.data.sources import parse_source
 from nanoalign.data.split import Data
 from nanoalign.distributed import World, print0, progress_bar
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.run_folder import ARGS, METRICS, RECORDS
+from nanoalign.files.run_folder import ARGS, FILES, METRICS, RECORDS, files_of_result
 from nanoalign.loop import Batcher, Settings
 from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import on_main
@@ -61,6 +61,7 @@ def open_run(
         if (out / ARGS).exists() and not args.resume:
             remove_run(out)
         settings = vars(args) | {"argv": sys.argv, "ranks": world.size} | versions()
+        settings |= {FILES: files_of_result(out)}  # of the run that is resumed
         (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
         np.savez(out / RECORDS, **records)
 

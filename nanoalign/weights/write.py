@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError
-from nanoalign.files.run_folder import ARGS, METRICS
+from nanoalign.files.run_folder import ARGS, FILES, METRICS
 from nanoalign.model import Policy, Scorer
 from nanoalign.ranks.collectives import on_every
 from nanoalign.weights.folders import OWN_TEMPLATE, load_tokenizer
@@ -81,6 +81,7 @@ def write_model(
                 write_tokenizer(tokenizer, temporary, template, is_reward_model)
                 start = Path(scorer.model.config._name_or_path)
                 write_tensors(rounded(gathered, start) if dtype == "bf16" else gathered, temporary)
+                note_files(temporary, folder)
                 move_into_place(temporary, folder)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -269,6 +270,19 @@ def rounded(tensors: Iterator[tuple[str, Tensor]], start: Path) -> Iterator[tupl
             f"{'bfloat16':<11} {left / changed:.1%} of {changed:,} changed weights differ from "
             "those of the start after rounding"
         )
+
+
+def note_files(temporary: Path, folder: Path) -> None:
+    """Adds the names of the files of a result to the args.json of its run, if there is one.
+
+    By these names --overwrite removes the result, also what went along with the model. The changed
+    args.json is one of the files to be moved.
+    """
+    if (folder / ARGS).is_file():
+        settings = json.loads((folder / ARGS).read_text())
+        names = {path.name for path in temporary.iterdir()}
+        settings[FILES] = sorted(names.union(settings.get(FILES, ())))
+        (temporary / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def move_into_place(temporary: Path, folder: Path) -> None:

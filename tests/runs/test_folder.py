@@ -1,12 +1,18 @@
 """python -m pytest tests/runs/test_folder.py"""
 
+import json
 from argparse import Namespace
 
 import pytest
+from conftest import tiny_llama
+from transformers import AutoTokenizer
 
 from nanoalign.errors import RunError
 from nanoalign.files import lock
+from nanoalign.files.run_folder import files_of_result
+from nanoalign.model import Policy
 from nanoalign.runs.folder import check_folder, remove_run
+from nanoalign.weights.write import write_model
 
 
 def test_an_out_that_can_not_be_written_is_an_error_before_data_are_read(tmp_path):
@@ -59,3 +65,24 @@ def test_what_a_run_has_written_is_removed_and_nothing_else(out):
         (out / name).mkdir(parents=True)
     remove_run(out)
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "notes.txt"]
+
+
+def test_what_went_along_with_a_result_is_removed_with_it(out, tmp_path, tokenizer):
+    """Also after a run was resumed, and no file elsewhere that its args.json names."""
+    start = tmp_path / "start"
+    tiny_llama().save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    (start / "LICENSE").write_text("theirs")
+    (out / "args.json").write_text('{"model": "start"}')
+    write_model(Policy.load(start), AutoTokenizer.from_pretrained(start), out)
+    settings = json.loads((out / "args.json").read_text())
+    assert settings["model"] == "start" and (out / "LICENSE").read_text() == "theirs"
+    assert {"LICENSE", "model.safetensors", "tokenizer.json"} <= {*settings["files"]}
+    settings["files"] += ["../outside", "..", "."]
+    (out / "args.json").write_text(json.dumps(settings))
+    for path in (out / "notes.txt", tmp_path / "outside"):
+        path.write_text("mine")
+    assert set(files_of_result(out)) == {*settings["files"]}
+    remove_run(out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+    assert (tmp_path / "outside").exists() and files_of_result(out) == []
