@@ -6,6 +6,7 @@ import pytest
 from stores import parsed, write
 
 from nanoalign.data.prompts import prompt_key, prompt_text, read_answers, read_prompts
+from nanoalign.data.readers import without_null
 from nanoalign.errors import RunError
 
 HI, YES, NO = (
@@ -214,6 +215,16 @@ def test_null_keys_of_a_table_are_left_out():
         {"function": {"name": "look", "arguments": {"at": "it"}}}
     ]
     assert found.answers[1] == {"role": "assistant", "content": "", "thinking": "a"}
+
+
+def test_null_is_left_out_as_by_trl_and_stays_in_json_text():
+    """The first value is what trl.trainer.utils.remove_none_values returns, of TRL 1.16."""
+    values = {"a": None, "b": [1, None, {"c": None, "d": [{}]}], "e": {"f": None}, "g": 0}
+    assert without_null(values) == {"b": [1, None, {"d": [{}]}], "e": {}, "g": 0}
+    call = {"function": {"name": "look", "arguments": '{"at": null}'}}
+    side = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+    (answer, _) = parsed(PAIR | {"chosen": side}).answers
+    assert answer["tool_calls"][0]["function"]["arguments"] == {"at": None}
 
 
 @pytest.mark.parametrize("side", ["chosen", "rejected"])
