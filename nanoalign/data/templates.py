@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 
 from nanoalign.batch import Row
 from nanoalign.data.chat_template import (
+    END_OF_THINKING,
     ChatTemplate,
     without_earlier_reasoning,
     without_hidden_keys,
@@ -31,6 +32,7 @@ from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import Record
 
 ECHO = "responses that begin with their own prompt"
+AS_TEXT = "sampled answers with special tokens (tool calls, reasoning) that are read as text"
 ECHOED_WORDS = 3  # of a prompt: "Hi" begins many responses
 THINKING_ARGUMENTS = ("enable_thinking", "thinking")  # of chat templates: false opens no reasoning
 PKU_HEADERS = {"user": " USER: ", "assistant": " ASSISTANT:"}
@@ -55,6 +57,7 @@ def encode_records(
     Raises RunError for a record that the template can't render, or would not show as a whole.
     """
     chat_template, records = ChatTemplate(tokenizer, date), list(map(with_echoes, records))
+    written = [record.responses for record in records]
     records = with_own_tokens(records, tokenizer, template)
     if tokenizer.chat_template or any(
         record.tools or record.answers or isinstance(record.prompt, list) for record in records
@@ -65,18 +68,21 @@ def encode_records(
     rows = iter(encode_all(texts, tokenizer, max_length, render_record))
     prompts = iter(encode_all(sampled, tokenizer, sys.maxsize, render_record))
     return [
-        with_tokens(record, next(prompts).prompt, tokenizer, max_length)
+        with_tokens(record, responses, next(prompts).prompt, tokenizer, max_length)
         if record.sampled
         else next(rows)
-        for record in records
+        for record, responses in zip(records, written, strict=True)
     ]
 
 
-def with_tokens(record: Record, prompt: np.ndarray, tokenizer, max_length: int) -> Row:
+def with_tokens(
+    record: Record, written: Sequence[str], prompt: np.ndarray, tokenizer, max_length: int
+) -> Row:
     """Returns the row of a record whose responses are its sampled tokens, each with one EOS.
 
-    prompt: its tokens, (P,), not cut.
+    written: their texts, for the notes. prompt: its tokens, (P,), not cut.
     """
+    record = replace(record, responses=written)
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     responses = [[*ids, *([eos] if ids[-1:] != [eos] else [])] for ids in record.sampled[1]]
     return truncate(record, prompt.tolist(), responses, max_length, bos)
@@ -85,11 +91,13 @@ def with_tokens(record: Record, prompt: np.ndarray, tokenizer, max_length: int) 
 def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
     """Returns the records with `sampled` only where it is of this tokenizer and template.
 
-    Such records have no texts of responses: the sampled tokens are taken as they are.
+    Such records have no texts of responses: the sampled tokens are taken as they are. Of the others
+    a note counts the responses with added tokens: a chat template writes them as the content of a
+    message, and so it may add or leave out a header, or the end of a tool call.
     """
     if not any(record.sampled for record in records):
         return list(records)
-    own, chosen = {}, []
+    own, chosen, marks = {}, [], (*tokenizer.get_added_vocab(), END_OF_THINKING)
     for record in records:
         name = resolve_template(template, record.prompt, tokenizer)
         if name not in own:  # hashing a vocabulary takes a tenth of a second
@@ -97,7 +105,9 @@ def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list
         if record.sampled and record.sampled[0] == own[name]:
             chosen.append(replace(record, responses=(), answers=()))
         else:
-            chosen.append(replace(record, sampled=None))
+            texts = record.responses if record.sampled else ()
+            notes = [AS_TEXT for text in texts if any(mark in text for mark in marks)]
+            chosen.append(replace(record, sampled=None, notes=(*record.notes, *notes)))
     return chosen
 
 
@@ -126,6 +136,22 @@ def frame_of_answers(tokenizer, template: str) -> tuple[str, str]:
         before, _, after = text.rpartition(mark)
         return before if answer == mark else "", after
     return "", ""
+
+
+def end_of_calls(tokenizer) -> str:
+    """Returns what the chat template writes behind the argument of a tool call; "" if not known."""
+    mark, kind = "XYZZY", {"type": "string", "description": "Where."}
+    look = {"name": "look", "description": "Looks."}
+    look["parameters"] = {"type": "object", "properties": {"at": kind}}
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": mark}}}
+    answer = {"role": "assistant", "content": "", "tool_calls": [call | {"id": "abcdefghi"}]}
+    tools = [{"type": "function", "function": look}]
+    record = Record("Hello.", ("",), answers=(answer,), tools=tools, name="a tool call")
+    try:
+        (text,) = render(record, tokenizer, "chat").responses
+    except RunError:
+        return ""
+    return text.rpartition(mark)[2]
 
 
 def with_echoes(record: Record) -> Record:

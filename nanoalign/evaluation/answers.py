@@ -14,6 +14,7 @@ from nanoalign.data.messages import is_of_assistant
 from nanoalign.data.prompts import Written, prompt_key, read_answers, read_prompts
 from nanoalign.data.templates import (
     encode_records,
+    end_of_calls,
     frame_of_answers,
     resolve_template,
     tokenizer_name,
@@ -207,13 +208,15 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     templates = [resolve_template(sampler.template, x, tokenizer) for x in sampler.prompts]
     frames = {name: frame_of_answers(tokenizer, name) for name in {*templates}}
     names = {name: tokenizer_name(tokenizer, name) for name in {*templates}}
+    behind_calls = end_of_calls(tokenizer) if "chat" in names else ""
     written = []
     for name, prompt, answers in zip(templates, sampler.prompts, sampled, strict=True):
         before, after = frames[name]
         if is_of_assistant(messages_of(prompt)[-1]):
             before = ""  # the answer continues a message
-        texts = [decode_continuation(answer.tokens, tokenizer) for answer in answers]
-        tokens = [whole_tokens(answer, after, tokenizer) for answer in answers]
+        texts = [decode_continuation(answer.tokens, tokenizer, after) for answer in answers]
+        ends = (after, behind_calls if name == "chat" else "")
+        tokens = [whole_tokens(answer, ends, tokenizer) for answer in answers]
         written.append(
             [
                 Written(text.removeprefix(before), answer.ended, names[name], ids)
@@ -223,17 +226,20 @@ def sample(sampler: Sampler, settings: Sampling, world: World) -> Answers:
     return Answers(written, sampled)
 
 
-def whole_tokens(answer: Answer, after: str, tokenizer) -> list[int]:
+def whole_tokens(answer: Answer, ends: Sequence[str], tokenizer) -> list[int]:
     """The sampled tokens of an answer up to its EOS, which encoding appends.
 
-    after: what the template writes between an answer and EOS. An answer that another token ended
-    gets what the template writes from this token on, as in training; a token that it does not write
-    is left out.
+    ends: what the template writes between an answer and EOS, and behind the argument of a call. An
+    answer that another token ended gets what the template writes from this token on, as in
+    training; a token that it does not write is left out.
     """
     if answer.end in (None, tokenizer.eos_token_id):
         return list(answer.tokens)
-    (tail,) = tokenize_continuations([after], tokenizer)
-    return [*answer.tokens, *(tail if tail[:1] == [answer.end] else [])]
+    after, behind_call = tokenize_continuations(ends, tokenizer)
+    # The end of a tool call is the last token that is written behind it: "<|call|>".
+    tails = after, behind_call[-1:] if answer.end in tokenizer.added_tokens_decoder else []
+    tail = next((tail for tail in tails if tail[:1] == [answer.end]), [])
+    return [*answer.tokens, *tail]
 
 
 def share_vocabulary(samplers: Sequence[Sampler]) -> bool:

@@ -173,16 +173,18 @@ def _sample(
     return [Answer(tuple(tokens), end) for tokens, end in zip(drawn, ends, strict=True)]
 
 
-def decode_continuation(tokens: Sequence[int], tokenizer) -> str:
+def decode_continuation(tokens: Sequence[int], tokenizer, after: str = "") -> str:
     """The text of a sampled response, also of its special tokens, with a space that it begins with.
 
-    If white space alone follows the last special token, both are removed: a chat template ends a
-    turn with them. A SentencePiece tokenizer removes the first space of a text, so the tokens are
-    decoded behind a newline.
+    after: what the chat template writes between an answer and EOS. If the last special token is one
+        of it, and white space alone follows, both are removed. Other special tokens stay: they end
+        tool calls. A SentencePiece tokenizer removes the first space of a text, so the tokens are
+        decoded behind a newline.
     """
     special = {n for n, token in tokenizer.added_tokens_decoder.items() if token.special}
     last = max((n for n, token in enumerate(tokens) if token in special), default=len(tokens))
-    if not tokenizer.decode(tokens[last + 1 :]).strip():
+    is_end = last < len(tokens) and tokenizer.decode(tokens[last]) in after
+    if is_end and not tokenizer.decode(tokens[last + 1 :]).strip():
         tokens = tokens[:last]
     newline = tokenize(["\n"], tokenizer)[0]
     before, both = (tokenizer.decode(ids) for ids in (newline, [*newline, *tokens]))

@@ -253,7 +253,8 @@ def encode_answers(
                 answer = without_end(record.responses[0], tokenizer.eos_token)
                 tokens = tokenize_continuations([without_tail(text, answer)], tokenizer)[0]
         prompt, responses = row.prompt.tolist(), [tokens or [tokenizer.eos_token_id]]
-        cut_rows.append(truncate(record, prompt, responses, max_length, tokenizer.bos_token_id))
+        noted = replace(record, responses=(), notes=row.notes)  # which are of the responses, too
+        cut_rows.append(truncate(noted, prompt, responses, max_length, tokenizer.bos_token_id))
     return cut_rows
 
 

@@ -17,9 +17,17 @@ from jinja2 import TemplateError
 from nanoalign.data import templates as data_templates
 from nanoalign.data.chat_template import EARLIER_REASONING
 from nanoalign.data.formats import formats
-from nanoalign.data.templates import encode_records, frame_of_answers, tokenizer_name
+from nanoalign.data.templates import (
+    AS_TEXT,
+    encode_records,
+    end_of_calls,
+    frame_of_answers,
+    tokenizer_name,
+)
 from nanoalign.errors import RunError
-from nanoalign.evaluation.generation import decode_continuation
+from nanoalign.evaluation.answers import whole_tokens
+from nanoalign.evaluation.generation import Answer, decode_continuation
+from nanoalign.evaluation.scoring import encode_answers
 from nanoalign.records import Record, parse
 
 trl = pytest.importorskip("trl")
@@ -206,11 +214,27 @@ def test_sampled_tokens_are_trained_on_as_they_were_sampled(templates, text, tmp
         assert row.prompt.tolist() == tokenizer(header, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("case", ["one turn", "system"])
+# case -> at how many of the templates that show it its text becomes its tokens again, at least
+TEXT_CASES = {
+    "one turn": 54,
+    "system": 52,
+    "tool call": 26,
+    "text and two calls": 24,
+    "reasoning_content": 11,
+    "<think> in the content": 52,
+    "</think> alone": 52,
+}
+
+
+@pytest.mark.parametrize("case", TEXT_CASES)
 def test_the_text_of_a_sampled_answer_is_rendered_to_its_tokens(templates, case):
-    """What the template adds before an answer is not added again."""
+    """What the template adds before an answer is not added again.
+
+    Where the text of a tool call or of reasoning becomes other tokens, as of templates whose answer
+    has another header then, it is refused or counted.
+    """
     same = 0
-    for tokenizer, end in templates.values():
+    for name, (tokenizer, end) in templates.items():
         prompt, chosen, more, _ = CASES[case]
         record = filled({"prompt": prompt, "chosen": [chosen], "rejected": [NINE], **more}, end=end)
         try:
@@ -218,14 +242,38 @@ def test_the_text_of_a_sampled_answer_is_rendered_to_its_tokens(templates, case)
             (row,) = encode_records([replace(parsed, name="test:1")], tokenizer, 4096, "auto")
         except RunError:
             continue
-        before, _ = frame_of_answers(tokenizer, "chat")
+        before, after = frame_of_answers(tokenizer, "chat")
         tokens = row.responses[0].tolist()
-        text = decode_continuation(tokens[:-1], tokenizer).removeprefix(before)
+        text = decode_continuation(tokens[:-1], tokenizer, after).removeprefix(before)
         again = replace(parsed, responses=(text, "Never mind."), answers=(), name="test:1")
-        (second,) = encode_records([again], tokenizer, 4096, "auto")
-        assert second.responses[0].tolist() == tokens, tokenizer.decode(tokens)
-        same += 1
-    assert same >= CASES[case][3]
+        again = replace(again, sampled=("another", [tokens, []]))
+        try:
+            (second,) = encode_records([again], tokenizer, 4096, "auto")
+        except RunError as error:
+            assert re.search("does not show|the chat template fails", str(error)), error
+            continue
+        if second.responses[0].tolist() == tokens:
+            same += 1
+        else:
+            assert AS_TEXT in second.notes, (name, tokenizer.decode(tokens))
+            assert text in tokenizer.decode(second.responses[0])
+    assert same >= TEXT_CASES[case], same
+
+
+def test_a_tool_call_that_another_token_ended_keeps_this_token(templates):
+    """As in training: <|call|> of gpt-oss, <|tool_response> of Gemma 4, and no other token."""
+    for name, end in (("gptoss", "<|call|>"), ("gemma4", "<|tool_response>")):
+        tokenizer, _ = templates[name]
+        prompt, chosen, more, _ = CASES["tool call"]
+        _, parsed = parse({"prompt": prompt, "chosen": [chosen], "rejected": [NINE], **more}, "t:1",
+                          formats())  # fmt: skip
+        (row,) = encode_records([replace(parsed, name="t:1")], tokenizer, 4096, "auto")
+        *tokens, last, _ = row.responses[0].tolist()
+        assert tokenizer.decode(last) == end
+        ends = (frame_of_answers(tokenizer, "chat")[1], end_of_calls(tokenizer))
+        assert whole_tokens(Answer(tuple(tokens), last), ends, tokenizer) == [*tokens, last]
+        other = tokenizer.convert_tokens_to_ids("<pad>")
+        assert whole_tokens(Answer(tuple(tokens), other), ends, tokenizer) == tokens
 
 
 def test_the_vocabulary_is_hashed_once_for_all_records(templates, monkeypatch):
@@ -238,6 +286,17 @@ def test_the_vocabulary_is_hashed_once_for_all_records(templates, monkeypatch):
     assert len(asked) == 1
     assert [len(row.responses[0]) for row in rows] == [3, len(rows[1].responses[0]), 3]
     assert rows[0].prompt.tolist() == rows[1].prompt.tolist()
+
+
+def test_sampled_answers_of_white_space_alone_are_counted(templates):
+    tokenizer, _ = templates["qwen3"]
+    name, note = tokenizer_name(tokenizer, "chat"), "responses of white space alone"
+    record = Record(ASKED, (" \n", "a"), sampled=(name, [[220, 198], [64]]), name="t:1")
+    (row,) = encode_records([record], tokenizer, 4096, "chat")
+    assert row.notes == (note,)
+    one = replace(record, responses=("",), pairs=(), sampled=(name, [[]]))
+    (row,) = encode_answers([one], tokenizer, 4096, "chat", [True])
+    assert row.notes == (note,)
 
 
 def test_tokens_of_another_tokenizer_or_template_are_not_used(templates):

@@ -182,7 +182,9 @@ def test_a_sampled_answer_ends_before_the_end_of_its_turn():
         "": "",
     }
     for text, answer in expected.items():
-        assert decode_continuation(tokenizer(text)["input_ids"], tokenizer) == answer
+        tokens = tokenizer(text)["input_ids"]
+        assert decode_continuation(tokens, tokenizer, "<end>\n") == answer
+        assert decode_continuation(tokens, tokenizer) == text  # "<end>" ends a tool call, say
 
 
 def test_a_sampled_answer_keeps_the_space_that_begins_it(tokenizer):
