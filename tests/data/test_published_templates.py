@@ -218,8 +218,8 @@ def test_sampled_tokens_are_trained_on_as_they_were_sampled(templates, text, tmp
 TEXT_CASES = {
     "one turn": 54,
     "system": 52,
-    "tool call": 26,
-    "text and two calls": 24,
+    "tool call": 32,
+    "text and two calls": 30,
     "reasoning_content": 11,
     "<think> in the content": 52,
     "</think> alone": 52,

@@ -68,12 +68,14 @@ def test_what_a_run_has_written_is_removed_and_nothing_else(out):
 
 
 def test_what_went_along_with_a_result_is_removed_with_it(out, tmp_path, tokenizer):
-    """Also after a run was resumed, and no file elsewhere that its args.json names."""
+    """Also of a result before that one, and no file elsewhere that its args.json names."""
     start = tmp_path / "start"
     tiny_llama().save_pretrained(start)
     tokenizer.save_pretrained(start)
     (start / "LICENSE").write_text("theirs")
     (out / "args.json").write_text('{"model": "start"}')
+    write_model(Policy.load(start), AutoTokenizer.from_pretrained(start), out)
+    (start / "LICENSE").unlink()
     write_model(Policy.load(start), AutoTokenizer.from_pretrained(start), out)
     settings = json.loads((out / "args.json").read_text())
     assert settings["model"] == "start" and (out / "LICENSE").read_text() == "theirs"
