@@ -6,6 +6,7 @@ Shapes: S seeds, P prompts, the same prompts for each seed; P is 1 for a figure 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,33 +34,37 @@ def estimate(values: np.ndarray) -> Estimate:
 
         V = var(means of seeds) / S + var(means of prompts) / P - var(residuals) / (S P)
 
-    This is the unbiased estimate for a two-way layout with random effects. V is taken to be at
-    least as large as either of its first two terms. The interval uses Student's t with the degrees
-    of freedom of Satterthwaite 1946. With one seed the interval is over prompts alone; with one
-    prompt it is over seeds alone.
+    This is the unbiased estimate for a two-way layout with random effects. Few seeds tell their
+    part badly, so each part is multiplied by the square of its own quantile t of Student's t, of
+    S - 1 or P - 1 degrees of freedom (Banerjee 1960, Sankhya 22, 357):
+
+        half the width = sqrt(t_S^2 V_S + t_P^2 V_P - min(t_S, t_P)^2 V_SP)
+
+    and it is at least what either of the first two terms gives alone. The interval has the mean in
+    95 % or more of cases, whatever the shares of the parts are; with the degrees of freedom of
+    Satterthwaite 1946 it has it in 92 % of some, with three seeds (benchmarks/coverage.py). With
+    one seed the interval is over prompts alone; with one prompt it is over seeds alone.
     """
     seeds, prompts = values.shape
     mean = float(values.mean())
     of_seeds, of_prompts = values.mean(1), values.mean(0)  # (S,), (P,)
-    parts = [
-        (float(means.var(ddof=1)) / len(means), len(means) - 1)
-        for means in (of_seeds, of_prompts)
-        if len(means) > 1
-    ]
-    if not parts:
+    if max(seeds, prompts) == 1:
         return Estimate(mean, math.nan, math.nan)
-    variance = sum(part for part, _ in parts)
+    several = [means for means in (of_seeds, of_prompts) if len(means) > 1]
+    quantiles = [student(len(means) - 1) for means in several]
+    parts = [
+        t**2 * means.var(ddof=1) / len(means) for t, means in zip(quantiles, several, strict=True)
+    ]
+    squared = sum(parts)
     if len(parts) == 2:
         rest = values - of_seeds[:, None] - of_prompts + mean
-        unexplained = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
-        variance = max(variance - unexplained / (seeds * prompts), *(part for part, _ in parts))
-    if variance == 0:
-        return Estimate(mean, mean, mean)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    half = student(max(1.0, freedom)) * math.sqrt(variance)  # of two seeds it may be below 1
+        unexplained = (rest**2).sum() / ((seeds - 1) * (prompts - 1))
+        squared -= min(quantiles) ** 2 * unexplained / (seeds * prompts)
+    half = math.sqrt(max(squared, *parts))
     return Estimate(mean, mean - half, mean + half)
 
 
+@cache
 def student(freedom: float) -> float:
     """The 97.5 % quantile of Student's t, for 1 degree of freedom or more.
 
