@@ -71,28 +71,35 @@ def prompt_interval(
     weights: (P,) of the pairs, of any sum; None: 1 each.
 
     The interval is that of Wilson for as many independent pairs as the P pairs are worth (Korn and
-    Graubard 1998). Their number is a / b, where d is the deviation of a hit from the share of hits,
-    w are the weights divided by their sum, a is the sum of w d^2 over pairs, and b the sum over
-    prompts of (the sum of w d over the pairs of the prompt)^2; without weights it is P / deff, of
-    the design effect deff. It is an estimate, so it is multiplied by (t(m - 1) / t(n - 1))^2 of
-    Student's t (Carter et al. 2017), where m = 1 / sum of w^2 is the effective number of pairs, P
-    without weights, and n, the same of the weights of prompts, the effective number of prompts.
-    The number is at least n, what pairs are worth that are all alike within their prompt, and at
-    most m; it is n if all hits are equal. So the interval is Wilson's where each prompt has one
-    pair. A bootstrap is empty where all pairs are hits, and too narrow near that:
-    benchmarks/coverage.py.
+    Graubard 1998). Their number is a / b, where w are the weights divided by their sum, W those of
+    a prompt added up, d is the deviation of a hit from the centre c, and
+
+        a = (sum of w d^2 over pairs) / (1 - sum of w^2)
+        b = sum over prompts of (sum of w d over the pairs of the prompt)^2 / (1 - W)
+
+    The denominators correct that a prompt with many pairs draws the share of hits to itself (CR2 of
+    Bell and McCaffrey 2002). The number is an estimate, so it is multiplied by
+    (t(m - 1) / t(n - 1))^2 of Student's t (Carter et al. 2017), where m = 1 / sum of w^2 is the
+    effective number of pairs, P without weights, and n = 1 / sum of W^2 that of prompts. It is at
+    least n, what pairs are worth that are all alike within their prompt, and at most m; it is n if
+    all hits are equal. So the interval is Wilson's where each prompt has one pair. The centre c is
+    that of Wilson's interval for n pairs (Agresti and Coull 1998), and not the share of hits: near
+    0 and 1 few prompts have other hits than the rest, and show little of how alike pairs are. A
+    bootstrap is empty where all pairs are hits, and too narrow near that: benchmarks/coverage.py.
     """
     index = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     group = np.array([index[prompt] for prompt in prompts])
     weights = np.ones(len(hits)) if weights is None else weights
     weights = weights / weights.sum()
+    of_prompts = np.bincount(group, weights)  # W
     share = float((weights * hits).sum())
     most = 1 / (weights**2).sum()  # m
-    alike = 1 / (np.bincount(group, weights) ** 2).sum()  # n
+    alike = 1 / (of_prompts**2).sum()  # n
     worth = alike
     if max(index.values()) > 0 and hits.min() < hits.max():
-        apart = (weights * (hits - share) ** 2).sum()
-        together = (np.bincount(group, weights * (hits - share)) ** 2).sum()
+        deviations = weights * (hits - sum(wilson_interval(share, alike)) / 2)  # w d
+        apart = (deviations**2 / weights).sum() / (1 - 1 / most)
+        together = (np.bincount(group, deviations) ** 2 / (1 - of_prompts)).sum()
         worth = most
         if together > 0:
             worth = apart / together * (_student(most - 1) / _student(alike - 1)) ** 2

@@ -84,13 +84,15 @@ def test_wilson_interval_by_hand():
 def test_the_interval_over_prompts_by_hand():
     """10 prompts of 2 pairs: both are hits of 4, one is of 4, none is of 2. The share is 0.6.
 
-    Squared deviations: 12 * 0.16 + 8 * 0.36 = 4.8; added up by prompt before squaring
-    4 * 0.8^2 + 4 * 0.2^2 + 2 * 1.2^2 = 5.6. So 20 pairs are worth 20 * 4.8 / 5.6 = 17.14, times
-    (2.093 / 2.262)^2 of Student's t with 19 and 9 degrees of freedom: 14.68 independent ones.
+    The centre is (6 + 1.92) / (10 + 3.84) = 0.57225, so hits deviate by 0.42775, others by
+    0.57225. Mean square: (12 * 0.42775^2 + 8 * 0.57225^2) / 20 = 0.240772, divided by 1 - 1 / 20
+    0.253444. By prompt: (4 * 0.8555^2 + 4 * 0.1445^2 + 2 * 1.1445^2) / 400 = 0.014077, divided by
+    1 - 1 / 10 0.015641. So 20 pairs are worth 0.253444 / 0.015641 = 16.204, times (2.093 / 2.262)^2
+    of Student's t with 19 and 9 degrees of freedom: 13.87 independent ones.
     """
     hits = np.array([1, 1] * 4 + [1, 0] * 4 + [0, 0] * 2, dtype=float)
     prompts = [n for n in range(10) for _ in range(2)]
-    expected = wilson_interval(0.6, 20 * 4.8 / 5.6 * (2.0930 / 2.2622) ** 2)
+    expected = wilson_interval(0.6, 0.253444 / 0.015641 * (2.0930 / 2.2622) ** 2)
     assert prompt_interval(hits, prompts) == pytest.approx(expected, abs=1e-4)
     backwards = prompt_interval(hits[::-1], [f"prompt {n}" for n in prompts[::-1]])
     assert backwards == pytest.approx(prompt_interval(hits, prompts), rel=1e-12)
@@ -108,14 +110,16 @@ def test_the_interval_over_prompts_of_pairs_with_weights_by_hand():
     """4 prompts of 1 pair and 4 of 2, each of the weight 1/8: the first are hits, of the others two
     have one hit and two none. The share is (4 + 2 / 2) / 8 = 0.625.
 
-    Weighted squares: (4 * 0.375^2 + 1 * 0.375^2 + 3 * 0.625^2) / 8 = 0.234375; of the prompts
-    (4 * 0.375^2 + 2 * 0.125^2 + 2 * 0.625^2) / 64 = 0.021484; their ratio is 10.909, times
-    (t(29/3) / t(7))^2: the pairs are worth as many as 1 / (4 / 64 + 8 / 256) = 32/3 at most.
+    The centre is (5 + 1.92) / (8 + 3.84) = 0.58445: hits deviate by 0.41555, others by 0.58445.
+    Weighted squares: 0.625 * 0.41555^2 + 0.375 * 0.58445^2 = 0.236019, divided by 1 - 3 / 32
+    0.260435; of the prompts (4 * 0.41555^2 + 2 * 0.08445^2 + 2 * 0.58445^2) / 64 = 0.021690,
+    divided by 1 - 1 / 8 0.024788; their ratio is 10.506, times (t(29/3) / t(7))^2: the pairs are
+    worth as many as 1 / (4 / 64 + 8 / 256) = 32/3 at most.
     """
     hits = np.array([1, 1, 1, 1, 1, 0, 0, 1, 0, 0, 0, 0], dtype=float)
     prompts = [0, 1, 2, 3, *(n for n in range(4, 8) for _ in range(2))]
     weights = np.array([1.0] * 4 + [0.5] * 8)
-    expected = wilson_interval(0.625, 0.234375 / 0.02148438 * (2.2385 / 2.3640) ** 2)
+    expected = wilson_interval(0.625, 0.260435 / 0.024788 * (2.2385 / 2.3640) ** 2)
     found = prompt_interval(hits, prompts, weights)
     assert found == pytest.approx(expected, abs=1e-4)
     assert prompt_interval(hits, prompts, 7 * weights) == pytest.approx(found, rel=1e-12)
@@ -148,6 +152,32 @@ def test_the_interval_of_a_win_rate_covers_the_true_one(prompts, most):
         low, high = prompt_interval(np.concatenate(hits), groups, np.concatenate(weights))
         covered.append(low <= 0.6779 <= high)
     assert 0.917 <= np.mean(covered) <= 0.983
+
+
+UNEVEN = [-(-60 // n) for n in range(1, 31)]  # pairs of 30 prompts: 60, 30, 20, ..., 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "times", "most"),
+    [
+        (UNEVEN, 0.5, 1000, 0.98),
+        (UNEVEN, 0.75, 1000, 0.98),
+        (UNEVEN, 0.95, 1000, 0.99),
+        ([10] * 30, 0.97, 1000, 0.99),
+        ([10] * 30, 0.03, 1000, 0.99),
+        ([4] * 200, 0.75, 3000, 0.965),
+        ([4] * 200, 0.95, 3000, 0.965),
+    ],
+)
+def test_the_interval_over_prompts_holds_the_share(sizes, share, times, most):
+    """The probability of a hit differs between prompts: Beta(4 share, 4 (1 - share))."""
+    draw, prompts = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    names, held = prompts.tolist(), 0
+    for chance in draw.beta(4 * share, 4 * (1 - share), (times, len(sizes))):
+        hits = (draw.random(len(prompts)) < chance[prompts]).astype(float)
+        low, high = prompt_interval(hits, names)
+        held += low <= share <= high
+    assert 0.94 <= held / times <= most
 
 
 def test_rewards_whose_probabilities_are_the_hit_rates_are_calibrated():
