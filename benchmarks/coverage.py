@@ -1,10 +1,15 @@
-"""How often three 95 % intervals of a reward model's accuracy contain the true accuracy.
+"""How often 95 % intervals contain the truth: of a reward model's accuracy, and of the lab's means.
 
-Wilson's over pairs, as if no two pairs shared a prompt; a bootstrap over prompts; and that of
-`evaluate.py rm`, statistics.prompt_interval. Each simulation draws prompts with answers. An answer
-has a normal utility, and a reward that is the utility and a normal error. Labels are those of the
-utilities. A pair is a hit where the reward orders it like the label, which has the probability
-1/2 + arcsin(r) / pi, r the correlation of reward and utility: the true accuracy is known.
+The first table is of three intervals of an accuracy: Wilson's over pairs, as if no two pairs shared
+a prompt; a bootstrap over prompts; and that of `evaluate.py rm`, statistics.prompt_interval. Each
+simulation draws prompts with answers. An answer has a normal utility, and a reward that is the
+utility and a normal error. Labels are those of the utilities. A pair is a hit where the reward
+orders it like the label, which has the probability 1/2 + arcsin(r) / pi, r the correlation of
+reward and utility: the true accuracy is known.
+
+The second table is of 30 prompts of very different sizes, 60 / n pairs of the n-th, where the
+probability of a hit is drawn anew for each prompt. The third is of the interval of the lab,
+findings.estimate, for seeds and prompts that weigh more or less.
 
     python benchmarks/coverage.py
 """
@@ -20,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from nanoalign.evaluation.statistics import prompt_interval
+from nanoalign.lab.findings import estimate
 from nanoalign.runs.result import wilson_interval
 
 LARGEST = 8  # answers to a prompt
@@ -66,6 +72,52 @@ def bootstrap_interval(hits: np.ndarray, prompts: list[int], seed: int) -> tuple
     return float(low), float(high)
 
 
+def uneven(draw: np.random.Generator, count: int) -> None:
+    """Prints the table of 30 prompts of very different sizes."""
+    print("\n| accuracy | of a prompt | Wilson | prompt_interval | width |")
+    print("|---|---|---|---|---|")
+    prompts = np.repeat(np.arange(30), [-(-60 // n) for n in range(1, 31)])
+    for accuracy in (0.5, 0.75, 0.95):
+        for alike in (1, 4, 10, None):  # the two parameters of Beta, added up; None: no differences
+            found = []
+            for _ in range(count):
+                beta = (accuracy * (alike or 1), (1 - accuracy) * (alike or 1))
+                chance = draw.beta(*beta, 30)[prompts] if alike else accuracy
+                hits = (draw.random(len(prompts)) < chance).astype(float)
+                found.append(
+                    [
+                        wilson_interval(hits.mean(), len(hits)),
+                        prompt_interval(hits, prompts.tolist()),
+                    ]
+                )
+            low, high = np.array(found).transpose(2, 1, 0)  # (2, simulations) each
+            held = [f"{share:.1%}" for share in ((low <= accuracy) & (accuracy <= high)).mean(1)]
+            of_prompt = "Beta({:g}, {:g})".format(*beta) if alike else "the same"
+            print(
+                f"| {accuracy} | {of_prompt} | {' | '.join(held)} | {(high - low)[1].mean():.3f} |"
+            )
+
+
+def seeds_and_prompts(draw: np.random.Generator, count: int) -> None:
+    """Prints the table of means over seeds and 600 prompts, with a residual like the prompts'.
+
+    The width is compared with that of an interval for which the variance is known.
+    """
+    print("\n| seeds | variance by seeds : by prompts | estimate | width / known |")
+    print("|---|---|---|---|")
+    for seeds in (2, 3, 5):
+        for ratio in (0, 0.3, 1, 3, 10, 100):
+            of_seeds, held, widths = np.sqrt(ratio * seeds / 600), 0, []
+            for _ in range(count):
+                values = of_seeds * draw.normal(size=(seeds, 1)) + draw.normal(size=600)
+                found = estimate(values + draw.normal(size=(seeds, 600)))
+                held += found.low <= 0 <= found.high
+                widths.append(found.high - found.low)
+            known = 2 * 1.96 * np.sqrt((ratio + 1 + 1 / seeds) / 600)
+            shown = np.mean(widths) / known
+            print(f"| {seeds} | {ratio} | {held / count:.1%} | {shown:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--simulations", type=int, default=2000, help="of each row")
@@ -100,6 +152,8 @@ def main() -> None:
                 width = np.mean([high - low for low, high in intervals["prompts"]])
                 row = [prompts, name, shown, *cells, f"{width:.3f}"]
                 print(f"| {' | '.join(map(str, row))} |", flush=True)
+    uneven(draw, args.simulations)
+    seeds_and_prompts(draw, args.simulations)
 
 
 if __name__ == "__main__":

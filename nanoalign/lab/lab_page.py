@@ -14,6 +14,8 @@ TEMPLATE = Path(__file__).with_name("experiment.html")
 LIMITS = [  # of all experiments
     "Each held-out prompt asks, in other words, for something that training prompts ask for, too.",
     "Intervals are those of means. Of a share they may reach beyond 1.",
+    "Three seeds tell little of how much seeds differ, so that intervals over three seeds are up "
+    "to 2 times as wide as intervals for a known variance.",
     "Seeds share the base, the judge and most of the data, so that other data may differ by more "
     "than the intervals say.",
 ]
