@@ -37,7 +37,7 @@ from nanoalign.ranks import groups
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import report
 from nanoalign.runs import folder as run_folder
-from nanoalign.runs import guards, log, result, trackers
+from nanoalign.runs import guards, inputs, log, result, trackers
 from nanoalign.runs.speed import Meter
 from nanoalign.weights import lora
 from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder, read_config
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     data = rows.load_rows(rows.DataSettings.of(args), tokenizer, folders["--model"], world)
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=False))
+    inputs.check_inputs(folders, data, world)
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # policy, reference and what is minimised

@@ -36,7 +36,7 @@ from nanoalign.rewards import variants
 from nanoalign.rewards.prompt_kinds import kinds_of
 from nanoalign.rewards.rule import set_rule
 from nanoalign.runs import folder as run_folder
-from nanoalign.runs import guards, log, result, trackers
+from nanoalign.runs import guards, inputs, log, result, trackers
 from nanoalign.runs.speed import Meter
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.heads import announce
@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     data = rows.load_rows(rows.DataSettings.of(args), tokenizer, folder, world)
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=True))
+    inputs.check_inputs({"--model": folder}, data, world)
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
     # reward model and what is minimised

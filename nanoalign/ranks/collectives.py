@@ -46,6 +46,29 @@ def on_main(world: World, function: Callable[[], T]) -> T | None:
     return on_every(world, function if world.is_main else lambda: None)
 
 
+def check_equal(values: dict[str, object], advice: str, world: World) -> None:
+    """Raises RunError on all ranks if a value differs between ranks. A collective.
+
+    values: by the name of what it is, for the error. advice: what to do, for the error.
+    """
+    of_ranks, differ = gather(values, world), []
+    for name in dict.fromkeys(name for each in of_ranks for name in each):
+        ranks_of: dict[str, list[int]] = {}  # by the value
+        for rank, each in enumerate(of_ranks):
+            ranks_of.setdefault(str(each.get(name, "missing")), []).append(rank)
+        if len(ranks_of) > 1:
+            where = (f"{text[:80]} on rank {listed(ranks)}" for text, ranks in ranks_of.items())
+            differ.append(f"{name} is {', '.join(where)}")
+    if differ:
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise RunError(f"ranks differ: {'; '.join(differ[:3])}{more}. {advice}")
+
+
+def listed(ranks: list[int]) -> str:
+    """Returns the first few ranks as text."""
+    return " ".join(map(str, ranks[:8])) + " ..." * (len(ranks) > 8)
+
+
 def breakpoint0() -> None:
     """Stops rank 0 in a debugger, while the other ranks wait. A collective."""
     if environment_ranks()[0] == 0:

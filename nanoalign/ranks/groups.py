@@ -16,16 +16,24 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
+import nanoalign
 from nanoalign import distributed
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World, environment_ranks
 from nanoalign.files.text import printable
 from nanoalign.flags import number
 from nanoalign.loop import Batcher
+from nanoalign.ranks.collectives import check_equal
+
+# Flags that may differ between hosts: paths of equal copies, and a date at midnight.
+OF_HOST = ("model", "reference", "policy", "baseline", "reward", "data", "eval_data", "cache",
+           "template_date")  # fmt: skip
+VERSIONS = {f"the version of {m.__name__}": m.__version__ for m in (nanoalign, torch, transformers)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,16 +72,17 @@ def setup(args: Namespace) -> World:
     """Joins the process group and returns the World of a script.
 
     With --shard_size, so many ranks share a copy of the parameters. Under torchrun the process ends
-    when torchrun does.
+    when torchrun does. Raises RunError if ranks have other flags, or other versions of a package.
     """
     for handler in logging.getLogger("transformers").handlers:
         handler.addFilter(printable)  # what it prints of a config may have escape sequences
     if distributed.environment_ranks()[1] > 1:
         end_with_parent()
-    if not hasattr(args, "shard_size"):  # of evaluate.py
-        return distributed.setup()
-    world = distributed.setup(args.timeout)
-    if args.shard_size:
+    is_training = hasattr(args, "shard_size")  # else evaluate.py
+    world = distributed.setup(args.timeout) if is_training else distributed.setup()
+    flags = {f"--{name}": value for name, value in vars(args).items() if name not in OF_HOST}
+    check_equal(VERSIONS | flags, "Start every rank with the same flags and packages", world)
+    if is_training and args.shard_size:
         world = divide(world, args.shard_size, args.timeout)
     return world
 
