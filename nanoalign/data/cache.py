@@ -13,6 +13,7 @@ from pathlib import Path
 
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import checksums
+from nanoalign.files.writing import sync, sync_tree
 from nanoalign.flags import Parser
 
 AGAIN = "remove this folder, and the next run makes it again"
@@ -81,7 +82,9 @@ def complete(unfinished: Path, folder: Path) -> None:
     with writing(folder.parent):
         checksums.write(unfinished, checksums.checksums(unfinished.iterdir()))
         try:
+            sync_tree(unfinished)
             unfinished.rename(folder)
+            sync(folder.parent)
         except OSError:
             if not folder.exists():
                 raise

@@ -25,6 +25,7 @@ from nanoalign.evaluation.statistics import Figures
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS
 from nanoalign.files.text import visible
+from nanoalign.files.writing import replacing, sync, sync_tree
 from nanoalign.records import Record
 
 METRICS = "metrics.json"
@@ -76,10 +77,10 @@ def check_out(name: str) -> None:
 
 
 def check_new_file(flag: str, name: str, out: str | None = None) -> None:
-    """Raises RunError if the file `name` of a flag can't be made.
+    """Locks the new file `name` of a flag until it is written. Makes its folder.
 
-    That is: it does not end with .jsonl, exists, is in the folder `out`, or its folder can't be
-    written. Makes its folder.
+    Raises RunError if it can't be made: it does not end with .jsonl, exists, is in the folder
+    `out`, is being written by another process, or its folder can't be written.
     """
     path = Path(name)
     if out is not None and Path(out).resolve() in path.resolve().parents:
@@ -88,18 +89,19 @@ def check_new_file(flag: str, name: str, out: str | None = None) -> None:
         )
     if path.suffix != ".jsonl":
         raise RunError(f"{flag} {name}: give a file that ends with .jsonl")
-    if path.exists():
-        raise RunError(f"{flag} {name} exists; give another name, or remove it")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock.hold(_beside(path, "lock"), f"{flag} {name}")
         path.open("x").close()
+        path.unlink()
+    except FileExistsError as error:
+        raise RunError(f"{flag} {name} exists; give another name, or remove it") from error
     except OSError as error:
         raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
-    path.unlink()
 
 
 def _beside(out: Path, kind: str) -> Path:
-    """A hidden path beside --out, by what is there: lock, partial or old results, answers."""
+    """A hidden path beside a file or folder, by what is there: lock, partial or old results."""
     return out.with_name(f".{out.name}.{kind}")
 
 
@@ -149,10 +151,12 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
         yield partial
         settings = {**settings, "files": sorted(path.name for path in partial.iterdir())}
         (partial / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
+        sync_tree(partial)
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             os.rename(out, old)
         os.rename(partial, out)
+        sync(out.parent)
         shutil.rmtree(old, ignore_errors=True)
         for role in ROLES:
             _beside(out, f"{role}.jsonl").unlink(missing_ok=True)
@@ -166,17 +170,14 @@ def results_folder(name: str, settings: dict) -> Iterator[Path]:
 def write_records(path: Path, records: Iterable[dict]) -> None:
     """Writes the records to a file, a JSON object per line, which gets its name when complete.
 
-    Raises RunError if the file can't be written.
+    Unlocks it if check_new_file has locked it. Raises RunError if the file can't be written.
     """
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with replacing(path) as hidden, hidden.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        partial.replace(path)
     except OSError as error:
         raise RunError(f"{path} can't be written: {in_a_line(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    lock.release(_beside(path, "lock"))
 
 
 def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: int) -> None:
@@ -251,7 +252,7 @@ def write_pairs(name: str, compared: Sequence[Compared]) -> None:
     records = new_pairs(compared)
     if not records:
         print(f"{'pairs':<11} none, so no {name}: no two answers to a prompt differ in reward")
-        return
+        return lock.release(_beside(Path(name), "lock"))
     write_records(Path(name), records)
     print(f"{'pairs':<11} {name}: {len(records):,} of {len(compared):,} prompts")
 

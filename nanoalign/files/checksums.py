@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanoalign.errors import RunError
+from nanoalign.files.writing import write_text
 
 NAME = "checksums.json"
 BLOCK = 2**22  # bytes that are read at a time
@@ -28,7 +29,7 @@ def checksums(paths: Iterable[Path]) -> dict[str, str]:
 
 def write(folder: Path, of_files: dict[str, str]) -> None:
     """Writes checksums.json. of_files: name of each file -> its checksum."""
-    (folder / NAME).write_text(json.dumps(of_files, indent=2, sort_keys=True) + "\n")
+    write_text(folder / NAME, json.dumps(of_files, indent=2, sort_keys=True) + "\n")
 
 
 def verify(

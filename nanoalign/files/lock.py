@@ -9,6 +9,7 @@ from filelock import FileLock, Timeout
 
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError
+from nanoalign.files.writing import check_no_link
 
 NAME = ".lock"  # of the file that is locked, in the folder
 locks: dict[Path, FileLock] = {}  # the locks of this process, by the path of their file
@@ -22,8 +23,9 @@ def hold(path: Path, flag: str) -> None:
 
     Does nothing if this process has the lock. On a file system without locks a line is printed
     instead. flag: the flag that names the folder, and its value, for errors.
-    Raises RunError if another process has the lock.
+    Raises RunError if another process has the lock, or the file is a link.
     """
+    check_no_link(path)
     path = Path(os.path.realpath(path))
     if path in locks:
         if path.exists():

@@ -7,13 +7,13 @@ The model, curves.png and README.md are written beside them at the end of the ru
 """
 
 import json
-import os
 import re
 import shlex
 import zlib
 from pathlib import Path
 
 from nanoalign.errors import RunError
+from nanoalign.files.writing import replacing
 
 ARGS, METRICS, CARD = "args.json", "metrics.jsonl", "README.md"
 FILES = "files"  # in args.json: the names of the files of the result
@@ -74,6 +74,5 @@ def restore_metrics(about: list, path: Path) -> None:
             f"--resume: {path} is not as it was written (its checksum differs); restore it, or "
             "remove it to continue without the lines until now"
         )
-    temporary = path.with_name(".metrics.partial")
-    temporary.write_bytes(kept)
-    os.replace(temporary, path)
+    with replacing(path) as hidden:
+        hidden.write_bytes(kept)

@@ -40,6 +40,7 @@ from nanoalign.files.run_folder import (
     complete_checkpoints,
     restore_metrics,
 )
+from nanoalign.files.writing import sync, write_text
 from nanoalign.loop import Objective, check_parameters
 from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import gather, on_every, on_main
@@ -98,11 +99,14 @@ class Checkpoints:
             for path in folder.glob(".*.partial"):  # of a run that was killed
                 shutil.rmtree(path)
             folder.mkdir(exist_ok=True)  # not --out, which someone may have removed
+            sync(folder.parent)
             temporary.mkdir()
 
         def complete() -> None:
-            path = Path(self.args.out, METRICS)
-            lines = path.read_bytes() if path.exists() else b""
+            path, lines = Path(self.args.out, METRICS), b""
+            if path.exists():
+                lines = path.read_bytes()
+                sync(path)
             about = {
                 "format": FORMAT,
                 "step": step,
@@ -111,7 +115,7 @@ class Checkpoints:
                 "args": vars(self.args),
                 "metrics": [len(lines), zlib.crc32(lines)],
             }
-            (temporary / ABOUT).write_text(json.dumps(about, indent=2))
+            write_text(temporary / ABOUT, json.dumps(about, indent=2))
             of_files = checksums.checksums([temporary / ABOUT, temporary / ".metadata"])
             for of_shards in of_ranks:
                 of_files |= of_shards
@@ -119,6 +123,7 @@ class Checkpoints:
             if final.exists():
                 remove(final)
             os.rename(temporary, final)
+            sync(folder)
             for old in complete_checkpoints(Path(self.args.out))[: -self.args.keep]:
                 remove(old)
 

@@ -14,25 +14,29 @@ import nanoalign
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, RECORDS, files_of_result
+from nanoalign.files.writing import check_no_link
 from nanoalign.weights.write import BESIDE_WEIGHTS
 
 # All that a run writes but the model card, which a user may have written. --overwrite removes it.
-WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial", "config.json",
+WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial*", "config.json",
            ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
-           "tensorboard", *BESIDE_WEIGHTS)  # fmt: skip
+           "tensorboard", "wandb", *BESIDE_WEIGHTS)  # fmt: skip
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
     """Creates --out and locks it; with --audit does nothing. For rank 0.
 
     models: folders that the run reads, which --out must not be.
-    Raises RunError if --out can't be written, holds other files, or is locked by another run.
+    Raises RunError if --out can't be written, holds other files, has a link in place of a file that
+    the run writes, or is locked by another run.
     """
     if args.audit:
         return
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for path in (path for pattern in WRITTEN for path in out.glob(pattern)):
+            check_no_link(path)
         if any(path.name not in (lock.NAME, CARD) for path in out.iterdir()):
             check_contents(out, args, models)
         lock.hold(out / lock.NAME, f"--out {out}")
@@ -64,7 +68,7 @@ def remove_run(out: Path) -> None:
     names = files_of_result(out)
     for path in list(out.iterdir()):
         if path.name in names or any(path.match(pattern) for pattern in WRITTEN):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def versions() -> dict[str, str | None]:

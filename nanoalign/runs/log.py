@@ -17,6 +17,7 @@ from nanoalign.data.split import Data
 from nanoalign.distributed import World, print0, progress_bar
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.run_folder import ARGS, FILES, METRICS, RECORDS, files_of_result
+from nanoalign.files.writing import append, replacing, write_text
 from nanoalign.loop import Batcher, Settings
 from nanoalign.model import Scorer
 from nanoalign.ranks.collectives import on_main
@@ -62,8 +63,9 @@ def open_run(
             remove_run(out)
         settings = vars(args) | {"argv": sys.argv, "ranks": world.size} | versions()
         settings |= {FILES: files_of_result(out)}  # of the run that is resumed
-        (out / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
-        np.savez(out / RECORDS, **records)
+        with replacing(out / RECORDS) as hidden:
+            np.savez(hidden, **records)
+        write_text(out / ARGS, json.dumps(settings, indent=2) + "\n")
 
     def log(step: int, metrics: dict[str, float]) -> None:
         metrics = dict(metrics)
@@ -75,8 +77,7 @@ def open_run(
         bar.update(step - bar.n)
         if world.is_main and metrics:
             try:
-                with (out / METRICS).open("a") as file:
-                    file.write(json.dumps({"step": step, **metrics}) + "\n")
+                append(out / METRICS, json.dumps({"step": step, **metrics}) + "\n")
             except OSError as error:
                 raise RunError(f"{out / METRICS} can't be written: {in_a_line(error)}") from error
             if send:

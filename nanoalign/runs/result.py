@@ -19,6 +19,7 @@ from nanoalign.data.sources import TEST_OF
 from nanoalign.distributed import World, print0
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, launcher
 from nanoalign.files.text import named, visible
+from nanoalign.files.writing import replacing, write_text
 from nanoalign.loop import Batcher, Objective, evaluate
 from nanoalign.runs.best import keeps_best, up_to_best
 from nanoalign.weights.folders import public_name
@@ -143,7 +144,8 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
     drawn += [("chosen", {"c": CHOSEN, "lw": 4}), ("rejected", {"c": REJECTED, "lw": 4})]
     handles = [plt.Line2D([], [], label=label, **{"c": ALL} | style) for label, style in drawn]
     figure.legend(handles=handles, loc="outside lower right", ncols=len(handles))
-    figure.savefig(path, dpi=100)
+    with replacing(path) as hidden:
+        figure.savefig(hidden, dpi=100)
     plt.close(figure)
 
 
@@ -174,7 +176,7 @@ def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool
         last=evaluations[-1] if evaluations else None,
         command=shlex.join(command),
     )
-    path.write_text(visible(text))
+    write_text(path, visible(text))
 
 
 @torch.no_grad()

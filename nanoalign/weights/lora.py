@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.files.writing import sync, sync_tree
 from nanoalign.flags import number
 from nanoalign.model import Policy
 from nanoalign.ranks.collectives import on_main
@@ -246,7 +247,9 @@ def write_model(
         config.inference_mode = True  # as peft writes it
         config.save_pretrained(temporary)
         save(adapters, temporary / "adapter_model.safetensors", temporary / "adapter_config.json")
+        sync_tree(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)  # when it is complete
+        sync(folder)
 
     on_main(world, write_adapters) if world else write_adapters()

@@ -14,6 +14,7 @@ from torch import Tensor
 from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError
 from nanoalign.files.run_folder import ARGS, FILES, METRICS
+from nanoalign.files.writing import sync, sync_tree
 from nanoalign.model import Policy, Scorer
 from nanoalign.ranks.collectives import on_every
 from nanoalign.weights.folders import OWN_TEMPLATE, load_tokenizer
@@ -295,8 +296,10 @@ def move_into_place(temporary: Path, folder: Path) -> None:
     for old in folder.glob("model*.safetensors"):  # of a model with another number of files
         if old.name not in names:
             old.unlink()
+    sync_tree(temporary)
     for name in sorted(names, key=lambda name: (name == INDEX, name)):
-        if (folder / name).is_dir():
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
             shutil.rmtree(folder / name)
         os.replace(temporary / name, folder / name)
+    sync(folder)
     temporary.rmdir()
