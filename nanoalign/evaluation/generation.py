@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from nanoalign.batch import Row
 from nanoalign.distributed import World, autocast, progress_bar
@@ -20,6 +21,9 @@ from nanoalign.encode import tokenize
 from nanoalign.model import Policy
 from nanoalign.packing import rope
 from nanoalign.ranks.collectives import gather
+
+# What transformers calls a KV cache: since 5.24 by the first name.
+CACHE = next(x for x in ("cache", "past_key_values") if hasattr(BaseModelOutputWithPast, x))
 
 SHRINK = 0.75  # finished answers are removed from a batch when at most this share is unfinished
 
@@ -147,11 +151,11 @@ def _sample(
                 input_ids=tokens,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
+                **{CACHE: cache},
             )
             logits = policy.head(output.last_hidden_state[:, -1])  # (B, V)
-        cache = output.past_key_values
+        cache = output[CACHE]
         token = next_tokens(logits, chances[:, step], sampling.temperature, sampling.top_p)  # (B,)
         for n, new in zip(lines, token.tolist(), strict=True):  # waits for the GPU
             if ends[n] is None and new in eos:

@@ -106,6 +106,7 @@ def pretend(capability: tuple[int, int]) -> object:
         module.get_rng_state = lambda *args: torch.zeros(1)
         module.set_rng_state = lambda *args, **options: None
     torch.accelerator.is_available = lambda: False
+    torch.Tensor.pin_memory = lambda tensor: tensor
     fake_tensor.init_gpu_context = lambda *args: None
     joint_graph.lazy_init = lambda *args: None  # it would run patterns on the GPU
     config.pattern_matcher, config.fx_graph_cache, config.compile_threads = False, False, 1

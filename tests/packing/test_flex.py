@@ -4,10 +4,12 @@ The mask in blocks that CUDA's attention reads, made from the lengths of rows, o
 """
 
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import cuda_codegen
 import pytest
@@ -158,7 +160,8 @@ def test_options_are_made_anew():
 def test_attention_compiles_for_gpus_that_are_not_there(capability):
     """Forward and backward kernels fit, and a shape is compiled anew only where it has to be."""
     command = [sys.executable, cuda_codegen.__file__, *map(str, capability)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     found = {line["case"]: line for line in map(json.loads, run.stdout.splitlines())}
     assert [*found] == [*cuda_codegen.CASES, "20 batches"]
