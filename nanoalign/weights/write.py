@@ -199,9 +199,11 @@ def copy_others(source: Path, folder: Path) -> None:
 
 def change_json(path: Path, changes: dict) -> None:
     """Writes a JSON file again with other values of some keys, unless it has these values."""
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_bytes())
     if settings != settings | changes:
-        path.write_text(json.dumps(settings | changes, indent=2, ensure_ascii=False) + "\n")
+        path.write_text(
+            json.dumps(settings | changes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def set_pad_token(

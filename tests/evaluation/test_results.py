@@ -52,7 +52,9 @@ def test_sampled_answers_are_kept_until_results_are_written(world):
     own = Path(argv[argv.index("--out") + 1]) / "answers.jsonl"
     shutil.copy(own, world / "copied.jsonl")
     outcome = run_ranks(2, full_at_the_end, list(map(str, argv)))
-    (line,) = [line for line in outcome.stderr.splitlines() if line]
+    lines = [line for line in outcome.stderr.splitlines() if line]
+    assert len(lines) == 1, outcome.stderr
+    (line,) = lines
     assert line.startswith("error: results can't be written to ") and "No space left" in line
     out = Path(argv[argv.index("--out") + 1])
     assert (out / "report.html").exists()  # of the evaluation before
