@@ -199,16 +199,14 @@ def render(
     is_text = not (record.tools or record.answers)
     if name == "raw" and is_text and isinstance(record.prompt, str):
         return raw(record, tokenizer)
-    messages, responses = messages_of(record.prompt), list(record.responses)
-    if is_dialogue(record.prompt):  # "Assistant: answer": the space is of the format of HH-RLHF
-        responses = [response.removeprefix(" ") for response in responses]
+    messages, responses = messages_of(record.prompt), responses_of(record)
     if name == "pku" and is_text and {each["role"] for each in messages} <= PKU_HEADERS.keys():
         turns = [PKU_HEADERS[message["role"]] + message["content"] for message in messages]
         header = "" if is_of_assistant(messages[-1]) else PKU_HEADERS["assistant"]
         text = f"BEGINNING OF CONVERSATION:{''.join(turns)}{header}"
         return Text(text, responses, escape=True)
     if name == "chat" and tokenizer.chat_template:
-        return chat(record, messages, responses, chat_template or ChatTemplate(tokenizer))
+        return chat(record, chat_template or ChatTemplate(tokenizer))
     which = template if template == name else f"{template}, which is {name} here,"
     raise RunError(
         f"{record.name}: --template {which} can't be used for "
@@ -217,19 +215,38 @@ def render(
     )
 
 
-def chat(
-    record: Record, messages: list[dict], responses: Sequence[str], template: ChatTemplate
-) -> Text:
+def responses_of(record: Record) -> list[str]:
+    """The responses as texts of messages, without what the format of the record adds."""
+    if is_dialogue(record.prompt):  # "Assistant: answer": the space is of the format of HH-RLHF
+        return [response.removeprefix(" ") for response in record.responses]
+    return list(record.responses)
+
+
+def chat(record: Record, template: ChatTemplate) -> Text:
     """The text of a record by the chat template of a tokenizer.
 
-    messages, responses: the prompt as messages, and the responses without what its format adds. If
-    the last message is of the assistant, the responses continue it.
-    Raises RunError if the template fails, does not show all of the record, or writes the prompt in
-    another way before a response.
+    Raises RunError as whole_dialogues, and if the template writes the prompt in another way before
+    a response.
     """
+    prompt, whole = whole_dialogues(record, template)
+    for dialogue in whole:
+        if not dialogue.startswith(prompt):
+            raise RunError(f"{record.name}: {another_prompt(prompt, dialogue, template.tokenizer)}")
     eos = template.tokenizer.eos_token
+    texts = [without_end(dialogue[len(prompt) :], eos) for dialogue in whole]
+    return Text(prompt, template.behind(prompt, texts), add_bos=False)
+
+
+def whole_dialogues(record: Record, template: ChatTemplate) -> tuple[str, list[str]]:
+    """(the prompt with the header of an answer, the whole dialogue with each response), as texts.
+
+    If the last message of the prompt is of the assistant, the responses continue it.
+    Raises RunError if the template fails, or does not show all of the record.
+    """
+    eos, messages = template.tokenizer.eos_token, messages_of(record.prompt)
     answers = record.answers or [
-        {"role": "assistant", "content": without_end(response, eos)} for response in responses
+        {"role": "assistant", "content": without_end(response, eos)}
+        for response in responses_of(record)
     ]
     dialogues, end = [[*messages, answer] for answer in answers], "add_generation_prompt"
     if is_of_assistant(messages[-1]):
@@ -248,11 +265,7 @@ def chat(
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     shown = (dialogues, whole) if answers else ([messages], [prompt])
     template.check_shown(record, prompt, *shown)
-    for dialogue in whole:
-        if not dialogue.startswith(prompt):
-            raise RunError(f"{record.name}: {another_prompt(prompt, dialogue, template.tokenizer)}")
-    texts = [without_end(dialogue[len(prompt) :], eos) for dialogue in whole]
-    return Text(prompt, template.behind(prompt, texts), add_bos=False)
+    return prompt, whole
 
 
 def another_prompt(prompt: str, dialogue: str, tokenizer) -> str:

@@ -17,7 +17,7 @@ from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits
 from nanoalign.records import Record
-from nanoalign.rewards.rule import scoring_rule
+from nanoalign.rewards.published import Published, reading_of
 from nanoalign.rewards.several import Mixed
 
 
@@ -30,8 +30,9 @@ def load_judge(
     fewer positions than its max_length; and as view_for and rule_for.
     """
     model, tokenizer = load_reward_model(args.reward, args.precision, batcher)
-    view, rule = view_for(model, args), rule_for(model, samplers, args)
-    judge = Judge(args.reward, Mixed(model, view.shares), tokenizer, view, rule, batcher)
+    view, (rule, published) = view_for(model, args), rule_for(model, tokenizer, samplers, args)
+    mixed = Mixed(model, view.shares)
+    judge = Judge(args.reward, mixed, tokenizer, view, rule, batcher, published)
     judge.check(judge.encode(with_answer(prompts)))
     positions = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and rule[1] > positions:
@@ -57,18 +58,19 @@ def view_for(model: RewardModel, args: Namespace) -> View:
     return first
 
 
-def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -> tuple[str, int]:
-    """Returns (template, max_length) by which the judge reads answers: those of its training.
+def rule_for(
+    model: RewardModel, tokenizer, samplers: Sequence[Sampler], args: Namespace
+) -> tuple[tuple[str, int], Published | None]:
+    """Returns what reading_of returns of the judge: the template is that of its training.
 
-    A reward model of another program, which has no rule, gets the template of the policies.
-    Raises RunError if its template is not that of the policies, unless --reward_template is given,
-    and as scoring_rule.
+    A reward model of another program without a chat template gets the template of the policies.
+    Raises RunError if the template of a model with a rule, or without a chat template, is not that
+    of the policies, unless --reward_template is given; and as reading_of.
     """
-    template, max_length = scoring_rule(
-        model, args.reward, args.reward_template, args.reward_max_length, "reward_"
-    )
-    if args.reward_template is not None:
-        return template, max_length
+    flags = args.reward_template, args.reward_max_length, "reward_"
+    (template, max_length), published = reading_of(model, tokenizer, args.reward, *flags)
+    if published or args.reward_template is not None:
+        return (template, max_length), published
     if template == "auto":
         template = samplers[0].template if samplers else args.template
     for sampler in samplers:
@@ -78,7 +80,7 @@ def rule_for(model: RewardModel, samplers: Sequence[Sampler], args: Namespace) -
                 f"'{sampler.name}' with template {sampler.template}; give --template {template} to "
                 f"use it for both, or --reward_template {template} to confirm that they differ"
             )
-    return template, max_length
+    return (template, max_length), None
 
 
 def compare(

@@ -26,7 +26,8 @@ from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits, check_layout
 from nanoalign.records import Record
 from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
-from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule
+from nanoalign.rewards.published import Published, reading_of
+from nanoalign.rewards.rule import rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.slices import read_slices
@@ -42,12 +43,11 @@ def load_reward_model(
     """Loads (a frozen reward model with one output or several, its tokenizer).
 
     name: a folder or OWNER/NAME. precision: of --precision. batcher: whose batches the model can
-    read afterwards. Raises RunError if it can't be loaded, or as check_pad_token.
+    read afterwards. Raises RunError if it can't be loaded.
     """
     folder, world = local_folder(name), batcher.world
     dtype = compute_dtype(precision, world.device)
     model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
-    check_pad_token(folder)
     batcher.prepare(model)
     return model, load_tokenizer(folder)
 
@@ -155,6 +155,7 @@ class Judge:
     view: View
     rule: tuple[str, int]  # template, max_length
     batcher: Batcher
+    published: Published | None = None  # how a model of another program reads a chat
 
     def encode(
         self, records: Sequence[Record], ended: Sequence[Ended] | None = None
@@ -163,7 +164,9 @@ class Judge:
 
         For a conditioned model it is one Encoded for each preference of the view, whose name is
         added to the prompts. Prompts get the form in which the model was trained. ended: of the
-        answers, if each record has one: see encode_answers.
+        answers, if each record has one: see encode_answers. A model of another program reads an
+        answer that was stopped as one that ended, as other programs let it: it is trained to give a
+        reward at the end of the chat template alone.
         Raises RunError as rewards.prompt_kinds.as_trained and encode_records do.
         """
         template, max_length = self.rule
@@ -182,7 +185,9 @@ class Judge:
             parts = [([conditioned(record, name) for record in formed], x) for name, x in shares]
         encoded = []
         for part, factor in parts:
-            if ended is None:
+            if self.published:
+                rows = self.published.encode(part, max_length)
+            elif ended is None:
                 rows = encode_records(part, self.tokenizer, max_length, template)
             else:
                 rows = encode_answers(part, self.tokenizer, max_length, template, ended)
@@ -205,7 +210,8 @@ class Judge:
         for n, row in enumerate(whole):
             read = [map(len, part.rows[n].responses) for part in encoded]
             tokens = map(len, row.responses)
-            lengths.append([(t, min(own) / t) for t, *own in zip(tokens, *read, strict=True)])
+            both = zip(tokens, *read, strict=True)
+            lengths.append([(t, min(t, *own) / t) for t, *own in both])
         return lengths
 
     def check(self, encoded: list[Encoded]) -> None:
@@ -270,11 +276,12 @@ def without_tail(text: str, answer: str) -> str:
 def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> list[Judge]:
     """Loads the reward model --model of rm and score: a Judge for each reward of `views`.
 
-    Raises RunError as load_reward_model, scoring_rule and views, and for a classifier of another
+    Raises RunError as load_reward_model, reading_of and views, and for a classifier of another
     program whose reward nothing names.
     """
     model, tokenizer = load_reward_model(args.model, args.precision, batcher)
-    rule = scoring_rule(model, args.model, args.template, args.max_length)
+    flags = args.template, args.max_length
+    rule, published = reading_of(model, tokenizer, args.model, *flags)
     names, combine = preferences_of(model), args.combine
     if args.output is not None:
         if args.output >= len(names):
@@ -286,6 +293,6 @@ def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> li
             "not say which one is the reward; give --output N (from 0), or --combine NAME=WEIGHT"
         )
     return [
-        Judge(args.model, Mixed(model, view.shares), tokenizer, view, rule, batcher)
+        Judge(args.model, Mixed(model, view.shares), tokenizer, view, rule, batcher, published)
         for view in views(model, preference, combine)
     ]

@@ -57,7 +57,7 @@ def check_fits(model: Scorer, rows: Sequence[Row], name: str) -> None:
     positions = max(0, getattr(config, "max_position_embeddings", 0) or 0) or math.inf  # XLNet: -1
     largest, longest = getattr(rows, "limits", (math.inf, math.inf))  # known of rows on disk
     for row in rows if largest >= ids or longest > positions else ():
-        largest = max(int(part.max()) for part in (row.prompt, *row.responses))
+        largest = max(int(part.max(initial=0)) for part in (row.prompt, *row.responses))
         if largest >= ids:
             raise RunError(
                 f"{row.name}: has the token id {largest}, but {name} knows {ids} ids; its "

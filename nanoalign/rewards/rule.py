@@ -11,6 +11,7 @@ from pathlib import Path
 
 import transformers
 
+from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.model import RewardModel
 from nanoalign.weights.folders import local_folder
@@ -51,8 +52,9 @@ def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence
 
     template: chat, pku or raw. kinds: kinds_of the training rows; those of an earlier training of
         the model stay.
+    A model of another program has no rule: it is trained by ours from here on, and a line says so.
     Raises RunError if the model was trained by another rule, if its head does not have an output
-    for each preference, and as check_pad_token.
+    for each preference, and as check_pad_token if it has a rule.
     """
     outputs = 1 if args.condition else len(args.preference)
     if model.head.out_features != outputs:
@@ -61,7 +63,14 @@ def set_rule(model: RewardModel, args: Namespace, template: str, kinds: Sequence
             f"--preference {' '.join(args.preference)} needs {outputs}; train another --model"
         )
     if any("ForSequence" in name for name in model.model.config.architectures or ()):
-        check_pad_token(local_folder(args.model))
+        if rule_of(model):
+            check_pad_token(local_folder(args.model))
+        else:
+            print0(
+                f"{'rule':<11} another program trained --model {args.model}; from here on its "
+                f"rewards are read at an EOS behind the text of template {template}, and its "
+                "config will say so"
+            )
     scoring_rule(model, args.model, template, args.max_length)
     rule = {
         "template": template,
