@@ -5,6 +5,7 @@
     python evaluate.py                              both
     torchrun --nproc_per_node 8 evaluate.py rm \\
         --model runs/rm --data harmless=pairs.jsonl helpful=others.jsonl --out runs/rm_eval
+    python evaluate.py rm --policy runs/dpo --reference tiny     the rewards that a policy implies
     torchrun --nproc_per_node 8 evaluate.py policy --policy runs/dpo \\
         --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
     python evaluate.py score --data answers.jsonl --keep best --out best.jsonl
@@ -35,6 +36,7 @@ from nanoalign.evaluation import (
     commands,
     comparison,
     diagnosis,
+    implicit,
     plots,
     ranking,
     render,
@@ -76,22 +78,26 @@ def embedded_truth() -> TrueRule:
 
 
 def evaluate_rm(args: Namespace, world: World) -> None:
-    on_main(world, partial(results.check_models, [args.model]))
+    flag, name = ("--policy", args.policy) if args.policy else ("--model", args.model)
+    on_main(world, partial(results.check_models, [name]))
     check_names(args.data)
     check_sources(args.data)
     on_main(world, partial(results.check_out, args.out))
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
 
-    # reward model
-    judges = scoring.load_judges(args, args.preference, batcher)
+    # reward model, or a policy in place of it
+    if args.policy:
+        judges = implicit.load_judges(args, batcher)
+    else:
+        judges = scoring.load_judges(args, args.preference, batcher)
     model, (template, max_length) = judges[0].model, judges[0].rule
     print0(
-        f"{'model':<11} {args.model}: {model.count_parameters():,} parameters, {model.dtype}; "
+        f"{'model':<11} {name}: {model.count_parameters():,} parameters, {model.dtype}; "
         f"template {template}, max_length {max_length}"
     )
 
     # the data of all views, before anything is scored
-    prepared = []
+    prepared, printed = [], ""
     for judge in judges:
         view = judge.view
         records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
@@ -111,16 +117,18 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         notes = "".join(f"; {count:,} {reason}" for reason, count in counts.items() if count)
         responses = sum(len(record.responses) for record in compared)
         prompts = len(set(scoring.prompt_keys(compared)))
-        print0(
+        line = (
             f"{'data':<11} {named(args.data)}: {responses:,} responses to {prompts:,} "
             f"prompts, labels {view.preference}{notes}"
         )
+        if line != printed:  # two views of a policy have the same labels
+            print0(printed := line)
         judge.check(encoded)
         prepared.append((judge, compared, encoded))
 
     # scores, figures
-    truth, known = embedded_truth(), recall(local_folder(args.model))
-    scored, subsets = [], {}
+    truth, known = embedded_truth(), recall(local_folder(name))
+    by_view, subsets = {}, {}
     for judge, records, encoded in prepared:
         scores, view = judge.score(encoded), judge.view
         lines = ranking.scored_lines(records, judge.lengths(records, encoded), scores, view.name)
@@ -128,17 +136,20 @@ def evaluate_rm(args: Namespace, world: World) -> None:
             of_subset = [line for line in lines if line.subset == subset]
             subsets[subset] = ranking.reward_metrics(of_subset)
             subsets[subset] |= ranking.true_figures(of_subset, view.preference, truth)
-        scored += lines
+        by_view[view.name] = lines
         if known is not None:
             for subset, count in seen.pairs_trained_on(known, records, lines).items():
                 subsets[subset]["trained_on"] = count
     if not world.is_main:
         return
-    figures = {"subsets": subsets, "all": ranking.reward_metrics(scored)}
-    if len(prepared) == 1:
-        figures["all"] |= ranking.true_figures(scored, view.preference, truth)
+    scored = [line for lines in by_view.values() for line in lines]
+    of_all = by_view.get("", scored)  # the view without a name, where there is one
+    figures = {"subsets": subsets, "all": ranking.reward_metrics(of_all)}
+    if "" in by_view:
+        figures["all"] |= ranking.true_figures(of_all, view.preference, truth)
     if known is not None:
-        figures["all"]["trained_on"] = sum(own["trained_on"] for own in subsets.values())
+        counts = {line.subset: subsets[line.subset]["trained_on"] for line in of_all}
+        figures["all"]["trained_on"] = sum(counts.values())
 
     # files, result
     settings = vars(args) | {"template": template, "max_length": max_length}
@@ -151,7 +162,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         if rests_on := ranking.about_cut(subset_figures):
             print(visible(f"{subset:<11} {rests_on}"))
     if known is not None:
-        print(f"{'trained on':<11} {seen.note_on_pairs(figures['all'], args.model, known)}")
+        print(f"{'trained on':<11} {seen.note_on_pairs(figures['all'], flag, name, known)}")
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 

@@ -69,6 +69,15 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     text = "the label of PKU-SafeRLHF that orders a pair; default: each that the model has"
     add("--preference", choices=PREFERENCES, help=text)
     add_reward_model_arguments(parser, group)
+    text = (
+        "a policy in place of --model: its rewards are beta times the log-ratio to --reference, "
+        "summed over the tokens of a response, and divided by their number"
+    )
+    add("--policy", metavar="MODEL", help=text)
+    text = "the model that --policy started from; none: the log-probability alone"
+    add("--reference", metavar="MODEL", help=text)
+    text = "beta of --policy; default: that of its training (0.1 if unknown)"
+    add("--beta", type=positive, help=text)
     add_out_argument(group, "runs/rm_eval")
 
 
@@ -158,7 +167,8 @@ def add_reward_model_arguments(
 ) -> None:
     """Adds the flags that rm and score share: of the reward model to `group`, of the machine."""
     add = group.add_argument
-    add("--model", default=REWARD_MODEL, help="the reward model: a folder or OWNER/NAME")
+    text = f"the reward model: a folder or OWNER/NAME; default: {REWARD_MODEL}"
+    add("--model", help=text)
     add_keys_argument(add)
     add("--template", choices=TEMPLATES, help="how a prompt becomes text; default: as in training")
     text = "maximum tokens of a prompt plus one response; default: the value of its training"
@@ -225,7 +235,9 @@ def weight_by_name(text: str) -> tuple[str, float]:
 
 
 def policy_defaults(args: Namespace) -> dict:
-    """Default values of flags of `evaluate.py policy` by its other flags; {} for other commands."""
+    """Default values of the flags of models and data, by other flags."""
+    if "model" in args:  # a policy may take the place of the reward model
+        return {} if getattr(args, "policy", None) else {"model": REWARD_MODEL}
     if args.command != "policy":
         return {}
     return {
@@ -242,10 +254,23 @@ def refusal(args: Namespace) -> str | None:
         return "--combine has a preference twice; give each one weight"
     if names and getattr(args, "output", None) is not None:
         return "--output and --combine both say what the reward is; give one of them"
+    if args.command == "rm":
+        return refusal_of_rm(args)
     if args.command == "score":
         return refusal_of_score(args)
     if args.command in ("policy", "ask"):
         return refusal_of_sampling(args)
+    return None
+
+
+def refusal_of_rm(args: Namespace) -> str | None:
+    for flag in ("model", "combine", "output"):
+        if args.policy and getattr(args, flag) is not None:
+            return f"--policy and --{flag}: a policy takes the place of a reward model; give one"
+    if args.policy and args.reference is None:
+        return "--policy needs --reference: the model that it started from, or none"
+    if not args.policy and (args.reference is not None or args.beta is not None):
+        return "--reference and --beta are of a --policy; give it, or leave them out"
     return None
 
 

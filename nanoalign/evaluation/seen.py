@@ -28,14 +28,14 @@ def pairs_trained_on(
     return {subset: len(pairs_of(own)) for subset, own in trained.items()}
 
 
-def note_on_pairs(figures: Figures, name: str, known: dict[str, np.ndarray]) -> str:
+def note_on_pairs(figures: Figures, flag: str, name: str, known: dict[str, np.ndarray]) -> str:
     """A sentence: how many of the pairs the model `name` was trained on.
 
     It names --data held_out:NAME if there are some, and the model held out records. figures: those
-    of all pairs. known: what `recall` reads of the model.
+    of all pairs. flag: that gives the model. known: what `recall` reads of the model.
     """
     count = figures["trained_on"]
-    text = f"{count:,} of {figures['pairs']:,} pairs were trained on by --model {name}"
+    text = f"{count:,} of {figures['pairs']:,} pairs were trained on by {flag} {name}"
     return text + f"; for others: --data held_out:{name}" * (count > 0 < len(known["held_out"]))
 
 

@@ -108,7 +108,7 @@ def check_vocabulary(folder: Path, other: Path) -> None:
     """
     if other != folder and load_tokenizer(other).get_vocab() != load_tokenizer(folder).get_vocab():
         raise RunError(
-            f"--reference {other} has another vocabulary than --model {folder}, so their "
+            f"--reference {other} has another vocabulary than the policy {folder}, so their "
             "log-probabilities can't be compared; give a reference with the same tokens"
         )
 
