@@ -98,10 +98,10 @@ def load_judges(args: Namespace, batcher: Batcher) -> list[Judge]:
     }
     given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not None}
     beta, template, max_length = (DEFAULTS | of_run(folder) | given).values()
-    reference = "1" if args.reference == "none" else args.reference
+    ratio = args.policy if args.reference == "none" else f"{args.policy} / {args.reference}"
     print0(
-        f"{'reward':<11} {beta:g} * log({args.policy} / {reference}), summed over the tokens of a "
-        f"response; in /{PER_TOKEN} divided by their number"
+        f"{'reward':<11} {beta:g} * log({ratio}), summed over the tokens of a response; in "
+        f"/{PER_TOKEN} divided by their number"
     )
     shared = models[f"--policy {args.policy}"], load_tokenizer(folder)
     log_ratios, labels = LogRatios(models, batcher), args.preference or "better"

@@ -94,10 +94,10 @@ class Published:
         try:
             ((_, (tokens,)),) = self.dialogues([Record("Hello.", ("I see.",), name="a dialogue")])
         except RunError:  # the template refuses such a dialogue
-            return "at the last token"
+            return "at its last token"
         if without_pad(tokens, self.pad) != tokens:
             return f"before {self._named(self.pad)}, the pad token of its config"
-        return f"at the last, {self._named(tokens[-1])}"
+        return f"at its last token, {self._named(tokens[-1])}"
 
     def _named(self, token: int) -> str:
         return f"{self.tokenizer.decode([token])!r} ({token})"
@@ -143,7 +143,7 @@ def reading_of(
     published = Published(tokenizer, config.pad_token_id)
     positions = max(0, getattr(config, "max_position_embeddings", 0) or 0) or sys.maxsize
     print0(
-        f"{'reads':<11} the whole dialogue by the chat template of the tokenizer, and the reward "
+        f"{'reads':<11} the chat template's text of the whole dialogue, and the reward "
         f"{published.place()}: another program trained the model"
     )
     return ("chat", max_length or min(MAX_LENGTH, positions)), published

@@ -80,8 +80,8 @@ def test_rewards_are_those_of_the_logits_of_transformers(world, tokenizer, refer
     assert figures["subsets"].keys() == {"pairs", "pairs/per_token"}
     assert figures["all"] == figures["subsets"]["pairs"]  # which the other way does not change
     assert printed.count("14 responses to") == 1
-    ratio = f"{beta:g} * log({world / 'policy'} / {given if is_compared else 1}), summed over"
-    assert f"reward      {ratio}" in printed
+    ratio = f"{world / 'policy'} / {given}" if is_compared else world / "policy"
+    assert f"reward      {beta:g} * log({ratio}), summed over" in printed
 
 
 def test_margins_are_those_that_the_training_measured(world, tmp_path):

@@ -158,7 +158,7 @@ def test_rewards_are_those_of_transformers(folders, name, pad, tmp_path, capsys)
     *_, eos, last = FAMILIES[name]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = {text: tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) for text in (last, eos)}
-    place = f"at the last, {last!r} ({ids[last][0]})"
+    place = f"at its last token, {last!r} ({ids[last][0]})"
     if pad == "eos" and last == eos:
         place = f"before {eos!r} ({ids[eos][0]}), the pad token of its config"
     assert f"and the reward {place}: another program" in line

@@ -16,7 +16,8 @@ ROWS = [
     (1, 1, 1),
     (5,),
     (2, 4, 1, 3),
-]  # two pairs, a prompt alone, three ranked responses
+    (0, 2, 3),
+]  # two pairs, a prompt alone, three ranked responses, two without a common prompt
 TOKENS = sum(map(sum, ROWS))
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 
