@@ -306,8 +306,10 @@ def without_end_of_turn(record: Record, chat_template: ChatTemplate) -> Record:
     if not any(content.rstrip().endswith(added_tokens) for content in contents):
         return record
     ends = {tokenizer.eos_token}
-    texts = render(record, tokenizer, "chat", chat_template).responses
-    for content, text in zip(contents, texts, strict=True):
+    prompt, whole = whole_dialogues(record, chat_template)
+    for content, dialogue in zip(contents, whole, strict=True):
+        text = dialogue[len(os.path.commonprefix([prompt, dialogue])) :]
+        text = without_end(text, tokenizer.eos_token)
         bare = without_end(content, tokenizer.eos_token).strip()
         behind = text.rpartition(bare)[2] if bare else text
         ends |= {behind.strip()} & set(added_tokens)

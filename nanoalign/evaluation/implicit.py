@@ -32,15 +32,15 @@ PER_TOKEN = "per_token"  # the view of rewards that are divided by the number of
 
 @dataclass(frozen=True, slots=True)
 class LogRatios:
-    """log pi(y | x) - log pi_ref(y | x) of responses; rows that were computed before are kept."""
+    """log pi(y | x) - log pi_ref(y | x) of responses, computed once for both judges."""
 
     models: dict[str, Policy]  # by name: the policy, and its reference if there is one
     batcher: Batcher
-    known: dict[tuple[bytes, ...], list[list[float]]] = field(default_factory=dict)
+    known: dict[tuple[str, ...], list[list[float]]] = field(default_factory=dict)
 
     def of(self, rows: Sequence[Row]) -> list[list[float]]:
         """The log-ratio of every response, [row][response], in nats. A collective."""
-        key = tuple(part.tobytes() for row in rows for part in (row.prompt, *row.responses))
+        key = tuple(row.name for row in rows)  # unique in a run
         if key not in self.known:
             logps = [self._logps(name, rows) for name in self.models]
             # Of each row those of the policy, less those of the reference.

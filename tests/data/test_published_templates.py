@@ -29,6 +29,7 @@ from nanoalign.evaluation.answers import whole_tokens
 from nanoalign.evaluation.generation import Answer, decode_continuation
 from nanoalign.evaluation.scoring import encode_answers
 from nanoalign.records import Record, parse
+from nanoalign.rewards.published import Published
 
 trl = pytest.importorskip("trl")
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -181,6 +182,37 @@ def test_rows_have_the_tokens_of_transformers_or_are_refused(templates, case):
             wrong.append(f"{name}: {str(error)[:300]}")
     assert not wrong, "\n".join(wrong)
     assert len(templates) >= 72 and shown >= CASES[case][3], shown
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_published_reward_model_gets_all_tokens_of_transformers(templates, case):
+    """Also those behind EOS; where templates open reasoning before an answer, too."""
+    shown = 0
+    for name, (tokenizer, end) in templates.items():
+        prompt, chosen, more, _ = CASES[case]
+        record = {"prompt": prompt, "chosen": [chosen], "rejected": [assistant(" No.")], **more}
+        record = filled(record, eos=tokenizer.eos_token, end=end)
+        try:
+            _, parsed = parse(record, "test:1", formats())
+            (row,) = Published(tokenizer, None).encode([replace(parsed, name="test:1")], 4096)
+        except RunError as error:
+            assert re.search(r"does not show|the chat template fails", str(error)), error
+            continue
+        for (answer,), response in zip(
+            (record["chosen"], record["rejected"]), row.responses, strict=True
+        ):
+            dialogue, tools = [*record["prompt"], answer], record.get("tools")
+            if case == "prefill":
+                *before, begun, last = dialogue
+                dialogue = [*before, begun | {"content": begun["content"] + last["content"]}]
+            if "at the end" in case:
+                content = answer["content"].removesuffix(tokenizer.eos_token).removesuffix(end)
+                dialogue[-1] = answer | {"content": content}
+            options = {"tools": tools, "tokenize": True, "return_dict": False}
+            expected = tokenizer.apply_chat_template(dialogue, **options)
+            assert [*row.prompt, *response] == expected, name
+        shown += 1
+    assert shown >= CASES[case][3], shown
 
 
 # --- answers that were sampled: tokens -> file -> tokens
