@@ -97,7 +97,7 @@ def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list
     """
     if not any(record.sampled for record in records):
         return list(records)
-    own, chosen, marks = {}, [], (*tokenizer.get_added_vocab(), END_OF_THINKING)
+    own, chosen, marks = {}, [], marks_of(tokenizer)
     for record in records:
         name = resolve_template(template, record.prompt, tokenizer)
         if name not in own:  # hashing a vocabulary takes a tenth of a second
@@ -105,10 +105,20 @@ def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list
         if record.sampled and record.sampled[0] == own[name]:
             chosen.append(replace(record, responses=(), answers=()))
         else:
-            texts = record.responses if record.sampled else ()
-            notes = [AS_TEXT for text in texts if any(mark in text for mark in marks)]
-            chosen.append(replace(record, sampled=None, notes=(*record.notes, *notes)))
+            chosen.append(as_text(record, marks))
     return chosen
+
+
+def marks_of(tokenizer) -> tuple[str, ...]:
+    """What a sampled answer may have that a chat template writes itself."""
+    return (*tokenizer.get_added_vocab(), END_OF_THINKING)
+
+
+def as_text(record: Record, marks: Sequence[str]) -> Record:
+    """Returns the record without `sampled`, and with a note for each sampled answer with a mark."""
+    texts = record.responses if record.sampled else ()
+    notes = [AS_TEXT for text in texts if any(mark in text for mark in marks)]
+    return replace(record, sampled=None, notes=(*record.notes, *notes))
 
 
 def tokenizer_name(tokenizer, template: str) -> str:
@@ -260,7 +270,8 @@ def whole_dialogues(record: Record, template: ChatTemplate) -> tuple[str, list[s
     try:
         prompt = template.render(messages, record.tools, **{end: True})
         whole = [template.render(dialogue, record.tools) for dialogue in dialogues]
-        template.check_begin(record, messages, prompt)
+        if AS_TEXT not in record.notes:  # what a policy samples may begin as a turn does
+            template.check_begin(record, messages, prompt)
     except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
     shown = (dialogues, whole) if answers else ([messages], [prompt])

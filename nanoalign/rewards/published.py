@@ -10,14 +10,20 @@ tokens that all of its dialogues begin with.
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import transformers
 
 from nanoalign.batch import Row
 from nanoalign.data.chat_template import ChatTemplate
-from nanoalign.data.templates import prepared, whole_dialogues, with_echoes
+from nanoalign.data.templates import (
+    as_text,
+    marks_of,
+    prepared,
+    whole_dialogues,
+    with_echoes,
+)
 from nanoalign.distributed import print0
 from nanoalign.encode import BLANK_RESPONSE, CUT_PROMPT, CUT_RESPONSE, tokenize
 from nanoalign.errors import RunError
@@ -48,8 +54,7 @@ class Published:
         template = ChatTemplate(self.tokenizer)
         rendered = []
         for record in records:
-            # Sampled tokens are not taken: another program would get the text of the answer.
-            record = prepared(replace(record, sampled=None), self.tokenizer, "chat", template)
+            record = prepared(record, self.tokenizer, "chat", template)
             rendered.append(whole_dialogues(record, template))
         tokens = iter(
             tokenize([t for prompt, own in rendered for t in (prompt, *own)], self.tokenizer)
@@ -59,13 +64,15 @@ class Published:
     def encode(self, records: Sequence[Record], max_length: int) -> list[Row]:
         """The row of each record: the prompt and each response together are what the model reads.
 
-        A response keeps at least one token, also where a cut leaves none of its own.
+        A response keeps at least one token, also where a cut leaves none of its own. Sampled tokens
+        are not taken: another program would get the text of the answer.
         max_length: tokens of a dialogue, which is cut on the tokenizer's truncation_side, as the
             pipelines of transformers do. On the right the reward is read where the cut is; on the
             left each dialogue loses its own beginning, so a row may have no common prompt.
         Raises RunError as `dialogues`.
         """
-        records = list(map(with_echoes, records))
+        marks = marks_of(self.tokenizer)
+        records = [as_text(with_echoes(record), marks) for record in records]
         both = zip(records, self.dialogues(records), strict=True)
         return [self._row(record, *tokens, max_length) for record, tokens in both]
 

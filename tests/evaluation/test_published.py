@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import evaluate
 import train_rm
+from nanoalign.data.templates import AS_TEXT, tokenizer_name
 from nanoalign.distributed import setup
 from nanoalign.encode import CUT_PROMPT, CUT_RESPONSE
 from nanoalign.errors import RunError
@@ -260,6 +261,19 @@ def test_what_is_cut_is_noted(published):
     (row,) = Published(left, None).encode([Record("Sing.", texts)], longest - 1)
     assert row.notes == (CUT_PROMPT,)
     assert row.responses[0].tolist() == (uncut[0] + uncut[1])[1:][len(row.prompt) :]
+
+
+def test_sampled_tokens_are_not_taken(published):
+    """The text is, as by other programs, also one that begins as a turn does; a note counts it."""
+    name = tokenizer_name(published.tokenizer, "chat")
+    texts = "La la.", "<|im_start|>La"
+    sampled = Record("Sing.", texts, sampled=(name, [[1, 2], [3]]))
+    prompt, *responses = parts(published, sampled)
+    for text, response in zip(texts, responses, strict=True):
+        assert prompt + response == whole(published, user("Sing."), assistant(text))
+    assert published.encode([sampled], 1000)[0].notes == (AS_TEXT,)
+    with pytest.raises(RunError, match="begins with '<.im_start.>', as the turns that the chat"):
+        parts(published, Record("Sing.", texts))
 
 
 def test_a_response_keeps_a_token_before_the_pad_tokens():
