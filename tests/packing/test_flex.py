@@ -153,8 +153,9 @@ def test_options_are_made_anew():
 
 
 @pytest.mark.skipif(
-    torch.version.cuda is None or shutil.which("gcc") is None,
-    reason="torch without CUDA, or no C compiler",
+    torch.version.cuda is None or torch.__version__ >= "2.14" or shutil.which("gcc") is None,
+    reason="torch without CUDA, a torch that asks more of the driver than the stub answers, or no "
+    "C compiler",
 )
 @pytest.mark.parametrize("capability", cuda_codegen.SHARED_MEMORY)
 def test_attention_compiles_for_gpus_that_are_not_there(capability):
