@@ -32,7 +32,7 @@ from nanoalign.packing.self_check import check_layout, prepare
 from nanoalign.ranks import groups
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import report
-from nanoalign.rewards import variants
+from nanoalign.rewards import published_heads, variants
 from nanoalign.rewards.prompt_kinds import kinds_of
 from nanoalign.rewards.rule import set_rule
 from nanoalign.runs import folder as run_folder
@@ -40,7 +40,6 @@ from nanoalign.runs import guards, inputs, log, result, trackers
 from nanoalign.runs.speed import Meter
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.heads import announce
-from nanoalign.weights.slices import read_slices
 from nanoalign.weights.write import write_model
 
 
@@ -104,7 +103,10 @@ def main(argv: list[str] | None = None) -> None:
     # reward model and what is minimised
     dtype = compute_dtype(args.precision, world.device)
     load, loss = variants.variant_of(args, data.rows, loss_of_batch)
-    options = {"read": read_slices, "checkpointing": args.activation_checkpointing}
+    options = {
+        "read": published_heads.reader(folder),
+        "checkpointing": args.activation_checkpointing,
+    }
     reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
     prepare(reward_model, data, batcher, name)

@@ -132,6 +132,7 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
         "training (1024 if unknown)"
     )
     add("--reward_max_length", type=number(int, 2), help=text)
+    add_head_argument(group, "--reward_head")
     add_combine_argument(group, "required if the model has several")
     add_out_argument(group, "runs/dpo_eval")
     text = (
@@ -173,6 +174,7 @@ def add_reward_model_arguments(
     add("--template", choices=TEMPLATES, help="how a prompt becomes text; default: as in training")
     text = "maximum tokens of a prompt plus one response; default: the value of its training"
     add("--max_length", type=number(int, 2), help=text)
+    add_head_argument(group, "--head")
     add_combine_argument(group)
     text = "which output of a classifier of another program is the reward, from 0"
     add("--output", type=number(int, 0), metavar="N", help=text)
@@ -212,6 +214,22 @@ def add_sampling_arguments(group: argparse._ActionsContainer) -> None:
 def add_out_argument(group: argparse._ActionsContainer, default: str) -> None:
     text = "folder of the results; replaces older results in it"
     group.add_argument("--out", default=default, help=text)
+
+
+def add_head_argument(group: argparse._ActionsContainer, flag: str) -> None:
+    text = (
+        "take as the reward the logit of the token ID at the last token, of a language model that "
+        "was published with its reward there; default: the head of the reward model"
+    )
+    group.add_argument(flag, type=token_of, metavar="token:ID", help=text)
+
+
+def token_of(text: str) -> int:
+    """An argparse type: token:ID -> ID."""
+    kind, _, number = text.partition(":")
+    if kind != "token" or not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected token:ID, such as token:0, got '{text}'")
+    return int(number)
 
 
 def add_combine_argument(
@@ -264,7 +282,7 @@ def refusal(args: Namespace) -> str | None:
 
 
 def refusal_of_rm(args: Namespace) -> str | None:
-    for flag in ("model", "combine", "output"):
+    for flag in ("model", "head", "combine", "output"):
         if args.policy and getattr(args, flag) is not None:
             return f"--policy and --{flag}: a policy takes the place of a reward model; give one"
     if args.policy and args.reference is None:

@@ -29,7 +29,7 @@ def load_judge(
     Raises RunError if the model can't be loaded, can't read every prompt with an answer, or has
     fewer positions than its max_length; and as view_for and rule_for.
     """
-    model, tokenizer = load_reward_model(args.reward, args.precision, batcher)
+    model, tokenizer = load_reward_model(args.reward, args.precision, batcher, args.reward_head)
     view, (rule, published) = view_for(model, args), rule_for(model, tokenizer, samplers, args)
     mixed = Mixed(model, view.shares)
     judge = Judge(args.reward, mixed, tokenizer, view, rule, batcher, published)

@@ -25,12 +25,12 @@ from nanoalign.loop import Batcher
 from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits, check_layout
 from nanoalign.records import Record
+from nanoalign.rewards import published_heads
 from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
 from nanoalign.rewards.published import Published, reading_of
 from nanoalign.rewards.rule import rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
 from nanoalign.weights.folders import load_tokenizer, local_folder
-from nanoalign.weights.slices import read_slices
 
 Ended = bool | None  # whether an answer ended by itself; None: not known
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
@@ -38,16 +38,16 @@ OF_PROMPTS = (CUT_PROMPT, AS_DIALOGUE)  # notes of rows that are about their pro
 
 
 def load_reward_model(
-    name: str, precision: str, batcher: Batcher
+    name: str, precision: str, batcher: Batcher, token: int | None = None
 ) -> tuple[SeveralRewards, "transformers.PreTrainedTokenizerBase"]:
     """Loads (a frozen reward model with one output or several, its tokenizer).
 
     name: a folder or OWNER/NAME. precision: of --precision. batcher: whose batches the model can
-    read afterwards. Raises RunError if it can't be loaded.
+    read afterwards. token: of --head. Raises RunError if it can't be loaded.
     """
     folder, world = local_folder(name), batcher.world
     dtype = compute_dtype(precision, world.device)
-    model = SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
+    model = published_heads.load(folder, world, dtype, token)
     batcher.prepare(model)
     return model, load_tokenizer(folder)
 
@@ -99,11 +99,14 @@ def views(
     """The rewards of a model that are evaluated: one per preference; or their sum, by `combine`.
 
     preference: this one alone is evaluated; with `combine`, or by a model of one preference, it
-        names the labels. combine: the weights of the sum, or None.
+        names the labels. combine: the weights of the sum, or None: of a published model, the output
+        that is its reward.
     Raises RunError if the model of several preferences lacks `preference`, or if a sum of several
     has no `preference`, whose labels it is compared with.
     """
-    names = preferences_of(model)
+    names, reward = preferences_of(model), getattr(model.model, "reward", None)
+    if reward and not combine:
+        return [View("", preference or "better", {reward: 1.0})]
     if combine:
         labels = preference or (combine[0][0] if len(combine) == 1 else None)
         if labels is None:
@@ -279,7 +282,7 @@ def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> li
     Raises RunError as load_reward_model, reading_of and views, and for a classifier of another
     program whose reward nothing names.
     """
-    model, tokenizer = load_reward_model(args.model, args.precision, batcher)
+    model, tokenizer = load_reward_model(args.model, args.precision, batcher, args.head)
     flags = args.template, args.max_length
     rule, published = reading_of(model, tokenizer, args.model, *flags)
     names, combine = preferences_of(model), args.combine
@@ -287,7 +290,12 @@ def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> li
         if args.output >= len(names):
             raise RunError(f"--output {args.output}: '{args.model}' has {len(names)} outputs")
         combine, preference = [(names[args.output], 1.0)], preference or "better"
-    elif len(names) > 1 and not combine and "preferences" not in rule_of(model):
+    elif (
+        len(names) > 1
+        and not combine
+        and "preferences" not in rule_of(model)
+        and getattr(model.model, "reward", None) is None
+    ):
         raise RunError(
             f"reward model '{args.model}' has {len(names)} outputs ({', '.join(names)}), and does "
             "not say which one is the reward; give --output N (from 0), or --combine NAME=WEIGHT"

@@ -67,7 +67,8 @@ def preferences_of(model: RewardModel) -> list[str]:
 
     Of a single output without a rule: ["better"].
     """
-    labels = list(model.model.config.id2label.values()) if model.head.out_features > 1 else None
+    config = model.model.config
+    labels = list(config.id2label.values()) if config.num_labels > 1 else None
     return rule_of(model).get("preferences", labels or ["better"])
 
 

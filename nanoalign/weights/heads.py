@@ -16,23 +16,30 @@ from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 
 
-class LinearHead:
-    """The body of a causal language model, and beside it a linear layer without bias, `score`.
+class Headed:
+    """The body of a causal language model, and beside it a head, which a subclass adds.
 
-    A class of reward models has this and the PreTrainedModel of its architecture as bases.
+    A class of reward models has a subclass and the PreTrainedModel of its architecture as bases.
     """
 
     def __init__(self, config: "transformers.PretrainedConfig"):
         super().__init__(config)
-        self.num_labels, width = config.num_labels, config.get_text_config().hidden_size
         setattr(self, self.base_model_prefix, transformers.AutoModel.from_config(config))
-        self.score = nn.Linear(width, config.num_labels, bias=False)
+        self.add_head(config)
         self.post_init()
 
     @classmethod
     def from_config(cls, config: "transformers.PretrainedConfig", dtype: torch.dtype, **_: object):
         """A model of this config, as the auto classes of transformers build it."""
         return cls._from_config(config, dtype=dtype)
+
+
+class LinearHead(Headed):
+    """The head is a linear layer without bias, `score`."""
+
+    def add_head(self, config: "transformers.PretrainedConfig") -> None:
+        self.num_labels, width = config.num_labels, config.get_text_config().hidden_size
+        self.score = nn.Linear(width, config.num_labels, bias=False)
 
     def forward(self, input_ids: Tensor, **options: object) -> SequenceClassifierOutput:
         """Returns the outputs at the last token of each line: (N, T) -> logits (N, K).
@@ -52,6 +59,16 @@ def class_of(kind: type) -> type | None:
     """
     if kind in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None
+    return class_with(LinearHead, kind)
+
+
+def class_with(head: type, kind: type, **fields: object) -> type:
+    """Returns the class of an architecture's models with a head.
+
+    head: a subclass of Headed. kind: the class of the architecture's configs. fields: further
+    attributes of the class.
+    Raises RunError as class_of does.
+    """
     causal = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(kind, None)
     body = transformers.MODEL_MAPPING.get(kind, None)
     if causal is None or body is None:
@@ -61,8 +78,8 @@ def class_of(kind: type) -> type | None:
         )
     base = next(cls for cls in causal.__mro__ if cls.__name__.endswith("PreTrainedModel"))
     name = causal.__name__.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
-    fields = {"__module__": causal.__module__, "base_model_prefix": body.base_model_prefix}
-    return type(f"{name}ForSequenceClassification", (LinearHead, base), fields)
+    fields |= {"__module__": causal.__module__, "base_model_prefix": body.base_model_prefix}
+    return type(f"{name}ForSequenceClassification", (head, base), fields)
 
 
 def announce(folder: Path) -> None:

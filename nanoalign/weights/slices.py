@@ -35,8 +35,8 @@ def read_slices(
 ) -> tuple["transformers.PreTrainedModel", Fill]:
     """The `read` of Policy.load: returns (a model on the meta device, a function that fills it).
 
-    auto: the class of transformers that builds the model: AutoModelForCausalLM, or
-        AutoModelForSequenceClassification, whose head is not filled if the folder has none.
+    auto: the class that builds the model: AutoModelForCausalLM; AutoModelForSequenceClassification,
+        whose head is not filled if the folder has none; or a subclass of heads.Headed.
     The function gives the model memory on a device and this rank's rows of the weights, after the
     model was sharded. It raises RunError, on all ranks, if the files are damaged or do not fit the
     model; read_slices does so if the model can't be built.
@@ -45,7 +45,7 @@ def read_slices(
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
         has_head = any("ForSequence" in name for name in config.architectures or ())
-        if auto is not transformers.AutoModelForCausalLM and not has_head:
+        if auto is transformers.AutoModelForSequenceClassification and not has_head:
             # A language model reads the files; its body is that of the reward model.
             reader = build(transformers.AutoModelForCausalLM, config, dtype, folder)
             setattr(reader, reader.base_model_prefix, model.base_model)
@@ -54,8 +54,16 @@ def read_slices(
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         except Exception as error:
             raise RunError(f"{path}: {in_a_line(error)}; correct or remove it") from error
-    # Adapters wrap these modules and sharding replaces their parameters, but the modules stay.
-    places = places_of(reader)
+    return model, filler(reader, places_of(reader), folder)
+
+
+def filler(reader: "transformers.PreTrainedModel", places: dict[str, Place], folder: Path) -> Fill:
+    """Returns the function that gives a module memory and fills it from the files of a folder.
+
+    reader: a model whose names of tensors are those of the files. places: of these tensors.
+    Adapters wrap the modules of the places and sharding replaces their parameters, but the modules
+    stay.
+    """
 
     def fill(module: nn.Module, device: torch.device) -> None:
         # As Module.to_empty, except for buffers, which keep their values.
@@ -63,7 +71,7 @@ def read_slices(
         reader.tie_weights()
         load(reader, tensors_of(places), folder)
 
-    return model, fill
+    return fill
 
 
 @contextmanager
