@@ -237,7 +237,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         print("\nthe best of n answers of the policy, by the reward model")
         print(render.figures_table({f"best of {line['n']}": line for line in best_of_n}, ""))
     print(f"\n{diagnosis.conclusion(figures)}")
-    for note in (diagnosis.caution(figures), seen.note_on_prompts(figures)):
+    warnings = (diagnosis.caution(figures), diagnosis.ruler_warning(figures))
+    for note in (*warnings, seen.note_on_prompts(figures)):
         if note:
             print(note)
     more = ", best_of_n.jsonl" if len(best_of_n) > 1 else ""

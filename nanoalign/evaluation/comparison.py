@@ -14,12 +14,13 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from nanoalign.data.dialogues import is_dialogue
+from nanoalign.evaluation import style
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.ranking import TrueRule
 from nanoalign.evaluation.statistics import (
     Figures,
     best_of_weights,
-    length_controlled_win_rate,
+    controlled_win_rate,
     prompt_interval,
     win_shares,
 )
@@ -67,6 +68,11 @@ class Compared:
         """Tokens of the policy's answers minus the baseline's: (policy's, baseline's)."""
         return np.subtract.outer(*([float(x.tokens) for x in self.answers(r)] for r in ROLES))
 
+    def styles(self) -> np.ndarray:
+        """style.differences of the answers: (policy's, baseline's, features)."""
+        each = (np.array([style.style(x.answer, x.tokens) for x in self.answers(r)]) for r in ROLES)
+        return style.differences(*each)
+
     def win_rate(self) -> float:
         """The policy's share of wins; a tie is half a win."""
         return float(win_shares(self.margins()).mean())
@@ -93,9 +99,11 @@ def comparison_metrics(
     policy_cut_count is the number of the policy's answers that are cut, policy_cut_share the mean
     over prompts of their share; the same for the baseline. If any answer is cut, "without_cut" has
     `pair_metrics` of what the function `without_cut` returns, or 0 pairs and prompts if that is
-    nothing.
+    nothing. length_bins has the win rates of style.length_bins.
     """
     figures = pair_metrics(compared, truth) | {"reward_max_length": max_length}
+    ratios = [np.divide.outer(*([x.tokens for x in c.answers(r)] for r in ROLES)) for c in compared]
+    figures["length_bins"] = style.length_bins(of_pairs(ratios)[0], *of_pairs(won_by(compared)))
     for role in ROLES:
         answers = [x for case in compared for x in case.answers(role)]
         figures[f"{role}_answers"] = len(answers)
@@ -120,12 +128,16 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
     """The figures that depend on pairs.
 
     wins, losses and ties count pairs. win_rate counts a tie as half a win and each prompt as one;
-    its 95 % interval is that of statistics.prompt_interval. length_controlled_win_rate is computed
-    by the function of that name. policy_ended_share and baseline_ended_share are None if it is not
+    its 95 % interval is that of statistics.prompt_interval. length_controlled_win_rate and
+    style_controlled_win_rate are those of statistics.controlled_win_rate. longest_win_rate is the
+    win rate if the longer answer always won, longest_agreement how often that answer has the higher
+    reward, by style.agreement. policy_ended_share and baseline_ended_share are None if it is not
     known how an answer ended. The figures of `true_metrics` are there if truth knows all prompts.
     """
-    won, weights = won_pairs(compared)
+    won, _, weights = of_pairs(won_by(compared))
     longer = np.concatenate([case.longer().ravel() for case in compared])  # (P,)
+    styles = np.concatenate([x.styles().reshape(-1, len(style.FEATURES)) for x in compared])
+    longest = [win_shares(case.longer()) for case in compared]
     policy, baseline = (mean_of(compared, role, lambda x: x.score) for role in ROLES)
     policy_tokens, baseline_tokens = (mean_of(compared, role, lambda x: x.tokens) for role in ROLES)
     figures = {
@@ -136,8 +148,13 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
         "wins": int((won == 1).sum()),
         "losses": int((won == 0).sum()),
         "ties": int((won == 0.5).sum()),
-        **win_rate_figures("", compared),
-        "length_controlled_win_rate": length_controlled_win_rate(won, longer, weights),
+        **share_figures("win_rate", won_by(compared)),
+        "length_controlled_win_rate": controlled_win_rate(won, [longer], weights),
+        "style_controlled_win_rate": controlled_win_rate(won, styles.T, weights),
+        **share_figures("longest_win_rate", longest),
+        "longest_agreement": float(
+            np.mean([x.mean() for x in map(style.agreement, won_by(compared), longest)])
+        ),
         "policy_tokens_mean": policy_tokens,
         "baseline_tokens_mean": baseline_tokens,
         "tokens_difference": policy_tokens - baseline_tokens,
@@ -164,26 +181,36 @@ def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, flo
 
     truly = [replace(case, **{role: by_rule(case, role) for role in ROLES}) for case in compared]
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
-    return means | win_rate_figures("true_", truly)
+    return means | share_figures("true_win_rate", won_by(truly))
 
 
-def won_pairs(compared: Sequence[Compared]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (win_shares of all pairs, their weights): (P,) each; a prompt's weights sum to 1."""
-    won = [win_shares(case.margins()).ravel() for case in compared]
-    return np.concatenate(won), np.concatenate([np.full(len(x), 1 / len(x)) for x in won])
+def won_by(compared: Sequence[Compared]) -> list[np.ndarray]:
+    """The win_shares of each prompt, (policy's, baseline's)."""
+    return [win_shares(case.margins()) for case in compared]
 
 
-def win_rate_figures(judge: str, compared: Sequence[Compared]) -> dict[str, float]:
-    """The mean over prompts of their win rate, and the ends of its 95 % interval.
+def of_pairs(shares: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int], np.ndarray]:
+    """Returns (the shares of all pairs, the number of their prompt, their weight): (P,) each.
 
-    judge: what the names of the three figures begin with, "" or "true_".
+    shares: of each prompt, of any shape. The weights of a prompt sum to 1.
     """
-    won, weights = won_pairs(compared)
-    prompts = [n for n, case in enumerate(compared) for _ in range(case.margins().size)]
-    low, high = prompt_interval(won, prompts, weights)
-    rate = float(np.mean([case.win_rate() for case in compared]))
-    means = {"win_rate": rate, "win_rate_low": low, "win_rate_high": high}
-    return {f"{judge}{name}": value for name, value in means.items()}
+    flat = [x.ravel() for x in shares]
+    prompts = [n for n, x in enumerate(flat) for _ in x]
+    return (
+        np.concatenate(flat),
+        prompts,
+        np.concatenate([np.full(len(x), 1 / len(x)) for x in flat]),
+    )
+
+
+def share_figures(name: str, shares: Sequence[np.ndarray]) -> dict[str, float]:
+    """The mean over prompts of their mean share, and the ends of its 95 % interval.
+
+    name: of the figure; `name`_low and `name`_high are the ends. shares: as in of_pairs.
+    """
+    low, high = prompt_interval(*of_pairs(shares))
+    rate = float(np.mean([x.mean() for x in shares]))
+    return {name: rate, f"{name}_low": low, f"{name}_high": high}
 
 
 def mean_of(compared: Sequence[Compared], role: str, value: Callable[[Judged], float]) -> float:

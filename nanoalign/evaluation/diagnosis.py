@@ -56,6 +56,26 @@ def caution(figures: Figures) -> str | None:
     )
 
 
+def ruler_warning(figures: Figures) -> str | None:
+    """Sentences: always preferring the longer, or the shorter, answer gives the same result.
+
+    None if it does not, or the reward model finds no difference.
+    """
+    result, by_longest = _better(figures, ""), _better(figures, "longest_")
+    if not result or not by_longest:
+        return None
+    rule, agreement = "longer", figures["longest_agreement"]
+    if by_longest != result:
+        rule, agreement = "shorter", 1 - agreement
+    rates = {name: figures[f"{name}_controlled_win_rate"] for name in ("length", "style")}
+    known = [f"{rate:.1%} at equal {name}" for name, rate in rates.items() if rate is not None]
+    controlled = f"wins {' and '.join(known)}" if known else "hardly gives answers of equal length"
+    return (
+        f"Length alone gives the same result: always preferring the {rule} answer agrees with the "
+        f"reward model on {agreement:.1%} of the comparisons. The policy {controlled}."
+    )
+
+
 def _comparisons(figures: Figures) -> str:
     pairs, prompts = figures["pairs"], figures["prompts"]
     of_prompts = f" (each of {prompts:,} prompts counts as one)" if 1 < prompts < pairs else ""
@@ -65,7 +85,7 @@ def _comparisons(figures: Figures) -> str:
 def _better(figures: Figures, judge: str) -> int:
     """1 if the interval of the win rate is above 1/2, -1 if it is below, else 0.
 
-    judge: "" (the reward model) or "true_".
+    judge: "" (the reward model), "true_" or "longest_".
     """
     low, high = figures[f"{judge}win_rate_low"], figures[f"{judge}win_rate_high"]
     return int(low > 0.5) - int(high < 0.5)
@@ -76,7 +96,7 @@ def figure_rows(figures: Figures) -> list[list[str]]:
 
     If answers were cut, rows of [name, value, value without cut answers], after a row of headings.
     """
-    values = {name: value for name, value in figures.items() if name != "without_cut"}
+    values = {name: value for name, value in figures.items() if not isinstance(value, dict)}
     columns, heads = [values], []
     if "without_cut" in figures:
         columns.append(figures["without_cut"])
@@ -109,6 +129,12 @@ NOTES = (
         "nats an answer it has changed too much: do the opposite.",
     ),
 )
+
+
+def bin_rows(figures: Figures) -> list[list[str]]:
+    """The win rates by length as text: rows of [lengths, pairs, win rate and its interval]."""
+    bins = figures["length_bins"].items()
+    return [[name, f"{own['pairs']:,}", share(own, "win_rate")] for name, own in bins]
 
 
 def diagnosis(figures: Figures) -> list[str]:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from nanoalign.data.prompts import prompt_text
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared, Judged
-from nanoalign.evaluation.diagnosis import caution, conclusion, figure_rows
+from nanoalign.evaluation.diagnosis import bin_rows, caution, conclusion, figure_rows, ruler_warning
 from nanoalign.evaluation.render import escape, render
 from nanoalign.evaluation.statistics import Figures, win_shares
 
@@ -33,9 +33,10 @@ def comparison_page(
         TEMPLATE,
         title=title,
         conclusion=conclusion(figures),
-        caution=caution(figures),
+        cautions=[text for text in (caution(figures), ruler_warning(figures)) if text],
         notes=notes,
         figures=figure_rows(figures),
+        bins=bin_rows(figures),
         has_cut="without_cut" in figures,
         breakable=_breakable,
         image=picture,

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.evaluation.answers import ROLES
-from nanoalign.evaluation.comparison import Compared, Judged, won_pairs
+from nanoalign.evaluation.comparison import Compared, Judged, of_pairs, won_by
 from nanoalign.evaluation.ranking import Scored, about_cut, pairs_of
 from nanoalign.evaluation.render import share
 from nanoalign.evaluation.statistics import Figures, calibration
@@ -140,7 +140,7 @@ def _difference_panel(axis, compared: Sequence[Compared], figures: Figures) -> N
     A pair is of two answers to one prompt; the pairs of a prompt have a total weight of 1.
     """
     margins = np.concatenate([case.margins().ravel() for case in compared])  # (P,)
-    _, weights = won_pairs(compared)
+    _, _, weights = of_pairs(won_by(compared))
     bins = min(40, round(2 * len(margins) ** (1 / 3)))  # Rice's rule
     axis.hist(margins, bins, weights=weights, color=BETTER, alpha=0.6, label="pairs of answers")
     axis.axvline(0, color="black", lw=1)

@@ -120,31 +120,38 @@ def _student(freedom: float) -> float:
     return z + sum(term / freedom ** (n + 1) for n, term in enumerate(terms))
 
 
-def length_controlled_win_rate(
-    won: np.ndarray, longer: np.ndarray, weights: np.ndarray | None = None
+def controlled_win_rate(
+    won: np.ndarray, differences: Sequence[np.ndarray], weights: np.ndarray | None = None
 ) -> float | None:
-    """The win rate at equal lengths, by a logistic regression on the difference of lengths.
+    """The win rate where no feature differs, by a logistic regression on differences of features.
 
-    won: (P,) 1, 0, or 1/2 for a tie. longer: (P,) tokens of the policy minus those of the baseline.
-    weights: (P,) of the pairs; None: 1 each.
-    The idea is that of Dubois et al. 2024 (arXiv 2404.04475). Of their terms (a tanh of the length,
-    the models, the prompts) only a linear one of the length is used here. Half the squared slope,
-    of standardised lengths, is added to the loss, so that the slope is finite where lengths
-    separate wins from losses.
+    won: (P,) 1, 0, or 1/2 for a tie. differences: for each feature its value of the policy's answer
+        minus that of the baseline's, (P,). weights: (P,) of the pairs; None: 1 each.
+    With lengths alone the idea is that of Dubois et al. 2024 (arXiv 2404.04475). Of their terms (a
+    tanh of the length, the models, the prompts) only a linear one of the length is used here. With
+    the features of style.py it is the style control of Arena-Hard, which reads the rate at the mean
+    difference over all models of its leaderboard; of two models that would be the plain win rate,
+    so here it is read at the difference 0. Half the squared slope of each standardised feature is
+    added to the loss, so that slopes are finite where features separate wins from losses.
 
-    Returns the outcome if all are equal. Else returns None if more than 97.5 % of the weight is of
-    longer answers, or of shorter ones: then equal lengths were hardly observed.
+    Returns the outcome if all are equal. Else returns None if more than 97.5 % of the weight has a
+    feature larger, or smaller, in the policy's answers: then equal ones were hardly observed.
     """
     if won.min() == won.max():
         return float(won[0])
     weights = np.ones(len(won)) if weights is None else weights
-    if max(weights[longer > 0].sum(), weights[longer < 0].sum()) > 0.975 * weights.sum():
-        return None
-    centre = np.average(longer, weights=weights)
-    deviation = np.sqrt(np.average((longer - centre) ** 2, weights=weights)) or 1.0
-    x = np.stack([np.ones(len(won)), (longer - centre) / deviation], 1)  # (P, 2)
-    penalty = np.array([0.0, 1.0])  # of the slope, not of the intercept, which would draw it to 1/2
-    coefficients = np.zeros(2)
+    columns, at_zero = [np.ones(len(won))], []
+    for feature in differences:
+        if max(weights[feature > 0].sum(), weights[feature < 0].sum()) > 0.975 * weights.sum():
+            return None
+        centre = np.average(feature, weights=weights)
+        deviation = np.sqrt(np.average((feature - centre) ** 2, weights=weights)) or 1.0
+        columns.append((feature - centre) / deviation)
+        at_zero.append((centre, deviation))
+    x = np.stack(columns, 1)  # (P, 1 + features)
+    # Of the slopes, not of the intercept, which would draw it to 1/2.
+    penalty = np.array([0.0, *(1.0 for _ in differences)])
+    coefficients = np.zeros(x.shape[1])
     for _ in range(50):  # Newton's method
         p = 1 / (1 + np.exp(-x @ coefficients))
         gradient = x.T @ (weights * (won - p)) - penalty * coefficients
@@ -153,7 +160,25 @@ def length_controlled_win_rate(
         coefficients += step
         if np.abs(step).max() < 1e-10:
             break
-    return float(1 / (1 + np.exp(-(coefficients[0] - coefficients[1] * centre / deviation))))
+    slopes = zip(coefficients[1:], at_zero, strict=True)
+    logit = coefficients[0] - sum(slope * centre / scale for slope, (centre, scale) in slopes)
+    return float(1 / (1 + np.exp(-logit)))
+
+
+def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
+    """Returns (the sum of sums over the sum of counts, low, high), with its 95 % interval.
+
+    sums, counts: (n,), of independent units, as the log-probability and the tokens of a document.
+    The variance of the ratio r is n / (n - 1) times the sum of (sum - r count)^2, divided by the
+    squared sum of counts (Cochran 1977, equation 6.13, of a large population); the interval is that
+    of Student's t. One unit has the interval (nan, nan).
+    """
+    ratio, n = sums.sum() / counts.sum(), len(sums)
+    if n < 2:
+        return float(ratio), math.nan, math.nan
+    squares = ((sums - ratio * counts) ** 2).sum()
+    half = _student(n - 1) * math.sqrt(n / (n - 1) * squares) / counts.sum()
+    return float(ratio), float(ratio - half), float(ratio + half)
 
 
 def best_of_weights(n: int, samples: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 from nanoalign.evaluation.statistics import (
     best_of_weights,
     calibration,
-    length_controlled_win_rate,
+    controlled_win_rate,
     prompt_interval,
     rank_correlation,
     win_shares,
@@ -22,29 +22,30 @@ def test_length_control_takes_out_what_length_explains():
     longer = draw.normal(10, 10, size=4000)  # the policy's answers are longer
     by_length = (draw.random(4000) < 1 / (1 + np.exp(-0.2 * longer))).astype(float)
     assert by_length.mean() > 0.75
-    assert length_controlled_win_rate(by_length, longer) == pytest.approx(0.5, abs=0.04)
+    assert controlled_win_rate(by_length, [longer]) == pytest.approx(0.5, abs=0.04)
     by_coin = (draw.random(4000) < 0.7).astype(float)
-    assert length_controlled_win_rate(by_coin, longer) == pytest.approx(0.7, abs=0.04)
-    assert length_controlled_win_rate(by_coin, np.zeros(4000)) == pytest.approx(by_coin.mean())
+    assert controlled_win_rate(by_coin, [longer]) == pytest.approx(0.7, abs=0.04)
+    assert controlled_win_rate(by_coin, [np.zeros(4000)]) == pytest.approx(by_coin.mean())
 
 
 def test_few_wins_are_not_drawn_to_a_half():
     """Equal lengths control nothing: 5 of 5 and 4 of 5 stay what they are."""
     for won in ([1.0] * 5, [1.0, 1.0, 0.0, 1.0, 1.0]):
-        assert length_controlled_win_rate(np.array(won), np.zeros(5)) == pytest.approx(np.mean(won))
+        rate = controlled_win_rate(np.array(won), [np.zeros(5)])
+        assert rate == pytest.approx(np.mean(won))
 
 
 def test_length_is_not_controlled_where_equal_lengths_were_not_seen():
     """All answers are 9 to 11 tokens longer: a difference of 0 was not observed."""
     draw = np.random.default_rng(0)
     won = (draw.random(600) < 0.9).astype(float)
-    assert length_controlled_win_rate(won, draw.uniform(9, 11, 600)) is None
-    assert length_controlled_win_rate(won, np.full(600, 10.0)) is None
+    assert controlled_win_rate(won, [draw.uniform(9, 11, 600)]) is None
+    assert controlled_win_rate(won, [np.full(600, 10.0)]) is None
 
 
 def test_length_control_is_finite_where_length_separates_wins_from_losses():
     longer = np.array([-3.0, -1.0, 2.0, 4.0])
-    assert 0 < length_controlled_win_rate((longer > 0).astype(float), longer) < 1
+    assert 0 < controlled_win_rate((longer > 0).astype(float), [longer]) < 1
 
 
 def test_ties_are_half_a_win():
