@@ -47,7 +47,14 @@ from nanoalign.evaluation import (
 from nanoalign.evaluation.ask import print_answers, read_lines
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
+from nanoalign.evaluation.leaderboards import (
+    read_uids,
+    read_verdicts,
+    verdict_figures,
+    write_answers,
+)
 from nanoalign.evaluation.ranking import TrueRule
+from nanoalign.evaluation.retention import held_out_texts, retention
 from nanoalign.files.text import named, visible
 from nanoalign.flags import Parser
 from nanoalign.packing import packed
@@ -192,6 +199,11 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     }
     both = [samplers[name] for name in names.values()]
     as_sampled = answers.share_vocabulary(both)
+    if args.retention and not as_sampled:
+        raise RunError("--retention compares two models of one vocabulary; leave it out")
+    texts = (args.data, args.keys, args.retention, args.max_length)
+    held_out = held_out_texts(both[0], *texts) if as_sampled else {}
+    verdicts = read_verdicts(args.verdicts) if args.verdicts else []
     kl_is_known = as_sampled and args.temperature == args.top_p == 1
     # Only the KL needs packed rows, so a policy that can't share rows can still be sampled.
     checked = batcher if kl_is_known else packed.PaddedBatcher(world, args.micro_batch_tokens)
@@ -212,22 +224,24 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     all_answers = given_answers | {role: sampled[name] for role, name in names.items()}
     compared = compare(judge, prompts, all_answers, as_sampled)
     kl = answers.kl_estimate(*both, all_answers["policy"], batcher) if kl_is_known else {}
+    forgotten = retention(held_out, both, checked)
     if not world.is_main:
         return
 
     # figures, files
     truth = embedded_truth()
-    figures = comparison.comparison_metrics(compared, judge.rule[1], truth) | kl
+    figures = comparison.comparison_metrics(compared, judge.rule[1], truth) | kl | forgotten
     figures["prompts_left_out"] = left_out
     models = {"policy_trained_on": args.policy, "reward_trained_on": args.reward}
     figures |= seen.prompts_trained_on(prompts, models)
+    if verdicts:
+        figures |= verdict_figures(compared, verdicts)
     best_of_n = comparison.best_of_n(compared, truth)
-    title = (
-        f"{args.policy_answers or args.policy} against {args.baseline_answers or args.baseline}, "
-        f"judged by {args.reward}"
-    )
+    sides = {role: given.get(role) or names[role] for role in answers.ROLES}
+    title = f"{sides['policy']} against {sides['baseline']}, judged by {args.reward}"
     with results.results_folder(args.out, vars(args)) as out:
         results.write_comparison(out, title, compared, figures, best_of_n)
+        write_answers(out, compared, sides, read_uids(args.data or given.values()))
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
 
@@ -237,10 +251,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         print("\nthe best of n answers of the policy, by the reward model")
         print(render.figures_table({f"best of {line['n']}": line for line in best_of_n}, ""))
     print(f"\n{diagnosis.conclusion(figures)}")
-    warnings = (diagnosis.caution(figures), diagnosis.ruler_warning(figures))
-    for note in (*warnings, seen.note_on_prompts(figures)):
-        if note:
-            print(note)
+    for note in (*diagnosis.warnings_of(figures), *diagnosis.notes_of(figures)):
+        print(note)
     more = ", best_of_n.jsonl" if len(best_of_n) > 1 else ""
     print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from nanoalign.data.foreign import instruction
 from nanoalign.data.formats import decode_renamed, formats, names_of, token_ids
 from nanoalign.data.messages import BARE, read_messages
 from nanoalign.data.sources import check_sources, open_source
@@ -97,11 +98,14 @@ def read_answers(
     prompts, answers = [], {}
     for where, name, subset, raw in open_source(source):
         record = decode(raw, where)
-        record = record if isinstance(record, dict) else {}
+        try:
+            record = of_leaderboard(record) if isinstance(record, dict) else {}
+        except ValueError as error:
+            raise RunError(f"{where}: {error}") from error
         keys = [key for key in ANSWER_KEYS if key in record]
         if "prompt" not in record or len(keys) != 1:
             raise RunError(
-                f"{where}: expected the key 'prompt' and exactly one of "
+                f"{where}: expected the key 'prompt' (or 'instruction') and exactly one of "
                 f"{', '.join(map(repr, ANSWER_KEYS))}, found {sorted(record)}"
             )
         if role and "token_ids" in record and record.get("side", role) != role:
@@ -135,3 +139,26 @@ def written(record: dict, key: str) -> Written:
     if ended not in (True, False, None):
         raise ValueError(f"ended must be true, false or null, found {str(ended)[:60]}")
     return Written(text, ended, record["tokenizer"], token_ids(record, "token_ids"))
+
+
+def of_leaderboard(record: dict) -> dict:
+    """Returns an answer of AlpacaEval or Arena-Hard as one with prompt and output; others as is.
+
+    Arena-Hard's judge reads the question and the answer: the last two of its messages. Raises
+    ValueError if these are no messages of a user and an assistant.
+    """
+    if record.keys() >= {"instruction", "output"} and "prompt" not in record:
+        return {"prompt": instruction(dict(record)), "output": record["output"]}
+    if not record.keys() >= {"uid", "messages"}:
+        return record
+    try:
+        question, answer = record["messages"][-2:]
+        roles, texts = (
+            [message[key] for message in (question, answer)] for key in ("role", "content")
+        )
+        output = texts[1]["answer"]
+    except (KeyError, TypeError, ValueError):
+        roles = ()
+    if roles != ["user", "assistant"]:
+        raise ValueError("messages must end with a user's question and the assistant's answer")
+    return {"prompt": texts[0], "output": output}

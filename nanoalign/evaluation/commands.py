@@ -134,6 +134,16 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reward_max_length", type=number(int, 2), help=text)
     add_head_argument(group, "--reward_head")
     add_combine_argument(group, "required if the model has several")
+    text = (
+        "verdicts of another judge on these answers, which are compared with the rewards: the "
+        "annotations.json of AlpacaEval, or judgments of Arena-Hard; default: none"
+    )
+    add("--verdicts", metavar="SOURCE", help=text)
+    text = (
+        'any text, as records {"text": ...}: how its log-likelihood differs between policy and '
+        "baseline; default: that of the chosen responses of --data alone"
+    )
+    add("--retention", metavar="SOURCE", help=text)
     add_out_argument(group, "runs/dpo_eval")
     text = (
         "write the policy's best and worst answer to each prompt as pairs to this new .jsonl "

@@ -76,6 +76,37 @@ def ruler_warning(figures: Figures) -> str | None:
     )
 
 
+def retention_note(figures: Figures) -> str | None:
+    """A sentence: how the policy changed the log-likelihood of texts; None if it is not known."""
+    kinds = {"chosen_logps": "chosen responses of the data", "text_logps": "texts of --retention"}
+    parts = [
+        "{:+.3f} [{:+.3f}, {:+.3f}] a token of the {}, from {:.3f} to {:.3f}".format(
+            *(figures[f"{name}_change{end}"] for end in ("", "_low", "_high")),
+            text,
+            figures[f"{name}_baseline"],
+            figures[f"{name}_policy"],
+        )
+        for name, text in kinds.items()
+        if f"{name}_change" in figures
+    ]
+    return f"Log-likelihood, policy against baseline: {'; '.join(parts)}." if parts else None
+
+
+def verdicts_note(figures: Figures) -> str | None:
+    """A sentence: what the judge of --verdicts says; None without verdicts."""
+    if "verdicts_pairs" not in figures:
+        return None
+    text = (
+        f"By the verdicts the policy wins {share(figures, 'verdicts_win_rate')} of "
+        f"{figures['verdicts_pairs']:,} comparisons, by the reward model "
+        f"{share(figures, 'verdicts_reward_win_rate')} of the same"
+    )
+    if "verdicts_agreement" not in figures:
+        return f"{text}; all verdicts are ties."
+    agreement = share(figures, "verdicts_agreement")
+    return f"{text}. It agrees with {agreement} of the verdicts that are no ties."
+
+
 def _comparisons(figures: Figures) -> str:
     pairs, prompts = figures["pairs"], figures["prompts"]
     of_prompts = f" (each of {prompts:,} prompts counts as one)" if 1 < prompts < pairs else ""
@@ -140,4 +171,15 @@ def bin_rows(figures: Figures) -> list[list[str]]:
 def diagnosis(figures: Figures) -> list[str]:
     """What the figures say about the next training or evaluation, a sentence or two per cause."""
     notes = [text.format(**figures) for applies, text in NOTES if applies(figures)]
-    return notes + [note for note in [note_on_prompts(figures)] if note]
+    return notes + notes_of(figures)
+
+
+def notes_of(figures: Figures) -> list[str]:
+    """The sentences that a terminal shows below the result, too, but for the warnings."""
+    notes = (verdicts_note(figures), retention_note(figures), note_on_prompts(figures))
+    return [note for note in notes if note]
+
+
+def warnings_of(figures: Figures) -> list[str]:
+    """What makes the result doubtful: answers that were cut, and a ruler that says the same."""
+    return [note for note in (caution(figures), ruler_warning(figures)) if note]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from nanoalign.data.prompts import prompt_text
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared, Judged
-from nanoalign.evaluation.diagnosis import bin_rows, caution, conclusion, figure_rows, ruler_warning
+from nanoalign.evaluation.diagnosis import bin_rows, conclusion, figure_rows, warnings_of
 from nanoalign.evaluation.render import escape, render
 from nanoalign.evaluation.statistics import Figures, win_shares
 
@@ -33,7 +33,7 @@ def comparison_page(
         TEMPLATE,
         title=title,
         conclusion=conclusion(figures),
-        cautions=[text for text in (caution(figures), ruler_warning(figures)) if text],
+        cautions=warnings_of(figures),
         notes=notes,
         figures=figure_rows(figures),
         bins=bin_rows(figures),
