@@ -152,7 +152,8 @@ def of_alpaca_eval(record: dict) -> list[Verdict]:
 
 def of_arena_hard(games: object) -> list[Verdict]:
     """The verdicts of the two games of a judgment; none if one of them has no score."""
-    if not isinstance(games, list) or len(games) != 2:
+    known = isinstance(games, list) and all(isinstance(game, dict | None) for game in games)
+    if not known or len(games) != 2:
         raise ValueError("games must be a list of two")
     if any(game is None or game.get("score") is None for game in games):
         return []
@@ -181,7 +182,8 @@ def of_arena_hard(games: object) -> list[Verdict]:
 def verdict_figures(compared: Sequence[Compared], verdicts: Sequence[Verdict]) -> Figures:
     """The figures of the verdicts on the pairs of a comparison.
 
-    verdicts_pairs: how many pairs have one. verdicts_elsewhere: how many are on other answers. verdicts_win_rate: the policy's share of the votes, and
+    verdicts_pairs: how many pairs have one. verdicts_elsewhere: how many verdicts are on other
+    answers. verdicts_win_rate: the policy's share of the votes, and
     verdicts_reward_win_rate its win rate on these pairs by the reward model, both as means of pairs
     weighted by their votes. verdicts_agreement: the share of pairs in which the reward model
     prefers what the verdicts do, of those in which they are no tie; a tie of the reward model is
