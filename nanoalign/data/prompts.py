@@ -105,7 +105,7 @@ def read_answers(
         keys = [key for key in ANSWER_KEYS if key in record]
         if "prompt" not in record or len(keys) != 1:
             raise RunError(
-                f"{where}: expected the key 'prompt' (or 'instruction') and exactly one of "
+                f"{where}: expected the key 'prompt' and exactly one of "
                 f"{', '.join(map(repr, ANSWER_KEYS))}, found {sorted(record)}"
             )
         if role and "token_ids" in record and record.get("side", role) != role:
