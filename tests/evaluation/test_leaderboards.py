@@ -5,6 +5,7 @@ Answers and verdicts in the formats of AlpacaEval and Arena-Hard.
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from evaluations import evaluated, files_argv, policy_argv, write_jsonl, write_policies
@@ -142,6 +143,12 @@ def test_verdicts_on_other_answers_are_an_error(tmp_path):
         verdict_figures(CASES, read_verdicts(str(path)))
 
 
+def texts_in(path: Path) -> dict[str, list[str]]:
+    """The answers that read_answers finds in a file, by prompt."""
+    _, answers = read_answers(str(path))
+    return {prompt: [answer.text for answer in own] for prompt, own in answers.items()}
+
+
 def test_answers_come_back_as_they_were_written(tmp_path):
     """Of Arena-Hard the first answer to each prompt; without uids its files are not written."""
     questions = [{"uid": f"u{p}", "category": "x", "prompt": p} for p in "pqrs"]
@@ -155,10 +162,18 @@ def test_answers_come_back_as_they_were_written(tmp_path):
         ("up", "theirs", {"role": "assistant", "content": {"answer": "b"}}),
         ("uq", "theirs", {"role": "assistant", "content": {"answer": "d"}}),
     ]
-    _, answers = read_answers(str(tmp_path / "a/alpaca_eval/policy.json"))
-    assert answers == {"p": ["a"], "q": ["c"], "r": ["e"], "s": ["g", "h"]}
-    _, answers = read_answers(str(tmp_path / "a/arena_hard/policy.jsonl"))
-    assert answers == {"p": ["a"], "q": ["c"], "r": ["e"], "s": ["g"]}
+    assert texts_in(tmp_path / "a/alpaca_eval/policy.json") == {
+        "p": ["a"],
+        "q": ["c"],
+        "r": ["e"],
+        "s": ["g", "h"],
+    }
+    assert texts_in(tmp_path / "a/arena_hard/policy.jsonl") == {
+        "p": ["a"],
+        "q": ["c"],
+        "r": ["e"],
+        "s": ["g"],
+    }
     (tmp_path / "b").mkdir()
     write_answers(tmp_path / "b", CASES, NAMES, {"p": "1"})
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["alpaca_eval"]
