@@ -146,7 +146,7 @@ def test_verdicts_on_other_answers_are_an_error(tmp_path):
 def texts_in(path: Path) -> dict[str, list[str]]:
     """The answers that read_answers finds in a file, by prompt."""
     _, answers = read_answers(str(path))
-    return {prompt: [answer.text for answer in own] for prompt, own in answers.items()}
+    return {prompt: [answer.answer for answer in own] for prompt, own in answers.items()}
 
 
 def test_answers_come_back_as_they_were_written(tmp_path):
