@@ -241,7 +241,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     title = f"{sides['policy']} against {sides['baseline']}, judged by {args.reward}"
     with results.results_folder(args.out, vars(args)) as out:
         results.write_comparison(out, title, compared, figures, best_of_n)
-        write_answers(out, compared, sides, read_uids(args.data or given.values()))
+        write_answers(out, compared, sides, read_uids([*(args.data or ()), *given.values()]))
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)
 
@@ -254,7 +254,9 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for note in (*diagnosis.warnings_of(figures), *diagnosis.notes_of(figures)):
         print(note)
     more = ", best_of_n.jsonl" if len(best_of_n) > 1 else ""
-    print(f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}")
+    print(
+        f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}, alpaca_eval"
+    )
 
 
 def evaluate_score(args: Namespace, world: World) -> None:

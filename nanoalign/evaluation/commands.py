@@ -23,8 +23,8 @@ pairs ranked rightly and wrongly with the largest differences of reward, and the
 """
 POLICY_DOC = """Sample a policy and a baseline on the same prompts, and compare their rewards.
 
-Writes report.html (the result, and all answers side by side), answers.jsonl, metrics.json, and a
-picture.
+Writes report.html (the result, and all answers side by side), answers.jsonl, metrics.json, a
+picture, and the answers as AlpacaEval and Arena-Hard read them.
 """
 SCORE_DOC = """Score responses with a reward model, keep the best of them, and make pairs of them.
 

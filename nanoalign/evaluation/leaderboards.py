@@ -60,13 +60,18 @@ def text_of(prompt: str | list[dict]) -> str:
 
 
 def read_uids(sources: Iterable[str]) -> dict[str, str]:
-    """Returns the uid of each prompt of Arena-Hard's questions: of records with prompt and uid."""
+    """Returns the uid of each prompt of Arena-Hard's questions, or of answers in its format."""
     found = {}
     for source in sources:
         for where, _, _, raw in open_source(source):
             record = decode(raw, where)
-            if isinstance(record, dict) and {"uid", "prompt"} <= record.keys():
-                found[str(record["prompt"])] = str(record["uid"])
+            if not isinstance(record, dict) or "uid" not in record:
+                continue
+            prompt, messages = record.get("prompt"), record.get("messages")
+            if isinstance(messages, list) and len(messages) > 1 and isinstance(messages[-2], dict):
+                prompt = messages[-2].get("content")
+            if isinstance(prompt, str):
+                found[prompt] = str(record["uid"])
     return found
 
 

@@ -174,6 +174,7 @@ def test_answers_come_back_as_they_were_written(tmp_path):
         "r": ["e"],
         "s": ["g"],
     }
+    assert read_uids([str(tmp_path / "a/arena_hard/policy.jsonl")]) == uids
     (tmp_path / "b").mkdir()
     write_answers(tmp_path / "b", CASES, NAMES, {"p": "1"})
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["alpaca_eval"]
