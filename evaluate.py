@@ -254,9 +254,8 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     for note in (*diagnosis.warnings_of(figures), *diagnosis.notes_of(figures)):
         print(note)
     more = ", best_of_n.jsonl" if len(best_of_n) > 1 else ""
-    print(
-        f"{'saved':<11} {args.out}: report.html, answers.jsonl, metrics.json, answers.png{more}, alpaca_eval"
-    )
+    files = f"report.html, answers.jsonl, metrics.json, answers.png{more}, alpaca_eval"
+    print(f"{'saved':<11} {args.out}: {files}")
 
 
 def evaluate_score(args: Namespace, world: World) -> None:
