@@ -79,16 +79,17 @@ def ruler_warning(figures: Figures) -> str | None:
 def retention_note(figures: Figures) -> str | None:
     """A sentence: how the policy changed the log-likelihood of texts; None if it is not known."""
     kinds = {"chosen_logps": "chosen responses of the data", "text_logps": "texts of --retention"}
-    parts = [
-        "{:+.3f} [{:+.3f}, {:+.3f}] a token of the {}, from {:.3f} to {:.3f}".format(
-            *(figures[f"{name}_change{end}"] for end in ("", "_low", "_high")),
-            text,
-            figures[f"{name}_baseline"],
-            figures[f"{name}_policy"],
-        )
-        for name, text in kinds.items()
-        if f"{name}_change" in figures
-    ]
+    parts = []
+    for name, text in kinds.items():
+        if f"{name}_change" in figures:
+            change, low, high, before, after = (
+                figures[f"{name}_{key}"]
+                for key in ("change", "change_low", "change_high", "baseline", "policy")
+            )
+            interval = "" if low is None else f" [{low:+.3f}, {high:+.3f}]"
+            parts.append(
+                f"{change:+.3f}{interval} a token of the {text}, from {before:.3f} to {after:.3f}"
+            )
     return f"Log-likelihood, policy against baseline: {'; '.join(parts)}." if parts else None
 
 

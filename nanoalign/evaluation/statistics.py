@@ -165,17 +165,19 @@ def controlled_win_rate(
     return float(1 / (1 + np.exp(-logit)))
 
 
-def ratio_interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
+def ratio_interval(
+    sums: np.ndarray, counts: np.ndarray
+) -> tuple[float, float | None, float | None]:
     """Returns (the sum of sums over the sum of counts, low, high), with its 95 % interval.
 
     sums, counts: (n,), of independent units, as the log-probability and the tokens of a document.
     The variance of the ratio r is n / (n - 1) times the sum of (sum - r count)^2, divided by the
     squared sum of counts (Cochran 1977, equation 6.13, of a large population); the interval is that
-    of Student's t. One unit has the interval (nan, nan).
+    of Student's t. Of one unit low and high are None.
     """
     ratio, n = sums.sum() / counts.sum(), len(sums)
     if n < 2:
-        return float(ratio), math.nan, math.nan
+        return float(ratio), None, None
     squares = ((sums - ratio * counts) ** 2).sum()
     half = _student(n - 1) * math.sqrt(n / (n - 1) * squares) / counts.sum()
     return float(ratio), float(ratio - half), float(ratio + half)

@@ -102,3 +102,12 @@ def test_text_that_can_not_be_read_is_an_error(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "abcdef"}])
     (row,) = rows_of_texts(str(path), tokenizer, 4)
     assert len(row.prompt) + len(row.responses[0]) == 4
+
+
+def test_one_text_has_no_interval():
+    figures = {"text_logps_change": -0.5, "text_logps_policy": -2.5, "text_logps_baseline": -2.0}
+    figures |= {"text_logps_change_low": None, "text_logps_change_high": None}
+    assert "baseline: -0.500 a token of the texts of --retention, from -2.000 to -2.500." in (
+        retention_note(figures)
+    )
+    assert retention_note({}) is None
