@@ -26,13 +26,14 @@ from nanoalign.lab import plant
 from nanoalign.runs import trackers
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
-# Flags of other programs: torchrun, srun, sbatch, lm_eval, hf; and of tests/storm.py.
+# Flags of torchrun, srun, sbatch, lm_eval, hf, vllm, alpaca_eval; and of tests/storm.py.
 OTHERS = set(
     re.findall(
         r"\w+",
         """nnodes node_rank nproc_per_node master_addr master_port rdzv_backend rdzv_id
     rdzv_endpoint kill job nodes ntasks gpus cpus time requeue open signal signals shutdown
-    include_path model_args tasks times seed private exclude""",
+    include_path model_args tasks times seed private exclude model_outputs reference_outputs
+    output_path runner dtype pooler""",
     )
 )
 HELP = [
