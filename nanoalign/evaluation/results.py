@@ -92,10 +92,10 @@ def check_new_file(flag: str, name: str, out: str | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.hold(_beside(path, "lock"), f"{flag} {name}")
+        if os.path.lexists(path):
+            raise RunError(f"{flag} {name} exists; give another name, or remove it")
         path.open("x").close()
         path.unlink()
-    except FileExistsError as error:
-        raise RunError(f"{flag} {name} exists; give another name, or remove it") from error
     except OSError as error:
         raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
 
