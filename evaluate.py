@@ -19,7 +19,7 @@ import json
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def embedded_truth() -> TrueRule:
 def evaluate_rm(args: Namespace, world: World) -> None:
     flag, name = ("--policy", args.policy) if args.policy else ("--model", args.model)
     on_main(world, partial(results.check_models, [name]))
-    check_names(args.data)
+    check_names(parse_source(source).name for source in args.data)
     check_sources(args.data)
     on_main(world, partial(results.check_out, args.out))
     batcher = packed.layout(args)(world, args.micro_batch_tokens)
@@ -108,6 +108,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     for judge in judges:
         view = judge.view
         records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
+        check_names(dict.fromkeys(record.subset for record in records))
         compared = [record for record in records if record.pairs]
         if empty := {x.subset for x in records} - {x.subset for x in compared}:
             subset = sorted(empty)[0]
@@ -173,10 +174,10 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
 
 
-def check_names(sources: Sequence[str]) -> None:
-    """Raises RunError if two sources would have one picture, or one would have the name "all"."""
+def check_names(subsets: Iterable[str]) -> None:
+    """Raises RunError if two subsets would have one picture, or one would have the name "all"."""
     pictures = {results.picture_name("all"): "the row of all"}
-    for name in (parse_source(source).name for source in sources):
+    for name in subsets:
         if (other := pictures.setdefault(results.picture_name(name), name)) != name:
             raise RunError(f"the subset '{name}' would share its files with {other!r}; rename it")
 

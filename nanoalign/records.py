@@ -21,7 +21,7 @@ class Record:
     pairs: tuple[tuple[int, int], ...] = ((0, 1),)  # (chosen, rejected): indices of responses
     extra: dict[str, Sequence[float]] = field(default_factory=dict)  # a value per pair
     name: str = ""  # the source's name and the line: unique in a run
-    subset: str = ""  # the source's name
+    subset: str = ""  # the source's name; with a column `subset`: NAME/SUBSET
     tools: list[dict] | None = None  # for the chat template
     answers: Sequence[dict] = ()  # the responses as messages, if they have more than text
     notes: tuple[str, ...] = ()  # what reading left out, to be counted
@@ -77,7 +77,7 @@ def read(
                     f"{where}: a record with the keys {' + '.join(keys)} in a file that began with "
                     f"{' + '.join(first_keys)}; put each format into a file of its own"
                 )
-            yield replace(record, name=name, subset=subset)
+            yield replace(record, name=name, subset=f"{subset}/{record.subset}".removesuffix("/"))
         if not format_of:
             raise RunError(f"{source}: has no records; expected {expected(formats)}")
 

@@ -16,6 +16,7 @@ UNPAIRED, DEMONSTRATION = ("prompt", "completion", "label"), ("prompt", "complet
 LABELS = ("better_response_id", "safer_response_id")  # of PKU-SafeRLHF
 TEXTS = ("prompt", "chosen", "rejected", "completion", "response_0", "response_1", "responses")
 CONTEXT = {"system", "tools"}  # columns that a record of any format may have
+SUBSET = "subset"  # a column of benchmarks: evaluate.py rm has a line of its table for each value
 PKU_COLUMNS = r"prompt_source|(better|safer)_response_id|(is_)?response_[01]_\w+"
 
 # Columns of answers that evaluate.py has sampled: their tokens, and the name of their tokenizer.

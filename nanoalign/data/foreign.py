@@ -12,7 +12,7 @@ from functools import partial
 from statistics import fmean
 from typing import NoReturn
 
-from nanoalign.data.columns import ignored, number
+from nanoalign.data.columns import SUBSET, ignored, number
 from nanoalign.records import Formats, Record, check_text
 
 ROLES = {  # of ShareGPT -> of messages
@@ -24,7 +24,7 @@ ROLES = {  # of ShareGPT -> of messages
     "function_call": "assistant",
     "observation": "tool",
 }
-KEPT = ("system", "tools", "margin")  # columns that our formats read, too
+KEPT = ("system", "tools", "margin", SUBSET)  # columns that our formats read, too
 HEADER = "<extra_id_1>"  # of a turn of HelpSteer2
 
 

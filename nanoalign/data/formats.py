@@ -20,6 +20,7 @@ from nanoalign.data.columns import (
     PKU,
     RANKED,
     SAMPLED,
+    SUBSET,
     TEXTS,
     UNPAIRED,
     ignored,
@@ -80,7 +81,7 @@ def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
     """Reads a record of one of our formats by its function `read`.
 
     Adds what any format may have beside its keys: messages in place of texts, tools, a system
-    prompt, and a note of the columns that nothing reads.
+    prompt, the name of a subset, and a note of the columns that nothing reads.
     """
     texts = [record[key] for key in TEXTS if key in record]
     is_text = all(isinstance(text, str) and text.lstrip()[:1] != "[" for text in texts)
@@ -92,7 +93,10 @@ def read_ours(keys: tuple[str, ...], read: Format, record: dict) -> Record:
         parsed = replace(parsed, notes=(*parsed.notes, IMAGE_AS_TEXT))
     if "tokenizer" in record:
         parsed = replace(parsed, sampled=sampled_of(record, keys))
-    if columns := record.keys() - {*keys, *LABELS, *(SAMPLED if parsed.sampled else ())}:
+    known = {*keys, *LABELS, *(SAMPLED if parsed.sampled else ())}
+    if isinstance(subset := record.get(SUBSET), str):
+        parsed, known = replace(parsed, subset=subset), known | {SUBSET}
+    if columns := record.keys() - known:
         parsed = replace(parsed, notes=(*parsed.notes, *ignored(columns, keys)))
     return parsed
 

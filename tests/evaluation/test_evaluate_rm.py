@@ -41,6 +41,8 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
     ranked = {"prompt": "p", "responses": ["x", "yy", "zzz", "y"], "scores": [2, 1, 2, 0]}
     write_jsonl(folder / "ranked.jsonl", [ranked])
     write_jsonl(folder / "tied.jsonl", [ranked | {"scores": [1, 1, 1, 1]}])
+    alike = [PAIR | {"subset": "a b"}, PAIR | {"subset": "a_b"}]
+    write_jsonl(folder / "alike.jsonl", alike)
     write_jsonl(folder / "silent.jsonl", [PAIR | {"rejected": ""}])
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.txt").write_text("mine")
@@ -79,6 +81,24 @@ def test_every_response_has_a_line_and_repeated_prompts_stay_apart(results):
     assert {line["pair_id"] for line in second} == {f"second:{i}" for i in (1, 2, 3, 4)}
     assert {line["prompt"] for line in second} == {"p"}
     assert second[0]["tokens"] == 2 and second[1]["tokens"] == 4  # "c" and "rrr", each with EOS
+
+
+def test_a_column_divides_a_source_into_subsets(world):
+    """Records of one source with the subsets x, y, "" and none; alpaca's format has the column."""
+    lines = [PAIR | more for more in ({"subset": "x"}, {"subset": "y"}, {"subset": "x"}, {}, {})]
+    write_jsonl(world / "parts.jsonl", [*lines, PAIR | {"subset": ""}])
+    alpaca = {"instruction": "p", "input": "", "chosen": "c", "rejected": "r", "subset": "z"}
+    write_jsonl(world / "alpaca.jsonl", [alpaca])
+    data = ["--data", f"one={world / 'parts.jsonl'}", f"two={world / 'alpaca.jsonl'}"]
+    flags = ["rm", "--model", world / "rm", *data, "--out", world / "parts"]
+    scores, metrics, printed = evaluated(flags)
+    pairs = {name: figures["pairs"] for name, figures in metrics["subsets"].items()}
+    assert pairs == {"one/x": 2, "one/y": 1, "one": 3, "two/z": 1}
+    assert [line["subset"] for line in scores][::2] == (
+        ["one/x", "one/y", "one/x", "one", "one", "one", "two/z"]
+    )
+    assert "\none/x " in printed and "ignored" not in printed
+    assert (world / "parts" / "one_x.png").exists()
 
 
 def ranks_of(values: list[float]) -> list[float]:
@@ -333,6 +353,7 @@ BAD_INPUT = {
     "damaged folder": ("damaged", [], "has files that are not an evaluation's"),
     "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
     "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the"),
+    "files of a column": ("new", ["--data", "alike.jsonl"], "'alike/a_b' would share its files with"),
     "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its"),
     "a file as folder": ("a.jsonl", [], "can't be replaced by a folder of results"),
     "unknown command": ("new", None, "invalid choice: 'reward'"),
