@@ -8,6 +8,7 @@
     python evaluate.py rm --policy runs/dpo --reference tiny     the rewards that a policy implies
     torchrun --nproc_per_node 8 evaluate.py policy --policy runs/dpo \\
         --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
+    python evaluate.py bench rewardbench2 rmbench --model OWNER/NAME
     python evaluate.py score --data answers.jsonl --keep best --out best.jsonl
     python evaluate.py frontier runs/a_eval runs/b_eval     several policies in one picture
     python evaluate.py ask "What is 2 plus 3?"              what runs/dpo answers
@@ -32,6 +33,8 @@ from nanoalign.distributed import World, print0, run
 from nanoalign.errors import RunError
 from nanoalign.evaluation import (
     answers,
+    bench,
+    bench_page,
     candidates,
     commands,
     comparison,
@@ -45,6 +48,7 @@ from nanoalign.evaluation import (
     seen,
 )
 from nanoalign.evaluation.ask import print_answers, read_lines
+from nanoalign.evaluation.benchmarks import BENCHMARKS
 from nanoalign.evaluation.generation import Sampling
 from nanoalign.evaluation.judge import compare, load_judge
 from nanoalign.evaluation.leaderboards import (
@@ -172,6 +176,36 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     if known is not None:
         print(f"{'trained on':<11} {seen.note_on_pairs(figures['all'], flag, name, known)}")
     print(f"{'saved':<11} {args.out}: scores.jsonl, metrics.json, cases.md, a picture a subset")
+
+
+def evaluate_bench(args: Namespace, world: World) -> None:
+    on_main(world, partial(results.check_models, [args.model]))
+    on_main(world, partial(results.check_out, args.out))
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
+
+    # benchmarks, reward model
+    read_cases = {}
+    for name in args.name:
+        sources = args.data or BENCHMARKS[name].sources
+        read_cases[name], dropped = bench.read_cases(name, sources)
+        note = f"; {dropped:,} ties left out" if dropped else ""
+        print0(f"{'data':<11} {name}: {len(read_cases[name]):,} records of {named(sources)}{note}")
+    judge = bench.load_judge(args, batcher)
+    template, max_length = judge.rule
+    print0(f"{'model':<11} {args.model}: template {template}, max_length {max_length}")
+
+    # scores, files, result
+    done = {name: bench.evaluate(name, cases, judge) for name, cases in read_cases.items()}
+    if not world.is_main:
+        return
+    settings = vars(args) | {"template": template, "max_length": max_length}
+    with results.results_folder(args.out, settings) as out:
+        bench_page.write_results(out, args.model, done, args.cases)
+    for name, result in done.items():
+        print(f"\n{visible(render.figures_table(result.figures, name))}")
+        if note := bench.missing(name, result):
+            print(note)
+    print(f"\n{'saved':<11} {args.out}: report.html, scores.jsonl, metrics.json")
 
 
 def check_names(subsets: Iterable[str]) -> None:
@@ -332,6 +366,7 @@ def ask(args: Namespace, world: World) -> None:
 
 COMMANDS = {
     "rm": evaluate_rm,
+    "bench": evaluate_bench,
     "policy": evaluate_policy,
     "score": evaluate_score,
     "frontier": evaluate_frontier,

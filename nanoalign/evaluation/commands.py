@@ -12,6 +12,7 @@ from nanoalign.data.rows import (
     add_template_args_argument,
 )
 from nanoalign.data.sources import SOURCES
+from nanoalign.evaluation.benchmarks import BENCHMARKS
 from nanoalign.flags import PRECISIONS, add_forward_arguments, number, positive
 from nanoalign.packing import packed
 
@@ -37,6 +38,12 @@ Training raises the reward, and the KL with it. Where the rewards still rise but
 embedded world, the true rule) no longer agree, the policy exploits the reward model (Gao et al.
 2022, arXiv 2210.10760).
 """
+BENCH_DOC = """Score published benchmarks with a reward model, and count as their leaderboards do.
+
+Beside the score of each subset stands what rulers get that prefer the longest response, the
+shortest one, or the one with most list items. Writes report.html (subset by subset, what the model
+got wrong, most sure first), scores.jsonl (a line per response) and metrics.json.
+"""
 ASK_DOC = """Talk to a policy: print its answer to a prompt.
 
 Without a prompt, each line of the standard input is one: type on a terminal, or pipe a file. An
@@ -49,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", parser_class=type(parser))
     for name, doc, add_flags, text in (
         ("rm", RM_DOC, add_rm_arguments, "a reward model, on preference pairs"),
+        ("bench", BENCH_DOC, add_bench_arguments, "a reward model, on published benchmarks"),
         ("policy", POLICY_DOC, add_policy_arguments, "a policy, against a baseline"),
         ("score", SCORE_DOC, add_score_arguments, "responses, by a reward model"),
         ("frontier", FRONTIER_DOC, add_frontier_arguments, "several policies, by their KL"),
@@ -68,6 +76,7 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cases", type=number(int, 0), default=5, help="pairs of each kind in cases.md")
     text = "the label of PKU-SafeRLHF that orders a pair; default: each that the model has"
     add("--preference", choices=PREFERENCES, help=text)
+    add_keys_argument(add)
     add_reward_model_arguments(parser, group)
     text = (
         "a policy in place of --model: its rewards are beta times the log-ratio to --reference, "
@@ -81,6 +90,20 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
     add_out_argument(group, "runs/rm_eval")
 
 
+def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("reward model and benchmarks")
+    add = group.add_argument
+    add("name", nargs="+", choices=[*BENCHMARKS], help="the benchmarks")
+    text = (
+        "files or hf://datasets/... with the published keys of the one benchmark that is named; "
+        "default: where it is published"
+    )
+    add("--data", nargs="+", metavar="SOURCE", help=text)
+    add("--cases", type=number(int, 0), default=20, help="wrong pairs of a subset in report.html")
+    add_reward_model_arguments(parser, group)
+    add_out_argument(group, "runs/bench")
+
+
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("reward model and responses")
     add = group.add_argument
@@ -88,6 +111,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", nargs="+", metavar="SOURCE", help=text)
     add("--prompt", metavar="TEXT", help="one prompt, in place of --data")
     add("--response", nargs="+", metavar="TEXT", help="responses to --prompt")
+    add_keys_argument(add)
     add_reward_model_arguments(parser, group)
     text = (
         "best: the best response to each prompt; above NUMBER: all whose reward is larger; "
@@ -176,11 +200,10 @@ def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
 def add_reward_model_arguments(
     parser: argparse.ArgumentParser, group: argparse._ActionsContainer
 ) -> None:
-    """Adds the flags that rm and score share: of the reward model to `group`, of the machine."""
+    """Adds the flags that rm, bench and score share: of the reward model to `group`, and others."""
     add = group.add_argument
     text = f"the reward model: a folder or OWNER/NAME; default: {REWARD_MODEL}"
     add("--model", help=text)
-    add_keys_argument(add)
     add("--template", choices=TEMPLATES, help="how a prompt becomes text; default: as in training")
     text = "maximum tokens of a prompt plus one response; default: the value of its training"
     add("--max_length", type=number(int, 2), help=text)
@@ -284,6 +307,8 @@ def refusal(args: Namespace) -> str | None:
         return "--output and --combine both say what the reward is; give one of them"
     if args.command == "rm":
         return refusal_of_rm(args)
+    if args.command == "bench" and args.data and len(set(args.name)) > 1:
+        return f"--data is of one benchmark, but {' and '.join(args.name)} are named; name one"
     if args.command == "score":
         return refusal_of_score(args)
     if args.command in ("policy", "ask"):

@@ -353,7 +353,7 @@ BAD_INPUT = {
     "damaged folder": ("damaged", [], "has files that are not an evaluation's"),
     "a file above": ("a.jsonl/new", [], "Not a directory|exists"),
     "the total's name": ("new", ["--data", "all=a.jsonl"], "'all' would share its files with 'the"),
-    "files of a column": ("new", ["--data", "alike.jsonl"], "'alike/a_b' would share its files with"),
+    "files of a column": ("new", ["--data", "alike.jsonl"], "'alike/a_b' would share its"),
     "one file name": ("new", ["--data", "a b=a.jsonl", "a_b=b.jsonl"], "'a_b' would share its"),
     "a file as folder": ("a.jsonl", [], "can't be replaced by a folder of results"),
     "unknown command": ("new", None, "invalid choice: 'reward'"),
