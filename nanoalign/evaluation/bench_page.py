@@ -57,10 +57,14 @@ def page(model: str, done: Mapping[str, Result], count: int) -> str:
 
 
 def table(result: Result) -> dict[str, list]:
-    """The head and the rows of the table of figures: the cells of each as text."""
+    """The head and the rows of the table of figures: cells as text, and what is a mean."""
     names = list(dict.fromkeys(name for own in result.figures.values() for name in own))
+    of_cases = {case.subset for case in result.cases}
     rows = [
-        [line, *(cell(own.get(name), 3, "") for name in names)]
+        {
+            "cells": [line, *(cell(own.get(name), 3, "") for name in names)],
+            "is_mean": line not in of_cases,
+        }
         for line, own in result.figures.items()
     ]
     return {"head": ["", *(name.replace("_", " ") for name in names)], "rows": rows}

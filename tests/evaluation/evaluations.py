@@ -42,7 +42,7 @@ def evaluated(
     outcome = run_ranks(ranks, script, list(map(str, argv)), pictures)
     assert outcome.codes == [0] * ranks, outcome.stderr
     out = Path(argv[argv.index("--out") + 1])
-    lines = out / ("scores.jsonl" if argv[0] == "rm" else "answers.jsonl")
+    lines = out / ("answers.jsonl" if argv[0] == "policy" else "scores.jsonl")
     metrics = json.loads((out / "metrics.json").read_text())
     return [json.loads(line) for line in lines.read_text().splitlines()], metrics, outcome.stdout
 
