@@ -22,7 +22,7 @@ from nanoalign.loop import Batcher
 from nanoalign.records import decode
 
 SHOWN = 4  # names in a line
-LIST_ITEM = re.compile(r"^\s*(?:[-*+\u2022]|\d+[.)])\s", re.MULTILINE)
+LIST_ITEM = re.compile(r"^\s*(?:[-*+]|\d+\.)\s", re.MULTILINE)
 RULERS = {  # a score of a response from its text alone
     "longest": len,
     "shortest": lambda text: -len(text),

@@ -318,7 +318,7 @@ def test_sections_of_rewardbench_are_those_of_its_package():
 
 def test_rulers_know_the_text_alone():
     """The first response is the shorter one, and has the list."""
-    cases = [Case("q", ("- a\n  2) b\nc", "a long text - without a list\n-x 1.5"), subset="Math")]
+    cases = [Case("q", ("- a\n  2. b\nc", "a long text - without a list\n-x 1.5"), subset="Math")]
     figures = counted("judgebench", cases, [[1.0, 0.0]])["Math"]
     assert (figures["longest"], figures["shortest"], figures["lists"]) == (0.0, 1.0, 1.0)
     assert RULERS["lists"]("a") > RULERS["lists"]("") and RULERS["lists"]("* a") > 0.9
