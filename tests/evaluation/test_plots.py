@@ -4,6 +4,7 @@ Nothing that is written in a picture is cut, or lies over something else.
 """
 
 import itertools
+from pathlib import Path
 
 import losses
 import numpy as np
@@ -23,8 +24,13 @@ def drawn(monkeypatch, tmp_path):
 
     def draw(function, *args) -> Figure:
         saved = []
+
+        def save(figure: Figure, path: Path, **options: object) -> None:
+            path.touch()
+            saved.append(figure)
+
         with monkeypatch.context() as patch:
-            patch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
+            patch.setattr(Figure, "savefig", save)
             patch.setattr(plt, "close", lambda figure: None)
             function(tmp_path / "p.png", *args)
         (figure,) = saved
