@@ -39,24 +39,46 @@ import tqdm
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-BATCHES, STEPS = "tests/family/test_objectives.py", "tests/family/test_steps.py"
-TREES = "tests/packing/test_attention.py"
-TEMPLATES = ["tests/data/test_chat_template.py", "tests/data/test_published_templates.py"]
-# Module -> the tests that are meant for it, those that take least time first.
-TESTS = {
-    **{name: [f"tests/core/test_{name}.py"] for name in ("losses", "logps", "batch", "encode")},
-    "metrics": ["tests/core/test_metrics.py"],
-    "loop": ["tests/core/test_batch.py", "tests/core/test_loop.py"],
-    "family/losses": ["tests/family/test_loss_family.py"],
-    "family/objectives": ["tests/family/test_loss_flags.py", BATCHES, STEPS],
-    "family/pairs": ["tests/family/test_divergences.py", BATCHES, STEPS],
-    **{f"family/{name}": [BATCHES, STEPS] for name in ("paired", "tokens")},
-    **{f"family/{name}": [STEPS, BATCHES] for name in ("kto", "steps", "moving")},
-    "packing/rope": ["tests/packing/test_rope.py"],
-    "packing/packed": ["tests/packing/test_rope.py", "tests/packing/test_plan.py", TREES],
-    "data/messages": ["tests/data/test_messages.py"],
-    "data/templates": ["tests/data/test_templates.py", *TEMPLATES],
+# Module -> folder/name of the tests that are meant for it, those that take least time first.
+STEPS, RUNS = "family/steps family/objectives ", "family/preference_runs"
+MODELS, TEMPLATES = "core/policy core/reward_model ", "data/chat_template data/published_templates"
+TABLE = {
+    **{name: f"core/{name}" for name in ("losses", "logps", "batch", "encode", "metrics")},
+    "model": MODELS + "core/sharding weights/heads core/training",
+    "sharding": MODELS + "core/sharding core/training",
+    "distributed": "core/distributed core/sharding core/training ranks/report",
+    "loop": "core/batch core/loop core/training",
+    "packing/rope": "packing/rope",
+    "packing/packed": "packing/rope packing/plan packing/attention",
+    "packing/attention": MODELS + "packing/attention packing/flex",
+    "packing/flex": "packing/attention packing/flex",
+    "packing/tree": "packing/plan packing/attention packing/flex",
+    "packing/self_check": "packing/rope rewards/rule core/loop family/objectives",
+    "data/messages": "data/messages",
+    "data/templates": "data/templates " + TEMPLATES,
     "data/chat_template": TEMPLATES,
+    "weights/folders": "weights/folders weights/remote_code data/hub weights/model_files",
+    "weights/tensor_files": "weights/model_files weights/heads",
+    "weights/slices": "weights/model_files weights/heads weights/remote_code",
+    "weights/write": "weights/write weights/remote_code weights/model_files",
+    "weights/heads": "weights/heads",
+    "weights/lora": "weights/lora",
+    "family/losses": "family/loss_family",
+    "family/objectives": "family/loss_flags " + STEPS + RUNS,
+    "family/pairs": "family/divergences " + STEPS,
+    **{f"family/{name}": STEPS for name in ("paired", "tokens")},
+    **{f"family/{name}": STEPS + RUNS for name in ("kto", "steps", "moving")},
+    "runs/folder": "runs/folder files/checksums core/training",
+    "runs/checkpoints": "runs/checkpoints",
+    "runs/best": "runs/best",
+    "rewards/rule": "rewards/rule",
+    "rewards/prompt_kinds": "rewards/prompt_kinds rewards/reward_variants",
+    **{f"rewards/{n}": "rewards/reward_variants" for n in ("length_debias", "several", "variants")},
+    "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/preferences",
+}
+TESTS = {
+    module: ["tests/{}/test_{}.py".format(*test.split("/")) for test in tests.split()]
+    for module, tests in TABLE.items()
 }
 PAIRS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitOr, ast.BitAnd), (ast.And, ast.Or),
          (ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot),
@@ -64,7 +86,7 @@ PAIRS = ((ast.Add, ast.Sub), (ast.Mult, ast.Div), (ast.BitOr, ast.BitAnd), (ast.
 OPERATORS = {b: a for a, b in PAIRS} | dict(PAIRS) | {ast.Mult: ast.Div, ast.Pow: ast.Mult}
 STATEMENTS = (ast.Expr, ast.Assign, ast.AugAssign, ast.Return, ast.Raise, ast.Continue, ast.Break)
 MESSAGES = ("help", "metavar", "description")  # keywords of argparse
-TIMEOUT, FORK = 400, multiprocessing.get_context("fork")  # seconds of a mutant
+FORK = multiprocessing.get_context("fork")
 Mutant = namedtuple("Mutant", ("module", "line", "source"))  # source: of the whole module
 
 
@@ -126,13 +148,14 @@ def changes(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
 def mutants_of(module: str, source: str) -> list[Mutant]:
     """All mutants of a module."""
     text, found = source.encode(), []  # columns of ast are those of UTF-8
+    tree = ast.dump(ast.parse(source))
     starts = [0, *accumulate(map(len, text.splitlines(keepends=True)))]
     for changeable in nodes_of(ast.parse(source)):
         for node, change in changes(changeable):
             start = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
             changed = (text[:start] + change.encode() + text[end:]).decode()
-            if ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)):
+            if ast.dump(ast.parse(changed)) != tree:
                 found.append(Mutant(module, node.lineno, changed))
     return found
 
@@ -140,16 +163,16 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
 class Place:
     """A copy of the repository, in which one process at a time runs tests."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, timeout: float):
         for path in [ROOT / "nanoalign", ROOT / "tests", *ROOT.glob("*.py"), *ROOT.glob("*.toml")]:
             (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
         mode = PycInvalidationMode.CHECKED_HASH  # compiles once what no mutant changes
         compileall.compile_dir(folder, quiet=1, force=True, invalidation_mode=mode)
         (folder / "tmp").mkdir()
-        self.folder = folder
+        self.folder, self.timeout = folder, timeout
 
     def start(self, mutant: Mutant) -> None:
-        self.end = time.monotonic() + TIMEOUT
+        self.end = time.monotonic() + self.timeout
         self.file = self.folder / f"nanoalign/{mutant.module}.py"
         self.original = self.file.read_text()
         self.file.write_text(mutant.source)
@@ -175,9 +198,9 @@ def run_tests(folder: Path, tests: list[str]) -> None:
     os._exit(pytest.main([*options, "--rootdir", str(folder), *tests]))
 
 
-def run_all(places: list[Place], mutants: list[Mutant]) -> list[int]:
-    """The exit codes of the tests, one for each mutant."""
-    codes, running, free = [0] * len(mutants), {}, list(places)
+def run_all(places: list[Place], mutants: list[Mutant]) -> Iterator[tuple[Mutant, int]]:
+    """Mutants with the exit codes of their tests, as they end."""
+    running, free = {}, list(places)
     for number, mutant in enumerate(tqdm.tqdm(mutants, unit="mutant")):
         running[number] = free.pop()
         running[number].start(mutant)
@@ -186,9 +209,8 @@ def run_all(places: list[Place], mutants: list[Mutant]) -> list[int]:
             ended = multiprocessing.connection.wait(sentinels, timeout=1)
             for n, place in list(running.items()):
                 if place.process.sentinel in ended or time.monotonic() > place.end:
-                    codes[n] = place.finish()
+                    yield mutants[n], place.finish()
                     free.append(running.pop(n))
-    return codes
 
 
 def main() -> None:
@@ -198,26 +220,32 @@ def main() -> None:
     add("--seed", type=int, default=0, help="of the choice of mutants (default: 0)")
     add("--only", nargs="+", default=list(TESTS), metavar="MODULE", help="default: all of TESTS")
     add("--workers", type=int, default=2, help="processes (default: 2)")
+    add("--timeout", type=float, default=400, help="seconds of a mutant (default: 400)")
     args = parser.parse_args()
+    counts, codes = Counter(), (0, -signal.SIGKILL)  # of (module, code of pytest); 1 is usual
     with tempfile.TemporaryDirectory(prefix="nanoalign_mutants_") as folder:
-        places = [Place(Path(folder) / str(n)) for n in range(args.workers)]
+        places = [Place(Path(folder) / str(n), args.timeout) for n in range(args.workers)]
         sources = {m: (places[0].folder / f"nanoalign/{m}.py").read_text() for m in args.only}
         unchanged = [Mutant(module, 0, source) for module, source in sources.items()]
-        if any(failed := run_all(places, unchanged)):
-            sys.exit(f"exit codes of pytest without a mutant: {failed} for {list(sources)}")
+        if failed := [f"{m.module}: {code}" for m, code in run_all(places, unchanged) if code]:
+            sys.exit(f"exit codes of pytest without a mutant: {failed}")
         every = [mutant for m, source in sources.items() for mutant in mutants_of(m, source)]
         mutants = random.Random(args.seed).sample(every, min(args.count, len(every)))
-        codes = run_all(places, mutants)
-    survivors = [mutant for mutant, code in zip(mutants, codes, strict=True) if code == 0]
-    for mutant in sorted(survivors):
-        before, after = sources[mutant.module].splitlines(), mutant.source.splitlines()
-        changed = list(difflib.unified_diff(before, after, n=0, lineterm=""))[3:]
-        print(f"nanoalign/{mutant.module}.py:{mutant.line}", *changed, sep="\n    ")
-    made, alive = (Counter(mutant.module for mutant in some) for some in (mutants, survivors))
-    print(f"{'module':<20} {'mutants':>8} {'killed':>8} {'survived':>8}")
+        for mutant, code in run_all(places, mutants):
+            counts[mutant.module, code if code in codes else 1] += 1
+            if code in codes:
+                before, after = sources[mutant.module].splitlines(), mutant.source.splitlines()
+                changed = list(difflib.unified_diff(before, after, n=0, lineterm=""))[3:]
+                how = "survives" if code == 0 else "takes too long"
+                head = f"nanoalign/{mutant.module}.py:{mutant.line} {how}"
+                tqdm.tqdm.write("\n    ".join([head, *changed]))
+    print(f"{'module':<20} {'mutants':>8} {'killed':>8} {'too long':>8} {'survived':>8}")
     for module in [*sources, None]:
-        n, left = (each[module] if module else each.total() for each in (made, alive))
-        print(f"{module or f'of {len(every)} possible':<20} {n:>8} {n - left:>8} {left:>8}")
+        alive, late, failed = (
+            sum(counts[m, code] for m in ([module] if module else sources)) for code in (*codes, 1)
+        )
+        name = module or f"of {len(every)} possible"
+        print(f"{name:<20} {alive + late + failed:>8} {failed:>8} {late:>8} {alive:>8}")
 
 
 if __name__ == "__main__":
