@@ -29,7 +29,7 @@ import tempfile
 import time
 from collections import Counter, namedtuple
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
@@ -61,7 +61,7 @@ TABLE = {
     "weights/tensor_files": "weights/model_files weights/heads",
     "weights/slices": "weights/model_files weights/heads weights/remote_code",
     "weights/write": "weights/write weights/remote_code weights/model_files",
-    "weights/heads": "weights/heads",
+    "weights/heads": "weights/heads weights/remote_code",
     "weights/lora": "weights/lora",
     "family/losses": "family/loss_family",
     "family/objectives": "family/loss_flags " + STEPS + RUNS,
@@ -71,7 +71,7 @@ TABLE = {
     "runs/folder": "runs/folder files/checksums core/training",
     "runs/checkpoints": "runs/checkpoints",
     "runs/best": "runs/best",
-    "rewards/rule": "rewards/rule",
+    "rewards/rule": "rewards/rule weights/remote_code",
     "rewards/prompt_kinds": "rewards/prompt_kinds rewards/reward_variants",
     **{f"rewards/{n}": "rewards/reward_variants" for n in ("length_debias", "several", "variants")},
     "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/preferences",
@@ -164,7 +164,9 @@ class Place:
     """A copy of the repository, in which one process at a time runs tests."""
 
     def __init__(self, folder: Path, timeout: float):
-        for path in [ROOT / "nanoalign", ROOT / "tests", *ROOT.glob("*.py"), *ROOT.glob("*.toml")]:
+        folders = [ROOT / name for name in ("nanoalign", "tests", "benchmarks", "docs")]
+        files = (ROOT.glob(pattern) for pattern in ("*.py", "*.toml", "requirements*"))
+        for path in chain(folders, *files):
             (shutil.copytree if path.is_dir() else shutil.copy)(path, folder / path.name)
         mode = PycInvalidationMode.CHECKED_HASH  # compiles once what no mutant changes
         compileall.compile_dir(folder, quiet=1, force=True, invalidation_mode=mode)
