@@ -190,7 +190,7 @@ def train(
         if step == start and grad_norm == 0 and metrics["loss"] != 0:  # 0: a hinge has no slope
             raise RunError(f"step {step + 1}: no gradient reached the model, nothing is trained")
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         done = step + 1
         objective.after_step(done, metrics)
 

@@ -50,6 +50,7 @@ ARCHITECTURES = {
     "granite": WITH_KV | {"logits_scaling": 3.0},
     "cohere": WITH_KV | {"logit_scale": 0.3},
     "mixtral": WITH_KV | {"num_local_experts": 4},
+    "gpt_oss": WITH_KV | WINDOWS | {"num_local_experts": 4},  # sinks
     "gpt2": {"vocab_size": 259, "n_embd": 32, "n_layer": 2, "n_head": 2, "eos_token_id": 258},
     "gpt_neox": SMALL | {"intermediate_size": 48},
     "opt": SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -71,7 +72,9 @@ def test_shared_rows_equal_separate_rows_equal_the_models_own_forward(architectu
     textbook = policy.textbook(separate)
     assert textbook.std() > 1  # the scores differ, so a mix-up would show
     assert torch.allclose(policy(separate), textbook, rtol=1e-5, atol=1e-4)
-    use_tree_attention(policy.model)
+    for _ in range(2):  # a model may be prepared again
+        use_tree_attention(policy.model)
+        assert model.config._attn_implementation.count("nanoalign") == 1
     assert torch.allclose(policy(pack(rows)), textbook, rtol=1e-5, atol=1e-4)
     # Without packed rows the model's own attention is unchanged.
     assert torch.equal(policy.textbook(separate), textbook)

@@ -162,6 +162,19 @@ def test_long_parts_equal_the_dense_attention(states, small_blocks, window, soft
         assert torch.allclose(found, expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_an_answer_of_usual_length_is_one_attention(monkeypatch, softcap):
+    """Of 500 tokens behind 300: in blocks of 64 queries it would be 8 calls."""
+    calls = []
+    for name in ("_attend", "attend_by_hand"):
+        own = getattr(attention, name)
+        counted = lambda *a, own=own, **more: calls.append(len(a)) or own(*a, **more)  # noqa: E731
+        monkeypatch.setattr(attention, name, counted)
+    states = [torch.randn(1, 1, 800, 1) for _ in range(3)]
+    tree_attention(None, *states, None, "sdpa", Tree([(300, 500)]), softcap=softcap)
+    assert len(calls) == 2  # of the prompt, and of the answer
+
+
 class Largest(TorchDispatchMode):
     """The number of elements of the largest tensor that an operation returns."""
 

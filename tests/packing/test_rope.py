@@ -18,7 +18,7 @@ from nanoalign.evaluation.generation import Answer, Sampling, generate
 from nanoalign.files import lock
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher, PaddedBatcher
-from nanoalign.packing.rope import border_of, read_marks
+from nanoalign.packing.rope import LONG, border_of, embed, read_marks
 from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record
 from train_dpo import find_folders, parse_args
@@ -193,6 +193,23 @@ def test_the_self_check_looks_at_both_sides(world):
     batcher.border = None
     with pytest.raises(RunError, match="self-check: phi gives log-probabilities that differ"):
         check_layout(policy, [*short, many, long], batcher, "phi")
+
+
+def test_each_token_has_the_set_of_its_sequence_by_hand():
+    """An embedding that takes a type of layer and a factor, 3; a long sequence has the factor 9."""
+
+    def forward(x, positions, layer_type, factor):
+        assert (x, layer_type) == ("x", "sliding")
+        frequency = 9 if positions.max() > BORDER else factor
+        return positions[..., None] * frequency, positions[..., None] + frequency
+
+    for long, frequencies in ((0, [3, 3, 3]), (LONG, [3, 9, 9])):
+        positions = torch.tensor([[5, 1, 50 if long else 2]])
+        marked = positions + torch.tensor([0, long, long])
+        cos, sin = embed(forward, "x", marked, "sliding", factor=3)
+        expected = torch.tensor([frequencies])
+        assert torch.equal(cos, (positions * expected)[..., None])
+        assert torch.equal(sin, (positions + expected)[..., None])
 
 
 def test_another_kind_of_rotary_embedding_has_no_border():

@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
+from nanoalign.rewards.rule import check_pad_token
 from nanoalign.weights.folders import load_tokenizer, read_config
+from nanoalign.weights.heads import announce
 from nanoalign.weights.slices import read_slices
 from nanoalign.weights.write import change_json, write_model
 
@@ -67,6 +69,8 @@ def test_a_known_architecture_loads_without_the_code_of_its_folder(hostile, read
     load_tokenizer(folder)
     Policy.load(folder, **options)
     RewardModel.load(folder, head_seed=0, **options)
+    announce(folder)
+    check_pad_token(folder)
     assert not ran.exists()
 
 
