@@ -26,7 +26,7 @@ RERUN = {"use_reentrant": False, "preserve_rng_state": False}
 
 Fill = Callable[[nn.Module, torch.device], None]  # gives a sharded module its weights on a device
 # (class of transformers, folder, config, dtype) -> (a model, what fills it with its weights)
-Read = Callable[[type, str | Path, object, torch.dtype], tuple[nn.Module, Fill]]
+Read = Callable[[type, Path, object, torch.dtype], tuple[nn.Module, Fill]]
 
 
 class Scorer(nn.Module):
@@ -92,7 +92,7 @@ class Scorer(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable)
 
 
-def read_whole(auto: type, folder: str | Path, config, dtype: torch.dtype) -> tuple:
+def read_whole(auto: type, folder: Path, config, dtype: torch.dtype) -> tuple:
     """The `read` of notebooks: every rank reads all weights, by transformers' from_pretrained.
 
     Returns the model and a function that moves it to a device. Raises RunError if weights are
@@ -255,7 +255,6 @@ class RewardModel(Scorer):
         Raises RunError if there is no such layer.
         """
         heads = [part for part in self.model.children() if part is not self.model.base_model]
-        heads = [part for part in heads if any(True for _ in part.parameters())]
         if len(heads) != 1 or not isinstance(heads[0], nn.Linear) or heads[0].bias is not None:
             raise RunError(f"{type(self.model).__name__} has no single linear head without bias")
         return heads[0]

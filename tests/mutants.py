@@ -74,7 +74,7 @@ TABLE = {
     "rewards/rule": "rewards/rule weights/remote_code",
     "rewards/prompt_kinds": "rewards/prompt_kinds rewards/reward_variants",
     **{f"rewards/{n}": "rewards/reward_variants" for n in ("length_debias", "several", "variants")},
-    "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/preferences",
+    "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/evaluate_rm",
 }
 TESTS = {
     module: ["tests/{}/test_{}.py".format(*test.split("/")) for test in tests.split()]

@@ -31,7 +31,7 @@ Place = tuple[nn.Module, str]  # a module, and the name of a parameter or buffer
 
 
 def read_slices(
-    auto: type, folder: str | Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
+    auto: type, folder: Path, config: "transformers.PretrainedConfig", dtype: torch.dtype
 ) -> tuple["transformers.PreTrainedModel", Fill]:
     """The `read` of Policy.load: returns (a model on the meta device, a function that fills it).
 
@@ -41,7 +41,6 @@ def read_slices(
     model was sharded. It raises RunError, on all ranks, if the files are damaged or do not fit the
     model; read_slices does so if the model can't be built.
     """
-    folder = Path(folder)
     with parameters_on_meta():
         model = reader = build(auto, config, dtype, folder)
         has_head = any("ForSequence" in name for name in config.architectures or ())
@@ -221,8 +220,7 @@ def copy_rows(target: Tensor, whole: Tensor) -> None:
     start = min(mesh.get_coordinate()[-1] * rows, len(target))
     stop = min(start + rows, len(target))
     assert len(local) == stop - start, "FSDP2 shards as torch.chunk does"
-    if start < stop:
-        local.copy_(whole[start:stop])
+    local.copy_(whole[start:stop])
 
 
 def load_on_rank_0(

@@ -131,6 +131,13 @@ def test_all_batches_of_many_rows_are_planned_in_parts(world, layout, monkeypatc
     assert sorted(found[0]) == [1, 3, 5, 7] and sorted(found[2]) == [2, 8]
 
 
+def test_rows_of_one_length_stay_in_order(world):
+    """So that an evaluation adds them up in the same order wherever it runs."""
+    rows = [row([1] * (1 + n % 2), [2], [3]) for n in range(100)]
+    found = [batch.rows for batch in Batcher(world, 1).all(rows)]
+    assert found == [[n] for n in (*range(1, 100, 2), *range(0, 100, 2))]
+
+
 def test_rows_with_other_values_are_not_batched():
     """Without the check, values of later rows would be lost."""
     with_margin = replace(PAIR, name="other", extra={"margins": np.ones(1, np.float32)})

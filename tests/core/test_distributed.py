@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nanoalign import errors
-from nanoalign.distributed import compute_dtype, run
+from nanoalign.distributed import compute_dtype, run, setup
 from nanoalign.errors import RunError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -41,6 +41,15 @@ def test_bf16_is_refused_on_a_gpu_without_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     with pytest.raises(RunError, match="--precision bf16: .* use --precision fp32"):
         compute_dtype("bf16", CUDA)
+
+
+def test_more_ranks_than_gpus_are_refused_before_a_group_is_joined(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", None)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(RunError, match="--nproc_per_node: this host has 2 GPUs; give 2 or less"):
+        setup()
 
 
 # --- versions of packages -------------------------------------------------------------------------

@@ -198,6 +198,7 @@ def test_gradients_are_those_of_the_mean_and_start_anew_each_step(world):
         ({}, [0, 1, 2, 3, 4]),
         ({"held_out": 8}, [0, 2, 4]),  # as many rows as two steps
         ({"steps": 40, "epochs": 99, "rows": 80, "held_out": 50}, [0, 12, 20, 24, 36, 40]),
+        ({"steps": 21, "rows": 400}, [*range(0, 21, 2), 21]),  # about ten
         ({"eval_every": 3}, [0, 2, 3, 4]),
         ({"steps": 5, "start": 3}, [4, 5]),
         ({"held_out": 0}, []),

@@ -12,12 +12,14 @@ import torch
 from conftest import records, tiny_llama
 from processes import run_ranks
 from test_policy import ARCHITECTURES
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import train_rm
 from nanoalign.batch import collate
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
+from nanoalign.errors import RunError
 from nanoalign.model import RewardModel
 from nanoalign.packing.attention import use_tree_attention
 from nanoalign.packing.packed import collate as pack
@@ -153,6 +155,25 @@ def test_the_head_is_drawn_from_the_seed_with_its_deviation(tmp_path, tokenizer)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert first.std().item() == pytest.approx(1 / math.sqrt(1025), rel=5 / math.sqrt(2 * 1024))
     assert first.mean().abs().item() < 5 / 1024
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"score": nn.Linear(32, 1)},
+        {"score": nn.Sequential(nn.Linear(32, 1, bias=False))},
+        {"score": None},
+        {"more": nn.Linear(32, 1, bias=False)},
+    ],
+    ids=["with a bias", "in a container", "none", "two"],
+)
+def test_a_model_without_a_single_linear_head_is_refused(llama_folder, heads):
+    model = RewardModel.load(llama_folder, head_seed=0)
+    assert model.head is model.model.score
+    for name, head in heads.items():
+        setattr(model.model, name, head)
+    with pytest.raises(RunError, match="LlamaForSequenceClassification has no single linear head"):
+        model.head  # noqa: B018
 
 
 def _head(folder: Path) -> list[float]:

@@ -108,6 +108,15 @@ def test_attention_by_parts_and_by_blocks_equal_the_dense_one(states, window, so
     assert torch.allclose(found, results[0][0], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_scores_are_scaled_by_the_width_of_a_head_where_a_model_names_no_scale(states, softcap):
+    found, expected = (
+        tree_attention(None, *states, None, "sdpa", Tree(ROWS), scaling, softcap=softcap)[0]
+        for scaling in (None, WIDTH**-0.5)
+    )
+    assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+
+
 def test_masks_are_made_once():
     tree = Tree(ROWS)
     assert tree.mask(2, 5, None, torch.float32) is tree.mask(2, 5, None, torch.float32)

@@ -185,6 +185,8 @@ def test_the_self_check_looks_at_both_sides(world):
     tokens = [draw.integers(3, VOCAB, n, dtype=np.int32) for n in (5, 6, 7, 8, 30, 1500)]
     short = [Row(f"s:{n}", tokens[0], (tokens[1], tokens[2])) for n in range(40)]
     many = Row("many:1", tokens[0], tuple(tokens[3] for _ in range(300)))  # of many short ones
+    edge = Row("edge:1", tokens[4], (draw.integers(3, VOCAB, 10, dtype=np.int32),) * 2)
+    assert edge.longest == BORDER < len(edge)
     long = Row("long:1", tokens[5], (tokens[1], tokens[2]))
     model = phi3()
     policy, batcher = Policy(model), PackedBatcher(world, 10_000)
@@ -192,7 +194,7 @@ def test_the_self_check_looks_at_both_sides(world):
     check_layout(policy, [*short, many, long], batcher, "phi")
     batcher.border = None
     with pytest.raises(RunError, match="self-check: phi gives log-probabilities that differ"):
-        check_layout(policy, [*short, many, long], batcher, "phi")
+        check_layout(policy, [*short, edge, many, long], batcher, "phi")
 
 
 def test_each_token_has_the_set_of_its_sequence_by_hand():

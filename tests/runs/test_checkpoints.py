@@ -306,6 +306,16 @@ def test_a_damaged_line_of_the_metrics_is_one_error(llama_folder, pairs, stopped
     assert min(line["step"] for line in metrics_of(out)) == last + 1
 
 
+def test_the_model_of_the_start_is_read_once(world, llama_folder, tmp_path):
+    """Its folder may be gone at the second checkpoint."""
+    folder = shutil.copytree(llama_folder, tmp_path / "model")
+    of_run = checkpoints.Checkpoints(None, None, None, [], None, world, {"--model": folder})
+    first = of_run.read_inputs()
+    assert first["models"] == {"--model": checksums.digest_of_weights(llama_folder)}
+    shutil.rmtree(folder)
+    assert of_run.read_inputs() == first
+
+
 # --- the fingerprint of the data
 
 

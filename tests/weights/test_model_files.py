@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, records, tiny_llama
 from processes import run_ranks
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from trainings import damaged_model
 from transformers import (
@@ -285,9 +285,11 @@ def test_the_attention_of_packed_rows_is_not_written(llama_folder, tmp_path, tok
     assert "nanoalign" not in (tmp_path / "config.json").read_text()
 
 
-def test_other_users_may_read_the_weights(llama_folder, tmp_path, tokenizer):
-    """safetensors would let the owner alone read them."""
+def test_other_users_and_older_programs_may_read_the_weights(llama_folder, tmp_path, tokenizer):
+    """safetensors would let the owner alone read them; transformers 4 asks for their format."""
     write_model(load(llama_folder), tokenizer, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
     modes = {(tmp_path / name).stat().st_mode for name in ("config.json", "model.safetensors")}
     assert len(modes) == 1
 

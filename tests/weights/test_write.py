@@ -120,6 +120,10 @@ def test_what_is_not_weights_goes_along_with_a_result(old_tokenizer, tmp_path):
     (source / "additional_chat_templates").mkdir()
     along = ["additional_chat_templates/rag.jinja", "preprocessor_config.json", "LICENSE"]
     left = ["pytorch_model.bin", "README.md", "modeling.py", "model.safetensors.index.json"]
+    left += ["consolidated.pth", "optimizer.pt", "last.ckpt", "flax_model.msgpack", "tf_model.h5"]
+    left += ["weights.npz", "model.onnx", "model.onnx_data", "model.gguf", "rust_model.ot"]
+    left += ["model.tflite", "coreml.zip", "adapter_config.json", ".gitattributes", "loss.png"]
+    left += ["args.json", "metrics.jsonl", "train.jsonl", "train.parquet", "train.log"]
     for name in [*along, *left]:
         (source / name).write_text(f"mine: {name}")
     (tmp_path / "secret").write_text("secret")
