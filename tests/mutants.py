@@ -69,7 +69,7 @@ TABLE = {
     **{f"family/{name}": STEPS for name in ("paired", "tokens")},
     **{f"family/{name}": STEPS + RUNS for name in ("kto", "steps", "moving")},
     "runs/folder": "runs/folder files/checksums core/training",
-    "runs/checkpoints": "runs/checkpoints",
+    "runs/checkpoints": "runs/checkpoints runs/best",
     "runs/best": "runs/best",
     "rewards/rule": "rewards/rule weights/remote_code",
     "rewards/prompt_kinds": "rewards/prompt_kinds rewards/reward_variants",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoalign import errors
-from nanoalign.distributed import compute_dtype, run, setup
+from nanoalign import distributed, errors
+from nanoalign.distributed import compute_dtype, progress_bar, run, setup
 from nanoalign.errors import RunError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -50,6 +50,36 @@ def test_more_ranks_than_gpus_are_refused_before_a_group_is_joined(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(RunError, match="--nproc_per_node: this host has 2 GPUs; give 2 or less"):
         setup()
+
+
+@pytest.mark.parametrize(
+    ("ranks", "given", "expected"),
+    [("2", "1", [4]), ("16", "1", [1]), ("2", "3", []), ("", "", [])],
+)
+def test_ranks_of_a_host_share_its_cores(monkeypatch, ranks, given, expected):
+    """8 cores. torchrun gives each rank one thread; a number that a user gives is kept."""
+    found = []
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8))
+    for name, value in (("LOCAL_WORLD_SIZE", ranks), ("OMP_NUM_THREADS", given)):
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    setup()
+    assert found == expected
+
+
+def test_a_bar_in_a_file_is_a_line_for_each_new_count(monkeypatch, capsys):
+    """A short one is none, and neither is one that is not shown."""
+    for seconds, shown, counts in ((0.0, True, ["0/3", "1/3", "2/3", "3/3"]), (0.0, False, []),
+                                   (distributed.LINE_SECONDS, True, [])):  # fmt: skip
+        monkeypatch.setattr(distributed, "LINE_SECONDS", seconds)
+        with progress_bar(3, "step", shown) as bar:
+            for _ in range(3):
+                bar.update()
+        lines = capsys.readouterr().err.split("\n")
+        assert lines.pop() == "" and not any("\r" in line for line in lines)
+        assert [line.split("| ")[-1].split(" [")[0] for line in lines] == counts
 
 
 # --- versions of packages -------------------------------------------------------------------------

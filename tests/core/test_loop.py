@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from nanoalign.loop import Batcher, Objective, Settings, evaluate, get_lr, step_
 from nanoalign.metrics import Means
 from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher
-from nanoalign.packing.self_check import check_layout
+from nanoalign.packing.self_check import check_layout, prepare
 
 SETTINGS = Settings(batch_size=4, epochs=2, steps=None, lr=1e-3, warmup=0.25, schedule="linear",
                  max_grad_norm=0.7, eval_every=None, seed=3)  # fmt: skip
@@ -285,6 +286,16 @@ def test_an_optimizer_after_check_layout_gets_sharded_parameters(llama_folder, r
     """Gathered ones, which a forward leaves, would be copies that are trained in vain."""
     outcome = run_ranks(2, _sharded_after_its_check, str(llama_folder), rows)
     assert outcome.results == [[], []], outcome.stderr
+
+
+def test_rows_of_both_sets_have_to_fit_the_model(llama_folder, rows, world):
+    policy, batcher = Policy.load(llama_folder), Batcher(world, 1000)
+    policy.model.config.max_position_embeddings = rows[0].longest
+    longer = [row for row in rows if row.longest > rows[0].longest][:1]
+    prepare(policy, SimpleNamespace(rows=rows[:1], held_out=rows[:1]), batcher, "m")
+    for data in ({"rows": longer, "held_out": []}, {"rows": rows[:1], "held_out": longer}):
+        with pytest.raises(RunError, match=f"{longer[0].name}: has {longer[0].longest} tokens"):
+            prepare(policy, SimpleNamespace(**data), batcher, "m")
 
 
 def test_check_layout_finds_wrong_scores(llama_folder, rows, world):

@@ -2,17 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import records, tiny_llama
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from nanoalign.batch import collate
+from nanoalign.batch import Row, collate
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.losses import dpo_loss
-from nanoalign.model import Policy
+from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.attention import use_tree_attention
 from nanoalign.packing.packed import collate as pack
 
@@ -172,6 +174,43 @@ def test_overfits_four_pairs(llama_folder, rows):
         losses.mean().backward()
         optimizer.step()
     assert losses.max() < 0.1 and (chosen > rejected).all()
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest floating-point tensor that an operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+@torch.no_grad()
+def test_logits_are_made_of_16_mib_at_a_time():
+    """On a CPU, of 40 tokens and 120,000 ids: 4.8 million in all."""
+    policy = Policy(tiny_llama(vocab_size=120_000, num_hidden_layers=1))
+    row = Row("row", np.arange(3), (np.arange(20), np.arange(20)))
+    with Largest() as largest:
+        policy(collate([row]))
+    assert 2**21 < largest.elements <= 2**22
+
+
+def test_parameters_are_counted_by_hand():
+    """Of a block: 32 x (32 + 16 + 16 + 32), 3 x 32 x 48, two norms; then embedding and norm."""
+    policy, blocks = Policy(tiny_llama()), 2 * (32 * 96 + 3 * 32 * 48 + 2 * 32)
+    assert policy.count_parameters() == blocks + 259 * 32 + 32
+    policy.model.get_input_embeddings().requires_grad_(False)
+    assert policy.count_parameters(trainable=True) == blocks + 32
+    assert policy.count_parameters() == blocks + 259 * 32 + 32
+
+
+def test_a_folder_that_does_not_exist_is_not_asked_of_the_hub():
+    for kind in (Policy, RewardModel):
+        with pytest.raises(FileNotFoundError, match=r"\[Errno 2\] No such file or directory"):
+            kind.load("owner/name")
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from nanoalign.batch import Row, lengths_of
 from nanoalign.loop import Batcher
@@ -140,6 +141,9 @@ def test_costs_are_those_of_the_model(world, llama_folder):
     assert batcher.costs == (costs[0], 0, costs[2])
     batcher.prepare(Policy(tiny_llama(head_dim=64)))
     assert batcher.costs[2] == 4 * costs[2]
+    gpt2 = GPT2Config(vocab_size=259, n_embd=32, n_layer=3, n_head=2)  # names no width of a head
+    batcher.prepare(Policy(AutoModelForCausalLM.from_config(gpt2)))
+    assert batcher.costs[2] == 2 * 3 * 32
 
 
 def test_padded_lines_waste_little(world):

@@ -6,11 +6,13 @@ Model folders -> sharded parameters -> model folders. The oracle is transformers
 import json
 import os
 import shutil
+import weakref
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import byte_tokenizer, records, tiny_llama
 from processes import run_ranks
 from safetensors import SafetensorError, safe_open
@@ -29,9 +31,9 @@ from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
 from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.packed import PackedBatcher
-from nanoalign.weights import tensor_files
+from nanoalign.weights import tensor_files, write
 from nanoalign.weights.folders import local_folder
-from nanoalign.weights.slices import read_slices
+from nanoalign.weights.slices import places_of, read_slices
 from nanoalign.weights.tensor_files import stored_tensors
 from nanoalign.weights.write import change_json, write_model
 
@@ -172,6 +174,15 @@ def test_a_head_that_differs_from_its_embedding_where_transformers_converts(batc
         load(folder)
 
 
+def test_a_module_at_two_places_has_two_names():
+    shared = torch.nn.Linear(2, 2, bias=False)
+    shared.register_buffer("kept", torch.zeros(1))
+    shared.register_buffer("computed", torch.zeros(1), persistent=False)
+    places = places_of(torch.nn.ModuleDict({"a": shared, "b": shared}))
+    expected = {f"{m}.{name}": (shared, name) for m in "ab" for name in ("weight", "kept")}
+    assert places == expected
+
+
 # --- writing
 
 
@@ -275,6 +286,35 @@ def test_a_failure_while_writing_leaves_the_model_that_was_there(
     with pytest.raises(RunError, match=f"written to '{tmp_path}': .*No space left"):
         write_model(Policy(tiny_llama(seed=1)), tokenizer, tmp_path)
     assert torch.equal(score(tmp_path, batch), score(llama_folder, batch))
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_other_ranks_keep_no_tensors(tmp_path, monkeypatch, is_main):
+    """Where the files split tensors, rank 0 alone has all of them at a time; others have two.
+
+    Whether they do is asked of tensors without memory.
+    """
+    model = AutoModelForCausalLM.from_pretrained(write_mixtral(tmp_path))
+    parameters, alive, most = dict(model.state_dict()), weakref.WeakSet(), 0
+
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal most
+        alive.add(copy := tensor.clone())
+        most = max(most, len(alive))
+        return copy
+
+    def revert(model, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert alive or all(tensor.is_meta for tensor in tensors.values())
+        return own(model, tensors)
+
+    own = transformers.core_model_loading.revert_weight_conversion
+    monkeypatch.setattr(transformers.core_model_loading, "revert_weight_conversion", revert)
+    monkeypatch.setattr(write, "gather_tensor", gather)
+    tensors = {name: lambda tensor=tensor: tensor for name, tensor in parameters.items()}
+    found = [name for name, _ in write.gather_for_files(model, tensors, is_main)]
+    stored = stored_tensors(tmp_path)
+    assert (sorted(found), most) == ((sorted(stored), len(tensors)) if is_main else ([], 2))
 
 
 def test_the_attention_of_packed_rows_is_not_written(llama_folder, tmp_path, tokenizer, world):
