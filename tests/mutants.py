@@ -60,7 +60,7 @@ TABLE = {
     "weights/folders": "weights/folders weights/remote_code data/hub weights/model_files",
     "weights/tensor_files": "weights/model_files weights/heads",
     "weights/slices": "weights/model_files weights/heads weights/remote_code",
-    "weights/write": "weights/write weights/remote_code weights/model_files",
+    "weights/write": "weights/write weights/remote_code rewards/rule weights/model_files",
     "weights/heads": "weights/heads weights/remote_code",
     "weights/lora": "weights/lora",
     "family/losses": "family/loss_family",

@@ -38,7 +38,7 @@ def fixture_of_rows(tokenizer):
 
 @pytest.fixture(scope="module", name="objective_of")
 def fixture_of_objective_of(rows):
-    def objective(policy: Policy, reference: Policy | None, *flags: object):
+    def objective(policy: Policy, reference: Policy | None, *flags: object, rows: list = rows):
         return objectives.objective_of(policy, reference, rows, settings(*flags), setup())
 
     return objective

@@ -65,12 +65,14 @@ def test_ktos_kl_is_never_of_a_response_to_the_same_prompt(rows):
         assert np.array_equal(row.responses[0], repeated[other].responses[n % 2])
 
 
-def test_kto_needs_two_prompts(rows):
+def test_kto_needs_two_prompts(models, rows, objective_of):
     """Else its KL would be 0 in every step."""
     one = [replace(row, prompt=rows[0].prompt) for row in rows]
     with pytest.raises(RunError, match="file: all 9 records have one prompt; .* to other prompts"):
         check_prompts(one, "file")
     check_prompts([*one, rows[1]], "file")
+    with pytest.raises(RunError, match="tiny: all 9 records have one prompt"):
+        objective_of(*models, "--loss", "kto", rows=one)
 
 
 def test_kto_of_a_pair_is_the_mean_of_its_responses(models, rows, logps, objective_of):

@@ -150,19 +150,6 @@ def test_the_pad_token_of_a_reward_model_is_in_its_files(old_tokenizer, tmp_path
     assert json_of(tmp_path / "out" / "config.json")["pad_token_id"] == 257
 
 
-def test_a_tokenizer_without_special_tokens_stays_without_a_pad_token(llama_folder, tmp_path):
-    """Its ids of padding and of the start are above those of the model."""
-    model = RewardModel.load(llama_folder, head_seed=0)
-    tokenizer = byte_tokenizer(pad_token=None, bos_token=None)
-    write_model(model, tokenizer, tmp_path)
-    assert tokenizer.pad_token is None
-    assert json_of(tmp_path / "config.json")["pad_token_id"] is None
-    tokenizer = byte_tokenizer()
-    model.model.resize_token_embeddings(257)  # <pad>, 256, is the last one
-    write_model(model, tokenizer, tmp_path)
-    assert json_of(tmp_path / "config.json")["pad_token_id"] == 256
-
-
 # --- the chat template of the template pku
 
 TURNS = ("user", "Hi"), ("assistant", "Hello!"), ("user", "What is 3 plus 4?")
