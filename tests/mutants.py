@@ -71,7 +71,7 @@ TABLE = {
     "runs/folder": "runs/folder files/checksums core/training",
     "runs/checkpoints": "runs/checkpoints runs/best",
     "runs/best": "runs/best",
-    "rewards/rule": "rewards/rule weights/remote_code",
+    "rewards/rule": "rewards/rule weights/remote_code rewards/reward_variants",
     "rewards/prompt_kinds": "rewards/prompt_kinds rewards/reward_variants",
     **{f"rewards/{n}": "rewards/reward_variants" for n in ("length_debias", "several", "variants")},
     "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/evaluate_rm",

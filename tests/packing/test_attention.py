@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nanoalign.packing import attention
@@ -115,6 +116,21 @@ def test_scores_are_scaled_by_the_width_of_a_head_where_a_model_names_no_scale(s
         for scaling in (None, WIDTH**-0.5)
     )
     assert torch.allclose(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("more", [{}, {"softcap": 1.5}, {"s_aux": torch.zeros(HEADS)}])
+def test_without_a_tree_the_models_own_attention_gets_what_it_was_given(states, more):
+    calls = []
+
+    def own(module, *given, **options):
+        calls.append((module, given, options))
+        return "output", "weights"
+
+    transformers.AttentionInterface.register("own_of_a_test", own)
+    given = (*states, "mask")
+    options = {"scaling": 0.7, "sliding_window": 4, "dropout": 0.0} | more
+    found = tree_attention("module", *given, own="own_of_a_test", **options)
+    assert found == ("output", "weights") and calls == [("module", given, options)]
 
 
 def test_masks_are_made_once():
