@@ -73,8 +73,10 @@ TABLE = {
     "runs/best": "runs/best",
     "rewards/rule": "rewards/rule weights/remote_code rewards/reward_variants",
     "rewards/prompt_kinds": "rewards/prompt_kinds rewards/reward_variants",
-    **{f"rewards/{n}": "rewards/reward_variants" for n in ("length_debias", "several", "variants")},
-    "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/evaluate_rm",
+    **{f"rewards/{name}": "rewards/reward_variants" for name in ("length_debias", "variants")},
+    "rewards/several": "rewards/reward_variants evaluation/preferences",
+    "evaluation/scoring": "evaluation/scoring evaluation/score evaluation/preferences "
+    "evaluation/evaluate_rm",
 }
 TESTS = {
     module: ["tests/{}/test_{}.py".format(*test.split("/")) for test in tests.split()]

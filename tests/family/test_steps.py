@@ -232,6 +232,20 @@ def test_bcos_shift_is_the_mean_reward_of_the_steps_before(models, rows, objecti
     assert objective.modules == {"reference": models[1]}
 
 
+@pytest.mark.parametrize("loss", ["aot", "bco_pair", "kto"])
+def test_a_reference_moves_with_losses_that_keep_something(models, objective_of, loss):
+    """At a mix of 1 it is then the policy."""
+    policy, reference = models[0], copy.deepcopy(models[1])
+    flags = ["--loss", loss, "--sync_reference_every", 2, "--sync_reference_mix", 1]
+    objective = objective_of(policy, reference, *flags)
+    metrics = {"kl": 0.5, "rewards/chosen": 1.0, "rewards/rejected": 2.0}
+    for step, moved in ((1, False), (2, True)):
+        objective.after_step(step, metrics)
+        pairs = zip(policy.parameters(), reference.parameters(), strict=True)
+        assert all(torch.equal(new, old) for new, old in pairs if new.ndim > 1) == moved
+    assert objective.state.get("kl", 0.5) == 0.5
+
+
 def test_a_reference_in_bfloat16_moves_in_bfloat16(models, objective_of):
     policy, reference = models[0], copy.deepcopy(models[1]).bfloat16()
     expected = [

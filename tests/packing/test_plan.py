@@ -14,10 +14,11 @@ from conftest import tiny_llama
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config
 
+import train_dpo
 from nanoalign.batch import Row, lengths_of
 from nanoalign.loop import Batcher
 from nanoalign.model import Policy, RewardModel
-from nanoalign.packing.packed import PackedBatcher, operations, pack
+from nanoalign.packing.packed import PackedBatcher, layout, operations, pack
 from nanoalign.packing.tree import coordinates
 
 
@@ -28,13 +29,13 @@ def random_rows(count: int, seed: int) -> list[Row]:
     return [Row(str(i), part[0], tuple(part[1:])) for i, part in enumerate(parts)]
 
 
-@pytest.mark.parametrize("layout", [Batcher, PackedBatcher])
+@pytest.mark.parametrize("kind", [Batcher, PackedBatcher])
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
 @pytest.mark.parametrize("tokens", [1, 200, 1000, 10**6])
 @pytest.mark.parametrize("count", [1, 7, 64])
-def test_plan_places_every_row_once_within_the_limit(world, count, tokens, ranks, layout):
+def test_plan_places_every_row_once_within_the_limit(world, count, tokens, ranks, kind):
     rows = random_rows(count, seed=count)
-    batcher = layout(replace(world, size=ranks), tokens)
+    batcher = kind(replace(world, size=ranks), tokens)
     plan = batcher.plan(rows)
     assert all(len(part) == ranks for part in plan)
     assert sorted(i for part in plan for group in part for i in group) == list(range(count))
@@ -144,6 +145,14 @@ def test_costs_are_those_of_the_model(world, llama_folder):
     gpt2 = GPT2Config(vocab_size=259, n_embd=32, n_layer=3, n_head=2)  # names no width of a head
     batcher.prepare(Policy(AutoModelForCausalLM.from_config(gpt2)))
     assert batcher.costs[2] == 2 * 3 * 32
+
+
+def test_rows_are_packed_unless_a_flag_says_otherwise(world):
+    """A prompt of 3 tokens, responses of 2 and 1: 6 places, or two lines of 5."""
+    row = Row("row", np.arange(3), (np.arange(2), np.arange(1)))
+    for flags, shape in (([], (1, 6)), (["--no-share_prefix"], (2, 5))):
+        batcher = layout(train_dpo.parse_args(flags))(world, 100)
+        assert batcher.collate([row]).inputs["input_ids"].shape == shape
 
 
 def test_padded_lines_waste_little(world):
