@@ -147,5 +147,5 @@ def block_mask(
 
 def _listed(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(how many blocks of each line are true, (n,); the indices of a line, these first, (n, n))."""
-    order = np.argsort(~blocks, axis=1, kind="stable")
+    order = np.argsort(~blocks, kind="stable")
     return blocks.sum(axis=1, dtype=np.int32), order.astype(np.int32)

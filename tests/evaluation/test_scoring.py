@@ -188,6 +188,17 @@ def test_an_answer_that_was_cut_has_no_end(tokenizer):
         assert texts == ["cut he", f"whole{tail}<eos>", "<eos>", f"unknown{tail}<eos>"]
 
 
+def test_an_answer_that_was_cut_has_no_end_where_the_template_strips_it():
+    chat = byte_tokenizer()
+    chat.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}[end]\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    records = [Record("q", (text,), pairs=()) for text in ("\n cut he ", " whole ")]
+    rows = encode_answers(records, chat, 1024, "chat", [False, True])
+    assert [chat.decode(row.responses[0]) for row in rows] == ["cut he", "whole[end]\n<eos>"]
+
+
 def test_an_answer_that_a_file_ends_with_eos_has_one_end():
     """Also where it was cut, when it has none."""
     chat = byte_tokenizer()
