@@ -4,7 +4,9 @@ Whole runs of train_dpo.py that stop and continue: the curve of a run that was n
 """
 
 import json
+import re
 import shutil
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -199,6 +201,25 @@ def one_error(outcome) -> str:
     lines = [line for line in outcome.stderr.splitlines() if line and "step/s" not in line]
     assert len(lines) == 1, outcome.stderr
     return lines[0]
+
+
+def test_what_the_flags_alone_refuse(stopped, tmp_path):
+    """A run that stopped after step 5; other held-out pairs matter to one that keeps the best."""
+    path = stopped / "checkpoints" / "step_000005"
+    flags = json.loads((path / "run.json").read_text())["args"]
+    for changes, said in (
+        ({}, None),
+        ({"overwrite": True}, "replaces it; give one of them"),
+        ({"out": str(tmp_path)}, f"--resume: {tmp_path} has no checkpoint; --save_every and "),
+        ({"stop_after": 5}, "--stop_after 5: .*/step_000005 is at step 5; give a later step"),
+        ({"stop_after": 6}, None),
+        ({"eval_data": ["x"], "data": ["y"], "keep": 9}, None),
+        ({"seed": 7, "lr": 2.0}, "settings differ: --lr was 0.01, now 2.0; --seed was 0, now 7;"),
+        ({"flag_of_later": True}, "--flag_of_later was None, now True"),
+        ({"patience": 2, "eval_data": ["x"]}, r"--eval_data was None, now \['x'\]; --patience was"),
+    ):
+        refusal = checkpoints.refusal_of_resume(Namespace(**flags | {"stop_after": None} | changes))
+        assert refusal is None if said is None else re.search(said, refusal), refusal
 
 
 DATED = "{{ strftime_now('%F') }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -5,6 +5,7 @@ from argparse import Namespace
 
 import pytest
 from conftest import tiny_llama
+from filelock import FileLock, Timeout
 from transformers import AutoTokenizer
 
 from nanoalign.errors import RunError
@@ -56,6 +57,8 @@ def test_a_run_writes_where_nothing_is_or_a_run_was(out):
         check([out.resolve()], overwrite=True)
     check(overwrite=True)
     check(resume=True)
+    with pytest.raises(Timeout):  # another lock on the file of the run
+        FileLock(out / lock.NAME).acquire(timeout=0)
 
 
 def test_what_a_run_has_written_is_removed_and_nothing_else(out):
