@@ -298,11 +298,23 @@ def test_other_layouts_merge(kind, options, more, batch, tokenizer, tmp_path):
         ("--lora_targets q_proj", "--lora_targets needs --lora_rank"),
         ("--lora_rank 4 --reference other", "the reference is --model with its adapters off"),
         ("--lora_rank 4 --sync_reference_every 2", "can't move"),
+        ("--lora_rank 0", "at least 1"),
+        ("--lora_rank 4 --lora_alpha 0", "at least 1"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, said):
     with pytest.raises(RunError, match=said):
         train_dpo.parse_args(flags.split())
+
+
+def test_flags_that_go_together():
+    """Alpha is twice the rank unless it is given."""
+    for flags, alpha in (
+        ("", None),
+        ("--lora_rank 4", 8),
+        ("--model m --lora_rank 4 --lora_alpha 3 --reference m", 3),
+    ):
+        assert train_dpo.parse_args(flags.split()).lora_alpha == alpha
 
 
 def test_without_peft_the_error_says_what_to_install(monkeypatch):
