@@ -12,7 +12,7 @@ import torch
 from conftest import byte_tokenizer, records, tiny_llama
 from safetensors.torch import save_file
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, Gemma3Config, Gemma3TextConfig
 
 import train_rm
 from nanoalign.batch import collate
@@ -103,6 +103,18 @@ def test_a_source_that_pads_with_eos_is_trained_and_scored_at_its_eos(tmp_path, 
     check_layout(model, rows, Batcher(setup(), 300), "it")
     model(collate(rows)).sum().backward()
     assert model.model.get_input_embeddings().weight.grad[258].any()
+
+
+@pytest.mark.parametrize(("pad", "eos"), [(258, 258), (7, [258, 7])])
+def test_a_config_with_parts_is_read_where_its_text_is(tmp_path, pad, eos):
+    for its_pad in (pad, None):
+        text = Gemma3TextConfig(pad_token_id=its_pad, eos_token_id=eos)
+        Gemma3Config(text_config=text, pad_token_id=None, eos_token_id=3).save_pretrained(tmp_path)
+        if its_pad is None:
+            check_pad_token(tmp_path)
+        else:
+            with pytest.raises(RunError, match="pads with EOS"):
+                check_pad_token(tmp_path)
 
 
 def test_a_pad_token_that_the_model_lacks_is_not_stored(reward_model, tmp_path):
