@@ -90,7 +90,7 @@ def load_policy(load: partial, args: Namespace) -> Policy:
     Raises RunError as add_adapters does.
     """
     folder, _, dtype = load.args
-    frozen_dtype = dtype if read_config(folder).dtype == dtype else None
+    frozen_dtype = dtype if read_config(folder).dtype == dtype else torch.float32
     add = partial(add_adapters, args=args, frozen_dtype=frozen_dtype)
     policy = load(before_sharding=add)
     layers = adapted(policy.model)
@@ -109,11 +109,11 @@ def load_policy(load: partial, args: Namespace) -> Policy:
 
 
 def add_adapters(
-    model: "transformers.PreTrainedModel", args: Namespace, frozen_dtype: torch.dtype | None
+    model: "transformers.PreTrainedModel", args: Namespace, frozen_dtype: torch.dtype
 ) -> None:
     """Puts adapters beside linear layers of a model, in place, and freezes its parameters.
 
-    frozen_dtype: of the frozen parameters from then on; None: as they are.
+    frozen_dtype: of the frozen parameters from then on.
     Raises RunError if a target matches no layer, the head, or a layer that is not linear.
     """
     from peft import LoraConfig, inject_adapter_in_model
@@ -138,7 +138,7 @@ def add_adapters(
                 f"--lora_targets: '{name}' is not a linear layer of a block; give others, such as "
                 "q_proj k_proj v_proj o_proj"
             )
-    for parameter in model.parameters() if frozen_dtype is not None else ():
+    for parameter in model.parameters():
         if not parameter.requires_grad:  # buffers stay as they are
             parameter.data = parameter.data.to(frozen_dtype)
 

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from nanoalign.batch import Row, collate
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
+from nanoalign.evaluation.generation import CACHE
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.attention import use_tree_attention
@@ -158,6 +159,26 @@ def test_activation_checkpointing_keeps_less(llama_folder, rows):
         return sum(sizes.values())
 
     assert saved_elements(True) < 0.7 * saved_elements(False)
+
+
+def test_activation_checkpointing_keeps_no_state_of_random_numbers(llama_folder, rows, monkeypatch):
+    """None are drawn; on a GPU each block would copy a state."""
+    policy = Policy.load(llama_folder, checkpointing=True)
+    monkeypatch.setattr(torch, "get_rng_state", None)
+    policy(collate(rows)).sum().backward()
+
+
+@torch.no_grad()
+def test_keys_and_values_are_not_kept(llama_folder, rows):
+    """A cache, which only sampling needs, would take the memory of all blocks."""
+    for model in (Policy.load(llama_folder), RewardModel.load(llama_folder, head_seed=0)):
+        caches = []
+        for part in (model.model, model.model.base_model):
+            part.register_forward_hook(
+                lambda part, given, output, caches=caches: caches.append(getattr(output, CACHE))
+            )
+        model(collate(rows[:2])), model.textbook(collate(rows[:2]))
+        assert len(caches) > 2 and not any(cache is not None for cache in caches)
 
 
 def test_overfits_four_pairs(llama_folder, rows):
