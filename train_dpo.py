@@ -22,6 +22,7 @@ from torch import Tensor
 
 from nanoalign import loop
 from nanoalign.batch import Batch
+from nanoalign.compile import compiler
 from nanoalign.data import audit, cache, precomputed, rows
 from nanoalign.data.chat_template import with_arguments
 from nanoalign.data.split import Data
@@ -58,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     text = "the share of labels that is assumed to be wrong (conservative DPO); default: 0"
     add("--label_smoothing", type=number(float, 0, 0.5), help=text)
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    parts = rows, packed, guards, trackers, groups, lora, objectives, cache, precomputed
+    parts = rows, packed, guards, trackers, groups, compiler, lora, objectives, cache, precomputed
     parser.extend(*(part.add_arguments for part in parts))
     return parser.parse_args(argv)
 
@@ -160,18 +161,22 @@ def load_models(
 ) -> tuple[Policy, Callable[[Batch], Tensor] | None, Data]:
     """Returns (the policy, its reference or None, the data with precomputed reference values)."""
     dtype = compute_dtype(args.precision, world.device)
+    compiled, first = compiler.Compiler(args, world), data.rows[: args.batch_size]
+    read = compiled.reading(read_slices)
 
     def load_policy() -> Policy:
-        options = {"read": read_slices, "checkpointing": args.activation_checkpointing}
+        options = {"read": read, "checkpointing": args.activation_checkpointing}
         load = partial(Policy.load, folders["--model"], world, dtype, **options)
         policy = lora.load_policy(load, args) if args.lora_rank else load()
         prepare(policy, data, batcher, f"--model {args.model}")
+        compiled.start(policy, first, batcher, f"--model {args.model}")
         return policy
 
     def load_reference() -> Policy:
         name = f"--reference {args.reference or args.model}"
-        reference = Policy.load(folders["--reference"], world, dtype, False, read=read_slices)
+        reference = Policy.load(folders["--reference"], world, dtype, False, read=read)
         prepare(reference, data, batcher, name)
+        compiled.start(reference, first, batcher, name)
         check_layout(reference, data.rows, batcher, name)
         return reference
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nanoalign import loop
 from nanoalign.batch import Batch
+from nanoalign.compile import compiler
 from nanoalign.data import audit, cache, rows
 from nanoalign.data.chat_template import with_arguments
 from nanoalign.distributed import compute_dtype, print0, run
@@ -59,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    parts = packed, guards, trackers, groups, cache, variants
+    parts = packed, guards, trackers, groups, compiler, cache, variants
     of_rows = partial(rows.add_arguments, several=True)
     parser.extend(of_rows, *(part.add_arguments for part in parts))
     return parser.parse_args(argv)
@@ -103,13 +104,13 @@ def main(argv: list[str] | None = None) -> None:
     # reward model and what is minimised
     dtype = compute_dtype(args.precision, world.device)
     load, loss = variants.variant_of(args, data.rows, loss_of_batch)
-    options = {
-        "read": published_heads.reader(folder),
-        "checkpointing": args.activation_checkpointing,
-    }
+    compiled = compiler.Compiler(args, world)
+    read = compiled.reading(published_heads.reader(folder))
+    options = {"read": read, "checkpointing": args.activation_checkpointing}
     reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
     prepare(reward_model, data, batcher, name)
+    compiled.start(reward_model, data.rows[: args.batch_size], batcher, name)
     objective = loop.Objective(partial(loss, reward_model, args))
     parameters = reward_model.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, args.lr, fused=True)

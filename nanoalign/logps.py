@@ -54,6 +54,10 @@ class Head(NamedTuple):
         logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
+    def token_logps(self, hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        """See chunked_token_logps. A hook for other kernels."""
+        return _ChunkedLogps.apply(hidden, targets, chunk, *self)
+
 
 def chunked_token_logps(
     hidden: Tensor,  # (M, D) final hidden states that predict the scored tokens
@@ -67,7 +71,7 @@ def chunked_token_logps(
     gradient is one product over all tokens, rounded once. The backward pass computes the logits
     again from the logarithm of the normaliser, the only thing of size M that is kept.
     """
-    return _ChunkedLogps.apply(hidden, targets, chunk, *head)
+    return head.token_logps(hidden, targets, chunk)
 
 
 class _ChunkedLogps(torch.autograd.Function):

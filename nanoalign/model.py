@@ -114,7 +114,7 @@ class Policy(Scorer):
     >>> policy(collate([row]))                  # log pi(chosen | x), log pi(rejected | x): (2,)
     """
 
-    SCORES, METHODS = "log-probabilities", ("textbook", "tokens")
+    SCORES, METHODS, HEAD = "log-probabilities", ("textbook", "tokens"), Head
 
     @classmethod
     def load(
@@ -162,7 +162,7 @@ class Policy(Scorer):
         scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
         scale = scale / (getattr(config, "logits_scaling", None) or 1.0)  # Granite
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma
-        return Head(last.weight, getattr(last, "bias", None), scale, cap)
+        return self.HEAD(last.weight, getattr(last, "bias", None), scale, cap)
 
     def textbook(self, batch: Batch) -> Tensor:
         """The same as forward, by the model's own forward and full logits: (S,).

@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from nanoalign import batch
 from nanoalign.packing import flex
 from nanoalign.packing.tree import Tree
 
@@ -173,7 +172,7 @@ def attend(rows: list, heads: int, group: int, window=None, softcap=None, sinks=
     """One forward of the project's own function; its backward is compiled at the same time."""
     import torch
 
-    batch.to_device = lambda tensor, device: torch.empty(
+    flex.to_device = lambda tensor, device: torch.empty(
         tensor.shape, dtype=tensor.dtype, device=device
     )
     tree, options = Tree(rows), {"device": "cuda", "dtype": torch.bfloat16}

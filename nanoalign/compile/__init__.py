@@ -1,0 +1,1 @@
+"""Blocks and head that torch.compile joins into few kernels: what --compile asks for."""
