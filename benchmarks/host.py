@@ -3,6 +3,7 @@
     python benchmarks/host.py                                    float32, one rank
     python benchmarks/host.py --precision bf16 --ranks 2
     python benchmarks/host.py --checkout FOLDER --rounds 5       beside another commit
+    python benchmarks/host.py --compile                          beside compiled blocks and head
 
 A Qwen2 of 24 layers and width 64 with random weights, on a CPU with one thread a rank. Each
 response is a line of its own, so that attention is one call a layer, as on a GPU. Every run is a
@@ -47,7 +48,9 @@ LETTERS = 16  # of a prompt, and of a response
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--checkout", metavar="FOLDER", help="nanoalign of another commit")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--checkout", metavar="FOLDER", help="nanoalign of another commit")
+    other.add_argument("--compile", action="store_true", help="a plain run and a compiled one")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--ranks", type=int, default=1, help="processes of a run")
     parser.add_argument("--steps", type=int, default=12, help="of a run; the first three not timed")
@@ -222,8 +225,13 @@ def main() -> None:
     args = parse_args()
     if args.job:
         return run_job(json.loads(args.job))
-    checkouts = [str(Path(args.checkout).resolve())] if args.checkout else []
-    checkouts.append(str(ROOT))
+    both = bool(args.checkout or args.compile)
+    jobs = {"now": {"checkout": str(ROOT)}}
+    if args.checkout:
+        jobs = {"before": {"checkout": str(Path(args.checkout).resolve())}} | jobs
+    if args.compile:
+        flags = {"plain": "--compile off", "compiled": "--compile on"}
+        jobs = {k: {"checkout": str(ROOT), "flags": f"{args.flags} {v}"} for k, v in flags.items()}
     with tempfile.TemporaryDirectory() as folder:
         write_model(Path(folder) / "model")
         write_pairs(data := Path(folder) / "pairs.jsonl", MICRO_BATCHES * args.ranks * args.steps)
@@ -231,20 +239,19 @@ def main() -> None:
         shared |= {"model": f"{folder}/model", "data": str(data), "profile": args.profile}
         found: dict[str, list[dict]] = defaultdict(list)
         for _ in range(args.rounds):
-            for checkout in checkouts:
-                found[checkout].append(run(shared | {"folder": folder, "checkout": checkout}))
+            for name, job in jobs.items():
+                found[name].append(run(shared | {"folder": folder} | job))
     print(
         f"ms of a step of {MICRO_BATCHES} micro-batches, {args.precision}, {args.ranks} ranks, "
         f"{args.flags or 'default flags'}; medians of {args.rounds} runs\n"
     )
-    print("|" + " | before" * bool(args.checkout) + " | now |" + " times |" * bool(args.checkout))
-    print("|---" * (len(checkouts) * 2) + "|")
-    for name in found[checkouts[-1]][0]:
-        figures = [statistics.median(run[name] for run in found[c]) for c in checkouts]
-        ratio = [f"{figures[1] / figures[0]:.2f}"] if args.checkout else []
-        print(
-            f"| {name} | " + " | ".join([*(f"{figure:.1f}" for figure in figures), *ratio]) + " |"
-        )
+    print("| | " + " | ".join(jobs) + " |" + " times |" * both)
+    print("|---" * (len(jobs) + 1 + both) + "|")
+    for name in found["compiled" if args.compile else "now"][0]:
+        figures = [statistics.median(run[name] for run in found[job]) for job in jobs]
+        cells = [f"{figure:.1f}" for figure in figures]
+        cells += [f"{figures[-1] / figures[0]:.2f}"] * both
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from nanoalign.batch import Batch, Row
 from nanoalign.compile import fused_head, opaque
 from nanoalign.distributed import World, print0, progress_bar
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.flags import Parser
 from nanoalign.logps import Head
 from nanoalign.loop import Batcher
@@ -54,13 +54,14 @@ class Compiler:
             config = torch._dynamo.config
             config.recompile_limit = max(LIMIT, config.recompile_limit)
             config.specialize_float = True  # scales and soft caps are constants
+            torch.fx.experimental._config.use_duck_shape = False  # equal sizes are a coincidence
             torch._functorch.config.force_non_lazy_backward_lowering = True
-            torch._dynamo.callback.on_compile_end(lambda _: self.ended())
+            torch._dynamo.callback.on_compile_start(self.show)
             self.run_block = self.compiled(_run_block)
-            kernels = fused_head.Kernels(
+            self.kernels = fused_head.Kernels(
                 self.compiled(fused_head.read), self.compiled(fused_head.slopes)
             )
-            self.fused_head = fused_head.fused_head(kernels)
+            self.fused_head = fused_head.fused_head(self.kernels)
 
     def compiled(self, function: Callable) -> Callable:
         """A function that runs as torch.compile makes it, for sizes of any length."""
@@ -71,9 +72,9 @@ class Compiler:
                 return fast(*args, **options)
             except torch._dynamo.exc.TorchDynamoException as error:
                 if not self.starting:
-                    text = f"--compile: {in_a_line(error)}; continue with --compile off --resume"
+                    text = f"--compile: {reason(error)}; continue with --compile off --resume"
                     raise RunError(text) from error
-                self.problem = self.problem or in_a_line(error)
+                self.problem = self.problem or reason(error)
                 return function(*args, **options)
 
         return run
@@ -125,9 +126,9 @@ class Compiler:
         model.HEAD = self.head
         self.starting, began = True, time.perf_counter()
         with progress_bar(None, "graph", self.world.is_main, desc=f"compiling {name}") as bar:
-            self.ended = bar.update
+            self.bar = bar
             self.try_out(model, next(batcher.step(rows)))
-        self.starting, self.ended = False, self.print_another
+        self.starting = False
         problem = next(filter(None, gather(self.problem, self.world)), None)
         if problem:
             self.is_on = False
@@ -145,9 +146,20 @@ class Compiler:
         if isinstance(model, FSDPModule):
             model.reshard()  # else an optimizer that is made after this would get gathered copies
 
-    def print_another(self) -> None:
-        print0(f"{'compile':<11} another graph, for sizes that were not seen before")
+    def show(self, *about: object) -> None:
+        """Called when a compilation begins, before the first step or later."""
+        if self.starting:
+            self.bar.update()
+        else:
+            print0(f"{'compile':<11} another graph is compiled")
 
 
 def _run_block(block: nn.Module, *args: object, **options: object) -> object:
     return type(block).forward(block, *args, **options)
+
+
+def reason(error: BaseException) -> str:
+    """What the compiler could not do, in one line: the head of its report, and what it is about."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    about = [line for line in lines if line.startswith("Developer debug context")]
+    return f"{type(error).__name__}: {' '.join((*lines[:2], *about))[:400]}"

@@ -34,6 +34,9 @@ SMALL_BLOCKS = {
     },
     4: {"fwd_BLOCK_M": 16, "fwd_BLOCK_N": 16, "fwd_num_stages": 1},
 }
+# On Hopper (which has more shared memory than this), heads of width 64 in bfloat16: torch's 4 warps
+# have too few registers, and a step takes 1.05 to 1.16 times as long (benchmarks/RESULTS.md).
+HOPPER, MORE_WARPS = 200_000, {"fwd_num_warps": 8}
 
 
 def by_blocks(
@@ -56,7 +59,7 @@ def by_blocks(
 
     flex, options = flex_attention, None
     if query.is_cuda:
-        flex = _compiled()
+        flex = flex_attention if torch.compiler.is_compiling() else _compiled()
         memory = torch.cuda.get_device_properties(query.device).shared_memory_per_block_optin
         options = kernel_options(query.shape[-1], query.dtype, memory)
     if window not in tree.block_masks:
@@ -100,6 +103,8 @@ def kernel_options(head_dim: int, dtype: torch.dtype, shared_memory: int) -> dic
     # Below 128 tokens torch would take its decoding kernel, which has no such block masks.
     options: dict[str, object] = {"FORCE_USE_FLEX_ATTENTION": True}
     size = dtype.itemsize
+    if head_dim == 64 and size == 2 and shared_memory > HOPPER:
+        options |= MORE_WARPS
     is_narrow = head_dim * size <= 256
     fits = is_narrow or shared_memory >= AMPLE_SHARED_MEMORY[size]
     return options if fits else options | SMALL_BLOCKS[size]

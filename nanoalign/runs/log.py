@@ -1,6 +1,7 @@
 """The log of a run: its settings, a line of metrics for each step, a progress bar, a summary."""
 
 import contextlib
+import gc
 import json
 import math
 import sys
@@ -90,7 +91,10 @@ def open_run(
     tracking = tracked(args) if args.track and world.is_main else contextlib.nullcontext()
     bars = progress_bar(total, "record", world.is_main, initial=start, unit_scale=args.batch_size)
     with bars as bar, tracking as send:
-        yield log
+        try:
+            yield log
+        finally:
+            gc.unfreeze()  # what the meter froze
 
 
 def describe(model: Scorer, rows: Sequence[Row], batcher: Batcher, args: Namespace) -> None:

@@ -15,9 +15,11 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from nanoalign.packing import flex
 from nanoalign.packing.tree import Tree
@@ -49,18 +51,19 @@ CASES = {
 }
 
 
-def with_stub(capability: tuple[str, str]) -> None:
-    """Runs this file again, with the stub before the CUDA runtime and in the driver's place."""
+def run_with_stub(main: Callable[[tuple[int, int]], None]) -> None:
+    """Runs the main of a script with the capability of its command line.
+
+    The script runs again, with the stub before the CUDA runtime and in the driver's place.
+    """
+    if "libcuda" in os.environ.get("LD_PRELOAD", ""):
+        return main((int(sys.argv[1]), int(sys.argv[2])))
     with tempfile.TemporaryDirectory() as folder:
         source, driver = Path(folder, "stub.c"), Path(folder, "libcuda.so.1")
         source.write_text(STUB)
         subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-o", driver, source], check=True)
         paths = {"LD_LIBRARY_PATH": folder, "LD_PRELOAD": str(driver)}
-        sys.exit(
-            subprocess.run(
-                [sys.executable, __file__, *capability], env=os.environ | paths
-            ).returncode
-        )
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | paths).returncode)
 
 
 def pretend(capability: tuple[int, int]) -> object:
@@ -109,6 +112,7 @@ def pretend(capability: tuple[int, int]) -> object:
     fake_tensor.init_gpu_context = lambda *args: None
     joint_graph.lazy_init = lambda *args: None  # it would run patterns on the GPU
     config.pattern_matcher, config.fx_graph_cache, config.compile_threads = False, False, 1
+    config.joint_graph_constant_folding = False  # it would fold on the GPU
     return target
 
 
@@ -192,7 +196,6 @@ def main(capability: tuple[int, int]) -> None:
     target, sources = pretend(capability), collect_sources()
     from torch._subclasses import FakeTensorMode
 
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     with FakeTensorMode(allow_non_fake_inputs=True), tempfile.TemporaryDirectory() as folder:
         for name, (heads, rows, options, group) in CASES.items():
             sources.clear()
@@ -206,6 +209,4 @@ def main(capability: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    if "libcuda" not in os.environ.get("LD_PRELOAD", ""):
-        with_stub(sys.argv[1:3])
-    main((int(sys.argv[1]), int(sys.argv[2])))
+    run_with_stub(main)

@@ -114,13 +114,17 @@ def test_all_lengths_and_windows_are_two_compilations(monkeypatch):
 H100, A100, L40, T4 = 232_448, 166_912, 101_376, 65_536  # bytes of shared memory
 HALF = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 32, "fwd_num_stages": 2, "bwd_num_stages": 1}
 HALF |= dict.fromkeys(("bwd_BLOCK_M1", "bwd_BLOCK_N1", "bwd_BLOCK_M2", "bwd_BLOCK_N2"), 32)
+WARPS = {"fwd_num_warps": 8}
 FULL = {"fwd_BLOCK_M": 16, "fwd_BLOCK_N": 16, "fwd_num_stages": 1}
 
 
 @pytest.mark.parametrize(
     ("memory", "width", "dtype", "blocks"),
     [
-        (H100, 64, torch.bfloat16, {}),
+        (H100, 64, torch.bfloat16, WARPS),
+        (H100, 64, torch.float32, {}),
+        (H100, 128, torch.bfloat16, {}),
+        (A100, 64, torch.bfloat16, {}),
         (H100, 256, torch.bfloat16, {}),
         (H100, 256, torch.float32, {}),
         (A100, 256, torch.bfloat16, {}),

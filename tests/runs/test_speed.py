@@ -1,5 +1,6 @@
 """python -m pytest tests/runs/test_speed.py"""
 
+import gc
 import json
 from argparse import Namespace
 from dataclasses import replace
@@ -46,7 +47,8 @@ def gpus(world, monkeypatch):
     """The World of one of two H200, without one: their names and memory."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5_000_000_000)
-    return replace(world, size=2, device=torch.device("cuda", 1))
+    yield replace(world, size=2, device=torch.device("cuda", 1))
+    gc.unfreeze()
 
 
 PRECOMPUTED = {"reference": "x", "precompute_reference": True}
@@ -73,3 +75,14 @@ def test_no_share_is_given_where_the_peak_is_not_known(gpus, monkeypatch):
     for meter in meters:
         meter.measure(100, 9.0)
         assert "mfu" not in meter.measure(100, 1.0)
+
+
+def test_the_garbage_collector_has_nothing_to_do_after_the_first_step_on_a_gpu(gpus):
+    """What it would look through in a later step, for most of a second, is set aside."""
+    meter = Meter(Policy(tiny_llama(), torch.float32), Namespace(), gpus)
+    assert gc.get_freeze_count() == 0
+    meter.measure(100, 9.0)
+    assert gc.get_freeze_count() > 10_000 > 10 * len(gc.get_objects())
+    gc.unfreeze()
+    meter.measure(100, 9.0)
+    assert gc.get_freeze_count() == 0  # once
