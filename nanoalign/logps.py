@@ -33,8 +33,7 @@ def sequence_logps(logits: Tensor, labels: Tensor) -> Tensor:
     scored = labels != IGNORE  # (N, T - 1)
     # At least float32: bfloat16 would round a log-probability of -9.3 to a multiple of 1/16.
     logps = torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-    targets = labels.masked_fill(~scored, 0)
-    token_logps = logps.gather(2, targets.unsqueeze(2)).squeeze(2)  # (N, T - 1)
+    token_logps = logps.gather(2, labels.where(scored, 0).unsqueeze(2)).squeeze(2)  # (N, T - 1)
     return (token_logps * scored).sum(1)
 
 
@@ -48,8 +47,7 @@ class Head(NamedTuple):
 
     def __call__(self, hidden: Tensor, ids: slice = slice(None)) -> Tensor:
         """Logits of some ids of the vocabulary, at least float32: (M, D) -> (M, number of ids)."""
-        bias = None if self.bias is None else self.bias[ids]
-        logits = F.linear(hidden, self.weight[ids], bias)
+        logits = F.linear(hidden, self.weight[ids], None if self.bias is None else self.bias[ids])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = logits if self.scale == 1 else logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap

@@ -2,13 +2,12 @@
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from unittest.mock import patch
 
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
-from gpu import compiled
 from gpu.speed import WARM_STEPS, run
 from gpu.steps import Check
 from nanoalign import model
@@ -23,30 +22,16 @@ def _device_mask(rows, window: int | None, device: torch.device):
     return create_block_mask(attends, None, None, tokens, tokens, device=device)
 
 
-def _more_warps(*args: object) -> dict[str, object]:
-    """Of the forward kernel, which spills registers at a width of 64 on an H100 with 4 warps."""
-    return kernel_options(*args) | {"fwd_num_warps": 8}
-
-
-@contextlib.contextmanager
-def _compiled_with_more_warps() -> Iterator[None]:
-    with compiled.everything(), patch.object(flex, "kernel_options", _more_warps):
-        yield
-
-
 FEWER_LOGITS = {kind: count // 8 for kind, count in model.CHUNK_LOGITS.items()}
-block_mask, kernel_options = flex.block_mask, flex.kernel_options
+block_mask = flex.block_mask
 # By name: flags of the changed run, and what is patched in it.
 CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContextManager]]] = {
     "fewer_logits": ((), lambda: patch.object(model, "CHUNK_LOGITS", FEWER_LOGITS)),
     "checkpointed_blocks": (("--activation_checkpointing",), contextlib.nullcontext),
     "separate_rows": (("--no-share_prefix",), contextlib.nullcontext),
     "device_masks": ((), lambda: patch.object(flex, "block_mask", _device_mask)),
-    "flex_warps": ((), lambda: patch.object(flex, "kernel_options", _more_warps)),
-    "compiled_head": ((), compiled.head),
-    "compiled_blocks": ((), compiled.blocks),
-    "compiled": ((), compiled.everything),
-    "compiled_warps": ((), _compiled_with_more_warps),
+    "plain": (("--compile", "off"), contextlib.nullcontext),
+    "fewer_warps": ((), lambda: patch.object(flex, "MORE_WARPS", {})),
 }
 
 

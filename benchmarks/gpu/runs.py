@@ -21,7 +21,8 @@ from nanoalign import loop
 ROOT = Path(__file__).resolve().parents[2]
 # Largest relative difference of a loss on the two devices, in float32 over 5 steps.
 CURVE_TOLERANCE = 1e-3
-COMMON = ("--data", "tiny:test", "--eval_share", "0", "--batch_size", "16", "--overwrite")
+COMMON = ("--data", "tiny:test", "--eval_share", "0", "--batch_size", "16", "--overwrite",
+          "--compile", "off")  # fmt: skip
 SCRIPTS = {"dpo": train_dpo, "rm": train_rm}
 
 
@@ -70,35 +71,56 @@ def rm(check: Check) -> dict[str, object]:
     return {"first": round(found[0], 6), "last": round(found[-1], 6)}
 
 
-def as_on_cpu(check: Check, kind: str) -> dict[str, object]:
-    """Five steps in float32 on the GPU, and on the CPU in a process that sees no GPU."""
+def as_on_cpu(check: Check, kind: str, *more: str) -> dict[str, object]:
+    """Five steps in float32 on the GPU, and on the CPU in a process that sees no GPU.
+
+    more: flags of the run on the GPU.
+    """
     flags = ("--steps", "5", "--precision", "fp32", "--micro_batch_tokens", "2048")
-    here = train(kind, check.work / f"{kind}_fp32", *flags)
+    here = train(kind, check.work / f"{kind}_fp32", *flags, *more)
     other = check.work / f"{kind}_fp32_cpu"
     command = [sys.executable, SCRIPTS[kind].__file__, *COMMON, "--out", str(other), *flags]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    off = max(abs(a / b - 1) for a, b in zip(here, losses(other), strict=True))
-    assert off < CURVE_TOLERANCE, f"losses differ by {off:.1e}: {here}, {losses(other)}"
+    return _difference(here, losses(other))
+
+
+def _difference(found: list[float], expected: list[float]) -> dict[str, object]:
+    off = max(abs(a / b - 1) for a, b in zip(found, expected, strict=True))
+    assert off < CURVE_TOLERANCE, f"losses differ by {off:.1e}: {found}, {expected}"
     return {"largest relative difference": f"{off:.1e}"}
 
 
-def resume(check: Check) -> dict[str, object]:
+def compiled(check: Check, steps: str, kind: str, *flags: str) -> dict[str, object]:
+    """Steps in float32, compiled and plain."""
+    out = check.work / "_".join(["compiled", kind, *(x.strip("-") for x in flags)])
+    flags = ("--steps", steps, "--precision", "fp32", *flags)
+    return _difference(train(kind, out, *flags, "--compile", "on"), train(kind, out, *flags))
+
+
+def compiled_start(check: Check) -> dict[str, object]:
+    """In bfloat16 the policy of the first step rounds as its reference does."""
+    found = train("dpo", check.work / "start", "--steps", "1", "--compile", "on")
+    assert abs(found[0] - math.log(2)) < 1e-4, f"the first loss is {found[0]}, not ln 2"
+    return {"first": round(found[0], 6)}
+
+
+def resume(check: Check, *flags: str) -> dict[str, object]:
     """Two equal runs, and one that is stopped and continued: all metrics bit for bit."""
     texts = []
     for name, stops in (("straight", ()), ("again", ()), ("stopped", ("--stop_after", "2"))):
         out = check.work / name
-        train("dpo", out, "--steps", "4", *stops)
+        train("dpo", out, "--steps", "4", *stops, *flags)
         if stops:
             continued = [flag for flag in COMMON if flag != "--overwrite"]
-            train_dpo.main([*continued, "--out", str(out), "--steps", "4", "--resume"])
+            train_dpo.main([*continued, "--out", str(out), "--steps", "4", "--resume", *flags])
         texts.append((out / "metrics.jsonl").read_bytes())
     assert texts[1] == texts[0], "two equal runs differ"
     assert texts[2] == texts[0], "a run that was stopped and continued differs"
     return {"bytes": len(texts[0])}
 
 
-def waits(check: Check) -> dict[str, object]:
+def waits(check: Check, *flags: str) -> dict[str, object]:
     """How often the host waits for the GPU in one optimizer step: for the norm and the metrics."""
     get_lr, seen, found = loop.get_lr, [], []
 
@@ -120,7 +142,7 @@ def waits(check: Check) -> dict[str, object]:
         patch.object(warnings, "showwarning", show),
     ):
         warnings.simplefilter("always")
-        train("dpo", check.work / "waits", "--steps", "6")
+        train("dpo", check.work / "waits", "--steps", "6", *flags)
     assert len(found) == 2, f"{len(found)} waits in a step, at {found}"
     return {"waits": len(found), "at": " ".join(found)}
 

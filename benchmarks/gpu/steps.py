@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-SECTIONS = ("correctness", "speed", "changes")
+SECTIONS = ("correctness", "compile", "speed", "changes")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,19 @@ CORRECTNESS = [
     Step("evaluate_rm", "correctness", 90, "runs.evaluate_rm"),
     Step("evaluate_policy", "correctness", 120, "runs.evaluate_policy"),
 ]
+# What --compile makes, beside plain runs; on a CPU the first of them takes minutes.
+COMPILE = [
+    Step("compiled", "compile", 240, "runs.compiled", ("5", "dpo")),
+    Step("compiled_rm", "compile", 120, "runs.compiled", ("5", "rm"), on_cpu=False),
+    Step("compiled_bf16", "compile", 120, "runs.compiled_start", on_cpu=False),
+    Step("compiled_as_on_cpu", "compile", 180, "runs.as_on_cpu", ("dpo", "--compile", "on"), False),
+    Step("compiled_waits", "compile", 120, "runs.waits", ("--compile", "on"), on_cpu=False),
+    Step("compiled_resume", "compile", 180, "runs.resume", ("--compile", "on"), on_cpu=False),
+    *(
+        Step(f"compiled_{name}", "compile", 120, "runs.compiled", ("2", "dpo", *flags), False)
+        for name, flags in VARIANTS.items()
+    ),
+]
 # (tokens of a micro-batch, records of a step), what is most likely to be used first.
 SIZES = ((16384, 64), (8192, 64), (32768, 256), (16384, 256), (32768, 64), (8192, 256))
 SPEED = [Step("small", "speed", 120, "speed.speed", ("tiny", 2048, 16))]
@@ -86,7 +99,7 @@ SPEED[3:3] = [
 ]
 CHANGES = [
     Step(name, "changes", 200, "changes.pair", (name,), on_cpu=name == "checkpointed_blocks")
-    for name in ("compiled", "compiled_head", "compiled_blocks", "compiled_warps", "flex_warps",
-                 "fewer_logits", "device_masks", "checkpointed_blocks", "separate_rows")
+    for name in ("plain", "fewer_warps", "fewer_logits", "device_masks", "checkpointed_blocks",
+                 "separate_rows")
 ]  # fmt: skip
-STEPS = [*CORRECTNESS, *SPEED, *CHANGES]
+STEPS = [*CORRECTNESS, *COMPILE, *SPEED, *CHANGES]

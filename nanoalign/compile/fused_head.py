@@ -45,22 +45,17 @@ def read(
 def slopes(
     products: Tensor,
     place: Tensor,
-    of_targets: Tensor,
     normaliser: Tensor,  # of all chunks
     upstream: Tensor,  # (M,)
     scale: float,
     cap: float | None,
 ) -> Tensor:
-    """The gradient of the products, (M, C), in their dtype: upstream * ([target] - p) * slope.
-
-    1 - p of a target is -expm1(log p), which is exact where p is near 1.
-    """
+    """The gradient of the products, (M, C), in their dtype: upstream * ([target] - p) * slope."""
     logits = logits_of(products, scale, cap)
     is_target = torch.arange(products.shape[1], device=products.device) == place[:, None]
-    rest = -torch.expm1(of_targets - normaliser)  # (M,)
-    signs = torch.where(is_target, rest[:, None], -torch.exp(logits - normaliser[:, None]))
     slope = scale if cap is None else scale * (1 - (logits / cap).square())
-    return (upstream[:, None] * signs * slope).to(products.dtype)
+    rest = is_target.to(logits.dtype) - torch.exp(logits - normaliser[:, None])
+    return (upstream[:, None] * rest * slope).to(products.dtype)
 
 
 class FusedLogps(torch.autograd.Function):
@@ -79,14 +74,14 @@ class FusedLogps(torch.autograd.Function):
             of_targets, normaliser = kernels.read(
                 products, targets - start, of_targets, normaliser, *head[2:]
             )
-        ctx.save_for_backward(hidden, targets, of_targets, normaliser, *head[:2])
+        ctx.save_for_backward(hidden, targets, normaliser, *head[:2])
         ctx.chunk, ctx.kernels, ctx.options = chunk, kernels, head[2:]
         ctx.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         return of_targets - normaliser
 
     @staticmethod
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, targets, of_targets, normaliser, *tensors = ctx.saved_tensors
+        hidden, targets, normaliser, *tensors = ctx.saved_tensors
         head, needed = Head(*tensors, *ctx.options), ctx.needs_input_grad[4:]
         of_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype)
         of_weight = torch.empty_like(head.weight) if needed[0] else None
@@ -94,10 +89,10 @@ class FusedLogps(torch.autograd.Function):
         with torch.autocast(*ctx.autocast):
             for start in range(0, len(head.weight), ctx.chunk):
                 ids = slice(start, start + ctx.chunk)
+                products = products_of(head, hidden, ids)  # (M, C)
                 gradient = ctx.kernels.slopes(
-                    products_of(head, hidden, ids), targets - start, of_targets, normaliser,
-                    upstream, *head[2:],
-                )  # fmt: skip
+                    products, targets - start, normaliser, upstream, *head[2:]
+                )
                 of_hidden += gradient @ head.weight[ids]
                 if of_weight is not None:
                     of_weight[ids] = gradient.T @ hidden

@@ -13,8 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from nanoalign.packing import flex
 from nanoalign.packing.attention import PREFIX, tree_attention
-from nanoalign.packing.flex import block_mask
 from nanoalign.packing.tree import Tree
 
 MARK = f"{PREFIX}compiled_"  # of the names of attention functions that compiled blocks call
@@ -58,7 +58,7 @@ def seen(tree: Tree, windows: set[int | None], device: torch.device) -> Tree | T
     if device.type == "cpu":
         return encode(tree)
     for window in windows - {*tree.block_masks}:
-        tree.block_masks[window] = block_mask(tree.rows, window, device)
+        tree.block_masks[window] = flex.block_mask(tree.rows, window, device)
     return tree
 
 

@@ -92,7 +92,6 @@ def main(capability: tuple[int, int]) -> None:
                 place,
                 row,
                 row,
-                row,
                 1.0,
                 None,
             )

@@ -1,0 +1,116 @@
+"""python -m pytest tests/compile/test_compiled_parts.py
+
+The parts of compiled models, not compiled: the kernels of the head, the operator of attention.
+"""
+
+import pytest
+import torch
+from conftest import tiny_llama
+from torch import Tensor
+
+from nanoalign.compile import fused_head, opaque
+from nanoalign.compile.compiler import reason
+from nanoalign.logps import Head, chunked_token_logps
+from nanoalign.packing.attention import tree_attention
+from nanoalign.packing.tree import Tree
+
+FusedHead = fused_head.fused_head(fused_head.Kernels(fused_head.read, fused_head.slopes))
+ROWS = [(5, 3, 4), (1, 2), (7, 6, 2, 9)]
+TOKENS = sum(map(sum, ROWS))
+
+
+def head_and_tokens(dtype: torch.dtype, bias: bool) -> tuple[list[Tensor], Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(10, 6), (13, 6), (13,)] if bias else [(10, 6), (13, 6)]
+    given = [torch.randn(size, generator=draw, dtype=torch.float64).to(dtype) for size in sizes]
+    return [x.requires_grad_() for x in given], torch.randint(0, 13, (10,), generator=draw)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (2.0, 1.5)])
+@pytest.mark.parametrize("chunk", [4, 13])
+def test_the_fused_head_is_the_chunked_head(chunk, scale, cap, bias):
+    """Values and gradients in float64, and gradients against differences of values."""
+    given, targets = head_and_tokens(torch.float64, bias)
+
+    def logps(kind: type[Head], hidden: Tensor, weight: Tensor, bias: Tensor | None = None):
+        return chunked_token_logps(hidden, kind(weight, bias, scale, cap), targets, chunk)
+
+    found, expected = (
+        [values, *torch.autograd.grad(values @ torch.arange(10.0).double(), given)]
+        for values in (logps(FusedHead, *given), logps(Head, *given))
+    )
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-11, atol=1e-13)
+    assert torch.autograd.gradcheck(lambda *x: logps(FusedHead, *x), given)
+
+
+def test_the_fused_head_in_bfloat16():
+    """Products are rounded once, and so are their gradients."""
+    given, targets = head_and_tokens(torch.float32, bias=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (
+            chunked_token_logps(given[0], kind(*given[1:]), targets, 5)
+            for kind in (FusedHead, Head)
+        )
+    assert torch.allclose(found, expected, rtol=1e-6) and found.dtype == torch.float32
+    for a, b in zip(*(torch.autograd.grad(x.sum(), given) for x in (found, expected)), strict=True):
+        assert torch.allclose(a, b, rtol=2**-7, atol=1e-3) and a.dtype == torch.float32
+
+
+def test_rows_go_into_a_tensor_and_come_back():
+    numbers = opaque.encode(Tree(ROWS))
+    assert numbers.tolist() == [3, 5, 3, 4, 2, 1, 2, 4, 7, 6, 2, 9]
+    assert opaque.decode(numbers.numpy().tobytes()).rows == ROWS
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"sliding_window": 3}, {"softcap": 2.0}, {"sinks": True}], ids=str
+)
+def test_the_operator_is_the_attention_of_packed_rows(options):
+    """Values and gradients; and torch's own checks of an operator."""
+    opaque.define_operator()
+    draw, options = torch.Generator().manual_seed(0), dict(options)
+    query, key, value = (
+        torch.randn(1, heads, TOKENS, 8, generator=draw).requires_grad_() for heads in (4, 2, 2)
+    )
+    sinks = torch.zeros(4, requires_grad=True) if options.pop("sinks", False) else None
+    options = {"scaling": 0.3, "sliding_window": None, "softcap": None} | options
+    given = [x for x in (query, key, value, sinks) if x is not None]
+    rows, tree = opaque.encode(Tree(ROWS)), Tree(ROWS)
+    op = torch.ops.nanoalign.tree_attention
+    found = op(query, key, value, sinks, rows, **options)
+    expected, _ = tree_attention(
+        None, query, key, value, None, "sdpa", tree, s_aux=sinks, **options
+    )
+    assert torch.equal(found, expected)
+    upstream = torch.randn(found.shape, generator=draw)
+    for a, b in zip(*(torch.autograd.grad(x, given, upstream) for x in (found, expected)),
+                    strict=True):  # fmt: skip
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-7)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(op, (query, key, value, sinks, rows), options, test_utils=tests)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "windows"),
+    [
+        (["full_attention"] * 2, {None}),
+        (["full_attention", "sliding_attention"], {None, 7}),
+        (["sliding_attention"] * 2, {7}),
+        (None, {None, 7}),
+    ],
+)
+def test_the_windows_of_which_masks_are_made(kinds, windows):
+    model = tiny_llama()
+    model.config.sliding_window, model.config.layer_types = 7, kinds
+    assert opaque.windows(model) == windows
+
+
+def test_an_error_of_the_compiler_is_one_line_that_says_what_it_is_about():
+    text = "Attempted to call function marked as skipped\n  Explanation: Dynamo can't.\n  Hint: no"
+    error = RuntimeError(text + "\n\n  Developer debug context: qualname: print\n more")
+    assert reason(error) == (
+        "RuntimeError: Attempted to call function marked as skipped Explanation: Dynamo can't. "
+        "Developer debug context: qualname: print"
+    )
