@@ -22,6 +22,7 @@ from nanoalign.flags import Parser
 from nanoalign.logps import Head
 from nanoalign.loop import Batcher
 from nanoalign.model import Read, Scorer
+from nanoalign.packing.self_check import one_line_errors
 from nanoalign.ranks.collectives import gather
 
 LIMIT = 64  # compilations of a function: shapes of blocks, with gradients or without
@@ -66,11 +67,12 @@ class Compiler:
     def compiled(self, function: Callable) -> Callable:
         """A function that runs as torch.compile makes it, for sizes of any length."""
         fast = torch.compile(function, dynamic=True, fullgraph=True, options=OPTIONS)
+        dynamo = torch._dynamo.exc
 
         def run(*args: object, **options: object) -> object:
             try:
                 return fast(*args, **options)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except (dynamo.TorchDynamoException, dynamo.FailOnRecompileLimitHit) as error:
                 if not self.starting:
                     text = f"--compile: {reason(error)}; continue with --compile off --resume"
                     raise RunError(text) from error
@@ -127,7 +129,8 @@ class Compiler:
         self.starting, began = True, time.perf_counter()
         with progress_bar(None, "graph", self.world.is_main, desc=f"compiling {name}") as bar:
             self.bar = bar
-            self.try_out(model, next(batcher.step(rows)))
+            with one_line_errors(name, batcher.advice):
+                self.try_out(model, next(batcher.step(rows)))
         self.starting = False
         problem = next(filter(None, gather(self.problem, self.world)), None)
         if problem:

@@ -52,8 +52,8 @@ ABOUT = "run.json"
 DATA = {"data", "keys", "preference", "template", "template_args", "template_date", "max_length",
         "eval_share"}  # fmt: skip
 # Flags that may differ: they do not alter the steps of a run, or only how many there are.
-FREE = DATA | {"activation_checkpointing", "audit", "cache", "epochs", "eval_data", "eval_every",
-               "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
+FREE = DATA | {"activation_checkpointing", "audit", "cache", "compile", "epochs", "eval_data",
+               "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
                "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
                "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
 

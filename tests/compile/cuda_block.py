@@ -85,16 +85,8 @@ def main(capability: tuple[int, int]) -> None:
             place = torch.empty(100, dtype=torch.long, device=device)
             row = torch.empty(100, device=device)
             report(name, compiler.kernels.read, products, place, row, row, 1.0, None)
-            report(
-                f"{name}, backward",
-                compiler.kernels.slopes,
-                products,
-                place,
-                row,
-                row,
-                1.0,
-                None,
-            )
+            slopes = compiler.kernels.slopes
+            report(f"{name}, backward", slopes, products, place, row, row, 1.0, None)
 
 
 if __name__ == "__main__":

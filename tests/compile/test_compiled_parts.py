@@ -3,6 +3,12 @@
 The parts of compiled models, not compiled: the kernels of the head, the operator of attention.
 """
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import tiny_llama
@@ -114,3 +120,26 @@ def test_an_error_of_the_compiler_is_one_line_that_says_what_it_is_about():
         "RuntimeError: Attempted to call function marked as skipped Explanation: Dynamo can't. "
         "Developer debug context: qualname: print"
     )
+
+
+@pytest.mark.skipif(
+    torch.version.cuda is None or shutil.which("gcc") is None,
+    reason="torch without CUDA, or no C compiler",
+)
+def test_blocks_and_head_compile_for_a_gpu_that_is_not_there():
+    """Attention is inside of the graph of a block; another length or block is no other graph."""
+    script = Path(__file__).parent / "cuda_block.py"
+    run = subprocess.run([sys.executable, script, "9", "0"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    graphs = {line["case"]: (line["graphs"], len(line["shared"])) for line in found}
+    assert graphs == {
+        "trained block": (2, 2),
+        "another block, longer": (0, 0),
+        "block without gradient": (1, 1),
+        "head": (1, 0),
+        "head, backward": (1, 0),
+        "head, another chunk": (0, 0),
+        "head, another chunk, backward": (0, 0),
+    }
+    assert all(0 < n <= 232_448 for line in found for n in line["shared"])
