@@ -7,16 +7,21 @@ import json
 import shutil
 import subprocess
 import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_llama
 from torch import Tensor
+from tqdm import tqdm
 
 from nanoalign.compile import fused_head, opaque
-from nanoalign.compile.compiler import reason
+from nanoalign.compile.compiler import Compiler, reason
+from nanoalign.errors import RunError
 from nanoalign.logps import Head, chunked_token_logps
+from nanoalign.model import read_whole
 from nanoalign.packing.attention import tree_attention
 from nanoalign.packing.tree import Tree
 
@@ -120,6 +125,45 @@ def test_an_error_of_the_compiler_is_one_line_that_says_what_it_is_about():
         "RuntimeError: Attempted to call function marked as skipped Explanation: Dynamo can't. "
         "Developer debug context: qualname: print"
     )
+
+
+@pytest.fixture
+def compiler(world, monkeypatch):
+    """A Compiler; torch's settings are restored afterwards."""
+    for config, names in (
+        (torch._dynamo.config, ("recompile_limit", "specialize_float")),
+        (torch._functorch.config, ("force_non_lazy_backward_lowering",)),
+        (torch.fx.experimental._config, ("use_duck_shape",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(config, name, getattr(config, name))
+    return Compiler(Namespace(compile="on"), world)
+
+
+def shown(x: Tensor) -> Tensor:
+    """A function that the compiler refuses."""
+    print("shown")
+    return x + 1
+
+
+def test_what_the_compiler_cant_do_is_plain_before_the_first_step_and_an_error_later(compiler):
+    run = compiler.compiled(shown)
+    with pytest.raises(RunError, match="--compile: Unsupported: .*print.*--resume$"):
+        run(torch.ones(2))
+    compiler.starting, compiler.bar = True, tqdm(disable=True)
+    assert run(torch.ones(2)).tolist() == [2, 2]
+    assert compiler.problem.startswith("Unsupported: ")
+
+
+def test_a_plain_run_has_nothing_of_the_compiler(world):
+    """By default on a CPU; on a GPU it is compiled by default."""
+    for how in ("auto", "off"):
+        plain = Compiler(Namespace(compile=how), world)
+        assert plain.reading(read_whole) is read_whole
+        model = object()
+        plain.start(model, None, None, "")  # which looks at nothing
+    gpu = replace(world, device=torch.device("cuda"))
+    assert not Compiler(Namespace(compile="off"), gpu).is_on
 
 
 @pytest.mark.skipif(
