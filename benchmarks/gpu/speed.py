@@ -136,8 +136,8 @@ def figures(steps: Steps, batch: int) -> dict[str, object]:
     }
 
 
-def speed(check: Check, shape: str, tokens: int, batch: int) -> dict[str, object]:
-    return figures(run(check, shape, tokens, batch), batch)
+def speed(check: Check, shape: str, tokens: int, batch: int, *flags: str) -> dict[str, object]:
+    return figures(run(check, shape, tokens, batch, *flags), batch)
 
 
 def profile(check: Check, shape: str) -> dict[str, object]:

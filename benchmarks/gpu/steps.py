@@ -73,9 +73,9 @@ CORRECTNESS = [
     Step("evaluate_rm", "correctness", 90, "runs.evaluate_rm"),
     Step("evaluate_policy", "correctness", 120, "runs.evaluate_policy"),
 ]
-# What --compile makes, beside plain runs; on a CPU the first of them takes minutes.
+# What --compile makes, beside plain runs; tests/compile does the same on a CPU.
 COMPILE = [
-    Step("compiled", "compile", 240, "runs.compiled", ("5", "dpo")),
+    Step("compiled", "compile", 240, "runs.compiled", ("5", "dpo"), on_cpu=False),
     Step("compiled_rm", "compile", 120, "runs.compiled", ("5", "rm"), on_cpu=False),
     Step("compiled_bf16", "compile", 120, "runs.compiled_start", on_cpu=False),
     Step("compiled_as_on_cpu", "compile", 180, "runs.as_on_cpu", ("dpo", "--compile", "on"), False),
@@ -94,6 +94,12 @@ SPEED += [
     for tokens, batch in SIZES
     for shape in SHAPES
 ]
+SPEED += [
+    Step(f"{shape}_16384_{batch}_plain", "speed", 150, "speed.speed",
+         (shape, 16384, batch, "--compile", "off"), False)
+    for batch in (64, 256)
+    for shape in SHAPES
+]  # fmt: skip
 SPEED[3:3] = [
     Step(f"{shape}_profile", "speed", 150, "speed.profile", (shape,), False) for shape in SHAPES
 ]

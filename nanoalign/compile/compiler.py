@@ -163,6 +163,7 @@ def _run_block(block: nn.Module, *args: object, **options: object) -> object:
 
 def reason(error: BaseException) -> str:
     """What the compiler could not do, in one line: the head of its report, and what it is about."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text, _, _ = str(error).partition("Set TORCHDYNAMO_VERBOSE")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     about = [line for line in lines if line.startswith("Developer debug context")]
     return f"{type(error).__name__}: {' '.join((*lines[:2], *about))[:400]}"

@@ -120,7 +120,9 @@ def test_the_windows_of_which_masks_are_made(kinds, windows):
 
 def test_an_error_of_the_compiler_is_one_line_that_says_what_it_is_about():
     text = "Attempted to call function marked as skipped\n  Explanation: Dynamo can't.\n  Hint: no"
-    error = RuntimeError(text + "\n\n  Developer debug context: qualname: print\n more")
+    error = RuntimeError(
+        text + "\n\n  Developer debug context: qualname: print\nSet TORCHDYNAMO_VERBOSE"
+    )
     assert reason(error) == (
         "RuntimeError: Attempted to call function marked as skipped Explanation: Dynamo can't. "
         "Developer debug context: qualname: print"
