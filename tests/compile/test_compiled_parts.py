@@ -169,8 +169,9 @@ def test_a_plain_run_has_nothing_of_the_compiler(world):
 
 
 @pytest.mark.skipif(
-    torch.version.cuda is None or shutil.which("gcc") is None,
-    reason="torch without CUDA, or no C compiler",
+    torch.version.cuda is None or torch.__version__ >= "2.14" or shutil.which("gcc") is None,
+    reason="torch without CUDA, a torch that asks more of the driver than the stub answers, or no "
+    "C compiler",
 )
 def test_blocks_and_head_compile_for_a_gpu_that_is_not_there():
     """Attention is inside of the graph of a block; another length or block is no other graph."""
