@@ -161,7 +161,7 @@ def load_models(
 ) -> tuple[Policy, Callable[[Batch], Tensor] | None, Data]:
     """Returns (the policy, its reference or None, the data with precomputed reference values)."""
     dtype = compute_dtype(args.precision, world.device)
-    compiled, first = compiler.Compiler(args, world), data.rows[: args.batch_size]
+    compiled = compiler.Compiler(args, world)
     read = compiled.reading(read_slices)
 
     def load_policy() -> Policy:
@@ -169,14 +169,14 @@ def load_models(
         load = partial(Policy.load, folders["--model"], world, dtype, **options)
         policy = lora.load_policy(load, args) if args.lora_rank else load()
         prepare(policy, data, batcher, f"--model {args.model}")
-        compiled.start(policy, first, batcher, f"--model {args.model}")
+        compiled.start(policy, data.rows, batcher, f"--model {args.model}")
         return policy
 
     def load_reference() -> Policy:
         name = f"--reference {args.reference or args.model}"
         reference = Policy.load(folders["--reference"], world, dtype, False, read=read)
         prepare(reference, data, batcher, name)
-        compiled.start(reference, first, batcher, name)
+        compiled.start(reference, data.rows, batcher, name)
         check_layout(reference, data.rows, batcher, name)
         return reference
 

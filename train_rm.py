@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
     prepare(reward_model, data, batcher, name)
-    compiled.start(reward_model, data.rows[: args.batch_size], batcher, name)
+    compiled.start(reward_model, data.rows, batcher, name)
     objective = loop.Objective(partial(loss, reward_model, args))
     parameters = reward_model.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, args.lr, fused=True)

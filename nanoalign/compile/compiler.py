@@ -48,6 +48,7 @@ class Compiler:
 
     def __init__(self, args: Namespace, world: World):
         self.world, self.starting, self.problem = world, False, None
+        self.batch_size = args.batch_size
         self.is_on = args.compile == "on" or (
             args.compile == "auto" and world.device.type == "cuda"
         )
@@ -116,7 +117,7 @@ class Compiler:
             self.is_on = before
 
     def start(self, model: Scorer, rows: Sequence[Row], batcher: Batcher, name: str) -> None:
-        """Compiles the blocks and the head of a model by a batch of rows; prints how long it took.
+        """Compiles the blocks and the head of a model by the first of the rows; prints the seconds.
 
         If the compiler can't, it prints why, and all models of the run are plain from then on.
         name: of the model. A collective.
@@ -130,7 +131,7 @@ class Compiler:
         with progress_bar(None, "graph", self.world.is_main, desc=f"compiling {name}") as bar:
             self.bar = bar
             with one_line_errors(name, batcher.advice):
-                self.try_out(model, next(batcher.step(rows)))
+                self.try_out(model, next(batcher.step(rows[: self.batch_size])))
         self.starting = False
         problem = next(filter(None, gather(self.problem, self.world)), None)
         if problem:

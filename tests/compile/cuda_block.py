@@ -36,7 +36,7 @@ def main(capability: tuple[int, int]) -> None:
         tensor.shape, dtype=tensor.dtype, device=device
     )
     device = torch.device("cuda", 0)
-    compiler = Compiler(Namespace(compile="auto"), World(0, 1, device, mesh=None))
+    compiler = Compiler(Namespace(compile="auto", batch_size=4), World(0, 1, device, mesh=None))
     config = transformers.Qwen2Config(
         vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2,

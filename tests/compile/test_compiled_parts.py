@@ -139,7 +139,7 @@ def compiler(world, monkeypatch):
     ):
         for name in names:
             monkeypatch.setattr(config, name, getattr(config, name))
-    return Compiler(Namespace(compile="on"), world)
+    return Compiler(Namespace(compile="on", batch_size=4), world)
 
 
 def shown(x: Tensor) -> Tensor:
@@ -160,12 +160,12 @@ def test_what_the_compiler_cant_do_is_plain_before_the_first_step_and_an_error_l
 def test_a_plain_run_has_nothing_of_the_compiler(world):
     """By default on a CPU; on a GPU it is compiled by default."""
     for how in ("auto", "off"):
-        plain = Compiler(Namespace(compile=how), world)
+        plain = Compiler(Namespace(compile=how, batch_size=4), world)
         assert plain.reading(read_whole) is read_whole
         model = object()
         plain.start(model, None, None, "")  # which looks at nothing
     gpu = replace(world, device=torch.device("cuda"))
-    assert not Compiler(Namespace(compile="off"), gpu).is_on
+    assert not Compiler(Namespace(compile="off", batch_size=4), gpu).is_on
 
 
 @pytest.mark.skipif(
