@@ -293,7 +293,7 @@ class TokenLogit(SeveralRewards):
     """
 
     token: int  # set by `load`
-    last_layer = Policy.head
+    last_layer, HEAD = Policy.head, Policy.HEAD
 
     def outputs(self, batch: Batch) -> Tensor:
         with autocast(batch.predicted_at.device, self.dtype):
