@@ -34,7 +34,7 @@ from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import Policy
 from nanoalign.packing import packed, rope
 from nanoalign.packing.self_check import check_layout, check_start, prepare
-from nanoalign.ranks import groups
+from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import report
 from nanoalign.runs import folder as run_folder
@@ -162,7 +162,7 @@ def load_models(
     """Returns (the policy, its reference or None, the data with precomputed reference values)."""
     dtype = compute_dtype(args.precision, world.device)
     compiled = compiler.Compiler(args, world)
-    read = compiled.reading(read_slices)
+    read = gathers.reading(compiled.reading(read_slices), args)
 
     def load_policy() -> Policy:
         options = {"read": read, "checkpointing": args.activation_checkpointing}

@@ -30,7 +30,7 @@ from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import RewardModel
 from nanoalign.packing import packed
 from nanoalign.packing.self_check import check_layout, prepare
-from nanoalign.ranks import groups
+from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import report
 from nanoalign.rewards import published_heads, variants
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     dtype = compute_dtype(args.precision, world.device)
     load, loss = variants.variant_of(args, data.rows, loss_of_batch)
     compiled = compiler.Compiler(args, world)
-    read = compiled.reading(published_heads.reader(folder))
+    read = gathers.reading(compiled.reading(published_heads.reader(folder)), args)
     options = {"read": read, "checkpointing": args.activation_checkpointing}
     reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))

@@ -28,6 +28,7 @@ from nanoalign.distributed import World, environment_ranks
 from nanoalign.files.text import printable
 from nanoalign.flags import number
 from nanoalign.loop import Batcher
+from nanoalign.ranks import gathers
 from nanoalign.ranks.collectives import check_equal
 
 # Flags that may differ between hosts: paths of equal copies, and a date at midnight.
@@ -49,12 +50,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--gradient_sync", choices=("micro_batch", "step"), default="micro_batch", help=text)
     text = (
+        "gather parameters of other GPUs into NCCL's symmetric memory, which may be faster (torch "
+        "2.13); with NCCL_CTA_POLICY=2 in the environment, copy engines do it inside a host"
+    )
+    add("--symmetric_memory", action="store_true", help=text)
+    text = (
         "the run ends if a rank waits this long for another one; must be more than rank 0 takes to "
         "read or write a model"
     )
     seconds = number(float, above=0, below=1e9)
     add("--timeout", type=seconds, default=600.0, metavar="SECONDS", help=text)
-    parser.refusals.append(refusal)
+    parser.refusals += [refusal, gathers.refusal]
 
 
 def refusal(args: Namespace) -> str | None:

@@ -55,7 +55,8 @@ DATA = {"data", "keys", "preference", "template", "template_args", "template_dat
 FREE = DATA | {"activation_checkpointing", "audit", "cache", "compile", "epochs", "eval_data",
                "eval_every", "gradient_sync", "keep", "micro_batch_tokens", "out", "overwrite",
                "precompute_reference", "resume", "save_every", "shard_size", "share_prefix",
-               "steps", "stop_after", "timeout", "track", "track_project"}  # fmt: skip
+               "steps", "stop_after", "symmetric_memory", "timeout", "track",
+               "track_project"}  # fmt: skip
 
 
 @dataclass(eq=False)

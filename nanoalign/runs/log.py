@@ -21,6 +21,7 @@ from nanoalign.files.run_folder import ARGS, FILES, METRICS, RECORDS, files_of_r
 from nanoalign.files.writing import append, replacing, write_text
 from nanoalign.loop import Batcher, Settings
 from nanoalign.model import Scorer
+from nanoalign.ranks import gathers
 from nanoalign.ranks.collectives import on_main
 from nanoalign.runs.folder import remove_run, versions
 from nanoalign.runs.speed import Meter
@@ -119,3 +120,5 @@ def describe(model: Scorer, rows: Sequence[Row], batcher: Batcher, args: Namespa
         f"{'first step':<11} {len(plan)} micro-batches a rank, {tokens:,} tokens; as separate "
         f"sequences they would be {alone:,}"
     )
+    if advice := gathers.advice(model, world, args):
+        print0(f"{'advice':<11} {advice}")
