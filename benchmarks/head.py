@@ -2,9 +2,10 @@
 
     python benchmarks/head.py                       1,000 tokens, D 896, V 151,936 (Qwen2.5-0.5B)
 
-Three ways, forward and backward, in turn: `whole` holds all logits, `tokens` computes those of some
-tokens at a time and again in the backward pass (torch.utils.checkpoint), and `vocabulary` is
-logps.chunked_token_logps. Memory is the largest of a process of its own, less what it had before.
+Forward and backward, in turn: `whole` holds all logits, `tokens` computes those of some tokens at a
+time and again in the backward pass (torch.utils.checkpoint), `vocabulary` is
+logps.chunked_token_logps, and `torch` is F.linear_cross_entropy, where torch has it (2.13). Memory
+is the largest of a process of its own, less what it had before.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,7 +54,13 @@ def vocabulary(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return chunked_token_logps(hidden, Head(weight), targets, max(64, chunk // 64 * 64))
 
 
+def of_torch(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    options = nn.LinearCrossEntropyOptions()
+    return -F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options)
+
+
 WAYS = {"whole": whole, "tokens": tokens, "vocabulary": vocabulary}
+WAYS |= {"torch": of_torch} if hasattr(F, "linear_cross_entropy") else {}
 
 
 def run(way: str, args: argparse.Namespace) -> tuple[float, float, float, list[Tensor]]:

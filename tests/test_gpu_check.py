@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "benchmarks/gpu_check.py")
@@ -74,7 +75,7 @@ def test_a_step_that_fails_or_hangs_stops_no_other(tmp_path, capsys):
         raise AssertionError("the process that the step had started still runs")
 
 
-@pytest.mark.parametrize("name", ["masks", "widths", "small"])
+@pytest.mark.parametrize("name", ["masks", "widths", "sequences", "small"])
 def test_a_step_writes_its_figures(name, tmp_path):
     gpu_check.run_one(name, gpu_check.Check("cpu", tmp_path))
     assert json.loads((tmp_path / f"{name}.json").read_text())
@@ -88,6 +89,22 @@ def test_attention_that_is_off_by_a_thousandth_fails_a_step(tmp_path, monkeypatc
     monkeypatch.setattr(attention, "tree_attention", wrong)
     with pytest.raises(AssertionError, match="off by .*: T 100, groups 2, d 32"):
         gpu_check.run_one("widths", gpu_check.Check("cpu", tmp_path))
+
+
+def test_packed_rows_as_sequences_of_their_own():
+    """The example of gpu/varlen.py: a prompt of 3 tokens with responses of 2 and 1, and a prompt."""
+    from gpu.varlen import Sequences
+
+    found = Sequences([(3, 2, 1), (2,)], torch.device("cpu"))
+    assert found.keys.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
+    assert found.starts_q.tolist() == [0, 3, 5, 6, 8]
+    assert found.starts_k.tolist() == [0, 3, 8, 12, 14]
+    assert (found.longest_q, found.longest_k) == (3, 5)
+    assert found.copies.tolist() == [
+        [0, 1, 2, 6, 7, 11, 12, 13],
+        [3, 4, 5, 14, 14, 14, 14, 14],
+        [8, 9, 10, 14, 14, 14, 14, 14],
+    ]
 
 
 def test_the_command_of_a_step_runs_it(tmp_path):

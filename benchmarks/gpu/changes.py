@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from gpu.speed import WARM_STEPS, run
 from gpu.steps import Check
+from gpu.varlen import in_place_of_flex
 from nanoalign import model
 from nanoalign.packing import flex
 
@@ -31,6 +32,7 @@ CHANGES: dict[str, tuple[tuple[str, ...], Callable[[], contextlib.AbstractContex
     "separate_rows": (("--no-share_prefix",), contextlib.nullcontext),
     "device_masks": ((), lambda: patch.object(flex, "block_mask", _device_mask)),
     "plain": (("--compile", "off"), contextlib.nullcontext),
+    "varlen": ((), in_place_of_flex),
     "fewer_warps": ((), lambda: patch.object(flex, "MORE_WARPS", {})),
 }
 

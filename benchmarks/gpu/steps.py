@@ -62,6 +62,7 @@ CORRECTNESS = [
     Step("lengths", "correctness", 300, "attention.lengths"),
     Step("options", "correctness", 180, "attention.options"),
     Step("widths", "correctness", 300, "attention.widths"),
+    Step("sequences", "correctness", 120, "varlen.varlen"),
     Step("dpo_as_on_cpu", "correctness", 150, "runs.as_on_cpu", ("dpo",), on_cpu=False),
     Step("rm_as_on_cpu", "correctness", 150, "runs.as_on_cpu", ("rm",), on_cpu=False),
     Step("waits", "correctness", 90, "runs.waits", on_cpu=False),
@@ -105,7 +106,7 @@ SPEED[3:3] = [
 ]
 CHANGES = [
     Step(name, "changes", 200, "changes.pair", (name,), on_cpu=name == "checkpointed_blocks")
-    for name in ("plain", "fewer_warps", "fewer_logits", "device_masks", "checkpointed_blocks",
-                 "separate_rows")
+    for name in ("plain", "varlen", "fewer_warps", "fewer_logits", "device_masks",
+                 "checkpointed_blocks", "separate_rows")
 ]  # fmt: skip
 STEPS = [*CORRECTNESS, *COMPILE, *SPEED, *CHANGES]
