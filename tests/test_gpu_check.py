@@ -92,7 +92,7 @@ def test_attention_that_is_off_by_a_thousandth_fails_a_step(tmp_path, monkeypatc
 
 
 def test_packed_rows_as_sequences_of_their_own():
-    """The example of gpu/varlen.py: a prompt of 3 tokens with responses of 2 and 1, and a prompt."""
+    """The example of gpu/varlen.py, and a prompt alone."""
     from gpu.varlen import Sequences
 
     found = Sequences([(3, 2, 1), (2,)], torch.device("cpu"))

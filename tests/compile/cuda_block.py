@@ -1,6 +1,7 @@
 """Compiles blocks and head of a model for a GPU that is not there: see packing/cuda_codegen.py.
 
     python tests/compile/cuda_block.py 9 0          for GPUs of compute capability 9.0
+    python tests/compile/cuda_block.py 9 0 varlen   with benchmarks/gpu/varlen.py in place of flex
 
 Prints one JSON object for each kind of function that --compile makes: its name, the number of its
 graphs, and the bytes of shared memory of its kernels of attention.
@@ -14,6 +15,7 @@ from argparse import Namespace
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[n]) for n in (1, 2)]
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "packing"))
 
 import cuda_codegen  # noqa: E402
@@ -23,6 +25,7 @@ def main(capability: tuple[int, int]) -> None:
     target, sources = cuda_codegen.pretend(capability), cuda_codegen.collect_sources()
     import torch
     import transformers
+    from gpu import varlen
     from torch._subclasses import FakeTensorMode
 
     from nanoalign.compile import opaque
@@ -32,9 +35,10 @@ def main(capability: tuple[int, int]) -> None:
     from nanoalign.packing.attention import use_tree_attention
     from nanoalign.packing.tree import Tree
 
-    flex.to_device = lambda tensor, device: torch.empty(
-        tensor.shape, dtype=tensor.dtype, device=device
-    )
+    def to_device(tensor, device):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    flex.to_device = varlen.to_device = to_device
     device = torch.device("cuda", 0)
     compiler = Compiler(Namespace(compile="auto", batch_size=4), World(0, 1, device, mesh=None))
     config = transformers.Qwen2Config(
@@ -51,7 +55,9 @@ def main(capability: tuple[int, int]) -> None:
         ]
         print(json.dumps({"case": name, "graphs": len(sources), "shared": shared}), flush=True)
 
-    with FakeTensorMode(allow_non_fake_inputs=True), tempfile.TemporaryDirectory() as folder:
+    replaced = varlen.in_place_of_flex if "varlen" in sys.argv else contextlib.nullcontext
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    with replaced(), fakes, tempfile.TemporaryDirectory() as folder:
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         for part in model.modules():  # model.to has no fake parameters
             for name, parameter in part.named_parameters(recurse=False):
