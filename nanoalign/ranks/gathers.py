@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from nanoalign.distributed import World
+from nanoalign.distributed import World, environment_ranks
 from nanoalign.model import Fill, Read, Scorer
 
 # Parameters from which a copy on each GPU is not advised, and bytes that one takes. Each trained
@@ -66,8 +66,9 @@ def refusal(args: Namespace) -> str | None:
         return f"--symmetric_memory needs torch 2.13; this is torch {torch.__version__}"
     if not torch.cuda.is_available():
         return "--symmetric_memory is of NVIDIA's GPUs, and this host has none; leave it out"
-    if args.shard_size == 1:
-        return "--symmetric_memory: with --shard_size 1 nothing is gathered; leave one of them out"
+    _, ranks, _ = environment_ranks()
+    if 1 in (ranks, args.shard_size):
+        return "--symmetric_memory: one rank, or --shard_size 1, gathers nothing; leave it out"
     return None
 
 
@@ -82,6 +83,6 @@ def advice(model: Scorer, world: World, args: Namespace) -> str | None:
     if parameters >= MOST_PARAMETERS or needed > SHARE * memory:
         return None
     return (
-        f"--shard_size 1 would be faster: a copy on each GPU takes {needed / 1e9:.0f} of "
-        f"{memory / 1e9:.0f} GB, and then nothing is gathered, in any micro-batch"
+        f"--shard_size 1 should be faster: a copy on each GPU takes {needed / 1e9:.0f} of "
+        f"{memory / 1e9:.0f} GB, and then no parameters are sent"
     )

@@ -123,8 +123,10 @@ def test_symmetric_memory_is_refused_where_it_can_not_be(monkeypatch):
     assert refused(False) is None
     assert "this host has none" in refused()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert "gathers nothing" in refused()
+    monkeypatch.setenv("WORLD_SIZE", "8")
     assert refused() is None and refused(shard_size=8) is None
-    assert "nothing is gathered" in refused(shard_size=1)
+    assert "gathers nothing" in refused(shard_size=1)
     monkeypatch.delattr(FSDPModule, "set_symm_mem_for_comm")
     assert "needs torch 2.13" in refused()
 
