@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from plan import HH
+from roofline import kind_of
 from shapes import write
 from throughput import _memory, forward_flops
 
@@ -157,10 +158,16 @@ def profile(check: Check, shape: str) -> dict[str, object]:
     table = profiler.key_averages()
     print(table.table(sort_by="self_device_time_total", row_limit=40), file=sys.stdout)
     top = sorted(table, key=lambda event: -event.self_device_time_total)[:8]
+    kinds: dict[str, float] = {}  # milliseconds, for roofline.py
+    for event in table:
+        if event.device_type == on_gpu and not event.is_user_annotation:  # which spans kernels
+            kind = kind_of(event.key)
+            kinds[kind] = kinds.get(kind, 0.0) + event.self_device_time_total / 1e3
     seconds = steps.begun[WARM_STEPS + 1] - steps.begun[WARM_STEPS]
     shares = {event.key[:60]: event.self_device_time_total / 1e6 / seconds for event in top}
     return {
         "step ms, with the profiler": round(1e3 * seconds),
         "busy": f"{busy / 1e6 / seconds:.1%}",
+        "ms of kinds": {kind: round(ms, 1) for kind, ms in kinds.items()},
         **{name: f"{share:.1%}" for name, share in shares.items()},
     }
