@@ -32,7 +32,7 @@ from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import Policy
-from nanoalign.packing import packed, rope
+from nanoalign.packing import fitting, packed, rope
 from nanoalign.packing.self_check import check_layout, check_start, prepare
 from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=False))
     inputs.check_inputs(folders, data, world)
-    batcher = packed.layout(args)(world, args.micro_batch_tokens)
+    batcher = fitting.batcher_of(args, world)
 
     # policy, reference and what is minimised
     policy, reference, data = load_models(args, folders, world, data, batcher)
@@ -111,6 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     if objectives.is_used(args):
         objective = objectives.objective_of(policy, reference, data.rows, args, world)
     optimizer = torch.optim.AdamW(policy.parameter_groups(args.weight_decay), args.lr, fused=True)
+    args = fitting.fit(policy, objective, data.rows, batcher, args)
     batcher = groups.synced(batcher, policy, args)
     log.describe(policy, data.rows, batcher, args)
 
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     run_log = log.open_run(args, world, data, folders["--model"], guard.start, meter)
     with guard.signals, run_log as write_metrics:
         settings, hooks = loop.Settings.of(args), (write_metrics, guard.save, guard.start)
-        loop.train(policy, optimizer, objective, data.rows, held_out, batcher, settings, *hooks)
+        fitting.train(policy, optimizer, objective, data.rows, held_out, batcher, settings, *hooks)
     if guard.stopped:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
 

@@ -28,7 +28,7 @@ from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import RewardModel
-from nanoalign.packing import packed
+from nanoalign.packing import fitting, packed
 from nanoalign.packing.self_check import check_layout, prepare
 from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.audit:
         return print0(audit.audit(data.rows, data.counts, tokenizer, args.audit, rewards=True))
     inputs.check_inputs({"--model": folder}, data, world)
-    batcher = packed.layout(args)(world, args.micro_batch_tokens)
+    batcher = fitting.batcher_of(args, world)
 
     # reward model and what is minimised
     dtype = compute_dtype(args.precision, world.device)
@@ -114,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     objective = loop.Objective(partial(loss, reward_model, args))
     parameters = reward_model.parameter_groups(args.weight_decay)
     optimizer = torch.optim.AdamW(parameters, args.lr, fused=True)
+    args = fitting.fit(reward_model, objective, data.rows, batcher, args)
     batcher = groups.synced(batcher, reward_model, args)
     log.describe(reward_model, data.rows, batcher, args)
 
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
     run_log = log.open_run(args, world, data, folder, guard.start, meter)
     with guard.signals, run_log as write_metrics:
         settings, hooks = loop.Settings.of(args), (write_metrics, guard.save, guard.start)
-        loop.train(
+        fitting.train(
             reward_model, optimizer, objective, data.rows, held_out, batcher, settings, *hooks
         )
     if guard.stopped:

@@ -108,14 +108,16 @@ def number(
 positive = number(float, above=0)
 
 
-def add_forward_arguments(group: argparse._ArgumentGroup) -> None:
+def add_forward_arguments(group: argparse._ArgumentGroup, word: str | None = None) -> None:
     """Adds the flags of a forward, in training and evaluation; they change results by rounding.
 
-    With --precision bf16 that is the rounding of bfloat16.
+    With --precision bf16 that is the rounding of bfloat16. word: auto, in training.
     """
     add, count = group.add_argument, number(int, 1)
-    text = "maximum tokens of one forward on one rank; a longer row runs alone"
-    add("--micro_batch_tokens", type=count, default=MICRO_BATCH_TOKENS, help=text)
+    text = "most tokens of one forward on one rank" + ", or auto: as many as fit" * bool(word)
+    size = word if word and torch.cuda.is_available() else MICRO_BATCH_TOKENS
+    number_or_word = lambda text: text if text == word else count(text)  # noqa: E731
+    add("--micro_batch_tokens", type=number_or_word, default=size, help=text)
     text = "type of matrix products; auto: bf16 on GPUs that have it"
     add("--precision", choices=PRECISIONS, default="auto", help=text)
 
@@ -130,9 +132,7 @@ def add_training_arguments(
     count, share = number(int, 1), number(float, 0, 1)
     add = parser.add_argument_group("data").add_argument
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs (docs/data.md)")
-    text = (
-        "held-out pairs; default: tiny:test for --data tiny, else a part of --data (--eval_share)"
-    )
+    text = "held-out pairs; default: tiny:test for --data tiny, else --eval_share of --data"
     add("--eval_data", nargs="+", metavar="SOURCE", help=text)
     text = "share of the prompts of --data to hold out; not used with --eval_data or --data tiny"
     add("--eval_share", type=share, default=0.1, help=text)
@@ -143,7 +143,9 @@ def add_training_arguments(
     add("--max_length", type=number(int, 2), default=1024, help=text)
 
     add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=count, default=64, help="records per step, over all ranks")
+    add(
+        "--batch_size", type=count, default=64, help="records a step, all ranks; 8 GPUs: 256 to 512"
+    )
     text = "passes over the data; default: 1" + f" (with --model tiny: {epochs})" * (epochs > 1)
     add("--epochs", type=count, help=text)
     add("--steps", type=count, help="optimizer steps in all; default: as many as --epochs needs")
@@ -158,7 +160,7 @@ def add_training_arguments(
     text = "seed of the held-out prompts, of the order of the rows, and of new parameters"
     add("--seed", type=number(int, 0), default=0, help=text)
 
-    add_forward_arguments(machine := parser.add_argument_group("machine"))
+    add_forward_arguments(machine := parser.add_argument_group("machine"), "auto")
     text = "compute each block again in the backward pass, which takes less memory"
     action = argparse.BooleanOptionalAction
     machine.add_argument("--activation_checkpointing", action=action, default=False, help=text)
