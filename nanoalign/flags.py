@@ -143,9 +143,7 @@ def add_training_arguments(
     add("--max_length", type=number(int, 2), default=1024, help=text)
 
     add = parser.add_argument_group("optimization").add_argument
-    add(
-        "--batch_size", type=count, default=64, help="records a step, all ranks; 8 GPUs: 256 to 512"
-    )
+    add("--batch_size", type=count, default=64, help="records a step of all ranks; 8 GPUs: 256+")
     text = "passes over the data; default: 1" + f" (with --model tiny: {epochs})" * (epochs > 1)
     add("--epochs", type=count, help=text)
     add("--steps", type=count, help="optimizer steps in all; default: as many as --epochs needs")
