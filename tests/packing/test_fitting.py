@@ -152,8 +152,7 @@ def run(out, *flags: object, script=train_dpo) -> list[dict]:
     return metrics_of(out)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "kto"])
-@pytest.mark.parametrize("failing", [0, 3])  # the step, from 0
+@pytest.mark.parametrize("failing, loss", [(0, "dpo"), (3, "kto")])  # the step, from 0
 def test_a_step_without_memory_is_done_again(tmp_path, monkeypatch, capsys, failing, loss):
     """The curve is that of a run with half as many tokens from the start, and each step is there.
 
