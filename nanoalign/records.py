@@ -101,7 +101,7 @@ def parse(
             check_text("prompt", record.prompt)  # messages were checked by the format
         for n, response in enumerate(record.responses, start=1):
             check_text(f"response {n} of {len(record.responses)}, best first,", response)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of 1,000 brackets
         raise RunError(f"{where}: {error}") from error
     return keys, record
 

@@ -28,6 +28,7 @@ from nanoalign.records import Record
 
 SECONDS = 5.0  # of one dialogue, which takes less than a thousandth of that
 LETTERS = 20_000_000  # of its text
+HALF = re.compile(r"[\ud800-\udfff]")  # of a character: a lone surrogate
 END_OF_THINKING = "</think>"
 EARLIER_REASONING = "prompts without earlier reasoning, which the chat template leaves out"
 NOT_TEXT = {"type", "id", "index"}  # keys of a tool call that templates need not show
@@ -56,7 +57,7 @@ def with_arguments(tokenizer, arguments: Sequence[str]):
                 f"--template_args {argument}: expected NAME=VALUE, with a NAME that the chat "
                 f"template of the model reads{'' if templates else '; it has no chat template'}"
             )
-        with suppress(ValueError):  # text without quotation marks
+        with suppress(ValueError, RecursionError):  # text without quotation marks; 1,000 brackets
             value = json.loads(value)
         # As repr writes it, a value is one of Jinja, too: True, None, 'text', [1], {'a': 1}.
         default = (
@@ -107,6 +108,8 @@ class ChatTemplate:
             raise TemplateError(in_a_line(error)) from error
         if len(text) > LETTERS:
             raise TemplateError(f"it writes {len(text):,} characters")
+        if HALF.search(text):  # "\\ud83d" in its text
+            raise TemplateError("it writes half a character (a lone surrogate)")
         return text
 
     def behind(self, prompt: str, texts: Sequence[str]) -> list[str]:

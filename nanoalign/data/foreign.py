@@ -92,7 +92,7 @@ def calls(text: object, name: str) -> list[dict]:
             {"type": "function", "function": {key: call[key] for key in ("name", "arguments")}}
             for call in (values if isinstance(values, list) else [values])
         ]
-    except (TypeError, ValueError, LookupError) as error:
+    except (TypeError, ValueError, LookupError, RecursionError) as error:
         raise ValueError(
             f"{name} has a function_call of {str(text)[:60]!r}; expected JSON with name and "
             "arguments"

@@ -11,7 +11,6 @@ Hashes of 8 bytes (split.record_digests), so a million pairs take about 17 MB:
 A model that is trained further has in the first two also those of the runs before.
 """
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,9 @@ from nanoalign.data.split import Data
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.run_folder import RECORDS, RECORDS_FORMAT
+
+# Of each array of texts or hashes: the kind of its type, as in numpy, and its dimensions.
+ARRAYS = {"trained": ("u", 1), "prompts": ("u", 1), "held_out": ("u", 1), "sources": ("U", 2)}
 
 
 def recall(folder: Path) -> dict[str, np.ndarray] | None:
@@ -33,13 +35,18 @@ def recall(folder: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(path) as file:  # refuses pickled objects
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of zipfile, zlib and numpy, of any kind
         raise RunError(f"{path} can't be read: {in_a_line(error)}; remove it") from error
     if arrays.get("format") != RECORDS_FORMAT:
         raise RunError(
             f"{path} has the format {arrays.get('format', 0)} of another version of nanoalign, not "
             f"{RECORDS_FORMAT}; remove it, which forgets what that run was trained on"
         )
+    for name, kind in ARRAYS.items():
+        if (array := arrays.get(name)) is None or (array.dtype.kind, array.ndim) != kind:
+            raise RunError(
+                f"{path} is damaged: it has no array '{name}' as a run writes it; remove it"
+            )
     return arrays
 
 
@@ -54,6 +61,8 @@ def held_out_by(run: Path, place: str) -> dict[str, np.ndarray]:
             f"data source '{place}': there is no {run / RECORDS}; give the folder of a run of "
             "train_rm.py or train_dpo.py"
         )
+    if arrays["sources"].shape[1:] != (2,):
+        raise RunError(f"{run / RECORDS} is damaged: its 'sources' are no pairs; remove it")
     if not len(arrays["held_out"]):
         raise RunError(
             f"data source '{place}': that run held nothing out (--eval_share 0); give other data"

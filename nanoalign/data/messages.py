@@ -51,7 +51,7 @@ def json_messages(value: object) -> list[dict] | None:
         return None
     try:
         values = json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of 5,000 digits; 1,000 brackets
         return None
     are_messages = isinstance(values, list) and all(
         isinstance(value, dict)
@@ -92,8 +92,17 @@ def message(value: object, name: str) -> dict:
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(f"{name} has {value!r}; expected {{'role': text, 'content': text}}")
     if further:
-        check_text(f"further keys of a message of {name}", json.dumps(further, ensure_ascii=False))
+        check_json(f"further keys of a message of {name}", further)
     return {"role": role, "content": content} | further
+
+
+def check_json(name: str, value: object) -> None:
+    """Raises ValueError for a value that JSON does not have, or with half a character."""
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except TypeError as error:  # a date or bytes, of a table
+        raise ValueError(f"the {name} are no JSON: {error}") from error
+    check_text(name, text)
 
 
 def is_of_assistant(message: dict) -> bool:
@@ -140,7 +149,7 @@ def decode_arguments(function: object, name: str) -> object:
         return function
     try:
         return function | {"arguments": json.loads(arguments or "{}")}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} has a tool call whose arguments are no JSON: {error}") from error
 
 
@@ -174,13 +183,13 @@ def tools_of(tools: object) -> list[dict] | None:
     try:
         decoded = without_null(tools)  # of a table; JSON text is as it was written
         decoded = json.loads(tools) if isinstance(tools, str) and tools else decoded
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         decoded = tools
     if decoded and not (
         isinstance(decoded, list) and all(isinstance(tool, dict) for tool in decoded)
     ):
         raise ValueError(f"tools must be a list of JSON schemas, found {str(tools)[:60]!r}")
-    check_text("tools", json.dumps(decoded, ensure_ascii=False))
+    check_json("tools", decoded)
     return decoded or None
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,22 @@ def records_of(path: Path) -> Iterator[Numbered]:
     and line where these are known, for a file that can't be read.
     """
     kinds = {".csv": csv_of, ".parquet": parquet_of, ".arrow": arrow_of}
-    return kinds.get(path.suffix, json_of)(path)
+    with errors_of_reading(str(path)):
+        yield from kinds.get(path.suffix, json_of)(path)
+
+
+@contextmanager
+def errors_of_reading(place: str) -> Iterator[None]:
+    """Turns any error of a library inside this context into a RunError that names the place.
+
+    Such are: damage that it finds, text that is not UTF-8, a date that Python's have no room for.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except Exception as error:  # of pyarrow, datasets and gzip, of any kind
+        raise RunError(f"{place}: can't be read: {in_a_line(error)}") from error
 
 
 def json_of(path: Path) -> Iterator[Numbered]:
@@ -93,7 +109,7 @@ def value_of(text: str) -> object:
     """Returns the value of a cell: the decoded text if it is JSON, True or False; else the text."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of 1,000 brackets
         return text
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from nanoalign.data.split import Data, Encoded, describe, hold_out
 from nanoalign.data.store import open_store
 from nanoalign.distributed import World
 from nanoalign.files.run_folder import ARGS
-from nanoalign.files.text import named
+from nanoalign.files.text import named, read_json
 from nanoalign.flags import number
 from nanoalign.ranks.collectives import gather
 
@@ -92,9 +91,9 @@ def template_date_of(args: Namespace) -> dict:
     """The default of --template_date: today; with --resume that of the run, if it was kept."""
     today = datetime.date.today().isoformat()
     try:
-        kept = json.loads((Path(args.out) / ARGS).read_text()) if args.resume else {}
+        kept = read_json(Path(args.out) / ARGS) if args.resume else {}
         return {"template_date": iso_date(kept.get("template_date", today))}
-    except (OSError, ValueError, TypeError, AttributeError):  # reported where the run is continued
+    except (OSError, ValueError, TypeError):  # reported where the run is continued
         return {"template_date": today}
 
 

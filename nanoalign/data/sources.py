@@ -18,7 +18,6 @@ A record's name is that of its source and its line, or its number where a source
 names of sources must differ.
 """
 
-import json
 import os
 import random
 import re
@@ -32,11 +31,11 @@ from nanoalign import records, tiny
 from nanoalign.data.formats import decode_renamed, formats, names_of, single
 from nanoalign.data.held_out import held_out_by
 from nanoalign.data.hub import fetch_file, load_saved, load_split
-from nanoalign.data.readers import SUFFIXES, files_of, records_of, without_null
+from nanoalign.data.readers import SUFFIXES, errors_of_reading, files_of, records_of, without_null
 from nanoalign.data.split import hashes
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.run_folder import ARGS, RECORDS
-from nanoalign.files.text import readable
+from nanoalign.files.text import read_json, readable
 from nanoalign.records import Located, Record
 from nanoalign.tiny import world
 
@@ -234,8 +233,9 @@ class Saved(Source):
         return [Path(file["filename"]) for file in self.dataset.cache_files]
 
     def records(self) -> Iterator[Located]:
-        for n, record in enumerate(self.dataset, start=1):
-            yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, without_null(record)
+        with errors_of_reading(self.place):
+            for n, record in enumerate(self.dataset, start=1):
+                yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, without_null(record)
 
 
 class SplitOnHub(Saved):
@@ -283,9 +283,12 @@ class HeldOut(Source):
         wanted = Counter(held_out_by(self.run, self.place)["held_out"].tolist())
         total, sources = wanted.total(), self.sources()
         # Any labels may be read of the records; those of the run show whether they have changed.
-        settings = json.loads((self.run / ARGS).read_text())
-        known = formats(settings["preference"], single(settings.get("loss", "")))
-        names = names_of(settings.get("keys", ()))
+        settings = read_json(path := self.run / ARGS)
+        try:
+            known = formats(settings["preference"], single(settings.get("loss", "")))
+            names = names_of(settings.get("keys", ()))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} is not that of a run: {in_a_line(error)}") from error
         for source in sources:
             for where, name, _, raw in source.records():
                 raw = decode_renamed(raw, where, names)

@@ -7,7 +7,6 @@ second reward is divided by their number. RewardBench's run_dpo.py has the sum w
 by default the mean without one.
 """
 
-import json
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from nanoalign.distributed import compute_dtype, print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation.scoring import Encoded, Judge, View, score_rows
 from nanoalign.files.run_folder import ARGS
+from nanoalign.files.text import read_json
 from nanoalign.loop import Batcher
 from nanoalign.model import Policy
 from nanoalign.packing.self_check import check_fits, check_layout
@@ -121,8 +121,9 @@ def of_run(folder: Path) -> dict[str, float | str]:
     """
     if not (path := folder / ARGS).is_file():
         return {}
-    try:
-        flags = json.loads(path.read_text())
-        return {name: flags[name] for name in DEFAULTS if flags.get(name) is not None}
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{path} is no file of a run: {error}; remove it") from error
+    flags = read_json(path)
+    found = {name: flags[name] for name in DEFAULTS if flags.get(name) is not None}
+    for name, value in found.items():
+        if type(value) is not type(DEFAULTS[name]):
+            raise RunError(f"{path} is no file of a run: {name} is {value!r:.40}; remove it")
+    return found

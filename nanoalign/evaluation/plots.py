@@ -14,6 +14,7 @@ from nanoalign.evaluation.comparison import Compared, Judged, of_pairs, won_by
 from nanoalign.evaluation.ranking import Scored, about_cut, pairs_of
 from nanoalign.evaluation.render import share
 from nanoalign.evaluation.statistics import Figures, calibration
+from nanoalign.files.text import in_picture
 
 BETTER, WORSE = "tab:blue", "tab:orange"
 MARKERS = "osDv^<>P"  # of policies
@@ -32,7 +33,7 @@ def panels(path: Path, mosaic: list[list[str]], title: str, size: tuple[float, f
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplot_mosaic(mosaic, figsize=size, layout="constrained")
-    figure.suptitle(title, fontsize="x-large")
+    figure.suptitle(in_picture(title), fontsize="x-large")
     yield axes
     for axis in axes.values():
         axis.grid(alpha=0.3)
@@ -181,7 +182,7 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
         judges["true_"] = ("true rule of the embedded world", "tab:green")
     with panels(path, [["gain", "wins", "length"]], "policies by their KL", (18, 6)) as axes:
         for key, (judge, colour) in judges.items():
-            style = {"color": colour, "marker": "o", "ls": "", "label": judge}
+            style = {"color": colour, "marker": "o", "ls": "", "label": in_picture(judge)}
             means = [x[f"policy_{key}mean"] - x[f"baseline_{key}mean"] for x in figures]
             axes["gain"].plot([0, *kl], [0, *means], **style)
             rate, low, high = (
@@ -191,7 +192,8 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
             axes["wins"].errorbar(kl, rate, [rate - low, high - rate], capsize=3, **style)
         axes["wins"].axhline(0.5, color="black", lw=1)
         for n, (name, result) in enumerate(zip(names, figures, strict=True)):
-            label, marker = Path(name).name.removesuffix("_eval"), MARKERS[n % len(MARKERS)]
+            label = in_picture(Path(name).name.removesuffix("_eval"))
+            marker = MARKERS[n % len(MARKERS)]
             axes["length"].plot(kl[n], result["policy_tokens_mean"], marker, label=label)
         mean = np.mean([result["baseline_tokens_mean"] for result in figures])
         axes["length"].axhline(mean, color="black", label="baseline")

@@ -24,7 +24,7 @@ from nanoalign.evaluation.ranking import Scored, pairs_of
 from nanoalign.evaluation.statistics import Figures
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS
-from nanoalign.files.text import visible
+from nanoalign.files.text import in_markdown, read_json, visible
 from nanoalign.files.writing import replacing, sync, sync_tree
 from nanoalign.records import Record
 
@@ -109,7 +109,7 @@ def _foreign_files(out: Path) -> list[str]:
     """The names in --out that the args.json of an older evaluation there does not list, sorted."""
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     try:
-        return sorted(names - {ARGS, *json.loads((out / ARGS).read_text())["files"]})
+        return sorted(names - {ARGS, *read_json(out / ARGS)["files"]})
     except (OSError, ValueError, KeyError, TypeError):  # there is none of an evaluation
         return sorted(names)
 
@@ -206,9 +206,9 @@ def cases(scored: Sequence[Scored], count: int) -> str:
             "closest": np.argsort(np.abs(margins)),
         }
         for title, places in kinds.items():
-            text += f"\n## {visible(subset)}: {title}\n"
+            text += f"\n## {in_markdown(subset)}: {title}\n"
             for n in places[:count]:
-                text += f"\n### {visible(pairs[n][0].pair_id)}: {margins[n]:+.3f}\n"
+                text += f"\n### {in_markdown(pairs[n][0].pair_id)}: {margins[n]:+.3f}\n"
                 text += _indented("Prompt", prompt_text(pairs[n][0].prompt, "\n\n"))
                 for line in pairs[n]:
                     cut = ", cut: the model read only its beginning" * line.cut
@@ -267,7 +267,7 @@ def read_comparable(folders: Sequence[str]) -> dict[str, Figures]:
     for name in folders:
         try:
             settings[name], results[name] = (
-                dict(json.loads((Path(name) / file).read_text())) for file in (ARGS, METRICS)
+                read_json(Path(name) / file) for file in (ARGS, METRICS)
             )
         except (OSError, ValueError, TypeError) as error:
             raise RunError(f"{name} has no results of evaluate.py: {in_a_line(error)}") from error

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from nanoalign.errors import RunError
+from nanoalign.files.text import read_json
 from nanoalign.files.writing import write_text
 
 NAME = "checksums.json"
@@ -40,7 +41,7 @@ def verify(
     names: of the files; by default all. share: (rank, ranks): only each ranks-th file is read.
     """
     try:
-        written = json.loads((folder / NAME).read_text())
+        written = read_json(folder / NAME)
         names = sorted(written if names is None else names)[share[0] :: share[1]]
         actual = checksums(folder / name for name in names)
         bad = [name for name in names if written[name] != actual[name]]

@@ -6,13 +6,13 @@
 The model, curves.png and README.md are written beside them at the end of the run.
 """
 
-import json
 import re
 import shlex
 import zlib
 from pathlib import Path
 
 from nanoalign.errors import RunError
+from nanoalign.files.text import read_json
 from nanoalign.files.writing import replacing
 
 ARGS, METRICS, CARD = "args.json", "metrics.jsonl", "README.md"
@@ -25,8 +25,8 @@ STEP = re.compile(r"step_[0-9]{6,}")  # the name of a complete checkpoint
 def files_of_result(out: Path) -> list[str]:
     """Returns the names in the args.json of a run of the files of its result; [] without any."""
     try:
-        return list(map(str, json.loads((out / ARGS).read_text()).get(FILES, ())))
-    except (OSError, ValueError, TypeError, AttributeError):  # none, or of another program
+        return list(map(str, read_json(out / ARGS).get(FILES, ())))
+    except (OSError, ValueError, TypeError):  # none, or of another program
         return []
 
 

@@ -1,12 +1,18 @@
-"""Text of data, models and errors as a terminal, a log or a page may show it."""
+"""Text of data, models and errors as a terminal, a log or a page may show it; files of JSON."""
 
+import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
 
-LENGTH = 3000  # characters of an error: more of a message would hide what precedes it
-TAIL = 2000  # of these, at its end, where it says what to do
+from nanoalign.errors import RunError, in_a_line
+
+LENGTH = 1900  # characters of an error: more of a message would hide what precedes it
+TAIL = 1200  # of these, at its end, where it says what to do
 # Controls but \t and \n, marks that reorder the text around them, and lone surrogates.
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -39,6 +45,23 @@ def printable(record: logging.LogRecord) -> bool:
     return True
 
 
+def printable_output() -> None:
+    """Lets standard output write what its encoding lacks as escapes: \\xe9, where it is ASCII."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a notebook has an output of its own
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def in_markdown(text: str) -> str:
+    """Returns the visible text as one line in which Markdown and HTML have no meaning."""
+    line = visible(text).replace("\n", " ").replace("\t", " ")
+    return re.sub(r"([^\w\s.,:;/=%-])", r"\\\1", line)
+
+
+def in_picture(text: str) -> str:
+    """Returns the visible text as matplotlib draws it unchanged: $ begins no formula."""
+    return re.sub(r"\\?\$", r"\\$", visible(text))
+
+
 def named(sources: Sequence[str]) -> str:
     """Returns the sources in one line; one that has unprintable characters as its repr."""
     return " ".join(each if each.isprintable() else repr(each) for each in sources)
@@ -48,3 +71,17 @@ def readable(path: str | os.PathLike[str], base: str = "") -> str:
     """Returns a path, relative to `base` if given; bytes that are not UTF-8 become "?"."""
     name = os.path.relpath(path, base) if base else os.fspath(path)
     return name.encode(errors="replace").decode()
+
+
+def read_json(path: Path) -> dict:
+    """Returns the object of a JSON file in UTF-8, whatever the locale.
+
+    Raises OSError for a file that can't be opened, and RunError for one that has no object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8, and 1,000 brackets
+        raise RunError(f"{path}: not valid JSON: {in_a_line(error)}; restore the file") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

@@ -17,7 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yields a hidden path beside `path`, to write a file to; at the end it is renamed to `path`.
 
     If the block fails, `path` stays as it was, and the hidden file is removed. The suffix of both
-    is the same.
+    is the same. Raises OSError, which names a file.
     """
     hidden = path.with_name(f".{path.stem}.partial{path.suffix}")
     hidden.unlink(missing_ok=True)  # of a process that was killed, or a link
@@ -25,6 +25,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield hidden
         sync(hidden)
         os.replace(hidden, path)
+    except OSError as error:
+        raise with_path(error, path) from error
     finally:
         hidden.unlink(missing_ok=True)
     sync(path.parent)
@@ -37,10 +39,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Adds a line to a file, which is made if it is missing. Raises RunError for a link."""
+    """Adds a line to a file, which is made if it is missing.
+
+    Raises RunError for a link, and OSError, which names the file.
+    """
     check_no_link(path)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise with_path(error, path) from error
+
+
+def with_path(error: OSError, path: Path) -> OSError:
+    """Returns the error with the path, unless it names a file: that of a full disk names none."""
+    return error if error.filename else OSError(error.errno, error.strerror or str(error), path)
 
 
 def check_no_link(path: Path) -> None:

@@ -25,7 +25,7 @@ import nanoalign
 from nanoalign import distributed
 from nanoalign.batch import Batch, Row
 from nanoalign.distributed import World, environment_ranks
-from nanoalign.files.text import printable
+from nanoalign.files.text import printable, printable_output
 from nanoalign.flags import number
 from nanoalign.loop import Batcher
 from nanoalign.ranks import gathers
@@ -78,8 +78,10 @@ def setup(args: Namespace) -> World:
     """Joins the process group and returns the World of a script.
 
     With --shard_size, so many ranks share a copy of the parameters. Under torchrun the process ends
-    when torchrun does. Raises RunError if ranks have other flags, or other versions of a package.
+    when torchrun does. Standard output can write any text from then on. Raises RunError if ranks
+    have other flags, or other versions of a package.
     """
+    printable_output()
     for handler in logging.getLogger("transformers").handlers:
         handler.addFilter(printable)  # what it prints of a config may have escape sequences
     if distributed.environment_ranks()[1] > 1:

@@ -40,6 +40,7 @@ from nanoalign.files.run_folder import (
     complete_checkpoints,
     restore_metrics,
 )
+from nanoalign.files.text import read_json
 from nanoalign.files.writing import sync, write_text
 from nanoalign.loop import Objective, check_parameters
 from nanoalign.model import Scorer
@@ -48,6 +49,8 @@ from nanoalign.runs.unpickle import Planner, Reader
 
 FORMAT = 3  # version of a checkpoint; another one is refused
 ABOUT = "run.json"
+# Types of the values in run.json beside the format.
+KINDS = {"step": int, "state": dict, "rows": str, "models": dict, "args": dict, "metrics": list}
 # Flags that select the training rows. The rows are compared by their fingerprint instead.
 DATA = {"data", "keys", "preference", "template", "template_args", "template_date", "max_length",
         "eval_share"}  # fmt: skip
@@ -150,6 +153,12 @@ class Checkpoints:
         share = (self.world.rank, self.world.size)
         on_every(self.world, partial(check_whole, path, share=share))
         about, inputs = read_about(path), self.read_inputs()
+        written, own = (
+            {k: type(v) for k, v in state.items()}
+            for state in (about["state"], self.objective.state)
+        )
+        if written != own:
+            raise damaged(path, f"{ABOUT} has another 'state' than a run writes")
         if about["rows"] != inputs["rows"]:
             raise RunError(
                 f"--resume: the training pairs are not those of {path}; give the same data and the "
@@ -242,13 +251,23 @@ def read_about(path: Path) -> dict:
     Raises RunError if it is damaged, or was written by another version.
     """
     check_whole(path, [ABOUT])
-    about = json.loads((path / ABOUT).read_text())
-    if about["format"] != FORMAT:
+    try:
+        about = read_json(path / ABOUT)
+    except RunError as error:
+        raise damaged(path, str(error)) from error
+    if about.get("format") != FORMAT:
+        found = f"{about.get('format')!r:.40}"
         raise RunError(
-            f"{path} has format version {about['format']}, this version of nanoalign reads "
-            f"{FORMAT}; continue with the version that wrote it, or start a new run with another "
-            "--out"
+            f"{path} has format version {found}, this version of nanoalign reads {FORMAT}; "
+            "continue with the version that wrote it, or start a new run with another --out"
         )
+    for name, kind in KINDS.items():
+        if not isinstance(about.get(name), kind):
+            raise damaged(path, f"{ABOUT} has no '{name}' as a run writes it")
+    if list(map(type, about["metrics"])) != [int, int]:
+        raise damaged(path, f"{ABOUT} has no length and checksum as 'metrics'")
+    if checkpoint_of(path.parents[1], about["step"]) != path:
+        raise damaged(path, f"{ABOUT} is of step {about['step']}")
     return about
 
 

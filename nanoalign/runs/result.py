@@ -18,7 +18,7 @@ from nanoalign.batch import Row
 from nanoalign.data.sources import TEST_OF
 from nanoalign.distributed import World, print0
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, launcher
-from nanoalign.files.text import named, visible
+from nanoalign.files.text import in_picture, named, read_json, visible
 from nanoalign.files.writing import replacing, write_text
 from nanoalign.loop import Batcher, Objective, evaluate
 from nanoalign.runs.best import keeps_best, up_to_best
@@ -56,7 +56,7 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
     """
     if world.is_main:
         out = Path(args.out)
-        lines = [json.loads(line) for line in (out / METRICS).read_text().splitlines()]
+        lines = [json.loads(line) for line in (out / METRICS).read_bytes().splitlines()]
         title = f"{title}, data {named(args.data)}, lr {args.lr:g}"
         draw(lines, re.sub(r"(?<![^ =])[./]\S*/", "", title), out / "curves.png")  # names alone
         if keeps_best(args):
@@ -123,7 +123,10 @@ def draw(lines: list[dict[str, float]], title: str, path: Path) -> None:
     size = (max(12, 4 * columns), 3.5 * rows)  # the legend is 12 inches wide
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     figure.suptitle(
-        textwrap.shorten(title, 130, placeholder=" ..."), x=0.01, ha="left", fontsize="x-large"
+        in_picture(textwrap.shorten(title, 130, placeholder=" ...")),
+        x=0.01,
+        ha="left",
+        fontsize="x-large",
     )
     for axis, (name, metrics) in zip(axes.flat[: len(panels)], panels, strict=True):
         for metric, colour in metrics.items():
@@ -155,9 +158,9 @@ def write_card(out: Path, lines: list[dict], records: int, is_reward_model: bool
     lines: of metrics.jsonl. records: the number of held-out records.
     """
     path = out / CARD
-    if path.exists() and CARD_MARK not in path.read_text():
+    if path.exists() and CARD_MARK.encode() not in path.read_bytes():
         return
-    run = json.loads((out / ARGS).read_text())
+    run = read_json(out / ARGS)
     evaluations = [line for line in lines if "eval/loss" in line]
     pattern = re.compile(r"(?:[^/=]+=)?hf://datasets/([^/]+/[^/@:]+)")
     matches = map(pattern.match, run["data"])

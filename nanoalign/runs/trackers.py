@@ -21,6 +21,8 @@ from textwrap import indent
 from nanoalign.distributed import run
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.run_folder import ARGS, METRICS
+from nanoalign.files.text import printable_output, read_json
+from nanoalign.files.writing import check_no_link
 from nanoalign.ranks.report import report
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
@@ -50,8 +52,9 @@ def open_tracker(tracker: str, folder: Path, project: str) -> tuple[Send, Callab
     tensorboard: event files in FOLDER/tensorboard, which `tensorboard --logdir runs` shows.
     wandb: writes to FOLDER, and is offline with WANDB_MODE=offline.
     """
-    settings = json.loads((folder / ARGS).read_text())
+    settings = read_json(folder / ARGS)
     if tracker == "tensorboard":
+        check_no_link(folder / "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
         shutil.rmtree(folder / "tensorboard", ignore_errors=True)
@@ -75,12 +78,20 @@ def open_tracker(tracker: str, folder: Path, project: str) -> tuple[Send, Callab
 
 
 def lines_of(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Yields the step and the metrics of each complete line of a run's metrics.jsonl, if any."""
+    """Yields the step and the metrics of each complete line of a run's metrics.jsonl, if any.
+
+    Raises RunError for a line that is none of a run.
+    """
     path = folder / METRICS
-    text = path.read_text() if path.exists() else ""
-    for line in text.rpartition("\n")[0].splitlines():
-        metrics = json.loads(line)
-        yield metrics.pop("step"), metrics
+    text = path.read_bytes() if path.exists() else b""
+    for number, line in enumerate(text.rpartition(b"\n")[0].splitlines(), start=1):
+        try:
+            metrics = {name: float(value) for name, value in json.loads(line).items()}
+            yield int(metrics.pop("step")), metrics
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            raise RunError(
+                f"{path}:{number}: no line of a run's metrics: {in_a_line(error)}; remove it"
+            ) from error
 
 
 @contextmanager
@@ -120,6 +131,7 @@ def tracked(args: Namespace) -> Iterator[Send]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    printable_output()
     parser = argparse.ArgumentParser("python -m nanoalign.runs.trackers", allow_abbrev=False)
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run: runs/dpo")
@@ -131,11 +143,14 @@ def main(argv: list[str] | None = None) -> None:
         raise RunError(f"'{folder}' is no run: there is no {ARGS}; give the folder of a run")
     if problem := refusal(args):
         raise RunError(problem)
-    send, finish = open_tracker(args.track, folder, args.project)
     lines = list(lines_of(folder))
-    for line in lines:
-        send(*line)
-    finish()
+    try:
+        send, finish = open_tracker(args.track, folder, args.project)
+        for line in lines:
+            send(*line)
+        finish()
+    except Exception as error:  # of any program, of a network
+        raise RunError(f"--track {args.track}: {in_a_line(error)}") from error
     print(f"{len(lines):,} lines of {folder / METRICS} are in {args.track}")
 
 

@@ -169,7 +169,7 @@ def download(
         raise RunError(
             f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
         ) from error
-    except (OSError, ValueError) as error:  # no such model or revision, no network
+    except Exception as error:  # no such model or revision; any kind of its library for HTTP
         raise RunError(
             f"model '{name}' is neither a folder here nor a public model of the Hub; for a private "
             f"one set HF_TOKEN ({in_a_line(error)})"

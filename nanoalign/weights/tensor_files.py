@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.files.text import read_json
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory
@@ -65,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
 def names_in_index(index: Path) -> list[str]:
     """Returns the names of the files of an index, sorted. Raises RunError if it is damaged."""
     try:
-        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+        return sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{index}: not an index of files: {in_a_line(error)}; restore the file"

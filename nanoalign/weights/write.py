@@ -14,6 +14,7 @@ from torch import Tensor
 from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError
 from nanoalign.files.run_folder import ARGS, FILES, METRICS
+from nanoalign.files.text import read_json
 from nanoalign.files.writing import sync, sync_tree
 from nanoalign.model import Policy, Scorer
 from nanoalign.ranks.collectives import on_every
@@ -282,7 +283,7 @@ def note_files(temporary: Path, folder: Path) -> None:
     args.json is one of the files to be moved.
     """
     if (folder / ARGS).is_file():
-        settings = json.loads((folder / ARGS).read_text())
+        settings = read_json(folder / ARGS)
         names = {path.name for path in temporary.iterdir()}
         settings[FILES] = sorted(names.union(settings.get(FILES, ())))
         (temporary / ARGS).write_text(json.dumps(settings, indent=2) + "\n")
