@@ -15,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError
 from nanoalign import model
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.files.text import read_json
 from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 
 # How the chat template begins that a training by the template pku writes. nanoalign ignores that
@@ -25,6 +26,11 @@ OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
 # original/ often stores the weights again.
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+READ_WHOLE = ["*config.json", "*tokenizer*.json", "*tokens*.json", "vocab*", "merges.txt"]
+READ_WHOLE += ["*.model", "*.jinja", MORE_TEMPLATES]
+LARGEST, LARGEST_CONFIG = 10**8, 2**24  # bytes of one of them; of config.json
+COUNTS = re.compile("layer|num_labels|extra_ids")  # names of such numbers
+MOST = 10_000  # layers, labels or additional tokens: of each a library makes an object
 
 
 def local_folder(name: str | Path) -> Path:
@@ -65,6 +71,7 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
             f"model folder '{folder}' has no config.json; give a model in Hugging Face format, or "
             "the folder of a run that has finished (--resume continues one)"
         )
+    check_files(folder)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         "".join(config.architectures or ())  # they must be names
@@ -82,6 +89,44 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
             f"model folder '{folder}' is quantized; give the model with its full weights"
         )
     return config
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a file of a model folder is a link out of it, but not into blobs of the Hub's cache.
+
+    What such a link leads to would become a part of the result, which may be published.
+    """
+    target, own = path.resolve(), folder.resolve()
+    of_commit = own.parent.name == "snapshots" and target.parent == own.parents[1] / "blobs"
+    cache = Path(huggingface_hub.constants.HF_HUB_CACHE).resolve()
+    of_cache = target.parent.name == "blobs" and target.is_relative_to(cache)
+    return not (target.is_relative_to(own) or of_commit or of_cache)
+
+
+def check_files(folder: Path) -> None:
+    """Raises RunError for settings or a tokenizer that are not files of the folder, or too large.
+
+    Too large is what would take many gigabytes of memory: a file, or a number of layers, labels or
+    additional tokens.
+    """
+    for path in (path for pattern in READ_WHOLE for path in folder.glob(pattern)):
+        if leads_out(path, folder):
+            raise RunError(f"{path} is a link out of its folder to {path.resolve()}; give a copy")
+        limit = LARGEST_CONFIG if path.name == "config.json" else LARGEST
+        if (size := path.stat().st_size) > limit:
+            raise RunError(f"{path} has {size:,} bytes; no model has more than {limit:,} there")
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.is_file():
+            check_counts(path, read_json(path))
+
+
+def check_counts(path: Path, settings: dict) -> None:
+    """Raises RunError for a number of layers, labels or tokens above MOST. path: for the error."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            check_counts(path, value)
+        elif isinstance(value, int) and value > MOST and COUNTS.search(name):
+            raise RunError(f"{path}: {name} is {value:,}; no model has more than {MOST:,}")
 
 
 def load_tokenizer(folder: Path) -> "transformers.PreTrainedTokenizerBase":

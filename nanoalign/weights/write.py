@@ -18,7 +18,7 @@ from nanoalign.files.text import read_json
 from nanoalign.files.writing import sync, sync_tree
 from nanoalign.model import Policy, Scorer
 from nanoalign.ranks.collectives import on_every
-from nanoalign.weights.folders import OWN_TEMPLATE, load_tokenizer
+from nanoalign.weights.folders import OWN_TEMPLATE, leads_out, load_tokenizer
 from nanoalign.weights.slices import places_of, tensors_of
 from nanoalign.weights.tensor_files import INDEX, read_tensor, stored_tensors, write_tensors
 
@@ -183,14 +183,12 @@ def write_tokenizer(
 def copy_others(source: Path, folder: Path) -> None:
     """Copies the files of a model folder that are not of NOT_COPIED, also of tokenizer and images.
 
-    A link that leads out of the folder is not followed, unless it is one of the Hub's cache.
+    A link that leads out of the folder is not followed; a line names it.
     """
     for path in [*source.iterdir(), *source.glob("additional_chat_templates/*.jinja")]:
-        target = path.resolve()
-        is_inside = target.is_relative_to(source.resolve()) or target.parent.name == "blobs"
-        if not target.is_file() or any(path.match(pattern) for pattern in NOT_COPIED):
+        if not path.is_file() or any(path.match(pattern) for pattern in NOT_COPIED):
             continue
-        if not is_inside:
+        if leads_out(path, source):
             print0(f"{'saved':<11} without {path.name}, a link that leads out of {source}")
         elif not path.read_bytes().startswith(OWN_TEMPLATE.encode()):
             copy = folder / path.relative_to(source)

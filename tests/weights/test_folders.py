@@ -119,3 +119,66 @@ def test_settings_of_other_types_are_errors_of_one_line(llama_folder, tmp_path, 
     (folder / file).write_text(json.dumps(values | settings))
     with pytest.raises(RunError, match="has no readable tokenizer|config.json: "):
         load_tokenizer(local_folder(folder))
+
+
+# --- links out of the folder, and files that take many gigabytes ----------------------------------
+
+
+@pytest.fixture
+def copied(llama_folder, tmp_path) -> Path:
+    return shutil.copytree(llama_folder, tmp_path / "copied")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "chat_template.jinja", "generation_config.json", "tokenizer.model",
+     "additional_chat_templates/rag.jinja"],
+)  # fmt: skip
+def test_what_is_read_whole_is_no_link_out_of_the_folder(copied, tmp_path, name):
+    """Its content would be a part of the result: a clone of a repository may have such links."""
+    secret, path = tmp_path / "secret", copied / name
+    path.parent.mkdir(exist_ok=True)
+    secret.write_bytes(path.read_bytes() if path.exists() else b"{}")
+    path.unlink(missing_ok=True)
+    path.symlink_to(secret)
+    with pytest.raises(RunError, match=f"{name} is a link out of its folder to {secret}"):
+        local_folder(copied)
+
+
+def test_links_within_the_folder_and_of_the_cache_of_the_hub_are_followed(copied, tmp_path):
+    (copied / "config.json").rename(copied / "real")
+    (copied / "config.json").symlink_to("real")
+    assert local_folder(copied) == copied
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    shutil.move(copied, snapshot)
+    blobs = snapshot.parents[1] / "blobs"
+    blobs.mkdir()
+    (snapshot / "real").rename(blobs / "abc")
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    assert local_folder(snapshot) == snapshot
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_hidden_layers", 10**9), ("num_labels", 10**9), ("text_config", {"n_layer": 10_001})],
+)
+def test_counts_of_which_each_takes_memory_are_bounded(copied, name, value):
+    path = copied / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(RunError, match="no model has more than 10,000"):
+        local_folder(copied)
+
+
+def test_the_sizes_of_files_are_bounded(copied):
+    with (copied / "tokenizer.json").open("r+b") as file:
+        file.truncate(10**8 + 1)  # a file with a hole, which takes no room
+    with pytest.raises(RunError, match="tokenizer.json has 100,000,001 bytes"):
+        local_folder(copied)
+
+
+def test_deep_json_is_one_line(copied):
+    (copied / "config.json").write_text("[" * 10**5)
+    with pytest.raises(RunError, match="config.json: not valid JSON: RecursionError"):
+        local_folder(copied)
