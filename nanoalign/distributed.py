@@ -34,10 +34,10 @@ class World:
         return self.rank == 0
 
 
-def setup(timeout: float = 1800.0) -> World:
+def setup(timeout: float = 1800.0, store: dist.Store | None = None) -> World:
     """Joins torchrun's process group, or makes a group of one; returns the place of this process.
 
-    timeout: of a wait for other ranks, in seconds.
+    timeout: of a wait for other ranks, in seconds. store: where they meet; None: torchrun's own.
     Raises RunError if this host has fewer GPUs than ranks.
     """
     rank, size, local_rank = environment_ranks()
@@ -53,7 +53,7 @@ def setup(timeout: float = 1800.0) -> World:
         if local_size and os.environ.get("OMP_NUM_THREADS", "1") == "1":
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     if not dist.is_initialized():
-        store = dist.HashStore() if size == 1 else None  # a group of one needs no address
+        store = dist.HashStore() if size == 1 else store  # a group of one needs no address
         dist.init_process_group(backend, None, timedelta(seconds=timeout), size, rank, store)
     return World(rank, size, device, init_device_mesh(device.type, (size,)))
 

@@ -30,6 +30,7 @@ from nanoalign.flags import number
 from nanoalign.loop import Batcher
 from nanoalign.ranks import gathers
 from nanoalign.ranks.collectives import check_equal
+from nanoalign.ranks.report import store_of_ranks
 
 # Flags that may differ between hosts: paths of equal copies, and a date at midnight.
 OF_HOST = ("model", "reference", "policy", "baseline", "reward", "data", "eval_data", "cache",
@@ -87,7 +88,8 @@ def setup(args: Namespace) -> World:
     if distributed.environment_ranks()[1] > 1:
         end_with_parent()
     is_training = hasattr(args, "shard_size")  # else evaluate.py
-    world = distributed.setup(args.timeout) if is_training else distributed.setup()
+    timeout = args.timeout if is_training else 1800.0
+    world = distributed.setup(timeout, store_of_ranks(timeout))
     flags = {f"--{name}": value for name, value in vars(args).items() if name not in OF_HOST}
     check_equal(VERSIONS | flags, "Start every rank with the same flags and packages", world)
     if is_training and args.shard_size:

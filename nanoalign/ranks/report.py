@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import traceback
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -66,7 +67,7 @@ def report(error: BaseException) -> int:
             print(f"{kind}{in_short(str(error))}", file=sys.stderr, flush=True)
             remove_empty_folders()
             if size > 1:
-                _store().set(REPORTED, "yes")
+                store_of_ranks().set(REPORTED, "yes")
         return error.code if isinstance(error, Stopped) else 1
     if isinstance(error, KeyboardInterrupt):  # outside of training
         traceback.clear_frames(error.__traceback__)
@@ -107,11 +108,19 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return of_collective and LOST_CONNECTION.search(str(error)) is not None
 
 
-def _store() -> dist.Store:
-    """The key-value store by which the ranks find each other."""
+def store_of_ranks(timeout: float = 1800.0) -> dist.Store | None:
+    """Returns the key-value store by which the ranks find each other; None for one process.
+
+    Ranks that torchrun has started again (--max-restarts) have names of their own in its store:
+    they would connect to the ranks before them, whose addresses it still has (torch 2.11 to 2.13).
+    """
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store()
-    return next(dist.rendezvous("env://"))[0]
+    if environment_ranks()[1] == 1:
+        return None
+    store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store)
 
 
 def _was_reported(seconds: float, if_store_ended: bool) -> bool:
@@ -125,7 +134,7 @@ def _was_reported(seconds: float, if_store_ended: bool) -> bool:
         nonlocal found
         deadline = time.monotonic() + seconds
         try:
-            store = _store()
+            store = store_of_ranks()
             while not found and time.monotonic() < deadline:
                 found = store.check([REPORTED])
                 time.sleep(0.05)

@@ -22,6 +22,7 @@ from nanoalign.flags import Parser, number
 from nanoalign.loop import Settings
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import Stopped
+from nanoalign.ranks.watch import Watch
 from nanoalign.runs.best import Best, keeps_best
 from nanoalign.runs.checkpoints import Checkpoints, refusal_of_resume
 
@@ -112,6 +113,13 @@ class Guard(Checkpoints):
         if self.best and (self.start >= self.total or self.best.is_over()):
             self.best.restore()  # nothing is left to train
             self.start = self.total
+        self.watch, after_step = Watch(self.world), self.objective.after_step
+
+        def step_ends(step: int, metrics: dict[str, float]) -> None:
+            after_step(step, metrics)
+            self.watch.end()
+
+        self.objective.after_step = step_ends
 
     def check_room(self) -> None:
         """Raises RunError if the disk has less room than the result, and a checkpoint, need."""
@@ -149,6 +157,8 @@ class Guard(Checkpoints):
             command = resuming(sys.argv, self.world.size)
             name = signal.Signals(number).name
             raise Stopped(f"{name}: stopped after step {step}; continue it: {command}", number)
+        if not (ends or is_last):
+            self.watch.begin()
         return ends or out_of_patience
 
     def keep(self, step: int) -> Path:
