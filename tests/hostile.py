@@ -129,6 +129,7 @@ TEMPLATES = (
     "{% for m in messages %}{{ m }}{% endfor %}", "{% set x = [] %}{% for i in range(99999) %}"
     "{% for j in range(99999) %}{% set _ = x.append(i) %}{% endfor %}{% endfor %}",
     "{{ messages | map(attribute='content') | join }}", "", "{{ undefined.thing }}", "\ud800",
+    "{{ '\\ud83d' }}{{ messages[0]['content'] }}",
 )  # fmt: skip
 VALUES = (0, -1, 1, 3, 7, 10**12, 1e300, None, True, "x", "", [], [1], {}, float("nan"),
           "\x1b[31m", 3000)  # fmt: skip

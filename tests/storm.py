@@ -6,7 +6,7 @@
 
 Each mishap is a process, or several ranks, forked from a server that has imported everything. It
 has survived if the run ends as it should: with the files of an undisturbed run, bit for bit, after
-a resume; or with one line that is an error, without a traceback, controls or more than 3,100
+a resume; or with one line that is an error, without a traceback, controls or more than 2,000
 characters, within a minute. The table counts what was tried and what has failed, and each failure
 is printed with its number, which --only repeats.
 """
@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pytest
 from hostile import data, flags, models
+from mishaps import bombs, edited, links, locales, tables, unequal
 from processes import Outcome
 from storm_runs import (
     World,
@@ -150,6 +151,12 @@ KINDS: dict[str, tuple[Mishap, int]] = {
     "data": (data, 30),
     "models": (models, 20),
     "flags": (flags, 8),
+    "edited": (edited, 12),
+    "tables": (tables, 12),
+    "links": (links, 8),
+    "unequal": (unequal, 4),
+    "bombs": (bombs, 8),
+    "locales": (locales, 3),
 }
 
 

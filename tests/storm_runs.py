@@ -89,7 +89,7 @@ def bad_ending(outcome: Outcome, allowed: tuple[int, ...] = (0, 1)) -> str | Non
     errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
     if 1 in codes and len(errors) != 1:
         return f"{len(errors)} errors: {outcome.stderr[-200:]!r}"
-    if errors and len(errors[0]) > 3100:
+    if errors and len(errors[0]) > 2000:
         return f"an error of {len(errors[0])} characters"
     controls = {c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t\r"}
     return f"controls {controls} on the terminal" if controls else None

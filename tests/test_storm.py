@@ -17,6 +17,12 @@ FEW = {
     "data": (0, 1, 2),
     "models": (0, 1, 2, 3, 4, 5),
     "flags": (0, 1),
+    "edited": (0, 1),
+    "tables": (0, 1),
+    "links": (0, 1),
+    "unequal": (0,),
+    "bombs": (0,),
+    "locales": (0,),
 }
 
 

@@ -74,7 +74,7 @@ def _hang(argv: list[str], how: str) -> None:
         steps.append(len(rows))
         if os.environ["RANK"] == "1" and len(steps) == 6:  # once by the check of the start
             if how == "stopped":  # until it is killed
-                subprocess.Popen(["sh", "-c", f"sleep 12; kill -9 {os.getpid()}"])
+                subprocess.Popen(["sh", "-c", f"sleep 9; kill -9 {os.getpid()}"])
                 os.kill(os.getpid(), signal.SIGSTOP)
             sleep_for_ever()
 
