@@ -7,10 +7,13 @@ import random
 import shutil
 import zlib
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 from hostile import VALUES, limit_memory
+from huggingface_hub import constants
 from processes import run_ranks
 from storm_runs import SECONDS, World, bad_ending, script, train
 
@@ -140,6 +143,45 @@ def bombs(chance: random.Random, folder: Path, world: World) -> str | None:
         (model / name).write_text(DEEP)
     argv = [*world.argv(folder / "out"), "--model", str(model)]
     return bad_ending(train(argv, 1, (limit_memory,)))
+
+
+def hubs(chance: random.Random, folder: Path, world: World) -> str | None:
+    """A Hub that drops connections, redirects for ever, or sends something else than a Hub does."""
+    kind = chance.choice(["drop", "redirect", "deep", "empty", "html", "half"])
+    argv = world.argv(folder / "out")
+    where = chance.choice([["--model", "a/b"], ["--data", "hf://datasets/a/b/c.jsonl"]])
+    outcome = train([*argv, *where], 1, (_ask, kind, str(folder / "cache")))
+    problem = bad_ending(outcome, (1,))
+    return f"{kind} {where}: {problem}" if problem else None
+
+
+def _ask(kind: str, cache: str) -> None:
+    """Directs this process to a Hub of its own."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            if kind == "drop":
+                return self.connection.close()
+            body = {"deep": DEEP, "html": "<html>", "half": '{"sha": "0'}.get(kind, "").encode()
+            self.send_response(302 if kind == "redirect" else 200)
+            self.send_header("Location", f"/{random.random()}")
+            self.send_header("Content-Length", str(len(body) + 9 * (kind == "half")))
+            self.end_headers()
+            self.wfile.write(body if self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    template = place + "/{repo_id}/resolve/{revision}/{filename}"
+    values = {"ENDPOINT": place, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache,
+              "HUGGINGFACE_CO_URL_TEMPLATE": template}  # fmt: skip
+    for name, value in values.items():
+        setattr(constants, name, value)
 
 
 def locales(chance: random.Random, folder: Path, world: World) -> str | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import pytest
 from hostile import data, flags, models
-from mishaps import bombs, edited, links, locales, tables, unequal
+from mishaps import bombs, edited, hubs, links, locales, tables, unequal
 from processes import Outcome
 from storm_runs import (
     World,
@@ -157,6 +157,7 @@ KINDS: dict[str, tuple[Mishap, int]] = {
     "unequal": (unequal, 4),
     "bombs": (bombs, 8),
     "locales": (locales, 3),
+    "hubs": (hubs, 8),
 }
 
 

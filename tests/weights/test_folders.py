@@ -121,6 +121,19 @@ def test_settings_of_other_types_are_errors_of_one_line(llama_folder, tmp_path, 
         load_tokenizer(local_folder(folder))
 
 
+class OfItsOwn(Exception):
+    """As those of httpx, which are no OSError: a dropped connection, a loop of redirects."""
+
+
+def test_any_error_of_the_library_of_the_hub_is_one_line(asked, monkeypatch):
+    def fail(*args, **options):
+        raise OfItsOwn("Exceeded maximum allowed redirects.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(RunError, match="public model of the Hub.*OfItsOwn: Exceeded"):
+        local_folder("dropped/model")
+
+
 # --- links out of the folder, and files that take many gigabytes ----------------------------------
 
 
