@@ -88,7 +88,7 @@ def lines_of(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
         try:
             metrics = {name: float(value) for name, value in json.loads(line).items()}
             yield int(metrics.pop("step")), metrics
-        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        except Exception as error:  # of any kind, for a line of any kind
             raise RunError(
                 f"{path}:{number}: no line of a run's metrics: {in_a_line(error)}; remove it"
             ) from error

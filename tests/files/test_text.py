@@ -4,12 +4,13 @@ import logging
 import sys
 import unicodedata
 
+import pytest
 from processes import run_ranks
 
 import train_dpo
 from nanoalign.distributed import run
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.text import LENGTH, in_short, visible
+from nanoalign.files.text import LENGTH, in_markdown, in_picture, in_short, read_json, visible
 from nanoalign.ranks.groups import setup
 from nanoalign.ranks.report import report
 
@@ -59,3 +60,24 @@ def test_a_printed_error_has_no_escape_sequences():
     outcome = run_ranks(1, _fails)
     expected = r"error: data.jsonl:1: the role '\x1b]0;title\x07\x1b[31m' is unknown\nand more"
     assert outcome.codes == [1] and outcome.stderr == expected + "\n"
+
+
+def test_an_error_has_at_most_2000_characters_with_what_precedes_it():
+    assert len("error: " + in_short("\x00" * 10**6)) <= 2000
+
+
+def test_names_have_no_meaning_in_markdown_and_pictures():
+    name = "<img src=x> [a](javascript:b) `c` $x_1$ \x1b[31m\n# d"
+    for mark in "<>[]()`$#":
+        assert in_markdown(name).count(mark) == in_markdown(name).count("\\" + mark) > 0
+    assert "\n" not in in_markdown(name) and "\x1b" not in in_markdown(name)
+    assert in_markdown("held_out/a-b.jsonl:3") == "held_out/a-b.jsonl:3"
+    assert in_picture(r"$x$ \$y \x1b") == r"\$x\$ \$y \x1b"
+
+
+@pytest.mark.parametrize("content", [b"[" * 10**5, b"[]", b"{", b"\xff", b"1" * 5000, b""])
+def test_a_file_without_an_object_of_json_is_one_line(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=f"{path}: "):
+        read_json(path)

@@ -4,6 +4,7 @@ Files are whole or not there, and nothing is written through a link. A disk that
 synced, as one does in a power cut, still has what a run said it had written.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -28,6 +29,13 @@ def test_a_file_that_fails_leaves_the_one_before(tmp_path):
         hidden.write_text("half")
         raise OSError("the disk is full")
     assert path.read_text() == "before" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path):
+    """The kernel's error of a write has no path."""
+    path = tmp_path / "a.json"
+    with pytest.raises(OSError, match=f"File too large: '{path}'"), writing.replacing(path):
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
 
 
 def test_text_is_utf_8_whatever_the_locale(tmp_path):

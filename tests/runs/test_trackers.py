@@ -123,3 +123,12 @@ def test_a_tracker_that_fails_does_not_end_the_run(llama_folder, tmp_path, monke
     assert [call[0] for call in calls[1:]] == [0]  # the evaluation before the first step
     assert losses(metrics_of(tmp_path / "run"))[3] > 0
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "{}", '{"step": "x"}', '{"step": 1, "loss": []}', "[" * 9999]
+)
+def test_a_damaged_line_is_named(run, line):
+    (run / "metrics.jsonl").write_text(f"{json.dumps(LINES[0])}\n{line}\n")
+    with pytest.raises(RunError, match="metrics.jsonl:2: no line of a run's metrics"):
+        list(trackers.lines_of(run))
