@@ -296,6 +296,7 @@ def rendering(template: str):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError: "),
         ("{{ messages[9]['content']['x'] }}", "is undefined|has no element"),
         ("{{ raise_exception('no such role') }}", "no such role"),
+        (r"{{ '\ud83d' }}", "it writes half a character"),
         (LOOP, "it takes more than 0.2 seconds"),
     ],
 )
