@@ -14,11 +14,10 @@ from nanoalign.evaluation.answers import ROLES, Answers, Sampler, with_answer
 from nanoalign.evaluation.comparison import Compared, Judged
 from nanoalign.evaluation.scoring import Encoded, Judge, View, load_reward_model, views
 from nanoalign.loop import Batcher
-from nanoalign.model import RewardModel
 from nanoalign.packing.self_check import check_fits
 from nanoalign.records import Record
 from nanoalign.rewards.published import Published, reading_of
-from nanoalign.rewards.several import Mixed
+from nanoalign.rewards.several import Mixed, SeveralRewards
 
 
 def load_judge(
@@ -43,7 +42,7 @@ def load_judge(
     return judge
 
 
-def view_for(model: RewardModel, args: Namespace) -> View:
+def view_for(model: SeveralRewards, args: Namespace) -> View:
     """The one reward by which answers are compared: of --combine, or of the one preference.
 
     Raises RunError if the model has several preferences and --combine is not given.
@@ -59,7 +58,7 @@ def view_for(model: RewardModel, args: Namespace) -> View:
 
 
 def rule_for(
-    model: RewardModel, tokenizer, samplers: Sequence[Sampler], args: Namespace
+    model: SeveralRewards, tokenizer, samplers: Sequence[Sampler], args: Namespace
 ) -> tuple[tuple[str, int], Published | None]:
     """Returns what reading_of returns of the judge: the template is that of its training.
 

@@ -2,9 +2,10 @@
 
 Such programs train and score on what tokenizer.apply_chat_template makes of a whole dialogue,
 without a generation prompt. transformers reads the reward at its last token that is not the
-pad_token_id of the config. So it is done here, where the model has no rule of ours (rule.py) and
-its tokenizer has a chat template. The responses of a record still share a row: its prompt is the
-tokens that all of its dialogues begin with.
+pad_token_id of the config; programs of some heads read it at the last token whatever it is
+(published_heads.OF_MASK). So it is done here, where the model has no rule of ours (rule.py) and its
+tokenizer has a chat template. The responses of a record still share a row: its prompt is the tokens
+that all of its dialogues begin with.
 """
 
 import os
@@ -27,9 +28,9 @@ from nanoalign.data.templates import (
 from nanoalign.distributed import print0
 from nanoalign.encode import BLANK_RESPONSE, CUT_PROMPT, CUT_RESPONSE, tokenize
 from nanoalign.errors import RunError
-from nanoalign.model import RewardModel
 from nanoalign.records import Record
 from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule
+from nanoalign.rewards.several import SeveralRewards
 from nanoalign.weights.folders import local_folder
 
 MAX_LENGTH = 2048  # tokens of a dialogue, as in RewardBench, where --max_length is not given
@@ -40,7 +41,7 @@ class Published:
     """How a reward model of another program reads a dialogue."""
 
     tokenizer: object
-    pad: int | None  # of the config, at which no reward is read
+    pad: int | None  # of the config, if no reward is read at it
 
     def dialogues(self, records: Sequence[Record]) -> list[tuple[list[int], list[list[int]]]]:
         """The tokens of each record: (of its prompt with a header, of its whole dialogues).
@@ -119,7 +120,7 @@ def without_pad(tokens: list[int], pad: int | None) -> list[int]:
 
 
 def reading_of(
-    model: RewardModel,
+    model: SeveralRewards,
     tokenizer,
     name: str,
     template: str | None,
@@ -132,13 +133,14 @@ def reading_of(
     where `template` is another one: then rewards are read at an EOS behind the text. A line says so
     of a model without a rule.
     The arguments are those of scoring_rule. Raises RunError as scoring_rule does; and as
-    check_pad_token if rewards are read at an EOS.
+    check_pad_token if rewards are read at an EOS, unless the model's program reads them there, too.
     """
     rule = scoring_rule(model, name, template, max_length, flags)
     is_ours, is_chat = bool(rule_of(model)), rule[0] in ("auto", "chat")
     folder = local_folder(name)
     if is_ours or not (is_chat and tokenizer.chat_template):
-        check_pad_token(folder)
+        if model.skips_pads:
+            check_pad_token(folder)
         if not is_ours:
             print0(
                 f"{'reads':<11} template {rule[0]} with an EOS behind it, and the reward at this "
@@ -147,7 +149,7 @@ def reading_of(
         return rule, None
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config = config.get_text_config()
-    published = Published(tokenizer, config.pad_token_id)
+    published = Published(tokenizer, config.pad_token_id if model.skips_pads else None)
     positions = max(0, getattr(config, "max_position_embeddings", 0) or 0) or sys.maxsize
     print0(
         f"{'reads':<11} the chat template's text of the whole dialogue, and the reward "

@@ -233,6 +233,9 @@ HEADS = {  # by the module that has its outputs
     "score_head": Beaver,
     "regression_layer": Gated,
 }
+# Read at the last token of the attention mask by the program that published them, also if it is the
+# pad token of the config. The others are read as by transformers, before the pad tokens at the end.
+OF_MASK = ("v_head.summary", "regression_head", "score_head")
 
 
 def head_class(folder: Path) -> type[PublishedHead] | None:
@@ -273,6 +276,10 @@ def head_class(folder: Path) -> type[PublishedHead] | None:
 class PublishedRewards(SeveralRewards):
     """A frozen reward model with a head of the table: its rewards are (S, K)."""
 
+    @property
+    def skips_pads(self) -> bool:
+        return self.model.root not in OF_MASK
+
     def outputs(self, batch: Batch) -> Tensor:
         with autocast(batch.predicted_at.device, self.dtype):
             hidden = self.hidden(batch)  # (N * T, D)
@@ -294,6 +301,7 @@ class TokenLogit(SeveralRewards):
 
     token: int  # set by `load`
     last_layer, HEAD = Policy.head, Policy.HEAD
+    skips_pads = False
 
     def outputs(self, batch: Batch) -> Tensor:
         with autocast(batch.predicted_at.device, self.dtype):

@@ -20,6 +20,8 @@ from nanoalign.rewards.rule import rule_of
 class SeveralRewards(RewardModel):
     """A reward model with an output for each preference: its rewards are (S, K)."""
 
+    skips_pads = True  # whether its program reads no reward at the pad token of the config
+
     def reward_of(self, outputs: Tensor) -> Tensor:
         return outputs
 
