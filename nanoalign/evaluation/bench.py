@@ -5,6 +5,7 @@ Beside the model's score stands what rulers get that know nothing of quality: RU
 
 import re
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -47,7 +48,8 @@ def read_cases(name: str, sources: Sequence[str]) -> tuple[list[Case], int]:
     """Returns (the cases of a benchmark's records, how many records have no pair to compare).
 
     The cases are in the order of the subsets in the table. Raises RunError, with file and line, for
-    a record that the benchmark does not have, for sources without cases, and as check_sources.
+    a record that the benchmark does not have, or that does not go with the others; for sources
+    without cases; and as check_sources.
     """
     check_sources(sources)
     benchmark, cases = BENCHMARKS[name], []
@@ -60,6 +62,19 @@ def read_cases(name: str, sources: Sequence[str]) -> tuple[list[Case], int]:
         raise RunError(f"{' '.join(sources)}: no record of {name} that compares responses")
     order = {subset: n for n, subset in enumerate(benchmark.subsets)}
     compared.sort(key=lambda case: order.get(case.subset, len(order)))
+    sizes = Counter(case.subset for case in compared)
+    if taken := sizes.keys() & benchmark.means(sizes).keys():
+        raise RunError(f"{' '.join(sources)}: the subset {min(taken)!r} has the name of a mean")
+    responses, ids = {}, {}
+    for case in compared:
+        count = len(case.responses)
+        if case.truth and responses.setdefault(case.subset, count) != count:
+            raise RunError(
+                f"{case.name}: {count} responses, but other records of {case.subset} have "
+                f"{responses[case.subset]}"
+            )
+        if case.id and ids.setdefault(case.id, case.name) != case.name:
+            raise RunError(f"{case.name}: the id {case.id} is that of {ids[case.id]}, too")
     return compared, len(cases) - len(compared)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from nanoalign.data.dialogues import is_dialogue
 from nanoalign.data.messages import messages
 from nanoalign.data.prompts import prompt_key
-from nanoalign.errors import RunError
 from nanoalign.evaluation.statistics import best_of_weights
 from nanoalign.records import Record, check_text
 
@@ -26,7 +25,7 @@ Scores = Sequence[Sequence[float]]  # [record][response]
 class Case(Record):
     """A record of a benchmark: the pairs are those that it compares, (better, worse)."""
 
-    id: str = ""  # as published
+    id: str = ""  # of a question of Ties
     truth: tuple[float, ...] = ()  # of PPE: whether each response is correct
 
 
@@ -104,8 +103,6 @@ def correct_above(cases: Sequence[Case], scores: Scores) -> Counted:
         right += [float(own[better] > own[worse]) for better, worse in case.pairs]
         prompts += [prompt] * len(case.pairs)
         curves.append(best_of_curve(np.array(own), np.array(case.truth)))
-    if len(lengths := {len(curve) for curve in curves}) > 1:
-        raise RunError(f"records with {min(lengths)} and with {max(lengths)} responses in one set")
     curve = np.mean(curves, 0)  # (K,)
     return Counted(
         np.array(right), prompts, {"end_score": float(curve[-1]), "max_score": float(curve.max())}
@@ -178,6 +175,7 @@ def case_of(
         prompt = messages(turns, "prompt")
     else:
         check_text("prompt", prompt)
+    check_text("subset", subset)
     for n, response in enumerate(responses, start=1):
         if response != "":
             check_text(f"response {n} of {len(responses)}", response)
@@ -197,9 +195,11 @@ def reward_bench_2(record: dict, source: str) -> Case:
     chosen, rejected = record["chosen"], record["rejected"]
     if not is_list_of_text(chosen, rejected):
         raise ValueError("chosen and rejected must be lists of responses, of at least one each")
-    subset, given = record["subset"], str(record.get("id", ""))
-    if subset.lower() == "ties" and not re.fullmatch(r"(ref|tied):\d+", given):
-        raise ValueError(f"the id is {given!r}; in the subset Ties it is ref:NUMBER or tied:NUMBER")
+    subset, given = record["subset"], ""
+    if str(subset).lower() == "ties":
+        given = str(record.get("id", ""))
+        if not re.fullmatch(r"(ref|tied):\d+", given):
+            raise ValueError(f"the id is {given!r}; of {subset} it is ref:NUMBER or tied:NUMBER")
     return case_of(record, subset, [*chosen, *rejected], all_pairs(chosen, rejected), id=given)
 
 
@@ -243,11 +243,15 @@ def ppe_human(record: dict, source: str) -> Case:
 
 def ppe_correctness(record: dict, source: str) -> Case:
     """K responses, which are correct or not, and the pairs (i, j) of them that are compared."""
+    if source == HUMAN:
+        raise ValueError(f"'{HUMAN}' names the votes of people; name the source otherwise")
     truth, compared = record["scores"], record["sampled_conflict_pairs"]
+    if not all(0 <= score <= 1 for score in truth):
+        raise ValueError(f"the scores are {truth}; they must be from 0 to 1")
     responses = [record.get(f"response_{n}") for n in range(1, len(truth) + 1)]
     pairs = [(i, j) if truth[i] > truth[j] else (j, i) for i, j in compared]
-    if any(truth[i] == truth[j] for i, j in pairs):
-        raise ValueError("sampled_conflict_pairs has a pair of equal scores")
+    if any(i < 0 or j < 0 or truth[i] == truth[j] for i, j in pairs):
+        raise ValueError("sampled_conflict_pairs has a pair of equal scores, or a negative number")
     return case_of(record, source, responses, pairs, truth=tuple(map(float, truth)))
 
 
