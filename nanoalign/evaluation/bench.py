@@ -3,7 +3,6 @@
 Beside the model's score stands what rulers get that know nothing of quality: RULERS.
 """
 
-import re
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
@@ -19,16 +18,16 @@ from nanoalign.evaluation.benchmarks import BENCHMARKS, Benchmark, Case, Counted
 from nanoalign.evaluation.judge import rewards_of
 from nanoalign.evaluation.scoring import Judge, load_judges
 from nanoalign.evaluation.statistics import Figures, prompt_interval
+from nanoalign.evaluation.style import count_of
 from nanoalign.loop import Batcher
 from nanoalign.records import decode
 
 SHOWN = 4  # names in a line
-LIST_ITEM = re.compile(r"^\s*(?:[-*+]|\d+\.)\s", re.MULTILINE)
 RULERS = {  # a score of a response from its text alone
     "longest": len,
     "shortest": lambda text: -len(text),
     # The longer of equally many, because most pairs have no lists.
-    "lists": lambda text: len(LIST_ITEM.findall(text)) + len(text) / 1e9,
+    "lists": lambda text: count_of("lists", text) + len(text) / 1e9,
 }
 
 
@@ -109,8 +108,8 @@ def load_judge(args: Namespace, batcher: Batcher) -> Judge:
 def evaluate(name: str, cases: Sequence[Case], judge: Judge) -> Result:
     """Scores the cases of a benchmark, and prints what was cut. A collective.
 
-     Each response is a record of its own, so that the responses to a prompt, which may
-    be 32 long ones, are shared among rows of about `batcher.tokens` tokens.
+    Each response is a record of its own, so that the responses to a prompt, which may be 32 long
+    ones, are shared among rows of about `batcher.tokens` tokens.
     """
     alone = [
         replace(case, responses=(response,), pairs=())

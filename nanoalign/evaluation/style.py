@@ -27,9 +27,12 @@ LONGEST = "2 or more"
 
 def style(answer: str, tokens: int) -> list[int]:
     """Returns the tokens of an answer, and how many headers, list items and bold texts it has."""
-    text = CODE.sub("", answer)
-    counts = [sum(len(kind.findall(text)) for kind in kinds) for kinds in MARKDOWN.values()]
-    return [tokens, *counts]
+    return [tokens, *(count_of(name, answer) for name in MARKDOWN)]
+
+
+def count_of(name: str, answer: str) -> int:
+    """How many headers, list items or bold texts an answer has outside blocks of code."""
+    return sum(len(kind.findall(CODE.sub("", answer))) for kind in MARKDOWN[name])
 
 
 def differences(policy: np.ndarray, baseline: np.ndarray) -> np.ndarray:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from evaluations import RULE, evaluated, script, write_jsonl, write_reward_model
 from processes import run_ranks
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, pipeline
 
 from nanoalign.data.sources import parse_source
-from nanoalign.evaluation.bench import Result, figures_of
+from nanoalign.errors import RunError
+from nanoalign.evaluation.bench import Result, figures_of, read_cases
 from nanoalign.evaluation.bench_page import lines, page
 from nanoalign.evaluation.benchmarks import BENCHMARKS, CORRECTNESS, Case
 from nanoalign.evaluation.render import source_of
@@ -107,7 +108,8 @@ def test_figures_are_those_of_the_scores(run):
     assert f"\n{name} " in printed and all(f"\n{line} " in printed for line in figures)
 
 
-def test_bench_and_rm_give_one_number_and_the_same_subsets(world):
+def test_bench_rm_and_the_pipeline_give_one_number(world, tokenizer):
+    """The pipeline of transformers gets the text with the EOS that the rule appends."""
     data = write_jsonl(
         world / "both.jsonl",
         [
@@ -118,6 +120,10 @@ def test_bench_and_rm_give_one_number_and_the_same_subsets(world):
     flags = ["--model", world / "rm", "--data", data, "--out"]
     by_bench, figures, _ = evaluated(["bench", "rewardbench", *flags, world / "b"])
     by_rm, metrics, _ = evaluated(["rm", *flags, world / "r"])
+    texts = [line["prompt"] + line["response"] + tokenizer.eos_token for line in by_bench]
+    pipe = pipeline("text-classification", str(world / "rm"), function_to_apply="none")
+    by_pipeline = [each["score"] for each in pipe(texts, batch_size=3, padding=True)]
+    assert [line["score"] for line in by_bench] == pytest.approx(by_pipeline, abs=1e-5)
     for ours, theirs in zip(by_bench, by_rm, strict=True):
         assert ours["score"] == pytest.approx(theirs["score"], abs=1e-6)
         same = ("pair_id", "prompt", "response", "side", "tokens", "cut")
@@ -207,6 +213,27 @@ def test_bad_input_is_one_clear_error(world, llama_folder, tokenizer, subtests, 
             assert outcome.codes == [1], outcome.stderr
             errors = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
             assert len(errors) == 1 and re.search(message, errors[0]), outcome.stderr
+
+
+CORRECT = {"prompt": "p", "response_1": "a", "response_2": "b", "response_3": "c"}
+CORRECT |= {"scores": [False, True, True], "sampled_conflict_pairs": [[0, 1], [2, 0]]}
+VOTE = {"prompt": "p", "response_1": "a", "response_2": "b", "winner": "model_b"}
+TIED = {"prompt": "p", "chosen": ["c"], "rejected": ["r"], "subset": "Ties", "id": "tied:1"}
+TOGETHER = {
+    "other number": ("ppe", "GPQA", CORRECT, CORRECT | {"response_4": "d", "scores": [0, 1, 1, 1]},
+                     "GPQA:2: 4 responses, but other records of GPQA have 3"),
+    "one id": ("rewardbench2", "a", TIED, TIED, "a:2: the id tied:1 is that of a:1, too"),
+    "a mean": ("ppe", "Correctness", CORRECT, CORRECT, "subset 'Correctness' has the name of a"),
+    "votes": ("ppe", "Human preference", VOTE, CORRECT, ":2: .* names the votes of"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_records_that_do_not_go_together_are_refused_before_they_are_scored(name, tmp_path):
+    benchmark, source, *both, message = TOGETHER[name]
+    path = write_jsonl(tmp_path / "data.jsonl", both)
+    with pytest.raises(RunError, match=message):
+        read_cases(benchmark, [f"{source}={path}"])
 
 
 def test_published_sources_are_of_the_grammar_and_have_the_names_of_the_sets():

@@ -321,6 +321,7 @@ def test_rulers_know_the_text_alone():
     cases = [Case("q", ("- a\n  2. b\nc", "a long text - without a list\n-x 1.5"), subset="Math")]
     figures = counted("judgebench", cases, [[1.0, 0.0]])["Math"]
     assert (figures["longest"], figures["shortest"], figures["lists"]) == (0.0, 1.0, 1.0)
+    assert RULERS["lists"]("- a\n```\n- b\n- c\n```") < RULERS["lists"]("- a\n+ b")  # not code
     assert RULERS["lists"]("a") > RULERS["lists"]("") and RULERS["lists"]("* a") > 0.9
 
 
@@ -420,7 +421,7 @@ BAD = {
     "ties alone": ("ppe", READ["ppe"][0] | {"winner": "tie"}, "no record of ppe that compares"),
     "few responses": ("ppe", CORRECT | {"scores": [0, 1, 1, 1]}, "response 4 of 4 must be text"),
     "equal pair": ("ppe", CORRECT | {"sampled_conflict_pairs": [[1, 2]]}, "a pair of equal scores"),
-    "pair from the end": ("ppe", CORRECT | {"sampled_conflict_pairs": [[0, -1]]}, "negative number"),
+    "from the end": ("ppe", CORRECT | {"sampled_conflict_pairs": [[0, -1]]}, "negative number"),
     "not from 0 to 1": ("ppe", CORRECT | {"scores": [0, 2, 1]}, "they must be from 0 to 1"),
     "no subset": ("rewardbench", READ["rewardbench"][0] | {"subset": None}, "subset must be text"),
     "a list": ("rewardbench", READ["rewardbench"][0] | {"subset": ["a"]}, "subset must be text"),
@@ -436,21 +437,3 @@ def test_other_records_are_refused_with_their_line(name, tmp_path):
         read_cases(benchmark, [str(path)])
     assert f"{path}:1: " in str(raised.value) or name == "ties alone"
     assert json.dumps(record)  # each is a record of a file
-
-
-TIED = READ["rewardbench2"][0] | {"subset": "Ties", "id": "tied:1"}
-TOGETHER = {
-    "other number": ("ppe", "GPQA", CORRECT, CORRECT | {"response_4": "d", "scores": [0, 1, 1, 1]},
-                     "GPQA:2: 4 responses, but other records of GPQA have 3"),
-    "one id": ("rewardbench2", "a", TIED, TIED, "a:2: the id tied:1 is that of a:1, too"),
-    "a mean": ("ppe", "Correctness", CORRECT, CORRECT, "subset 'Correctness' has the name of a"),
-    "votes": ("ppe", "Human preference", READ["ppe"][0], CORRECT, ":2: .* names the votes of"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", TOGETHER)
-def test_records_that_do_not_go_together_are_refused_before_they_are_scored(name, tmp_path):
-    benchmark, source, *both, message = TOGETHER[name]
-    path = write_jsonl(tmp_path / "data.jsonl", both)
-    with pytest.raises(RunError, match=message):
-        read_cases(benchmark, [f"{source}={path}"])
