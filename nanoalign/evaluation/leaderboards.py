@@ -204,7 +204,7 @@ def verdict_figures(compared: Sequence[Compared], verdicts: Sequence[Verdict]) -
         for (i, j), outcome in np.ndenumerate(outcomes):
             pair = (case.policy[i].answer, case.baseline[j].answer)
             own = [
-                (1 - x.share if (x.first, x.second) == pair else x.share, x.votes)
+                (x.share if (x.second, x.first) == pair else 1 - x.share, x.votes)
                 for x in by_prompt.get(text_of(case.prompt), ())
                 if pair in ((x.first, x.second), (x.second, x.first))
             ]

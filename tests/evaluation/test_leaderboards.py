@@ -97,6 +97,13 @@ def test_verdicts_of_alpaca_eval_by_hand(tmp_path, capsys):
     assert 0 < low < 0.5 < high < 1
 
 
+def test_of_two_equal_answers_the_second_is_the_policys(tmp_path):
+    """As AlpacaEval's leaderboard counts: output_2 is the model's."""
+    path = write_jsonl(tmp_path / "annotations.jsonl", [annotation("p", "x", "x", 1.75)])
+    equal = compared("p", {"x": 1.0}, {"x": 1.0})
+    assert verdict_figures([equal], read_verdicts(str(path)))["verdicts_win_rate"] == 0.75
+
+
 def test_verdicts_of_arena_hard_as_its_leaderboard_counts_them(tmp_path):
     """Its table of labels: of both games a list of 1, 0 and 1/2, three times where it is strong."""
     labels = [("B>>A", "A>B"), ("A=B", "B>A"), ("A>B", "A<<B"), ("A<B", "B<A")]
