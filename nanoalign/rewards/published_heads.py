@@ -73,7 +73,7 @@ class Layers(PublishedHead):
 
     def add_head(self, config: "transformers.PretrainedConfig") -> None:
         names = self.layers(self.root, self.shapes)
-        layers = [linear(name, self.shapes) for name in names]
+        layers = chain_of(names, self.shapes, config)
         alternating = [part for layer in layers for part in (layer, nn.ReLU())]
         head = layers[0] if names == [self.root] else nn.Sequential(*alternating[:-1])
         above, _, own = self.root.rpartition(".")
@@ -135,13 +135,13 @@ class Beaver(Layers):
 class Gating(nn.Module):
     """Hidden states at the end of prompts -> how much each objective counts: (S, D) -> (S, K)."""
 
-    def __init__(self, shapes: Shapes, temperature: float):
+    def __init__(self, shapes: Shapes, config: "transformers.PretrainedConfig"):
         super().__init__()
         names = [f"gating.layers.{n}" for n in range(len(shapes))]
-        layers = [linear(name, shapes) for name in names if f"{name}.weight" in shapes]
-        self.layers = nn.ModuleList(layers)
+        names = [name for name in names if f"{name}.weight" in shapes]
+        self.layers = nn.ModuleList(chain_of(names, shapes, config))
         self.logit_scale = nn.Parameter(torch.ones(1))
-        self.temperature = temperature
+        self.temperature = getattr(config, "gating_temperature", 10.0)
 
     def forward(self, hidden: Tensor) -> Tensor:
         *inner, last = self.layers
@@ -175,8 +175,8 @@ class Gated(PublishedHead):
         return required | {"gating.layers.0.weight"} | layers
 
     def add_head(self, config: "transformers.PretrainedConfig") -> None:
-        self.regression_layer = linear("regression_layer", self.shapes)
-        self.gating = Gating(self.shapes, getattr(config, "gating_temperature", 10.0))
+        (self.regression_layer,) = chain_of(["regression_layer"], self.shapes, config)
+        self.gating = Gating(self.shapes, config)
         objectives = self.regression_layer.out_features
         # Not a parameter: sharding would gather it in the dtype of the body.
         transform = torch.zeros(objectives, objectives, dtype=torch.float32)
@@ -194,10 +194,21 @@ class Gated(PublishedHead):
         return torch.cat([objectives, gated], dim=-1)
 
 
-def linear(name: str, shapes: Shapes) -> nn.Linear:
-    """A linear layer of the shape that its weight has in the files."""
-    outputs, inputs = shapes[f"{name}.weight"]
-    return nn.Linear(inputs, outputs, bias=f"{name}.bias" in shapes)
+def chain_of(
+    names: list[str], shapes: Shapes, config: "transformers.PretrainedConfig"
+) -> list[nn.Linear]:
+    """Linear layers of the shapes in the files; the first reads hidden states, others the last one.
+
+    Raises ValueError, of which `build` makes a RunError, for a weight of another shape.
+    """
+    layers, inputs = [], config.get_text_config().hidden_size
+    for name in names:
+        shape = [*shapes[f"{name}.weight"]]
+        if shape[1:] != [inputs]:
+            raise ValueError(f"{name}.weight has the shape {shape}, not [outputs, {inputs}]")
+        layers.append(nn.Linear(inputs, shape[0], bias=f"{name}.bias" in shapes))
+        inputs = shape[0]
+    return layers
 
 
 def last_places(batch: Batch, tokens: list[int]) -> Tensor:

@@ -20,6 +20,7 @@ from published_models import (
     close,
     linear,
     llama3_tokenizer,
+    of_layers,
     root_of,
     write,
 )
@@ -174,6 +175,21 @@ def test_another_head_is_refused_with_its_tensors(architecture, shapes, found, t
     message = str(error.value)
     assert f"is {architecture}, whose head is not known" in message
     assert f"its files have {found}" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("v_head.summary", {"v_head.summary.weight": (D,)}),
+        ("regression_head", {"regression_head.weight": (1, D // 2)}),
+        ("score.2", of_layers(D, 24, 1, name="score") | {"score.2.weight": (1, 16)}),
+        ("gating.layers.1", CASES["armorm"].shapes | {"gating.layers.1.weight": (24, 20)}),
+    ],
+)
+def test_a_head_of_another_width_is_refused_when_it_is_loaded(name, shapes, world, tmp_path):
+    folder = write(tmp_path / "model", Case("OwnRewardModel", shapes, linear(name)))
+    with pytest.raises(RunError, match=rf"can't be built: .*{name}.weight has the shape \[.*, not"):
+        load_reward_model(str(folder), "fp32", PackedBatcher(world, 300))
 
 
 def test_models_of_transformers_and_of_nanoalign_are_none_of_these(tmp_path):
