@@ -15,7 +15,7 @@ import numpy as np
 from nanoalign.batch import Row
 from nanoalign.data.formats import formats
 from nanoalign.data.prompts import prompt_key
-from nanoalign.data.sources import check_sources, open_source, read_records
+from nanoalign.data.sources import check_sources, open_source
 from nanoalign.data.templates import encode_records
 from nanoalign.distributed import print0
 from nanoalign.encode import tokenize
@@ -26,30 +26,29 @@ from nanoalign.evaluation.statistics import Figures, ratio_interval
 from nanoalign.files.text import named
 from nanoalign.loop import Batcher
 from nanoalign.packing.self_check import check_fits
-from nanoalign.records import Record, check_text, decode
+from nanoalign.records import Record, check_text, decode, parse
 
 # By the beginning of the names of figures: rows, and of each the prompt or text that it is of.
 Texts = dict[str, tuple[list[Row], list[str]]]
 HAVE_CHOSEN = {"chosen", "better_response_id", "scores"}  # a record of pairs has one of these keys
 
 
-def has_chosen(source: str, keys: Sequence[str]) -> bool:
-    """Whether the first record of a source is one of pairs. keys: of --keys, OURS=THEIRS."""
-    where, _, _, raw = next(open_source(source))
-    record = decode(raw, where)
-    wanted = HAVE_CHOSEN | {key.partition("=")[2] for key in keys if key.startswith("chosen=")}
-    return isinstance(record, dict) and bool(wanted & record.keys())
-
-
 def read_chosen(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record]:
-    """Returns the records of those sources that have pairs, with their chosen responses alone.
+    """Returns those records of the sources that have pairs, with their chosen responses alone.
 
-    Raises RunError, with file and line, for a record that no format reads. keys: of --keys.
+    Raises RunError, with file and line, for a record of pairs that no format reads. keys: of
+    --keys, OURS=THEIRS.
     """
     check_sources(sources)
-    of_pairs = [source for source in sources if has_chosen(source, keys)]
-    records = list(read_records(formats(unpaired="prompts", keys=keys), of_pairs))
-    return [record for record in map(chosen_alone, records) if record.responses]
+    known, records = formats(unpaired="prompts", keys=keys), []
+    marks = HAVE_CHOSEN | {key.partition("=")[2] for key in keys if key.startswith("chosen=")}
+    for source in sources:
+        for where, name, _, raw in open_source(source):
+            decoded = decode(raw, where)
+            if isinstance(decoded, dict) and marks & decoded.keys():
+                record = chosen_alone(parse(decoded, where, known)[1])
+                records += [replace(record, name=name)] if record.responses else []
+    return records
 
 
 def chosen_alone(record: Record) -> Record:
@@ -102,7 +101,7 @@ def held_out_texts(
 ) -> Texts:
     """Returns the chosen responses of the data, and the texts of --retention if it is given.
 
-    data: sources, of which those without pairs are left out. keys: of --keys. Raises RunError for
+    data: sources, whose records without pairs are left out. keys: of --keys. Raises RunError for
     data that can't be read, and for rows that the policy can't read.
     """
     found: Texts = {}

@@ -90,6 +90,15 @@ def test_chosen_responses_are_those_that_no_other_beats(tmp_path):
     assert [x.responses for x in read_chosen([str(path)], keys)] == [["a"]]
 
 
+def test_prompts_may_stand_between_pairs_of_several_formats(tmp_path):
+    """evaluate.py policy reads the prompts of all of them."""
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    ranked = {"prompt": "q", "responses": ["c", "d"], "scores": [2, 1]}
+    for lines in ([pair, {"prompt": "r"}, ranked], [{"prompt": "r"}, pair, ranked]):
+        path = write_jsonl(tmp_path / "data.jsonl", lines)
+        assert [x.responses for x in read_chosen([str(path)])] == [["a"], ["c"]]
+
+
 def test_text_that_can_not_be_read_is_an_error(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "abc"}, {"prompt": "p"}])
     with pytest.raises(
