@@ -167,7 +167,7 @@ def test_the_page_shows_what_is_wrong_subset_by_subset_most_sure_first(result):
         "Math: 2 of 3 prompts with a wrong pair",
         "Coding: 1 of 1 prompts with a wrong pair",
     ]
-    assert text.count("cut: the model read only the first 50%") == 1
+    assert text.count("cut: the model read only 50% of it") == 1
     assert "of the 4 subsets (Knowledge, Reasoning)" in text
     cells = re.findall(r"<td>(.*?)</td>", text)
     assert cells[:5] == ["Math", "3", "0.333", "0.061", "0.792"]

@@ -95,7 +95,7 @@ def test_the_verdict_says_what_it_rests_on(tmp_path):
     assert "win 0.0% [0.0%, 27.8%] of 10 comparisons: the policy is worse" in text
     page = html.unescape(page_of(compared, tmp_path))
     assert f'<p class="caution">{text}</p>' in page
-    mark = '<span class="mark">cut: the reward model read only the first 47%</span>'
+    mark = '<span class="mark">cut: the reward model read only 47% of it</span>'
     assert page.count(mark) == 30 == len(re.findall('data-kind="win cut"', page))
     assert page.count("with a cut answer</label>") == 1
 
