@@ -10,7 +10,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from nanoalign.data.readers import import_datasets
+from nanoalign.data.table_files import import_datasets
 from nanoalign.errors import RunError, in_a_line
 
 

@@ -11,7 +11,7 @@ from itertools import cycle
 
 from nanoalign.data.columns import TEXTS
 from nanoalign.data.dialogues import is_dialogue, messages_of
-from nanoalign.data.readers import without_null
+from nanoalign.data.table_files import without_null
 from nanoalign.records import Format, Record, check_text
 
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names of the same in chat templates

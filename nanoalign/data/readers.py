@@ -4,20 +4,20 @@ import csv
 import gzip
 import json
 import re
-import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from typing import TextIO
 
 from nanoalign.data.columns import TEXTS
+from nanoalign.data.table_files import LARGEST, Numbered, arrow_of, check_size, parquet_of
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import lines_of
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")
-Numbered = tuple[int | str, str, str | dict]  # number of the line or row; where it is; the record
-
+LARGEST_LIST = 2**29  # characters of a .json file that is read as a whole
 GZIP = b"\x1f\x8b"  # the first bytes of a compressed file
 
 
@@ -54,15 +54,21 @@ def json_of(path: Path) -> Iterator[Numbered]:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
-            first = next((line.strip() for line in file if line.strip()), "")
+            starts = (start.strip() for start in iter(partial(file.readline, 1000), ""))
+            first = next(filter(None, starts), "")
             file.seek(0)
             if first != "{" and not first.startswith(("[", '{"data":')):  # all may be on one line
-                yield from lines_of(file, path)
+                yield from lines_of(short_lines(file, path), path)
                 return
-            text = file.read()
+            text = file.read(LARGEST_LIST + 1)
     except (UnicodeDecodeError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         twice = "; it is compressed twice" if GZIP in getattr(error, "object", b"")[:2] else ""
         raise RunError(f"{path}: not a readable UTF-8 text file ({error}){twice}") from error
+    if len(text) > LARGEST_LIST:
+        raise RunError(
+            f"{path}: a list of more than {LARGEST_LIST:,} characters; write each record on a line "
+            "of its own (.jsonl), which is read line by line"
+        )
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -79,7 +85,17 @@ def json_of(path: Path) -> Iterator[Numbered]:
             "or a list of records"
         )
     for n, record in enumerate(values, start=1):
+        if len(text) > LARGEST:  # else no record is
+            check_size(len(str(record)), f"{path}:record {n}")
         yield n, f"{path}:record {n}", record
+
+
+def short_lines(file: TextIO, path: Path) -> Iterator[str]:
+    """Yields the lines of a file. Raises RunError for one that is longer than LARGEST."""
+    for number, line in enumerate(iter(partial(file.readline, LARGEST + 1), ""), start=1):
+        if len(line) > LARGEST:
+            check_size(len(line), f"{path}:{number}")
+        yield line
 
 
 def csv_of(path: Path) -> Iterator[Numbered]:
@@ -88,21 +104,25 @@ def csv_of(path: Path) -> Iterator[Numbered]:
     Cells of the columns TEXTS stay text; others are decoded where they are JSON: a number, true or
     false, a list. (The datasets library would make numbers of prompts that look like one.)
     """
-    csv.field_size_limit(sys.maxsize)  # characters of a cell
+    csv.field_size_limit(LARGEST)  # characters of a cell
+    line = 0
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
+            reader = csv.DictReader(short_lines(file, path), strict=True)
             for record in reader:
                 line = reader.line_num
                 if None in record or None in record.values():
                     keys = ", ".join(reader.fieldnames)
                     raise RunError(f"{path}:{line}: expected as many cells as keys: {keys}")
+                check_size(sum(map(len, record.values())), f"{path}:{line}")
                 values = {
                     key: text if key in TEXTS else value_of(text) for key, text in record.items()
                 }
                 yield line, f"{path}:{line}", values
     except (UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path}: not a readable .csv file in UTF-8: {in_a_line(error)}") from error
+        raise RunError(
+            f"{path}: not a readable .csv file in UTF-8, behind line {line}: {in_a_line(error)}"
+        ) from error
 
 
 def value_of(text: str) -> object:
@@ -111,67 +131,6 @@ def value_of(text: str) -> object:
         return json.loads(text.lower() if text in ("True", "False") else text)
     except (ValueError, RecursionError):  # the latter of 1,000 brackets
         return text
-
-
-def parquet_of(path: Path) -> Iterator[Numbered]:
-    """Yields the rows of a .parquet file, which is read in batches."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise RunError(
-            f"{path}: reading it needs pyarrow; pip install pyarrow, or convert to .jsonl"
-        ) from error
-    row = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            for record in batch.to_pylist():
-                row += 1
-                yield row, f"{path}:{row}", row_of(record)
-    except pyarrow.ArrowException as error:
-        raise RunError(f"{path}: not a readable .parquet file: {in_a_line(error)}") from error
-
-
-def arrow_of(path: Path) -> Iterator[Numbered]:
-    """Yields the rows of a file of the datasets library, which is mapped into memory."""
-    datasets = import_datasets(str(path))
-    try:
-        table = datasets.Dataset.from_file(str(path))
-    except (OSError, ValueError) as error:  # what pyarrow raises is one of these
-        raise RunError(f"{path}: not a readable .arrow file: {in_a_line(error)}") from error
-    for row, record in enumerate(table, start=1):
-        yield row, f"{path}:{row}", row_of(record)
-
-
-def import_datasets(place: str) -> ModuleType:
-    """Returns the module `datasets`; RunError if it is not installed. place: for the error."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise RunError(
-            f"data source '{place}': reading it needs the datasets library; pip install datasets"
-        ) from error
-    return datasets
-
-
-def row_of(record: dict) -> dict:
-    """Returns the row of a table with all its columns, by which its format is found.
-
-    Their values are without nulls, as without_null returns them.
-    """
-    return {name: without_null(value) for name, value in record.items()}
-
-
-def without_null(value: object) -> object:
-    """Returns a value without the keys, at any depth, whose value is null.
-
-    In a table the objects of a column have the same keys in all rows, and null for a missing key.
-    """
-    if isinstance(value, list):
-        return [without_null(each) for each in value]
-    if isinstance(value, dict):
-        return {key: without_null(each) for key, each in value.items() if each is not None}
-    return value
 
 
 def files_of(place: str) -> list[Path]:

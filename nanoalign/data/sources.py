@@ -31,8 +31,9 @@ from nanoalign import records, tiny
 from nanoalign.data.formats import decode_renamed, formats, names_of, single
 from nanoalign.data.held_out import held_out_by
 from nanoalign.data.hub import fetch_file, load_saved, load_split
-from nanoalign.data.readers import SUFFIXES, errors_of_reading, files_of, records_of, without_null
+from nanoalign.data.readers import SUFFIXES, errors_of_reading, files_of, records_of
 from nanoalign.data.split import hashes
+from nanoalign.data.table_files import check_arrow, without_null
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.run_folder import ARGS, RECORDS
 from nanoalign.files.text import read_json, readable
@@ -233,6 +234,8 @@ class Saved(Source):
         return [Path(file["filename"]) for file in self.dataset.cache_files]
 
     def records(self) -> Iterator[Located]:
+        for path in self.files():
+            check_arrow(path)
         with errors_of_reading(self.place):
             for n, record in enumerate(self.dataset, start=1):
                 yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, without_null(record)

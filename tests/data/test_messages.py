@@ -6,7 +6,7 @@ import pytest
 from stores import parsed, write
 
 from nanoalign.data.prompts import prompt_key, prompt_text, read_answers, read_prompts
-from nanoalign.data.readers import without_null
+from nanoalign.data.table_files import without_null
 from nanoalign.errors import RunError
 
 HI, YES, NO = (
