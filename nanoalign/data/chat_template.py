@@ -10,10 +10,8 @@ import datetime
 import json
 import os
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 
@@ -22,6 +20,7 @@ from jinja2 import TemplateError
 from nanoalign.data.columns import with_names
 from nanoalign.data.dialogues import messages_of
 from nanoalign.data.messages import BARE, FURTHER, REASONING, is_of_assistant
+from nanoalign.data.template_limits import limits
 from nanoalign.encode import tokenize, tokenize_continuations
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.records import Record
@@ -97,7 +96,7 @@ class ChatTemplate:
         """
         options |= {"tools": tools, "tokenize": False}
         try:
-            with time_limit(SECONDS):
+            with limits(SECONDS):
                 template = self.tokenizer.get_chat_template(None, tools)
                 if self.before and "strftime_now" in template:
                     options["chat_template"] = self.before + template
@@ -188,25 +187,6 @@ class ChatTemplate:
                         f"{record.name}: {text[:40]!r} begins with {first!r}, as the turns that "
                         "the chat template writes; remove such headers, or use --template raw"
                     )
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TemplateError inside after some time; in the main thread alone, which gets signals."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(number: int, frame: object) -> None:
-        raise TemplateError(f"it takes more than {seconds:g} seconds")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def differs(render: Renderer, *dialogues: tuple[list[dict], list | None]) -> bool:

@@ -1,0 +1,106 @@
+"""python -m pytest tests/data/test_template_limits.py"""
+
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import byte_tokenizer
+from jinja2 import Environment, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nanoalign.data.chat_template import ChatTemplate
+from nanoalign.data.template_limits import LimitedEnvironment
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+DOUBLED = (
+    "{% set n = namespace(x='abcdefgh') %}{% for i in range(40) %}{% set n.x = n.x SIGN n.x %}"
+)
+LISTS = "range(100000) | batch(1) | list"
+HEAVY = {
+    "power": "{{ 10 ** (10 ** 8) }}",
+    "power in a test": "{% if 3 ** 9999999 > 1 %}a{% endif %}",
+    "squares": "{% set n = namespace(x=3) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}"
+    "{% endfor %}",
+    "quotient": "{{ (('f' * 9999 ~ messages | length) | int(base=16)) // 3 }}",
+    "remainder": "{{ 3 % (('f' * 9999 ~ messages | length) | int(base=16)) }}",
+    "round": "{{ 10 | round(-99999999) }}",
+    "text": "{{ (('a' * 10 ** 9) * 3) | length }}",
+    "list": "{{ ([0] * 10 ** 9) | length }}",
+    "wrapped": "{{ ('a ' * 10 ** 9) | wordwrap(1) | length }}",
+    "format": "{{ ('%999999999d' % 1) | length }}",
+    "format of braces": "{{ '{:>999999999}'.format(1) | length }}",
+    "centered": "{{ ('a' | center(999999999)) | length }}",
+    "filled": "{{ 'a'.ljust(999999999) | length }}",
+    "replaced": "{{ ('a' * 9999999).replace('a', 'b' * 999) | length }}",
+    "joined": "{{ ('b' * 999).join('a' * 9999999) | length }}",
+    "indented": "{{ [[1]] | tojson(indent=999999999) | length }}",
+    "doubled by +": DOUBLED.replace("SIGN", "+") + "{% endfor %}",
+    "doubled by ~": DOUBLED.replace("SIGN", "~") + "{% endfor %}",
+    "doubled list": DOUBLED.replace("'abcdefgh'", "[1]").replace("SIGN", "+") + "{% endfor %}",
+}  # fmt: skip
+
+
+def chat(template: str) -> ChatTemplate:
+    return ChatTemplate(byte_tokenizer(chat_template=template))
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_what_would_take_minutes_or_gigabytes_is_an_error(kind):
+    """Each is one call of C, which no alarm interrupts; the limit of memory is taken back."""
+    before, start = resource.getrlimit(resource.RLIMIT_AS), time.process_time()
+    with pytest.raises(TemplateError, match="MemoryError|integer of more than 16,384 bits"):
+        chat(HEAVY[kind]).render(MESSAGES)
+    assert time.process_time() - start < 10
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_the_sum_of_lists_can_be_interrupted(monkeypatch):
+    """As one call of C it would take hours."""
+    monkeypatch.setattr("nanoalign.data.chat_template.SECONDS", 0.5)
+    with pytest.raises(TemplateError, match="it takes more than 0.5 seconds"):
+        chat(f"{{{{ ({LISTS}) | sum(start=[]) | length }}}}").render(MESSAGES)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "[1, 2.5, 4] | sum", "[[1], [2]] | sum(start=[0])", "[{'a': 3}, {'a': 4}] | sum('a')",
+        "[[5, 6], [7, 8]] | sum(attribute=1, start=1)", "[] | sum", "42.55 | round",
+        "42.55 | round(1, 'floor')", "1234 | round(-2)", "7 // 2, 7 % 4, -7 % 4, 2 ** 10, 1 / 4",
+        "2 ** -1, 2.0 ** 3, True * 3, 3 * 'ab', '%s-%03d' % ('a', 5), [1] * 2, 10 ** 11",
+    ],
+)  # fmt: skip
+def test_other_values_are_those_of_jinja(expression):
+    """The sandbox that transformers has is the reference."""
+    found, expected = (
+        environment().from_string(f"{{{{ {expression} }}}}").render()
+        for environment in (LimitedEnvironment, ImmutableSandboxedEnvironment)
+    )
+    assert found == expected != ""
+
+
+def test_the_limits_hold_for_templates_alone():
+    assert Environment().from_string("{{ 2 ** 20000 > 1 }}").render() == "True"
+
+
+def test_no_limit_of_memory_is_raised(tmp_path):
+    """One that the process was started with stays, and holds in a template."""
+    code = (
+        "import resource; from conftest import byte_tokenizer\n"
+        "from nanoalign.data.chat_template import ChatTemplate\n"
+        "from nanoalign.data.template_limits import memory_in_use\n"
+        "limit = (memory_in_use() + 2**27, resource.RLIM_INFINITY)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, limit)\n"
+        "for n in (2**20, 2**28):\n"
+        "    template = '{{ (\"a\" * %d) | length }}' % n\n"
+        "    chat = ChatTemplate(byte_tokenizer(chat_template=template))\n"
+        "    try: print(chat.render([{'role': 'user', 'content': 'a'}]))\n"
+        "    except Exception as error: print(error)\n"
+        "print(resource.getrlimit(resource.RLIMIT_AS) == limit)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ".:tests"}
+    )
+    assert done.stdout.splitlines() == [str(2**20), "MemoryError", "True"], done.stderr
