@@ -20,18 +20,18 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers.utils import chat_template_utils
 
-BITS = 2**14  # of an integer that is multiplied or divided
+BITS = 2**14  # of an integer
 MEMORY = 2**29  # bytes that a template may take; the text that it writes has at most 20 million
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
     """The environment of transformers' chat templates, whose integers have a largest size."""
 
-    intercepted_binops = frozenset(["*", "**", "/", "//", "%"])
+    intercepted_binops = frozenset(["*", "**"])
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.filters |= {"sum": total, "round": rounded}
+        self.filters |= {"sum": total, "round": rounded, "int": integer}
 
     def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         if isinstance(right, int):
@@ -61,6 +61,12 @@ def total(
     return start
 
 
+def integer(value: object, default: int = 0, base: int = 10) -> int:
+    """Jinja's filter `int`; of hexadecimal digits Python reads any number."""
+    check_bits(4 * len(value) if isinstance(value, str) else 0)
+    return FILTERS["int"](value, default, base)
+
+
 def rounded(value: float, precision: int = 0, method: str = "common") -> float:
     """Jinja's filter `round`, which computes 10**precision."""
     check_bits(4 * abs(precision))
@@ -87,8 +93,8 @@ def limits(seconds: float) -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, ring)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         if sys.platform == "linux":
             most = memory_in_use() + MEMORY
             most = most if soft == resource.RLIM_INFINITY else min(soft, most)
