@@ -4,15 +4,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from unittest.mock import patch
 
 from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+# No answers, or none of files; a byte each 2 ms; zeros in the second half; a path as ETag.
+MISHAPS = ("silent", "silent files", "drip", "zeros", "etag")
+LARGE = (".safetensors", ".parquet", "large.jsonl")  # files that the Hub knows by their SHA-256
+DRIP = 1000  # bytes of a smaller body arrive at once
 Repositories = dict[str, dict[str, bytes]]  # models/OWNER/NAME or datasets/... -> files
 
 
@@ -31,12 +35,16 @@ def tree(files: dict[str, bytes], folder: str, recursive: bool) -> list[dict]:
 
 
 @contextmanager
-def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterator[list[str]]:
+def serving(
+    repositories: Repositories, cache: Path, gated: str = "", mishap: str = "", commit: str = COMMIT
+) -> Iterator[list[str]]:
     """Yields the list of the files that were fetched, each as OWNER/NAME@REVISION/PATH.
 
     gated: a repository whose files are refused, as to one who has not accepted its terms.
+    mishap: one of MISHAPS. commit: which all revisions are.
     """
     fetched: list[str] = []
+    ended = Event()
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *args) -> None:
@@ -47,18 +55,32 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
+            if self.command != "GET":
+                return
+            if mishap == "drip" and len(body) > DRIP:
+                for n in range(len(body)):
+                    if ended.wait(0.002):
+                        return
+                    self.wfile.write(body[n : n + 1])
+                    self.wfile.flush()
+            self.wfile.write(body)
 
         def do_HEAD(self) -> None:
             self.do_GET()
 
         def do_GET(self) -> None:
+            with suppress(ConnectionError):  # of a client that has given up
+                self.do()
+
+        def do(self) -> None:
+            if mishap == "silent" or (mishap == "silent files" and "/resolve/" in self.path):
+                ended.wait()
+                return
             path = self.path.partition("?")[0].replace("%2F", "/").lstrip("/")
             if found := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)(/revision/.*)?", path):
                 files = repositories.get(found[1])
                 names = [{"rfilename": name} for name in files or ()]
-                body = {"id": found[1].partition("/")[2], "sha": COMMIT, "siblings": names}
+                body = {"id": found[1].partition("/")[2], "sha": commit, "siblings": names}
                 if files is None:
                     return self.answer(b"", 404, X_Error_Code="RepoNotFound")
                 return self.answer(json.dumps(body).encode(), Content_Type="application/json")
@@ -85,7 +107,12 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
             if self.command == "GET":
                 fetched.append(f"{repo.partition('/')[2]}@{revision}/{name}")
             etag = hashlib.sha1(body).hexdigest()
-            self.answer(body, ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+            if name.endswith(LARGE):
+                etag = hashlib.sha256(body).hexdigest()
+                if mishap == "zeros":
+                    body = body[: len(body) // 2] + bytes(len(body) - len(body) // 2)
+            etag = "../../../escaped" if mishap == "etag" else etag
+            self.answer(body, ETag=f'"{etag}"', X_Repo_Commit=commit)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
@@ -98,5 +125,6 @@ def serving(repositories: Repositories, cache: Path, gated: str = "") -> Iterato
         with patch.multiple(constants, **changes):
             yield fetched
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()

@@ -12,6 +12,7 @@ import huggingface_hub
 
 from nanoalign.data.table_files import import_datasets
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.files import network
 
 
 @contextmanager
@@ -21,6 +22,7 @@ def hub_errors(place: str, repo: str) -> Iterator[None]:
     Such errors are: a gated data set, none of this name, no such file or split, no network.
     place: the data source, for the message. repo: its OWNER/NAME.
     """
+    network.limit_requests()
     try:
         yield
     except RunError:
@@ -40,7 +42,9 @@ def fetch_file(place: str, repo: str, path: str, revision: str | None) -> Path:
     """
     with hub_errors(place, repo):
         options = {"repo_type": "dataset", "revision": revision}
-        return Path(huggingface_hub.hf_hub_download(repo, path, **options))
+        file = Path(huggingface_hub.hf_hub_download(repo, path, **options))
+    network.check_content([file])
+    return file
 
 
 def load_split(place: str, repo: str, part: str | None, revision: str | None, split: str):

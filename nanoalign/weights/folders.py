@@ -15,6 +15,7 @@ from huggingface_hub.errors import GatedRepoError
 from nanoalign import model
 from nanoalign.distributed import print0
 from nanoalign.errors import RunError, in_a_line
+from nanoalign.files import network
 from nanoalign.files.text import read_json
 from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 
@@ -193,7 +194,9 @@ def fetch(name: str) -> Path:
     has_index = (folder / INDEX).is_file()
     names = names_in_index(folder / INDEX) if has_index else [SINGLE_FILE]
     # The folder is called after its commit: a branch may move between the two downloads.
-    return download(name, folder.name, [*names, MORE_TEMPLATES], [])
+    folder = download(name, folder.name, [*names, MORE_TEMPLATES], [])
+    network.check_content(path for path in folder.rglob("*") if path.is_file())
+    return folder
 
 
 def download(
@@ -205,6 +208,7 @@ def download(
     lock. Raises RunError as fetch.
     """
     repo = name.partition("@")[0]
+    network.limit_requests()
     try:
         folder = huggingface_hub.snapshot_download(
             repo, revision=revision, allow_patterns=patterns, ignore_patterns=list(without)
@@ -214,6 +218,8 @@ def download(
         raise RunError(
             f"model '{name}' is gated: accept its terms on the page of {repo}, and set HF_TOKEN"
         ) from error
+    except RunError:
+        raise
     except Exception as error:  # no such model or revision; any kind of its library for HTTP
         raise RunError(
             f"model '{name}' is neither a folder here nor a public model of the Hub; for a private "

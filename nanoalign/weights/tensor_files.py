@@ -58,6 +58,8 @@ def weight_files(folder: Path) -> list[Path]:
         )
     names = names_in_index(index)
     for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise RunError(f"{index}: names the file {name[:200]}, outside its folder; correct it")
         if not (folder / name).is_file():
             raise RunError(f"{index}: names the file {name}, which is missing; restore it")
     return [folder / name for name in names]

@@ -67,7 +67,8 @@ def test_the_sum_of_lists_can_be_interrupted(monkeypatch):
     "expression",
     [
         "[1, 2.5, 4] | sum", "[[1], [2]] | sum(start=[0])", "[{'a': 3}, {'a': 4}] | sum('a')",
-        "[[5, 6], [7, 8]] | sum(attribute=1, start=1)", "[] | sum", "42.55 | round", "'12' | int, 'ff' | int(base=16), 'x' | int(7), 2.9 | int",
+        "[[5, 6], [7, 8]] | sum(attribute=1, start=1)", "[] | sum", "42.55 | round",
+        "'12' | int, 'ff' | int(base=16), 'x' | int(7), 2.9 | int",
         "42.55 | round(1, 'floor')", "1234 | round(-2)", "7 // 2, 7 % 4, -7 % 4, 2 ** 10, 1 / 4",
         "2 ** -1, 2.0 ** 3, True * 3, 3 * 'ab', '%s-%03d' % ('a', 5), [1] * 2, 10 ** 11",
     ],
