@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 from hostile import data, flags, models
 from mishaps import bombs, edited, hubs, links, locales, tables, unequal
+from outside import damage, requests, sizes, templates
 from processes import Outcome
 from storm_runs import (
     World,
@@ -158,6 +159,10 @@ KINDS: dict[str, tuple[Mishap, int]] = {
     "bombs": (bombs, 8),
     "locales": (locales, 3),
     "hubs": (hubs, 8),
+    "sizes": (sizes, 12),
+    "damage": (damage, 8),
+    "templates": (templates, 12),
+    "requests": (requests, 12),
 }
 
 

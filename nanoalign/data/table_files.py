@@ -12,7 +12,7 @@ from typing import BinaryIO
 from nanoalign.errors import RunError, in_a_line
 
 LARGEST = 2**24  # of a record: characters of its line, or bytes of its row
-BATCH_ROWS, BATCH_BYTES = 1024, 2**30  # of a table that are decoded at a time; the second at most
+BATCH_ROWS, BATCH_BYTES = 1024, 2**28  # of a table that are decoded at a time; the second at most
 DICTIONARY_PAGE = b"\x15\x04\x15"  # how the header of such a page begins; its size follows
 Numbered = tuple[int | str, str, str | dict]  # number of the line or row; where it is; the record
 

@@ -9,37 +9,13 @@ import pytest
 from conftest import byte_tokenizer
 from jinja2 import Environment, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from outside import HEAVY
 
 from nanoalign.data.chat_template import ChatTemplate
 from nanoalign.data.template_limits import LimitedEnvironment
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
-DOUBLED = (
-    "{% set n = namespace(x='abcdefgh') %}{% for i in range(40) %}{% set n.x = n.x SIGN n.x %}"
-)
 LISTS = "range(100000) | batch(1) | list"
-HEAVY = {
-    "power": "{{ 10 ** (10 ** 8) }}",
-    "power in a test": "{% if 3 ** 9999999 > 1 %}a{% endif %}",
-    "squares": "{% set n = namespace(x=3) %}{% for i in range(40) %}{% set n.x = n.x * n.x %}"
-    "{% endfor %}",
-    "quotient": "{{ (('f' * 9999 ~ messages | length) | int(base=16)) // 3 }}",
-    "remainder": "{{ 3 % (('f' * 9999 ~ messages | length) | int(base=16)) }}",
-    "round": "{{ 10 | round(-99999999) }}",
-    "text": "{{ (('a' * 10 ** 9) * 3) | length }}",
-    "list": "{{ ([0] * 10 ** 9) | length }}",
-    "wrapped": "{{ ('a ' * 10 ** 9) | wordwrap(1) | length }}",
-    "format": "{{ ('%999999999d' % 1) | length }}",
-    "format of braces": "{{ '{:>999999999}'.format(1) | length }}",
-    "centered": "{{ ('a' | center(999999999)) | length }}",
-    "filled": "{{ 'a'.ljust(999999999) | length }}",
-    "replaced": "{{ ('a' * 9999999).replace('a', 'b' * 999) | length }}",
-    "joined": "{{ ('b' * 999).join('a' * 9999999) | length }}",
-    "indented": "{{ [[1]] | tojson(indent=999999999) | length }}",
-    "doubled by +": DOUBLED.replace("SIGN", "+") + "{% endfor %}",
-    "doubled by ~": DOUBLED.replace("SIGN", "~") + "{% endfor %}",
-    "doubled list": DOUBLED.replace("'abcdefgh'", "[1]").replace("SIGN", "+") + "{% endfor %}",
-}  # fmt: skip
 
 
 def chat(template: str) -> ChatTemplate:
