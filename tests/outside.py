@@ -148,7 +148,7 @@ def serve(model: str, data: str, cache: str, mishap: str) -> None:
     repositories = {"models/o/m": files, "datasets/o/n": {"large.jsonl": Path(data).read_bytes()}}
     options = {"commit": "../../../escaped"} if mishap == "commit" else {"mishap": mishap}
     network.SECONDS = 2.0
-    hub_server.constants.HF_HUB_DOWNLOAD_TIMEOUT = 1
+    hub_server.constants.HF_HUB_DOWNLOAD_TIMEOUT = 0.5
     sleep = time.sleep
     time.sleep = lambda seconds: sleep(min(seconds, 0.1))  # between the library's retries
     serve.hub = hub_server.serving(repositories, Path(cache), **options)

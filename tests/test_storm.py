@@ -23,10 +23,10 @@ FEW = {
     "unequal": (0,),
     "bombs": (0,),
     "locales": (0,),
-    "sizes": (0, 1),
+    "sizes": (0,),
     "damage": (0,),
     "templates": (0,),
-    "requests": (0, 1),
+    "requests": (0,),
 }
 
 

@@ -1,8 +1,6 @@
 """python -m pytest tests/data/test_template_limits.py"""
 
 import resource
-import subprocess
-import sys
 import time
 
 import pytest
@@ -10,9 +8,10 @@ from conftest import byte_tokenizer
 from jinja2 import Environment, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from outside import HEAVY
+from processes import run_ranks
 
 from nanoalign.data.chat_template import ChatTemplate
-from nanoalign.data.template_limits import LimitedEnvironment
+from nanoalign.data.template_limits import LimitedEnvironment, memory_in_use
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LISTS = "range(100000) | batch(1) | list"
@@ -62,22 +61,18 @@ def test_the_limits_hold_for_templates_alone():
     assert Environment().from_string("{{ 2 ** 20000 > 1 }}").render() == "True"
 
 
-def test_no_limit_of_memory_is_raised(tmp_path):
+def in_a_small_process() -> list[str]:
+    """What templates of 1 MB and of 256 MB give where the process may take 128 MB more."""
+    limit, found = (memory_in_use() + 2**27, resource.RLIM_INFINITY), []
+    resource.setrlimit(resource.RLIMIT_AS, limit)
+    for size in (2**20, 2**28):
+        try:
+            found.append(chat(f"{{{{ ('a' * {size}) | length }}}}").render(MESSAGES))
+        except TemplateError as error:
+            found.append(str(error))
+    return [*found, str(resource.getrlimit(resource.RLIMIT_AS) == limit)]
+
+
+def test_no_limit_of_memory_is_raised():
     """One that the process was started with stays, and holds in a template."""
-    code = (
-        "import resource; from conftest import byte_tokenizer\n"
-        "from nanoalign.data.chat_template import ChatTemplate\n"
-        "from nanoalign.data.template_limits import memory_in_use\n"
-        "limit = (memory_in_use() + 2**27, resource.RLIM_INFINITY)\n"
-        "resource.setrlimit(resource.RLIMIT_AS, limit)\n"
-        "for n in (2**20, 2**28):\n"
-        "    template = '{{ (\"a\" * %d) | length }}' % n\n"
-        "    chat = ChatTemplate(byte_tokenizer(chat_template=template))\n"
-        "    try: print(chat.render([{'role': 'user', 'content': 'a'}]))\n"
-        "    except Exception as error: print(error)\n"
-        "print(resource.getrlimit(resource.RLIMIT_AS) == limit)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": ".:tests"}
-    )
-    assert done.stdout.splitlines() == [str(2**20), "MemoryError", "True"], done.stderr
+    assert run_ranks(1, in_a_small_process).results == [["1048576", "MemoryError", "True"]]
