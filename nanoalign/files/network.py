@@ -13,13 +13,13 @@ from functools import cache
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.utils import httpx
-from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils import _http
 
 from nanoalign.distributed import environment_ranks
 from nanoalign.errors import RunError
 from nanoalign.files.checksums import digest_of_file
 
+httpx = getattr(_http, "httpx2", None) or _http.httpx  # huggingface_hub 2, and 1
 SECONDS, BYTES_PER_SECOND = 60.0, 1000  # an answer that brings less for so long is given up
 
 
@@ -29,15 +29,15 @@ def limit_requests() -> None:
     huggingface_hub.set_client_factory(client)
 
 
-def client() -> httpx.Client:
+def client() -> "httpx.Client":
     """Returns a client as huggingface_hub makes it, with the hooks."""
-    made = default_client_factory()
+    made = _http.default_client_factory()
     made.event_hooks["request"].append(set_timeouts)
     made.event_hooks["response"] += [watch, check_names]
     return made
 
 
-def set_timeouts(request: httpx.Request) -> None:
+def set_timeouts(request: "httpx.Request") -> None:
     """Lowers timeouts to $HF_HUB_DOWNLOAD_TIMEOUT, by default 10 s; some are not set at all.
 
     They hold for a connection, and for the wait between two parts of an answer.
@@ -49,7 +49,7 @@ def set_timeouts(request: httpx.Request) -> None:
     }
 
 
-def watch(response: httpx.Response) -> None:
+def watch(response: "httpx.Response") -> None:
     """Lets the body of an answer end if it is too slow."""
     response.stream = Watched(response.stream, response.request.url.path)
 
@@ -57,7 +57,7 @@ def watch(response: httpx.Response) -> None:
 class Watched(httpx.SyncByteStream):
     """The body of an answer, which raises RunError if it is too slow. path: of its address."""
 
-    def __init__(self, stream: httpx.SyncByteStream, path: str):
+    def __init__(self, stream: "httpx.SyncByteStream", path: str):
         self.stream, self.path = stream, path
 
     def __iter__(self) -> Iterator[bytes]:
@@ -78,7 +78,7 @@ class Watched(httpx.SyncByteStream):
         self.stream.close()
 
 
-def check_names(response: httpx.Response) -> None:
+def check_names(response: "httpx.Response") -> None:
     """Raises RunError for a commit or an ETag that is no name: the cache makes paths of them."""
     values = [response.headers.get(name, "") for name in ("X-Repo-Commit", "X-Linked-Etag", "ETag")]
     if response.request.url.path.startswith("/api/") and response.is_success:
