@@ -33,13 +33,16 @@ OTHERS = set(
         """nnodes node_rank nproc_per_node master_addr master_port rdzv_backend rdzv_id
     rdzv_endpoint kill job nodes ntasks gpus cpus time requeue open signal signals shutdown
     include_path model_args tasks times seed private exclude model_outputs reference_outputs
-    output_path runner dtype pooler""",
+    output_path runner dtype pooler max""",
     )
 )
 HELP = [
     *((script, ["--help", "all"]) for script in (train_rm, train_dpo)),
     *((module, ["--help"]) for module in (plant, trackers)),
-    *((evaluate, [word, "--help"]) for word in ("rm", "policy", "score", "frontier", "ask")),
+    *(
+        (evaluate, [word, "--help"])
+        for word in ("rm", "bench", "policy", "score", "frontier", "ask")
+    ),
     *((lab, [word, "--help"]) for word in ("walk", "golden", "check", "pipeline")),
 ]
 

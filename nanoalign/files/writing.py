@@ -53,7 +53,9 @@ def append(path: Path, line: str) -> None:
 
 def with_path(error: OSError, path: Path) -> OSError:
     """Returns the error with the path, unless it names a file: that of a full disk names none."""
-    return error if error.filename else OSError(error.errno, error.strerror or str(error), path)
+    return (
+        error if error.filename else OSError(error.errno, error.strerror or str(error), str(path))
+    )
 
 
 def check_no_link(path: Path) -> None:

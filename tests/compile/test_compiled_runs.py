@@ -19,7 +19,6 @@ RUNS = {
     "lora": ("--lora_rank", "2", "--lora_targets", "q_proj"),
     "precomputed": ("--precompute_reference",),
     "kto": ("--loss", "kto"),
-    "aot": ("--loss", "aot"),
     "ld_alpha": ("--ld_alpha", "0.5"),
     "wpo": ("--wpo",),
     "checkpointing": ("--activation_checkpointing",),
@@ -101,8 +100,8 @@ def without_a_compiler(work: Path) -> None:
 def test_what_cant_be_compiled_is_named_and_the_whole_run_is_plain(work, tmp_path, llama_folder):
     (tmp_path / "llama").symlink_to(llama_folder)
     (tmp_path / "pairs.jsonl").symlink_to(work[0] / "pairs.jsonl")
-    outcome = run_ranks(2, without_a_compiler, tmp_path)
-    assert outcome.codes == [0, 0], outcome.stderr
+    outcome = run_ranks(1, without_a_compiler, tmp_path)
+    assert outcome.codes == [0], outcome.stderr
     (line,) = [line for line in outcome.stdout.splitlines() if line.startswith("compile ")]
     assert "off for the whole run, which is plain: InductorError: InvalidCxxCompiler" in line
     assert_same_curve(metrics_of(work[0] / "ld_alpha_off"), metrics_of(tmp_path / "ld_alpha_on"))

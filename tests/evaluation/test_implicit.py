@@ -122,7 +122,7 @@ def test_a_reference_with_other_tokens_and_a_file_of_no_run_are_refused(world, t
     tiny_llama().save_pretrained(tmp_path / "it")
     byte_tokenizer().save_pretrained(tmp_path / "it")
     (tmp_path / "it" / "args.json").write_text("[1]")
-    with pytest.raises(RunError, match="args.json is no file of a run"):
+    with pytest.raises(RunError, match="args.json: expected a JSON object, found list"):
         evaluate.main([str(x) for x in argv(world, tmp_path / "it", world / "base")])
 
 

@@ -2,6 +2,7 @@
 
 import math
 from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import train_dpo
 from nanoalign.errors import RunError
 from nanoalign.loop import Objective
+from nanoalign.ranks.watch import Watch
 from nanoalign.runs.best import Best, up_to_best
 from nanoalign.runs.guards import Guard, Signals
 
@@ -28,7 +30,7 @@ def follow(losses: list, patience: int | None = None, stop_after: int | None = N
     guard = Guard.__new__(Guard)  # without a disk
     guard.args = Namespace(save_every=None, stop_after=stop_after)
     guard.best, guard.signals, guard.stopped = best, Signals(), False
-    guard.write_checkpoint = lambda step: None
+    guard.write_checkpoint, guard.watch = lambda step: None, Watch(SimpleNamespace(size=1))
     for step, loss in enumerate(losses, start=1):
         model[0].data.fill_(step)
         metrics = {"loss": 0.0} | ({} if loss is None else {"eval/loss": loss})
