@@ -131,7 +131,7 @@ def test_metrics_that_can_not_be_written(argv, tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     flags = [*argv, str(tmp_path / "run"), "--steps", "30"]
     error = one_line(run_ranks(2, with_small_files, 2500, 0, flags))
-    assert error == f"error: {path} can't be written: OSError: {TOO_LARGE}"
+    assert error == f"error: {path} can't be written: OSError: {TOO_LARGE}: '{path}'"
     lines = path.read_text().splitlines()
     assert json.loads(lines[0])["eval/loss"] and len(lines) > 1
 
