@@ -94,7 +94,8 @@ def limits(seconds: float) -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, ring)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        # Again each second: an error that is raised in a destructor is dropped by Python.
+        signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
         if sys.platform == "linux":
             most = memory_in_use() + MEMORY
             most = most if soft == resource.RLIM_INFINITY else min(soft, most)

@@ -1,6 +1,7 @@
 """python -m pytest tests/data/test_template_limits.py"""
 
 import resource
+import sys
 import time
 
 import pytest
@@ -11,7 +12,7 @@ from outside import HEAVY
 from processes import run_ranks
 
 from nanoalign.data.chat_template import ChatTemplate
-from nanoalign.data.template_limits import LimitedEnvironment, memory_in_use
+from nanoalign.data.template_limits import LimitedEnvironment, limits, memory_in_use
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 LISTS = "range(100000) | batch(1) | list"
@@ -36,6 +37,19 @@ def test_the_sum_of_lists_can_be_interrupted(monkeypatch):
     monkeypatch.setattr("nanoalign.data.chat_template.SECONDS", 0.5)
     with pytest.raises(TemplateError, match="it takes more than 0.5 seconds"):
         chat(f"{{{{ ({LISTS}) | sum(start=[]) | length }}}}").render(MESSAGES)
+
+
+def test_an_alarm_that_a_destructor_swallows_rings_again(monkeypatch):
+    class Slow:
+        def __del__(self):
+            time.sleep(0.6)
+
+    swallowed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda about: swallowed.append(about.exc_type))
+    with pytest.raises(TemplateError, match="it takes more than 0.3 seconds"), limits(0.3):
+        Slow()
+        time.sleep(3)
+    assert swallowed == [TemplateError]
 
 
 @pytest.mark.parametrize(
