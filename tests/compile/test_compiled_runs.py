@@ -20,7 +20,6 @@ RUNS = {
     "precomputed": ("--precompute_reference",),
     "kto": ("--loss", "kto"),
     "ld_alpha": ("--ld_alpha", "0.5"),
-    "wpo": ("--wpo",),
     "checkpointing": ("--activation_checkpointing",),
     "rm": (),  # of train_rm.py
 }
