@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
     If the block fails, `path` stays as it was, and the hidden file is removed. The suffix of both
     is the same. Raises OSError, which names a file.
     """
-    hidden = path.with_name(f".{path.stem}.partial{path.suffix}")
+    hidden = hidden_name(path)
     hidden.unlink(missing_ok=True)  # of a process that was killed, or a link
     try:
         yield hidden
@@ -30,6 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         hidden.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def hidden_name(path: Path) -> Path:
+    """The path beside `path` to which `replacing` lets a file be written."""
+    return path.with_name(f".{path.stem}.partial{path.suffix}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,9 +14,11 @@ import nanoalign
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, RECORDS, files_of_result
-from nanoalign.files.writing import check_no_link
+from nanoalign.files.writing import check_no_link, hidden_name
 from nanoalign.weights.write import BESIDE_WEIGHTS
 
+# What is left of a run that was killed while it wrote its first file.
+UNFINISHED_ARGS = hidden_name(Path(ARGS)).name
 # All that a run writes but the model card, which a user may have written. --overwrite removes it.
 WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial*", "config.json",
            ARGS, "generation_config.json", "*.safetensors", "*.safetensors.index.json",
@@ -37,7 +39,8 @@ def check_folder(args: Namespace, models: list[Path]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         for path in (path for pattern in WRITTEN for path in out.glob(pattern)):
             check_no_link(path)
-        if any(path.name not in (lock.NAME, CARD) for path in out.iterdir()):
+        names = {path.name for path in out.iterdir()} - {lock.NAME, CARD, UNFINISHED_ARGS}
+        if names:
             check_contents(out, args, models)
         lock.hold(out / lock.NAME, f"--out {out}")
     except OSError as error:

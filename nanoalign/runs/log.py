@@ -65,9 +65,9 @@ def open_run(
             remove_run(out)
         settings = vars(args) | {"argv": sys.argv, "ranks": world.size} | versions()
         settings |= {FILES: files_of_result(out)}  # of the run that is resumed
+        write_text(out / ARGS, json.dumps(settings, indent=2) + "\n")  # first: it marks a run
         with replacing(out / RECORDS) as hidden:
             np.savez(hidden, **records)
-        write_text(out / ARGS, json.dumps(settings, indent=2) + "\n")
 
     def log(step: int, metrics: dict[str, float]) -> None:
         metrics = dict(metrics)

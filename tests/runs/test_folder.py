@@ -45,6 +45,7 @@ def test_a_run_writes_where_nothing_is_or_a_run_was(out):
         check_folder(Namespace(**default | flags), list(models))
 
     (out / "README.md").write_text("mine")
+    (out / ".args.partial.json").write_text("{")  # of a run that was killed
     check()
     (out / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="/out contains files that are not those of a run; give an"):
