@@ -198,9 +198,8 @@ def key(encoding: Encoding, folder: Path, sources: Sequence[str]) -> str:
     ]
     for path in [*files, *(path for source in parsed for path in source.files())]:
         if path.is_file():
-            about = path.stat()
             hashed.update(path.name.encode())
-            hashed.update(checksums.digest_of_file(path, about.st_size, about.st_mtime_ns))
+            hashed.update(checksums.digest_of_file(path))
     return hashed.hexdigest()[:32]
 
 

@@ -7,9 +7,12 @@ CRC-32 finds what a disk or a network has changed, at some 3 GB/s; it is no prot
 
 import hashlib
 import json
+import os
+import re
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -64,16 +67,48 @@ def digest_of_weights(folder: Path) -> str:
     """Returns a SHA-256 of a model folder's config.json and weights, as hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        about = path.stat()
-        digest.update(digest_of_file(path, about.st_size, about.st_mtime_ns))
+        digest.update(digest_of_file(path))
     return digest.hexdigest()
 
 
-@lru_cache  # files of many gigabytes may be asked for twice: by a checkpoint, by a kept reference
-def digest_of_file(path: Path, size: int, mtime_ns: int) -> bytes:
+def digest_of_file(path: Path) -> bytes:
     """Returns the SHA-256 of a file, at about 800 MB/s.
 
-    size, mtime_ns: those of the file, so that the kept result of a changed file is not returned.
+    A blob of the Hub's cache is read once after its download, because the cache names a large file
+    by its SHA-256: what was found right is noted in a file beside the blobs, with the size and the
+    times of the blob. A blob that was written to since, or was copied, is read again.
     """
+    about, blob = path.stat(), blob_of(path)
+    # A program may set the time of a change back, but not the second of these times.
+    state = f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+    if blob is None:
+        return _digest(path, state)
+    note = blob.parents[1] / "verified" / blob.name
+    with suppress(OSError, ValueError):
+        if note.read_text() == state:
+            return bytes.fromhex(blob.name)
+    digest = _digest(path, state)
+    if digest.hex() == blob.name:
+        with suppress(OSError):  # of a cache that can only be read, or of two hosts that write
+            note.parent.mkdir(exist_ok=True)
+            write_text(note, state)
+    return digest
+
+
+def blob_of(path: Path) -> Path | None:
+    """Returns the blob of a file of a snapshot in the Hub's cache, if its name is a SHA-256.
+
+    The blob may be a link, too: to blobs/XX/ of the whole cache, by a hash of another kind.
+    """
+    if not path.is_symlink():
+        return None
+    blob = Path(os.path.normpath(path.parent / os.readlink(path)))
+    is_named = blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name)
+    return blob if is_named else None
+
+
+@lru_cache  # files of many gigabytes may be asked for twice: by a checkpoint, by a kept reference
+def _digest(path: Path, state: str) -> bytes:
+    """state: size and times, so that the result for a file before a change is not returned."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

@@ -17,7 +17,7 @@ from huggingface_hub.utils import _http
 
 from nanoalign.distributed import environment_ranks
 from nanoalign.errors import RunError
-from nanoalign.files.checksums import digest_of_file
+from nanoalign.files.checksums import blob_of, digest_of_file
 
 httpx = getattr(_http, "httpx2", None) or _http.httpx  # huggingface_hub 2, and 1
 SECONDS, BYTES_PER_SECOND = 60.0, 1000  # an answer that brings less for so long is given up
@@ -102,21 +102,14 @@ def check_content(paths: Iterable[Path]) -> None:
     """Raises RunError for a file of the Hub's cache that is not what the Hub has.
 
     The cache names the blob of a large file by its SHA-256, as the Hub does. One rank of a host
-    reads the files, at about 800 MB/s each.
+    reads the files, once after their download: see checksums.digest_of_file.
     """
-    blobs = [path.resolve() for path in paths]
-    blobs = [blob for blob in blobs if re.fullmatch(r"[0-9a-f]{64}", blob.name)]
     if environment_ranks()[2] != 0:
         return
-    abouts = [blob.stat() for blob in blobs]
+    blobs = {path: blob.name for path in paths if (blob := blob_of(path))}
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(
-            digest_of_file,
-            blobs,
-            (about.st_size for about in abouts),
-            (about.st_mtime_ns for about in abouts),
-        )
-        bad = [blob for blob, d in zip(blobs, digests, strict=True) if d.hex() != blob.name]
+        digests = dict(zip(blobs, pool.map(digest_of_file, blobs), strict=True))
+    bad = [path.resolve() for path, name in blobs.items() if digests[path].hex() != name]
     if bad:
         raise RunError(
             f"{bad[0]} is not the file that the Hub has (its SHA-256 differs); remove it: the "

@@ -98,9 +98,13 @@ def leads_out(path: Path, folder: Path) -> bool:
     What such a link leads to would become a part of the result, which may be published.
     """
     target, own = path.resolve(), folder.resolve()
-    of_commit = own.parent.name == "snapshots" and target.parent == own.parents[1] / "blobs"
+    # blobs/ of a repository, or blobs/XX/ of the cache: large files that repositories share.
+    blobs = next((parent for parent in target.parents[:2] if parent.name == "blobs"), None)
+    of_commit = own.parent.name == "snapshots" and blobs in (
+        up / "blobs" for up in own.parents[1:3]
+    )
     cache = Path(huggingface_hub.constants.HF_HUB_CACHE).resolve()
-    of_cache = target.parent.name == "blobs" and target.is_relative_to(cache)
+    of_cache = blobs is not None and blobs.is_relative_to(cache)
     return not (target.is_relative_to(own) or of_commit or of_cache)
 
 

@@ -3,16 +3,21 @@
 A Hub, or another server in its place, that is slow or damaged or lies.
 """
 
+import hashlib
 import json
+import os
+import shutil
 import time
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hub_server import COMMIT, serving
 
 from nanoalign.data.hub import fetch_file
 from nanoalign.errors import RunError
-from nanoalign.files import network
-from nanoalign.weights.folders import fetch, local_folder
+from nanoalign.files import checksums, network
+from nanoalign.weights.folders import fetch, leads_out, local_folder
 from nanoalign.weights.tensor_files import weight_files
 
 RECORD = json.dumps({"prompt": "p", "chosen": "c", "rejected": "r" * 2000}).encode() + b"\n"
@@ -85,6 +90,68 @@ def test_zeros_in_place_of_weights_are_one_error(tmp_path, model):
             weight_files(local_folder("o/m"))[0].read_bytes()
             == (model["models/o/m"]["model.safetensors"])
         )
+
+
+def test_a_blob_is_read_once_after_its_download(tmp_path, model):
+    """Its content is read again if it was written to, or if the cache was copied."""
+    reads = []
+
+    def start(cache: Path = tmp_path) -> Path:
+        fetch.cache_clear()
+        checksums._digest.cache_clear()
+        reads.clear()
+        with serving(model, cache):
+            return fetch("o/m") / "model.safetensors"
+
+    def read(file, kind: str, real=hashlib.file_digest):
+        reads.append(file.name)
+        return real(file, kind)
+
+    with patch.object(hashlib, "file_digest", read):
+        weights = start()
+        assert reads == [str(weights)]
+        start()
+        assert checksums.digest_of_file(weights).hex() == weights.resolve().name and reads == []
+        os.utime(weights)
+        start()
+        assert len(reads) == 1 and start() and reads == []
+        shutil.copytree(tmp_path, tmp_path / "copy", symlinks=True)  # with the times of files
+        start(tmp_path / "copy")
+        assert len(reads) == 1
+        size, before = weights.stat().st_size, weights.stat()
+        weights.resolve().write_bytes(bytes(size))
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(RunError, match="its SHA-256 differs"):
+            start()
+        with pytest.raises(RunError, match="its SHA-256 differs"):
+            start()
+
+
+def test_a_blob_may_be_in_the_store_that_repositories_share(tmp_path, model):
+    """As huggingface_hub 2 keeps what hf_xet has fetched: by a hash that is not a SHA-256."""
+    with serving(model, tmp_path):
+        folder = local_folder("o/m")
+        blob = (folder / "model.safetensors").resolve()
+        shared = tmp_path / "blobs" / "ab" / ("ab" * 32)
+        shared.parent.mkdir(parents=True)
+        blob.rename(shared)
+        blob.symlink_to(os.path.relpath(shared, blob.parent))
+        tokenizer = folder / "tokenizer.json"  # a large one comes the same way
+        content = tokenizer.read_bytes()
+        tokenizer.unlink()
+        other = shared.with_name("ac" * 32)
+        other.write_bytes(content)
+        tokenizer.symlink_to(os.path.relpath(other, folder))
+        fetch.cache_clear()
+        assert weight_files(local_folder("o/m"))[0].resolve() == shared
+        shared.write_bytes(bytes(shared.stat().st_size))
+        fetch.cache_clear()
+        with pytest.raises(RunError, match=f"{shared} is not the file that the Hub has"):
+            local_folder("o/m")
+    moved = tmp_path.rename(tmp_path.with_name("moved")) / folder.relative_to(tmp_path)
+    assert not leads_out(moved / "tokenizer.json", moved)  # a cache that HF_HUB_CACHE does not name
+    (moved / "notes.txt").symlink_to(Path(__file__))
+    assert leads_out(moved / "notes.txt", moved)
 
 
 def test_zeros_in_place_of_data_are_one_error(tmp_path):
