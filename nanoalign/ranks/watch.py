@@ -18,7 +18,7 @@ from nanoalign.ranks.report import REPORTED, store_of_ranks
 LEAST, STEPS = 120.0, 20  # a step may take so many seconds, and so many times the median step
 KNOWN = 3  # steps after which the median counts
 ANSWER_SECONDS = 5.0  # that a rank waits for the others to tell where they are
-KEY = "nanoalign/stands/"  # of the store, with the rank: where that rank is
+KEY = "nanoalign/stands/"  # of the store, with the rank: "ALARM PLACE" of that rank
 DEBUGGER = ("pdb.py", "bdb.py", "cmd.py")  # a person looks at a rank there
 
 
@@ -31,6 +31,9 @@ class Watch:
     def __init__(self, world: World):
         self.world, self.began = world, None  # when the step began; None: between two steps
         self.seconds: deque[float] = deque(maxlen=101)  # of the last steps
+        # Alarms of this rank, more than one after a stay in a debugger, and what the ranks told in
+        # the last one: the store still has it, when a rank no longer answers.
+        self.alarms, self.told = 0, {}
 
     def begin(self) -> None:
         if self.world.size > 1 and not self.seconds:
@@ -63,11 +66,11 @@ class Watch:
         """
         places: dict[int, str] = {}
         # In a thread, because the store may be on a host that never answers.
-        exchange = threading.Thread(target=self.exchange, args=(places,), daemon=True)
+        exchange = threading.Thread(target=self.exchange, args=(began, places), daemon=True)
         exchange.start()
         exchange.join(2 * ANSWER_SECONDS)
         places.setdefault(self.world.rank, place_of_main_thread())
-        if self.began != began or any(place.startswith(DEBUGGER) for place in places.values()):
+        if not self.hangs(began, places):
             return
         if self.world.rank == min(places):
             line = in_short(self.describe(places, time.monotonic() - began))
@@ -76,17 +79,29 @@ class Watch:
             time.sleep(ANSWER_SECONDS)  # torchrun ends all ranks when the first one exits
         os._exit(1)
 
-    def exchange(self, places: dict[int, str]) -> None:
-        """Tells the other ranks where this one is, and adds to `places` where they are."""
+    def hangs(self, began: float, places: dict[int, str]) -> bool:
+        """Whether the step that began then still runs, and no rank is in a debugger."""
+        in_debugger = any(place.startswith(DEBUGGER) for place in places.values())
+        return self.began == began and not in_debugger
+
+    def exchange(self, began: float, places: dict[int, str]) -> None:
+        """Tells the other ranks where this one is, and adds to `places` where they are.
+
+        If the step hangs, notes in the store that it is reported.
+        """
         store, ranks = store_of_ranks(), range(self.world.size)
-        store.set(f"{KEY}{self.world.rank}", place_of_main_thread())
+        self.alarms += 1
+        store.set(f"{KEY}{self.world.rank}", f"{self.alarms} {place_of_main_thread()}")
         deadline = time.monotonic() + ANSWER_SECONDS
         while len(places) < len(ranks) and time.monotonic() < deadline:
             for rank in ranks:
                 if rank not in places and store.check([f"{KEY}{rank}"]):
-                    places[rank] = store.get(f"{KEY}{rank}").decode()
+                    told = store.get(f"{KEY}{rank}").decode()
+                    if told != self.told.get(rank):
+                        self.told[rank], places[rank] = told, told.partition(" ")[2]
             time.sleep(ANSWER_SECONDS / 100)
-        store.set(REPORTED, "yes")
+        if self.hangs(began, places):
+            store.set(REPORTED, "yes")
 
     def describe(self, places: dict[int, str], seconds: float) -> str:
         """Returns the text of the error. places: by the rank; a rank without one hangs."""

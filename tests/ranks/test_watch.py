@@ -7,16 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from conftest import write_pairs
 from processes import run_ranks
 from trainings import metrics_of, script
 
 from nanoalign import loop
+from nanoalign.distributed import World
 from nanoalign.ranks import watch
+from nanoalign.ranks.report import REPORTED
 from nanoalign.ranks.watch import Watch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +94,36 @@ def test_a_rank_that_hangs_is_named(flags, tmp_path, how):
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
     named = "rank 1 does not answer" if how == "stopped" else "(sleep_for_ever)"
     assert named in line and "rank 0 is at" in line and "--resume" in line
+
+
+def test_an_alarm_after_a_stay_in_a_debugger_asks_anew(monkeypatch, capsys):
+    """Two alarms find a debugger; then rank 1 is stopped, and the third alarm ends the run.
+
+    Until then nothing counts as reported: an error that a rank meets is still printed.
+    """
+    store, exits, place = dist.HashStore(), [], ["pdb.py:7 (interaction)"]
+    monkeypatch.setattr(watch, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(watch, "store_of_ranks", lambda: store)
+    monkeypatch.setattr(watch, "place_of_main_thread", lambda: place[0])
+    monkeypatch.setattr(os, "_exit", exits.append)
+    guards = [Watch(World(rank, 2, None, None)) for rank in range(2)]
+
+    def alarm(*ranks: int) -> str:
+        for guard in guards:
+            guard.began = 1.0
+            guard.seconds.append(2.0)
+        threads = [threading.Thread(target=guards[rank].stop, args=(1.0,)) for rank in ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return capsys.readouterr().err
+
+    for _ in range(2):
+        assert alarm(0, 1) == "" and exits == [] and not store.check([REPORTED])
+    place[0] = "loop.py:9 (train)"
+    assert "rank 1 does not answer; rank 0 is at loop.py:9 (train)" in alarm(0)
+    assert exits == [1] and store.check([REPORTED])
 
 
 def test_torchrun_starts_ranks_again_after_a_kill(flags, tmp_path):
