@@ -25,7 +25,7 @@ from nanoalign.evaluation.statistics import Figures
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS
 from nanoalign.files.text import in_markdown, read_json, visible
-from nanoalign.files.writing import replacing, sync, sync_tree
+from nanoalign.files.writing import hidden_name, replacing, sync, sync_tree
 from nanoalign.records import Record
 
 METRICS = "metrics.json"
@@ -94,8 +94,10 @@ def check_new_file(flag: str, name: str, out: str | None = None) -> None:
         lock.hold(_beside(path, "lock"), f"{flag} {name}")
         if os.path.lexists(path):
             raise RunError(f"{flag} {name} exists; give another name, or remove it")
-        path.open("x").close()
-        path.unlink()
+        hidden = hidden_name(path)  # not `path`, which would exist after a kill here
+        hidden.unlink(missing_ok=True)
+        hidden.open("x").close()
+        hidden.unlink()
     except OSError as error:
         raise RunError(f"{flag} {name} can't be written: {in_a_line(error)}") from error
 
