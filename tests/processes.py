@@ -7,15 +7,19 @@ faster than torchrun; tests/core/test_scripts.py runs torchrun itself.
 import multiprocessing
 import os
 import pickle
+import socket
+import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch.distributed import TCPStore
 
+ROOT = Path(__file__).resolve().parents[1]
 # One thread a process: the models of the tests are far too small for more.
 os.environ["OMP_NUM_THREADS"] = "1"
 _context = multiprocessing.get_context("forkserver")
@@ -59,6 +63,26 @@ def run_ranks(ranks: int, function: Callable, *args, timeout: float = 120) -> Ou
         files = [Path(folder) / f"{rank}.result" for rank in range(ranks)]
         results = [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
         return Outcome(results, [process.exitcode for process in processes], stdout, stderr)
+
+
+def torchrun(hosts: int, argv: list[str], folder: Path, timeout: float = 300) -> Outcome:
+    """Runs a script on two ranks, under one torchrun, or under two as on two hosts, in a folder.
+
+    Ranks are started again after a failure. The codes are those of torchrun.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["--nnodes", hosts, "--nproc_per_node", 2 // hosts, "--max-restarts", 5, "--rdzv_id",
+             "a", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}"]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", *map(str, words), *argv]
+    options = {"cwd": folder, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = [subprocess.Popen(command, **options, **pipes) for _ in range(hosts)]
+    with ThreadPoolExecutor() as pool:  # or a full pipe of one would let the others wait
+        texts = list(pool.map(lambda each: each.communicate(timeout=timeout), started))
+    out, err = map("".join, zip(*texts, strict=True))
+    return Outcome([], [each.returncode for each in started], out, err)
 
 
 def _rank(rank: int, ranks: int, port: int, folder: str, function: Callable, args: tuple) -> None:

@@ -9,10 +9,12 @@ import logging
 import os
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -30,7 +32,6 @@ from nanoalign.flags import number
 from nanoalign.loop import Batcher
 from nanoalign.ranks import gathers
 from nanoalign.ranks.collectives import check_equal
-from nanoalign.ranks.report import store_of_ranks
 
 # Flags that may differ between hosts: paths of equal copies, and a date at midnight.
 OF_HOST = ("model", "reference", "policy", "baseline", "reward", "data", "eval_data", "cache",
@@ -89,12 +90,43 @@ def setup(args: Namespace) -> World:
         end_with_parent()
     is_training = hasattr(args, "shard_size")  # else evaluate.py
     timeout = args.timeout if is_training else 1800.0
-    world = distributed.setup(timeout, store_of_ranks(timeout))
+    world = distributed.setup(timeout, meet(timeout))
     flags = {f"--{name}": value for name, value in vars(args).items() if name not in OF_HOST}
     check_equal(VERSIONS | flags, "Start every rank with the same flags and packages", world)
     if is_training and args.shard_size:
         world = divide(world, args.shard_size, args.timeout)
     return world
+
+
+def meet(timeout: float) -> dist.Store | None:
+    """Returns a store that these ranks alone have; None for one process. A collective.
+
+    torchrun keeps one store for all its attempts (--max-restarts), in which ranks would find the
+    addresses of those before them, and connect to no one. So they use names that rank 0 draws. Each
+    other rank asks for them in a name of its own, since only a rank 0 that runs answers that one.
+    (torchrun's count of restarts is no such name: hosts count differently.)
+    timeout: of the wait for other ranks, in seconds.
+    """
+    rank, size, _ = environment_ranks()
+    if size == 1:
+        return None
+    store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    name = uuid4().hex
+    if rank > 0:
+        store.set(f"nanoalign/asks/{rank}", name)
+        name = store.get(f"nanoalign/answer/{name}").decode()
+        store.set(f"{name}/{rank}", "has met rank 0")
+        return dist.PrefixStore(name, store)
+    deadline, away = time.monotonic() + timeout, range(1, size)
+    while away := [other for other in away if not store.check([f"{name}/{other}"])]:
+        for other in away:
+            if store.check([f"nanoalign/asks/{other}"]):
+                asked = store.get(f"nanoalign/asks/{other}").decode()
+                store.set(f"nanoalign/answer/{asked}", name)
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            store.wait([f"{name}/{other}" for other in away], timedelta(seconds=1))  # raises
+    return dist.PrefixStore(name, store)
 
 
 def divide(world: World, shard_size: int, timeout: float) -> World:

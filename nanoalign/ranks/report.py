@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import traceback
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -108,17 +107,16 @@ def _is_lost_connection(error: RuntimeError) -> bool:
     return of_collective and LOST_CONNECTION.search(str(error)) is not None
 
 
-def store_of_ranks(timeout: float = 1800.0) -> dist.Store | None:
-    """Returns the key-value store by which the ranks find each other; None for one process.
+def store_of_ranks() -> dist.Store | None:
+    """Returns the key-value store of the ranks; None for one process.
 
-    Ranks that torchrun has started again (--max-restarts) have names of their own in its store:
-    they would connect to the ranks before them, whose addresses it still has (torch 2.11 to 2.13).
+    Before they have met (groups.meet) it is a part of torchrun's, by its count of restarts.
     """
     if dist.is_initialized():
         return dist.distributed_c10d._get_default_store()
     if environment_ranks()[1] == 1:
         return None
-    store, *_ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    store, *_ = next(dist.rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"attempt {attempt}", store)
 

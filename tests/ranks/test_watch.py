@@ -6,25 +6,23 @@ A rank that hangs is noticed and named; one that was killed is started again by 
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
+from threading import current_thread
 
 import pytest
 import torch.distributed as dist
 from conftest import write_pairs
-from processes import run_ranks
+from processes import run_ranks, torchrun
 from trainings import metrics_of, script
 
 from nanoalign import loop
 from nanoalign.distributed import World
-from nanoalign.ranks import watch
+from nanoalign.ranks import groups, report, watch
 from nanoalign.ranks.report import REPORTED
 from nanoalign.ranks.watch import Watch
 
-ROOT = Path(__file__).resolve().parents[2]
-# A script as torchrun starts it: rank 1 of the first attempt is killed while it is in step 4.
+# A script as torchrun starts it: one of the ranks is killed, once, while it is in step 4.
 KILLED = """
 import os, signal, sys
 import train_dpo
@@ -32,13 +30,13 @@ from nanoalign import loop
 from nanoalign.distributed import run
 from nanoalign.ranks.report import report
 
-killed = []
+steps = []
 
 def before_step(self, rows, batches, real=loop.Objective.before_step):
-    if (os.environ["TORCHELASTIC_RESTART_COUNT"], os.environ["RANK"]) == ("0", "1"):
-        killed.append(1)
-        if len(killed) == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 2 and not os.path.exists("was_killed"):
+        open("was_killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
     real(self, rows, batches)
 
 loop.Objective.before_step = before_step
@@ -126,24 +124,52 @@ def test_an_alarm_after_a_stay_in_a_debugger_asks_anew(monkeypatch, capsys):
     assert exits == [1] and store.check([REPORTED])
 
 
-def test_torchrun_starts_ranks_again_after_a_kill(flags, tmp_path):
-    """With --resume, from the newest checkpoint; the result is that of an undisturbed run."""
+def test_ranks_of_an_attempt_meet_apart_from_those_before_them(monkeypatch):
+    """In whatever order they come. What the ranks of an earlier attempt have asked for is there."""
+    torchruns, ranks = dist.HashStore(), 3
+    monkeypatch.setattr(dist, "rendezvous", lambda *args, **kwargs: iter([(torchruns, 0, 3)]))
+    monkeypatch.setattr(groups, "environment_ranks", lambda: (int(current_thread().name), 3, 0))
+    torchruns.set("nanoalign/asks/1", "a rank that was killed before it met rank 0")
+    for attempt, order in enumerate(((0, 1, 2), (2, 1, 0), (1, 0, 2))):
+        found: dict[int, dist.Store] = {}
+
+        def come(attempt: int = attempt, found: dict = found) -> None:
+            rank = int(current_thread().name)
+            found[rank] = groups.meet(30.0)
+            assert not found[rank].check([f"address of {rank}"])
+            found[rank].set(f"address of {rank}", f"{attempt}")
+
+        threads = [threading.Thread(target=come, name=str(rank)) for rank in order]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+        addresses = {found[rank].get(f"address of {of}") for rank in found for of in range(ranks)}
+        assert len(found) == ranks and addresses == {str(attempt).encode()}
+
+
+def test_a_rank_that_never_comes_is_an_error_in_time(monkeypatch):
+    monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 0, 2)]))
+    monkeypatch.setattr(groups, "environment_ranks", lambda: (0, 2, 0))
+    with pytest.raises(RuntimeError, match="(?i)time") as caught:
+        groups.meet(0.1)
+    assert report._is_lost_connection(caught.value)
+
+
+def test_two_torchruns_start_ranks_again_after_a_kill(flags, tmp_path):
+    """As on two hosts, of which one loses a rank: the result is that of an undisturbed run.
+
+    The torchrun of the other one does not count what it does as a restart.
+    """
     (tmp_path / "killed.py").write_text(KILLED)
     out = {name: tmp_path / name for name in ("whole", "run")}
     run_ranks(2, script, [*flags, "--out", str(out["whole"])])
     run_ranks(2, script, [*flags, "--out", str(out["run"]), "--stop_after", "2"])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-               "--standalone", "--max-restarts", "3", str(tmp_path / "killed.py")]  # fmt: skip
-    done = subprocess.run(
-        [*command, *flags, "--out", str(out["run"]), "--resume"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "exitcode: -9" in done.stderr and "connectFullMesh" not in done.stderr
+    argv = ["killed.py", *flags, "--out", str(out["run"]), "--resume"]
+    outcome = torchrun(2, argv, tmp_path)
+    assert outcome.codes == [0, 0], outcome.stderr[-2000:]
+    assert "exitcode: -9" in outcome.stderr and "connectFullMesh" not in outcome.stderr
     assert metrics_of(out["run"]) == metrics_of(out["whole"])
     weights = [(folder / "model.safetensors").read_bytes() for folder in out.values()]
     assert weights[0] == weights[1]
