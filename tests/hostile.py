@@ -1,17 +1,18 @@
-"""Hostile data, models and flags: mishaps of storm.py that no run may answer with a traceback."""
+"""Mishaps of storm.py that no run may answer with a traceback: hostile data, models and flags."""
 
 import gzip
 import json
+import os
 import random
-import resource
 import shlex
 import shutil
+import sys
+import time
 from pathlib import Path
 
-from processes import run_ranks
-from storm_runs import SECONDS, World, bad_ending, script
+from storm_runs import SECONDS, World, bad_ending, limit_memory, no_pictures, not_refused, start
 
-from nanoalign.evaluation import plots
+DEEP = "[" * 5000 + "]" * 5000
 
 # --- hostile data ---------------------------------------------------------------------------------
 
@@ -89,48 +90,26 @@ def whole_parquet(folder: Path) -> bytes:
 def data(chance: random.Random, folder: Path, world: World) -> str | None:
     """A hostile file in each of five commands."""
     path = hostile_file(chance, folder)
-    template = chance.choice(["raw", "pku", "auto"])
-    out = ["--out", str(folder / "out"), "--template", template]
-    training = ["--model", str(world.model), "--batch_size", "4", "--steps", "1", "--eval_share",
-                "0.2", "--max_length", "64"]  # fmt: skip
-    small = ["--max_length", "64", "--max_new_tokens", "4"]
-    models = ["--policy", str(world.model), "--baseline", str(world.model), "--reward",
-              str(world.rm)]  # fmt: skip
+    template = ["--template", chance.choice(["raw", "pku", "auto"])]
+    training = ["--model", world.model, "--batch_size", 4, "--steps", 1, "--eval_share", 0.2,
+                "--max_length", 64, *template]  # fmt: skip
+    models = ["--policy", world.model, "--baseline", world.model, "--reward", world.rm]
     commands = (
-        ("train_dpo.py", [*training, *out, f"--data={path}"]),
-        ("train_rm.py", [*training, "--out", str(folder / "out2"), f"--data={path}"]),
-        ("evaluate.py", ["rm", "--model", str(world.rm), "--out", str(folder / "out3"),
-                         f"--data={path}"]),
-        ("evaluate.py", ["policy", *models, *small, "--out", str(folder / "out4"),
-                         f"--data={path}"]),
-        ("evaluate.py", ["score", "--model", str(world.rm), f"--data={path}", "--out",
-                         str(folder / "out5.jsonl")]),
+        ("train_dpo.py", [*training, "--out", folder / "out"]),
+        ("train_rm.py", [*training, "--out", folder / "out2"]),
+        ("evaluate.py", ["rm", "--model", world.rm, "--out", folder / "out3"]),
+        ("evaluate.py", ["policy", *models, "--max_length", 64, "--max_new_tokens", 4,
+                         "--out", folder / "out4"]),
+        ("evaluate.py", ["score", "--model", world.rm, "--out", folder / "out5.jsonl"]),
     )  # fmt: skip
     for name, argv in commands:
-        outcome = run_ranks(1, script, name, argv, (no_pictures,), timeout=SECONDS)
-        if problem := bad_ending(outcome):
+        if problem := bad_ending(start(name, [*argv, f"--data={path}"], (no_pictures,))):
             return f"{name} {argv[0]} on {path.name!r}: {problem}"
     return None
 
 
-def no_pictures() -> None:
-    def write(path: Path, *rest: object) -> None:
-        Path(path).write_bytes(b"\x89PNG")
-
-    plots.policy_picture = plots.reward_picture = write
-
-
 # --- hostile models -------------------------------------------------------------------------------
 
-TEMPLATES = (
-    "{{ 1 / 0 }}", "{% for x in range(10**11) %}x{% endfor %}", "{{ 'x' * 10**11 }}",
-    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[99]['content'] }}",
-    "{{ raise_exception('\x1b[31mno') }}", "{% if %}", "{{ ''.__class__.__mro__ }}",
-    "{% for m in messages %}{{ m }}{% endfor %}", "{% set x = [] %}{% for i in range(99999) %}"
-    "{% for j in range(99999) %}{% set _ = x.append(i) %}{% endfor %}{% endfor %}",
-    "{{ messages | map(attribute='content') | join }}", "", "{{ undefined.thing }}", "\ud800",
-    "{{ '\\ud83d' }}{{ messages[0]['content'] }}",
-)  # fmt: skip
 VALUES = (0, -1, 1, 3, 7, 10**12, 1e300, None, True, "x", "", [], [1], {}, float("nan"),
           "\x1b[31m", 3000)  # fmt: skip
 
@@ -138,7 +117,7 @@ VALUES = (0, -1, 1, 3, 7, 10**12, 1e300, None, True, "x", "", [], [1], {}, float
 def models(chance: random.Random, folder: Path, world: World) -> str | None:
     """A model folder with a mistake in one of its files."""
     model = shutil.copytree(world.model, folder / "model")
-    kind = chance.randrange(8)
+    kind = chance.randrange(7)
     if kind < 3:
         change(model / "config.json", chance)
     elif kind == 3:
@@ -147,9 +126,6 @@ def models(chance: random.Random, folder: Path, world: World) -> str | None:
         value = chance.choice(['"x"', "[[1]]", "99999", "[1]}", '2, "temperature": "hot"'])
         (model / "generation_config.json").write_text(f'{{"eos_token_id": {value}}}')
     elif kind == 5:
-        template = chance.choice(TEMPLATES)
-        (model / "chat_template.jinja").write_bytes(template.encode("utf-8", "surrogatepass"))
-    elif kind == 6:
         name = "model-00001-of-00001.safetensors"
         (model / "model.safetensors").rename(model / name)
         names = f'{{"a": "{name}"}}', '{"a": "../../etc/passwd"}', '{"a": 3}', "{}", "[]", "{"
@@ -163,21 +139,10 @@ def models(chance: random.Random, folder: Path, world: World) -> str | None:
                  content.replace(b"layers.0", b"layers.7"), content[:8] + b"[" + content[9:],
                  content.replace(b"[259,32]", b"[32,259]")]  # fmt: skip
         path.write_bytes(chance.choice(edits))
-    argv = ["--model", str(model), "--data", str(world.pairs), "--out", str(folder / "out"),
-            "--steps", "1", "--batch_size", "4"]  # fmt: skip
-    chat = folder / "chat.jsonl"
-    record = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "Hi!", "rejected": "No."}
-    chat.write_text("".join(json.dumps(record) + "\n" for _ in range(8)))
-    if kind == 5:
-        argv[3] = str(chat)
     name = chance.choice(["train_dpo.py", "train_rm.py"])
-    outcome = run_ranks(1, script, name, argv, (limit_memory,), timeout=SECONDS)
-    problem = bad_ending(outcome)
+    argv = world.argv(folder / "out", "--model", model, "--steps", 1)
+    problem = bad_ending(start(name, argv, (limit_memory, 2**33)))
     return f"{name}, kind {kind}: {problem}" if problem else None
-
-
-def limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
 
 
 def change(path: Path, chance: random.Random) -> None:
@@ -197,14 +162,85 @@ def change(path: Path, chance: random.Random) -> None:
     path.write_text(json.dumps(settings))
 
 
+def bombs(chance: random.Random, folder: Path, world: World) -> str | None:
+    """A model whose settings, or their files, would take many gigabytes."""
+    model = shutil.copytree(world.model, folder / "model")
+    name = chance.choice(["config.json", "tokenizer_config.json", "tokenizer.json"])
+    content = json.loads((model / name).read_text())
+    more = chance.choice([
+        {"num_labels": 10**9}, {"num_hidden_layers": 10**9}, {"text_config": {"n_layer": 10**9}},
+        {"extra_ids": 10**9, "tokenizer_class": "T5TokenizerFast"}, {"vocab_size": 10**9},
+    ])  # fmt: skip
+    (model / name).write_text(json.dumps(content | more))
+    if chance.random() < 0.3:
+        os.truncate(model / name, 2 * 10**8)
+    if chance.random() < 0.2:
+        (model / name).write_text(DEEP)
+    argv = world.argv(folder / "out", "--model", model)
+    return bad_ending(start("train_dpo.py", argv, (limit_memory, 2**33)))
+
+
+# --- hostile templates ---------------------------------------------------------------------------
+
+LIGHT = (
+    "{{ 1 / 0 }}", "{% for x in range(10**11) %}x{% endfor %}", "{{ 'x' * 10**11 }}",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ messages[99]['content'] }}",
+    "{{ raise_exception('\x1b[31mno') }}", "{% if %}", "{{ ''.__class__.__mro__ }}",
+    "{% for m in messages %}{{ m }}{% endfor %}", "{% set x = [] %}{% for i in range(99999) %}"
+    "{% for j in range(99999) %}{% set _ = x.append(i) %}{% endfor %}{% endfor %}",
+    "{{ messages | map(attribute='content') | join }}", "", "{{ undefined.thing }}", "\ud800",
+    "{{ '\\ud83d' }}{{ messages[0]['content'] }}",
+)  # fmt: skip
+DOUBLED = "{% set n = namespace(x=START) %}{% for i in range(40) %}{% set n.x = n.x SIGN n.x %}"
+DOUBLED += "{% endfor %}"
+BIG = "(('f' * 9999 ~ messages | length) | int(base=16))"
+# Templates of which one call of C would take minutes, or gigabytes.
+HEAVY = (
+    "{{ 10 ** (10 ** 8) }}",
+    "{% if 3 ** 9999999 > 1 %}a{% endif %}",
+    DOUBLED.replace("START", "3").replace("SIGN", "*"),
+    f"{{{{ {BIG} // 3 }}}}",
+    f"{{{{ 3 % {BIG} }}}}",
+    "{{ 10 | round(-99999999) }}",
+    "{{ (('a' * 10 ** 9) * 3) | length }}",
+    "{{ ([0] * 10 ** 9) | length }}",
+    "{{ ('a ' * 10 ** 9) | wordwrap(1) | length }}",
+    "{{ ('%999999999d' % 1) | length }}",
+    "{{ '{:>999999999}'.format(1) | length }}",
+    "{{ ('a' | center(999999999)) | length }}",
+    "{{ 'a'.ljust(999999999) | length }}",
+    "{{ ('a' * 9999999).replace('a', 'b' * 999) | length }}",
+    "{{ ('b' * 999).join('a' * 9999999) | length }}",
+    "{{ [[1]] | tojson(indent=999999999) | length }}",
+    DOUBLED.replace("START", "'abcdefgh'").replace("SIGN", "+"),
+    DOUBLED.replace("START", "'abcdefgh'").replace("SIGN", "~"),
+    DOUBLED.replace("START", "[1]").replace("SIGN", "+"),
+)
+
+
+def templates(chance: random.Random, folder: Path, world: World) -> str | None:
+    """A template that fails, or that computes much in one call of C: one line, in 2 GB."""
+    model, heavy = shutil.copytree(world.model, folder / "model"), chance.random() < 0.6
+    template = chance.choice(HEAVY if heavy else LIGHT)
+    (model / "chat_template.jinja").write_bytes(template.encode("utf-8", "surrogatepass"))
+    argv = world.argv(folder / "out", "--model", model, "--data", world.chat, "--steps", 1)
+    begun = time.monotonic()
+    outcome = start("train_dpo.py", [*argv, "--template", "auto"], (limit_memory, 2**31))
+    if heavy:
+        problem = not_refused(outcome, "MemoryError|an integer of more")
+    else:
+        problem = bad_ending(outcome)
+    if not problem and time.monotonic() - begun > SECONDS / 2:
+        problem = "it took half a minute"
+    return f"{template!r}: {problem}" if problem else None
+
+
 # --- hostile flags --------------------------------------------------------------------------------
 
 
 def flags(chance: random.Random, folder: Path, world: World) -> str | None:
     """Absurd values of flags."""
     (folder / "loop").symlink_to("loop")
-    argv = ["--model", str(world.model), "--data", str(world.pairs), "--steps", "1",
-            "--batch_size", "4", "--out", str(folder / "out")]  # fmt: skip
     more = chance.choice([
         ["--timeout", "1e300"], ["--timeout", "1e-9"], ["--lora_rank", "0"],
         ["--steps", "10" * 20], ["--epochs", "1e300"], ["--out", str(folder / "loop")],
@@ -219,6 +255,28 @@ def flags(chance: random.Random, folder: Path, world: World) -> str | None:
         ["--label_smoothing", "1"], ["--cache", "/dev/null"],
         ["--shard_size", "7"], ["--save_every", "9" * 30],
     ])  # fmt: skip
-    outcome = run_ranks(1, script, "train_dpo.py", [*argv, *more], timeout=SECONDS)
-    problem = bad_ending(outcome, (0, 1, 2))
+    argv = world.argv(folder / "out", "--steps", 1, *more)
+    problem = bad_ending(start("train_dpo.py", argv), (0, 1, 2))
     return f"{shlex.join(more)}: {problem}" if problem else None
+
+
+# --- hostile names -------------------------------------------------------------------------------
+
+
+def locales(chance: random.Random, folder: Path, world: World) -> str | None:
+    """A terminal of ASCII, and names and texts that it does not have."""
+    name = chance.choice(["größe", "数", "\u202eabc", "$x$", "<b>&", "[a](b)", "`x`", "\x1b[31m"])
+    path = folder / f"{name}.jsonl"
+    shutil.copy(world.pairs, path)
+    argv = ["rm", "--model", world.rm, "--data", path, "--out", folder / name]
+    outcome = start("evaluate.py", argv, (_ascii,))
+    if outcome.codes != [0]:
+        return f"{name!r}: {outcome.stderr[-200:]}"
+    cases = (folder / name / "cases.md").read_text(encoding="utf-8")
+    live = [mark for mark in ("<b>", "](", "\x1b") if mark in cases]
+    return bad_ending(outcome) or (f"{name!r}: {live} in cases.md" if live else None)
+
+
+def _ascii() -> None:
+    sys.stdout.reconfigure(encoding="ascii", errors="strict")
+    sys.stderr.reconfigure(encoding="ascii", errors="backslashreplace")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,8 +14,10 @@ from unittest.mock import patch
 from huggingface_hub import constants
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-# No answers, or none of files; a byte each 2 ms; zeros in the second half; a path as ETag.
-MISHAPS = ("silent", "silent files", "drip", "zeros", "etag")
+ANSWERS = {"deep": 5000 * "[" + 5000 * "]", "empty": "", "html": "<html>", "half": '{"sha": "0'}
+# No answers, or none of files; a byte each 2 ms; zeros in the second half; a path as ETag; closed
+# connections, redirects for ever, and one of ANSWERS to all requests.
+MISHAPS = ("silent", "silent files", "drip", "zeros", "etag", "drop", "redirect", *ANSWERS)
 LARGE = (".safetensors", ".parquet", "large.jsonl")  # files that the Hub knows by their SHA-256
 DRIP = 1000  # bytes of a smaller body arrive at once
 Repositories = dict[str, dict[str, bytes]]  # models/OWNER/NAME or datasets/... -> files
@@ -52,7 +55,8 @@ def serving(
 
         def answer(self, body: bytes, status: int = 200, **headers: str) -> None:
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            size = len(body) + 9 * (mishap == "half")
+            for name, value in {"Content-Length": str(size), **headers}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
             if self.command != "GET":
@@ -76,6 +80,12 @@ def serving(
             if mishap == "silent" or (mishap == "silent files" and "/resolve/" in self.path):
                 ended.wait()
                 return
+            if mishap == "drop":
+                return self.connection.close()
+            if mishap == "redirect":
+                return self.answer(b"", 302, Location=f"/{time.monotonic()}")
+            if mishap in ANSWERS:
+                return self.answer(ANSWERS[mishap].encode())
             path = self.path.partition("?")[0].replace("%2F", "/").lstrip("/")
             if found := re.fullmatch(r"api/((?:models|datasets)/[^/]+/[^/]+)(/revision/.*)?", path):
                 files = repositories.get(found[1])

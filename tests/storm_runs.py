@@ -1,5 +1,6 @@
-"""Shared by storm.py and hostile.py: scripts that something happens to, and their end."""
+"""Shared by the mishaps of storm.py: scripts that something happens to, and their end."""
 
+import json
 import os
 import random
 import resource
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,7 +22,9 @@ from trainings import metrics_of  # noqa: E402
 import evaluate  # noqa: E402
 import train_dpo  # noqa: E402
 import train_rm  # noqa: E402
+from nanoalign.data.template_limits import memory_in_use  # noqa: E402
 from nanoalign.distributed import environment_ranks, run  # noqa: E402
+from nanoalign.evaluation import plots  # noqa: E402
 from nanoalign.ranks.report import report  # noqa: E402
 
 SECONDS = 60
@@ -73,8 +77,33 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def train(argv: list[str], ranks: int = 1, *before: tuple) -> Outcome:
-    return run_ranks(ranks, script, "train_dpo.py", argv, *before, timeout=SECONDS)
+def limit_memory(more: int) -> None:
+    """Lets the process take `more` bytes beside those that it has."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory_in_use() + more, resource.RLIM_INFINITY))
+
+
+def no_pictures() -> None:
+    def write(path: Path, *rest: object) -> None:
+        Path(path).write_bytes(b"\x89PNG")
+
+    plots.policy_picture = plots.reward_picture = write
+
+
+def start(name: str, argv: Iterable[object], *before: tuple, ranks: int = 1) -> Outcome:
+    """Runs a script to its end. before: as in `script`."""
+    return run_ranks(ranks, script, name, list(map(str, argv)), *before, timeout=SECONDS)
+
+
+def train(argv: Iterable[object], ranks: int = 1, *before: tuple) -> Outcome:
+    return start("train_dpo.py", argv, *before, ranks=ranks)
+
+
+def not_refused(outcome: Outcome, words: str = "") -> str | None:
+    """What is wrong unless a script ended with one line of error, with one of words a|b."""
+    if problem := bad_ending(outcome, (1,)):
+        return problem
+    has_words = any(word in outcome.stderr for word in words.split("|"))
+    return None if has_words else f"another error: {outcome.stderr[-200:]!r}"
 
 
 def bad_ending(outcome: Outcome, allowed: tuple[int, ...] = (0, 1)) -> str | None:
@@ -106,27 +135,33 @@ class World:
         tiny_llama().save_pretrained(self.model)
         byte_tokenizer().save_pretrained(self.model)
         write_pairs(self.pairs, 25)
+        self.chat, pair = folder / "chat.jsonl", {"chosen": "Hi!", "rejected": "No."}
+        chat = json.dumps({"prompt": [{"role": "user", "content": "Say hi"}]} | pair)
+        self.chat.write_text(8 * f"{chat}\n")
         self.whole = {}
         for ranks in (1, 2):
             out = folder / f"whole{ranks}"
-            outcome = train(self.argv(out), ranks)
-            assert outcome.codes == [0] * ranks, outcome.stderr
+            self.ended(train(self.argv(out), ranks))
             self.whole[ranks] = self.files(out)
         self.written = {"run": folder / "stopped", "cache": folder / "cache"}
         cached = ["--cache", self.written["cache"], "--precompute_reference"]
         for name, flags in (("stopped", ["--stop_after", 4]), ("cached", cached)):
-            outcome = train(self.argv(folder / name, *flags))
-            assert outcome.codes == [0], outcome.stderr
-        self.rm = folder / "rm"
-        argv = [*self.argv(self.rm)]
-        outcome = run_ranks(1, script, "train_rm.py", argv, timeout=SECONDS)
-        assert outcome.codes == [0], outcome.stderr
+            self.ended(train(self.argv(folder / name, *flags)))
+        self.rm, self.scores = folder / "rm", folder / "scores.jsonl"
+        self.ended(start("train_rm.py", self.argv(self.rm)))
+        self.ended(start("evaluate.py", self.scoring(self.scores)))
+
+    def ended(self, outcome: Outcome) -> None:
+        assert set(outcome.codes) == {0}, outcome.stderr
 
     def argv(self, out: Path, *flags: object) -> list[str]:
         words = ["--model", self.model, "--data", self.pairs, "--out", out, "--batch_size", 7,
                  "--lr", 1e-2, "--template", "raw", "--steps", 6, "--save_every", 2, "--keep", 2,
                  *flags]  # fmt: skip
         return [str(word) for word in words]
+
+    def scoring(self, out: Path) -> list[object]:
+        return ["score", "--model", self.rm, "--data", self.pairs, "--out", out]
 
     def files(self, out: Path) -> tuple[list[dict], bytes]:
         return metrics_of(out), (out / "model.safetensors").read_bytes()

@@ -11,6 +11,9 @@ FEW = {
     "full_disks": (0,),
     "signals": (0,),
     "writers": (0,),
+    "scores": (0,),
+    "caches": (0,),
+    "power_cuts": (0, 1),
     "flips:run/*.distcp": (0,),
     "flips:run/metrics.jsonl": (0,),
     "flips:cache/*.npy": (0,),
@@ -24,9 +27,8 @@ FEW = {
     "bombs": (0,),
     "locales": (0,),
     "sizes": (0,),
-    "damage": (0,),
     "templates": (0,),
-    "requests": (0,),
+    "requests": (0, 1),
 }
 
 

@@ -8,12 +8,12 @@ import errno
 import json
 import os
 import shutil
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
 from conftest import write_pairs
+from interruptions import Disk
 from safetensors.torch import load_file
 
 import train_dpo
@@ -54,38 +54,6 @@ def test_the_target_of_a_link_is_never_written(tmp_path):
         writing.append(link, "ours")
     writing.write_text(link, "ours")
     assert secret.read_text() == "theirs" and link.read_text() == "ours" and not link.is_symlink()
-
-
-class Disk:
-    """What a disk has after a power cut: files and names of folders as they were last synced.
-
-    A file that was never synced is empty. A name is there if its folder was synced with it.
-    """
-
-    def __init__(self, root: Path):
-        self.root, self.contents, self.names = root, {}, {}
-
-    def fsync(self, descriptor: int) -> None:
-        path, about = Path(os.readlink(f"/proc/self/fd/{descriptor}")), os.fstat(descriptor)
-        if path.is_dir():
-            # By inode: a renamed folder keeps what was synced in it.
-            self.names[about.st_ino] = {each.name: each.stat().st_ino for each in path.iterdir()}
-        else:
-            self.contents[about.st_ino] = path.read_bytes()
-
-    def after_a_cut(self, folder: Path) -> Path:
-        """Writes what the disk has of `root` to a folder."""
-
-        def write(inode: int, target: Path) -> None:
-            if inode in self.names:
-                target.mkdir()
-                for name, part in self.names[inode].items():
-                    write(part, target / name)
-            else:
-                target.write_bytes(self.contents.get(inode, b""))
-
-        write(self.root.stat().st_ino, folder)
-        return folder
 
 
 def test_a_power_cut_leaves_what_was_said_to_be_written(llama_folder, tmp_path, monkeypatch):
