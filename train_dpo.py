@@ -43,7 +43,6 @@ from nanoalign.runs.speed import Meter
 from nanoalign.weights import lora
 from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder, read_config
 from nanoalign.weights.slices import read_slices
-from nanoalign.weights.write import write_model
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -130,10 +129,9 @@ def main(argv: list[str] | None = None) -> None:
         return print0(f"stopped before the last step; continue with --resume --out {args.out}")
 
     # result
-    write = lora.write_model if args.lora_rank else write_model
     with guard.writing():
         options = {"template": data.template, "dtype": args.save_dtype}
-        write(policy, tokenizer, Path(args.out), world, **options)
+        lora.write_model(policy, tokenizer, Path(args.out), world, **options)
     result.report_rounding(policy, objective, held_out, batcher, args)
     judge = "runs/rm" if args.model == "tiny" and rows.is_embedded(args) else "REWARD_MODEL"
     evaluation = ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge]
@@ -166,9 +164,9 @@ def load_models(
     read = gathers.reading(compiled.reading(read_slices), args)
 
     def load_policy() -> Policy:
-        options = {"read": read, "checkpointing": args.activation_checkpointing}
-        load = partial(Policy.load, folders["--model"], world, dtype, **options)
-        policy = lora.load_policy(load, args) if args.lora_rank else load()
+        options = {"checkpointing": args.activation_checkpointing}
+        options["read"] = lora.reading(read, args, dtype)
+        policy = Policy.load(folders["--model"], world, dtype, **options)
         prepare(policy, data, batcher, f"--model {args.model}")
         compiled.start(policy, data.rows, batcher, f"--model {args.model}")
         return policy

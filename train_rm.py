@@ -39,9 +39,9 @@ from nanoalign.rewards.rule import set_rule
 from nanoalign.runs import folder as run_folder
 from nanoalign.runs import guards, inputs, log, result, trackers
 from nanoalign.runs.speed import Meter
+from nanoalign.weights import lora
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.heads import announce
-from nanoalign.weights.write import write_model
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    parts = packed, guards, trackers, groups, compiler, cache, variants
+    parts = packed, guards, trackers, groups, compiler, lora, cache, variants
     of_rows = partial(rows.add_arguments, several=True)
     parser.extend(of_rows, *(part.add_arguments for part in parts))
     return parser.parse_args(argv)
@@ -106,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     load, loss = variants.variant_of(args, data.rows, loss_of_batch)
     compiled = compiler.Compiler(args, world)
     read = gathers.reading(compiled.reading(published_heads.reader(folder)), args)
+    read = lora.reading(read, args, dtype)
     options = {"read": read, "checkpointing": args.activation_checkpointing}
     reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
         reward_model.print_length()
     with guard.writing():
         options = {"template": data.template, "dtype": args.save_dtype}
-        write_model(reward_model, tokenizer, Path(args.out), world, **options)
+        lora.write_model(reward_model, tokenizer, Path(args.out), world, **options)
     result.report_rounding(reward_model, objective, held_out, batcher, args)
     evaluation = ["rm", "--model", args.out]
     result.finish(args, world, f"Reward model on {args.model}", len(data.held_out), evaluation)

@@ -120,7 +120,6 @@ class Policy(Scorer):
     def load(
         cls, path: str | Path, world: World | None = None, dtype: torch.dtype = torch.float32,
         trainable: bool = True, checkpointing: bool = False, read: Read = read_whole,
-        before_sharding: Callable[["transformers.PreTrainedModel"], None] = lambda model: None,
     ) -> "Policy":  # fmt: skip
         """A policy from a Hugging Face folder, or "tiny"; local_folder finds models of the Hub.
 
@@ -128,14 +127,12 @@ class Policy(Scorer):
         dtype: of matrix products. The parameters of a trainable policy are float32 (bfloat16 would
             swallow steps of lr 1e-6); a frozen one is held in dtype.
         checkpointing: keeps only the input of each block, and runs it again in the backward pass.
-        before_sharding: changes the model, which may not have its weights yet (adapters).
         Raises RunError if files are missing or do not fit the architecture.
         """
         folder = Path(TINY if path == "tiny" else path).resolve(strict=True)  # not a Hub name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         auto = transformers.AutoModelForCausalLM
         model, fill = read(auto, folder, config, torch.float32 if trainable else dtype)
-        before_sharding(model)
         policy = cls(model, dtype)
         policy.materialize(world, fill, trainable, checkpointing)
         return policy

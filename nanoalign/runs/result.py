@@ -21,6 +21,7 @@ from nanoalign.files.run_folder import ARGS, CARD, METRICS, launcher
 from nanoalign.files.text import in_picture, named, read_json, visible
 from nanoalign.files.writing import replacing, write_text
 from nanoalign.loop import Batcher, Objective, evaluate
+from nanoalign.model import Policy
 from nanoalign.runs.best import keeps_best, up_to_best
 from nanoalign.weights.folders import public_name
 
@@ -198,8 +199,11 @@ def report_rounding(
     held_out = {name: rows for name, rows in held_out.items() if name == "eval" and len(rows)}
     if args.save_dtype == "fp32" or not held_out:
         return
-    if getattr(args, "lora_rank", None):  # the adapters of the model are not those of its files
-        return print0(f"{'bfloat16':<11} {args.out}: evaluate.py policy measures the merged model")
+    if args.lora_rank:  # the adapters of the model are not those of its files
+        script = "policy" if isinstance(model, Policy) else "rm"
+        return print0(
+            f"{'bfloat16':<11} {args.out}: evaluate.py {script} measures the merged model"
+        )
     before = evaluate(objective, held_out, batcher)
     for tensor in model.parameters():
         local = tensor.to_local() if isinstance(tensor, DTensor) else tensor

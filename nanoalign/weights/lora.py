@@ -3,7 +3,8 @@
     W x + alpha / r * B A x      A (r, in) starts at random, B (out, r) at zero
 
 Hu et al. 2021, arXiv 2106.09685. The adapters are those of the package peft. The reference of DPO
-is the policy with its adapters off, so that one model is in memory.
+is the policy with its adapters off, so that one model is in memory. The head of a reward model is
+trained whole beside its adapters, and saved with them (modules_to_save of peft).
 """
 
 import argparse
@@ -25,10 +26,10 @@ from nanoalign.distributed import World, full, print0
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.files.writing import sync, sync_tree
 from nanoalign.flags import number
-from nanoalign.model import Policy
+from nanoalign.model import Fill, Policy, Read, Scorer
 from nanoalign.ranks.collectives import on_main
 from nanoalign.weights import write
-from nanoalign.weights.folders import public_name, read_config
+from nanoalign.weights.folders import public_name
 from nanoalign.weights.slices import copy_rows, places_of, tensors_of
 from nanoalign.weights.tensor_files import save
 
@@ -36,8 +37,8 @@ from nanoalign.weights.tensor_files import save
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("LoRA, which needs the package peft").add_argument
     text = (
-        "train adapters of this rank in place of the weights; the reference is the policy with its "
-        "adapters off, and takes no memory; default: no adapters"
+        "train adapters of this rank in place of the weights; the reference of a policy is then "
+        "this policy with its adapters off, and takes no memory; default: no adapters"
     )
     add("--lora_rank", type=number(int, 1), metavar="RANK", help=text)
     text = "the update of a weight is scaled by alpha / rank; default: twice the rank"
@@ -62,12 +63,14 @@ def refusal(args: Namespace) -> str | None:
         import peft  # noqa: F401
     except ImportError as error:
         return f"--lora_rank needs the package peft ({error}): pip install peft"
-    if args.reference not in (None, "none", args.model):
+    flags = vars(args)
+    reference = flags.get("reference")  # of policies alone, as is --sync_reference_every
+    if reference not in (None, "none", args.model):
         return (
-            f"--reference {args.reference} does not go with --lora_rank, where the reference is "
+            f"--reference {reference} does not go with --lora_rank, where the reference is "
             "--model with its adapters off; leave it out"
         )
-    if args.sync_reference_every:
+    if flags.get("sync_reference_every"):
         return (
             "--sync_reference_every does not go with --lora_rank, where the reference is the "
             "policy with its adapters off and can't move"
@@ -82,38 +85,55 @@ NAME = "default"  # of the adapter in peft
 # --- the start of a run ---------------------------------------------------------------------------
 
 
-def load_policy(load: partial, args: Namespace) -> Policy:
-    """Loads the policy with the adapters of the flags, A random and B zero; prints what is trained.
+def reading(read: Read, args: Namespace, dtype: torch.dtype) -> Read:
+    """The `read` of Policy.load and RewardModel.load, with the adapters of the flags, if any.
 
-    load: Policy.load with its first three arguments: folder, world, dtype. Frozen weights are kept
-        in this dtype if the files store them in it, since they lose nothing.
-    Raises RunError as add_adapters does.
+    A is random and B zero; a line says what is trained.
+    dtype: of matrix products. Frozen weights are kept in it if the files store them in it, since
+        they lose nothing.
+    The result raises RunError as add_adapters does.
     """
-    folder, _, dtype = load.args
-    frozen_dtype = dtype if read_config(folder).dtype == dtype else torch.float32
-    add = partial(add_adapters, args=args, frozen_dtype=frozen_dtype)
-    policy = load(before_sharding=add)
-    layers = adapted(policy.model)
-    generator = torch.Generator().manual_seed(args.seed)
-    for layer in layers.values():  # the same on any number of ranks
-        a, b = matrices(layer)
+    if args.lora_rank is None:
+        return read
+
+    def read_and_add(
+        auto: type, folder: Path, config: "transformers.PretrainedConfig", own_dtype: torch.dtype
+    ) -> tuple[nn.Module, Fill]:
+        model, fill = read(auto, folder, config, own_dtype)
+        add_adapters(model, args, dtype if config.dtype == dtype else torch.float32)
+
+        def fill_and_draw(module: Scorer, device: torch.device) -> None:
+            fill(module, device)
+            draw(model, args.seed)
+            layers, trained = adapted(model), module.count_parameters(trainable=True)
+            names = ", ".join(sorted({name.split(".")[-2] for name in layers}))
+            scale = f"rank {args.lora_rank}, alpha {args.lora_alpha}"
+            head = "" if isinstance(module, Policy) else " and the head"
+            print0(
+                f"{'adapters':<11} {scale}, on {len(layers)} layers ({names}){head}: "
+                f"{trained:,} parameters are trained"
+            )
+
+        return model, fill_and_draw
+
+    return read_and_add
+
+
+def draw(model: nn.Module, seed: int) -> None:
+    """Fills A of each layer with random numbers, the same on any number of ranks, and B with 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for a, b in map(matrices, adapted(model).values()):
         bound = a.shape[1] ** -0.5  # as in the code of the paper
         copy_rows(a, torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
         copy_rows(b, torch.zeros(b.shape))
-    names = sorted({name.split(".")[-2] for name in layers})
-    print0(
-        f"{'adapters':<11} rank {args.lora_rank}, alpha {args.lora_alpha}, on {len(layers)} layers "
-        f"({', '.join(names)}): {policy.count_parameters(trainable=True):,} parameters are trained"
-    )
-    return policy
 
 
 def add_adapters(
     model: "transformers.PreTrainedModel", args: Namespace, frozen_dtype: torch.dtype
 ) -> None:
-    """Puts adapters beside linear layers of a model, in place, and freezes its parameters.
+    """Puts adapters beside linear layers of a model, in place, and freezes its other parameters.
 
-    frozen_dtype: of the frozen parameters from then on.
+    The head of a reward model is not frozen. frozen_dtype: of the frozen parameters from then on.
     Raises RunError if a target matches no layer, the head, or a layer that is not linear.
     """
     from peft import LoraConfig, inject_adapter_in_model
@@ -123,7 +143,7 @@ def add_adapters(
         r=args.lora_rank,
         lora_alpha=args.lora_alpha,
         target_modules=args.lora_targets or "all-linear",
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else "SEQ_CLS",
         # A name that other machines know, if there is one.
         base_model_name_or_path=public_name(args.model) or args.model,
     )
@@ -131,13 +151,15 @@ def add_adapters(
         inject_adapter_in_model(config, model, NAME)
     except ValueError as error:
         raise RunError(f"--lora_targets: can't add adapters: {in_a_line(error)}") from error
-    head = model.get_output_embeddings()
+    heads = [part for part in model.children() if part is not model.base_model]
     for name, module in model.named_modules():
-        if isinstance(module, LoraLayer) and (module is head or type(module) is not Linear):
+        if isinstance(module, LoraLayer) and (module in heads or type(module) is not Linear):
             raise RunError(
                 f"--lora_targets: '{name}' is not a linear layer of a block; give others, such as "
                 "q_proj k_proj v_proj o_proj"
             )
+    for head in () if model.can_generate() else heads:
+        head.requires_grad_(True)
     for parameter in model.parameters():
         if not parameter.requires_grad:  # buffers stay as they are
             parameter.data = parameter.data.to(frozen_dtype)
@@ -219,32 +241,40 @@ class Base:
 
 
 def write_model(
-    policy: Policy, tokenizer, folder: Path, world: World | None = None, **options: str
+    scorer: Scorer, tokenizer, folder: Path, world: World | None = None, **options: str
 ) -> None:
-    """Writes the model with its adapters merged, and the adapters alone to adapter/ in its folder.
+    """Writes a model with its adapters, if any, merged; and these alone to adapter/ in its folder.
 
-    The adapters are float32, as PeftModel.from_pretrained(base, folder / "adapter") reads them.
+    The adapters, and the head of a reward model with them, are float32, as
+    PeftModel.from_pretrained(base, folder / "adapter") reads them.
     A collective. options: of write.write_model. Raises RunError, on all ranks, if the files can't
     be written.
     """
-    layers, tensors, adapters = adapted(policy.model), {}, {}
-    for names, tensor in tensors_of(places_of(policy.model)).items():
+    model = scorer.model
+    layers, tensors, adapters, heads = adapted(model), {}, {}, []
+    if not layers:
+        return write.write_model(scorer, tokenizer, folder, world, **options)
+    places = places_of(model)
+    for names, tensor in tensors_of(places).items():
         name = names[0].replace(".base_layer.", ".")  # as in a model without adapters
-        if name in layers:
-            tensors[name] = partial(merged, layers[name])
-        elif name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
+        if tensor.requires_grad:  # its name in the files of peft
             plain = f"base_model.model.{name.replace(f'.{NAME}.', '.')}"
             adapters[plain] = full(tensor.detach()).cpu()
-        else:
-            tensors[name] = lambda tensor=tensor: tensor
-    write.write_model(policy, tokenizer, folder, world, tensors, **options)
+        if name in layers:
+            tensors[name] = partial(merged, layers[name])
+        elif not name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
+            # Looked up when it is written: a tensor of a gathered module is freed before.
+            tensors[name] = partial(getattr, *places[names[0]])
+            heads += [name.removesuffix(".weight")] if tensor.requires_grad else []
+    write.write_model(scorer, tokenizer, folder, world, tensors, **options)
     final, temporary = folder / FOLDER, folder / f".{FOLDER}.partial"
 
     def write_adapters() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        config = copy.copy(policy.model.peft_config[NAME])
+        config = copy.copy(model.peft_config[NAME])
         config.inference_mode = True  # as peft writes it
+        config.modules_to_save = heads or None
         config.save_pretrained(temporary)
         save(adapters, temporary / "adapter_model.safetensors", temporary / "adapter_config.json")
         sync_tree(temporary)

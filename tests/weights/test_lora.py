@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,8 +35,8 @@ def batch(tokenizer) -> Batch:
 
 
 def load(folder: Path, world=None, dtype=torch.float32, flags: str = FLAGS, **options) -> Policy:
-    read = partial(Policy.load, folder, world, dtype, read=read_slices, **options)
-    return lora.load_policy(read, train_dpo.parse_args(flags.split()))
+    read = lora.reading(read_slices, train_dpo.parse_args(flags.split()), dtype)
+    return Policy.load(folder, world, dtype, read=read, **options)
 
 
 def fill_adapters(policy: Policy, seed: int = 0) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
