@@ -66,7 +66,7 @@ from nanoalign.ranks import groups, report
 from nanoalign.ranks.collectives import on_main
 from nanoalign.records import Record, read
 from nanoalign.tiny import world as embedded
-from nanoalign.weights.folders import local_folder
+from nanoalign.weights.adapters import model_folder, run_of
 
 
 def parse_args(argv: list[str] | None = None) -> list[Namespace]:
@@ -139,7 +139,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
         prepared.append((judge, compared, encoded))
 
     # scores, figures
-    truth, known = embedded_truth(), recall(local_folder(name))
+    truth, known = embedded_truth(), recall(run_of(model_folder(name)))
     by_view, subsets = {}, {}
     for judge, records, encoded in prepared:
         scores, view = judge.score(encoded), judge.view

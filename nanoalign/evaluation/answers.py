@@ -30,7 +30,8 @@ from nanoalign.model import Policy
 from nanoalign.packing import rope
 from nanoalign.packing.self_check import check_layout
 from nanoalign.records import Record
-from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights import adapters
+from nanoalign.weights.folders import load_tokenizer
 from nanoalign.weights.slices import read_slices
 
 ROLES = ("policy", "baseline")  # of the two models of a comparison
@@ -122,8 +123,9 @@ def load_policy(name: str, args: Namespace, world: World) -> tuple[Policy, objec
 
     Every rank has the whole policy.
     """
-    folder, dtype = local_folder(name), compute_dtype(args.precision, world.device)
-    policy = Policy.load(folder, None, dtype, trainable=False, read=read_slices).to(world.device)
+    folder, dtype = adapters.model_folder(name), compute_dtype(args.precision, world.device)
+    read = adapters.reading(read_slices)
+    policy = Policy.load(folder, None, dtype, trainable=False, read=read).to(world.device)
     return policy, with_arguments(load_tokenizer(folder), args.template_args)
 
 

@@ -23,7 +23,8 @@ from nanoalign.files.text import read_json
 from nanoalign.loop import Batcher
 from nanoalign.model import Policy
 from nanoalign.packing.self_check import check_fits, check_layout
-from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder
+from nanoalign.weights import adapters
+from nanoalign.weights.folders import check_vocabulary, load_tokenizer
 from nanoalign.weights.slices import read_slices
 
 DEFAULTS = {"beta": 0.1, "template": "auto", "max_length": 1024}  # of train_dpo.py
@@ -86,18 +87,18 @@ def load_judges(args: Namespace, batcher: Batcher) -> list[Judge]:
     else DEFAULTS. Prints a line.
     Raises RunError for a model that can't be used, and for a reference with another vocabulary.
     """
-    folder, world = local_folder(args.policy), batcher.world
+    folder, world = adapters.model_folder(args.policy), batcher.world
     folders = {f"--policy {args.policy}": folder}
     if args.reference != "none":
-        folders[f"--reference {args.reference}"] = local_folder(args.reference)
+        folders[f"--reference {args.reference}"] = adapters.model_folder(args.reference)
         check_vocabulary(*folders.values())
     dtype = compute_dtype(args.precision, world.device)
     models = {
-        name: Policy.load(each, world, dtype, trainable=False, read=read_slices)
+        name: Policy.load(each, world, dtype, trainable=False, read=adapters.reading(read_slices))
         for name, each in folders.items()
     }
     given = {name: value for name in DEFAULTS if (value := getattr(args, name)) is not None}
-    beta, template, max_length = (DEFAULTS | of_run(folder) | given).values()
+    beta, template, max_length = (DEFAULTS | of_run(adapters.run_of(folder)) | given).values()
     ratio = args.policy if args.reference == "none" else f"{args.policy} / {args.reference}"
     print0(
         f"{'reward':<11} {beta:g} * log({ratio}), summed over the tokens of a response; in "

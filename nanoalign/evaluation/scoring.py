@@ -30,7 +30,8 @@ from nanoalign.rewards.prompt_kinds import AS_DIALOGUE, as_trained
 from nanoalign.rewards.published import Published, reading_of
 from nanoalign.rewards.rule import rule_of
 from nanoalign.rewards.several import Mixed, SeveralRewards, is_conditioned, preferences_of
-from nanoalign.weights.folders import load_tokenizer, local_folder
+from nanoalign.weights.adapters import model_folder
+from nanoalign.weights.folders import load_tokenizer
 
 Ended = bool | None  # whether an answer ended by itself; None: not known
 Score = Callable[[Batch], Tensor]  # a score per response, (S,)
@@ -45,7 +46,7 @@ def load_reward_model(
     name: a folder or OWNER/NAME. precision: of --precision. batcher: whose batches the model can
     read afterwards. token: of --head. Raises RunError if it can't be loaded.
     """
-    folder, world = local_folder(name), batcher.world
+    folder, world = model_folder(name), batcher.world
     dtype = compute_dtype(precision, world.device)
     model = published_heads.load(folder, world, dtype, token)
     batcher.prepare(model)

@@ -9,7 +9,7 @@ from nanoalign.data.split import record_digests
 from nanoalign.evaluation.ranking import Scored, pairs_of
 from nanoalign.evaluation.statistics import Figures
 from nanoalign.records import Record
-from nanoalign.weights.folders import local_folder
+from nanoalign.weights.adapters import model_folder, run_of
 
 
 def pairs_trained_on(
@@ -47,7 +47,7 @@ def prompts_trained_on(prompts: Sequence[Record], models: dict[str, str | None])
     """
     digests, figures = np.unique(record_digests(prompts)[:, 0]), {}
     for figure, name in models.items():
-        if name is not None and (known := recall(local_folder(name))):
+        if name is not None and (known := recall(run_of(model_folder(name)))):
             figures[figure] = int(np.isin(digests, known["prompts"]).sum())
     return figures
 

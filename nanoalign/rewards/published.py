@@ -31,7 +31,7 @@ from nanoalign.errors import RunError
 from nanoalign.records import Record
 from nanoalign.rewards.rule import check_pad_token, rule_of, scoring_rule
 from nanoalign.rewards.several import SeveralRewards
-from nanoalign.weights.folders import local_folder
+from nanoalign.weights.adapters import model_folder
 
 MAX_LENGTH = 2048  # tokens of a dialogue, as in RewardBench, where --max_length is not given
 
@@ -137,7 +137,7 @@ def reading_of(
     """
     rule = scoring_rule(model, name, template, max_length, flags)
     is_ours, is_chat = bool(rule_of(model)), rule[0] in ("auto", "chat")
-    folder = local_folder(name)
+    folder = model_folder(name)
     if is_ours or not (is_chat and tokenizer.chat_template):
         if model.skips_pads:
             check_pad_token(folder)

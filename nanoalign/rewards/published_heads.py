@@ -29,6 +29,7 @@ from nanoalign.distributed import World, autocast, print0
 from nanoalign.errors import RunError
 from nanoalign.model import Fill, Policy, Read
 from nanoalign.rewards.several import SeveralRewards
+from nanoalign.weights import adapters
 from nanoalign.weights.folders import load_tokenizer
 from nanoalign.weights.heads import Headed, class_of, class_with
 from nanoalign.weights.slices import build, filler, parameters_on_meta, places_of, read_slices
@@ -336,17 +337,20 @@ def load(
 ) -> SeveralRewards:
     """Loads a frozen reward model of any program. token: whose logit is the reward (TokenLogit).
 
+    folder: an adapters.model_folder.
     Raises RunError as head_class and RewardModel.load do, and for a token that the model lacks.
     """
+    is_adapter = adapters.adapter_of(folder) is not None
     if token is None:
-        head, cls = head_class(folder), PublishedRewards
+        head, cls = None if is_adapter else head_class(folder), PublishedRewards
     else:
         head, cls = transformers.AutoModelForCausalLM, TokenLogit
     if head is None:
-        return SeveralRewards.load(folder, world, dtype, trainable=False, read=read_slices)
+        read = adapters.reading(reader(adapters.base_of(folder)) if is_adapter else read_slices)
+        return SeveralRewards.load(folder, world, dtype, trainable=False, read=read)
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     config.num_labels = 1  # a head with several changes it
-    model, fill = read_slices(head, folder, config, dtype)
+    model, fill = adapters.reading(read_slices)(head, folder, config, dtype)
     if isinstance(model, Gated):
         tokenizer = load_tokenizer(folder)
         model.between = tokenizer(Gated.BETWEEN, add_special_tokens=False)["input_ids"]

@@ -26,6 +26,7 @@ OWN_TEMPLATE = "{#- The template 'pku' of nanoalign -#}"
 # What is fetched of a model beside its weights. Of subfolders these are chat templates alone:
 # original/ often stores the weights again.
 MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+ADAPTER_CONFIG = "adapter_config.json"  # of peft
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 READ_WHOLE = ["*config.json", "*tokenizer*.json", "*tokens*.json", "vocab*", "merges.txt"]
 READ_WHOLE += ["*.model", "*.jinja", MORE_TEMPLATES]
@@ -61,11 +62,11 @@ def read_config(folder: Path) -> "transformers.PretrainedConfig":
     transformers can use, or if the model is quantized.
     """
     path = folder / "config.json"
-    if not path.is_file() and (adapter := folder / "adapter_config.json").is_file():
+    if not path.is_file() and (adapter := folder / ADAPTER_CONFIG).is_file():
         base = re.search(r'"base_model_name_or_path": *"(.*?)"', adapter.read_text())
         raise RunError(
             f"model folder '{folder}' is an adapter (LoRA) of {base[1] if base else 'a model'}; "
-            "give the merged model: that of a run of train_dpo.py is in the folder above"
+            "give the merged model: that of a run of nanoalign is in the folder above"
         )
     if not path.is_file():
         raise RunError(

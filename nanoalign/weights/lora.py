@@ -29,7 +29,8 @@ from nanoalign.flags import number
 from nanoalign.model import Fill, Policy, Read, Scorer
 from nanoalign.ranks.collectives import on_main
 from nanoalign.weights import write
-from nanoalign.weights.folders import public_name
+from nanoalign.weights.adapters import PREFIX, SETTINGS, WEIGHTS
+from nanoalign.weights.folders import ADAPTER_CONFIG, public_name
 from nanoalign.weights.slices import copy_rows, places_of, tensors_of
 from nanoalign.weights.tensor_files import save
 
@@ -246,7 +247,7 @@ def write_model(
     """Writes a model with its adapters, if any, merged; and these alone to adapter/ in its folder.
 
     The adapters, and the head of a reward model with them, are float32, as
-    PeftModel.from_pretrained(base, folder / "adapter") reads them.
+    PeftModel.from_pretrained(base, folder / "adapter") reads them; adapters.py reads them, too.
     A collective. options: of write.write_model. Raises RunError, on all ranks, if the files can't
     be written.
     """
@@ -258,7 +259,7 @@ def write_model(
     for names, tensor in tensors_of(places).items():
         name = names[0].replace(".base_layer.", ".")  # as in a model without adapters
         if tensor.requires_grad:  # its name in the files of peft
-            plain = f"base_model.model.{name.replace(f'.{NAME}.', '.')}"
+            plain = f"{PREFIX}{name.replace(f'.{NAME}.', '.')}"
             adapters[plain] = full(tensor.detach()).cpu()
         if name in layers:
             tensors[name] = partial(merged, layers[name])
@@ -276,7 +277,11 @@ def write_model(
         config.inference_mode = True  # as peft writes it
         config.modules_to_save = heads or None
         config.save_pretrained(temporary)
-        save(adapters, temporary / "adapter_model.safetensors", temporary / "adapter_config.json")
+        save(adapters, temporary / WEIGHTS, temporary / ADAPTER_CONFIG)
+        (settings := temporary / SETTINGS).mkdir()
+        write.write_settings(model, tokenizer.eos_token_id, settings, "fp32")
+        is_reward_model = not isinstance(scorer, Policy)
+        write.write_tokenizer(tokenizer, settings, options.get("template", ""), is_reward_model)
         sync_tree(temporary)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(temporary, final)  # when it is complete

@@ -48,12 +48,20 @@ def read_slices(
             # A language model reads the files; its body is that of the reward model.
             reader = build(transformers.AutoModelForCausalLM, config, dtype, folder)
             setattr(reader, reader.base_model_prefix, model.base_model)
+    read_generation_config(model, folder)
+    return model, filler(reader, places_of(reader), folder)
+
+
+def read_generation_config(model: "transformers.PreTrainedModel", folder: Path) -> None:
+    """Gives a model that generates the generation_config.json of a folder, if there is one.
+
+    Raises RunError if it can't be used.
+    """
     if model.can_generate() and (path := folder / "generation_config.json").is_file():
         try:
             model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
         except Exception as error:
             raise RunError(f"{path}: {in_a_line(error)}; correct or remove it") from error
-    return model, filler(reader, places_of(reader), folder)
 
 
 def filler(reader: "transformers.PreTrainedModel", places: dict[str, Place], folder: Path) -> Fill:

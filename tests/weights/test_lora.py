@@ -21,7 +21,7 @@ from nanoalign.errors import RunError
 from nanoalign.files.run_folder import complete_checkpoints
 from nanoalign.losses import dpo_loss
 from nanoalign.model import Policy
-from nanoalign.weights import lora
+from nanoalign.weights import adapters, lora
 from nanoalign.weights.slices import copy_rows, read_slices
 
 peft = pytest.importorskip("peft", reason="LoRA is trained through peft, which is not installed")
@@ -283,8 +283,11 @@ def test_other_layouts_merge(kind, options, more, batch, tokenizer, tmp_path):
     root = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logps(root, batch), policy(batch), rtol=1e-5, atol=1e-4)
     wrapped = peft.PeftModel.from_pretrained(base, tmp_path / "out" / "adapter")
-    adapted = logps(wrapped.get_base_model(), batch)
-    assert torch.allclose(adapted, policy(batch), rtol=1e-5, atol=1e-4)
+    folder = adapters.model_folder(str(tmp_path / "out" / "adapter"))
+    evaluated = Policy.load(folder, trainable=False, read=adapters.reading(read_slices))
+    for found in (logps(wrapped.get_base_model(), batch), evaluated(batch)):
+        assert torch.allclose(found, policy(batch), rtol=1e-5, atol=1e-4)
+    assert evaluated.model.generation_config.eos_token_id == root.generation_config.eos_token_id
 
 
 # --- errors
