@@ -62,7 +62,7 @@ TABLE = {
     "weights/slices": "weights/model_files weights/heads weights/remote_code",
     "weights/write": "weights/write weights/remote_code rewards/rule weights/model_files",
     "weights/heads": "weights/heads weights/remote_code",
-    "weights/lora": "weights/lora",
+    **{f"weights/{name}": "weights/lora rewards/reward_lora" for name in ("lora", "adapters")},
     "family/losses": "family/loss_family",
     "family/objectives": "family/loss_flags " + STEPS + RUNS,
     "family/pairs": "family/divergences " + STEPS,

@@ -100,8 +100,9 @@ def reading(read: Read, args: Namespace, dtype: torch.dtype) -> Read:
     def read_and_add(
         auto: type, folder: Path, config: "transformers.PretrainedConfig", own_dtype: torch.dtype
     ) -> tuple[nn.Module, Fill]:
+        frozen_dtype = dtype if config.dtype == dtype else torch.float32  # `read` changes config
         model, fill = read(auto, folder, config, own_dtype)
-        add_adapters(model, args, dtype if config.dtype == dtype else torch.float32)
+        add_adapters(model, args, frozen_dtype)
 
         def fill_and_draw(module: Scorer, device: torch.device) -> None:
             fill(module, device)
