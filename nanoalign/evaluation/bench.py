@@ -17,7 +17,7 @@ from nanoalign.errors import RunError
 from nanoalign.evaluation.benchmarks import BENCHMARKS, Benchmark, Case, Counted, Scores
 from nanoalign.evaluation.judge import rewards_of
 from nanoalign.evaluation.scoring import Judge, load_judges
-from nanoalign.evaluation.statistics import Figures, prompt_interval
+from nanoalign.evaluation.statistics import Figures, share_figures
 from nanoalign.evaluation.style import count_of
 from nanoalign.loop import Batcher
 from nanoalign.records import decode
@@ -187,9 +187,9 @@ def score_figures(counted: dict[str, Counted], weights: dict[str, float]) -> Fig
     values = np.concatenate([counted[name].values for name in weights])
     each = [np.full(n, weights[x] / n) for x in weights if (n := len(counted[x].values))]
     prompts = [prompt for name in weights for prompt in counted[name].prompts]
-    low, high = prompt_interval(values.clip(0, 1), prompts, np.concatenate(each))
     score = sum(weight * means[name] for name, weight in weights.items()) / total
-    return {"score": score, "score_low": low, "score_high": high}
+    figures = share_figures("score", values.clip(0, 1), prompts, np.concatenate(each))
+    return figures | {"score": score}
 
 
 def weighted(figures: dict[str, Figures], weights: dict[str, float]) -> Figures:

@@ -21,7 +21,7 @@ from nanoalign.evaluation.statistics import (
     Figures,
     best_of_weights,
     controlled_win_rate,
-    prompt_interval,
+    share_figures,
     win_shares,
 )
 
@@ -148,10 +148,10 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
         "wins": int((won == 1).sum()),
         "losses": int((won == 0).sum()),
         "ties": int((won == 0.5).sum()),
-        **share_figures("win_rate", won_by(compared)),
+        **rate_figures("win_rate", won_by(compared)),
         "length_controlled_win_rate": controlled_win_rate(won, [longer], weights),
         "style_controlled_win_rate": controlled_win_rate(won, styles.T, weights),
-        **share_figures("longest_win_rate", longest),
+        **rate_figures("longest_win_rate", longest),
         "longest_agreement": float(
             np.mean([x.mean() for x in map(style.agreement, won_by(compared), longest)])
         ),
@@ -181,7 +181,7 @@ def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, flo
 
     truly = [replace(case, **{role: by_rule(case, role) for role in ROLES}) for case in compared]
     means = {f"{role}_true_mean": mean_of(truly, role, lambda x: x.score) for role in ROLES}
-    return means | share_figures("true_win_rate", won_by(truly))
+    return means | rate_figures("true_win_rate", won_by(truly))
 
 
 def won_by(compared: Sequence[Compared]) -> list[np.ndarray]:
@@ -203,14 +203,10 @@ def of_pairs(shares: Sequence[np.ndarray]) -> tuple[np.ndarray, list[int], np.nd
     )
 
 
-def share_figures(name: str, shares: Sequence[np.ndarray]) -> dict[str, float]:
-    """The mean over prompts of their mean share, and the ends of its 95 % interval.
-
-    name: of the figure; `name`_low and `name`_high are the ends. shares: as in of_pairs.
-    """
-    low, high = prompt_interval(*of_pairs(shares))
-    rate = float(np.mean([x.mean() for x in shares]))
-    return {name: rate, f"{name}_low": low, f"{name}_high": high}
+def rate_figures(name: str, shares: Sequence[np.ndarray]) -> dict[str, float]:
+    """statistics.share_figures of pairs of answers. shares: as in of_pairs."""
+    rate = float(np.mean([x.mean() for x in shares]))  # over prompts
+    return share_figures(name, *of_pairs(shares)) | {name: rate}
 
 
 def mean_of(compared: Sequence[Compared], role: str, value: Callable[[Judged], float]) -> float:

@@ -22,7 +22,7 @@ from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared
-from nanoalign.evaluation.statistics import Figures, prompt_interval, win_shares
+from nanoalign.evaluation.statistics import Figures, share_figures, win_shares
 from nanoalign.evaluation.style import agreement
 from nanoalign.files.text import named
 from nanoalign.records import decode
@@ -224,18 +224,10 @@ def verdict_figures(compared: Sequence[Compared], verdicts: Sequence[Verdict]) -
     decided = shares != 0.5
     figures = {"verdicts_pairs": len(shares), "verdicts_elsewhere": len(verdicts) - used}
     for name, values in (("verdicts_win_rate", shares), ("verdicts_reward_win_rate", won)):
-        figures |= share_with_interval(name, values, prompts, votes)
+        figures |= share_figures(name, values, prompts, votes)
     if decided.any():
         labels = win_shares(shares - 0.5)
         agrees = agreement(won, labels)[decided]
         of_prompts = np.array(prompts)[decided].tolist()
-        figures |= share_with_interval("verdicts_agreement", agrees, of_prompts)
+        figures |= share_figures("verdicts_agreement", agrees, of_prompts)
     return figures
-
-
-def share_with_interval(
-    name: str, values: np.ndarray, prompts: Sequence[int], weights: np.ndarray | None = None
-) -> Figures:
-    low, high = prompt_interval(values, prompts, weights)
-    mean = float(np.average(values, weights=weights))
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}

@@ -14,8 +14,8 @@ from nanoalign.evaluation.render import figures_table, share
 from nanoalign.evaluation.statistics import (
     Figures,
     calibration,
-    prompt_interval,
     rank_correlation,
+    share_figures,
     win_shares,
 )
 from nanoalign.records import Record
@@ -131,13 +131,9 @@ def _figures(scored: Sequence[Scored], pairs: Pairs) -> Figures:
     worse = np.array([w.score for _, w in pairs])
     longer = np.array([b.tokens - w.tokens for b, w in pairs])
     scores = np.array([line.score for line in scored])
-    accuracy = _accuracy(better - worse)
-    low, high = prompt_interval(win_shares(better - worse), _prompts(pairs))
     return {
         "pairs": len(pairs),
-        "accuracy": accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
+        **share_figures("accuracy", win_shares(better - worse), _prompts(pairs)),
         "ties": int((better == worse).sum()),
         "reward_mean": float(scores.mean()),
         "reward_std": float(scores.std()),
@@ -181,12 +177,7 @@ def true_figures(
     if not differ.any():
         return figures
     prompts = [prompt for prompt, differs in zip(_prompts(pairs), differ, strict=True) if differs]
-    low, high = prompt_interval(win_shares(agrees[differ]), prompts)
-    return figures | {
-        "true_accuracy": _accuracy(agrees[differ]),
-        "true_accuracy_low": low,
-        "true_accuracy_high": high,
-    }
+    return figures | share_figures("true_accuracy", win_shares(agrees[differ]), prompts)
 
 
 def _accuracy(margins: np.ndarray) -> float:

@@ -106,6 +106,18 @@ def prompt_interval(
     return wilson_interval(share, float(np.clip(worth, alike, most)))
 
 
+def share_figures(
+    name: str, hits: np.ndarray, prompts: Sequence[Hashable], weights: np.ndarray | None = None
+) -> Figures:
+    """The mean of some hits by their weights as the figure `name`, and its 95 % interval.
+
+    The arguments are those of prompt_interval, whose ends are the figures `name`_low and _high.
+    """
+    low, high = prompt_interval(hits, prompts, weights)
+    mean = float(np.average(hits, weights=weights))
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
 def _student(freedom: float) -> float:
     """Approximates the 97.5 % quantile of Student's t by Abramowitz and Stegun, 26.7.5.
 

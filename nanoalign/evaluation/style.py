@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanoalign.evaluation.statistics import Figures, prompt_interval
+from nanoalign.evaluation.statistics import Figures, share_figures
 
 CODE = re.compile(r"```[^`]*```")  # what is in a block of code is no style
 MARKDOWN = {
@@ -70,11 +70,6 @@ def length_bins(
         here = place == n
         if here.any():
             groups = np.array(prompts)[here].tolist()
-            low, high = prompt_interval(won[here], groups, weights[here])
-            bins[name] = {
-                "pairs": int(here.sum()),
-                "win_rate": float(np.average(won[here], weights=weights[here])),
-                "win_rate_low": low,
-                "win_rate_high": high,
-            }
+            rate = share_figures("win_rate", won[here], groups, weights[here])
+            bins[name] = {"pairs": int(here.sum()), **rate}
     return bins
