@@ -16,7 +16,7 @@ from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation.benchmarks import BENCHMARKS, Benchmark, Case, Counted, Scores
 from nanoalign.evaluation.judge import rewards_of
-from nanoalign.evaluation.scoring import Judge, load_judges
+from nanoalign.evaluation.scoring import Judge, check_one, load_judges
 from nanoalign.evaluation.statistics import Figures, share_figures
 from nanoalign.evaluation.style import count_of
 from nanoalign.loop import Batcher
@@ -94,15 +94,10 @@ def case_at(benchmark: Benchmark, name: str, where: str, source: str, record: ob
 
 
 def load_judge(args: Namespace, batcher: Batcher) -> Judge:
-    """Loads the one reward of --model. Raises RunError if it has several, and as load_judges."""
-    judge, *others = load_judges(args, args.combine and "better", batcher)
-    if others:
-        names = [each.view.name for each in (judge, *others)]
-        raise RunError(
-            f"reward model '{args.model}' has the preferences {', '.join(names)}; give the weight "
-            f"of each that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
-        )
-    return judge
+    """Loads the one reward of --model. Raises RunError as load_judges and check_one."""
+    judges = load_judges(args, args.combine and "better", batcher)
+    check_one([judge.view for judge in judges])
+    return judges[0]
 
 
 def evaluate(name: str, cases: Sequence[Case], judge: Judge) -> Result:

@@ -209,8 +209,6 @@ def add_reward_model_arguments(
     add("--max_length", type=number(int, 2), help=text)
     add_head_argument(group, "--head")
     add_combine_argument(group)
-    text = "which output of a classifier of another program is the reward, from 0"
-    add("--output", type=number(int, 0), metavar="N", help=text)
     add_machine_arguments(parser)
 
 
@@ -269,7 +267,7 @@ def add_combine_argument(
     group: argparse._ActionsContainer, default: str = "default: each reward by itself"
 ) -> None:
     add, metavar = group.add_argument, "NAME=WEIGHT"
-    text = f"weights of the reward model's preferences in one weighted sum; {default}"
+    text = f"weights of the reward model's outputs in one weighted sum; {default}"
     add("--combine", nargs="+", type=weight_by_name, metavar=metavar, help=text)
 
 
@@ -303,8 +301,6 @@ def refusal(args: Namespace) -> str | None:
     names = [name for name, _ in getattr(args, "combine", None) or ()]
     if len(set(names)) < len(names):
         return "--combine has a preference twice; give each one weight"
-    if names and getattr(args, "output", None) is not None:
-        return "--output and --combine both say what the reward is; give one of them"
     if args.command == "rm":
         return refusal_of_rm(args)
     if args.command == "bench" and args.data and len(set(args.name)) > 1:
@@ -317,7 +313,7 @@ def refusal(args: Namespace) -> str | None:
 
 
 def refusal_of_rm(args: Namespace) -> str | None:
-    for flag in ("model", "head", "combine", "output"):
+    for flag in ("model", "head", "combine"):
         if args.policy and getattr(args, flag) is not None:
             return f"--policy and --{flag}: a policy takes the place of a reward model; give one"
     if args.policy and args.reference is None:

@@ -12,7 +12,7 @@ from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation.answers import ROLES, Answers, Sampler, with_answer
 from nanoalign.evaluation.comparison import Compared, Judged
-from nanoalign.evaluation.scoring import Encoded, Judge, View, load_reward_model, views
+from nanoalign.evaluation.scoring import Encoded, Judge, check_one, load_reward_model, views
 from nanoalign.loop import Batcher
 from nanoalign.packing.self_check import check_fits
 from nanoalign.records import Record
@@ -26,10 +26,12 @@ def load_judge(
     """Loads the judge of --reward, and checks it before anything is sampled.
 
     Raises RunError if the model can't be loaded, can't read every prompt with an answer, or has
-    fewer positions than its max_length; and as view_for and rule_for.
+    fewer positions than its max_length; and as views, check_one and rule_for.
     """
     model, tokenizer = load_reward_model(args.reward, args.precision, batcher, args.reward_head)
-    view, (rule, published) = view_for(model, args), rule_for(model, tokenizer, samplers, args)
+    found = views(model, args.combine and args.combine[0][0], args.combine)
+    check_one(found)
+    view, (rule, published) = found[0], rule_for(model, tokenizer, samplers, args)
     mixed = Mixed(model, view.shares)
     judge = Judge(args.reward, mixed, tokenizer, view, rule, batcher, published)
     judge.check(judge.encode(with_answer(prompts)))
@@ -40,21 +42,6 @@ def load_judge(
             f"{positions} or less"
         )
     return judge
-
-
-def view_for(model: SeveralRewards, args: Namespace) -> View:
-    """The one reward by which answers are compared: of --combine, or of the one preference.
-
-    Raises RunError if the model has several preferences and --combine is not given.
-    """
-    first, *others = views(model, args.combine and args.combine[0][0], args.combine)
-    if others:
-        names = [view.name for view in (first, *others)]
-        raise RunError(
-            f"reward model '{args.reward}' has the preferences {', '.join(names)}; give the factor "
-            f"of each that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
-        )
-    return first
 
 
 def rule_for(

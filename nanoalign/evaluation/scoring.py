@@ -100,24 +100,31 @@ def views(
     """The rewards of a model that are evaluated: one per preference; or their sum, by `combine`.
 
     preference: this one alone is evaluated; with `combine`, or by a model of one preference, it
-        names the labels. combine: the weights of the sum, or None: of a published model, the output
-        that is its reward.
-    Raises RunError if the model of several preferences lacks `preference`, or if a sum of several
-    has no `preference`, whose labels it is compared with.
+        names the labels. combine: the weights of the sum, or None.
+    The outputs of a model of another program are no labels of data: they need `combine` where the
+    model does not say which one is the reward, and are compared with the labels "better".
+    Raises RunError if that is missing, if the model lacks `preference`, or if a sum of several has
+    no `preference`, whose labels it is compared with.
     """
     names, reward = preferences_of(model), getattr(model.model, "reward", None)
+    is_ours = "preferences" in rule_of(model)
     if reward and not combine:
-        return [View("", preference or "better", {reward: 1.0})]
+        combine = [(reward, 1.0)]
     if combine:
-        labels = preference or (combine[0][0] if len(combine) == 1 else None)
-        if labels is None:
+        labels = preference or (None if is_ours else "better")
+        if labels is None and len(combine) > 1:
             raise RunError(
                 "--combine of several preferences needs --preference, whose labels are compared "
                 "with the sum; add --preference better"
             )
-        return [View("", labels, dict(combine))]
+        return [View("", labels or combine[0][0], dict(combine))]
     if len(names) == 1:
         return [View("", preference or names[0], {names[0]: 1.0})]
+    if not is_ours:
+        raise RunError(
+            f"the reward model has {len(names)} outputs ({', '.join(names)}), and does not say "
+            f"which one is the reward; give it as --combine {names[0]}=1"
+        )
     chosen = [name for name in names if preference in (None, name)]
     if not chosen:
         raise RunError(
@@ -125,6 +132,16 @@ def views(
             f"{', '.join(names)}"
         )
     return [View(name, name, {name: 1.0}) for name in chosen]
+
+
+def check_one(views: Sequence[View]) -> None:
+    """Raises RunError for several rewards, where answers can be compared by one alone."""
+    if len(views) > 1:
+        names = [view.name for view in views]
+        raise RunError(
+            f"the reward model has the preferences {', '.join(names)}; give the weight of each "
+            f"that counts, as --combine {' '.join(f'{name}=1' for name in names)}"
+        )
 
 
 class Encoded(NamedTuple):
@@ -278,30 +295,14 @@ def without_tail(text: str, answer: str) -> str:
 
 
 def load_judges(args: Namespace, preference: str | None, batcher: Batcher) -> list[Judge]:
-    """Loads the reward model --model of rm and score: a Judge for each reward of `views`.
+    """Loads the reward model --model of rm, bench and score: a Judge for each reward of `views`.
 
-    Raises RunError as load_reward_model, reading_of and views, and for a classifier of another
-    program whose reward nothing names.
+    Raises RunError as load_reward_model, reading_of and views.
     """
     model, tokenizer = load_reward_model(args.model, args.precision, batcher, args.head)
     flags = args.template, args.max_length
     rule, published = reading_of(model, tokenizer, args.model, *flags)
-    names, combine = preferences_of(model), args.combine
-    if args.output is not None:
-        if args.output >= len(names):
-            raise RunError(f"--output {args.output}: '{args.model}' has {len(names)} outputs")
-        combine, preference = [(names[args.output], 1.0)], preference or "better"
-    elif (
-        len(names) > 1
-        and not combine
-        and "preferences" not in rule_of(model)
-        and getattr(model.model, "reward", None) is None
-    ):
-        raise RunError(
-            f"reward model '{args.model}' has {len(names)} outputs ({', '.join(names)}), and does "
-            "not say which one is the reward; give --output N (from 0), or --combine NAME=WEIGHT"
-        )
     return [
         Judge(args.model, Mixed(model, view.shares), tokenizer, view, rule, batcher, published)
-        for view in views(model, preference, combine)
+        for view in views(model, preference, args.combine)
     ]

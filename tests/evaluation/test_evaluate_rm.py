@@ -318,10 +318,10 @@ def test_a_classifier_with_two_labels_needs_the_output_that_is_the_reward(
             ["--data", world / "a.jsonl", "--out", tmp_path / "two"] if command == ["rm"] else []
         )
         with pytest.raises(
-            RunError, match=r"has 2 outputs \(LABEL_0, LABEL_1\).*; give --output N"
+            RunError, match=r"has 2 outputs \(LABEL_0, LABEL_1\).*; give it as --combine"
         ):
             evaluate.main([str(word) for word in words])
-    lines, _, _ = evaluated(argv(world, "second", *flags, "--output", 1))
+    lines, _, _ = evaluated(argv(world, "second", *flags, "--combine", "LABEL_1=1"))
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     for line in lines[:4]:
         text = f"BEGINNING OF CONVERSATION: USER: {line['prompt']} ASSISTANT:{line['response']}"

@@ -104,7 +104,7 @@ def test_margins_are_those_that_the_training_measured(world, tmp_path):
 REFUSED = {
     "no reference": ("rm --policy P", "--policy needs --reference: the model that it started from"),
     "two judges": ("rm --policy P --reference R --model M", "--policy and --model: a policy takes"),
-    "output": ("rm --policy P --reference R --output 0", "--policy and --output: a policy takes"),
+    "sum": ("rm --policy P --reference R --combine a=1", "--policy and --combine: a policy takes"),
     "no policy": ("rm --beta 0.2", "--reference and --beta are of a --policy"),
 }
 

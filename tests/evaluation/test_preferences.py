@@ -159,7 +159,7 @@ def test_wrong_preferences_are_refused(data, models, llama_folder, tmp_path, sub
         "a name twice": ([*rm, "--combine", "better=1", "better=2"], "has a preference twice"),
         "no labels": ([*rm, "--combine", "better=1", "safer=2"], "of several preferences needs --"),
         "not finite": ([*rm, "--combine", "better=nan"], "expected NAME=NUMBER, got 'better=nan'"),
-        "no weights": (policy, "has the preferences better, safer; give the factor of each"),
+        "no weights": (policy, "has the preferences better, safer; give the weight of each"),
         "no such weight": ([*policy, "--combine", "nice=1"], "no preference 'nice'; it has better"),
     }
     for name, (argv, message) in cases.items():

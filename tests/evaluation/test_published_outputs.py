@@ -39,15 +39,14 @@ def test_a_published_model_in_evaluate_on_two_ranks(world, tmp_path):
 
 
 def test_which_output_is_the_reward(world, tmp_path):
-    """That of the description by default; --output counts from 0; --combine adds."""
+    """That of the description by default, else that of --combine; labels are those of better."""
     armorm = write(tmp_path / "armorm", CASES["armorm"])
     assert judge(armorm, world).view == ("", "better", {"gated": 1.0})
-    assert judge(armorm, world, "--output", "4").view == ("", "better", {"LABEL_4": 1.0})
-    flags = ["--combine", "LABEL_0=2", "gated=1", "--preference", "better"]
-    with pytest.raises(RunError, match="--combine of several preferences needs --preference"):
-        judge(armorm, world, *flags[:3])
+    for shares in ({"LABEL_4": 1.0}, {"LABEL_0": 2.0, "gated": 1.0}):
+        flags = ["--combine", *(f"{name}={weight}" for name, weight in shares.items())]
+        assert judge(armorm, world, *flags).view == ("", "better", shares)
     several = write(tmp_path / "several", CASES["outputs"])
-    with pytest.raises(RunError, match=r"has 3 outputs .* --output N"):
+    with pytest.raises(RunError, match=r"has 3 outputs .* --combine LABEL_0=1"):
         judge(several, world)
 
 
