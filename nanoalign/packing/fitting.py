@@ -141,31 +141,6 @@ def free_memory(model: nn.Module, error: BaseException | None = None) -> None:
         torch.cuda.empty_cache()
 
 
-class Progress:
-    """How far a run is, as the hooks of loop.train see it.
-
-    done: steps that are over, with log, evaluation and checkpoint. is_between: whether no step was
-    taken since, so that the next one can be done again.
-    """
-
-    def __init__(self, objective: loop.Objective, log: Callable, save: Callable, start: int):
-        self.objective, self.own_log, self.own_save = objective, log, save
-        self.done, self.is_between, self.state = start, start > 0, dict(objective.state)
-
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        if step > 0 or not self.is_between:  # else the evaluation before a step that is done again
-            self.own_log(step, metrics)
-        self.is_between |= step == 0
-
-    def before_optimizer(self, *given: object) -> None:
-        self.is_between = False
-
-    def save(self, step: int, last: bool, metrics: dict[str, float]) -> bool:
-        ends = self.own_save(step, last, metrics)
-        self.done, self.is_between, self.state = step, True, dict(self.objective.state)
-        return ends
-
-
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, objective: loop.Objective,
     rows: Sequence[Row], held_out: dict[str, Sequence[Row]], batcher: loop.Batcher,
@@ -179,22 +154,35 @@ def train(
     computed, to rounding. Raises torch.OutOfMemoryError if it happens again, on one of several
     ranks, for which the others wait in collectives, and outside of a step's micro-batches.
     """
-    progress = Progress(objective, log, save, start)
-    hook = optimizer.register_step_pre_hook(progress.before_optimizer)
-    again = model, optimizer, objective, rows, held_out, batcher, settings
-    hooks = progress.log, progress.save
+    # (steps that are over, the objective's state), while only micro-batches were computed since
+    between = [(start, dict(objective.state))] if start else []
+
+    def logged(step: int, metrics: dict[str, float]) -> None:
+        log(step, metrics)
+        if step == 0:  # the evaluation before the first step is over
+            between.append((0, dict(objective.state)))
+
+    def saved(step: int, last: bool, metrics: dict[str, float]) -> bool:
+        ends = save(step, last, metrics)
+        between.append((step, dict(objective.state)))
+        return ends
+
+    given = model, optimizer, objective, rows, held_out, batcher, settings
+    hook = optimizer.register_step_pre_hook(lambda *_: between.clear())
     try:
-        return loop.train(*again, *hooks, start)
+        return loop.train(*given, logged, saved, start)
     except torch.OutOfMemoryError as error:
-        if batcher.world.size > 1 or not progress.is_between:
+        if batcher.world.size > 1 or not between:
             raise
         free_memory(model, error)
     finally:
         hook.remove()
-    objective.state.update(progress.state)
+    ((done, state),) = between
+    objective.state.update(state)
     size, batcher.tokens = batcher.tokens, max(1, batcher.tokens // 2)
     print0(
-        f"{'memory':<11} step {progress.done + 1} ran out of it with {size:,} tokens a "
-        f"micro-batch; it is done again, and the rest is done, with {batcher.tokens:,}"
+        f"{'memory':<11} step {done + 1} ran out of it with {size:,} tokens a micro-batch; it is "
+        f"done again, and the rest is done, with {batcher.tokens:,}"
     )
-    loop.train(*again, *hooks, progress.done)
+    # An evaluation before the first step is computed again, and was logged.
+    loop.train(*given, lambda step, metrics: step and log(step, metrics), save, done)
