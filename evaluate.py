@@ -27,7 +27,7 @@ from pathlib import Path
 from nanoalign.data.dialogues import DIFFER_EARLIER
 from nanoalign.data.formats import formats
 from nanoalign.data.held_out import recall
-from nanoalign.data.sources import check_sources, open_source, parse_source
+from nanoalign.data.sources import check_sources, parse_source, read_records
 from nanoalign.data.split import EQUAL_SCORES
 from nanoalign.distributed import World, print0, run
 from nanoalign.errors import RunError
@@ -64,7 +64,7 @@ from nanoalign.flags import Parser
 from nanoalign.packing import packed
 from nanoalign.ranks import groups, report
 from nanoalign.ranks.collectives import on_main
-from nanoalign.records import Record, read
+from nanoalign.records import Record
 from nanoalign.tiny import world as embedded
 from nanoalign.weights.adapters import model_folder, run_of
 
@@ -111,7 +111,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     prepared, printed = [], ""
     for judge in judges:
         view = judge.view
-        records = list(read(args.data, formats(view.preference, keys=args.keys), open_source))
+        records = list(read_records(formats(view.preference), args.data, args.keys))
         check_names(dict.fromkeys(record.subset for record in records))
         compared = [record for record in records if record.pairs]
         if empty := {x.subset for x in records} - {x.subset for x in compared}:

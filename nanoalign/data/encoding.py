@@ -69,7 +69,7 @@ class Encoding:
     def read(self, sources: Sequence[str]) -> Iterator[Record]:
         """Yields the records of some sources, in their order. Errors are those of read_records."""
         s = self.settings
-        return read_records(formats(s.preferences, s.single, s.keys), sources)
+        return read_records(formats(s.preferences, s.single), sources, s.keys)
 
     def encode(self, records: Sequence[Record]) -> tuple[list[Row], list[int], set[str]]:
         """Returns (the rows of the records, the number of pairs of each row, names of templates).

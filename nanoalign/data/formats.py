@@ -33,32 +33,17 @@ from nanoalign.errors import RunError
 from nanoalign.records import FORMATS, Format, Formats, Record, decode, pair
 
 
-def formats(
-    preference: str | Sequence[str] = "better", unpaired: str = "", keys: Sequence[str] = ()
-) -> Formats:
+def formats(preference: str | Sequence[str] = "better", unpaired: str = "") -> Formats:
     """Returns the formats by their keys; the first one whose keys a record has reads it.
 
     preference: the label of PKU-SafeRLHF that orders the responses. Several ones are the labels
         that every record must have, and records of other formats are refused.
     unpaired: the loss that learns from single responses (kto, sft); "": they are refused.
-    keys: of --keys, OURS=THEIRS: the names that the records have for the keys of these formats.
     """
     preferences = [preference] if isinstance(preference, str) else list(preference)
     if len(preferences) > 1:
         read = partial(read_ours, PKU, partial(pku, preferences))
-        table = {PKU: read, (): partial(refuse_single_label, preferences)}
-    else:
-        table = all_formats(preferences, unpaired)
-    if not keys:
-        return table
-    # The first entry has the keys that an error names; the other one is for the embedded data.
-    names = names_of(keys)
-    read = partial(read_renamed, names, table)
-    return {tuple(names.values()): read, (): read}
-
-
-def all_formats(preferences: Sequence[str], unpaired: str) -> Formats:
-    """Returns all formats. preferences: one label of PKU-SafeRLHF. unpaired: as in `formats`."""
+        return {PKU: read, (): partial(refuse_single_label, preferences)}
     ours: Formats = {
         RANKED: ranked,
         PKU: partial(pku, preferences),
@@ -301,42 +286,22 @@ def names_of(keys: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def read_renamed(names: dict[str, str], table: Formats, record: dict) -> Record:
-    """Gives the keys of a record our names, and reads it by the first format whose keys it has.
-
-    Raises ValueError as with_our_names does.
-    """
-    record = with_our_names(record, names)
-    keys = next(keys for keys in table if record.keys() >= set(keys))
-    return table[keys](record)
-
-
 def decode_renamed(raw: str | dict, where: str, names: dict[str, str]) -> object:
     """Returns records.decode of a record, with our names for its keys. where: for errors.
 
-    names: as names_of returns it. Raises RunError if the record lacks one of the records' names.
+    names: as names_of returns it. A record of the embedded data has our names. Raises RunError if
+    another one lacks one of its names, also where it has ours: it would be read as something else
+    than was asked for.
     """
     record = decode(raw, where)
     if not names or not isinstance(record, dict):
         return record
-    try:
-        return with_our_names(record, names)
-    except ValueError as error:
-        raise RunError(f"{where}: {error}") from error
-
-
-def with_our_names(record: dict, names: dict[str, str]) -> dict:
-    """Returns the record with our names for its keys; one of the embedded data unchanged.
-
-    Raises ValueError if it lacks one of the records' names, also where it has ours: it would be
-    read as something else than was asked for.
-    """
     ours_of = {theirs: ours for ours, theirs in names.items()}
     if not ours_of.keys() & record.keys() and record.keys() >= {*PKU}:
         return record  # of the embedded data
     if missing := sorted(ours_of.keys() - record.keys()):
-        raise ValueError(
-            f"--keys names {', '.join(missing)}, and the record has no such key; it has "
+        raise RunError(
+            f"{where}: --keys names {', '.join(missing)}, and the record has no such key; it has "
             f"{', '.join(sorted(record))}"
         )
     # A key of ours that is there under their name, too, is another column.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from nanoalign.data.foreign import instruction
-from nanoalign.data.formats import decode_renamed, formats, names_of, token_ids
+from nanoalign.data.formats import formats, token_ids
 from nanoalign.data.messages import BARE, read_messages
 from nanoalign.data.sources import check_sources, open_source
 from nanoalign.errors import RunError
@@ -53,11 +53,11 @@ def read_prompts(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Recor
     RunError, with file and line, for a record without a prompt, and for a source without records.
     """
     check_sources(sources)
-    names, prompts = names_of(keys), []
+    prompts = []
     for source in sources:
         before = len(prompts)
-        for where, name, subset, raw in open_source(source):
-            prompt = prompt_of(decode_renamed(raw, where, names), where)
+        for where, name, subset, raw in open_source(source, keys):
+            prompt = prompt_of(decode(raw, where), where)
             prompts.append(replace(prompt, name=name, subset=subset))
         if len(prompts) == before:
             raise RunError(f"{source}: has no records; expected the key 'prompt'")

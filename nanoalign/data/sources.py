@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from nanoalign import records, tiny
@@ -103,9 +103,14 @@ def source_at(place: str, name: str) -> "Source":
     return Source(name, place)
 
 
-def open_source(spec: str) -> Iterator[Located]:
-    """Yields the records of a source, in their order: the `open_source` of records.read."""
-    return parse_source(spec).records()
+def open_source(spec: str, keys: Sequence[str] = ()) -> Iterator[Located]:
+    """Yields the records of a source, in their order: the `open_source` of records.read.
+
+    keys: of --keys, OURS=THEIRS; with them records are decoded, and have our names of keys.
+    """
+    names = names_of(keys)
+    for where, name, of_source, raw in parse_source(spec).records():
+        yield where, name, of_source, decode_renamed(raw, where, names) if names else raw
 
 
 def check_sources(specs: Sequence[str]) -> list[Path]:
@@ -122,12 +127,14 @@ def check_sources(specs: Sequence[str]) -> list[Path]:
     return [path for source in sources for path in source.files()]
 
 
-def read_records(known: records.Formats, sources: Sequence[str]) -> Iterator[Record]:
-    """Yields the records of some sources, in their order. known: the formats, by their keys.
+def read_records(
+    known: records.Formats, sources: Sequence[str], keys: Sequence[str] = ()
+) -> Iterator[Record]:
+    """Yields the records of some sources, in their order. known: the formats. keys: of --keys.
 
     Raises RunError, with file and line, for a record that no format reads.
     """
-    return records.read(sources, known, open_source)
+    return records.read(sources, known, partial(open_source, keys=keys))
 
 
 # --- the sources of the grammar -------------------------------------------------------------------

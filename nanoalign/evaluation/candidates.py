@@ -12,10 +12,10 @@ import numpy as np
 
 from nanoalign.data.formats import formats
 from nanoalign.data.prompts import ANSWER_KEYS, prompt_key, read_answers
-from nanoalign.data.sources import open_source
+from nanoalign.data.sources import open_source, read_records
 from nanoalign.errors import RunError
 from nanoalign.evaluation.statistics import Figures
-from nanoalign.records import Record, decode, read
+from nanoalign.records import Record, decode
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)  # percent
 REWARD = itemgetter("reward")  # of a line
@@ -51,7 +51,7 @@ def records_of(source: str, renaming: Sequence[str]) -> list[Record]:
         of_each = [answers[prompt_key(prompt.prompt, prompt.tools)] for prompt in prompts]
         texts = [tuple(each.answer for each in own) for own in of_each]
         return [replace(p, responses=t) for p, t in zip(prompts, texts, strict=True)]
-    return list(read([source], formats(unpaired="prompts", keys=renaming), open_source))
+    return list(read_records(formats(unpaired="prompts"), [source], renaming))
 
 
 def parse_keep(words: Sequence[str] | None) -> float | str | None:

@@ -40,12 +40,11 @@ def read_chosen(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record
     --keys, OURS=THEIRS.
     """
     check_sources(sources)
-    known, records = formats(unpaired="prompts", keys=keys), []
-    marks = HAVE_CHOSEN | {key.partition("=")[2] for key in keys if key.startswith("chosen=")}
+    known, records = formats(unpaired="prompts"), []
     for source in sources:
-        for where, name, _, raw in open_source(source):
+        for where, name, _, raw in open_source(source, keys):
             decoded = decode(raw, where)
-            if isinstance(decoded, dict) and marks & decoded.keys():
+            if isinstance(decoded, dict) and HAVE_CHOSEN & decoded.keys():
                 record = chosen_alone(parse(decoded, where, known)[1])
                 records += [replace(record, name=name)] if record.responses else []
     return records

@@ -1,6 +1,7 @@
 """Shared by the tests of data: files of records, what is read of them, stores of encoded data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from transformers import AutoTokenizer
 
 from nanoalign.batch import Row
 from nanoalign.data.encoding import DataSettings, Encoding
-from nanoalign.data.formats import formats
+from nanoalign.data.formats import decode_renamed, formats, names_of
 from nanoalign.data.sources import read_records
 from nanoalign.data.store import Store, StoredRows, open_store
 from nanoalign.distributed import setup
@@ -24,14 +25,15 @@ def write(path: Path, *records: object, text: str | None = None) -> str:
     return str(path)
 
 
-def parsed(record: dict, **options) -> Record:
+def parsed(record: dict, keys: Sequence[str] = (), **options) -> Record:
     """The Record of a line, as the first one of a.jsonl. options: of `formats`."""
+    record = decode_renamed(record, "a.jsonl:1", names_of(keys))
     return parse(record, "a.jsonl:1", formats(**options))[1]
 
 
-def read(*sources: str, **options) -> list[Record]:
+def read(*sources: str, keys: Sequence[str] = (), **options) -> list[Record]:
     """The records of some sources. options: of `formats`."""
-    return list(read_records(formats(**options), sources))
+    return list(read_records(formats(**options), sources, keys))
 
 
 def settings(*sources: str, **changes) -> DataSettings:

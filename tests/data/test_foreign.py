@@ -14,7 +14,7 @@ from stores import parsed, read, write
 import train_dpo
 from nanoalign import records
 from nanoalign.data.foreign import FOREIGN
-from nanoalign.data.formats import formats
+from nanoalign.data.formats import formats, names_of
 from nanoalign.data.prompts import prompt_of, read_prompts
 from nanoalign.errors import RunError
 
@@ -189,7 +189,7 @@ def test_keys_gives_other_names():
 @pytest.mark.parametrize("key", ["prompt", "prompt=", "promt=question", "=x"])
 def test_keys_that_are_no_names(key):
     with pytest.raises(RunError, match=f"--keys {key}: expected OURS=THEIRS"):
-        formats(keys=[key])
+        names_of([key])
 
 
 BAD = {
