@@ -22,8 +22,8 @@ from torch.distributed import TCPStore
 ROOT = Path(__file__).resolve().parents[1]
 # One thread a process: the models of the tests are far too small for more.
 os.environ["OMP_NUM_THREADS"] = "1"
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["train_dpo", "train_rm", "evaluate", "nanoalign.runs.checkpoints",
      "transformers.models.llama.modeling_llama"]
 )  # fmt: skip
@@ -45,7 +45,7 @@ def run_ranks(ranks: int, function: Callable, *args, timeout: float = 120) -> Ou
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _context.Process(target=_rank, args=(rank, ranks, store.port, folder, function, args))
+            CONTEXT.Process(target=_rank, args=(rank, ranks, store.port, folder, function, args))
             for rank in range(ranks)
         ]
         for process in processes:

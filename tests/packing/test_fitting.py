@@ -8,10 +8,10 @@ from argparse import Namespace
 
 import pytest
 import torch
-from conftest import tiny_llama
+from conftest import tiny_llama, write_pairs
 from processes import run_ranks
 from test_plan import random_rows
-from trainings import assert_same_curve, metrics_of
+from trainings import assert_same_curve, metrics_of, without_picture
 
 import train_dpo
 import train_rm
@@ -144,23 +144,31 @@ def test_the_word_is_for_training_alone():
             parsed(add, "--micro_batch_tokens", text)
 
 
-def run(out, *flags: object, script=train_dpo) -> list[dict]:
-    script.main(
-        [str(x) for x in ("--data", "tiny:test", "--steps", 5, "--batch_size", 16, "--eval_every",
-                          2, "--out", out, *flags)]
-    )  # fmt: skip
-    return metrics_of(out)
+@pytest.fixture
+def run(llama_folder, tmp_path, monkeypatch):
+    """Trains 5 steps of 16 pairs, which have about 800 tokens; the lines of metrics.jsonl."""
+    monkeypatch.setattr(result, "finish", lambda *_: None)
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 60)
+
+    def run(name: str, *flags: object, script=train_dpo) -> list[dict]:
+        script.main(
+            [str(x) for x in ("--model", llama_folder, "--data", pairs, "--template", "raw", "--lr",
+                              1e-2, "--steps", 5, "--batch_size", 16, "--eval_every", 2, "--out",
+                              tmp_path / name, *flags)]
+        )  # fmt: skip
+        return metrics_of(tmp_path / name)
+
+    return run
 
 
 @pytest.mark.parametrize("failing, loss", [(0, "dpo"), (3, "kto")])  # the step, from 0
-def test_a_step_without_memory_is_done_again(tmp_path, monkeypatch, capsys, failing, loss):
+def test_a_step_without_memory_is_done_again(run, monkeypatch, capsys, failing, loss):
     """The curve is that of a run with half as many tokens from the start, and each step is there.
 
     The forward that fails is the second of the step's.
     """
-    monkeypatch.setattr(result, "finish", lambda *_: None)
     flags = ("--loss", loss, "--micro_batch_tokens", 600)
-    calm = run(tmp_path / "calm", *flags)
+    calm = run("calm", *flags)
     forward, calls, steps = Policy.forward, [0], []
     get_lr = loop.get_lr
     monkeypatch.setattr(
@@ -175,7 +183,7 @@ def test_a_step_without_memory_is_done_again(tmp_path, monkeypatch, capsys, fail
         return forward(self, batch)
 
     monkeypatch.setattr(Policy, "forward", failing_once)
-    again = run(tmp_path / "again", *flags)
+    again = run("again", *flags)
     assert steps == [*range(failing + 1), *range(failing, 5)]
     assert [line["step"] for line in again] == [line["step"] for line in calm]
     assert_same_curve(calm, again)
@@ -183,13 +191,13 @@ def test_a_step_without_memory_is_done_again(tmp_path, monkeypatch, capsys, fail
     assert line in (printed := capsys.readouterr().out) and "with 300\n" in printed
 
 
-def test_a_second_time_ends_the_run(tmp_path, monkeypatch):
+def test_a_second_time_ends_the_run(run, monkeypatch):
     monkeypatch.setattr(Policy, "forward", counting(Counted(FIXED + OF_TOKEN * 250)))
     with pytest.raises(torch.OutOfMemoryError):
-        run(tmp_path / "run", "--micro_batch_tokens", 600)  # and with 300
+        run("run", "--micro_batch_tokens", 600)  # and with 300
 
 
-def test_nothing_is_done_again_after_the_optimizer(tmp_path, monkeypatch):
+def test_nothing_is_done_again_after_the_optimizer(run, monkeypatch):
     """Where memory ends in AdamW or in an evaluation, part of the step is done."""
     steps = []
 
@@ -199,15 +207,14 @@ def test_nothing_is_done_again_after_the_optimizer(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.optim.AdamW, "step", torch.optim.Optimizer.profile_hook_step(step))
     with pytest.raises(torch.OutOfMemoryError):
-        run(tmp_path / "run")
+        run("run")
     assert steps == [1]
 
 
 @pytest.mark.parametrize("script", [train_dpo, train_rm])
-def test_auto_is_kept_as_a_number(tmp_path, monkeypatch, script, capsys):
+def test_auto_is_kept_as_a_number(run, tmp_path, monkeypatch, script, capsys):
     """And the curve is that of another size: the gradients of the probes leave no trace."""
-    monkeypatch.setattr(result, "finish", lambda *_: None)
-    calm = run(tmp_path / "calm", "--micro_batch_tokens", 700, script=script)
+    calm = run("calm", "--micro_batch_tokens", 700, script=script)
     allocator = Counted(10**9)
     fit = fitting.fit
     monkeypatch.setattr(fitting, "fit", lambda *given: fit(*given, allocator))
@@ -215,7 +222,7 @@ def test_auto_is_kept_as_a_number(tmp_path, monkeypatch, script, capsys):
     model_class = Policy if script is train_dpo else train_rm.RewardModel
     forward = counting(allocator, model_class.forward)
     monkeypatch.setattr(model_class, "forward", forward)
-    again = run(tmp_path / "auto", "--micro_batch_tokens", "auto", script=script)
+    again = run("auto", "--micro_batch_tokens", "auto", script=script)
     assert_same_curve(calm, again)
     kept = json.loads((tmp_path / "auto" / "args.json").read_text())["micro_batch_tokens"]
     assert kept == fitting.MOST and f"memory      {kept:,} tokens" in capsys.readouterr().out
@@ -223,7 +230,7 @@ def test_auto_is_kept_as_a_number(tmp_path, monkeypatch, script, capsys):
 
 def on_two_ranks(argv: list[str]) -> None:
     """A run in which rank 1 has room for fewer tokens."""
-    result.finish = lambda *_: None
+    fitting.MICRO_BATCH_TOKENS = 400  # of which 200 and 400 are tried first
     fit, out = fitting.fit, Counted(10**9)
 
     def fit_counted(model, objective, rows, batcher, args):
@@ -233,11 +240,12 @@ def on_two_ranks(argv: list[str]) -> None:
         return fit(model, objective, rows, batcher, args, out)
 
     fitting.fit, Policy.forward = fit_counted, counting(out)
-    train_dpo.main(argv)
+    without_picture(argv)
 
 
-def test_ranks_agree_on_the_size_of_the_smallest(tmp_path):
-    argv = ["--data", "tiny:test", "--steps", 2, "--micro_batch_tokens", "auto", "--out",
+def test_ranks_agree_on_the_size_of_the_smallest(llama_folder, tmp_path):
+    argv = ["--model", llama_folder, "--data", write_pairs(tmp_path / "pairs.jsonl", 60),
+            "--template", "raw", "--steps", 2, "--micro_batch_tokens", "auto", "--out",
             tmp_path / "run"]  # fmt: skip
     outcome = run_ranks(2, on_two_ranks, [str(x) for x in argv])
     assert outcome.codes == [0, 0], outcome.stderr

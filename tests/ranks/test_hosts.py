@@ -2,13 +2,15 @@
 
 Two network namespaces with a virtual link between them, as two hosts that share a disk: torchrun
 over both, and a run that continues when one of them is lost.
+
+torchrun's agent is forked from a process that has imported torch, and forks the rank.
 """
 
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,13 +18,16 @@ from pathlib import Path
 
 import pytest
 from conftest import write_pairs
-from processes import run_ranks
-from trainings import assert_same_curve, metrics_of, without_picture
+from processes import CONTEXT, run_ranks
+from torch.distributed.launcher import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
+from trainings import assert_same_curve, metrics_of, script, without_picture
 
-import train_dpo
+from nanoalign.runs import result
 
 TIMEOUT = 5  # seconds, of the run whose link is cut
 SLACK = 15  # seconds more until torchrun, too, has ended, on a busy machine
+CLONE_NEWNET = 0x40000000  # of setns(2)
 
 
 def ip(*words: str) -> str:
@@ -32,27 +37,47 @@ def ip(*words: str) -> str:
     return done.stdout
 
 
+def in_namespace(name: str, link: str, stderr: Path, words: list[str], argv: list[str]) -> None:
+    """Runs torchrun's agent in a network namespace, with its errors in a file.
+
+    words: of torchrun. argv: of train_dpo.py.
+    """
+    with open(f"/var/run/netns/{name}") as namespace:
+        assert ctypes.CDLL(None).setns(namespace.fileno(), CLONE_NEWNET) == 0
+    os.dup2(os.open(stderr, os.O_CREAT | os.O_WRONLY | os.O_APPEND), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": link, "OMP_NUM_THREADS": "1"}
+    config, _, _ = config_from_args(parse_args([*words, "train_dpo.py"]))
+    elastic_launch(config, rank)(argv)
+
+
+def rank(argv: list[str]) -> None:
+    """train_dpo.py, which returns where it ends without an error, as the agent expects it."""
+    result.finish = lambda *_: None  # the picture takes longer than the training
+    end = os._exit
+    os._exit = lambda code: end(code) if code else None
+    script(argv)
+    os._exit = end
+
+
 class Host:
     """A network namespace with one end of the link, and torchrun in it."""
 
     def __init__(self, number: int):
         self.number, self.address = number, f"10.213.77.{number + 1}"
         self.name = self.link = f"nano{os.getpid()}h{number}"
-        self.process: subprocess.Popen | None = None
+        self.process = None
 
     def start(self, master: "Host", folder: Path, argv: list[str]) -> None:
-        command = [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2",
-            "--node_rank", str(self.number), "--nproc_per_node", "1",
-            "--master_addr", master.address, "--master_port", "29500", train_dpo.__file__, *argv,
+        words = [
+            "--nnodes", "2", "--node_rank", str(self.number), "--nproc_per_node", "1",
+            "--master_addr", master.address, "--master_port", "29500",
+            "--start_method", "fork",
         ]  # fmt: skip
         self.stderr = folder / f"{self.number}.stderr"
-        with self.stderr.open("w") as stderr:
-            command = ["ip", "netns", "exec", self.name, *command]
-            env = os.environ | {"GLOO_SOCKET_IFNAME": self.link, "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(
-                command, stdout=subprocess.DEVNULL, stderr=stderr, env=env
-            )
+        given = self.name, self.link, self.stderr, words, argv
+        self.process = CONTEXT.Process(target=in_namespace, args=given)
+        self.process.start()
 
     def kill(self) -> None:
         """As when the power fails, but that the kernel still closes the connections."""
@@ -60,8 +85,9 @@ class Host:
             with suppress(ProcessLookupError):  # it has ended since
                 os.kill(int(pid), signal.SIGKILL)
 
-    def wait(self, timeout: float = 120) -> int:
-        return self.process.wait(timeout)
+    def wait(self, timeout: float = 120) -> int | None:
+        self.process.join(timeout)
+        return self.process.exitcode
 
     def errors(self) -> str:
         return self.stderr.read_text()
@@ -89,7 +115,7 @@ def hosts() -> Iterator[list[Host]]:
         for host in hosts:
             if host.process is not None:
                 host.kill()
-                host.process.wait()
+                host.process.join()
             subprocess.run(["ip", "netns", "del", host.name], capture_output=True)
 
 
@@ -120,7 +146,7 @@ def start(hosts: list[Host], folder: Path, argv: list[str]) -> Path:
 
 def wait_for(path: Path, hosts: list[Host]) -> None:
     while not path.exists():
-        assert all(host.process.poll() is None for host in hosts), [host.errors() for host in hosts]
+        assert all(host.process.is_alive() for host in hosts), [host.errors() for host in hosts]
         time.sleep(0.01)
 
 
