@@ -9,6 +9,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import random
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,26 @@ def llama_folder(tmp_path_factory, tokenizer) -> Path:
     tiny_llama().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory) -> Path:
+    """25 pairs: with batches of 7 an epoch has 4 steps, the last of 4 pairs."""
+    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
+
+
+@pytest.fixture(scope="session")
+def train(llama_folder, pairs):
+    """trainings.train on the Llama and the 25 pairs."""
+    import trainings
+
+    return partial(trainings.train, llama_folder, pairs)
+
+
+@pytest.fixture(scope="session")
+def one_rank(train, tmp_path_factory) -> list[dict]:
+    """The metrics of a run on one rank."""
+    return train(tmp_path_factory.mktemp("runs") / "one")
 
 
 @pytest.fixture

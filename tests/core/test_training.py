@@ -8,12 +8,10 @@ import math
 import shutil
 import subprocess
 from functools import partial
-from pathlib import Path
 
 import numpy
 import pytest
 import torch
-import trainings
 import transformers
 from conftest import records, tiny_llama, write_pairs
 from processes import run_ranks
@@ -24,22 +22,6 @@ import nanoalign
 import train_dpo
 from nanoalign.model import Policy
 from nanoalign.runs.folder import versions
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    """25 pairs: with batches of 7 an epoch has 4 steps, the last of 4 pairs."""
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
-
-
-@pytest.fixture(scope="module")
-def train(llama_folder, pairs):
-    return partial(trainings.train, llama_folder, pairs)
-
-
-@pytest.fixture(scope="module")
-def one_rank(train, tmp_path_factory) -> list[dict]:
-    return train(tmp_path_factory.mktemp("runs") / "one")
 
 
 def test_the_first_loss_is_ln_2_and_training_learns(one_rank):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_llama, write_pairs
+from conftest import byte_tokenizer, tiny_llama
 from processes import run_ranks
 from safetensors.numpy import load_file, save_file
 from trainings import (
@@ -36,11 +36,6 @@ from nanoalign.model import Policy
 from nanoalign.packing.packed import PackedBatcher
 
 SHARE = ("--eval_share", 0.2)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_pairs
 from processes import run_ranks
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,11 +19,6 @@ from nanoalign.loop import Batcher
 from nanoalign.ranks.groups import SyncedBatcher
 
 STEPS = 6
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
 
 
 class _Collectives(TorchDispatchMode):

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 import trainings
-from conftest import write_pairs
 from processes import run_ranks
 from torch.distributed import checkpoint as dcp
 from trainings import losses, metrics_of, script
@@ -26,22 +25,6 @@ from nanoalign.files import checksums, run_folder
 from nanoalign.runs import checkpoints
 
 LR = 1e-2  # of trainings.train
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    """25 pairs: with batches of 7 an epoch has 4 steps, the last of 4 pairs."""
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
-
-
-@pytest.fixture(scope="module")
-def train(llama_folder, pairs):
-    return partial(trainings.train, llama_folder, pairs)
-
-
-@pytest.fixture(scope="module")
-def one_rank(train, tmp_path_factory) -> list[dict]:
-    return train(tmp_path_factory.mktemp("runs") / "one")
 
 
 @pytest.fixture(scope="module")

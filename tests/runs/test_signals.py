@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from conftest import write_pairs
 from processes import run_ranks
 from trainings import metrics_of, script, train
 
@@ -32,11 +31,6 @@ def _with_signals(numbers: list[int], rank: int, argv: list[str], pause: float =
 
     loop.get_lr = get_lr_after_signals
     script(argv)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return write_pairs(tmp_path_factory.mktemp("signals") / "pairs.jsonl", 25)
 
 
 @pytest.fixture(scope="module")
