@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_pairs
-from processes import run_ranks
+from processes import Outcome, run_ranks
 from trainings import assert_same_curve, metrics_of, rm_without_picture, without_picture
 
-# Flags of train_dpo.py.
+# Flags of train_dpo.py; two subjects in a run where they do not hide each other.
 RUNS = {
     "plain": ("--steps", "20"),
-    "lora": ("--lora_rank", "2", "--lora_targets", "q_proj"),
+    "lora, ld_alpha": ("--lora_rank", "2", "--lora_targets", "q_proj", "--ld_alpha", "0.5"),
     "precomputed": ("--precompute_reference",),
-    "kto": ("--loss", "kto"),
-    "ld_alpha": ("--ld_alpha", "0.5"),
-    "checkpointing": ("--activation_checkpointing",),
+    "kto, checkpointing": ("--loss", "kto", "--activation_checkpointing"),
     "rm": (),  # of train_rm.py
 }
 # The block without a gradient where parameters have one or not, and trained; two of the head.
@@ -35,34 +33,40 @@ def run(work: Path, name: str, compiled: str, *flags: str) -> None:
           *flags])  # fmt: skip
 
 
-def both(work: Path, names: list[str]) -> int:
-    """Runs each name plainly and compiled; continues the first one, compiled, from a checkpoint.
+def compiled_run(work: Path, out: str) -> int:
+    """A compiled run of the first of RUNS; returns how many graphs the process has compiled."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache")
+    run(work, "plain", "on", "--out", str(work / out))
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+def all_runs(work: Path) -> int:
+    """Each of RUNS plainly and compiled; the first one, compiled, also from a checkpoint.
 
     Returns the number of graphs of the first compiled run.
     """
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "cache")
-    for name in names:
+    graphs = compiled_run(work, "plain_on")
+    run(work, "plain", "on", "--out", str(work / "resumed"), "--stop_after", "10")
+    run(work, "plain", "on", "--out", str(work / "resumed"), "--resume")
+    for name in RUNS:
         run(work, name, "off")
-        run(work, name, "on")
-        if name == names[0]:
-            graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    run(work, names[0], "on", "--out", str(work / "resumed"), "--stop_after", "10")
-    run(work, names[0], "on", "--out", str(work / "resumed"), "--resume")
+        if name != "plain":
+            run(work, name, "on")
     return graphs
 
 
-def start(folder: Path, llama: Path, ranks: int, names: list[str]) -> tuple[Path, list]:
-    (folder / "llama").symlink_to(llama)
-    write_pairs(folder / "pairs.jsonl", 60)
-    outcome = run_ranks(ranks, both, folder, names, timeout=600)
-    assert outcome.codes == [0] * ranks, outcome.stderr
+def results_of(outcome: Outcome) -> list:
+    assert set(outcome.codes) == {0}, outcome.stderr
     assert "off for the whole run" not in outcome.stdout
-    return folder, outcome.results
+    return outcome.results
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory, llama_folder):
-    return start(tmp_path_factory.mktemp("compiled"), llama_folder, 1, [*RUNS])
+def work(tmp_path_factory, llama_folder) -> tuple[Path, list]:
+    folder = tmp_path_factory.mktemp("compiled")
+    (folder / "llama").symlink_to(llama_folder)
+    write_pairs(folder / "pairs.jsonl", 60)
+    return folder, results_of(run_ranks(1, all_runs, folder, timeout=600))
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -80,20 +84,16 @@ def test_20_steps_of_other_lengths_need_no_further_graph(work):
     assert work[1] == [GRAPHS]
 
 
-def test_on_two_ranks(work, tmp_path, llama_folder):
-    """Blocks are compiled, then sharded."""
-    (tmp_path / "cache").symlink_to(work[0] / "cache")
-    folder, results = start(tmp_path, llama_folder, 2, ["plain"])
-    assert_same_curve(metrics_of(work[0] / "plain_on"), metrics_of(folder / "plain_on"))
-    assert_same_curve(metrics_of(folder / "plain_off"), metrics_of(folder / "plain_on"))
-    assert metrics_of(folder / "resumed") == metrics_of(folder / "plain_on")
-    assert results == [GRAPHS] * 2
+def test_on_two_ranks(work):
+    """Blocks are compiled, then sharded; the curve is that of one rank."""
+    assert results_of(run_ranks(2, compiled_run, work[0], "two", timeout=600)) == [GRAPHS] * 2
+    assert_same_curve(metrics_of(work[0] / "plain_on"), metrics_of(work[0] / "two"))
 
 
 def without_a_compiler(work: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "empty")
     torch._inductor.config.cpp.cxx = (str(work / "missing"),)
-    run(work, "ld_alpha", "on")
+    run(work, "precomputed", "on")
 
 
 def test_what_cant_be_compiled_is_named_and_the_whole_run_is_plain(work, tmp_path, llama_folder):
@@ -103,4 +103,5 @@ def test_what_cant_be_compiled_is_named_and_the_whole_run_is_plain(work, tmp_pat
     assert outcome.codes == [0], outcome.stderr
     (line,) = [line for line in outcome.stdout.splitlines() if line.startswith("compile ")]
     assert "off for the whole run, which is plain: InductorError: InvalidCxxCompiler" in line
-    assert_same_curve(metrics_of(work[0] / "ld_alpha_off"), metrics_of(tmp_path / "ld_alpha_on"))
+    plain, failed = work[0] / "precomputed_off", tmp_path / "precomputed_on"
+    assert_same_curve(metrics_of(plain), metrics_of(failed))
