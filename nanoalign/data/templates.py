@@ -64,12 +64,12 @@ def encode_records(
     ):
         records = [prepared(record, tokenizer, template, chat_template) for record in records]
     render_record = partial(render, template=template, chat_template=chat_template)
-    sampled, texts = ([r for r in records if bool(r.sampled) == kind] for kind in (True, False))
+    own, texts = ([r for r in records if has_own_tokens(r) == kind] for kind in (True, False))
     rows = iter(encode_all(texts, tokenizer, max_length, render_record))
-    prompts = iter(encode_all(sampled, tokenizer, sys.maxsize, render_record))
+    prompts = iter(encode_all(own, tokenizer, sys.maxsize, render_record))
     return [
         with_tokens(record, responses, next(prompts).prompt, tokenizer, max_length)
-        if record.sampled
+        if has_own_tokens(record)
         else next(rows)
         for record, responses in zip(records, written, strict=True)
     ]
@@ -89,11 +89,11 @@ def with_tokens(
 
 
 def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list[Record]:
-    """Returns the records with `sampled` only where it is of this tokenizer and template.
+    """Returns the records without texts of responses where `sampled` is of this tokenizer.
 
-    Such records have no texts of responses: the sampled tokens are taken as they are. Of the others
-    a note counts the responses with added tokens: a chat template writes them as the content of a
-    message, and so it may add or leave out a header, or the end of a tool call.
+    There the sampled tokens are taken as they are. Of the others a note counts the responses with
+    added tokens: a chat template writes them as the content of a message, and so it may add or
+    leave out a header, or the end of a tool call.
     """
     if not any(record.sampled for record in records):
         return list(records)
@@ -109,16 +109,21 @@ def with_own_tokens(records: Sequence[Record], tokenizer, template: str) -> list
     return chosen
 
 
+def has_own_tokens(record: Record) -> bool:
+    """Whether a record of with_own_tokens has the sampled tokens in place of texts."""
+    return bool(record.sampled) and not record.responses
+
+
 def marks_of(tokenizer) -> tuple[str, ...]:
     """What a sampled answer may have that a chat template writes itself."""
     return (*tokenizer.get_added_vocab(), END_OF_THINKING)
 
 
 def as_text(record: Record, marks: Sequence[str]) -> Record:
-    """Returns the record without `sampled`, and with a note for each sampled answer with a mark."""
+    """Returns the record with a note for each sampled answer with a mark, which is read as text."""
     texts = record.responses if record.sampled else ()
     notes = [AS_TEXT for text in texts if any(mark in text for mark in marks)]
-    return replace(record, sampled=None, notes=(*record.notes, *notes))
+    return replace(record, notes=(*record.notes, *notes))
 
 
 def tokenizer_name(tokenizer, template: str) -> str:
@@ -270,7 +275,7 @@ def whole_dialogues(record: Record, template: ChatTemplate) -> tuple[str, list[s
     try:
         prompt = template.render(messages, record.tools, **{end: True})
         whole = [template.render(dialogue, record.tools) for dialogue in dialogues]
-        if AS_TEXT not in record.notes:  # what a policy samples may begin as a turn does
+        if not record.sampled:  # what a policy samples may begin as a turn does
             template.check_begin(record, messages, prompt)
     except TemplateError as error:
         raise RunError(f"{record.name}: the chat template fails: {in_a_line(error)}") from error
