@@ -23,7 +23,8 @@ class DataSettings:
     data: Sequence[str]  # sources of the training records
     eval_data: Sequence[str] | None = None  # sources of the held-out ones; None: a share of `data`
     eval_share: float = 0.1  # of the prompts of `data`
-    seed: int = 0  # of the choice of that share
+    fold: str | None = None  # "K/N": the K-th of N parts of the prompts is held out, not a share
+    seed: int = 0  # of the choice of what is held out
     max_length: int = 1024  # tokens of a prompt and one response
     template: str = "auto"
     template_args: tuple[str, ...] = ()  # which the tokenizer's chat template has, too

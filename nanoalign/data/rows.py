@@ -12,7 +12,7 @@ from nanoalign.data.cache import cache_folder
 from nanoalign.data.encoding import DataSettings, EncodedInMemory, Encoding
 from nanoalign.data.held_out import training_mask
 from nanoalign.data.sources import HELD_OUT, TEST_OF, check_sources
-from nanoalign.data.split import Data, Encoded, describe, hold_out
+from nanoalign.data.split import Data, Encoded, describe, hold_out, hold_out_fold
 from nanoalign.data.store import open_store
 from nanoalign.distributed import World
 from nanoalign.files.run_folder import ARGS
@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
     )
     add("--template_date", type=iso_date, metavar="YYYY-MM-DD", help=text)
     add_keys_argument(add)
+    text = (
+        "hold out the K-th of N parts of the prompts of --data; evaluate.py suspects reads all N "
+        "runs; default: --eval_share is held out"
+    )
+    add("--fold", type=fold_text, metavar="K/N", help=text)
     add(
         "--audit",
         type=number(int, 1),
@@ -59,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> Non
         "training; default: off",
     )
     parser.derived += [eval_data_of, template_date_of]
+    parser.refusals.append(refusal)
 
 
 def add_keys_argument(add) -> None:
@@ -99,7 +105,24 @@ def template_date_of(args: Namespace) -> dict:
 
 def eval_data_of(args: Namespace) -> dict:
     """Returns embedded test data as "eval_data" if --data is embedded training data; else {}."""
-    return {"eval_data": [TEST_OF[source] for source in args.data]} if is_embedded(args) else {}
+    if args.fold or not is_embedded(args):
+        return {}
+    return {"eval_data": [TEST_OF[source] for source in args.data]}
+
+
+def fold_text(text: str) -> str:
+    """An argparse type: K/N with 1 <= K <= N and N >= 2."""
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts) > 1):
+        raise argparse.ArgumentTypeError(f"expected K/N, such as 1/5, got '{text}'")
+    return f"{int(part)}/{int(parts)}"
+
+
+def refusal(args: Namespace) -> str | None:
+    """What is wrong with the flags of what is held out; None if nothing is."""
+    if args.fold and args.eval_data:
+        return "--fold and --eval_data both say what is held out; give one of them"
+    return None
 
 
 def is_embedded(args: Namespace) -> bool:
@@ -134,8 +157,13 @@ def load_rows(settings: DataSettings, tokenizer, folder: Path, world: World) -> 
         unseen = any(HELD_OUT in spec for spec in settings.eval_data)
         chosen = training_mask(training.digests, others.digests, unseen)
     else:
-        others, source = training, f"{settings.eval_share:g} of the prompts"
-        held_out = hold_out(training.digests[:, 0], settings.eval_share, settings.seed)
+        others, prompts = training, training.digests[:, 0]
+        if settings.fold:
+            source = f"part {settings.fold} of the prompts"
+            held_out = hold_out_fold(prompts, settings.fold, settings.seed)
+        else:
+            source = f"{settings.eval_share:g} of the prompts"
+            held_out = hold_out(prompts, settings.eval_share, settings.seed)
         chosen = ~held_out
     records, pairs, counts = training.counts(chosen)
     describe("data", named(settings.data), records, pairs, counts)

@@ -132,18 +132,39 @@ def hashes(record: Record) -> bytes:
 def hold_out(digests: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Returns a mask (R,) of the records that are held out: those of `share` of the prompts.
 
-    digests: the hash of the prompt of each record, (R,). Prompts are sorted by SplitMix64 (Steele
-    et al. 2014) of the seed and the hash, and the first ones are held out: at least one if share
-    is above 0, and never all. So the order of the records does not matter.
+    digests: the hash of the prompt of each record, (R,). The first ones of `shuffled` are held out:
+    at least one if share is above 0, and never all.
+    """
+    prompts = shuffled(digests, seed)
+    count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
+    return np.isin(digests, prompts[:count])
+
+
+def hold_out_fold(digests: np.ndarray, fold: str, seed: int) -> np.ndarray:
+    """Returns a mask (R,) of the records of one of N parts of the prompts: those of `shuffled`.
+
+    digests: the hash of the prompt of each record, (R,). fold: "K/N", the K-th part, from 1. The
+    parts have no prompt in common, have all prompts together, and differ by one prompt at most.
+    Raises RunError if there are fewer than N prompts.
+    """
+    k, n = map(int, fold.split("/"))
+    prompts = shuffled(digests, seed)
+    if len(prompts) < n:
+        raise RunError(f"--fold {fold}: the data have {len(prompts):,} prompts; give fewer parts")
+    return np.isin(digests, prompts[len(prompts) * (k - 1) // n : len(prompts) * k // n])
+
+
+def shuffled(digests: np.ndarray, seed: int) -> np.ndarray:
+    """Returns each hash once, sorted by SplitMix64 (Steele et al. 2014) of the seed and the hash.
+
+    So the order of the records does not matter.
     """
     prompts = np.unique(digests)
-    count = min(max(round(share * len(prompts)), share > 0), len(prompts) - 1)
     with np.errstate(over="ignore"):
         mixed = prompts + np.uint64(seed % 2**64) * np.uint64(0x9E3779B97F4A7C15)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    order = np.argsort(mixed ^ (mixed >> np.uint64(31)))
-    return np.isin(digests, prompts[order[:count]])
+    return prompts[np.argsort(mixed ^ (mixed >> np.uint64(31)))]
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

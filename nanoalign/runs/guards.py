@@ -57,6 +57,8 @@ def refusal(args: Namespace) -> str | None:
     """Returns why --resume, --keep_best or --patience is refused, or None."""
     if keeps_best(args) and not (args.eval_data or args.eval_share):
         return "--keep_best and --patience need held-out pairs; give --eval_data or --eval_share"
+    if keeps_best(args) and args.fold:
+        return "--fold holds out pairs whose labels are doubted; --keep_best would choose by them"
     return refusal_of_resume(args) if args.resume else None
 
 

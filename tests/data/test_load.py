@@ -9,6 +9,7 @@ import pytest
 from conftest import byte_tokenizer
 from stores import read, write
 
+import train_rm
 from nanoalign.batch import Row
 from nanoalign.data.encoding import DataSettings
 from nanoalign.data.rows import load_rows
@@ -19,10 +20,12 @@ from nanoalign.data.split import (
     count_notes,
     drop_equal,
     hold_out,
+    hold_out_fold,
     record_digests,
 )
 from nanoalign.distributed import setup
 from nanoalign.encode import CUT_RESPONSE, encode_all
+from nanoalign.errors import RunError
 from nanoalign.records import Record
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -106,6 +109,46 @@ def test_some_prompts_are_on_either_side_of_a_split():
     assert hold_out(digests[:2], 0.5, 0).tolist() == [False, False]  # there is but one
 
 
+@pytest.mark.parametrize("parts", [2, 3, 200])
+def test_folds_divide_the_prompts(parts):
+    """Each record is in one fold, with all others of its prompt, and folds differ by one prompt."""
+    digests = prompts_of([Record(f"{i // 2}", ("a", "b")) for i in range(400)])
+    folds = [hold_out_fold(digests, f"{k}/{parts}", 0) for k in range(1, parts + 1)]
+    assert (np.sum(folds, axis=0) == 1).all()
+    assert all((fold[::2] == fold[1::2]).all() for fold in folds)
+    sizes = {int(fold.sum()) // 2 for fold in folds}
+    assert max(sizes) - min(sizes) <= 1
+    assert np.array_equal(folds[0], hold_out(digests, (200 // parts) / 200, 0))
+    assert hold_out_fold(digests, f"1/{parts}", 1).tolist() != folds[0].tolist()
+
+
+def test_more_folds_than_prompts_are_refused():
+    digests = prompts_of([Record("p", ("a", "b")), Record("q", ("a", "b"))])
+    with pytest.raises(RunError, match="--fold 3/3: the data have 2 prompts; give fewer parts"):
+        hold_out_fold(digests, "3/3", 0)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1/1", "1", "a/3", "-1/3", "1/3/5", "1.0/3"])
+def test_what_is_no_fold_is_refused(text):
+    with pytest.raises(RunError, match="expected K/N, such as 1/5"):
+        train_rm.parse_args(["--fold", text])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--eval_data x.jsonl", "--fold and --eval_data both say what is held out"),
+        ("--keep_best", "--keep_best would choose by them"),
+        ("--patience 3", "--keep_best would choose by them"),
+    ],
+)
+def test_a_fold_is_what_is_held_out_and_chooses_nothing(flags, message):
+    with pytest.raises(RunError, match=message):
+        train_rm.parse_args(["--fold", "1/3", *flags.split()])
+    assert train_rm.parse_args(["--fold", "01/3"]).fold == "1/3"
+    assert train_rm.parse_args(["--fold", "1/3"]).eval_data is None  # not tiny:test:tiny-a
+
+
 # --- the rows of a run
 
 
@@ -129,6 +172,10 @@ def test_data_are_held_out_by_share_or_from_files(tmp_path, tokenizer, capsys):
         f"data        {source}: 6 pairs; 1 pairs dropped: both responses equal\n"
         "held out    0.25 of the prompts: 2 pairs\n"
     )
+    folds = [load(tokenizer, source, fold=f"{k}/2") for k in (1, 2)]
+    assert "held out    part 2/2 of the prompts: " in capsys.readouterr().out
+    for data, other in zip(folds, folds[::-1], strict=True):
+        assert [row.name for row in data.rows] == [row.name for row in other.held_out]
     other = write(tmp_path / "b.jsonl", PAIR)
     data = load(tokenizer, source, eval_data=[other])
     assert len(data.rows) == 7 and [row.name for row in data.held_out] == ["b:1"]
