@@ -11,6 +11,7 @@
     python evaluate.py bench rewardbench2 rmbench --model OWNER/NAME
     python evaluate.py score --data answers.jsonl --keep best --out best.jsonl
     python evaluate.py frontier runs/a_eval runs/b_eval     several policies in one picture
+    python evaluate.py suspects runs/fold1 runs/fold2       which labels to doubt
     python evaluate.py ask "What is 2 plus 3?"              what runs/dpo answers
 
 `python evaluate.py rm --help` lists the flags of a command.
@@ -46,6 +47,7 @@ from nanoalign.evaluation import (
     results,
     scoring,
     seen,
+    suspects,
 )
 from nanoalign.evaluation.ask import print_answers, read_lines
 from nanoalign.evaluation.benchmarks import BENCHMARKS
@@ -352,6 +354,34 @@ def evaluate_frontier(args: Namespace, world: World) -> None:
     on_main(world, draw)
 
 
+def evaluate_suspects(args: Namespace, world: World) -> None:
+    on_main(world, partial(results.check_out, args.out))
+    if args.cleaned is not None:
+        on_main(world, partial(results.check_new_file, "--cleaned", args.cleaned, args.out))
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
+
+    # pairs, and their margins by the runs that have held them out
+    folds = suspects.read_folds(args.runs)
+    lines = suspects.read_lines(folds)
+    if args.cleaned is not None:
+        suspects.check_cleaning(lines, bool(args.flip), folds)
+    pairs = suspects.pairs_of(lines)
+    margins = suspects.held_out_margins(folds, lines, pairs, args.precision, batcher)
+    if not world.is_main:
+        return
+
+    # figures, files
+    found = suspects.doubt(lines, pairs, margins, folds, embedded_truth())
+    with results.results_folder(args.out, vars(args)) as out:
+        suspects.write(out, lines, pairs, found)
+    print(suspects.summary(found.figures))
+    print(f"{'saved':<11} {args.out}: suspects.jsonl, metrics.json, suspects.png")
+    if args.cleaned is not None:
+        written = suspects.cleaned(lines, pairs, found, args.drop, args.flip, folds)
+        results.write_records(Path(args.cleaned), written)
+        print(f"{'saved':<11} {args.cleaned}: {len(written):,} of {len(lines):,} records")
+
+
 def ask(args: Namespace, world: World) -> None:
     if world.size > 1:
         raise RunError("evaluate.py ask answers on one process; start it without torchrun")
@@ -370,6 +400,7 @@ COMMANDS = {
     "policy": evaluate_policy,
     "score": evaluate_score,
     "frontier": evaluate_frontier,
+    "suspects": evaluate_suspects,
     "ask": ask,
 }
 

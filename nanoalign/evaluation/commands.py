@@ -44,6 +44,12 @@ Beside the score of each subset stands what rulers get that prefer the longest r
 shortest one, or the one with most list items. Writes report.html (subset by subset, what the model
 got wrong, most sure first), scores.jsonl (a line per response) and metrics.json.
 """
+SUSPECTS_DOC = """Rank pairs by the probability that their label is wrong; estimate how many are.
+
+The runs are of train_rm.py --fold 1/N ... N/N, so each pair is scored by the run that held it out.
+Writes suspects.jsonl (a line per pair, the most doubtful first), metrics.json and a picture;
+with --drop or --flip also cleaned data.
+"""
 ASK_DOC = """Talk to a policy: print its answer to a prompt.
 
 Without a prompt, each line of the standard input is one: type on a terminal, or pipe a file. An
@@ -60,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("policy", POLICY_DOC, add_policy_arguments, "a policy, against a baseline"),
         ("score", SCORE_DOC, add_score_arguments, "responses, by a reward model"),
         ("frontier", FRONTIER_DOC, add_frontier_arguments, "several policies, by their KL"),
+        ("suspects", SUSPECTS_DOC, add_suspects_arguments, "pairs whose label may be wrong"),
         ("ask", ASK_DOC, add_ask_arguments, "a policy answers a prompt"),
     ):
         add_flags(commands.add_parser(name, doc=doc, help=text))
@@ -187,6 +194,21 @@ def add_frontier_arguments(parser: argparse.ArgumentParser) -> None:
     add_out_argument(parser, "runs/frontier")
 
 
+def add_suspects_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("folds and cleaned data")
+    add, share = group.add_argument, number(float, above=0, below=1)
+    text = "runs of train_rm.py --fold K/N, one for each K; better: of several --seed each"
+    add("runs", nargs="+", metavar="RUN", help=text)
+    text = "write to --cleaned the records without this share of them, the most doubtful ones"
+    add("--drop", type=share, metavar="SHARE", help=text)
+    text = "write to --cleaned the records, with the labels of this share of them reversed"
+    add("--flip", type=share, metavar="SHARE", help=text)
+    text = "the new .jsonl file of --drop or --flip, in the format of the data; default: none"
+    add("--cleaned", metavar="FILE", help=text)
+    add_out_argument(group, "runs/suspects")
+    add_machine_arguments(parser)
+
+
 def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("policy and prompt")
     group.add_argument("prompt", nargs="?", help="the prompt; default: each line of the input")
@@ -307,6 +329,8 @@ def refusal(args: Namespace) -> str | None:
         return f"--data is of one benchmark, but {' and '.join(args.name)} are named; name one"
     if args.command == "score":
         return refusal_of_score(args)
+    if args.command == "suspects":
+        return refusal_of_suspects(args)
     if args.command in ("policy", "ask"):
         return refusal_of_sampling(args)
     return None
@@ -328,6 +352,14 @@ def refusal_of_score(args: Namespace) -> str | None:
         return "give either --data, or --prompt and --response"
     if (args.prompt is None) != (args.response is None):
         return "--prompt and --response belong together; give both"
+    return None
+
+
+def refusal_of_suspects(args: Namespace) -> str | None:
+    if args.drop and args.flip:
+        return "--drop and --flip both say what becomes of doubtful labels; give one of them"
+    if bool(args.drop or args.flip) != (args.cleaned is not None):
+        return "--cleaned is the file of --drop or --flip; give both, or neither"
     return None
 
 

@@ -210,3 +210,44 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
                 xlabel="KL(policy || baseline), nats an answer; square-root scale",
                 ylabel=what,
             )
+
+
+def suspects_picture(
+    path: Path,
+    margins: np.ndarray,
+    curve: tuple[np.ndarray, np.ndarray],
+    wrong: np.ndarray,
+    truly: np.ndarray | None,
+    figures: Figures,
+) -> None:
+    """Draws which labels are doubted in two panels: precision over rank, agreement over margin.
+
+    margins: (P,). curve: sizes of margins, and the probability that a label agrees with their sign.
+    wrong: (P,) the probability that it is wrong, and truly: whether it is, both by rank.
+    figures: those of suspects.doubt.
+    """
+    ranks = np.arange(1, len(wrong) + 1)
+    title = f"{share(figures, 'wrong_share')} of {len(wrong):,} labels are wrong, by the estimate"
+    with panels(path, [["precision", "agreement"]], title, (14, 6)) as axes:
+        axis = axes["precision"]
+        axis.plot(ranks, np.cumsum(wrong) / ranks, color=BETTER, lw=2, label="expected")
+        if truly is not None:
+            axis.plot(ranks, np.cumsum(truly) / ranks, color="tab:green", label="by the true rule")
+        axis.set(
+            title="wrong labels among the most doubtful pairs",
+            xlabel="pairs, the most doubtful first",
+            ylabel="share of wrong labels",
+            ylim=(0, 1.02),
+        )
+        axis, order = axes["agreement"], np.argsort(np.abs(margins))
+        bins = np.array_split(order, min(20, len(order)))
+        size = [np.abs(margins[own]).mean() for own in bins]
+        agree = [((np.sign(margins[own]) + 1) / 2).mean() for own in bins]
+        axis.plot(*curve, color=BETTER, lw=2, label="expected")
+        axis.plot(size, agree, "o", color="black", label=f"labels, in {len(bins)} bins")
+        axis.set(
+            title=f"labels that the models agree with: {figures['accuracy']:.1%}",
+            xlabel="size of the margin",
+            ylabel="share of labels that agree",
+            ylim=(0.4, 1.02),
+        )

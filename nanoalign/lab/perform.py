@@ -14,6 +14,7 @@ from types import ModuleType
 from nanoalign.lab.experiments import (
     attack,
     beta,
+    cleaning,
     conflicts,
     data,
     elsewhere,
@@ -36,6 +37,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "overfitting": overfitting,
     "elsewhere": elsewhere,
     "noise": noise,
+    "cleaning": cleaning,
     "length": length,
     "attack": attack,
     "several": conflicts,

@@ -98,6 +98,16 @@ class FakeRuns(runs.Runs):
         ]  # fmt: skip
         out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
+    def suspects(self, args, out: Path) -> None:
+        (trained,) = [each for each in self.parsed if each.out == args.runs[0]]
+        assert trained.fold == "1/2" and all(Path(name).is_dir() for name in args.runs)
+        out.mkdir()
+        shares = ("wrong_share", "true_wrong_share", "true_wrong_share_of_first_tenth")
+        (out / "metrics.json").write_text(json.dumps(dict.fromkeys(shares, 0.2)))
+        if args.cleaned:
+            records = read(Path(trained.data[0]))
+            Path(args.cleaned).write_text("".join(json.dumps(each) + "\n" for each in records))
+
     def search(self, args) -> None:
         lines = read(args.data)[args.suffix_texts if args.suffix else 0 :]
         lines = [line | {"attacked": f"{line['response']} zyx"} for line in lines]

@@ -1,0 +1,131 @@
+"""How many labels are wrong, and which, by the margins of models that have not seen them.
+
+A label and a margin m, the reward of chosen minus that of rejected, disagree where the label is
+wrong or the models are. Of a pair's true margin L, whose sign a right label follows, is assumed:
+
+    P(label | L) = e + (1 - 2 e) sigmoid(L)     the Bradley-Terry model, then a share e is flipped
+    L = (m + error) / T                          error is normal, with the standard deviation k
+
+A label is wrong if it contradicts the sign of L. e and T maximize the likelihood of the labels,
+
+    P(label | m) = e + (1 - 2 e) E[sigmoid((m + k z) / T)],    z standard normal
+
+With k = 0 this is temperature scaling (Guo et al. 2017, arXiv 1706.04599) with symmetric noise
+(Natarajan et al. 2013), which takes each error of the models for a wrong label. Labels alone can't
+tell k: a pair has one label. So k is measured by how far models of several seeds differ:
+
+    a model has seen the share o = (N - 1) / N of what the model of another seed has seen, so
+    Var(difference of two margins) = 2 (1 - o) s^2, where s^2 is the variance of the error of one
+    s^2 (o + (1 - o) / S)          that of m, the mean of S seeds
+    k^2 = that / R                 R = 1 - that / Var(m): of normal margins, m / R is regressed on
+
+Errors that all models share are not seen in k, and count as wrong labels.
+
+Shapes: S seeds, P pairs, B bins of pairs, Z points of the normal distribution.
+"""
+
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+# z: the middles of 100 parts of equal probability, so that a mean over them is an expectation.
+POINTS = np.array([NormalDist().inv_cdf((n + 0.5) / 100) for n in range(100)])  # (Z,)
+FLIPPED = np.linspace(0, 0.495, 100)  # e
+SLOPES = np.geomspace(0.05, 50, 70)  # 1 / T, for margins whose mean square is 1
+BINS = 100
+LEAST_RELIABLE = 0.1  # R; below it the models hardly know more than their errors
+
+
+class LabelNoise(NamedTuple):
+    """The estimate; margins and errors are in the units of the margins that it was made of."""
+
+    flipped: float  # e
+    slope: float  # 1 / T
+    error: float  # k
+    share: float  # of all labels that are wrong
+    most: float  # the same with k = 0: the labels that the models contradict, up to calibration
+
+
+def estimate(margins: np.ndarray, parts: int) -> LabelNoise:
+    """Estimates the noise of the labels of pairs.
+
+    margins: (S, P), of held-out pairs by models of S >= 2 seeds. parts: N, of the folds.
+    """
+    shared = (parts - 1) / parts
+    mean = margins.mean(0)  # (P,)
+    square = float((mean**2).mean())
+    variance = margins.var(0, ddof=1).mean() / (1 - shared)  # s^2
+    variance *= shared + (1 - shared) / len(margins)
+    error = np.sqrt(variance / max(1 - variance / square, LEAST_RELIABLE))
+
+    size = np.abs(mean)
+    edges = np.quantile(size, np.linspace(0, 1, BINS + 1))[1:-1]
+    bins = np.searchsorted(edges, size, side="right")
+    counts = np.bincount(bins, minlength=BINS)
+    sizes = np.bincount(bins, size, BINS) / np.maximum(1, counts)  # (B,)
+    agree = np.bincount(bins, (np.sign(mean) + 1) / 2, BINS)
+
+    # Over a grid, because the likelihood is flat along e and T, and may have its peak at a border.
+    flipped, slopes = FLIPPED[:, None], SLOPES / np.sqrt(square)
+    known = np.stack([_sigmoid(slope * _leads(sizes, error)).mean(1) for slope in slopes])
+    p = flipped[..., None] + (1 - 2 * flipped[..., None]) * known  # (100, 70, B)
+    likelihood = np.log(p) @ agree + np.log1p(-p) @ (counts - agree)
+    best, n = np.unravel_index(likelihood.argmax(), likelihood.shape)
+    e, slope = float(FLIPPED[best]), float(slopes[n])
+    natural = _sigmoid(-slope * np.abs(_leads(sizes, error))).mean(1)  # (B,)
+    share = e + (1 - 2 * e) * natural @ counts / counts.sum()
+    most = (1 - p[best, n]) @ counts / counts.sum()
+    return LabelNoise(e, slope, float(error), float(share), float(most))
+
+
+def interval(
+    margins: np.ndarray, prompts: Sequence[Hashable], parts: int, resamples: int = 200
+) -> tuple[float, float]:
+    """Returns the 95 % interval of `share`, by a bootstrap over the prompts of the P pairs."""
+    names = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
+    group = np.array([names[prompt] for prompt in prompts])
+    draw, shares = np.random.default_rng(0), []
+    for _ in range(resamples):
+        times = np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names))
+        pairs = np.repeat(np.arange(len(group)), times[group])
+        shares.append(estimate(margins[:, pairs], parts).share)
+    low, high = np.quantile(shares, [0.025, 0.975]).tolist()
+    return low, high
+
+
+def expected_agreement(margins: np.ndarray, noise: LabelNoise) -> np.ndarray:
+    """Returns the probability that a label agrees with the sign of its margin, (P,).
+
+    margins: (P,) the mean over seeds.
+    """
+    return _probability_of_label(_leads(np.abs(margins), noise.error), noise).mean(1)
+
+
+def probability_wrong(margins: np.ndarray, noise: LabelNoise) -> np.ndarray:
+    """Returns the probability that the label of each pair is wrong, (P,).
+
+    margins: (P,) the mean over seeds. The probability falls where the margin rises.
+    """
+    parts = []
+    for some in np.array_split(margins, 1 + len(margins) // 10_000):  # for the memory of Z each
+        leads = _leads(some, noise.error)
+        weights = _probability_of_label(leads, noise)
+        parts.append((weights * (1 - np.sign(leads)) / 2).sum(1) / weights.sum(1))
+    return np.concatenate(parts)
+
+
+def _probability_of_label(leads: np.ndarray, noise: LabelNoise) -> np.ndarray:
+    """P(label | L) at L = leads / T, of any shape."""
+    return noise.flipped + (1 - 2 * noise.flipped) * _sigmoid(noise.slope * leads)
+
+
+def _leads(margins: np.ndarray, error: float) -> np.ndarray:
+    """m + k z: (P, Z)."""
+    return margins[:, None] + error * POINTS
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """Between 1e-13 and 1 - 1e-13, so that its logarithm is finite."""
+    return 1 / (1 + np.exp(-np.clip(x, -30, 30)))

@@ -1,0 +1,124 @@
+"""Labels that are doubted: dropped, reversed, or kept."""
+
+import json
+from pathlib import Path
+
+from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.lab import Lab
+from nanoalign.lab.plant import relabelled
+from nanoalign.lab.runs import flag_words
+from nanoalign.tiny import world
+
+TITLE = "Doubtful labels: keep, drop or reverse them"
+QUESTION = "Does a reward model get better if the labels that other models doubt are cleaned?"
+GUESS = (
+    "With 40 % of flipped labels reversing the doubtful ones helps, and dropping them helps less, "
+    "because it costs data. With 20 % both help. Without flips neither does: what is doubted is "
+    "then often an error of the models that doubt, and the cleaned data repeat it."
+)
+METHOD = [
+    "A share of the labels is flipped by chance, on top of those that the draw by the "
+    "Bradley-Terry model made wrong. Four reward models, each trained on half of the pairs, score "
+    "the pairs that they have not seen (evaluate.py suspects), which estimates the share of wrong "
+    "labels. So many of the most doubtful pairs are dropped, or reversed. A reward model is "
+    "trained on the result, and graded by its agreement with the true rule on held-out pairs. One "
+    "more is trained without the labels that the true rule contradicts: the best that dropping can "
+    "do.",
+]
+LIMITS = [
+    "Models of one kind doubt, and are trained on what is left: they share their errors.",
+    "All models are small and trained for one epoch, so that none memorizes a wrong label.",
+]
+EXERCISES = [
+    "Drop only half as many pairs as the estimate says. Where is that better?",
+    "Train for four epochs. Is cleaning worth more where labels are memorized?",
+    "Clean the data twice: train the folds again on the cleaned data.",
+]
+WAYS = ("as they are", "dropped", "reversed", "wrong ones dropped")
+
+
+def model(lab: Lab, seed: int, flipped: float, way: str) -> dict:
+    """The accuracy by the true rule, and of `suspects` the estimate beside the truth."""
+    records = relabelled(lab.pairs(lab.pick(500, 1500), seed), 0.0, flipped, seed)
+    data, figures = lab.runs.write("flipped", records), {}
+    if way == "wrong ones dropped":
+        right = [record for record in records if world.oracle_accuracy([record]) == 1]
+        data = lab.runs.write("right", right)
+    elif way != "as they are":
+        folds = [fold(lab, data, 2 * seed + n, k) for n in (0, 1) for k in (1, 2)]
+        found = lab.runs.run("evaluate.py", "suspects", *folds)
+        figures = json.loads((found / "metrics.json").read_text())
+        flag = "--drop" if way == "dropped" else "--flip"
+        share = max(0.001, round(figures["wrong_share"], 3))
+        flags = (flag, share, "--cleaned", "{out}.jsonl")
+        data = lab.runs.run("evaluate.py", "suspects", *folds, *flags).with_suffix(".jsonl")
+    trained = lab.train_rm(data, seed, "--batch_size", 32)
+    shown = {"wrong_share", "true_wrong_share", "true_wrong_share_of_first_tenth"}
+    figures = {name: value for name, value in figures.items() if name in shown}
+    return {"true": lab.ranked(trained, test=lab.test_pairs())["test"]["true"]} | figures
+
+
+def fold(lab: Lab, data: Path, seed: int, k: int) -> Path:
+    """A reward model that has not seen the k-th half of the prompts."""
+    words = flag_words(data=data, fold=f"{k}/2", seed=seed, epochs=1, batch_size=32)
+    return lab.runs.run("train_rm.py", *words, "--eval_every", 10000)
+
+
+def run(lab: Lab) -> Findings:
+    shares = lab.pick((0.0, 0.4), (0.0, 0.2, 0.4))
+    grid = lab.grid(model, flipped=shares, way=WAYS)
+    gain = {cell: grid[cell]["true"] - grid[cell[0], WAYS[0]]["true"] for cell in grid}
+    doubted = {share: grid[share, "dropped"] for share in shares}
+    most = shares[-1]
+
+    def of_doubted(key: str) -> list:
+        return [doubted[share][key] if way == "dropped" else "" for share, way in grid]
+
+    return Findings(
+        table={
+            "flipped": [f"{share:.0%}" for share, _ in grid],
+            "labels": [way for _, way in grid],
+            "true accuracy": column(grid, "true"),
+            "wrong labels, estimated": of_doubted("wrong_share"),
+            "by the true rule": of_doubted("true_wrong_share"),
+            "of the first tenth": of_doubted("true_wrong_share_of_first_tenth"),
+        },
+        panels=[
+            Panel(
+                "reward models",
+                "share of flipped labels",
+                "agreement with the true rule",
+                {way: [(share, grid[share, way]["true"]) for share in shares] for way in WAYS},
+            ),
+            Panel(
+                "wrong labels",
+                "share of flipped labels",
+                "share of wrong labels",
+                {
+                    "estimated": [(s, doubted[s]["wrong_share"]) for s in shares],
+                    "by the true rule": [(s, doubted[s]["true_wrong_share"]) for s in shares],
+                },
+            ),
+        ],
+        claims=[
+            *(
+                (
+                    f"at {share:.0%} of flipped labels the model of {way} labels is better",
+                    gain[cell],
+                )
+                for share in shares[1:]
+                for way in ("dropped", "reversed")
+                for cell in [(share, way)]
+            ),
+            (
+                f"at {most:.0%} reversing gains more than dropping",
+                gain[most, "reversed"] - gain[most, "dropped"],
+            ),
+            ("without flips dropping does not help", -gain[0.0, "dropped"]),
+            ("without flips reversing does not help", -gain[0.0, "reversed"]),
+            (
+                f"at {most:.0%} dropping what the true rule contradicts would help",
+                gain[most, "wrong ones dropped"],
+            ),
+        ],
+    )

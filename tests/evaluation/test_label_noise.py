@@ -1,0 +1,108 @@
+"""python -m pytest tests/evaluation/test_label_noise.py
+
+How many labels are wrong: simulated pairs whose truth is known, and values by hand.
+"""
+
+import numpy as np
+import pytest
+
+from nanoalign.evaluation.label_noise import (
+    LabelNoise,
+    estimate,
+    expected_agreement,
+    interval,
+    probability_wrong,
+)
+
+
+def simulated(pairs: int, flipped: float, error: float, parts: int = 2, seeds: int = 2):
+    """Margins (S, P) of models with normal errors, and whether each label is wrong (P,).
+
+    True margins are normal with the deviation 4, near that of the embedded world. Two models share
+    the errors of what both have seen.
+    """
+    draw = np.random.default_rng(0)
+    true = draw.normal(0, 4, pairs)
+    label = np.where(draw.random(pairs) < 1 / (1 + np.exp(-true)), 1, -1)
+    label = np.where(draw.random(pairs) < flipped, -label, label)
+    shared = (parts - 1) / parts
+    both, own = draw.normal(size=pairs), draw.normal(size=(seeds, pairs))
+    errors = error * (np.sqrt(shared) * both + np.sqrt(1 - shared) * own)
+    return (true + errors) * label, label != np.sign(true)
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+@pytest.mark.parametrize("error", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("flipped", [0.0, 0.1, 0.2, 0.4])
+def test_the_share_of_wrong_labels_is_found(flipped, error, parts):
+    """Within 2 points, and the truth is in the interval, where the models agree with far fewer."""
+    margins, wrong = simulated(20_000, flipped, error, parts)
+    noise = estimate(margins, parts)
+    assert noise.share == pytest.approx(wrong.mean(), abs=0.02)
+    assert noise.flipped == pytest.approx(flipped, abs=0.05)
+    assert noise.most == pytest.approx((margins.mean(0) <= 0).mean(), abs=0.01)
+    if error == 4.0:
+        assert noise.most > wrong.mean() + (0.08 if flipped < 0.4 else 0.015)
+
+
+def test_probabilities_are_those_of_the_wrong_labels():
+    """In each tenth of the pairs, by rank, as many labels are wrong as the probabilities say."""
+    margins, wrong = simulated(40_000, 0.2, 2.0)
+    mean = margins.mean(0)
+    noise = estimate(margins, 2)
+    probability = probability_wrong(mean, noise)
+    order = np.argsort(-probability)
+    for tenth in np.array_split(order, 10):
+        assert probability[tenth].mean() == pytest.approx(wrong[tenth].mean(), abs=0.03)
+    assert probability.mean() == pytest.approx(noise.share, abs=0.005)
+    assert (np.diff(probability[np.argsort(mean)]) <= 1e-12).all()  # falls with the margin
+    right = expected_agreement(mean, noise)
+    for tenth in np.array_split(np.argsort(np.abs(mean)), 10):
+        assert right[tenth].mean() == pytest.approx((mean[tenth] > 0).mean(), abs=0.02)
+
+
+def test_models_that_do_not_differ_make_no_errors():
+    """Then each disagreement is a wrong label: temperature scaling with symmetric noise."""
+    margins, wrong = simulated(20_000, 0.2, 0.0)
+    margins = margins[:1].repeat(2, axis=0)
+    noise = estimate(margins, 2)
+    assert noise.error == 0 and noise.share == pytest.approx(noise.most)
+    assert noise.share == pytest.approx(wrong.mean(), abs=0.01)
+    probability = probability_wrong(margins[0], noise)
+    assert np.array_equal(probability, (margins[0] < 0).astype(float))
+
+
+def test_the_estimate_does_not_depend_on_the_unit_of_margins():
+    margins, _ = simulated(2000, 0.1, 1.0)
+    one, other = estimate(margins, 2), estimate(1000 * margins, 2)
+    assert one.share == pytest.approx(other.share, rel=1e-9)
+    assert one.error == pytest.approx(other.error / 1000) and one.flipped == other.flipped
+    probabilities = probability_wrong(margins[0], one), probability_wrong(1000 * margins[0], other)
+    assert np.allclose(*probabilities, rtol=1e-9)
+
+
+def test_the_probability_by_hand():
+    """m = 0 and e = 0: half of L below 0 weighs 1 - sigmoid, the other half sigmoid.
+
+    With T near 0 sigmoid is a step: a label contradicts the sign of L with the probability e. With
+    e = 0.1 and m so large that L is above 0, that is 0.1 * 0 of wrong; far below 0 it is 1.
+    """
+    steep = LabelNoise(flipped=0.1, slope=1e9, error=1.0, share=0.0, most=0.0)
+    m = np.array([100.0, 0.0, -100.0])
+    assert probability_wrong(m, steep) == pytest.approx([0.0, 0.1, 1.0], abs=1e-9)
+    flat = steep._replace(slope=1e-12)  # a label says nothing of the sign of L
+    assert probability_wrong(m, flat) == pytest.approx([0.0, 0.5, 1.0], abs=1e-9)
+    assert expected_agreement(m, steep) == pytest.approx([0.9, 0.5, 0.9], abs=1e-9)
+
+
+def test_the_interval_is_over_prompts():
+    """Each pair twice adds no knowledge: the interval is that of the pairs once."""
+    margins, wrong = simulated(1500, 0.1, 1.0)
+    names = [f"p{n}" for n in range(1500)]
+    once = interval(margins, names, 2, resamples=100)
+    twice = interval(np.repeat(margins, 2, axis=1), np.repeat(names, 2), 2, resamples=100)
+    assert once[0] < wrong.mean() < once[1]
+    assert twice == pytest.approx(once, abs=0.004)
+    narrow = interval(np.repeat(margins, 2, axis=1), range(3000), 2, resamples=100)
+    assert narrow[1] - narrow[0] < 0.85 * (once[1] - once[0])
+    assert interval(margins, names, 2, resamples=100) == once
