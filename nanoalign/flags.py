@@ -134,9 +134,7 @@ def add_training_arguments(
     add("--data", nargs="+", default=[data], metavar="SOURCE", help="training pairs (docs/data.md)")
     text = "held-out pairs; default: tiny:test for --data tiny, else --eval_share of --data"
     add("--eval_data", nargs="+", metavar="SOURCE", help=text)
-    text = (
-        "share of the prompts of --data to hold out; not used with --eval_data, --fold, --data tiny"
-    )
+    text = "share of the prompts of --data to hold out; not with --eval_data, --fold, --data tiny"
     add("--eval_share", type=share, default=0.1, help=text)
     text = (
         "maximum tokens of a prompt plus one response; if there are more, the prompt's beginning "

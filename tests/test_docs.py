@@ -41,7 +41,7 @@ HELP = [
     *((module, ["--help"]) for module in (plant, trackers)),
     *(
         (evaluate, [word, "--help"])
-        for word in ("rm", "bench", "policy", "score", "frontier", "ask")
+        for word in ("rm", "bench", "policy", "score", "frontier", "suspects", "ask")
     ),
     *((lab, [word, "--help"]) for word in ("walk", "golden", "check", "pipeline")),
 ]

@@ -131,7 +131,7 @@ def test_more_folds_than_prompts_are_refused():
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1/1", "1", "a/3", "-1/3", "1/3/5", "1.0/3"])
 def test_what_is_no_fold_is_refused(text):
     with pytest.raises(RunError, match="expected K/N, such as 1/5"):
-        train_rm.parse_args(["--fold", text])
+        train_rm.parse_args([f"--fold={text}"])
 
 
 @pytest.mark.parametrize(
