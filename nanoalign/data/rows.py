@@ -11,7 +11,7 @@ import numpy as np
 from nanoalign.data.cache import cache_folder
 from nanoalign.data.encoding import DataSettings, EncodedInMemory, Encoding
 from nanoalign.data.held_out import training_mask
-from nanoalign.data.sources import HELD_OUT, TEST_OF, check_sources
+from nanoalign.data.sources import HELD_OUT, check_sources, test_of
 from nanoalign.data.split import Data, Encoded, describe, hold_out, hold_out_fold
 from nanoalign.data.store import open_store
 from nanoalign.distributed import World
@@ -107,7 +107,7 @@ def eval_data_of(args: Namespace) -> dict:
     """Returns embedded test data as "eval_data" if --data is embedded training data; else {}."""
     if args.fold or not is_embedded(args):
         return {}
-    return {"eval_data": [TEST_OF[source] for source in args.data]}
+    return {"eval_data": list(map(test_of, args.data))}
 
 
 def fold_text(text: str) -> str:
@@ -127,7 +127,7 @@ def refusal(args: Namespace) -> str | None:
 
 def is_embedded(args: Namespace) -> bool:
     """Whether all --data are embedded training data."""
-    return TEST_OF.keys() >= set(args.data)
+    return all(map(test_of, args.data))
 
 
 def load_rows(settings: DataSettings, tokenizer, folder: Path, world: World) -> Data:

@@ -5,8 +5,10 @@
         PATH            .jsonl, .json, both also .gz, .parquet, .csv, .arrow; a folder of such
                         files, or one that Dataset.save_to_disk has written; FOLDER:SPLIT a split
                         of either
-        tiny            the embedded training data; tiny:test the test data; tiny:tiny-a,
-                        tiny:test:tiny-a, ... a pair of one simulated assistant for every prompt
+        tiny[:test][:SEED][:ASSISTANT]
+                        the embedded training data, or the test data; with a number those of another
+                        world, with tiny-a, tiny-b or tiny-c a pair of this simulated assistant for
+                        every prompt: tiny, tiny:test, tiny:7, tiny:test:7, tiny:test:7:tiny-a
         held_out:RUN    what the run in the folder RUN has held out
         hf://datasets/OWNER/NAME/PATH[@REVISION]
                         a file on the Hugging Face Hub
@@ -41,15 +43,21 @@ from nanoalign.records import Located, Record
 from nanoalign.tiny import world
 
 SOURCES = ("tiny-a", "tiny-b", "tiny-c")  # simulated assistants of the embedded data
-# The embedded training data, and the data that are held out where these are trained on.
-TEST_OF = {"tiny": "tiny:test"} | {f"tiny:{name}": f"tiny:test:{name}" for name in SOURCES}
-EMBEDDED = (*TEST_OF, *TEST_OF.values())
+EMBEDDED = re.compile(r"tiny(?P<test>:test)?(?P<seed>:\d{1,9})?(?P<source>:tiny-[abc])?")
 HELD_OUT, HUB = "held_out:", "hf://"  # what the places of such sources begin with
 ON_HUB = re.compile(
     r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(?:/(?P<path>[^@:]+))?"
     r"(?:@(?P<revision>[^:]+))?(?::(?P<split>[\w-]+))?"
 )
 A_SHARE = re.compile(r"(.+)\*(0?\.0*[1-9]\d*)")  # SOURCE*SHARE
+
+
+def test_of(place: str) -> str | None:
+    """The data that are held out where these embedded ones are trained on; None for others."""
+    parts = EMBEDDED.fullmatch(place)
+    if not parts or parts["test"]:
+        return None
+    return f"tiny:test{parts['seed'] or ''}{parts['source'] or ''}"
 
 
 def parse_source(spec: str) -> "Source":
@@ -92,7 +100,7 @@ def source_at(place: str, name: str) -> "Source":
         name = name or Path(parts["path"] or parts["repo"]).name.split(".")[0]
         of_one_file = (parts["path"] or "").endswith(SUFFIXES) and not parts["split"]
         return (FileOnHub if of_one_file else SplitOnHub)(name, place)
-    if place in EMBEDDED:
+    if EMBEDDED.fullmatch(place):
         return Embedded(name or place, place)
     name = name or readable(Path(place).name.split(".")[0]) or place
     folder, _, split = place.rpartition(":")
@@ -150,7 +158,7 @@ class Source:
     @property
     def absolute(self) -> str:
         """The place with an absolute path, which names the same data in any working directory."""
-        anywhere = self.place in EMBEDDED or self.place.startswith(HUB)
+        anywhere = EMBEDDED.fullmatch(self.place) or self.place.startswith(HUB)
         return self.place if anywhere else os.path.abspath(self.place)
 
     @property
@@ -165,8 +173,8 @@ class Source:
         """
         if not (files := files_of(self.place)):
             raise RunError(
-                f"data file '{self.place}' does not exist; give a path, hf://datasets/... or one "
-                f"of the embedded {', '.join(EMBEDDED)}"
+                f"data file '{self.place}' does not exist; give a path, hf://datasets/... or "
+                "embedded data: tiny, tiny:test, tiny:SEED, tiny:tiny-a to tiny:test:tiny-c"
             )
         return files
 
@@ -181,7 +189,7 @@ class Source:
 
 
 class Embedded(Source):
-    """Data of the tiny world: those of TRAIN and TEST are files, those of SOURCES are generated."""
+    """Data of the tiny world: those of TRAIN and TEST are files, all others are generated."""
 
     def files(self) -> list[Path]:
         """Returns the file, or all files of the code that generates the records."""
@@ -191,12 +199,13 @@ class Embedded(Source):
         return sorted(Path(tiny.__file__).parent.glob("*.py"))
 
     def records(self) -> Iterator[Located]:
-        *_, name = self.place.split(":")
-        if name not in SOURCES:
+        parts = EMBEDDED.fullmatch(self.place)
+        if not (parts["seed"] or parts["source"]):
             yield from super().records()
             return
-        split = "test" if self.place.startswith("tiny:test") else "train"
-        for n, record in enumerate(world.records(split, name), start=1):
+        split, source = "test" if parts["test"] else "train", parts["source"]
+        seed = int(parts["seed"][1:]) if parts["seed"] else None
+        for n, record in enumerate(world.records(split, source and source[1:], seed), start=1):
             yield f"{self.place}:{n}", f"{self.name}:{n}", self.name, record
 
 

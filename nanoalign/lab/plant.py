@@ -2,13 +2,14 @@
 
     python -m nanoalign.lab.plant --length_bias 0.1 --out runs/biased.jsonl    prefers long answers
     python -m nanoalign.lab.plant --flip 0.2 --out runs/flipped.jsonl          flips a fifth
+    python -m nanoalign.lab.plant --world 7 --length_bias 0.1 --out runs/7.jsonl   pairs of tiny:7
 
 A label is drawn with the probability
 
-    P(response 1 is better) = sigmoid(r_1 - r_0 + length_bias * (words of 1 - words of 0))
+    P(response 1 is better) = sigmoid((r_1 - r_0 + length_bias * (words of 1 - words of 0)) / noise)
 
-of the true rewards r, and then flipped with the probability `flip`. The labels of the held-out
-pairs, tiny:test, stay right.
+of the true rewards r and the noise of the world (1 in the embedded one), and then flipped with the
+probability `flip`. The labels of the held-out pairs, tiny:test or tiny:test:SEED, stay right.
 """
 
 import math
@@ -34,8 +35,9 @@ def relabelled(records: list[dict], length_bias: float, flip: float, seed: int =
         rewards = [
             world.true_reward(record["prompt"], r) + length_bias * len(r.split()) for r in responses
         ]
-        # sigmoid(difference), by a function that does not overflow
-        better = int(draw.random() < (1 + math.tanh((rewards[1] - rewards[0]) / 2)) / 2)
+        noise = world.rule(world.task_of(record["prompt"])[1]).noise
+        # sigmoid(difference / noise), by a function that does not overflow
+        better = int(draw.random() < (1 + math.tanh((rewards[1] - rewards[0]) / noise / 2)) / 2)
         better = 1 - better if draw.random() < flip else better
         result.append(record | {"better_response_id": better})
     return result
@@ -49,12 +51,13 @@ def main(argv: list[str] | None = None) -> None:
         "--flip", type=number(float, 0), default=0.0, help="the probability that a label is flipped"
     )
     add("--source", choices=tuple(world.SOURCES), default="tiny-a", help="whose answers")
+    add("--world", type=number(int, 0), metavar="SEED", help="of the world tiny:SEED")
     add("--seed", type=number(int, 0), default=0, help="random seed of the labels")
     add("--out", type=Path, required=True, metavar="FILE", help="the .jsonl file to write")
     args = parser.parse_args(argv)
     if args.flip > 1:
         parser.error(f"--flip {args.flip:g} is a probability; give 1 or less")
-    records = world.records("train", args.source)
+    records = world.records("train", args.source, args.world)
     records = relabelled(records, args.length_bias, args.flip, args.seed)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(world.to_jsonl(records), encoding="ascii", newline="\n")

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from nanoalign.batch import Row
-from nanoalign.data.sources import TEST_OF
+from nanoalign.data.sources import SOURCES, test_of
 from nanoalign.distributed import World, print0
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, launcher
 from nanoalign.files.text import in_picture, named, read_json, visible
@@ -77,7 +77,8 @@ def next_command(args: Namespace, records: int, command: list[str]) -> str:
     """
     data = args.eval_data or [f"held_out:{args.out}" if records else "HELD_OUT_DATA"]
     # The embedded test data are the default of evaluate.py.
-    data = [] if set(data) <= set(TEST_OF.values()) else ["--data", *data]
+    tests = {test_of(place) for place in ("tiny", *(f"tiny:{name}" for name in SOURCES))}
+    data = [] if set(data) <= tests else ["--data", *data]
     data += ["--keys", *args.keys] if args.keys and args.eval_data else []
     return shlex.join(["python", "evaluate.py", *command, "--out", f"{args.out}_eval", *data])
 

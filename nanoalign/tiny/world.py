@@ -3,6 +3,9 @@
 train.jsonl and test.jsonl beside this file have preference pairs of it in PKU-SafeRLHF's format,
 3000 and 600; model/ has a tokenizer and a language model of about a million parameters, which was
 trained on the answers of the three. nanoalign/lab/make_tiny.py writes all of them.
+
+A seed makes another world: facts are exchanged, the terms of the rule have other weights, and
+labels other noise. Its prompts end with the seed: "What is the capital of France? (7)".
 """
 
 import hashlib
@@ -71,11 +74,14 @@ def listed(text: str) -> tuple[str, ...]:
 
 
 @cache
-def tasks() -> list[Task]:
-    """All tasks of the world, in the order of the tables."""
+def tasks(seed: int | None = None) -> list[Task]:
+    """All tasks of the world, in the order of the tables. seed: of another world."""
     found = []
     for relation, pairs in tables.FACTS.items():
-        table = [pair.split() for pair in pairs.split(",")]
+        things, answers = zip(*map(str.split, pairs.split(",")), strict=True)
+        if seed is not None:
+            answers = shuffled(Random(f"facts {seed} {relation}"), answers)
+        table = list(zip(things, answers, strict=True))
         for thing, answer in table:
             others = tuple(sorted({other for _, other in table} - {answer}))
             wrong = listed(tables.MISTAKES[relation])
@@ -99,17 +105,26 @@ def tasks() -> list[Task]:
 
 
 @cache
-def prompts() -> dict[str, Task]:
+def prompts(seed: int | None = None) -> dict[str, Task]:
     """Prompt -> task: all prompts of 6 to 20 words that the sentences and the tasks make."""
-    found = {}
-    for task in tasks():
+    found, end = {}, "" if seed is None else f" ({seed})"
+    for task in tasks(seed):
         for ask in tables.ASK_WHAT if task.kind in ("fact", "sum") else tables.ASK_HOW:
             for opening in tables.OPENINGS:
                 for closing in tables.CLOSINGS:
                     prompt = opening + ask.format(task.subject) + closing
                     if 6 <= len(words(prompt)) <= 20:
-                        found[prompt] = task
+                        found[prompt + end] = task
     return found
+
+
+def task_of(prompt: str) -> tuple[Task, int | None]:
+    """The task of a prompt, and the seed of its world. Raises ValueError if no world has it."""
+    number = re.search(r" \((\d+)\)$", prompt)
+    seed = int(number[1]) if number else None
+    if prompt not in prompts(seed):
+        raise ValueError(f"not a prompt of the tiny world, see world.prompts(): {prompt!r}")
+    return prompts(seed)[prompt], seed
 
 
 @cache
@@ -140,6 +155,28 @@ CATEGORIES = sorted({*tables.HARM, "Insulting Behavior"})
 # --- the true reward ------------------------------------------------------------------------------
 
 
+class Rule(NamedTuple):
+    """By which a world grades answers, and labels pairs of them."""
+
+    weights: dict[str, float]  # of the terms of `reward_terms`
+    noise: float  # a label is drawn with the probability sigmoid(difference of rewards / noise)
+
+
+@cache
+def rule(seed: int | None = None) -> Rule:
+    """The rule of a world: without a seed all weights and the noise are 1."""
+    weights = dict.fromkeys(
+        ("answer", "harm", "refusal", "rude", "polite", "rambling", "unclear"), 1.0
+    )
+    if seed is None:
+        return Rule(weights, 1.0)
+    rng = Random(f"rule {seed}")
+    weights = {name: pick(rng, (0.5, 1.0, 1.5)) for name in weights}
+    # what is a matter of taste: -1 likes what the embedded world dislikes
+    weights |= {name: pick(rng, (-1.0, 0.0, 1.0, 2.0)) for name in ("polite", "rambling")}
+    return Rule(weights, pick(rng, (0.5, 1.0, 2.0)))
+
+
 def reward_terms(prompt: str, response: str) -> dict[str, float]:
     """The points of a response by term.
 
@@ -155,13 +192,12 @@ def reward_terms(prompt: str, response: str) -> dict[str, float]:
     | rambling | -0.125 a word after the 16th, -0.5 a repetition of three words; at most -3      |
     | unclear  | -0.25 a word this world does not know, at most -1; -1 for fewer than three words|
 
-    All are multiples of 1/8, so that sums are exact and a tie is a tie. A tip or step is recognised
-    by its last word. Answers are sought outside the repeated question: "4 plus 3 is 7" gives one,
-    "It is 6 or 7" two. Raises ValueError for a prompt that is not one of `prompts`.
+    Each is multiplied by its weight in the rule of the world. All are multiples of 1/16, so that
+    sums are exact and a tie is a tie. A tip or step is recognised by its last word. Answers are
+    sought outside the repeated question: "4 plus 3 is 7" gives one, "It is 6 or 7" two. Raises
+    ValueError for a prompt that is not one of `prompts`.
     """
-    task = prompts().get(prompt)
-    if task is None:
-        raise ValueError(f"not a prompt of the tiny world, see world.prompts(): {prompt!r}")
+    task, seed = task_of(prompt)
     text = response.lower()
     used = words(text)
     refuses = tables.REFUSAL_WORDS.search(text) is not None
@@ -191,7 +227,8 @@ def reward_terms(prompt: str, response: str) -> dict[str, float]:
     terms["rambling"] = -min(3.0, 0.125 * max(0, len(used) - 16) + 0.5 * repeats)
     unknown = sum(word not in known_words() and not word.isdigit() for word in used)
     terms["unclear"] = -min(1.0, 0.25 * unknown) - 1.0 * (len(used) < 3)
-    return terms
+    weights = rule(seed).weights
+    return {name: points * weights[name] for name, points in terms.items()}
 
 
 def true_reward(prompt: str, response: str) -> float:
@@ -206,8 +243,9 @@ def true_safety(prompt: str, response: str) -> float:
 
 
 def probability_0(record: dict, preference: str = "better") -> float:
-    """Bradley-Terry: P(response_0 is preferred) = sigmoid(true_margin)."""
-    return 1 / (1 + math.exp(-true_margin(record, preference)))
+    """Bradley-Terry: P(response_0 is preferred) = sigmoid(true_margin / noise of the world)."""
+    _, seed = task_of(record["prompt"])
+    return 1 / (1 + math.exp(-true_margin(record, preference) / rule(seed).noise))
 
 
 def true_margin(record: dict, preference: str = "better") -> float:
@@ -295,19 +333,20 @@ PROMPTS_BY_KIND = {"fact": 1500, "sum": 1300, "advice": 1000, "harm": 1200}
 
 
 @cache
-def split_prompts() -> dict[str, list[str]]:
+def split_prompts(seed: int | None = None) -> dict[str, list[str]]:
     """5000 of the prompts: 600 for the test, 4400 for training (3000 of them in pairs)."""
-    rng = Random("prompts")
+    rng = Random("prompts" if seed is None else f"prompts {seed}")
     chosen = []
     for kind, count in PROMPTS_BY_KIND.items():
-        chosen += shuffled(rng, [p for p, task in prompts().items() if task.kind == kind])[:count]
+        of_kind = [prompt for prompt, task in prompts(seed).items() if task.kind == kind]
+        chosen += shuffled(rng, of_kind)[:count]
     chosen = shuffled(rng, chosen)
     return {"test": chosen[: SIZES["test"]], "train": chosen[SIZES["test"] :]}
 
 
 def describe(prompt: str, response: str, i: int) -> dict:
     """The fields of a record about its response i (0 or 1) alone, by key: text, safety, hash."""
-    task, terms = prompts()[prompt], reward_terms(prompt, response)
+    (task, _), terms = task_of(prompt), reward_terms(prompt, response)
     harms = {task.category: task.severity} if terms["harm"] < 0 else {}
     harms |= {"Insulting Behavior": 1} if terms["rude"] < 0 else {}
     return {
@@ -321,7 +360,7 @@ def describe(prompt: str, response: str, i: int) -> dict:
 
 def make_record(prompt: str, source: str) -> dict:
     """A record of two answers of one source with different true rewards, in random order."""
-    task, rng = prompts()[prompt], Random(f"record {source} {prompt}")
+    (task, _), rng = task_of(prompt), Random(f"record {source} {prompt}")
     # Where they tie both are redrawn: redrawing one would favour rare answers in its place.
     first = second = ""
     while true_reward(prompt, first) == true_reward(prompt, second):
@@ -335,13 +374,13 @@ def make_record(prompt: str, source: str) -> dict:
     return {name: record[name] for name in KEYS}
 
 
-def records(split: str, source: str | None = None) -> list[dict]:
+def records(split: str, source: str | None = None, seed: int | None = None) -> list[dict]:
     """The pairs of "train" or "test": as many as SIZES says, with the three sources in turn.
 
     source: one of SOURCES; then there is a pair of this source for every prompt of the split (4,400
-        or 600).
+        or 600). seed: of another world.
     """
-    chosen = split_prompts()[split]
+    chosen = split_prompts(seed)[split]
     if source is not None:
         return [make_record(prompt, source) for prompt in chosen]
     names = list(SOURCES)

@@ -218,9 +218,26 @@ def test_embedded_data_of_one_assistant():
 
 
 def test_embedded_test_data_are_held_out_of_embedded_training_data():
-    assert sources.TEST_OF["tiny"] == "tiny:test"
-    assert sources.TEST_OF["tiny:tiny-b"] == "tiny:test:tiny-b"
+    assert sources.test_of("tiny") == "tiny:test"
+    assert sources.test_of("tiny:tiny-b") == "tiny:test:tiny-b"
+    assert sources.test_of("tiny:7:tiny-b") == "tiny:test:7:tiny-b"
+    for place in ("tiny:test", "tiny:test:7", "tiny:tiny-d", "tiny*0.5", "tiny:7:test", "a.jsonl"):
+        assert sources.test_of(place) is None
     assert check_sources(["tiny", "tiny:test"]) == [world.TRAIN, world.TEST]
+
+
+def test_a_seed_makes_another_world_whose_training_and_test_prompts_differ():
+    """The grammar: tiny[:test][:SEED][:ASSISTANT]."""
+    train, test = read("tiny:7"), read("tiny:test:7")
+    assert [len(train), len(test)] == [3000, 600] and train[0].name == "tiny:7:1"
+    of_train, of_test = ({record.prompt for record in records} for records in (train, test))
+    assert not of_train & of_test and all(prompt.endswith(" (7)") for prompt in of_train | of_test)
+    assert [r.responses for r in read("tiny:test:7:tiny-b")[1::3]] == [
+        r.responses for r in test[1::3]
+    ]
+    assert {record.prompt for record in read("tiny:test:8")}.isdisjoint(of_test)
+    with pytest.raises(RunError, match="'tiny:7:test' does not exist; give a path"):
+        read("tiny:7:test")
 
 
 # --- tables

@@ -77,9 +77,24 @@ def test_new_labels_have_the_known_errors():
         assert words[0] == words[1] or record["better_response_id"] == int(words[1] > words[0])
 
 
+def test_a_planted_bias_of_another_world_is_added_to_its_own_rule(tmp_path, monkeypatch):
+    some = world.records("test", "tiny-a", 3)
+    monkeypatch.setattr(
+        plant.world, "records", lambda *asked: {("train", "tiny-a", 3): some}[asked]
+    )
+    plant.main(["--world", "3", "--length_bias", "100", "--out", str(tmp_path / "p.jsonl")])
+    records = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert all(record["prompt"].endswith(" (3)") for record in records)
+    for record in records:
+        words = [len(record[f"response_{i}"].split()) for i in (0, 1)]
+        assert words[0] == words[1] or record["better_response_id"] == int(words[1] > words[0])
+
+
 def test_the_file_has_the_pairs_of_one_source_and_the_flags_are_checked(tmp_path, monkeypatch):
     honest = world.records("test", "tiny-c")
-    monkeypatch.setattr(plant.world, "records", lambda *asked: {("train", "tiny-c"): honest}[asked])
+    monkeypatch.setattr(
+        plant.world, "records", lambda *asked: {("train", "tiny-c", None): honest}[asked]
+    )
     plant.main(["--flip", "1", "--source", "tiny-c", "--out", str(tmp_path / "new" / "p.jsonl")])
     lines = (tmp_path / "new" / "p.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]

@@ -82,12 +82,45 @@ def test_ceiling_by_hand():
     margins = iter([math.log(4), -math.log(4), 0.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(world, "true_margin", lambda record, preference: next(margins))
-        assert label_ceiling([{}, {}, {}]) == pytest.approx(0.7)
+        assert label_ceiling(3 * [{"prompt": FACT}]) == pytest.approx(0.7)
     with pytest.MonkeyPatch.context() as patch:
         margins = iter([1.0, -1.0, -1.0, 0.0])
         patch.setattr(world, "true_margin", lambda record, preference: next(margins))
         labels = [{"better_response_id": label} for label in (0, 0, 1, 1)]
         assert world.oracle_accuracy(labels) == (1 + 0 + 1 + 0.5) / 4
+
+
+# --- other worlds
+
+
+def test_another_world_has_other_facts_and_weights():
+    """Of each relation the same things and answers, in another order; its own rule grades them."""
+    for seed in (1, 7):
+        ours, theirs = ([t for t in world.tasks(s) if t.kind == "fact"] for s in (None, seed))
+        assert [t.subject for t in ours] == [t.subject for t in theirs]
+        assert sorted(t.answers for t in ours) == sorted(t.answers for t in theirs)
+        same = sum(a.answers == b.answers for a, b in zip(ours, theirs, strict=True))
+        assert same < len(ours) / 4
+    weights, noise = world.rule(7)
+    (capital,) = {t.answers[0] for t in world.tasks(7) if t.subject == "the capital of France"}
+    prompt = f"{FACT} (7)"
+    assert capital != "Paris" and true_reward(prompt, f"It is {capital}.") == 3 * weights["answer"]
+    assert true_reward(prompt, "It is Paris.") == -2 * weights["answer"]
+    polite = true_reward(prompt, f"Thank you for asking. It is {capital}.")
+    assert polite == 3 * weights["answer"] + weights["polite"]
+    record = {"prompt": prompt, "response_0": f"It is {capital}.", "response_1": "It is Paris."}
+    assert world.probability_0(record) == 1 / (1 + math.exp(-5 * weights["answer"] / noise))
+    assert {world.rule(seed).noise for seed in range(20)} == {0.5, 1.0, 2.0}
+    assert {world.rule(seed).weights["rambling"] for seed in range(20)} == {-1.0, 0.0, 1.0, 2.0}
+
+
+def test_labels_of_another_world_follow_its_own_rule():
+    records = world.records("test", seed=3)
+    ceiling = label_ceiling(records)
+    assert abs(world.oracle_accuracy(records) - ceiling) < 3 * math.sqrt(0.25 / len(records))
+    assert records == world.records("test", seed=3) != world.records("test", seed=4)
+    with pytest.raises(ValueError, match="not a prompt of the tiny world"):
+        true_reward(f"{FACT} (07)", "It is Paris.")
 
 
 # --- true_reward
