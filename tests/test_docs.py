@@ -43,7 +43,10 @@ HELP = [
         (evaluate, [word, "--help"])
         for word in ("rm", "bench", "policy", "score", "frontier", "suspects", "ask")
     ),
-    *((lab, [word, "--help"]) for word in ("walk", "golden", "check", "pipeline")),
+    *(
+        (lab, [word, "--help"])
+        for word in ("walk", "golden", "check", "grade", "world", "pipeline")
+    ),
 ]
 
 

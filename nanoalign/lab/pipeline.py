@@ -88,9 +88,12 @@ def run(words: list[str], log: Path) -> None:
         raise RunError(f"{words[0]} has failed; the end of {log} has its error")
 
 
-def graded(folder: Path, count: int, seed: int) -> np.ndarray:
-    """The grades of one sampled answer to each of `count` test prompts, by the true rule."""
-    prompts, world = split_prompts()["test"][:count], setup()
+def graded(folder: Path, count: int, seed: int, other: int | None = None) -> np.ndarray:
+    """The grades of one sampled answer to each of `count` test prompts, by the true rule.
+
+    other: the seed of another world.
+    """
+    prompts, world = split_prompts(other)["test"][:count], setup()
     with contextlib.redirect_stdout(sys.stderr):
         policy = Policy.load(folder, trainable=False, read=read_slices).to(world.device)
         answers = sample_answers(policy, load_tokenizer(folder), prompts, seed, world)

@@ -20,6 +20,7 @@ from nanoalign.lab.experiments import (
 from nanoalign.lab.experiments.attack import labelled
 from nanoalign.lab.figures import best_of
 from nanoalign.lab.lab import Lab
+from nanoalign.lab.lab_commands import EXPERIMENTS as QUESTIONS
 from nanoalign.lab.perform import EXPERIMENTS
 from nanoalign.tiny import world
 
@@ -49,8 +50,9 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
 def test_the_lab_lists_the_experiments(capsys):
     main([])
     printed = capsys.readouterr().out
-    for name in EXPERIMENTS:
-        assert f"    {name} " in printed and EXPERIMENTS[name].QUESTION in printed
+    assert {name: each.QUESTION for name, each in EXPERIMENTS.items()} == QUESTIONS
+    for name, question in QUESTIONS.items():
+        assert f"    {name} " in printed and question in printed
 
 
 def test_a_full_run_has_three_seeds_of_each(tmp_path):

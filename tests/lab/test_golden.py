@@ -12,7 +12,7 @@ import torch
 
 from nanoalign import losses
 from nanoalign.family import losses as family
-from nanoalign.lab import __main__ as lab
+from nanoalign.lab import execute as lab
 from nanoalign.lab.golden import RANDOM, dpo_loss
 
 

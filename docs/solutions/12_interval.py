@@ -1,0 +1,9 @@
+"""Exercise 12: how sure a mean is."""
+
+from torch import Tensor
+
+
+def interval(differences: Tensor) -> tuple[float, float]:
+    """(low, high) of the 95 % interval of the mean of P differences, by 1.96 standard errors."""
+    error = differences.std() / len(differences) ** 0.5  # std divides by P - 1
+    return (differences.mean() - 1.96 * error).item(), (differences.mean() + 1.96 * error).item()

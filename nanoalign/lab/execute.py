@@ -1,0 +1,57 @@
+"""Runs a command of the lab: all but `check`, which needs few of these imports."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from nanoalign.distributed import run
+from nanoalign.lab.golden import write
+from nanoalign.lab.lab_commands import EXPERIMENTS, parse
+from nanoalign.lab.perform import perform
+from nanoalign.lab.pipeline import graded, mean_and_interval, pipeline
+from nanoalign.lab.walk import walk
+from nanoalign.ranks import report
+from nanoalign.tiny import world
+
+PROMPTS = 600  # that are held out
+
+
+def grade(args: Namespace) -> None:
+    grades = graded(args.policy, PROMPTS, args.seed, args.world)
+    print(f"true reward {mean_and_interval(grades)}")
+
+
+def described(seed: int) -> str:
+    """The rule and the facts of the world tiny:SEED, and how well its labels can be predicted."""
+    rule, ceiling = world.rule(seed), world.label_ceiling(world.records("test", seed=seed))
+    lines = [f"labels     P(first is better) = sigmoid(difference of rewards / {rule.noise:g})"]
+    lines += [f"           the best expected accuracy is {ceiling:.3f}"]
+    lines += [f"{name:<10} {weight:+g} times its points" for name, weight in rule.weights.items()]
+    facts = [task for task in world.tasks(seed) if task.kind == "fact"]
+    return "\n".join([*lines, *(f"{fact.subject}: {fact.answers[0]}" for fact in facts)])
+
+
+def run_pipeline(args: Namespace) -> None:
+    steps, prompts = (8, 100) if args.quick else (None, PROMPTS)
+    pipeline(Path(args.out), steps, prompts, args.seed)
+
+
+COMMANDS: dict[str, Callable[[Namespace], None]] = {
+    "walk": lambda args: walk(args.record, args.beta, args.lr, args.stop, args.rm),
+    "golden": lambda args: write(args.out),
+    "grade": grade,
+    "world": lambda args: print(described(args.world)),
+    "pipeline": run_pipeline,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.command in EXPERIMENTS:
+        perform(args.command, Path(args.out), args.quick)
+    else:
+        COMMANDS[args.command](args)
+
+
+if __name__ == "__main__":
+    run(main, report.report)
