@@ -25,6 +25,7 @@ from nanoalign.lab.experiments import (
     other_losses,
     overfitting,
     own_samples,
+    reinforce,
     why_lose,
 )
 from nanoalign.lab.findings import sentence
@@ -44,6 +45,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "why_lose": why_lose,
     "beta": beta,
     "own_samples": own_samples,
+    "reinforce": reinforce,
     "losses": other_losses,
     "best_of_n": filtering,
     "ensembles": ensembles,

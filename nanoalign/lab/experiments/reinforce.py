@@ -1,0 +1,112 @@
+"""REINFORCE, DPO and the best of n by the true rule, at equal KL from their base."""
+
+import numpy as np
+
+from nanoalign.lab.figures import best_of, powers, rewards_and_truths
+from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.lab import Lab
+
+TITLE = "REINFORCE beside DPO"
+QUESTION = "What does a policy gain from sampling in its training, which DPO leaves out?"
+GUESS = (
+    "At equal KL REINFORCE has a higher true reward than DPO, as it learns from its own answers; "
+    "with the true rule as its reward more than with a reward model. Both have more than the best "
+    "of n."
+)
+METHOD = [
+    "REINFORCE (nanoalign/lab/rloo.py): 40 steps of 64 prompts with four sampled answers each, "
+    "the mean of the other three as the baseline, and a penalty of beta times the KL from the base "
+    "in the reward. Its reward is the judge, a reward model, or the true rule itself.",
+    "DPO on the embedded pairs with several values of beta, one pass. Best of n: the base's "
+    "answer with the highest reward by the judge, among n; its KL is log n - (n - 1) / n.",
+    "A policy of REINFORCE is compared with what DPO, or the best of n, has at the same KL: a "
+    "straight line between the two nearest values, or the value at their last KL beyond it.",
+]
+LIMITS = [
+    "The true rule is a reward that no real task has. It shows what a better judge would give.",
+    "The judge was trained on pairs of tiny-a; DPO saw pairs of all three assistants.",
+    "REINFORCE samples 10,240 answers, and DPO none: at equal time DPO would have more pairs.",
+]
+EXERCISES = [
+    "Use one answer a prompt and no baseline. How noisy is the gradient?",
+    "Train longer against the judge. When does the true reward fall, while the judge's rises?",
+    "Start from a DPO policy (the pipeline). What is left to gain?",
+]
+BETAS = (0.1, 0.5)
+
+
+def reinforce(lab: Lab, seed: int, reward: str, beta: float) -> dict:
+    judge = "rule" if reward == "the true rule" else lab.judge
+    words = ("--reward", judge, "--beta", beta, "--seed", seed, "--steps", lab.pick(10, 40))
+    out = lab.runs.run("-m", "nanoalign.lab.rloo", *words)
+    return lab.graded(out, seed)
+
+
+def dpo(lab: Lab, seed: int, beta: float) -> dict:
+    data = lab.pick("tiny*0.25", "tiny")
+    return lab.graded(lab.train_dpo(data, seed, "--beta", beta), seed)
+
+
+def best(lab: Lab, seed: int) -> dict:
+    samples = lab.pick(8, 16)
+    rewards, truths = rewards_and_truths(lab.sample("tiny", seed, lab.judge, samples=samples))
+    return {f"{n}": best_of(rewards, truths, n) for n in powers(samples)}
+
+
+def at_kl(kl: np.ndarray, curve: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The values of a curve at other KLs, seed by seed: (S, 1) -> (S, P).
+
+    curve: points (KL, (S, 1); values, (S, P)). Between two points values lie on a straight line,
+    beyond the ends they are those of the end.
+    """
+    found = []
+    for seed, wanted in enumerate(kl[:, 0]):
+        kls = np.array([x[seed, 0] for x, _ in curve])
+        order = np.argsort(kls)
+        weights = [np.interp(wanted, kls[order], row) for row in np.eye(len(curve))]
+        values = np.array([curve[n][1][seed] for n in order])  # (points, P)
+        found.append(np.array(weights) @ values)
+    return np.stack(found)
+
+
+def run(lab: Lab) -> Findings:
+    sampled = lab.grid(reinforce, reward=("a reward model", "the true rule"), beta=BETAS)
+    trained = lab.grid(dpo, beta=lab.pick((0.03, 0.3), (0.01, 0.03, 0.1, 0.3, 1)))
+    chosen = lab.grid(best)[()]
+    curves = {
+        "DPO": [(cell["kl"], cell["true"]) for cell in trained.values()],
+        "best of n": [
+            (np.full((len(lab.seeds), 1), np.log(int(n)) - (int(n) - 1) / int(n)), values)
+            for n, values in chosen.items()
+        ],
+    }
+    for name in ("a reward model", "the true rule"):
+        cells = [sampled[name, beta] for beta in BETAS]
+        curves[f"REINFORCE, {name}"] = [(cell["kl"], cell["true"]) for cell in cells]
+    cells = {f"REINFORCE, {name}, beta {beta:g}": cell for (name, beta), cell in sampled.items()}
+    cells |= {f"DPO, beta {beta:g}": cell for beta, cell in trained.items()}
+    model, rule = sampled["a reward model", 0.1], sampled["the true rule", 0.1]
+    return Findings(
+        table={
+            "policy": [*cells],
+            "KL, nats": [cell["kl"] for cell in cells.values()],
+            "reward by the judge": [cell["judged"] for cell in cells.values()],
+            "true reward": [cell["true"] for cell in cells.values()],
+            "wins by the true rule": [cell["true_win"] for cell in cells.values()],
+        },
+        panels=[Panel("true reward", "KL from the base, nats an answer", "true reward", curves)],
+        claims=[
+            (
+                f"at equal KL REINFORCE with {name} has a higher true reward than {other}",
+                cell["true"] - at_kl(cell["kl"], curves[other]),
+            )
+            for name, cell in (("a reward model", model), ("the true rule", rule))
+            for other in ("DPO", "best of n")
+        ]
+        + [
+            (
+                "with the true rule REINFORCE has a higher true reward than with a reward model",
+                rule["true"] - model["true"],
+            )
+        ],
+    )
