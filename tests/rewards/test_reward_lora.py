@@ -29,7 +29,7 @@ from nanoalign.evaluation.scoring import load_reward_model
 from nanoalign.files.run_folder import RECORDS, complete_checkpoints
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.model import RewardModel
-from nanoalign.rewards.several import SeveralRewards, preferences_of
+from nanoalign.rewards.several import preferences_of
 from nanoalign.weights import adapters, lora
 from nanoalign.weights.slices import copy_rows, read_slices
 
@@ -80,8 +80,12 @@ def one_rank(train, tmp_path_factory) -> tuple[list[dict], Path]:
 
 @torch.no_grad()
 def rewards(model: torch.nn.Module, batch: Batch) -> Tensor:
-    """The rewards of transformers' or peft's own model: (S, K)."""
-    return SeveralRewards(model.eval())(batch)
+    """The rewards by the forward of transformers or peft, one response at a time: (S, K)."""
+    lines = batch.inputs["input_ids"]  # (S, T)
+    ends = (batch.ends_at % lines.shape[1] + 1).tolist()
+    model = model.eval()
+    outputs = [model(input_ids=line[None, :n]) for line, n in zip(lines, ends, strict=True)]
+    return torch.cat([output.logits for output in outputs])
 
 
 @torch.no_grad()
@@ -194,10 +198,10 @@ def test_the_root_the_adapter_and_peft_are_one_function(one_rank, llama_folder, 
     plain = RewardModel.load(llama_folder, head_seed=0)
     assert not torch.allclose(rewards(plain.model, batch), expected, atol=0.5)  # it was trained
     assert not torch.equal(root.score.weight, plain.head.weight)  # and so was its head
-    assert_equal_rewards(rewards(wrapped.get_base_model(), batch), expected)
+    assert_equal_rewards(rewards(wrapped, batch), expected)
     for auto in (peft.AutoPeftModelForSequenceClassification, AutoModelForSequenceClassification):
         loaded = auto.from_pretrained(adapter, num_labels=1)
-        assert_equal_rewards(rewards(getattr(loaded, "base_model", loaded), batch), expected)
+        assert_equal_rewards(rewards(loaded, batch), expected)
     assert_equal_rewards(rewards(wrapped.merge_and_unload(), batch), expected)
     assert_equal_rewards(evaluated(out, batch), expected)
     assert_equal_rewards(evaluated(adapter, batch), expected)
@@ -234,7 +238,7 @@ def test_several_preferences(train, llama_folder, batch, tmp_path):
     found = evaluated(out / "adapter", batch)
     assert found.shape == (12, 2)
     wrapped = by_peft(llama_folder, out / "adapter", outputs=2)
-    assert_equal_rewards(found, rewards(wrapped.get_base_model(), batch))
+    assert_equal_rewards(found, rewards(wrapped, batch))
     tensors = load_file(out / "adapter" / adapters.WEIGHTS).values()
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
     root, _ = load_reward_model(str(out), "fp32", loop.Batcher(setup(), 1000))
@@ -247,7 +251,7 @@ def test_length_debias_trains_its_coefficient_too(train, llama_folder, batch, tm
     metrics = train(tmp_path / "run", "--length_debias")
     assert losses(metrics)[-1] < losses(metrics)[0]
     wrapped = by_peft(llama_folder, tmp_path / "run" / "adapter")
-    expected = rewards(wrapped.get_base_model(), batch)
+    expected = rewards(wrapped, batch)
     assert_equal_rewards(evaluated(tmp_path / "run" / "adapter", batch), expected)
 
 
@@ -256,7 +260,7 @@ def test_a_reward_model_is_trained_on_with_its_head(train, one_rank, batch, tmp_
     metrics, base = one_rank
     again = train(tmp_path / "run", model=base)
     assert again[0]["eval/loss"] == pytest.approx(metrics[-1]["eval/loss"], rel=1e-5)
-    expected = rewards(by_peft(base, tmp_path / "run" / "adapter").get_base_model(), batch)
+    expected = rewards(by_peft(base, tmp_path / "run" / "adapter"), batch)
     assert_equal_rewards(evaluated(tmp_path / "run" / "adapter", batch), expected)
     assert_equal_rewards(evaluated(tmp_path / "run", batch), expected)
 
@@ -292,7 +296,7 @@ def test_an_adapter_of_a_base_with_a_published_head(train, tokenizer, batch, tmp
     expected = evaluated(tmp_path / "run", batch)
     assert_equal_rewards(evaluated(tmp_path / "run" / "adapter", batch), expected)
     wrapped = by_peft(folder, tmp_path / "run" / "adapter")
-    assert_equal_rewards(rewards(wrapped.get_base_model(), batch), expected)
+    assert_equal_rewards(rewards(wrapped, batch), expected)
 
 
 def test_what_a_run_was_trained_on_is_known_of_its_adapter(one_rank):
