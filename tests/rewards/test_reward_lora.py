@@ -97,7 +97,9 @@ def evaluated(name: Path, batch: Batch) -> Tensor:
 
 def by_peft(base: Path, adapter: Path, outputs: int = 1) -> torch.nn.Module:
     torch.manual_seed(1)  # transformers draws a head, which the adapter replaces
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=outputs)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=outputs, dtype=torch.float32
+    )
     return peft.PeftModel.from_pretrained(model, adapter)
 
 
