@@ -91,8 +91,12 @@ def reading(read: Read) -> Read:
         base, adapter = base_of(folder), adapter_of(folder)
         if adapter is None:
             return read(auto, folder, config, dtype)
-        config.architectures = read_config(base).architectures  # they say what its files store
-        model, fill = read(auto, base, config, dtype)
+        of_base = read_config(base)
+        of_base.get_text_config().pad_token_id = config.get_text_config().pad_token_id
+        for name in ("id2label", "nanoalign"):  # outputs and rule of a reward model
+            if hasattr(config, name):
+                setattr(of_base, name, getattr(config, name))
+        model, fill = read(auto, base, of_base, dtype)
         read_generation_config(model, folder)  # not of the base: it says what ends an answer
 
         def fill_and_merge(module: nn.Module, device: torch.device) -> None:

@@ -250,7 +250,7 @@ def test_several_preferences(train, llama_folder, batch, tmp_path):
 
 
 def test_length_debias_trains_its_coefficient_too(train, llama_folder, batch, tmp_path):
-    metrics = train(tmp_path / "run", "--length_debias")
+    metrics = train(tmp_path / "run", "--length_debias", "--lr", 2e-3)
     assert losses(metrics)[-1] < losses(metrics)[0]
     wrapped = by_peft(llama_folder, tmp_path / "run" / "adapter")
     expected = rewards(wrapped, batch)

@@ -35,7 +35,8 @@ def batch(tokenizer) -> Batch:
 
 
 def load(folder: Path, world=None, dtype=torch.float32, flags: str = FLAGS, **options) -> Policy:
-    read = lora.reading(read_slices, train_dpo.parse_args(flags.split()), dtype)
+    args = train_dpo.parse_args([*flags.split(), "--model", str(folder)])
+    read = lora.reading(read_slices, args, dtype)
     return Policy.load(folder, world, dtype, read=read, **options)
 
 
