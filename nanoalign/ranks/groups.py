@@ -101,11 +101,12 @@ def setup(args: Namespace) -> World:
 def meet(timeout: float) -> dist.Store | None:
     """Returns a store that these ranks alone have; None for one process. A collective.
 
-    torchrun keeps one store for all its attempts (--max-restarts), in which ranks would find the
-    addresses of those before them, and connect to no one. So they use names that rank 0 draws. Each
-    other rank asks for them in a name of its own, since only a rank 0 that runs answers that one.
-    (torchrun's count of restarts is no such name: hosts count differently.)
-    timeout: of the wait for other ranks, in seconds.
+    torchrun keeps one store for all attempts of a job (--max-restarts). In it ranks would find the
+    addresses of the ranks before them, which have ended. So each attempt uses names of its own,
+    which rank 0 draws. Another rank asks for them under a name that it draws itself: only the rank
+    0 of its own attempt can answer that. torchrun's count of restarts would not do, because hosts
+    count differently.
+    timeout: of the wait for other ranks, in seconds. Raises DistStoreError after it.
     """
     rank, size, _ = environment_ranks()
     if size == 1:
