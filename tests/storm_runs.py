@@ -38,6 +38,7 @@ SCRIPTS = {"train_dpo.py": train_dpo, "train_rm.py": train_rm, "evaluate.py": ev
 def script(name: str, argv: list[str], *before: tuple) -> None:
     """A script as a user starts it, without pictures. before: (function, *arguments) to call."""
     sys.argv = [name, *argv]
+    os.sched_getaffinity = lambda pid: {0}  # one thread, however many ranks a host has
     module = SCRIPTS[name]
     if name != "evaluate.py":
         module.result.finish = lambda *args: None

@@ -40,6 +40,7 @@ def before_step(self, rows, batches, real=loop.Objective.before_step):
     real(self, rows, batches)
 
 loop.Objective.before_step = before_step
+os.sched_getaffinity = lambda pid: {0}  # one thread, also where a host has one rank
 train_dpo.result.finish = lambda *args: None
 run(train_dpo.main, report)
 """
@@ -157,6 +158,11 @@ def test_a_rank_that_never_comes_is_an_error_in_time(monkeypatch):
     assert report._is_lost_connection(caught.value)
 
 
+def _on_one_thread(argv: list[str]) -> None:
+    os.sched_getaffinity = lambda pid: {0}
+    script(argv)
+
+
 def test_two_torchruns_start_ranks_again_after_a_kill(flags, tmp_path):
     """As on two hosts, of which one loses a rank: the result is that of an undisturbed run.
 
@@ -164,8 +170,8 @@ def test_two_torchruns_start_ranks_again_after_a_kill(flags, tmp_path):
     """
     (tmp_path / "killed.py").write_text(KILLED)
     out = {name: tmp_path / name for name in ("whole", "run")}
-    run_ranks(2, script, [*flags, "--out", str(out["whole"])])
-    run_ranks(2, script, [*flags, "--out", str(out["run"]), "--stop_after", "2"])
+    run_ranks(2, _on_one_thread, [*flags, "--out", str(out["whole"])])
+    run_ranks(2, _on_one_thread, [*flags, "--out", str(out["run"]), "--stop_after", "2"])
     argv = ["killed.py", *flags, "--out", str(out["run"]), "--resume"]
     outcome = torchrun(2, argv, tmp_path)
     assert outcome.codes == [0, 0], outcome.stderr[-2000:]
