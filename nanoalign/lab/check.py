@@ -175,8 +175,10 @@ def mistake(
                 return wrong_gradient(found, given, expected, own, exercise)
             if exercise.detached and isinstance(found, Tensor) and found.requires_grad:
                 return "lets a gradient through; detach it"
-    except NotImplementedError:
-        return f"is not written yet: {path} raises NotImplementedError"
+    except NotImplementedError as error:
+        raise RunError(
+            f"{exercise.name} is not written yet: {path} raises NotImplementedError"
+        ) from error
     except Wrong as wrong:
         return str(wrong)
     except (Exception, SystemExit) as error:
@@ -275,8 +277,10 @@ def kind(value: object) -> str:
 
 def text(value: object) -> str:
     """A value in a few characters."""
-    if isinstance(value, Tensor | np.ndarray):
-        if value.ndim > 2:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        if value.ndim > 2 or value.size > 40:
             return f"numbers of shape {tuple(value.shape)}"
         value = value.tolist()
     if isinstance(value, float):

@@ -167,7 +167,7 @@ def pairs(generator: torch.Generator) -> tuple[Pairs, int]:
 def hidden_and_weight(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, int]:
     vocabulary = number(generator, 60, 90)
     targets = torch.randint(0, vocabulary, (30,), generator=generator)
-    hidden, weight = normal(generator, 30, 4, scale=2), normal(generator, vocabulary, 4, scale=2)
+    hidden, weight = (normal(generator, n, 4, scale=1) for n in (30, vocabulary))
     return hidden, weight, targets, number(generator, 7, 20)
 
 
