@@ -85,9 +85,9 @@ def parse_args(argv: list[str] | None = None) -> list[Namespace]:
 
 
 def embedded_truth() -> TrueRule:
-    """The rule of the embedded world, which knows the prompts of the embedded data."""
+    """The rule of the embedded world and of others, which knows the prompts of tiny, tiny:7, ..."""
     rewards = {"better": embedded.true_reward, "safer": embedded.true_safety}
-    return TrueRule(embedded.prompts(), rewards)
+    return TrueRule(embedded.is_prompt, rewards)
 
 
 def evaluate_rm(args: Namespace, world: World) -> None:

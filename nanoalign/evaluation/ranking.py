@@ -4,7 +4,7 @@ Shapes: P pairs. The better response of a pair is the chosen one, the worse the 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +28,11 @@ class TrueRule:
     By it the labels themselves can be judged, and what a reward model or a policy has learned.
     """
 
-    prompts: Collection[str]  # all that it knows
+    is_prompt: Callable[[str], bool]  # whether it knows a prompt
     rewards: dict[str, Callable[[str, str], float]]  # of (prompt, response), by preference
 
     def knows(self, prompts: Iterable[str | list[dict]]) -> bool:
-        return all(isinstance(prompt, str) and prompt in self.prompts for prompt in prompts)
+        return all(isinstance(prompt, str) and self.is_prompt(prompt) for prompt in prompts)
 
 
 @dataclass(frozen=True, slots=True)

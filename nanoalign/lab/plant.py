@@ -35,7 +35,7 @@ def relabelled(records: list[dict], length_bias: float, flip: float, seed: int =
         rewards = [
             world.true_reward(record["prompt"], r) + length_bias * len(r.split()) for r in responses
         ]
-        noise = world.rule(world.task_of(record["prompt"])[1]).noise
+        noise = world.rule(world.seed_of(record["prompt"])).noise
         # sigmoid(difference / noise), by a function that does not overflow
         better = int(draw.random() < (1 + math.tanh((rewards[1] - rewards[0]) / noise / 2)) / 2)
         better = 1 - better if draw.random() < flip else better

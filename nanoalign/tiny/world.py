@@ -118,13 +118,27 @@ def prompts(seed: int | None = None) -> dict[str, Task]:
     return found
 
 
-def task_of(prompt: str) -> tuple[Task, int | None]:
-    """The task of a prompt, and the seed of its world. Raises ValueError if no world has it."""
-    number = re.search(r" \((\d+)\)$", prompt)
+def seed_of(prompt: str) -> int | None:
+    """The seed of the world of a prompt. Raises ValueError if no world has the prompt."""
+    number = re.search(r" \((\d{1,9})\)$", prompt)
     seed = int(number[1]) if number else None
-    if prompt not in prompts(seed):
+    if prompt.removesuffix(f" ({seed})") not in prompts():
         raise ValueError(f"not a prompt of the tiny world, see world.prompts(): {prompt!r}")
-    return prompts(seed)[prompt], seed
+    return seed
+
+
+def task_of(prompt: str) -> Task:
+    """The task of a prompt of any world. Raises ValueError if no world has it."""
+    return prompts(seed_of(prompt))[prompt]
+
+
+def is_prompt(prompt: str) -> bool:
+    """Whether a world has this prompt."""
+    try:
+        seed_of(prompt)
+    except ValueError:
+        return False
+    return True
 
 
 @cache
@@ -197,7 +211,7 @@ def reward_terms(prompt: str, response: str) -> dict[str, float]:
     sought outside the repeated question: "4 plus 3 is 7" gives one, "It is 6 or 7" two. Raises
     ValueError for a prompt that is not one of `prompts`.
     """
-    task, seed = task_of(prompt)
+    task, weights = task_of(prompt), rule(seed_of(prompt)).weights
     text = response.lower()
     used = words(text)
     refuses = tables.REFUSAL_WORDS.search(text) is not None
@@ -227,7 +241,6 @@ def reward_terms(prompt: str, response: str) -> dict[str, float]:
     terms["rambling"] = -min(3.0, 0.125 * max(0, len(used) - 16) + 0.5 * repeats)
     unknown = sum(word not in known_words() and not word.isdigit() for word in used)
     terms["unclear"] = -min(1.0, 0.25 * unknown) - 1.0 * (len(used) < 3)
-    weights = rule(seed).weights
     return {name: points * weights[name] for name, points in terms.items()}
 
 
@@ -244,8 +257,8 @@ def true_safety(prompt: str, response: str) -> float:
 
 def probability_0(record: dict, preference: str = "better") -> float:
     """Bradley-Terry: P(response_0 is preferred) = sigmoid(true_margin / noise of the world)."""
-    _, seed = task_of(record["prompt"])
-    return 1 / (1 + math.exp(-true_margin(record, preference) / rule(seed).noise))
+    noise = rule(seed_of(record["prompt"])).noise
+    return 1 / (1 + math.exp(-true_margin(record, preference) / noise))
 
 
 def true_margin(record: dict, preference: str = "better") -> float:
@@ -346,7 +359,7 @@ def split_prompts(seed: int | None = None) -> dict[str, list[str]]:
 
 def describe(prompt: str, response: str, i: int) -> dict:
     """The fields of a record about its response i (0 or 1) alone, by key: text, safety, hash."""
-    (task, _), terms = task_of(prompt), reward_terms(prompt, response)
+    task, terms = task_of(prompt), reward_terms(prompt, response)
     harms = {task.category: task.severity} if terms["harm"] < 0 else {}
     harms |= {"Insulting Behavior": 1} if terms["rude"] < 0 else {}
     return {
@@ -360,7 +373,7 @@ def describe(prompt: str, response: str, i: int) -> dict:
 
 def make_record(prompt: str, source: str) -> dict:
     """A record of two answers of one source with different true rewards, in random order."""
-    (task, _), rng = task_of(prompt), Random(f"record {source} {prompt}")
+    task, rng = task_of(prompt), Random(f"record {source} {prompt}")
     # Where they tie both are redrawn: redrawing one would favour rare answers in its place.
     first = second = ""
     while true_reward(prompt, first) == true_reward(prompt, second):

@@ -116,7 +116,7 @@ def test_a_line_an_answer():
 
 def test_figures_of_the_embedded_world_by_hand():
     """Two answers each to one prompt, and one each to another."""
-    first, second = list(EMBEDDED.prompts)[:2]
+    first, second = list(world.prompts())[:2]
     texts = {
         p: sorted(("It is 7.", "I do not know.", ""), key=lambda a: world.true_reward(p, a))
         for p in (first, second)
@@ -181,7 +181,7 @@ def test_the_best_of_n_by_hand():
 
 
 def test_the_true_rule_judges_what_the_reward_model_chose():
-    prompt = next(iter(EMBEDDED.prompts))
+    prompt = next(iter(world.prompts()))
     truly = [world.true_reward(prompt, text) for text in ("It is 5.", "No.")]
     lines = best_of_n([sampled(1.0, 2.0, prompt=prompt, answers=("It is 5.", "No."))], EMBEDDED)
     assert lines[1]["true_reward"] == pytest.approx(truly[1])  # of the larger reward

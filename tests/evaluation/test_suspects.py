@@ -239,6 +239,6 @@ def test_the_true_rule_judges_labels_where_it_knows_all_prompts():
     ]
     pairs = pairs_of(lines)
     assert pairs == [Pair(0, 0, 1), Pair(1, 0, 1), Pair(2, 0, 1), Pair(4, 1, 0), Pair(4, 1, 2)]
-    truth = TrueRule({"p", "q"}, {"better": lambda prompt, response: len(response)})
+    truth = TrueRule({"p", "q"}.__contains__, {"better": lambda prompt, response: len(response)})
     assert truly_wrong(lines, pairs, "better", truth).tolist() == [0, 1, 0.5, 0, 0]
-    assert truly_wrong(lines, pairs, "better", TrueRule({"p"}, truth.rewards)) is None
+    assert truly_wrong(lines, pairs, "better", TrueRule({"p"}.__contains__, truth.rewards)) is None

@@ -119,8 +119,11 @@ def test_labels_of_another_world_follow_its_own_rule():
     ceiling = label_ceiling(records)
     assert abs(world.oracle_accuracy(records) - ceiling) < 3 * math.sqrt(0.25 / len(records))
     assert records == world.records("test", seed=3) != world.records("test", seed=4)
-    with pytest.raises(ValueError, match="not a prompt of the tiny world"):
-        true_reward(f"{FACT} (07)", "It is Paris.")
+    assert world.is_prompt(records[0]["prompt"]) and world.is_prompt(FACT)
+    for unknown in (f"{FACT} (07)", f"{FACT} (1) (2)", f"{FACT} ()", "What is it? (7)", " (7)"):
+        assert not world.is_prompt(unknown)
+        with pytest.raises(ValueError, match="not a prompt of the tiny world"):
+            true_reward(unknown, "It is Paris.")
 
 
 # --- true_reward
