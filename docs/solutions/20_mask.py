@@ -7,7 +7,7 @@ from torch import Tensor
 def mask(rows: list[list[int]]) -> Tensor:
     """Whether token q sees token k: (T, T), of rows that stand one behind the other.
 
-    rows: of each, the tokens of its prompt, then of each of its responses.
+    rows: of each row the number of tokens of its prompt, then of each of its responses.
     """
     row, segment = [], []
     for n, lengths in enumerate(rows):

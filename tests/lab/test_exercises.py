@@ -158,6 +158,13 @@ def test_stop_steps_into_the_function_on_the_first_wrong_case(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("error: kl(")
 
 
+def test_stop_in_a_function_that_raises_ends_with_the_same_error(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def kl(a, b):\n    return a / None\n")
+    monkeypatch.setattr(checks.pdb, "runcall", lambda function, *inputs: function(*inputs))
+    with pytest.raises(RunError, match=r"^kl\(.* raises TypeError: .* in line 2 of"):
+        main(["check", "8", str(tmp_path / "mine.py"), "--stop"])
+
+
 def test_all_exercises_give_a_score_for_people_and_for_graders(tmp_path, capsys):
     for path in (DOCS / "solutions").glob("*.py"):
         (tmp_path / path.name).write_text(path.read_text())
