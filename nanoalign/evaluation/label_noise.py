@@ -30,8 +30,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-# z: the middles of 100 parts of equal probability, so that a mean over them is an expectation.
+# z in 100 parts of equal probability: their middles, and where they begin and end. A mean over the
+# middles is an expectation.
 POINTS = np.array([NormalDist().inv_cdf((n + 0.5) / 100) for n in range(100)])  # (Z,)
+EDGES = np.array([-4.0, *(NormalDist().inv_cdf(n / 100) for n in range(1, 100)), 4.0])  # (Z + 1,)
 FLIPPED = np.linspace(0, 0.495, 100)  # e
 SLOPES = np.geomspace(0.05, 50, 70)  # 1 / T, for margins whose mean square is 1
 BINS = 100
@@ -106,13 +108,16 @@ def expected_agreement(margins: np.ndarray, noise: LabelNoise) -> np.ndarray:
 def probability_wrong(margins: np.ndarray, noise: LabelNoise) -> np.ndarray:
     """Returns the probability that the label of each pair is wrong, (P,).
 
-    margins: (P,) the mean over seeds. The probability falls where the margin rises.
+    margins: (P,) the mean over seeds. The probability falls where the margin rises, up to 0.001.
     """
     parts = []
     for some in np.array_split(margins, 1 + len(margins) // 10_000):  # for the memory of Z each
-        leads = _leads(some, noise.error)
-        weights = _probability_of_label(leads, noise)
-        parts.append((weights * (1 - np.sign(leads)) / 2).sum(1) / weights.sum(1))
+        weights = _probability_of_label(_leads(some, noise.error), noise)
+        with np.errstate(divide="ignore", invalid="ignore"):  # without errors: 1, 0, and 1/2 at 0
+            zero = np.nan_to_num(-some / noise.error, posinf=np.inf, neginf=-np.inf)
+        # The share of each part of z in which m + k z is below 0.
+        below = np.clip((zero[:, None] - EDGES[:-1]) / np.diff(EDGES), 0, 1)  # (P, Z)
+        parts.append((weights * below).sum(1) / weights.sum(1))
     return np.concatenate(parts)
 
 

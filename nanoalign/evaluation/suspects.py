@@ -222,7 +222,8 @@ def doubt(
     contradict it, and true_wrong_share_of_first_tenth that among the most doubtful tenth.
     """
     noise, mean = estimate(margins, folds.parts), margins.mean(0)
-    wrong, order = probability_wrong(mean, noise), np.argsort(mean, kind="stable")
+    wrong = probability_wrong(mean, noise)
+    order = np.lexsort((mean, -wrong))
     records = [lines[pair.line].record for pair in pairs]
     low, high = interval(margins, prompt_keys(records), folds.parts)
     figures = {

