@@ -12,12 +12,13 @@ from nanoalign.lab.pipeline import graded, mean_and_interval, pipeline
 from nanoalign.lab.walk import walk
 from nanoalign.ranks import report
 from nanoalign.tiny import world
+from nanoalign.weights.folders import local_folder
 
 PROMPTS = 600  # that are held out
 
 
 def grade(args: Namespace) -> None:
-    grades = graded(args.policy, PROMPTS, args.seed, args.world)
+    grades = graded(local_folder(args.policy), PROMPTS, args.seed, args.world)
     print(f"true reward {mean_and_interval(grades)}")
 
 

@@ -82,7 +82,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--json", action="store_true", help="print the scores as Gradescope reads them")
 
     add = adds["grade"]
-    add("policy", type=Path, help="a folder, for example runs/dpo")
+    add("policy", help="a folder, for example runs/dpo, OWNER/NAME on the Hub, or 'tiny'")
     add("--world", type=int, metavar="SEED", help="the world tiny:SEED of the policy's data")
     adds["world"]("world", type=int, metavar="SEED", help="a number")
     add = adds["golden"]

@@ -7,7 +7,7 @@ import pytest
 from fakes import parsed
 
 from nanoalign.errors import RunError
-from nanoalign.lab import pipeline
+from nanoalign.lab import execute, pipeline
 from nanoalign.model import TINY
 
 
@@ -48,5 +48,9 @@ def test_a_command_that_fails_ends_it(tmp_path):
 
 
 def test_the_base_is_graded_by_the_true_rule():
+    """Another world has other prompts, and grades by its own rule."""
     grades = pipeline.graded(TINY, 20, 0)
     assert grades.shape == (20,) and -4 < grades.mean() < 3 and grades.std() > 0.5
+    assert pipeline.graded(TINY, 20, 0, other=7).mean() != grades.mean()
+    with pytest.raises(RunError, match="model folder 'runs/none' does not exist"):
+        execute.main(["grade", "runs/none"])
