@@ -27,7 +27,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("docs/course/*.md")),
+]
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>not run|tolerance): (?P<value>[^>]*) -->\n)?"
     r"```(?P<kind>bash|python|text)\n(?P<text>.*?)```|(?P<fresh><!-- fresh folder -->)",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nanoalign.distributed import run
 from nanoalign.lab.golden import write
+from nanoalign.lab.homework import homework
 from nanoalign.lab.lab_commands import EXPERIMENTS, parse
 from nanoalign.lab.perform import perform
 from nanoalign.lab.pipeline import graded, mean_and_interval, pipeline
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "grade": grade,
     "world": lambda args: print(described(args.world)),
     "pipeline": run_pipeline,
+    "homework": lambda args: homework(args.out, args.data, args.model),
 }
 
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "world": "The facts and the rule of the world tiny:SEED, which its labels were drawn by.",
     "golden": "Inputs, values and gradients of all losses as JSON, for tests of other frameworks.",
     "pipeline": "From the pretrained base to a policy: demonstrations, pairs, own answers.",
+    "homework": "A reward model, DPO and their evaluation as one page, with questions.",
 } | EXPERIMENTS
 
 
@@ -93,6 +94,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--quick", action="store_true", help="8 steps of each training, and 100 prompts")
     for name in ("grade", "pipeline"):
         adds[name]("--seed", type=int, default=0, help="random seed for sampling")
+
+    add = adds["homework"]
+    add("--data", default="tiny", metavar="SOURCE", help="preference pairs")
+    add("--model", default="tiny", help="the base: a folder, OWNER/NAME, or 'tiny'")
+    add("--out", type=Path, default=Path("runs/homework"), metavar="FOLDER", help="for all files")
 
     for name in EXPERIMENTS:
         add = adds[name]

@@ -12,7 +12,7 @@ from random import Random
 import evaluate
 import train_dpo
 import train_rm
-from nanoalign.lab import runs, search
+from nanoalign.lab import rloo, runs, search
 from nanoalign.lab.figures import read
 from nanoalign.tiny import world
 
@@ -36,8 +36,8 @@ class FakeRuns(runs.Runs):
 
     def _start(self, stem: Path, texts: list[str]) -> None:
         if texts[0] == "-m":
-            assert texts[1] == "nanoalign.lab.search"
-            self.search(search.parse_args(texts[2:]))
+            module = {"nanoalign.lab.search": search, "nanoalign.lab.rloo": rloo}[texts[1]]
+            getattr(self, module.__name__.rpartition(".")[2])(module.parse_args(texts[2:]))
         else:
             args = parsed(texts)
             self.parsed.append(args)
@@ -107,6 +107,10 @@ class FakeRuns(runs.Runs):
         if args.cleaned:
             records = read(Path(trained.data[0]))
             Path(args.cleaned).write_text("".join(json.dumps(each) + "\n" for each in records))
+
+    def rloo(self, args) -> None:
+        assert args.reward == "rule" or Path(args.reward).is_dir()
+        args.out.mkdir()
 
     def search(self, args) -> None:
         lines = read(args.data)[args.suffix_texts if args.suffix else 0 :]
