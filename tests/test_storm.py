@@ -3,6 +3,7 @@
 import pytest
 import storm
 from processes import Outcome
+from storm_runs import World, bad_ending, train
 
 # A seed and a number make a mishap: `python tests/storm.py KIND --only NUMBER` repeats it.
 # Here are some of seed 0 of each kind that takes a few seconds.
@@ -33,8 +34,8 @@ FEW = {
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> storm.World:
-    return storm.World(tmp_path_factory.mktemp("storm") / "world")
+def world(tmp_path_factory) -> World:
+    return World(tmp_path_factory.mktemp("storm") / "world")
 
 
 def test_a_short_storm(world):
@@ -46,17 +47,17 @@ def test_a_short_storm(world):
 def test_a_run_that_is_not_what_it_was_is_found(world, tmp_path):
     """A run of another learning rate has other metrics than the undisturbed one."""
     out = tmp_path / "run"
-    assert storm.train(world.argv(out, "--lr", 1e-3)).codes == [0]
+    assert train(world.argv(out, "--lr", 1e-3)).codes == [0]
     assert world.wrong(out, 1) == "other metrics than those of the undisturbed run"
 
 
 def test_an_end_in_one_line_is_no_problem():
     """An error that a user can mend."""
-    outcome = storm.train(["--model", "nowhere/at/all"])
-    assert outcome.codes == [1] and storm.bad_ending(outcome) is None
+    outcome = train(["--model", "nowhere/at/all"])
+    assert outcome.codes == [1] and bad_ending(outcome) is None
 
 
 def test_other_ends_are_found():
-    assert "controls" in storm.bad_ending(Outcome([], [0], "\x1b[2J", ""))
-    assert "traceback" in storm.bad_ending(Outcome([], [1], "", "Traceback\nKeyError: 1"))
-    assert "0 errors" in storm.bad_ending(Outcome([], [1], "", "something"))
+    assert "controls" in bad_ending(Outcome([], [0], "\x1b[2J", ""))
+    assert "traceback" in bad_ending(Outcome([], [1], "", "Traceback\nKeyError: 1"))
+    assert "0 errors" in bad_ending(Outcome([], [1], "", "something"))
