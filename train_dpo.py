@@ -32,7 +32,7 @@ from nanoalign.flags import Parser, add_training_arguments, number, positive
 from nanoalign.losses import dpo_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import Policy
-from nanoalign.packing import fitting, packed, rope
+from nanoalign.packing import fitting, loss_scale, packed, rope
 from nanoalign.packing.self_check import check_layout, check_start, prepare
 from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
@@ -40,7 +40,7 @@ from nanoalign.ranks.report import report
 from nanoalign.runs import folder as run_folder
 from nanoalign.runs import guards, inputs, log, result, trackers
 from nanoalign.runs.speed import Meter
-from nanoalign.weights import lora
+from nanoalign.weights import frozen, lora
 from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder, read_config
 from nanoalign.weights.slices import read_slices
 
@@ -112,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(policy.parameter_groups(args.weight_decay), args.lr, fused=True)
     args = fitting.fit(policy, objective, data.rows, batcher, args)
     batcher = groups.synced(batcher, policy, args)
+    batcher = loss_scale.scaled(batcher, policy, objective)
     log.describe(policy, data.rows, batcher, args)
 
     # training
@@ -161,13 +162,16 @@ def load_models(
     """Returns (the policy, its reference or None, the data with precomputed reference values)."""
     dtype = compute_dtype(args.precision, world.device)
     compiled = compiler.Compiler(args, world)
-    read = gathers.reading(compiled.reading(read_slices), args)
+    read = gathers.reading(compiled.reading(frozen.reading(read_slices, args, dtype)), args)
 
     def load_policy() -> Policy:
         options = {"checkpointing": args.activation_checkpointing}
         options["read"] = lora.reading(read, args, dtype)
         policy = Policy.load(folders["--model"], world, dtype, **options)
         prepare(policy, data, batcher, f"--model {args.model}")
+        if args.base_dtype:
+            rows = (data.held_out or data.rows)[: args.batch_size]
+            compiled.plainly(frozen.report_rounding, policy, folders["--model"], rows, batcher)
         compiled.start(policy, data.rows, batcher, f"--model {args.model}")
         return policy
 

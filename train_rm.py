@@ -28,7 +28,7 @@ from nanoalign.flags import Parser, add_training_arguments, number
 from nanoalign.losses import pairwise_reward_loss
 from nanoalign.metrics import Metric, pair_metrics
 from nanoalign.model import RewardModel
-from nanoalign.packing import fitting, packed
+from nanoalign.packing import fitting, loss_scale, packed
 from nanoalign.packing.self_check import check_layout, prepare
 from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     optimizer = torch.optim.AdamW(parameters, args.lr, fused=True)
     args = fitting.fit(reward_model, objective, data.rows, batcher, args)
     batcher = groups.synced(batcher, reward_model, args)
+    batcher = loss_scale.scaled(batcher, reward_model, objective)
     log.describe(reward_model, data.rows, batcher, args)
 
     # training

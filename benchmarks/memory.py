@@ -5,6 +5,7 @@
     python benchmarks/memory.py long 4000 8000 16000
     python benchmarks/shapes.py qwen2.5-3b runs/qwen-3b
     python benchmarks/memory.py load runs/qwen-3b --ranks 4
+    python benchmarks/memory.py load runs/qwen-3b --flags "--lora_rank 8 --base_dtype nf4"
 
 `step` takes the pairs of --data, or makes pairs of the largest size: half of max_length are tokens
 of the prompt, half are tokens of each response. `long` compares the attention of packed rows with
@@ -42,6 +43,7 @@ from nanoalign.distributed import setup
 from nanoalign.model import Policy
 from nanoalign.packing import attention, packed
 from nanoalign.runs import result
+from nanoalign.weights import frozen
 from nanoalign.weights.folders import local_folder
 from nanoalign.weights.slices import read_slices
 
@@ -65,6 +67,7 @@ def parse_args() -> argparse.Namespace:
     load = commands.add_parser("load", help="a policy, sharded over ranks")
     load.add_argument("model")
     load.add_argument("--ranks", type=int, default=4)
+    load.add_argument("--flags", default="", help="LoRA's, of which the frozen base is read")
     return parser.parse_args()
 
 
@@ -143,6 +146,7 @@ def step(args: argparse.Namespace) -> None:
             patch.object(torch.optim.AdamW, "step", counted_step),
             patch.object(result, "finish", lambda *_: None),
             patch.object(train_dpo, "write_model", lambda *_, **__: None),
+            patch.object(train_dpo.lora, "write_model", lambda *_, **__: None),
         ):
             train_dpo.main(argv)
     most = max(peaks.values())
@@ -234,7 +238,7 @@ def load(args: argparse.Namespace) -> None:
     context = multiprocessing.get_context("spawn")
     queue, port = context.Queue(), 29500 + os.getpid() % 1000
     ranks = [
-        context.Process(target=_load_rank, args=(rank, args.ranks, port, args.model, queue))
+        context.Process(target=_load_rank, args=(rank, args.ranks, port, args, queue))
         for rank in range(args.ranks)
     ]
     for process in ranks:
@@ -249,7 +253,7 @@ def load(args: argparse.Namespace) -> None:
     model = sum(result["parameters"] for result in results)
     before = sum(result["before"] for result in results)
     print(
-        f"model {model / GB:.2f} GB in float32 over {args.ranks} ranks; peak of private memory "
+        f"model {model / GB:.2f} GB over {args.ranks} ranks {args.flags}; peak of private memory "
         f"{most / GB:.2f} GB ({', '.join(f'{part / GB:.2f}' for part in parts)}), "
         f"{most / model:.3f} times the model; {before / GB:.2f} GB of it were in use before "
         f"loading, and without these it is {(most - before) / model:.3f} times; "
@@ -266,7 +270,7 @@ def _private(pid: int) -> int:
     return 1024 * int(rollup.split("Pss_Anon:")[1].split()[0]) if "Pss_Anon:" in rollup else 0
 
 
-def _load_rank(rank: int, ranks: int, port: int, model: str, queue) -> None:
+def _load_rank(rank: int, ranks: int, port: int, args: argparse.Namespace, queue) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -278,7 +282,10 @@ def _load_rank(rank: int, ranks: int, port: int, model: str, queue) -> None:
 
     world = setup()
     before, begun = _private(os.getpid()), time.perf_counter()
-    policy = Policy.load(local_folder(model), world, read=read_slices)
+    flags = train_dpo.parse_args(args.flags.split())
+    read = frozen.reading(read_slices, flags, torch.bfloat16)
+    options = (torch.bfloat16, False) if args.flags else ()  # what adapters leave frozen
+    policy = Policy.load(local_folder(args.model), world, *options, read=read)
     size = sum(_local(p).nbytes for p in policy.parameters())
     queue.put({"parameters": size, "before": before, "seconds": time.perf_counter() - begun})
     torch.distributed.barrier()

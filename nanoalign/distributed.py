@@ -65,14 +65,15 @@ def environment_ranks() -> tuple[int, int, int]:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products for --precision. auto: bfloat16 on a GPU that has it.
+    """The dtype of matrix products for --precision. auto: bfloat16 on a GPU that has it, else fp32.
 
     Raises RunError for bf16 on a GPU that does not have it.
     """
     has = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and device.type == "cuda" and not has:
-        raise RunError("--precision bf16: this GPU has no bfloat16; use --precision fp32, or auto")
-    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and has) else torch.float32
+        raise RunError("--precision bf16: this GPU has no bfloat16; use --precision fp32 or fp16")
+    precision = ("bf16" if has else "fp32") if precision == "auto" else precision
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

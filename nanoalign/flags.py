@@ -11,7 +11,7 @@ import torch
 from nanoalign.distributed import environment_ranks
 from nanoalign.errors import RunError
 
-SCHEDULES, PRECISIONS = ("cosine", "linear", "constant"), ("auto", "fp32", "bf16")
+SCHEDULES, PRECISIONS = ("cosine", "linear", "constant"), ("auto", "fp32", "bf16", "fp16")
 # A GPU needs many tokens at a time; a CPU is as fast with few, which take less memory.
 MICRO_BATCH_TOKENS = 8192 if torch.cuda.is_available() else 2048
 
@@ -118,7 +118,7 @@ def add_forward_arguments(group: argparse._ArgumentGroup, word: str | None = Non
     size = word if word and torch.cuda.is_available() else MICRO_BATCH_TOKENS
     number_or_word = lambda text: text if text == word else count(text)  # noqa: E731
     add("--micro_batch_tokens", type=number_or_word, default=size, help=text)
-    text = "type of matrix products; auto: bf16 on GPUs that have it"
+    text = "type of matrix products; auto: bf16 on GPUs that have it; fp16: for GPUs that do not"
     add("--precision", choices=PRECISIONS, default="auto", help=text)
 
 

@@ -48,10 +48,10 @@ def cast(
 
     def cast_and_run(run: Callable, *args, **kwargs) -> object:
         originals = [layer._parameters for layer in layers]
-        # By parameter, so that a tied one is cast once. None is a bias that a layer does not have.
-        casts = {p: p.to(dtype) for names in originals for p in names.values() if p is not None}
+        # By parameter, so that a tied one is cast once. Packed bytes (weights/nf4.py) are not cast.
+        new = {p: p.to(dtype) for m in layers for p in m.parameters(False) if p.is_floating_point()}
         for layer, names in zip(layers, originals, strict=True):
-            layer._parameters = {name: casts.get(p) for name, p in names.items()}
+            layer._parameters = {name: new.get(p, p) for name, p in names.items()}
         try:
             return run(*args, **kwargs)
         finally:

@@ -20,6 +20,7 @@ import torch
 
 from nanoalign.distributed import World
 from nanoalign.model import Scorer
+from nanoalign.weights.nf4 import shape_of
 
 KEYS = ("tokens_per_second", "ms_per_step", "memory_gb", "mfu")
 # Dense products in bfloat16, FLOP/s, by a part of the name of a GPU; from NVIDIA's data sheets.
@@ -89,4 +90,4 @@ def flops_per_token(model: Scorer, reference: bool) -> float:
     """
     weights = [p for block in model.blocks() for p in block.parameters() if p.ndim >= 2]
     trained = sum(p.numel() for p in weights if p.requires_grad)
-    return (4 + 2 * reference) * sum(p.numel() for p in weights) + 2.0 * trained
+    return (4 + 2 * reference) * sum(shape_of(p).numel() for p in weights) + 2.0 * trained

@@ -31,6 +31,7 @@ from nanoalign.ranks.collectives import on_main
 from nanoalign.weights import write
 from nanoalign.weights.adapters import PREFIX, SETTINGS, WEIGHTS
 from nanoalign.weights.folders import ADAPTER_CONFIG, public_name
+from nanoalign.weights.nf4 import is_packed, unpacked
 from nanoalign.weights.slices import copy_rows, places_of, tensors_of
 from nanoalign.weights.tensor_files import save
 
@@ -49,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "the head"
     )
     add("--lora_targets", nargs="+", metavar="NAME", help=text)
+    text = (
+        "hold the frozen weights of linear layers in 4 bits (nf4, as in QLoRA), which rounds them; "
+        "default: as the files store them"
+    )
+    add("--base_dtype", choices=("nf4",), help=text)
     parser.derived.append(lambda args: {"lora_alpha": 2 * args.lora_rank} if args.lora_rank else {})
     parser.refusals.append(refusal)
 
@@ -56,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def refusal(args: Namespace) -> str | None:
     """Returns why the flags of LoRA are refused, or None."""
     if args.lora_rank is None:
-        for name in ("lora_alpha", "lora_targets"):
+        for name in ("lora_alpha", "lora_targets", "base_dtype"):
             if getattr(args, name) is not None:
                 return f"--{name} needs --lora_rank; give both"
         return None
@@ -71,6 +77,11 @@ def refusal(args: Namespace) -> str | None:
             f"--reference {reference} does not go with --lora_rank, where the reference is "
             "--model with its adapters off; leave it out"
         )
+    if args.base_dtype and flags.get("precompute_reference"):
+        return (
+            "--precompute_reference does not go with --base_dtype, where the reference is the "
+            "rounded model, which is in memory anyway; leave it out"
+        )
     if flags.get("sync_reference_every"):
         return (
             "--sync_reference_every does not go with --lora_rank, where the reference is the "
@@ -81,6 +92,7 @@ def refusal(args: Namespace) -> str | None:
 
 FOLDER = "adapter"  # in the folder of a run
 NAME = "default"  # of the adapter in peft
+HALF = {torch.bfloat16, torch.float16}
 
 
 # --- the start of a run ---------------------------------------------------------------------------
@@ -90,8 +102,8 @@ def reading(read: Read, args: Namespace, dtype: torch.dtype) -> Read:
     """The `read` of Policy.load and RewardModel.load, with the adapters of the flags, if any.
 
     A is random and B zero; a line says what is trained.
-    dtype: of matrix products. Frozen weights are kept in it if the files store them in it, since
-        they lose nothing.
+    dtype: of matrix products. Frozen weights are kept as the files store them if that type and this
+        dtype have 16 bits: nothing is lost.
     The result raises RunError as add_adapters does.
     """
     if args.lora_rank is None:
@@ -100,7 +112,8 @@ def reading(read: Read, args: Namespace, dtype: torch.dtype) -> Read:
     def read_and_add(
         auto: type, folder: Path, config: "transformers.PretrainedConfig", own_dtype: torch.dtype
     ) -> tuple[nn.Module, Fill]:
-        frozen_dtype = dtype if config.dtype == dtype else torch.float32  # `read` changes config
+        stored = config.dtype  # `read` changes config
+        frozen_dtype = stored if {stored, dtype} <= HALF else torch.float32
         model, fill = read(auto, folder, config, own_dtype)
         add_adapters(model, args, frozen_dtype)
 
@@ -163,7 +176,7 @@ def add_adapters(
     for head in () if model.can_generate() else heads:
         head.requires_grad_(True)
     for parameter in model.parameters():
-        if not parameter.requires_grad:  # buffers stay as they are
+        if not (parameter.requires_grad or is_packed(parameter)):  # buffers stay as they are
             parameter.data = parameter.data.to(frozen_dtype)
 
 
@@ -193,7 +206,9 @@ def merged(layer: nn.Module) -> Tensor:
     a, b = matrices(layer)
     update = layer.scaling[NAME] * (b @ a)
     # GPT-2 has weights of the shape (in, out).
-    return layer.base_layer.weight.float() + (update.T if layer.fan_in_fan_out else update)
+    return unpacked(layer.base_layer.weight).float() + (
+        update.T if layer.fan_in_fan_out else update
+    )
 
 
 # --- the reference --------------------------------------------------------------------------------
@@ -266,7 +281,7 @@ def write_model(
             tensors[name] = partial(merged, layers[name])
         elif not name.endswith((f".lora_A.{NAME}.weight", f".lora_B.{NAME}.weight")):
             # Looked up when it is written: a tensor of a gathered module is freed before.
-            tensors[name] = partial(getattr, *places[names[0]])
+            tensors[name] = lambda place=places[names[0]]: unpacked(getattr(*place))
             heads += [name.removesuffix(".weight")] if tensor.requires_grad else []
     write.write_model(scorer, tokenizer, folder, world, tensors, **options)
     final, temporary = folder / FOLDER, folder / f".{FOLDER}.partial"

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from nanoalign.errors import RunError, in_a_line
 from nanoalign.model import Fill
 from nanoalign.weights.heads import class_of
+from nanoalign.weights.nf4 import is_packed, pack, shape_of
 from nanoalign.weights.tensor_files import open_safetensors, read_tensor, stored_tensors
 
 # Options of from_pretrained: it loads no pickles, and runs no code of the folder or of the Hub.
@@ -195,7 +196,7 @@ def load(
     stored = stored_tensors(folder)
     known = {name for names in tensors for name in names}
     same_layout = stored.keys() <= known and all(
-        any(name in stored and stored[name].shape == tensor.shape for name in names)
+        any(name in stored and stored[name].shape == shape_of(tensor) for name in names)
         for names, tensor in tensors.items()
     )
     if not same_layout:
@@ -217,18 +218,19 @@ def load(
 def copy_rows(target: Tensor, whole: Tensor) -> None:
     """Copies this rank's rows of a whole tensor into a parameter or buffer, in place.
 
-    target: sharded on dimension 0, or not sharded. whole: a tensor of the global shape of target,
-        or a slice of safetensors, of which only those rows are read.
+    target: sharded on dimension 0, or not sharded; one of weights/nf4.py gets these rows packed.
+        whole: a tensor of the global shape of target, or a slice of safetensors, of which only
+        those rows are read.
     """
-    if not isinstance(target, DTensor):
-        target.copy_(whole[...])
-        return
-    local, mesh = target.to_local(), target.device_mesh
-    rows = math.ceil(len(target) / mesh.shape[-1])  # FSDP2 divides them as torch.chunk does
-    start = min(mesh.get_coordinate()[-1] * rows, len(target))
-    stop = min(start + rows, len(target))
-    assert len(local) == stop - start, "FSDP2 shards as torch.chunk does"
-    local.copy_(whole[start:stop])
+    local, own = target, ...
+    if isinstance(target, DTensor):
+        local, mesh = target.to_local(), target.device_mesh
+        rows = math.ceil(len(target) / mesh.shape[-1])  # FSDP2 divides them as torch.chunk does
+        start = min(mesh.get_coordinate()[-1] * rows, len(target))
+        stop = min(start + rows, len(target))
+        assert len(local) == stop - start, "FSDP2 shards as torch.chunk does"
+        own = slice(start, stop)
+    local.copy_(pack(whole[own].to(local.device)) if is_packed(target) else whole[own])
 
 
 def load_on_rank_0(
@@ -248,7 +250,8 @@ def load_on_rank_0(
     if message[0] is not None:
         raise RunError(message[0])
     for names, tensor in tensors.items():
-        whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        dtype = torch.float32 if is_packed(tensor) else tensor.dtype
+        whole = torch.empty(shape_of(tensor), dtype=dtype, device=tensor.device)
         if is_main:
             whole.copy_(next(loaded[name] for name in names if name in loaded))
         if dist.is_initialized():

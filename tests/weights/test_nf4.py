@@ -1,0 +1,380 @@
+"""python -m pytest tests/weights/test_nf4.py"""
+
+import math
+import re
+import struct
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import records, tiny_llama, write_pairs
+from processes import run_ranks
+from torch.distributed.tensor import DTensor
+from trainings import losses, metrics_of, without_picture
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+import train_dpo
+from nanoalign.batch import Batch, collate
+from nanoalign.distributed import full, setup
+from nanoalign.encode import encode_all
+from nanoalign.errors import RunError
+from nanoalign.model import Policy
+from nanoalign.weights import frozen, lora, nf4
+from nanoalign.weights.slices import copy_rows, read_slices
+
+peft = pytest.importorskip("peft", reason="LoRA is trained through peft, which is not installed")
+
+
+def round_trip(weight: torch.Tensor) -> torch.Tensor:
+    return nf4.unpack(nf4.pack(weight), nf4.PAIRS)
+
+
+def error(rounded: torch.Tensor, weight: torch.Tensor) -> float:
+    return ((rounded.float() - weight).norm() / weight.norm()).item()
+
+
+# --- the format
+
+
+def test_levels_are_quantiles_of_the_normal_distribution():
+    """Section 3 of the paper: 8 and 9 equally likely halves, with 0 in both; largest 1."""
+    ends = 1 - (1 / 30 + 1 / 32) / 2  # the mean of the outermost probabilities of 15 and 16 levels
+    above = torch.special.ndtri(torch.linspace(ends, 0.5, 9, dtype=torch.float64))
+    below = -torch.special.ndtri(torch.linspace(ends, 0.5, 8, dtype=torch.float64))
+    expected = torch.cat([below, above[:-1]]).sort().values / above.max()
+    assert torch.allclose(nf4.LEVELS.double(), expected, atol=1e-6)
+
+
+def test_two_blocks_by_hand():
+    """Maxima 2 and 1/2: roots 255 and 255 / 2, which rounds to 128. 0.9 is nearest to 0.4407 * 2.
+
+    (128 / 255)^2 * 2 = 0.50394 is the maximum of the second block then.
+    """
+    row = torch.zeros(1, 128)
+    row[0, :4] = torch.tensor([2.0, -2.0, 0.0, 0.9])  # codes 15, 0, 7, 12
+    row[0, 64] = -0.5  # code 0
+    packed = nf4.pack(row)
+    bytes_of_codes = [0xF0, 0x7C] + [0x77] * 30 + [0x07] + [0x77] * 31
+    assert packed.tolist() == [bytes_of_codes + [255, 128] + list(struct.pack("<f", 2.0))]
+    expected = torch.zeros(1, 128)
+    expected[0, :4] = torch.tensor([2.0, -2.0, 0.0, 2 * 0.44070982933044434])
+    expected[0, 64] = -2 * (128 / 255) ** 2
+    assert torch.allclose(round_trip(row), expected, rtol=1e-6)
+    assert nf4.columns(packed) == 128
+
+
+def test_each_weight_gets_the_nearest_level():
+    torch.manual_seed(0)
+    row = torch.randn(3, 192)
+    blocks = row.view(3, 3, 64)
+    scaled = blocks / blocks.abs().amax(2, keepdim=True)
+    nearest = (scaled[..., None] - nf4.LEVELS).abs().argmin(-1).view(3, 192)
+    codes = nf4.pack(row)[:, :96]
+    assert torch.equal(torch.stack([codes >> 4, codes & 15], 2).view(3, 192), nearest)
+
+
+def test_maxima_are_within_the_error_that_is_promised():
+    """A block whose maximum is 1/100 of the row's largest is off by at most 4 %."""
+    blocks = torch.ones(200, 2, 64)
+    blocks[:, 1] = torch.linspace(0.01, 1.0, 200)[:, None]
+    rounded = round_trip(blocks.view(200, 128)).view(200, 2, 64)
+    off = (rounded / blocks - 1).abs()
+    assert not off[:, 0].any() and off[0, 1].max() <= 0.04 and off.max() <= 0.04
+    assert (off[:, 1] <= 1.01 / 255 / blocks[:, 1].sqrt()).all()
+
+
+def test_zeros_stay_and_what_is_not_finite_shows():
+    weight = torch.randn(5, 128)
+    weight[0], weight[1, :64] = 0.0, 0.0
+    weight[2, 3], weight[3, 100] = math.nan, math.inf
+    rounded = round_trip(weight)
+    assert not rounded[0].any() and not rounded[1, :64].any() and rounded[1, 64:].any()
+    assert not rounded[2].isfinite().any() and not rounded[3].isfinite().all()
+    assert rounded[4].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy tails", "large columns", "bfloat16"])
+def test_codes_are_those_of_bitsandbytes_and_maxima_not_worse(kind):
+    """Its doubly quantized maxima (8 bits less their mean, blocks of 256) lose more, or as much."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    torch.manual_seed(0)
+    weight = 0.02 * torch.randn(256, 1024)
+    if kind == "heavy tails":
+        weight = 0.02 * torch.distributions.StudentT(3.0).sample((256, 1024))
+    elif kind == "large columns":
+        weight[:, 5] *= 100
+    elif kind == "bfloat16":
+        weight = weight.bfloat16()
+    quantize = partial(functional.quantize_4bit, weight, quant_type="nf4")
+    codes, state = quantize(compress_statistics=False)
+    assert torch.equal(nf4.pack(weight)[:, :512].flatten(), codes.flatten())
+    plain = error(functional.dequantize_4bit(codes, state), weight.float())
+    double = error(functional.dequantize_4bit(*quantize(compress_statistics=True)), weight.float())
+    assert plain < error(round_trip(weight), weight.float()) < min(1.003 * plain, 1.0002 * double)
+
+
+# --- a layer
+
+
+@pytest.fixture
+def layer() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(128, 6)
+    layer.requires_grad_(False)
+    nf4.PackedLinear.become(layer, torch.float32)
+    return layer
+
+
+def test_gradient_of_the_product(layer):
+    """By finite differences, in float64."""
+    x = torch.randn(2, 3, 128, dtype=torch.float64, requires_grad=True)
+    bias = layer.bias.double()
+    product = lambda x: nf4.Product.apply(x, layer.weight, layer.pairs, bias)  # noqa: E731
+    assert torch.autograd.gradcheck(product, x)
+
+
+def test_a_layer_is_the_dense_layer_and_keeps_no_weights(layer):
+    """Bit for bit, forward and backward; the graph holds packed bytes and nothing of out x n."""
+    kept = []
+    x = torch.randn(5, 128, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = layer(x)
+    assert all(t.dtype == torch.uint8 or t.numel() < 6 * 128 for t in kept)
+    y.square().sum().backward()
+    again = x.detach().clone().requires_grad_()
+    dense = F.linear(again, nf4.unpacked(layer.weight), layer.bias)
+    dense.square().sum().backward()
+    assert torch.equal(y, dense) and torch.equal(x.grad, again.grad)
+
+
+def test_a_layer_compiles_as_one_graph(layer):
+    fast = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(5, 128, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+    y = fast(x)
+    assert torch.allclose(y, layer(x), atol=1e-6)
+    assert torch.allclose(torch.autograd.grad(y.sum(), x)[0], gradient, atol=1e-6)
+
+
+# --- a model
+
+
+FLAGS = "--lora_rank 4 --lora_alpha 12 --base_dtype nf4"
+WIDE = {"hidden_size": 64, "intermediate_size": 128}
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory) -> Path:
+    """A tiny Llama whose layers have rows of 64 and 128 weights."""
+    folder = tmp_path_factory.mktemp("wide")
+    tiny_llama(**WIDE).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rounded_folder(folder, tokenizer, tmp_path_factory) -> Path:
+    """The same model in float32, with weights that went through nf4 in its linear layers."""
+    rounded = tmp_path_factory.mktemp("rounded")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for part in model.model.modules():
+            if isinstance(part, torch.nn.Linear):
+                part.weight.copy_(round_trip(part.weight))
+    model.save_pretrained(rounded)
+    tokenizer.save_pretrained(rounded)
+    return rounded
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer) -> Batch:
+    return collate(encode_all(records(6), tokenizer))
+
+
+def load(folder: Path, world=None, dtype=torch.float32, flags: str = FLAGS, **options) -> Policy:
+    args = train_dpo.parse_args(flags.split())
+    read = frozen.reading(read_slices, args, dtype)
+    return lora.load_policy(partial(Policy.load, folder, world, dtype, read=read, **options), args)
+
+
+def fill_adapters(policy: Policy) -> None:
+    """Draws A and B, as if they had been trained."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in lora.adapted(policy.model).values():
+        for matrix in lora.matrices(layer):
+            copy_rows(matrix, 0.1 * torch.randn(matrix.shape, generator=generator))
+
+
+def _step(folder: Path, batch: Batch, flags: str) -> list[list[torch.Tensor]]:
+    """Losses of a batch, and all gradients: in float32, in bfloat16, and there checkpointed."""
+    world, found = setup(), []
+    for dtype, checkpointing in (
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.bfloat16, True),
+    ):
+        policy = load(folder, world, dtype, flags, checkpointing=checkpointing)
+        fill_adapters(policy)
+        losses, _ = train_dpo.loss_of_batch(policy, lora.Base(policy), 0.1, 0.0, batch)
+        losses.sum().backward()
+        gradients = [full(p.grad) for p in policy.parameters() if p.requires_grad]
+        found.append([losses.detach(), *gradients])
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_step_is_that_of_the_dequantized_model(folder, rounded_folder, batch, ranks):
+    """Losses and gradients are equal to those of LoRA on a model of the rounded weights."""
+    packed = run_ranks(ranks, _step, folder, batch, FLAGS)
+    dense = run_ranks(ranks, _step, rounded_folder, batch, FLAGS.replace("--base_dtype nf4", ""))
+    assert packed.codes == dense.codes == [0] * ranks, packed.stderr + dense.stderr
+    for found, expected in zip(packed.results[0], dense.results[0], strict=True):
+        assert len(found) == len(expected) == 1 + 2 * 14
+        assert found[0].std() > 0.01  # the adapters matter
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def _bytes(folder: Path) -> list[tuple[torch.dtype, int, bool, torch.Tensor]]:
+    policy = load(folder, setup())
+    weights = [layer.base_layer.weight for layer in lora.adapted(policy.model).values()]
+    return [
+        (w.dtype, w.to_local().numel(), isinstance(w, DTensor), w.full_tensor()) for w in weights
+    ]
+
+
+def test_ranks_share_the_packed_bytes(folder):
+    """Each rank packs its own rows; together they are those of one process."""
+    outcome = run_ranks(2, _bytes, folder)
+    assert outcome.codes == [0, 0], outcome.stderr
+    policy = load(folder)
+    alone = [layer.base_layer.weight for layer in lora.adapted(policy.model).values()]
+    for mine, other, whole in zip(*outcome.results, alone, strict=True):
+        assert mine[0] == torch.uint8 and mine[2]
+        assert mine[1] == other[1] == whole.numel() / 2
+        assert torch.equal(mine[3], whole)
+
+
+def test_sizes_are_those_of_the_weights(folder):
+    policy, dense = load(folder), Policy.load(folder)
+    trained = policy.count_parameters(trainable=True)
+    assert policy.count_parameters() == dense.count_parameters() + trained
+    packed = [p for p in policy.parameters() if nf4.is_packed(p)]
+    assert len(packed) == 14
+    assert all(p.nbytes == len(p) * (33 * nf4.shape_of(p)[1] // 64 + 4) for p in packed)
+
+
+# --- whole runs
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory, folder):
+    """Runs train_dpo.main: 4 steps of all pairs. Returns (metrics, standard output)."""
+    pairs = write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
+
+    def run(out: Path, *flags: object, ranks: int = 1) -> tuple[list[dict], str]:
+        argv = ["--model", folder, "--data", pairs, "--out", out, "--batch_size", 25, "--lr", 3e-2,
+                "--steps", 4, *FLAGS.split(), "--micro_batch_tokens", 800, *flags]  # fmt: skip
+        outcome = run_ranks(ranks, without_picture, [str(arg) for arg in argv])
+        assert outcome.codes == [0] * ranks, outcome.stderr
+        return metrics_of(out), outcome.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two_ranks(train, tmp_path_factory) -> tuple[list[dict], str, Path]:
+    out = tmp_path_factory.mktemp("runs") / "two"
+    return *train(out, ranks=2), out
+
+
+@torch.no_grad()
+def test_what_is_saved_is_the_rounded_model_with_its_adapter(two_ranks, rounded_folder, batch):
+    """The root is the function that was trained; peft makes it of the rounded base and adapter/."""
+    metrics, _, out = two_ranks
+    assert metrics[1]["rewards/chosen"] == metrics[1]["rewards/rejected"] == 0.0
+    assert losses(metrics)[-1] < 0.6
+    root = Policy.load(out)
+    base = AutoModelForCausalLM.from_pretrained(rounded_folder)
+    merged = peft.PeftModel.from_pretrained(base, out / "adapter").merge_and_unload()
+    assert torch.allclose(root(batch), Policy(merged.eval())(batch), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_loss_by_rounding_is_printed(train, folder, rounded_folder, tmp_path, tokenizer):
+    """On held-out pairs: the mean of log p / tokens over responses, of both models, by hand."""
+    pairs = write_pairs(tmp_path / "held.jsonl", 5, seed=1)
+    flags = ("--steps", 1, "--eval_data", pairs, "--template", "raw")
+    _, printed = train(tmp_path / "run", *flags)
+    found = re.search(
+        r"nf4 .* (-[\d.]+) -> (-[\d.]+), which changes it by ([\d.]+) .* of 10 resp", printed
+    )
+    held = collate(encode_all(records(5, seed=1), tokenizer))
+    before, after = (Policy.load(f)(held) / held.lengths for f in (folder, rounded_folder))
+    expected = before.mean(), after.mean(), (after - before).square().mean().sqrt()
+    assert [float(number) for number in found.groups()] == pytest.approx(
+        [value.item() for value in expected], abs=1e-4
+    )
+    assert abs(before.mean() - after.mean()) > 1e-3  # there is something to see
+    _, of_two = train(tmp_path / "two", *flags, ranks=2)
+    assert found[0] in of_two
+
+
+def test_resume_continues_on_any_number_of_ranks(train, two_ranks, tmp_path):
+    train(tmp_path / "run", "--stop_after", 2, ranks=2)
+    metrics, _ = train(tmp_path / "run", "--resume")
+    assert losses(metrics) == pytest.approx(losses(two_ranks[0]), rel=1e-5)
+
+
+def test_layers_without_adapters_are_rounded_too(train, rounded_folder, tmp_path):
+    """They are written as the run computed with them."""
+    train(tmp_path / "run", "--lora_targets", "q_proj", "--steps", 1)
+    root = AutoModelForCausalLM.from_pretrained(tmp_path / "run").state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(rounded_folder).state_dict().items():
+        assert torch.equal(root[name], weight) == ("q_proj" not in name), name
+
+
+MIXTRAL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
+           "num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_mixture_of_experts_is_read_by_rank_0(batch, tokenizer, tmp_path):
+    """Fused experts are no linear layers, and stay as they are."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["mixtral"](vocab_size=259, **MIXTRAL)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    policy = load(tmp_path, flags=f"{FLAGS} --lora_targets q_proj o_proj")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for part in model.model.layers.modules():
+        if type(part) is torch.nn.Linear:
+            part.weight.copy_(round_trip(part.weight))
+    assert torch.equal(policy(batch), Policy(model.eval())(batch))
+    assert sum(map(nf4.is_packed, policy.parameters())) == 4
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--base_dtype nf4", "--base_dtype needs --lora_rank"),
+        ("--lora_rank 4 --base_dtype int8", "choose from"),
+        ("--lora_rank 4 --base_dtype nf4 --precompute_reference", "is the rounded model"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags, said):
+    with pytest.raises(RunError, match=said):
+        train_dpo.parse_args(flags.split())
+
+
+def test_models_that_can_not_be_packed(llama_folder, tokenizer, tmp_path):
+    with pytest.raises(RunError, match="rows of 32 weights, no multiple of 64"):
+        load(llama_folder)
+    config = CONFIG_MAPPING["gpt2"](vocab_size=259, n_embd=64, n_layer=1, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(RunError, match="GPT2LMHeadModel has no linear layers in its blocks"):
+        load(tmp_path)
