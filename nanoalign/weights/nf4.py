@@ -69,7 +69,8 @@ def unpack(packed: Tensor, pairs: Tensor) -> Tensor:
     """
     out, n = len(packed), columns(packed)
     codes, roots, largest = packed.split([n // 2, n // BLOCK, 4], 1)
-    maxima = (roots.float() / 255).square() * largest.contiguous().view(torch.float32)
+    largest = largest.flatten().clone().view(torch.float32)[:, None]  # clone: in memory of its own
+    maxima = (roots.float() / 255).square() * largest  # (out, n / 64)
     levels = pairs.index_select(0, codes.int().flatten()).view(torch.float32)
     return levels.view(out, n // BLOCK, BLOCK).mul_(maxima[..., None]).view(out, n)
 
