@@ -67,6 +67,9 @@ def unpack(packed: Tensor, pairs: Tensor) -> Tensor:
 
     pairs: PAIRS, on the device of `packed`.
     """
+    packed = packed.to(
+        torch.uint8
+    )  # torch 2.11 gathers it in the dtype of products, which is exact
     out, n = len(packed), columns(packed)
     codes, roots, largest = packed.split([n // 2, n // BLOCK, 4], 1)
     largest = largest.flatten().clone().view(torch.float32)[:, None]  # clone: in memory of its own

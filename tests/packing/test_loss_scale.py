@@ -66,24 +66,25 @@ def test_the_curve_is_that_of_float32(train, plain, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_scale_that_overflows_is_halved_and_no_step_is_lost(train, plain, tmp_path, ranks):
-    """From 2^40, where gradients are infinite. Batches that come twice do not change metrics."""
-    metrics = train(tmp_path / "run", first=2.0**40, ranks=ranks)
-    assert scales(metrics)[0] < 2.0**30
+    """From 2^24, where gradients are infinite. Batches that come twice do not change metrics."""
+    metrics = train(tmp_path / "run", first=2.0**24, ranks=ranks)
+    assert scales(metrics)[0] < 2.0**24
     assert losses(metrics) == pytest.approx(losses(plain), rel=3e-3)
     assert len(losses(metrics)) == len(losses(plain))
 
 
 def test_the_scale_is_resumed(train, tmp_path):
     """Step 3 has the scale that was found in step 1, not the first one."""
-    whole = train(tmp_path / "whole", first=2.0**40)
-    train(tmp_path / "run", "--stop_after", 2, first=2.0**40)
-    assert train(tmp_path / "run", "--resume", first=2.0**40) == whole
+    whole = train(tmp_path / "whole", first=2.0**22)
+    assert scales(whole)[0] < 2.0**22
+    train(tmp_path / "run", "--stop_after", 2, first=2.0**22)
+    assert train(tmp_path / "run", "--resume", first=2.0**22) == whole
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(pairs, llama_folder, tmp_path):
     """Whatever the scale: one line says so, and no step is taken."""
-    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--lr", 1e30,
-            "--steps", 4, "--lora_rank", 4, "--precision", "fp16"]  # fmt: skip
+    argv = ["--model", llama_folder, "--data", pairs, "--out", tmp_path / "run", "--lr", 1e15,
+            "--eval_share", 0, "--steps", 2, "--lora_rank", 4, "--precision", "fp16"]  # fmt: skip
     outcome = run_ranks(1, script, [str(arg) for arg in argv])
     assert outcome.codes == [1]
     assert "step 2 was not taken" in outcome.stderr and "is nan" in outcome.stderr
