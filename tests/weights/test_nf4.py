@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from conftest import records, tiny_llama, write_pairs
 from processes import run_ranks
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
 from trainings import losses, metrics_of, without_picture
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
@@ -277,6 +279,32 @@ def test_a_step_is_that_of_the_dequantized_model(folder, rounded_folder, batch, 
         assert found[0].std() > 0.01  # the adapters matter
         for a, b in zip(found, expected, strict=True):
             assert torch.equal(a, b)
+
+
+def _losses_where_bytes_are_cast(folder: Path, batch: Batch) -> list[list[torch.Tensor]]:
+    """As _step, in bfloat16: of this torch, and as FSDP2 of torch 2.11 does, which casts bytes."""
+    world, init, found = setup(), FSDPParam.init_dtype_attrs, []
+
+    def init_all(param: FSDPParam, settings: MixedPrecisionPolicy) -> None:
+        init(param, settings)
+        if param.orig_dtype == torch.uint8:
+            param.param_dtype = settings.param_dtype
+
+    for FSDPParam.init_dtype_attrs in (init, init_all):
+        policy = load(folder, world, torch.bfloat16)
+        fill_adapters(policy)
+        losses = policy(batch)
+        losses.sum().backward()
+        gradients = [full(p.grad) for p in policy.parameters() if p.requires_grad]
+        found.append([losses.detach(), *gradients])
+    return found
+
+
+def test_bytes_that_were_gathered_in_bfloat16_are_the_same(folder, batch):
+    outcome = run_ranks(2, _losses_where_bytes_are_cast, folder, batch)
+    assert outcome.codes == [0, 0], outcome.stderr
+    for a, b in zip(*outcome.results[0], strict=True):
+        assert torch.equal(a, b)
 
 
 def _bytes(folder: Path) -> list[tuple[torch.dtype, int, bool, torch.Tensor]]:
