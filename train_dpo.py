@@ -169,9 +169,7 @@ def load_models(
         options["read"] = lora.reading(read, args, dtype)
         policy = Policy.load(folders["--model"], world, dtype, **options)
         prepare(policy, data, batcher, f"--model {args.model}")
-        if args.base_dtype:
-            rows = (data.held_out or data.rows)[: args.batch_size]
-            compiled.plainly(frozen.report_rounding, policy, folders["--model"], rows, batcher)
+        compiled.plainly(frozen.report, policy, folders["--model"], data, batcher, args)
         compiled.start(policy, data.rows, batcher, f"--model {args.model}")
         return policy
 

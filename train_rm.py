@@ -39,7 +39,7 @@ from nanoalign.rewards.rule import set_rule
 from nanoalign.runs import folder as run_folder
 from nanoalign.runs import guards, inputs, log, result, trackers
 from nanoalign.runs.speed import Meter
-from nanoalign.weights import lora
+from nanoalign.weights import frozen, lora
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.heads import announce
 
@@ -105,12 +105,14 @@ def main(argv: list[str] | None = None) -> None:
     dtype = compute_dtype(args.precision, world.device)
     load, loss = variants.variant_of(args, data.rows, loss_of_batch)
     compiled = compiler.Compiler(args, world)
-    read = gathers.reading(compiled.reading(published_heads.reader(folder)), args)
+    read = frozen.reading(published_heads.reader(folder), args, dtype)
+    read = gathers.reading(compiled.reading(read), args)
     read = lora.reading(read, args, dtype)
     options = {"read": read, "checkpointing": args.activation_checkpointing}
     reward_model = load(folder, world, dtype, head_seed=args.seed, **options)
     set_rule(reward_model, args, data.template, kinds_of(data.rows, tokenizer, data.template))
     prepare(reward_model, data, batcher, name)
+    compiled.plainly(frozen.report, reward_model, folder, data, batcher, args)
     compiled.start(reward_model, data.rows, batcher, name)
     objective = loop.Objective(partial(loss, reward_model, args))
     parameters = reward_model.parameter_groups(args.weight_decay)

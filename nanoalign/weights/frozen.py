@@ -5,7 +5,6 @@ than one weight is in memory as the files store it.
 """
 
 from argparse import Namespace
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from nanoalign.batch import Row
 from nanoalign.distributed import print0, sum_over_ranks
 from nanoalign.errors import RunError
 from nanoalign.loop import Batcher
@@ -64,12 +62,14 @@ def reading(read: Read, args: Namespace, dtype: torch.dtype) -> Read:
 
 
 @torch.no_grad()
-def report_rounding(model: Scorer, folder: Path, rows: Sequence[Row], batcher: Batcher) -> None:
-    """Prints how scores of a packed model differ from those of the weights in its files.
+def report(model: Scorer, folder: Path, data: object, batcher: Batcher, args: Namespace) -> None:
+    """With --base_dtype prints how scores differ from those of the weights in the files.
 
-    Of the first micro-batch of the rows on each rank. The weights are read from the files again,
-    one layer at a time. A collective.
+    Of the first micro-batch of each rank: of held-out rows, or of training rows if none is held
+    out. The weights are read from the files again, one layer at a time. A collective.
     """
+    if args.base_dtype is None:
+        return
     layers = {
         f"{name.replace('.base_layer', '')}.weight": layer
         for name, layer in model.model.named_modules()
@@ -78,7 +78,8 @@ def report_rounding(model: Scorer, folder: Path, rows: Sequence[Row], batcher: B
     stored = stored_tensors(folder)
     if layers.keys() - stored.keys():
         return print0(f"{'nf4':<11} the files name weights otherwise: no score without rounding")
-    batch, is_policy = next(batcher.step(rows)), isinstance(model, Policy)
+    rows = data.held_out if len(data.held_out) else data.rows
+    batch, is_policy = next(batcher.step(rows[: args.batch_size])), isinstance(model, Policy)
     unit = batch.lengths if is_policy else 1.0
     after = (model(batch) / unit).double()  # (S,)
     for name, layer in layers.items():

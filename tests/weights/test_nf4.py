@@ -4,7 +4,6 @@ import hashlib
 import math
 import re
 import struct
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from processes import run_ranks
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 from torch.distributed.tensor import DTensor
-from trainings import losses, metrics_of, without_picture
+from trainings import losses, metrics_of, rm_without_picture, without_picture
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 import train_dpo
@@ -239,8 +238,8 @@ def batch(tokenizer) -> Batch:
 
 def load(folder: Path, world=None, dtype=torch.float32, flags: str = FLAGS, **options) -> Policy:
     args = train_dpo.parse_args(flags.split())
-    read = frozen.reading(read_slices, args, dtype)
-    return lora.load_policy(partial(Policy.load, folder, world, dtype, read=read, **options), args)
+    read = lora.reading(frozen.reading(read_slices, args, dtype), args, dtype)
+    return Policy.load(folder, world, dtype, read=read, **options)
 
 
 def fill_adapters(policy: Policy) -> None:
@@ -404,6 +403,19 @@ def test_layers_without_adapters_are_rounded_too(train, rounded_folder, tmp_path
     root = AutoModelForCausalLM.from_pretrained(tmp_path / "run").state_dict()
     for name, weight in AutoModelForCausalLM.from_pretrained(rounded_folder).state_dict().items():
         assert torch.equal(root[name], weight) == ("q_proj" not in name), name
+
+
+def test_a_reward_model_is_that_of_the_rounded_body(folder, rounded_folder, tmp_path):
+    """Its head is not packed. Metrics are those of LoRA on a model of the rounded weights."""
+    pairs, found = write_pairs(tmp_path / "pairs.jsonl", 25), []
+    for model, flags in ((folder, FLAGS), (rounded_folder, FLAGS.replace("--base_dtype nf4", ""))):
+        argv = ["--model", model, "--data", pairs, "--out", tmp_path / model.name, "--steps", 2,
+                "--batch_size", 25, *flags.split()]  # fmt: skip
+        outcome = run_ranks(1, rm_without_picture, [str(arg) for arg in argv])
+        assert outcome.codes == [0], outcome.stderr
+        found.append(metrics_of(tmp_path / model.name))
+        assert ("by rounding, reward" in outcome.stdout) == (model is folder)
+    assert found[0] == found[1]
 
 
 MIXTRAL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
