@@ -25,6 +25,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
         ("fp32", CUDA, True, torch.float32),
         ("bf16", CUDA, True, torch.bfloat16),
         ("auto", CUDA, False, torch.float32),
+        ("fp16", CUDA, False, torch.float16),
+        ("fp32", CPU, False, torch.float32),
     ],
 )
 def test_the_dtype_of_matrix_products(monkeypatch, precision, device, has_bf16, expected):
