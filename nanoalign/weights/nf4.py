@@ -38,8 +38,8 @@ LEVELS = torch.tensor([
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ])  # fmt: skip
-# The levels of the two codes of each byte: 256 pairs of float32, as numbers of 8 bytes, which are
-# looked up six times as fast as rows of two.
+# The levels of the two codes of a byte, for each of 256 bytes: two float32, which are looked up as
+# one number of 8 bytes.
 PAIRS = torch.cartesian_prod(LEVELS, LEVELS).view(torch.int64).flatten()
 SMALLEST = torch.finfo(torch.float32).tiny  # in place of the maximum of a block of zeros
 
