@@ -38,7 +38,7 @@ from nanoalign.ranks import gathers, groups
 from nanoalign.ranks.collectives import on_main
 from nanoalign.ranks.report import report
 from nanoalign.runs import folder as run_folder
-from nanoalign.runs import guards, inputs, log, result, trackers
+from nanoalign.runs import guards, inputs, log, replay, result, trackers
 from nanoalign.runs.speed import Meter
 from nanoalign.weights import frozen, lora
 from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder, read_config
@@ -58,8 +58,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     text = "the share of labels that is assumed to be wrong (conservative DPO); default: 0"
     add("--label_smoothing", type=number(float, 0, 0.5), help=text)
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    parts = rows, packed, guards, trackers, groups, compiler, lora, objectives, cache, precomputed
-    parser.extend(*(part.add_arguments for part in parts))
+    parts = rows, packed, guards, replay, trackers, groups, compiler, lora, objectives, cache
+    parser.extend(*(part.add_arguments for part in (*parts, precomputed)))
+    replay.take_flags(parser, argv)
     return parser.parse_args(argv)
 
 
@@ -114,6 +115,8 @@ def main(argv: list[str] | None = None) -> None:
     batcher = groups.synced(batcher, policy, args)
     batcher = loss_scale.scaled(batcher, policy, objective)
     log.describe(policy, data.rows, batcher, args)
+    if args.replay:
+        return replay.replay(policy, optimizer, objective, data, batcher, args, folders)
 
     # training
     guard = guards.Guard(policy, optimizer, objective, data.rows, args, world, folders)

@@ -37,7 +37,7 @@ from nanoalign.rewards import published_heads, variants
 from nanoalign.rewards.prompt_kinds import kinds_of
 from nanoalign.rewards.rule import set_rule
 from nanoalign.runs import folder as run_folder
-from nanoalign.runs import guards, inputs, log, result, trackers
+from nanoalign.runs import guards, inputs, log, replay, result, trackers
 from nanoalign.runs.speed import Meter
 from nanoalign.weights import frozen, lora
 from nanoalign.weights.folders import load_tokenizer, local_folder
@@ -60,9 +60,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add_training_arguments(
         parser, "tiny:tiny-a", "runs/rm", warmup=0.03, lr=2e-5, tiny_lr=1e-3, epochs=2
     )
-    parts = packed, guards, trackers, groups, compiler, lora, cache, variants
+    parts = packed, replay, guards, trackers, groups, compiler, lora, cache, variants
     of_rows = partial(rows.add_arguments, several=True)
     parser.extend(of_rows, *(part.add_arguments for part in parts))
+    replay.take_flags(parser, argv)
     return parser.parse_args(argv)
 
 
@@ -121,6 +122,9 @@ def main(argv: list[str] | None = None) -> None:
     batcher = groups.synced(batcher, reward_model, args)
     batcher = loss_scale.scaled(batcher, reward_model, objective)
     log.describe(reward_model, data.rows, batcher, args)
+    if args.replay:
+        parts = reward_model, optimizer, objective, data, batcher, args, {"--model": folder}
+        return replay.replay(*parts)
 
     # training
     guard = guards.Guard(

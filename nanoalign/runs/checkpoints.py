@@ -13,7 +13,7 @@ import os
 import shutil
 import zlib
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,14 +142,22 @@ class Checkpoints:
         on_main(self.world, complete)
 
     def resume(self) -> int:
-        """Loads model, optimizer and objective, in place, from the newest checkpoint.
+        """Loads the newest checkpoint, which must exist (refusal_of_resume checks it).
 
-        Returns the step of the checkpoint, which must exist (refusal_of_resume checks it). Removes
-        the lines of later steps from metrics.jsonl. A collective. Raises RunError if the checkpoint
-        is damaged, if metrics.jsonl was changed, or if the training rows or the initial models are
-        not those of the checkpoint.
+        Returns its step. Removes the lines of later steps from metrics.jsonl. A collective. Raises
+        RunError as `load`, and if metrics.jsonl was changed.
         """
-        path = complete_checkpoints(Path(self.args.out))[-1]
+        about = self.load(complete_checkpoints(Path(self.args.out))[-1])
+        path = Path(self.args.out, METRICS)
+        on_main(self.world, partial(restore_metrics, about["metrics"], path))
+        return about["step"]
+
+    def load(self, path: Path) -> dict:
+        """Loads model, optimizer and objective, in place, from a checkpoint; returns its run.json.
+
+        A collective. Raises RunError if the checkpoint is damaged, or if the training rows or the
+        initial models are not those of the checkpoint.
+        """
         share = (self.world.rank, self.world.size)
         on_every(self.world, partial(check_whole, path, share=share))
         about, inputs = read_about(path), self.read_inputs()
@@ -161,15 +169,15 @@ class Checkpoints:
             raise damaged(path, f"{ABOUT} has another 'state' than a run writes")
         if about["rows"] != inputs["rows"]:
             raise RunError(
-                f"--resume: the training pairs are not those of {path}; give the same data and the "
-                f"same {', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
+                f"the training pairs are not those of {path}; give the same data and the same "
+                f"{', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
             )
         for flag, folder in self.folders.items():  # a reference and frozen weights are not in it
             if about["models"].get(flag) != inputs["models"][flag]:
                 name = getattr(self.args, flag.strip("-"))
                 raise RunError(
-                    f"--resume: the files of {flag} {name} ({folder}) are not those with which "
-                    f"{path} was written; restore them, or start a new run with another --out"
+                    f"the files of {flag} {name} ({folder}) are not those with which {path} was "
+                    "written; restore them, or start a new run with another --out"
                 )
         state = self.state()
         # Parameters that get no gradient have no optimizer state in the files.
@@ -192,10 +200,7 @@ class Checkpoints:
         for name, module in self.objective.modules.items():
             set_model_state_dict(module, state[name])
         self.objective.state = about["state"]
-        on_main(
-            self.world, partial(restore_metrics, about["metrics"], Path(self.args.out, METRICS))
-        )
-        return about["step"]
+        return about
 
     def state(self) -> dict[str, object]:
         """Returns what a checkpoint stores: trained parameters, optimizer state, further modules.
@@ -230,18 +235,21 @@ def refusal_of_resume(args: Namespace) -> str | None:
             f"--stop_after {args.stop_after}: {newest} is at step {about['step']}; give a later "
             "step, or leave it out"
         )
-    before, now = about["args"], vars(args)
     compared = {"eval_data"} if args.keep_best or args.patience else set()  # losses of one set
-    changed = [
-        f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted((before.keys() | now.keys()) - (FREE - compared))
-        if before.get(name) != now.get(name)
-    ]
-    if not changed:
+    if not (changed := changes(about["args"], vars(args), FREE - compared)):
         return None
     return (
-        f"--resume continues the run of {newest}, but settings differ: {'; '.join(changed)}; "
-        "give the old ones, or start a new run with another --out"
+        f"--resume continues the run of {newest}, but settings differ: {changed}; give the old "
+        "ones, or start a new run with another --out"
+    )
+
+
+def changes(before: dict, now: dict, free: Set[str]) -> str:
+    """Returns what differs between two sets of flags, but for those that are free; "": nothing."""
+    return "; ".join(
+        f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted((before.keys() | now.keys()) - free)
+        if before.get(name) != now.get(name)
     )
 
 

@@ -26,13 +26,13 @@ WRITTEN = (METRICS, RECORDS, "curves.png", "checkpoints", "adapter", ".*.partial
 
 
 def check_folder(args: Namespace, models: list[Path]) -> None:
-    """Creates --out and locks it; with --audit does nothing. For rank 0.
+    """Creates --out and locks it; with --audit and --replay does nothing. For rank 0.
 
     models: folders that the run reads, which --out must not be.
     Raises RunError if --out can't be written, holds other files, has a link in place of a file that
     the run writes, or is locked by another run.
     """
-    if args.audit:
+    if args.audit or vars(args).get("replay"):
         return
     out = Path(args.out)
     try:
