@@ -6,6 +6,7 @@
     torchrun --nproc_per_node 8 evaluate.py rm \\
         --model runs/rm --data harmless=pairs.jsonl helpful=others.jsonl --out runs/rm_eval
     python evaluate.py rm --policy runs/dpo --reference tiny     the rewards that a policy implies
+    python evaluate.py tokens --policy runs/dpo --reference tiny     pairs, token by token
     torchrun --nproc_per_node 8 evaluate.py policy --policy runs/dpo \\
         --baseline Qwen/Qwen2.5-0.5B-Instruct --reward runs/rm --data prompts.jsonl
     python evaluate.py bench rewardbench2 rmbench --model OWNER/NAME
@@ -48,6 +49,8 @@ from nanoalign.evaluation import (
     scoring,
     seen,
     suspects,
+    token_page,
+    token_values,
 )
 from nanoalign.evaluation.ask import print_answers, read_lines
 from nanoalign.evaluation.benchmarks import BENCHMARKS
@@ -208,6 +211,31 @@ def evaluate_bench(args: Namespace, world: World) -> None:
         if note := bench.missing(name, result):
             print(note)
     print(f"\n{'saved':<11} {args.out}: report.html, scores.jsonl, metrics.json")
+
+
+def evaluate_tokens(args: Namespace, world: World) -> None:
+    name = args.policy or args.model
+    on_main(world, partial(results.check_models, [name]))
+    on_main(world, partial(results.check_out, args.out))
+    batcher = packed.layout(args)(world, args.micro_batch_tokens)
+    judge = token_values.load_judge(args, batcher)
+    template, max_length = judge.rule
+    print0(f"{'model':<11} {name}: template {template}, max_length {max_length}")
+    pairs = token_values.read_pairs(judge, args.data, args.keys)
+    if not world.is_main:
+        return
+    beta = getattr(judge, "beta", None)
+    figures = token_values.figures_of(pairs, beta)
+    title = f"{named(args.data)}, token by token: {name}"
+    title += f" against {args.reference}" if args.policy else ""
+    settings = vars(args) | {"beta": beta, "template": template, "max_length": max_length}
+    with results.results_folder(args.out, settings) as out:
+        token_page.write_results(out, title, pairs, figures, judge.tokenizer, args.cases)
+    table = render.table([row[:-1] for row in token_page.table(figures)])
+    print(f"\n{table}\n")
+    for text in (token_page.conclusion(figures), *token_page.notes_of(figures)):
+        print(text)
+    print(f"{'saved':<11} {args.out}: report.html, tokens.jsonl, metrics.json")
 
 
 def check_names(subsets: Iterable[str]) -> None:
@@ -396,6 +424,7 @@ def ask(args: Namespace, world: World) -> None:
 
 COMMANDS = {
     "rm": evaluate_rm,
+    "tokens": evaluate_tokens,
     "bench": evaluate_bench,
     "policy": evaluate_policy,
     "score": evaluate_score,

@@ -27,6 +27,11 @@ POLICY_DOC = """Sample a policy and a baseline on the same prompts, and compare 
 Writes report.html (the result, and all answers side by side), answers.jsonl, metrics.json, a
 picture, and the answers as AlpacaEval and Arena-Hard read them.
 """
+TOKENS_DOC = """Show pairs token by token: what each adds to log(pi / pi_ref), or to a reward.
+
+Writes report.html (why chosen responses became more or less probable, and pairs side by side with
+coloured tokens), tokens.jsonl (the values of all tokens) and metrics.json.
+"""
 SCORE_DOC = """Score responses with a reward model, keep the best of them, and make pairs of them.
 
 Writes a line for each response: prompt, completion, reward. train_dpo.py --loss sft learns from
@@ -62,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="command", parser_class=type(parser))
     for name, doc, add_flags, text in (
         ("rm", RM_DOC, add_rm_arguments, "a reward model, on preference pairs"),
+        ("tokens", TOKENS_DOC, add_tokens_arguments, "pairs, token by token"),
         ("bench", BENCH_DOC, add_bench_arguments, "a reward model, on published benchmarks"),
         ("policy", POLICY_DOC, add_policy_arguments, "a policy, against a baseline"),
         ("score", SCORE_DOC, add_score_arguments, "responses, by a reward model"),
@@ -89,12 +95,23 @@ def add_rm_arguments(parser: argparse.ArgumentParser) -> None:
         "a policy in place of --model: its rewards are beta times the log-ratio to --reference, "
         "summed over the tokens of a response, and divided by their number"
     )
-    add("--policy", metavar="MODEL", help=text)
-    text = "the model that --policy started from; none: the log-probability alone"
-    add("--reference", metavar="MODEL", help=text)
-    text = "beta of --policy; default: that of its training (0.1 if unknown)"
-    add("--beta", type=positive, help=text)
+    add_implicit_arguments(add, text, "; none: the log-probability alone")
     add_out_argument(group, "runs/rm_eval")
+
+
+def add_tokens_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model and data")
+    add = group.add_argument
+    text = f"a policy, which is compared with --reference; default: {POLICY}, which tiny became"
+    add_implicit_arguments(add, text)
+    text = "preference pairs: docs/data.md"
+    add("--data", nargs="+", default=["tiny:test"], metavar="SOURCE", help=text)
+    add("--cases", type=number(int, 0), default=20, help="pairs in report.html")
+    text = "the label of PKU-SafeRLHF that orders a pair; a preference of the reward model"
+    add("--preference", choices=PREFERENCES, help=text)
+    add_keys_argument(add)
+    add_reward_model_arguments(parser, group, "in place of a policy, a reward model")
+    add_out_argument(group, "runs/tokens")
 
 
 def add_bench_arguments(parser: argparse.ArgumentParser) -> None:
@@ -219,13 +236,29 @@ def add_ask_arguments(parser: argparse.ArgumentParser) -> None:
     machine("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 on GPUs with it")
 
 
+def add_implicit_arguments(add, policy: str, without: str = "") -> None:
+    """Adds the flags of a policy as a judge: see implicit.py. add: the add_argument of a group.
+
+    policy: what --policy is. without: the text about no --reference.
+    """
+    add("--policy", metavar="MODEL", help=policy)
+    text = f"the model that --policy started from{without}"
+    add("--reference", metavar="MODEL", help=text)
+    text = "beta of --policy; default: that of its training (0.1 if unknown)"
+    add("--beta", type=positive, help=text)
+
+
 def add_reward_model_arguments(
-    parser: argparse.ArgumentParser, group: argparse._ActionsContainer
+    parser: argparse.ArgumentParser,
+    group: argparse._ActionsContainer,
+    model: str = f"the reward model: a folder or OWNER/NAME; default: {REWARD_MODEL}",
 ) -> None:
-    """Adds the flags that rm, bench and score share: of the reward model to `group`, and others."""
+    """Adds the flags of commands that read a reward model: of it to `group`, and others.
+
+    model: what --model is.
+    """
     add = group.add_argument
-    text = f"the reward model: a folder or OWNER/NAME; default: {REWARD_MODEL}"
-    add("--model", help=text)
+    add("--model", help=model)
     add("--template", choices=TEMPLATES, help="how a prompt becomes text; default: as in training")
     text = "maximum tokens of a prompt plus one response; default: the value of its training"
     add("--max_length", type=number(int, 2), help=text)
@@ -307,6 +340,8 @@ def weight_by_name(text: str) -> tuple[str, float]:
 
 def policy_defaults(args: Namespace) -> dict:
     """Default values of the flags of models and data, by other flags."""
+    if args.command == "tokens":
+        return {} if args.policy or args.model else {"policy": POLICY, "reference": "tiny"}
     if "model" in args:  # a policy may take the place of the reward model
         return {} if getattr(args, "policy", None) else {"model": REWARD_MODEL}
     if args.command != "policy":
@@ -323,7 +358,9 @@ def refusal(args: Namespace) -> str | None:
     names = [name for name, _ in getattr(args, "combine", None) or ()]
     if len(set(names)) < len(names):
         return "--combine has a preference twice; give each one weight"
-    if args.command == "rm":
+    if args.command == "tokens" and args.reference == "none":
+        return "evaluate.py tokens compares --policy with a --reference; give one"
+    if args.command in ("rm", "tokens"):
         return refusal_of_rm(args)
     if args.command == "bench" and args.data and len(set(args.name)) > 1:
         return f"--data is of one benchmark, but {' and '.join(args.name)} are named; name one"

@@ -1,11 +1,11 @@
 """The score of every response: the reward of a reward model, or the log-probability of a policy."""
 
-import math
 import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +54,26 @@ def load_reward_model(
 
 
 @torch.no_grad()
+def values_of_rows(
+    compute: Score, rows: Sequence[Row], sizes: Sequence[int], batcher: Batcher
+) -> list[np.ndarray]:
+    """The values of each row in float64, `sizes` of them, the same on all ranks. A collective.
+
+    compute: the values of the rows of a batch, one row behind another, such as a score of each
+        response or of each of their tokens.
+    """
+    world, bounds = batcher.world, np.cumsum([0, *sizes]).tolist()
+    values = torch.zeros(bounds[-1], dtype=torch.float64, device=world.device)
+    with progress_bar(len(rows), "row", world.is_main) as progress:
+        for batch in batcher.all(rows):
+            computed = compute(batch).double()
+            if batch.rows:
+                values[[j for i in batch.rows for j in range(*bounds[i : i + 2])]] = computed
+            progress.update(min(len(batch.rows) * world.size, len(rows) - progress.n))
+    values = sum_over_ranks(values).cpu().numpy()  # one rank has written each place, others have 0
+    return [values[start:end] for start, end in pairwise(bounds)]
+
+
 def score_rows(score: Score, rows: Sequence[Row], batcher: Batcher, name: str) -> list[list[float]]:
     """The score of every response of each row, [row][response], the same on all ranks.
 
@@ -61,26 +81,21 @@ def score_rows(score: Score, rows: Sequence[Row], batcher: Batcher, name: str) -
     between places of a row. name: of the model, for errors. Raises RunError if a score is not
     finite.
     """
-    world = batcher.world
-    first = np.cumsum([0] + [len(row.responses) for row in rows])  # the first response of each row
-    values = torch.zeros(int(first[-1]), dtype=torch.float64, device=world.device)
-    with progress_bar(len(rows), "row", world.is_main) as progress:
-        for batch in batcher.all(rows):
-            scores = score(batch).double()  # (S,)
-            if batch.rows:
-                values[[j for i in batch.rows for j in range(first[i], first[i + 1])]] = scores
-            progress.update(min(len(batch.rows) * world.size, len(rows) - progress.n))
-    values = sum_over_ranks(values).cpu()  # one rank has written each place, the others have 0
+    sizes = [len(row.responses) for row in rows]
     result = []
-    for row, start in zip(rows, first, strict=False):
-        scores = values[start : start + len(row.responses)].tolist()
-        if not all(map(math.isfinite, scores)):
-            raise RunError(f"{row.name}: {name} gives {scores}; are its weights complete?")
+    for row, values in zip(rows, values_of_rows(score, rows, sizes, batcher), strict=True):
+        check_finite(row, values, name)
         first_of = {}
-        for response, value in zip(row.responses, scores, strict=True):
+        for response, value in zip(row.responses, values.tolist(), strict=True):
             first_of.setdefault(response.tobytes(), value)
         result.append([first_of[response.tobytes()] for response in row.responses])
     return result
+
+
+def check_finite(row: Row, values: np.ndarray, name: str) -> None:
+    """Raises RunError if a value that a model gives for a row is not finite. name: of the model."""
+    if not np.isfinite(values).all():
+        raise RunError(f"{row.name}: {name} gives {values.tolist()}; are its weights complete?")
 
 
 # --- reward models of several preferences ---------------------------------------------------------
