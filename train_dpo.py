@@ -58,7 +58,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     text = "the share of labels that is assumed to be wrong (conservative DPO); default: 0"
     add("--label_smoothing", type=number(float, 0, 0.5), help=text)
     add_training_arguments(parser, "tiny", "runs/dpo", warmup=0.1, lr=1e-6, tiny_lr=5e-4)
-    parts = rows, packed, guards, replay, trackers, groups, compiler, lora, objectives, cache
+    parts = rows, packed, replay, guards, trackers, groups, compiler, lora, objectives, cache
     parser.extend(*(part.add_arguments for part in (*parts, precomputed)))
     replay.take_flags(parser, argv)
     return parser.parse_args(argv)

@@ -128,8 +128,8 @@ def note_on_length(figures: Figures, who: str) -> list[str]:
         return []
     return [
         f"{amount(figures, name)} of the margin is on tokens beyond the end of the shorter "
-        f"response, so length is a part of what {who}: docs/losses.md and docs/reward_models.md "
-        "say what keeps it out."
+        f"response, so length may be a part of what {who}: docs/losses.md and "
+        "docs/reward_models.md say what keeps it out."
     ]
 
 
@@ -154,10 +154,10 @@ HELP = {
     "shared": " Where both begin with the same tokens, the loss pushes these up and down at once, "
     "and they move with the rest. Pairs that differ earlier have fewer of them; --nll_weight and "
     "--loss dpop hold chosen responses up.",
-    "own": " The loss pushes these up; that they fall nevertheless is a side effect of pushing "
-    "similar rejected responses down (Razin et al. 2024, arXiv 2410.05779). --nll_weight and "
-    "--loss dpop hold chosen responses up, and a larger --beta keeps the policy nearer to the "
-    "reference.",
+    "own": " In its own pair the loss pushes a chosen response up, so the fall comes from rejected "
+    "responses with similar text, in this or other pairs (Razin et al. 2024, arXiv 2410.05779). "
+    "--nll_weight and --loss dpop hold chosen responses up, and a larger --beta keeps the policy "
+    "nearer to the reference.",
     "beyond": " A longer response has more tokens that can lose.",
     "eos": "",
 }

@@ -244,10 +244,13 @@ def refusal_of_resume(args: Namespace) -> str | None:
     )
 
 
-def changes(before: dict, now: dict, free: Set[str]) -> str:
-    """Returns what differs between two sets of flags, but for those that are free; "": nothing."""
+def changes(before: dict, now: dict, free: Set[str], dashes: str = "--") -> str:
+    """Returns what differs between two sets of flags, but for those that are free; "": nothing.
+
+    dashes: what a name gets before it.
+    """
     return "; ".join(
-        f"--{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        f"{dashes}{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted((before.keys() | now.keys()) - free)
         if before.get(name) != now.get(name)
     )

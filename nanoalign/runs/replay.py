@@ -122,8 +122,8 @@ def replay(
         Best(model, objective, args.patience)
     start, origin = 0, "the start"
     for path in complete_checkpoints(out):
-        if (number := int(path.name.removeprefix("step_"))) < step:
-            start, origin = number, str(path)
+        if (done := int(path.name.removeprefix("step_"))) < step:
+            start, origin = done, str(path)
     if start:
         run = Checkpoints(model, optimizer, objective, rows, args, batcher.world, folders)
         run.load(Path(origin))
@@ -138,8 +138,8 @@ def replay(
             fitting.train(*again, lambda *_: None, before, start)
     step_rows = settings.step_rows(step - 1, rows)
     print(
-        f"{'step':<11} {step} of {total:,}: {len(step_rows)} records, {step - 1 - start} steps "
-        f"from {origin}"
+        f"{'step':<11} {step:,} of {total:,}, {len(step_rows)} records; reached from {origin} by "
+        f"{step - 1 - start:,} steps"
     )
     print_rows(rows_of_step(model, objective, step_rows, batcher))
     found: dict[str, float] = {}
@@ -187,7 +187,7 @@ def print_rows(rows: Sequence[OfRow]) -> None:
     """Prints a line for each row, the largest loss first, and which row is the largest in what."""
     print(f"\n{'loss':>12} {'grad_norm':>12} {'tokens':>8}  record")
     for row in sorted(rows, key=lambda row: first_nan(row.loss), reverse=True):
-        print(f"{row.loss:12.6g} {row.grad_norm:12.6g} {row.tokens:8,}  {row.name}")
+        print(f"{row.loss:#12.6g} {row.grad_norm:#12.6g} {row.tokens:8,}  {row.name}")
     print()
     for name in ("loss", "grad_norm", "tokens"):
         values = [getattr(row, name) for row in rows]
@@ -205,13 +205,13 @@ def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
     if logged is None:
         return [f"{'loss':<11} {found['loss']:.8g}; the log has no step {args.replay}"]
     loss, own = logged["loss"], found["loss"]
-    off = abs(own - loss) / abs(loss) if own != loss else 0.0
+    off = abs(own - loss) / max(abs(own), abs(loss)) if own != loss else 0.0
     line = f"{'loss':<11} {own:.8g}, in the log {loss:.8g}: a relative difference of {off:.2g}"
     if off <= TOLERANCE:
         return [f"{line}, which is rounding (at most {TOLERANCE:g})"]
     stored, now = read_json(Path(args.out) / ARGS), vars(args) | versions() | {"ranks": 1}
     free = {"argv", "out", "replay", FILES, *OF_THE_RUN}
-    changed = changes(stored, now, free).replace("--", "")
+    changed = changes(stored, now, free, dashes="")
     of_log = [
         f"{name} {value:.6g} in the log, {found[name]:.6g} here"
         for name, value in logged.items()
