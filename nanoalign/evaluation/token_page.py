@@ -224,8 +224,8 @@ def page(title: str, pairs: Sequence[Pair], figures: Figures, tokenizer, count: 
 
 def table(figures: Figures) -> list[list[str]]:
     """The table of figures as text: a row of headings, one of all tokens, and one of each kind."""
-    sides = [head for side in SIDES for head in (f"of {side}", "they add")]
-    rows = [["tokens", *sides, "margin", "of which"]]
+    sides = [head for side in SIDES for head in (f"in {side}", "they add")]
+    rows = [["tokens", *sides, "margin", "meaning"]]
     for kind in ("", *KINDS):
         name, row = f"{kind}_added" if kind else "added", [kind or "all"]
         for side in SIDES:

@@ -58,10 +58,10 @@ def take_flags(parser: Parser, argv: list[str] | None) -> None:
     if given["replay"] is None:
         return
     stored = read_flags(Path(given["out"]))
-    if unknown := stored.keys() - given.keys():
+    if unknown := sorted(stored.keys() - given.keys()):
         raise RunError(
-            f"--replay: {given['out']} is a run of another script or version, with the flags "
-            f"{', '.join(sorted(unknown))}; give that script --replay"
+            f"--replay: {given['out']} is a run of another script or version, which had the flags "
+            f"{', '.join(unknown[:3])}; give --replay to that one"
         )
     own = {name: value for name, value in stored.items() if name not in ("out", "replay")}
     parser.set_defaults(**own | OF_THE_RUN)

@@ -18,7 +18,9 @@ from trainings import rm_without_picture, train
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import evaluate
+from nanoalign.batch import Row
 from nanoalign.data.formats import formats
+from nanoalign.data.templates import encode_records
 from nanoalign.errors import RunError
 from nanoalign.evaluation import token_page, token_values
 from nanoalign.evaluation.token_values import KINDS, Pair, Response
@@ -61,35 +63,39 @@ def of_policy(folder) -> tuple[list, dict, str]:
 
 @pytest.fixture(scope="module")
 def of_rewards(folder) -> tuple[list, dict, str]:
-    return tokens_of(folder, "of_rewards", "--model", folder / "rm")
+    return tokens_of(folder, "of_rewards", "--model", folder / "rm", ranks=2)
 
 
 # --- values
 
 
-def test_values_are_those_of_policy_tokens(folder, of_policy, tokenizer, world):
+@pytest.fixture(scope="module")
+def rows(folder, tokenizer) -> list[Row]:
+    """As the policy was trained: of at most 40 tokens."""
+    records = list(read([str(folder / "pairs.jsonl")], formats()))
+    return encode_records(records, tokenizer, 40, "raw")
+
+
+def test_values_are_those_of_policy_tokens(folder, of_policy, rows, world):
     """Bit for bit, with the batches of the same layout."""
     lines, _, _ = of_policy
-    records = list(read([str(folder / "pairs.jsonl")], formats()))
-    judge_rows = token_values.scoring.encode_records(records, tokenizer, 40, "raw")
     batcher = PackedBatcher(world, 2048)
     for role, name in (("policy", "policy"), ("reference", "base")):
         model = Policy.load(folder / name, trainable=False)
         batcher.prepare(model)
-        (batch,) = batcher.all(judge_rows)
+        (batch,) = batcher.all(rows)
         expected = model.tokens(batch).split(batch.lengths.tolist())
         by_row = dict(zip(batch.rows, zip(expected[::2], expected[1::2], strict=True), strict=True))
-        for n in range(len(records)):
+        for n in range(len(rows)):
             for line, values in zip(lines[2 * n : 2 * n + 2], by_row[n], strict=True):
                 assert line[role] == values.tolist()
     added = [np.subtract(line["policy"], line["reference"]).tolist() for line in lines]
     assert [line["added"] for line in lines] == added
 
 
-def test_values_are_those_of_the_logits_of_transformers(folder, of_policy, tokenizer):
+def test_values_are_those_of_the_logits_of_transformers(folder, of_policy, rows):
     model = AutoModelForCausalLM.from_pretrained(folder / "policy").eval()
-    prompt = json.loads((folder / "pairs.jsonl").read_text().splitlines()[0])["prompt"]
-    prompt = tokenizer(prompt)["input_ids"]
+    prompt = rows[0].prompt.tolist()
     for line in of_policy[0][:2]:
         ids = torch.tensor([prompt + line["token_ids"]])
         with torch.no_grad():
@@ -180,22 +186,22 @@ def test_figures_by_hand():
     pairs = [
         pair_of([1, 2, 4], [0, -1]),
         pair_of([3, 0, 0], [0, -3]),
-        pair_of([2, 2, 1], [1, -2], "p:2"),
+        pair_of([2, 2, 4], [1, -2], "p:2"),
     ]
     figures = token_values.figures_of(pairs, beta=0.5)
     assert (figures["pairs"], figures["prompts"]) == (3, 2)
     expected = {
-        "chosen_added": 5, "chosen_shared_added": 2, "chosen_own_added": 4 / 3,
-        "chosen_eos_added": 5 / 3, "chosen_beyond_added": 0, "rejected_added": -5 / 3,
-        "margin_added": 20 / 3, "margin_own_added": 10 / 3, "chosen_eos_tokens": 1,
-        "rejected_eos_tokens": 0, "chosen_policy": 2, "chosen_reference": -3,
-        "chosen_reward": 2.5, "rejected_reward": -5 / 6,
+        "chosen_added": 6, "chosen_shared_added": 2, "chosen_own_added": 4 / 3,
+        "chosen_eos_added": 8 / 3, "chosen_beyond_added": 0, "rejected_added": -5 / 3,
+        "margin_added": 23 / 3, "margin_own_added": 10 / 3, "chosen_eos_tokens": 1,
+        "rejected_eos_tokens": 0, "chosen_policy": 3, "chosen_reference": -3,
+        "chosen_reward": 3, "rejected_reward": -5 / 6,
     }  # fmt: skip
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     for side in (*SIDES, "margin"):
         parts = sum(figures[f"{side}_{kind}_added"] for kind in KINDS)
         assert parts == pytest.approx(figures[f"{side}_added"])
-    assert figures["chosen_added_low"] < 5 < figures["chosen_added_high"]
+    assert figures["chosen_added_low"] < 6 < figures["chosen_added_high"]
 
 
 # --- sentences

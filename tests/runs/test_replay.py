@@ -127,7 +127,9 @@ def test_what_a_run_keeps_beside_the_model_is_restored(train, tmp_path, capsys, 
 def test_a_step_of_a_reward_model(train, tmp_path, capsys):
     train(tmp_path / "run", "--length_debias", steps=4, main=rm_without_picture)
     assert "which is rounding" in replayed(tmp_path / "run", 3, capsys, main=train_rm.main)
-    with pytest.raises(RunError, match="a run of another script or version, with the flags cente"):
+    with pytest.raises(
+        RunError, match="a run of another script or version, which had the flags cente"
+    ):
         replayed(tmp_path / "run", 3, capsys)
 
 
