@@ -147,16 +147,16 @@ class Checkpoints:
         Returns its step. Removes the lines of later steps from metrics.jsonl. A collective. Raises
         RunError as `load`, and if metrics.jsonl was changed.
         """
-        about = self.load(complete_checkpoints(Path(self.args.out))[-1])
+        about = self.load(complete_checkpoints(Path(self.args.out))[-1], "--resume")
         path = Path(self.args.out, METRICS)
         on_main(self.world, partial(restore_metrics, about["metrics"], path))
         return about["step"]
 
-    def load(self, path: Path) -> dict:
+    def load(self, path: Path, flag: str) -> dict:
         """Loads model, optimizer and objective, in place, from a checkpoint; returns its run.json.
 
-        A collective. Raises RunError if the checkpoint is damaged, or if the training rows or the
-        initial models are not those of the checkpoint.
+        flag: that asks for it, for errors. A collective. Raises RunError if the checkpoint is
+        damaged, or if the training rows or the initial models are not those of the checkpoint.
         """
         share = (self.world.rank, self.world.size)
         on_every(self.world, partial(check_whole, path, share=share))
@@ -169,15 +169,15 @@ class Checkpoints:
             raise damaged(path, f"{ABOUT} has another 'state' than a run writes")
         if about["rows"] != inputs["rows"]:
             raise RunError(
-                f"the training pairs are not those of {path}; give the same data and the same "
-                f"{', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
+                f"{flag}: the training pairs are not those of {path}; give the same data and the "
+                f"same {', '.join(sorted(DATA - {'data'}))}, or start a new run with another --out"
             )
-        for flag, folder in self.folders.items():  # a reference and frozen weights are not in it
-            if about["models"].get(flag) != inputs["models"][flag]:
-                name = getattr(self.args, flag.strip("-"))
+        for role, folder in self.folders.items():  # a reference and frozen weights are not in it
+            if about["models"].get(role) != inputs["models"][role]:
+                name = getattr(self.args, role.strip("-"))
                 raise RunError(
-                    f"the files of {flag} {name} ({folder}) are not those with which {path} was "
-                    "written; restore them, or start a new run with another --out"
+                    f"{flag}: the files of {role} {name} ({folder}) are not those with which "
+                    f"{path} was written; restore them, or start a new run with another --out"
                 )
         state = self.state()
         # Parameters that get no gradient have no optimizer state in the files.

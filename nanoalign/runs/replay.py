@@ -126,7 +126,7 @@ def replay(
             start, origin = done, str(path)
     if start:
         run = Checkpoints(model, optimizer, objective, rows, args, batcher.world, folders)
-        run.load(Path(origin))
+        run.load(Path(origin), "--replay")
     again = model, optimizer, objective, rows, {}, batcher, settings
     with progress_bar(step - 1, "step", initial=start) as bar:
 

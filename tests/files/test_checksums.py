@@ -46,7 +46,7 @@ def assert_refused(train, flags: str, named: str) -> None:
         train(*flags.split(), "--resume")
     folder = Path(named.split()[1]).resolve()
     assert str(refused.value) == (
-        f"the files of {named} ({folder}) are not those with which "
+        f"--resume: the files of {named} ({folder}) are not those with which "
         "out/checkpoints/step_000001 was written; restore them, or start a new run with another "
         "--out"
     )
