@@ -21,16 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanoalign.batch import Batch
+from nanoalign.batch import Batch, Row
 from nanoalign.data.formats import formats
-from nanoalign.data.sources import check_sources, open_source
+from nanoalign.data.sources import check_sources, read_records
+from nanoalign.distributed import print0
 from nanoalign.errors import RunError
 from nanoalign.evaluation import implicit, scoring
 from nanoalign.evaluation.implicit import PolicyJudge
 from nanoalign.evaluation.scoring import Judge, check_finite, prompt_keys, values_of_rows
 from nanoalign.evaluation.statistics import Figures, ratio_interval
+from nanoalign.files.text import named
 from nanoalign.loop import Batcher
-from nanoalign.records import Record, read
+from nanoalign.records import Record
 from nanoalign.rewards.published_heads import Gated
 
 SIDES = ("chosen", "rejected")
@@ -79,14 +81,17 @@ def load_judge(args: Namespace, batcher: Batcher) -> Judge:
 
 
 def read_pairs(judge: Judge, sources: Sequence[str], keys: Sequence[str]) -> list[Pair]:
-    """Returns the pairs of some sources, whose tokens are those of training. A collective.
+    """Returns the pairs of some sources, whose tokens are those of training; prints their number.
 
-    Pairs of two equal responses are left out, as in training. keys: of --keys.
+    A collective. Pairs of two equal responses are left out, as in training. keys: of --keys.
     Raises RunError for data without pairs, or that can't be read, and for values that are not
     finite.
     """
     check_sources(sources)
-    records = list(read(sources, formats(judge.view.preference, keys=keys), open_source))
+    read = read_records(formats(judge.view.preference), sources, keys)
+    none = RunError(f"{named(sources)}: there are no pairs of two different responses")
+    if not (records := [record for record in read if record.pairs]):
+        raise none
     encoded = judge.encode(records)
     if len(encoded) > 1:
         raise RunError("a sum of conditioned rewards has no reward of a token; leave --combine out")
@@ -108,11 +113,13 @@ def read_pairs(judge: Judge, sources: Sequence[str], keys: Sequence[str]) -> lis
             values = [{name: own[i] for name, own in each.items()} for i in both]
             pairs.append(Pair(record, tuple(map(response_of, ids, values, kinds))))
     if not pairs:
-        raise RunError(f"{' '.join(sources)}: there are no pairs of two different responses")
+        raise none
+    notes = "".join(f"; {n:,} {reason}" for reason, n in encoded[0].counts(records).items() if n)
+    print0(f"{'data':<11} {named(sources)}: {len(pairs):,} pairs{notes}")
     return pairs
 
 
-def of_policy(judge: PolicyJudge, rows: Sequence) -> dict[str, list[np.ndarray]]:
+def of_policy(judge: PolicyJudge, rows: Sequence[Row]) -> dict[str, list[np.ndarray]]:
     """By "policy" and "reference": the log-probabilities of all scored tokens of each row."""
     sizes = [sum(map(len, row.responses)) for row in rows]
     columns = {}
@@ -126,7 +133,7 @@ def of_policy(judge: PolicyJudge, rows: Sequence) -> dict[str, list[np.ndarray]]
     return columns
 
 
-def of_reward_model(judge: Judge, rows: Sequence) -> list[np.ndarray]:
+def of_reward_model(judge: Judge, rows: Sequence[Row]) -> list[np.ndarray]:
     """Of each row and response the reward where the prompt ends, and that behind each token.
 
     Raises RunError for a row without a prompt.

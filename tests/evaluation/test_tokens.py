@@ -115,6 +115,7 @@ def test_sums_are_those_of_training(folder, of_policy):
         assert figures[f"{side}_reward"] == pytest.approx(reward, rel=1e-4, abs=1e-5)
         assert figures[f"{side}_added"] == pytest.approx(reward / 0.3, rel=1e-4, abs=1e-5)
     assert "template raw, max_length 40" in printed and "From the reference to the" in printed
+    assert re.search(r"pairs.jsonl: 7 pairs; \d+ prompts? ", printed)
 
 
 def test_two_ranks_give_the_same(folder, of_policy):
@@ -347,9 +348,14 @@ def test_defaults():
     assert (args.policy, args.model) == (None, "M")
 
 
-def test_pairs_of_equal_responses_are_left_out(folder, tmp_path):
+EQUAL = '{"prompt": "a", "chosen": "b", "rejected": "b"}'
+EQUAL_SCORES = '{"prompt": "a", "responses": ["b", "c"], "scores": [1, 1]}'
+
+
+@pytest.mark.parametrize("line", [EQUAL, EQUAL_SCORES])
+def test_data_without_pairs_of_different_responses_are_refused(folder, tmp_path, line):
     path = tmp_path / "equal.jsonl"
-    path.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
+    path.write_text(f"{line}\n")
     argv = ["tokens", "--model", folder / "rm", "--data", path, "--out", tmp_path / "out"]
     with pytest.raises(RunError, match="there are no pairs of two different responses"):
         evaluate.main([str(word) for word in argv])
