@@ -208,7 +208,7 @@ def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
     off = abs(own - loss) / max(abs(own), abs(loss)) if own != loss else 0.0
     line = f"{'loss':<11} {own:.8g}, in the log {loss:.8g}: a relative difference of {off:.2g}"
     if off <= TOLERANCE:
-        return [f"{line}, which is rounding (at most {TOLERANCE:g})"]
+        return [f"{line}, within rounding ({TOLERANCE:g})"]
     stored, now = read_json(Path(args.out) / ARGS), vars(args) | versions() | {"ranks": 1}
     free = {"argv", "out", "replay", FILES, *OF_THE_RUN}
     changed = changes(stored, now, free, dashes="")
@@ -218,7 +218,7 @@ def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
         if name in found and name not in KEYS and not math.isclose(found[name], value, rel_tol=1e-4)
     ]
     return [
-        f"{line}, which is more than rounding ({TOLERANCE:g})",
+        f"{line}, beyond rounding ({TOLERANCE:g})",
         f"{'metrics':<11} {'; '.join(of_log) or 'the others are equal'}",
         f"{'settings':<11} {changed or 'as in the run; were files of --model or --data changed?'}",
         f"{'before':<11} {again} steps were computed again, and each adds rounding",

@@ -72,7 +72,7 @@ def test_a_step_of_two_ranks_has_the_loss_of_the_log(two_ranks, capsys, step, or
     assert origin.format(out / "checkpoints" / "step_000004") in printed
     loss = losses(metrics)[step - 1]
     found = float(re.search(r"^loss +(\S+), in the log", printed, re.MULTILINE)[1])
-    assert found == pytest.approx(loss, rel=1e-5) and "which is rounding" in printed
+    assert found == pytest.approx(loss, rel=1e-5) and "within rounding" in printed
     of_rows = [float(row[0]) for row in ROW.findall(printed)]
     assert len(of_rows) == 7 and of_rows == sorted(of_rows, reverse=True)
     assert sum(of_rows) / 7 == pytest.approx(loss, rel=1e-5)
@@ -121,12 +121,12 @@ def test_what_a_run_keeps_beside_the_model_is_restored(train, tmp_path, capsys, 
     train(tmp_path / "run", *flags, "--save_every", 3, steps=6)
     capsys.readouterr()
     printed = replayed(tmp_path / "run", 5, capsys)
-    assert "step_000003 by 1 steps" in printed and "which is rounding" in printed
+    assert "step_000003 by 1 steps" in printed and "within rounding" in printed
 
 
 def test_a_step_of_a_reward_model(train, tmp_path, capsys):
     train(tmp_path / "run", "--length_debias", steps=4, main=rm_without_picture)
-    assert "which is rounding" in replayed(tmp_path / "run", 3, capsys, main=train_rm.main)
+    assert "within rounding" in replayed(tmp_path / "run", 3, capsys, main=train_rm.main)
     with pytest.raises(
         RunError, match="a run of another script or version, which had the flags cente"
     ):
@@ -144,7 +144,7 @@ def test_what_differs_is_said(two_ranks, tmp_path, capsys):
     settings = json.loads((out / "args.json").read_text()) | {"torch": "1.0"}
     (out / "args.json").write_text(json.dumps(settings))
     printed = replayed(out, 6, capsys, "--micro_batch_tokens", 200)
-    assert "a relative difference of 0.0001, which is more than rounding" in printed
+    assert "a relative difference of 0.0001, beyond rounding" in printed
     assert re.search(r"metrics +lr \S+ in the log, \S+ here$", printed, re.MULTILINE)
     changed = re.search(r"settings +(.*)", printed)[1]
     assert "torch was '1.0'" in changed and "ranks was 2, now 1" in changed
