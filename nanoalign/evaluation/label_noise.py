@@ -19,7 +19,8 @@ tell k: a pair has one label. So k is measured by how far models of several seed
     s^2 (o + (1 - o) / S)          that of m, the mean of S seeds
     k^2 = that / R                 R = 1 - that / Var(m): of normal margins, m / R is regressed on
 
-Errors that all models share are not seen in k, and count as wrong labels.
+Errors that all models share are not seen in k, and count as wrong labels. Errors by the draw of the
+head or the order of batches are independent between seeds; k takes 1 / (1 - o) times as much.
 
 Shapes: S seeds, P pairs, B bins of pairs, Z points of the normal distribution.
 """
