@@ -148,7 +148,8 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     by_view, subsets = {}, {}
     for judge, records, encoded in prepared:
         scores, view = judge.score(encoded), judge.view
-        lines = ranking.scored_lines(records, judge.lengths(records, encoded), scores, view.name)
+        lengths, rule = judge.lengths(records, encoded), truth.rule(view.preference)
+        lines = ranking.scored_lines(records, lengths, scores, view.name, rule)
         for subset in dict.fromkeys(line.subset for line in lines):
             of_subset = [line for line in lines if line.subset == subset]
             subsets[subset] = ranking.reward_metrics(of_subset)
@@ -305,7 +306,7 @@ def evaluate_policy(args: Namespace, world: World) -> None:
     sides = {role: given.get(role) or names[role] for role in answers.ROLES}
     title = f"{sides['policy']} against {sides['baseline']}, judged by {args.reward}"
     with results.results_folder(args.out, vars(args)) as out:
-        results.write_comparison(out, title, compared, figures, best_of_n)
+        results.write_comparison(out, title, compared, figures, best_of_n, truth)
         write_answers(out, compared, sides, read_uids([*(args.data or ()), *given.values()]))
     if args.pairs_out:
         results.write_pairs(args.pairs_out, compared)

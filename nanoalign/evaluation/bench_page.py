@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nanoalign.data.prompts import prompt_text
 from nanoalign.evaluation.bench import Result, missing, wrong_pairs
-from nanoalign.evaluation.ranking import scored_lines
+from nanoalign.evaluation.ranking import score_line, scored_lines
 from nanoalign.evaluation.render import cell, render
 from nanoalign.evaluation.results import METRICS, write_records
 
@@ -36,7 +36,7 @@ def lines(name: str, result: Result) -> list[dict]:
             every = range(len(case.truth))
             pairs = [(i, j) for i in every for j in every if case.truth[i] > case.truth[j]]
         records.append(replace(case, subset=f"{name}/{case.subset}", pairs=tuple(pairs)))
-    return [asdict(line) for line in scored_lines(records, result.lengths, result.scores, "")]
+    return [score_line(line) for line in scored_lines(records, result.lengths, result.scores, "")]
 
 
 def page(model: str, done: Mapping[str, Result], count: int) -> str:

@@ -139,28 +139,69 @@ def figure_rows(figures: Figures) -> list[list[str]]:
     ]
 
 
-# (whether a sentence is about the figures, the sentence, in which {names} are figures)
-NOTES = (
-    (
-        lambda figures: "without_cut" in figures,
-        "The reward of an answer that was cut is read in the middle of its text, where no reward "
-        "was learned, and long answers are cut first: so neither figure is that of all answers "
-        "read whole. For that, train a reward model with a larger --max_length, or compare shorter "
-        "answers. metrics.json has all figures also without the answers that were cut.",
-    ),
-    (
-        lambda figures: figures["policy_ended_share"] not in (None, 1),
-        "{policy_ended_share:.1%} of the policy's answers ended with EOS; the others were stopped "
-        "at --max_new_tokens. A policy that does not stop by itself needs chosen answers that end "
-        "with EOS, a larger --beta, or here a larger --max_new_tokens.",
-    ),
-    (
-        lambda figures: "kl_per_answer" in figures,
-        "KL(policy || baseline) is {kl_per_answer:.2f} nats an answer, {kl_per_token:.3f} a token. "
-        "Near 0 the policy has hardly changed: raise --lr or --epochs, or lower --beta. At tens of "
-        "nats an answer it has changed too much: do the opposite.",
-    ),
+# What report.html has in groups. Other figures are a group of their own; those of SAME are left
+# out, because they are others by another name.
+GROUPS = {
+    "Result": ("win_rate", "true_win_rate", "length_controlled_win_rate", "style_controlled_")
+    + ("wins", "losses", "ties", "longest_"),
+    "Rewards": ("policy_mean", "baseline_mean", "policy_true_mean", "baseline_true_mean"),
+    "Length and end of answers": ("policy_tokens_mean", "baseline_tokens_mean", "tokens_difference")
+    + ("policy_ended_", "baseline_ended_", "policy_cut_", "baseline_cut_", "reward_max_length"),
+    "Change of the policy": ("kl_per_", "chosen_logps_", "text_logps_"),
+    "Verdicts of another judge": ("verdicts_",),
+}
+SAME = ("dpo_data_mean", "no_dpo_")
+
+
+def figure_groups(figures: Figures) -> dict[str, list[list[str]]]:
+    """The rows of `figure_rows` by the title of their group."""
+    rows = [row for row in figure_rows(figures) if not row[0].startswith(SAME)]
+    heads = [row for row in rows if not row[0]]
+    groups = {title: [] for title in (*GROUPS, "Data and models")}
+    for row in rows[len(heads) :]:
+        titles = (title for title, names in GROUPS.items() if row[0].startswith(names))
+        groups[next(titles, "Data and models")].append(row)
+    return {title: heads + rows for title, rows in groups.items() if rows}
+
+
+CUT = (
+    "The reward of an answer that was cut is read in the middle of its text, where no reward was "
+    "learned, and long answers are cut first: so neither figure is that of all answers read whole. "
+    "For that, train a reward model with a larger --max_length, or compare shorter answers. "
+    "metrics.json has all figures also without the answers that were cut."
 )
+# Below this share of stopped answers, and between these KLs, nothing is advised.
+STOPPED, NEAR, FAR = 0.01, 0.5, 20.0
+
+
+def note_on_ends(figures: Figures) -> str | None:
+    """Sentences: how many answers sampling stopped, and what helps; None if hardly any."""
+    ended = {role: figures[f"{role}_ended_share"] for role in ROLES}
+    if ended["policy"] is None or 1 - ended["policy"] < STOPPED:
+        return None
+    text = f"Sampling stopped {1 - ended['policy']:.1%} of the policy's answers at --max_new_tokens"
+    if ended["baseline"] is None:
+        return f"{text}. A larger --max_new_tokens shows whether they end."
+    text += f", and {1 - ended['baseline']:.1%} of the baseline's. "
+    if ended["policy"] >= ended["baseline"] - STOPPED:
+        return f"{text}Give a larger --max_new_tokens."
+    return (
+        f"{text}The policy stops less often by itself than before training: a larger --beta keeps "
+        "it nearer to the baseline."
+    )
+
+
+def note_on_kl(figures: Figures) -> str | None:
+    """Sentences: how far the policy is from the baseline, and what to try; None if not known."""
+    if "kl_per_answer" not in figures:
+        return None
+    kl, per_token = figures["kl_per_answer"], figures["kl_per_token"]
+    text = f"KL(policy || baseline) is {kl:.2f} nats an answer, {per_token:.3f} a token."
+    if kl < NEAR:
+        return f"{text} The policy has hardly changed: raise --lr or --epochs, or lower --beta."
+    if kl > FAR:
+        return f"{text} The policy has changed a lot: compare with a larger --beta, or fewer steps."
+    return text
 
 
 def bin_rows(figures: Figures) -> list[list[str]]:
@@ -171,8 +212,8 @@ def bin_rows(figures: Figures) -> list[list[str]]:
 
 def diagnosis(figures: Figures) -> list[str]:
     """What the figures say about the next training or evaluation, a sentence or two per cause."""
-    notes = [text.format(**figures) for applies, text in NOTES if applies(figures)]
-    return notes + notes_of(figures)
+    notes = [CUT if "without_cut" in figures else None, note_on_ends(figures), note_on_kl(figures)]
+    return [note for note in notes if note] + notes_of(figures)
 
 
 def notes_of(figures: Figures) -> list[str]:

@@ -3,6 +3,7 @@
 Shapes: N prompts, P pairs: of a better and a worse response, or of answers of two models.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 
 from nanoalign.evaluation.answers import ROLES
 from nanoalign.evaluation.comparison import Compared, Judged, of_pairs, won_by
-from nanoalign.evaluation.ranking import Scored, about_cut, pairs_of
+from nanoalign.evaluation.ranking import Scored, about_cut, is_label_error, pairs_of
 from nanoalign.evaluation.render import share
 from nanoalign.evaluation.statistics import Figures, calibration
 from nanoalign.files.text import in_picture
 
-BETTER, WORSE = "tab:blue", "tab:orange"
+BETTER, WORSE, ERROR = "tab:blue", "tab:orange", "tab:purple"
 MARKERS = "osDv^<>P"  # of policies
+COLUMN = (7, 13)  # inches of three panels below each other, which a narrow screen can show
 
 
 @contextmanager
@@ -33,14 +35,15 @@ def panels(path: Path, mosaic: list[list[str]], title: str, size: tuple[float, f
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplot_mosaic(mosaic, figsize=size, layout="constrained")
-    figure.suptitle(in_picture(title), fontsize="x-large")
+    lines = [textwrap.fill(line, round(10 * size[0])) for line in title.splitlines()]
+    figure.suptitle(in_picture("\n".join(lines)), fontsize="medium")
     yield axes
     for axis in axes.values():
         axis.grid(alpha=0.3)
         box = axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
         for handle in box.legend_handles:
             handle.set_alpha(1)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=160)
     plt.close(figure)
 
 
@@ -57,13 +60,18 @@ def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: F
     pairs = pairs_of(scored)
     better, worse = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))  # (P,)
     title = (
-        f"{subset}: accuracy {share(figures, 'accuracy')} on {len(pairs):,} pairs, "
+        f"{subset}: accuracy {share(figures, 'accuracy')} on {len(pairs):,} pairs\n"
         f"{figures['ties']:,} ties; always the longer answer: {figures['longer_accuracy']:.3f}"
     )
     title = "\n".join(filter(None, (title, about_cut(figures))))
-    mosaic = [["order", "order"], ["calibration", "length"]]
-    with panels(path, mosaic, title, (14, 10)) as axes:
-        _order_panel(axes["order"], "pair", {"better answer": better, "worse answer": worse})
+    errors = np.array([is_label_error(*pair) for pair in pairs])
+    if errors.any():
+        ranked_so = (errors & (worse > better)).sum()
+        title += f"\n{errors.sum():,} labels are errors by the true rule, "
+        title += f"{ranked_so:,} of them among the {(worse > better).sum():,} points above"
+    with panels(path, [["order"], ["calibration"], ["length"]], title, COLUMN) as axes:
+        sides = {"better answer": better, "worse answer": worse}
+        _order_panel(axes["order"], "pair", sides, errors)
         _calibration_panel(axes["calibration"], better - worse)
         sides = {"better": "chosen", "worse": "rejected"}
         sides = {name: [x for x in scored if x.side == side] for name, side in sides.items()}
@@ -88,8 +96,9 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
             f"it wins {share(whole, 'win_rate')}" if whole["pairs"] else "no comparison is left"
         )
         title += f"\nwithout the answers that it read only in part {result}"
-    mosaic = [["order", "order"], ["difference", "length"]]
-    with panels(path, mosaic, title, (14, 10)) as axes:
+    if "true_win_rate" in figures:
+        title += f"\nby the true rule {share(figures, 'true_win_rate')}"
+    with panels(path, [["order"], ["difference"], ["length"]], title, COLUMN) as axes:
         _order_panel(axes["order"], "prompt", {"policy": policy, "baseline": baseline})
         _difference_panel(axes["difference"], compared, figures)
         answers = {role: [x for case in compared for x in case.answers(role)] for role in ROLES}
@@ -98,10 +107,13 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
         _length_panel(axes["length"], answers, f"win rate with length controlled {shown}")
 
 
-def _order_panel(axis, what: str, rewards: dict[str, np.ndarray]) -> None:
+def _order_panel(
+    axis, what: str, rewards: dict[str, np.ndarray], errors: np.ndarray | None = None
+) -> None:
     """Draws the first rewards in rising order as a curve, and each second reward as a point.
 
     what: what the rewards are of, "pair" or "prompt". rewards: of the two sides by name, (N,) each.
+    errors: which pairs have a label that the true rule contradicts; they are marked.
     """
     (name, first), (other, second) = rewards.items()
     order = np.argsort(first, kind="stable")
@@ -110,6 +122,10 @@ def _order_panel(axis, what: str, rewards: dict[str, np.ndarray]) -> None:
     for mask, colour, where in ((~above, "tab:gray", "below"), (above, WORSE, "above")):
         style = {"color": colour, "alpha": alpha_of(len(order)), "label": f"{other}, {where}"}
         axis.scatter(index[mask], second[order][mask], s=9, **style)
+    if errors is not None and errors.any():
+        wrong = errors[order]
+        style = {"marker": "x", "color": ERROR, "lw": 0.9, "label": "label error, by the true rule"}
+        axis.scatter(index[wrong], second[order][wrong], s=18, **style)
     axis.set(
         title=f"in order of the {name}'s reward: {above.sum():,} of {len(order):,} points above",
         xlabel=what,

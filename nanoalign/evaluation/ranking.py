@@ -5,7 +5,7 @@ Shapes: P pairs. The better response of a pair is the chosen one, the worse the 
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class TrueRule:
     def knows(self, prompts: Iterable[str | list[dict]]) -> bool:
         return all(isinstance(prompt, str) and self.is_prompt(prompt) for prompt in prompts)
 
+    def rule(self, preference: str) -> Callable[[str | list[dict], str], float | None]:
+        """The true reward of (prompt, response), None for a prompt that is not known."""
+        reward = self.rewards.get(preference)
+        return lambda prompt, text: reward(prompt, text) if self.knows([prompt]) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -47,6 +52,13 @@ class Scored:
     score: float
     tokens: int  # of the whole response, with its EOS
     cut: bool  # whether max_length cut it: its score is that of its beginning, without EOS
+    true_reward: float | None = None  # by the rule that the labels were drawn from, if it is known
+
+
+def score_line(scored: Scored) -> dict:
+    """A line of scores.jsonl. It has a true reward where that is known."""
+    line = asdict(scored)
+    return {key: value for key, value in line.items() if (key, value) != ("true_reward", None)}
 
 
 Pairs = list[tuple[Scored, Scored]]  # (better, worse)
@@ -57,11 +69,13 @@ def scored_lines(
     lengths: Sequence[Sequence[tuple[int, float]]],
     scores: Sequence[Sequence[float]],
     view: str,
+    rule: Callable[[str | list[dict], str], float | None] = lambda *_: None,
 ) -> list[Scored]:
     """Returns a Scored for every response of the records, in their order.
 
     lengths: what scoring.Judge.lengths returns. scores: the rewards, [record][response].
     view: the name of a preference, which is appended to pair_id and subset; "": nothing is.
+    rule: the true reward of (prompt, response), None where it is not known.
     """
     suffix = f"/{view}" if view else ""
     scored = []
@@ -78,6 +92,7 @@ def scored_lines(
                 score=score,
                 tokens=tokens,
                 cut=read_share < 1,
+                true_reward=rule(record.prompt, response),
             )
             for i, (response, score, (tokens, read_share)) in enumerate(responses)
         ]
@@ -95,6 +110,11 @@ def pairs_of(scored: Sequence[Scored]) -> Pairs:
         for better in chosen
         for worse in rejected
     ]
+
+
+def is_label_error(better: Scored, worse: Scored) -> bool:
+    """Whether the true rule is known and prefers the response that the label calls worse."""
+    return better.true_reward is not None and better.true_reward < worse.true_reward
 
 
 def reward_metrics(scored: Sequence[Scored]) -> Figures:

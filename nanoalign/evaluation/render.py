@@ -19,7 +19,7 @@ def render(template: Path, **values: object) -> str:
 
     Every value is HTML-escaped, and control characters are shown as escapes (\\x1b). The template
     can call source_of(text), which returns the CSP source of an inline script or style, and
-    picture(path), which returns a PNG file as a data: address.
+    picture(path), which returns a PNG or SVG file as a data: address.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent),
@@ -50,8 +50,9 @@ def source_of(text: str) -> Markup:
 
 
 def picture(path: Path) -> str:
-    """Reads a PNG file, and returns it as a data: address."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    """Reads a PNG or SVG file, and returns it as a data: address."""
+    kind = {".png": "png", ".svg": "svg+xml"}[path.suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -7,7 +7,6 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from nanoalign.evaluation.commands import POLICY, REWARD_MODEL
 from nanoalign.evaluation.comparison import Compared, answer_lines, new_pairs
 from nanoalign.evaluation.diagnosis import diagnosis
 from nanoalign.evaluation.page import comparison_page
-from nanoalign.evaluation.ranking import Scored, pairs_of
+from nanoalign.evaluation.ranking import Scored, TrueRule, is_label_error, pairs_of, score_line
 from nanoalign.evaluation.statistics import Figures
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS
@@ -184,7 +183,7 @@ def write_records(path: Path, records: Iterable[dict]) -> None:
 
 def write_ranking(folder: Path, scored: Sequence[Scored], figures: dict, count: int) -> None:
     """Writes the files of `evaluate.py rm`. count: cases of each kind in cases.md."""
-    write_records(folder / "scores.jsonl", (asdict(line) for line in scored))
+    write_records(folder / "scores.jsonl", map(score_line, scored))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     (folder / "cases.md").write_text(cases(scored, count), encoding="utf-8")
     for subset, subset_figures in figures["subsets"].items():
@@ -196,25 +195,42 @@ def cases(scored: Sequence[Scored], count: int) -> str:
     """The text of cases.md: for each subset up to `count` pairs of each of three kinds.
 
     The surest right and the surest wrong have the largest differences of reward, the closest the
-    smallest.
+    smallest. Where the true rule is known, label errors are a kind of their own in place of right
+    and wrong ones.
     """
     text = "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves.\n"
     for subset in dict.fromkeys(line.subset for line in scored):
         pairs = pairs_of([line for line in scored if line.subset == subset])
         margins = np.array([better.score - worse.score for better, worse in pairs])  # (P,)
+        errors = np.array([is_label_error(*pair) for pair in pairs])
+        falling, rising = np.argsort(-margins), np.argsort(margins)
+        right, wrong = margins > 0, margins < 0
         kinds = {
-            "surest right": [n for n in np.argsort(-margins) if margins[n] > 0],
-            "surest wrong": [n for n in np.argsort(margins) if margins[n] < 0],
-            "closest": np.argsort(np.abs(margins)),
+            "surest right": falling[(right & ~errors)[falling]],
+            "surest wrong": rising[(wrong & ~errors)[rising]],
         }
+        if errors.any():
+            text += (
+                f"\n{in_markdown(subset)}: {errors.sum():,} of {len(pairs):,} labels are errors by "
+                f"the true rule. Of the {wrong.sum():,} pairs that the model ranks otherwise than "
+                f"labelled, {(wrong & errors).sum():,} are label errors: there it is right.\n"
+            )
+            kinds["label errors, where the model is right"] = rising[(wrong & errors)[rising]]
+            kinds["label errors, which the model follows"] = falling[(right & errors)[falling]]
+        kinds["closest"] = np.argsort(np.abs(margins))
         for title, places in kinds.items():
             text += f"\n## {in_markdown(subset)}: {title}\n"
             for n in places[:count]:
-                text += f"\n### {in_markdown(pairs[n][0].pair_id)}: {margins[n]:+.3f}\n"
+                mark = ", a label error" * bool(errors[n])
+                text += f"\n### {in_markdown(pairs[n][0].pair_id)}: {margins[n]:+.3f}{mark}\n"
                 text += _indented("Prompt", prompt_text(pairs[n][0].prompt, "\n\n"))
                 for line in pairs[n]:
                     cut = ", cut: the model read only its beginning" * line.cut
-                    about = f"{line.side}, reward {line.score:+.3f}, {line.tokens} tokens{cut}"
+                    known = line.true_reward is not None
+                    true = f", true reward {line.true_reward:+.3f}" if known else ""
+                    about = (
+                        f"{line.side}, reward {line.score:+.3f}{true}, {line.tokens} tokens{cut}"
+                    )
                     text += _indented(about, line.response)
     return text
 
@@ -234,13 +250,14 @@ def write_comparison(
     compared: Sequence[Compared],
     figures: Figures,
     best_of_n: Sequence[dict[str, float]],
+    truth: TrueRule,
 ) -> None:
     """Writes the files of `evaluate.py policy`. best_of_n: the lines of comparison.best_of_n."""
     write_records(folder / "answers.jsonl", answer_lines(compared))
     (folder / METRICS).write_text(json.dumps(figures, indent=2) + "\n")
     picture = folder / "answers.png"
     plots.policy_picture(picture, compared, figures)
-    page = comparison_page(title, compared, figures, diagnosis(figures), picture)
+    page = comparison_page(title, compared, figures, diagnosis(figures), picture, truth)
     (folder / "report.html").write_text(page, encoding="utf-8")
     if len(best_of_n) > 1:
         write_records(folder / "best_of_n.jsonl", best_of_n)

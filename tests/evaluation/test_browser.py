@@ -16,6 +16,7 @@ import pytest
 
 from nanoalign.evaluation.comparison import Compared, Judged, comparison_metrics
 from nanoalign.evaluation.page import comparison_page
+from nanoalign.evaluation.ranking import TrueRule
 from nanoalign.evaluation.render import source_of
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -67,7 +68,8 @@ def drive(
     """What the driver saw. allowed: whether the policy of the page names it, too."""
     (folder / "p.png").write_bytes(b"\x89PNG")
     figures = comparison_metrics(compared, 320)
-    page = comparison_page("A report", compared, figures, ["a note"], folder / "p.png")
+    truth = TrueRule(lambda prompt: False, {})
+    page = comparison_page("A report", compared, figures, ["a note"], folder / "p.png", truth)
     looks = "\n".join(f"look(() => {step});" for step in steps)
     driver = DRIVER.replace("STEPS", looks)
     page = page.replace("</body>", f"<script>{driver}</script></body>")

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from nanoalign.evaluation.comparison import Compared, Judged, comparison_metrics
-from nanoalign.evaluation.diagnosis import caution, conclusion, diagnosis, figure_rows
+from nanoalign.evaluation.diagnosis import (
+    caution,
+    conclusion,
+    diagnosis,
+    figure_groups,
+    figure_rows,
+)
 from nanoalign.evaluation.page import comparison_page
+from nanoalign.evaluation.ranking import TrueRule
 
 NASTY = "<script>alert('x')</script> & \"quotes\""
 
@@ -31,9 +38,13 @@ def figures_of(compared: list[Compared]) -> dict:
     return comparison_metrics(compared, 320)
 
 
-def page_of(compared: list[Compared], folder: Path) -> str:
+UNKNOWN = TrueRule(lambda prompt: False, {})
+
+
+def page_of(compared: list[Compared], folder: Path, truth: TrueRule = UNKNOWN) -> str:
     (folder / "p.png").write_bytes(b"\x89PNG")
-    return comparison_page(NASTY, compared, figures_of(compared), [NASTY], folder / "p.png")
+    figures = comparison_metrics(compared, 320, truth)
+    return comparison_page(NASTY, compared, figures, [NASTY], folder / "p.png", truth)
 
 
 @pytest.fixture
@@ -184,12 +195,49 @@ def test_the_diagnosis_by_hand(compared):
     figures = figures_of(compared)
     assert diagnosis(figures) == []  # all answers of the policy ended
     causes = {
-        "75.0% of the policy's answers ended with EOS": {"policy_ended_share": 0.75},
+        "stopped 25.0% of the policy's answers at --max_new_tokens, and 33.3% of the baseline's. "
+        "Give a larger --max_new_tokens": {"policy_ended_share": 0.75},
+        "stops less often by itself": {"policy_ended_share": 0.4},
+        "1.25 nats an answer": {"kl_per_answer": 1.25, "kl_per_token": 0.25},
+        "hardly changed: raise --lr": {"kl_per_answer": 0.1, "kl_per_token": 0.25},
+        "changed a lot: compare with a larger --beta": {"kl_per_answer": 40, "kl_per_token": 3},
         "train a reward model with a larger --max_length": {"without_cut": {}},
-        "is 1.50 nats an answer, 0.250 a token": {"kl_per_answer": 1.5, "kl_per_token": 0.25},
         "2 of 3 prompts were trained on by the policy": {"policy_trained_on": 2},
     }
     for text, cause in causes.items():
         (note,) = diagnosis(figures | cause)
         assert text in note
     assert diagnosis(figures | {"policy_ended_share": None}) == []  # answers of a file
+    assert diagnosis(figures | {"policy_ended_share": 0.9996}) == []  # as good as all
+    (note,) = diagnosis(figures | {"kl_per_answer": 5.0, "kl_per_token": 0.25})
+    assert note == "KL(policy || baseline) is 5.00 nats an answer, 0.250 a token."
+
+
+def test_each_figure_is_shown_once_in_a_group(compared):
+    figures = figures_of(compared) | {"kl_per_answer": 5.0, "prompts_left_out": 2}
+    groups = figure_groups(figures)
+    shown = [name for rows in groups.values() for name, *_ in rows]
+    assert len(shown) == len(set(shown))
+    twice = {"dpo_data_mean", "no_dpo_data_mean", "no_dpo_better_than_dpo_count",
+             "no_dpo_worse_than_dpo_count"}  # fmt: skip
+    assert set(shown) == {row[0] for row in figure_rows(figures)} - twice
+    assert [name for name, *_ in groups["Change of the policy"]] == ["kl_per_answer"]
+    assert "prompts_left_out" in dict(groups["Data and models"])
+    heads = [rows[0] for rows in figure_groups(figures_of(partly(3, 1))).values()]
+    assert all(head == ["", "all", "without cut answers"] for head in heads)
+
+
+def test_true_rewards_stand_beside_those_of_the_model(tmp_path):
+    """The rule is the number of letters: it agrees on the first prompt, and not on the second."""
+    truth = TrueRule({"p", "q"}.__contains__, {"better": lambda prompt, answer: float(len(answer))})
+    both = [Compared("1", "p", one("long", 2.0, 3), one("a", 1.0, 4)),
+            Compared("2", "q", one("a", 2.0, 3), one("long", 1.0, 4))]  # fmt: skip
+    page = page_of(both, tmp_path, truth)
+    found = re.findall(r"<b>(\w+)</b>, (\w+): (\S+), true reward (\S+) \(", page)
+    assert found == [
+        ("baseline", "worse", "+1.000", "+1.000"), ("policy", "better", "+2.000", "+4.000"),
+        ("baseline", "worse", "+1.000", "+4.000"), ("policy", "better", "+2.000", "+1.000"),
+    ]  # fmt: skip
+    assert re.findall(r'data-kind="([^"]*)"', page) == ["win", "win misjudged"]
+    assert "where the true rule says otherwise</label>" in page
+    assert "true reward" not in page_of(both, tmp_path)

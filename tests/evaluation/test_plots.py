@@ -4,6 +4,7 @@ Nothing that is written in a picture is cut, or lies over something else.
 """
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import losses
@@ -146,6 +147,20 @@ def test_rewards(drawn, pairs, scale, cut):
     lines = scored(pairs, scale, cut)
     figure = drawn(plots.reward_picture, "a subset", lines, reward_metrics(lines))
     assert faults(figure) == []
+
+
+def test_label_errors_are_marked(drawn):
+    """The true rewards of 40 pairs of 60 are those of their labels, of 20 the other way round."""
+    lines = [
+        replace(line, true_reward=float((line.side == "chosen") == (n // 2 % 3 > 0)))
+        for n, line in enumerate(scored(60, 1.0, False))
+    ]
+    figure = drawn(plots.reward_picture, "a subset", lines, reward_metrics(lines))
+    assert faults(figure) == []
+    assert "20 labels are errors by the true rule" in figure.get_suptitle()
+    points = {c.get_label(): c.get_offsets() for c in figure.axes[0].collections}
+    marked = {round(score, 9) for _, score in points["label error, by the true rule"]}
+    assert marked == {round(x.score, 9) for x in lines if x.side == "rejected" and x.true_reward}
 
 
 @pytest.mark.parametrize("policies", [1, 12])

@@ -3,9 +3,21 @@
 The figures of scored pairs: their intervals are over prompts, and answers that were cut are told.
 """
 
+import re
+
 import pytest
 
-from nanoalign.evaluation.ranking import PRINTED, Scored, reward_metrics, table
+from nanoalign.evaluation.ranking import (
+    PRINTED,
+    Scored,
+    TrueRule,
+    reward_metrics,
+    score_line,
+    scored_lines,
+    table,
+)
+from nanoalign.evaluation.results import cases
+from nanoalign.records import Record
 from nanoalign.runs.result import wilson_interval
 
 
@@ -58,3 +70,32 @@ def test_the_printed_table_fits_a_terminal():
     assert max(map(len, text.splitlines())) <= 100 and "other" not in text
     known = {key: figures[key] for key in figures if key != "true_accuracy"}
     assert "true" not in table({"a": known}) and "true" in text
+
+
+def test_a_line_has_a_true_reward_where_the_rule_knows_the_prompt():
+    truth = TrueRule({"known"}.__contains__, {"better": lambda prompt, text: float(len(text))})
+    records = [Record(prompt, ("ab", "c"), ((0, 1),), name=prompt) for prompt in ("known", "other")]
+    found = scored_lines(records, [[(3, 1.0)] * 2] * 2, [[0.5, 0.1]] * 2, "", truth.rule("better"))
+    assert [line.true_reward for line in found] == [2.0, 1.0, None, None]
+    assert [score_line(line).get("true_reward", "none") for line in found][1:3] == [1.0, "none"]
+
+
+def test_cases_tell_label_errors_from_errors_of_the_model():
+    """Pairs 0, 1 are labelled right, 2 and 3 wrongly; the model orders 0 and 2 as labelled."""
+    lines = []
+    for n, (margin, true) in enumerate([(3, 1), (-3, 1), (1, -1), (-2, -1)]):
+        lines += [line(n, n, "chosen", margin, true_reward=float(true)),
+                  line(n, n, "rejected", 0, true_reward=0.0)]  # fmt: skip
+    text = cases(lines, 9)
+    assert "2 of 4 labels are errors by the true rule. Of the 2 pairs that the model ranks" in text
+    assert "otherwise than labelled, 1 are label errors" in text
+    found = dict(re.findall(r"## s: (.*)\n\n### (.*)\n", text))
+    assert found == {
+        "surest right": "s:0: +3.000",
+        "surest wrong": "s:1: -3.000",
+        "label errors, where the model is right": "s:3: -2.000, a label error",
+        "label errors, which the model follows": "s:2: +1.000, a label error",
+        "closest": "s:2: +1.000, a label error",
+    }
+    assert "chosen, reward +3.000, true reward +1.000, 3 tokens" in text
+    assert "label error" not in cases(pairs([True, False]), 9)
