@@ -22,7 +22,7 @@ import train_dpo
 import train_rm
 from docs import PAGES, ROOT, first_missing
 from nanoalign.lab import __main__ as lab
-from nanoalign.lab import plant
+from nanoalign.lab import lab_docs, plant
 from nanoalign.runs import trackers
 
 TEXTS = [*PAGES, ROOT / "docs/train.slurm"]
@@ -38,14 +38,14 @@ OTHERS = set(
 )
 HELP = [
     *((script, ["--help", "all"]) for script in (train_rm, train_dpo)),
-    *((module, ["--help"]) for module in (plant, trackers)),
+    *((module, ["--help"]) for module in (plant, trackers, lab_docs)),
     *(
         (evaluate, [word, "--help"])
         for word in ("rm", "bench", "policy", "score", "frontier", "suspects", "ask")
     ),
     *(
         (lab, [word, "--help"])
-        for word in ("walk", "golden", "check", "grade", "world", "pipeline")
+        for word in ("walk", "golden", "check", "grade", "world", "pipeline", "beta")
     ),
 ]
 

@@ -51,7 +51,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.command in EXPERIMENTS:
-        perform(args.command, Path(args.out), args.quick)
+        perform(args.command, Path(args.out), args.quick, args.seeds)
     else:
         COMMANDS[args.command](args)
 

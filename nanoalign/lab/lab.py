@@ -3,7 +3,7 @@
 Shapes: S seeds, P prompts.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from itertools import product
@@ -24,9 +24,10 @@ T = TypeVar("T")
 class Lab:
     """The size of an experiment, and functions that run the scripts for it."""
 
-    def __init__(self, runs: Runs, quick: bool):
+    def __init__(self, runs: Runs, quick: bool, seeds: Sequence[int] | None = None):
+        """seeds: of all trainings and samplings; default: 0 if quick, else 0, 1 and 2."""
         self.runs, self.quick = runs, quick
-        self.seeds = (0,) if quick else (0, 1, 2)
+        self.seeds = tuple(seeds or ((0,) if quick else (0, 1, 2)))
         self.prompts = 150 if quick else 600  # held-out prompts, on which all is measured
 
     def pick(self, quick: T, full: T) -> T:

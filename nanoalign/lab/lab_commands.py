@@ -103,6 +103,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in EXPERIMENTS:
         add = adds[name]
         add("--quick", action="store_true", help="one seed and less data")
+        add("--seeds", type=int, nargs="+", help="of all trainings; default: 0 1 2, with --quick 0")
         text = f"the page in it, {name}/index.html or {name}-quick/index.html, is replaced; results"
         text += " of commands are kept in made/"
         add("--out", default="runs/lab", metavar="FOLDER", help=text)

@@ -8,9 +8,13 @@ run(lab) -> Findings        what varies, by the functions of nanoalign/lab/lab.p
 """
 
 import time
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
+from nanoalign import __version__
 from nanoalign.lab.experiments import (
     attack,
     beta,
@@ -28,9 +32,8 @@ from nanoalign.lab.experiments import (
     reinforce,
     why_lose,
 )
-from nanoalign.lab.findings import sentence
 from nanoalign.lab.lab import Lab
-from nanoalign.lab.lab_page import write
+from nanoalign.lab.lab_page import about_text, write, write_index
 from nanoalign.lab.runs import Runs
 
 # Command of `python -m nanoalign.lab` -> experiment.
@@ -53,28 +56,27 @@ EXPERIMENTS: dict[str, ModuleType] = {
 }
 
 
-def perform(name: str, out: Path, quick: bool) -> None:
+def perform(name: str, out: Path, quick: bool, seeds: Sequence[int] | None = None) -> None:
     """Runs an experiment, prints its findings, and writes its page, out/name/index.html."""
-    experiment = EXPERIMENTS[name]
-    runs, begin = Runs(out / "made"), time.monotonic()
-    lab = Lab(runs, quick)
+    experiment, runs = EXPERIMENTS[name], Runs(out / "made")
+    begin, lab = time.monotonic(), Lab(runs, quick, seeds)
     findings = experiment.run(lab)
     minutes = (time.monotonic() - begin) / 60
-    seeds = f"{len(lab.seeds)} seed{'s' * (len(lab.seeds) > 1)}"
-    about = (
-        f"{seeds}, {lab.prompts} held-out prompts or pairs; {minutes:.1f} minutes for "
-        f"{runs.fresh} of {len(runs.commands)} commands"
-    )
-    about += ", the others had run before." if runs.fresh < len(runs.commands) else "."
-    folder = out / name
-    if quick:
-        folder = out / f"{name}-quick"
-        about += " With one seed the intervals are over prompts alone; other seeds may differ more."
+    about = {
+        "seeds": list(lab.seeds),
+        "prompts": lab.prompts,
+        "versions": f"nanoalign {__version__}, torch {version('torch')}",
+        "date": date.today().isoformat(),
+    }
+    folder = out / f"{name}{'-quick' * quick}"
     write(folder, experiment, findings, runs.commands, about)
+    write_index(out, EXPERIMENTS)
     print(f"\n{experiment.QUESTION}\n")
     for row in (findings.table, *findings.rows()):
         print("  ".join(f"{text:<26}" for text in row).rstrip())
     print()
-    for text in (*(sentence(*claim) for claim in findings.claims), *findings.notes):
+    for text in (*(claim.sentences() for claim in findings.claims), *findings.notes):
         print(text)
-    print(f"\n{'saved':<11} {folder}: index.html, picture.png, findings.json; {about}")
+    print(f"\n{'saved':<11} {folder}: index.html, picture.svg, findings.json; {about_text(about)}")
+    of = f"{runs.fresh} of {len(runs.commands)} commands; the others had run before"
+    print(f"{'ran':<11} {minutes:.1f} minutes for {of}")

@@ -12,7 +12,6 @@ import pytest
 from fakes import FakeRuns
 
 from nanoalign.lab.experiments import ensembles, why_lose
-from nanoalign.lab.findings import verdict
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.perform import EXPERIMENTS
 
@@ -44,8 +43,7 @@ def noisy(mean: float, prompts: int) -> np.ndarray:
 
 
 def verdicts(lab: Lab, name: str) -> dict[str, str]:
-    claims = EXPERIMENTS[name].run(lab).claims
-    return {guess: verdict(difference) for guess, difference in claims}
+    return {claim.guess: claim.verdict for claim in EXPERIMENTS[name].run(lab).claims}
 
 
 AS_GUESSED = {
@@ -65,10 +63,9 @@ AS_GUESSED = {
     },
     "noise": {
         "true": lambda x: (
-            2 - 3 * x.flipped
-            + x.flipped * (getattr(x, "loss", "sigmoid") in ("cdpo", "robust", "ipo_sum"))
-            - 0.2 * (getattr(x, "loss", "") == "ipo_sum")
-            + 0.5 * x.flipped * (getattr(x, "smoothed", "") == "smoothing")
+            2 - 3 * x.flipped + x.flipped * (x.loss != "sigmoid") - 0.2 * (x.loss == "ipo_sum")
+            if hasattr(x, "loss")
+            else 0.9 - x.flipped + 0.5 * x.flipped * (x.smoothed == "smoothing")
         ),
     },
     "own_samples": {
@@ -113,7 +110,7 @@ AS_GUESSED = {
     "why_lose": {
         "true_win": lambda x: (
             0.6 if x.condition == "control" else 0.2 if x.condition == "all together"
-            else 0.4 if "alone" in x.condition else 0.3
+            else 0.3 + 0.1 * ("weak" not in x.condition) if "alone" in x.condition else 0.3
         ),
         "win": lambda x: 0.5,
         "elsewhere_win": lambda x: 0.1,
@@ -131,14 +128,14 @@ def test_guesses_that_are_right_are_shown(tmp_path, name):
 
 def test_the_answer_names_what_reproduces_the_rate_and_what_repairs(tmp_path):
     figures = AS_GUESSED["why_lose"] | {
-        "true_win": lambda x: {"control": 0.6, "weak answers alone": 0.281,
-                               "all but noise": 0.55}.get(x.condition, 0.45)
+        name: lambda x: {"control": 0.6, "weak answers alone": 0.281,
+                         "all but noise": 0.55}.get(x.condition, 0.45)
+        for name in ("true_win", "win")
     }  # fmt: skip
-    by_rule, *_, cause, repairs = why_lose.run(Given(tmp_path, figures)).notes
-    assert "closest to 0.281 is that of weak answers alone (0.28" in by_rule
-    assert "within the interval of: weak answers alone (0.28" in by_rule
-    assert "noise alone" not in by_rule
-    assert cause.startswith("Of single causes weak answers costs most: 0.31")
+    by_judge, _, repairs = why_lose.run(Given(tmp_path, figures)).notes
+    assert "closest to 0.281 is that of weak answers alone (0.28" in by_judge
+    assert "within the interval of: weak answers alone (0.28" in by_judge
+    assert "noise alone" not in by_judge
     assert repairs.endswith(": all but noise.")
 
 

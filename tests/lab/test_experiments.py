@@ -1,6 +1,6 @@
-"""python -m pytest tests/lab/test_experiments.py docs/lab.md has what the real ones found."""
+"""python -m pytest tests/lab/test_experiments.py docs/lab/ has what the real ones found."""
 
-import json
+import html
 import re
 
 import numpy as np
@@ -19,14 +19,12 @@ from nanoalign.lab.experiments import (
 )
 from nanoalign.lab.experiments.attack import labelled
 from nanoalign.lab.figures import best_of
+from nanoalign.lab.findings import from_json
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.lab_commands import EXPERIMENTS as QUESTIONS
 from nanoalign.lab.perform import EXPERIMENTS
+from nanoalign.lab.picture import alt_text
 from nanoalign.tiny import world
-
-VERDICT = re.compile(
-    r"(Shown|Not shown|Other than expected) \(|Not shown, by one number without an interval \("
-)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -36,15 +34,20 @@ def test_the_commands_of_an_experiment_parse_and_its_page_has_a_verdict_on_each_
     made = []
     monkeypatch.setattr(perform, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
     perform.perform(name, tmp_path, quick=True)
-    found = json.loads((tmp_path / f"{name}-quick" / "findings.json").read_text())
+    _, found = from_json((tmp_path / f"{name}-quick" / "findings.json").read_text())
     text = (tmp_path / f"{name}-quick" / "index.html").read_text()
-    assert found["guesses"] and found["table"]
-    assert len(VERDICT.findall(text)) == len(found["guesses"])
+    assert found.claims and found.table
+    plain = html.unescape(text)
+    assert all(claim.sentences() in plain for claim in found.claims)
+    assert plain.count('class="verdict ') == len(found.claims)
+    assert f'alt="{alt_text(found)}"' in plain
     assert f">{len(made[0].commands):,} commands, each on one thread" in text
     assert all(command.startswith("python ") for command in made[0].commands)
-    assert 'src="data:image/png;base64,' in text and not re.search(r'(src|href)="http', text)
+    assert 'src="data:image/svg+xml;base64,' in text and not re.search(r'(src|href)="http', text)
     printed = capsys.readouterr().out
-    assert all(guess["guess"] in printed for guess in found["guesses"])
+    assert all(claim.sentences() in printed for claim in found.claims)
+    index = html.unescape((tmp_path / "index.html").read_text())
+    assert f'href="{name}-quick/index.html"' in index and " ".join(found.summary()) in index
 
 
 def test_the_lab_lists_the_experiments(capsys):
@@ -53,6 +56,15 @@ def test_the_lab_lists_the_experiments(capsys):
     assert {name: each.QUESTION for name, each in EXPERIMENTS.items()} == QUESTIONS
     for name, question in QUESTIONS.items():
         assert f"    {name} " in printed and question in printed
+
+
+def test_other_seeds_are_those_of_the_commands_and_of_the_page(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(perform, "Runs", lambda path: made.append(FakeRuns(path)) or made[0])
+    perform.perform("beta", tmp_path, quick=True, seeds=[3, 5])
+    trainings = [args for args in made[0].parsed if getattr(args, "beta", None) == 0.01]
+    assert {args.seed for args in trainings} == {3, 5}
+    assert "<p>Seeds 3, 5; " in (tmp_path / "beta-quick" / "index.html").read_text()
 
 
 def test_a_full_run_has_three_seeds_of_each(tmp_path):
@@ -75,14 +87,14 @@ def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     """The suffix is an unknown word, which the rule itself sees."""
     lab = Lab(FakeRuns(tmp_path), quick=True)
     attack = EXPERIMENTS["attack"].run(lab)
-    assert all(np.abs(values).max() < 1e-9 for values in attack.table["overrated by"])
+    assert all(max(abs(end) for end in (each.low, each.high)) < 1e-9
+               for each in attack.table["overrated by"])  # fmt: skip
     gain = attack.table["text"].index("found by the search")
-    assert attack.table["gain by the true rule"][gain].mean() == pytest.approx(-0.25, abs=0.2)
+    assert attack.table["gain by the true rule"][gain].mean == pytest.approx(-0.25, abs=0.2)
     ensemble = ensembles.run(lab)
     *_, over = ensemble.table.values()
-    assert all(np.abs(values).max() < 1e-9 for values in over)
-    agreement = ensemble.table["agreement on pairs"]
-    assert all(values.min() in (0.5, 1) for values in agreement)  # ties alone
+    assert all(max(abs(end) for end in (each.low, each.high)) < 1e-9 for each in over)
+    assert all(each.mean > 0.9 for each in ensemble.table["agreement on pairs"])  # but for ties
 
 
 def test_losses_take_the_learning_rate_of_the_lowest_held_out_loss(tmp_path):

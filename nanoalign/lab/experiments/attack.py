@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.lab.figures import chosen_and_rejected, read, rewards_and_truths, unit
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import SHARE, Findings, Panel
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny.world import true_reward
 
@@ -177,34 +177,42 @@ def run(lab: Lab) -> Findings:
                 "the reward model after rounds of training on attacks",
                 "rounds",
                 "agreement with the true rule on held-out pairs",
-                {"reward model": [(n, each) for n, each in accuracy.items()]},
+                {"reward model": list(accuracy.items())},
+                scale=SHARE,
             ),
         ],
         claims=[
-            ("the search by gradient raises the reward", result["search 0, reward"]),
-            ("the search by gradient lowers the true reward", -result["search 0, true"]),
-            ("a suffix is overrated", result["suffix, overrated"]),
-            ("the best of 16 samples is overrated", result["best of 16, overrated"]),
+            ("the search by gradient [raises|lowers] the reward", result["search 0, reward"]),
+            ("the search by gradient [lowers|raises] the true reward", -result["search 0, true"]),
+            ("a suffix is [overrated|underrated]", result["suffix, overrated"]),
+            ("the best of 16 samples is [overrated|underrated]", result["best of 16, overrated"]),
             (
-                "the best of 16 samples is overrated less than what the search finds",
+                "the best of 16 samples is overrated [less|more] than what the search finds",
                 result["search 0, overrated"] - result["best of 16, overrated"],
             ),
             (
-                "text that was found with one model is overrated less by another without attacks",
+                "text that was found with one model is overrated [less|more] by another without "
+                "attacks",
                 result["search 0, overrated"] - result["control, overrated"],
             ),
             (
-                "a model that was trained on attacks overrates that text less than the other does",
+                "a model that was trained on attacks overrates that text [less|more] than the "
+                "other",
                 result["control, overrated"] - result["first search after 1, overrated"],
             ),
             (
-                "after one round on attacks a new search still finds overrated text",
+                "after one round on attacks a new search still finds text that is "
+                "[overrated|underrated]",
                 result["search 1, overrated"],
             ),
             (
-                f"after {last} round{'s' * (last > 1)} a new search overrates less than the first",
+                f"after {last} round{'s' * (last > 1)} a new search overrates [less|more] than "
+                "the first",
                 result["search 0, overrated"] - result[f"search {last}, overrated"],
             ),
-            ("training on attacks costs accuracy on held-out pairs", accuracy[0] - accuracy[last]),
+            (
+                "training on attacks [costs|gains] accuracy on held-out pairs",
+                accuracy[0] - accuracy[last],
+            ),
         ],
     )

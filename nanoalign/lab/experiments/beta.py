@@ -1,6 +1,6 @@
 """DPO with five values of beta: what the judge says, what is true, and how far the policy went."""
 
-from nanoalign.lab.findings import Findings, Panel, column, points
+from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column, points
 from nanoalign.lab.lab import Lab
 
 TITLE = "Beta: reward against KL"
@@ -37,14 +37,13 @@ def run(lab: Lab) -> Findings:
     figures = lab.grid(policy, beta=betas)
     low, high = figures[betas[0]], figures[betas[-1]]
     middle = figures[0.1]
-    best = max(betas, key=lambda beta: figures[beta]["true"].mean())
     return Findings(
         table={
             "beta": [f"{beta:g}" for beta in betas],
-            "KL, nats": column(figures, "kl"),
+            "KL, nats": column(figures, "kl", POSITIVE),
             "reward by the judge": column(figures, "judged"),
             "true reward": column(figures, "true"),
-            "wins by the true rule": column(figures, "true_win"),
+            "wins by the true rule": column(figures, "true_win", SHARE),
         },
         panels=[
             Panel(
@@ -63,10 +62,20 @@ def run(lab: Lab) -> Findings:
             ),
         ],
         claims=[
-            (f"the KL at beta {betas[0]:g} is above that at {betas[-1]:g}", low["kl"] - high["kl"]),
-            (f"by the judge {betas[0]:g} is better than 0.1", low["judged"] - middle["judged"]),
-            (f"by the true rule 0.1 is better than {betas[0]:g}", middle["true"] - low["true"]),
-            (f"by the true rule 0.1 is better than {betas[-1]:g}", middle["true"] - high["true"]),
+            (
+                f"the KL at beta {betas[0]:g} is [above|below] that at {betas[-1]:g}",
+                low["kl"] - high["kl"],
+            ),
+            (
+                f"by the judge beta {betas[0]:g} is [better|worse] than 0.1",
+                low["judged"] - middle["judged"],
+            ),
+            *(
+                (
+                    f"by the true rule beta 0.1 is [better|worse] than {beta:g}",
+                    middle["true"] - figures[beta]["true"],
+                )
+                for beta in (betas[0], betas[-1])
+            ),
         ],
-        notes=[f"The highest true reward is that of beta {best:g}."],
     )

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.findings import SHARE, Findings, Panel, column, estimate
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 from nanoalign.lab.runs import flag_words
@@ -72,13 +72,15 @@ def run(lab: Lab) -> Findings:
     most = shares[-1]
 
     def of_doubted(key: str) -> list:
-        return [doubted[share][key] if way == "dropped" else "" for share, way in grid]
+        return [
+            estimate(doubted[share][key], SHARE) if way == "dropped" else "" for share, way in grid
+        ]
 
     return Findings(
         table={
             "flipped": [f"{share:.0%}" for share, _ in grid],
             "labels": [way for _, way in grid],
-            "true accuracy": column(grid, "true"),
+            "true accuracy": column(grid, "true", SHARE),
             "wrong labels, estimated": of_doubted("wrong_share"),
             "by the true rule": of_doubted("true_wrong_share"),
             "of the first tenth": of_doubted("true_wrong_share_of_first_tenth"),
@@ -89,6 +91,7 @@ def run(lab: Lab) -> Findings:
                 "share of flipped labels",
                 "agreement with the true rule",
                 {way: [(share, grid[share, way]["true"]) for share in shares] for way in WAYS},
+                scale=SHARE,
             ),
             Panel(
                 "wrong labels",
@@ -98,12 +101,13 @@ def run(lab: Lab) -> Findings:
                     "estimated": [(s, doubted[s]["wrong_share"]) for s in shares],
                     "by the true rule": [(s, doubted[s]["true_wrong_share"]) for s in shares],
                 },
+                scale=SHARE,
             ),
         ],
         claims=[
             *(
                 (
-                    f"at {share:.0%} of flipped labels the model of {way} labels is better",
+                    f"at {share:.0%} of flipped labels the model of {way} labels is [better|worse]",
                     gain[cell],
                 )
                 for share in shares[1:]
@@ -111,13 +115,13 @@ def run(lab: Lab) -> Findings:
                 for cell in [(share, way)]
             ),
             (
-                f"at {most:.0%} reversing gains more than dropping",
+                f"at {most:.0%} reversing gains [more|less] than dropping",
                 gain[most, "reversed"] - gain[most, "dropped"],
             ),
-            ("without flips dropping does not help", -gain[0.0, "dropped"]),
-            ("without flips reversing does not help", -gain[0.0, "reversed"]),
+            ("without flips dropping [costs|gains] accuracy", -gain[0.0, "dropped"]),
+            ("without flips reversing [costs|gains] accuracy", -gain[0.0, "reversed"]),
             (
-                f"at {most:.0%} dropping what the true rule contradicts would help",
+                f"at {most:.0%} dropping what the true rule contradicts [helps|costs accuracy]",
                 gain[most, "wrong ones dropped"],
             ),
         ],

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.findings import SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab, world_records
 from nanoalign.tiny import world
 
@@ -85,35 +85,39 @@ def run(lab: Lab) -> Findings:
     keys = list(two)
     count = two["safer, conflicts"].shape[1]
     return Findings(
-        table={"way": list(WAYS)} | {key: column(figures, key) for key in keys},
+        table={"way": list(WAYS)} | {key: column(figures, key, SHARE) for key in keys},
         panels=[
             Panel(
                 "agreement with the true rules",
                 "",
                 "accuracy",
                 {way: [(key, cell[key]) for key in keys] for way, cell in figures.items()},
+                scale=SHARE,
             )
         ],
         claims=[
             (
-                "by the label better, two models agree with the true rule more often than two "
-                "outputs",
+                "by the label better, two models agree with the true rule [more|less] often than "
+                "two outputs",
                 two["better"] - outputs["better"],
             ),
             (
-                "by the label safer, two models agree with it more often than two outputs",
+                "by the label safer, two models agree with it [more|less] often than two outputs",
                 two["safer"] - outputs["safer"],
             ),
             (
-                "by the label safer, two outputs agree more often than a prompt that names it",
+                "by the label safer, two outputs agree [more|less] often than a prompt that "
+                "names it",
                 outputs["safer"] - named["safer"],
             ),
             (
-                "on conflicts, by the label better, the sum agrees less often than its own output",
+                "on conflicts, by the label better, the sum agrees [less|more] often than its own "
+                "output",
                 outputs["better, conflicts"] - summed["better, conflicts"],
             ),
             (
-                "on conflicts, by the label safer, the sum agrees less often than its own output",
+                "on conflicts, by the label safer, the sum agrees [less|more] often than its own "
+                "output",
                 outputs["safer, conflicts"] - summed["safer, conflicts"],
             ),
         ],

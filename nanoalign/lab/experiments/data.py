@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.findings import Findings, Panel, column, estimate
+from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
 TITLE = "How much data"
@@ -20,6 +20,8 @@ METHOD = [
     "to all runs but the largest, and predicts its error.",
 ]
 LIMITS = [
+    "That an error is above the law was no guess of its own: where it is not shown, and the "
+    "opposite neither, the law is not contradicted.",
     "More pairs are more steps, too. One learning rate, and no search for better ones.",
     "With few pairs the error of a policy is that of its base, where no power law can hold.",
     "The law has no floor. Where an error goes to a floor above 0, it must fail at some size.",
@@ -58,34 +60,39 @@ def run(lab: Lab) -> Findings:
         "reward model": {n: 1 - models[n]["true"] for n in sizes},
         "policy": {n: BEST - policies[n]["true"] for n in sizes},
     }
-    notes, doubling, series = [], {}, {}
+    notes, claims, series = [], [], {}
     for name, by_size in errors.items():
-        doubling[name] = by_size[sizes[-2]] - by_size[sizes[-1]]
         laws = [
             predicted(sizes, np.array([by_size[n][s].mean() for n in sizes]))
             for s in range(len(lab.seeds))
         ]
         power, law = np.mean(laws, axis=0)
-        missed = estimate(by_size[sizes[-1]] - np.array([each for _, each in laws])[:, None])
+        claims += [
+            (
+                f"the last doubling, to {sizes[-1]:,} pairs, [lowers|raises] the error of the "
+                f"{name}",
+                by_size[sizes[-2]] - by_size[sizes[-1]],
+            ),
+            (
+                f"there the error of the {name} is [above|below] what the law of the smaller runs "
+                f"predicts, {law:.3f}",
+                by_size[sizes[-1]] - np.array([each for _, each in laws])[:, None],
+            ),
+        ]
         series[name] = {
             "found": list(by_size.items()),
             "law of the smaller runs": [
                 (n, np.array([[law * (n / sizes[-1]) ** -power]])) for n in sizes
             ],
         }
-        within = "is" if missed.low <= 0 <= missed.high else "is not"
-        notes.append(
-            f"{name.capitalize()}: the error falls as n^-{power:.2f}. For {sizes[-1]:,} pairs the "
-            f"laws of the smaller runs predict {law:.3f} on average. What was found is above this "
-            f"by {missed}: 0 {within} in the interval."
-        )
+        notes.append(f"{name.capitalize()}: by the law the error falls as n^-{power:.2f}.")
     return Findings(
         table={
             "pairs": [f"{n:,}" for n in sizes],
-            "accuracy of the reward model": column(models, "true"),
+            "accuracy of the reward model": column(models, "true", SHARE),
             "true reward of the policy": column(policies, "true"),
-            "wins by the true rule": column(policies, "true_win"),
-            "KL": column(policies, "kl"),
+            "wins by the true rule": column(policies, "true_win", SHARE),
+            "KL": column(policies, "kl", POSITIVE),
         },
         panels=[
             Panel(
@@ -94,12 +101,12 @@ def run(lab: Lab) -> Findings:
                 "error: 1 - agreement with the true rule",
                 series["reward model"],
                 log=True,
+                scale=SHARE,
             ),
-            Panel("policies", "pairs", "4 - true reward", series["policy"], log=True),
+            Panel(
+                "policies", "pairs", "4 - true reward", series["policy"], log=True, scale=POSITIVE
+            ),
         ],
-        claims=[
-            (f"the last doubling, to {sizes[-1]:,} pairs, lowers the error of the {name}", values)
-            for name, values in doubling.items()
-        ],
+        claims=claims,
         notes=notes,
     )

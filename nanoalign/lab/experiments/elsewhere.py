@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.findings import SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
 TITLE = "Out of distribution: trained here, tested there"
@@ -53,7 +53,7 @@ def run(lab: Lab) -> Findings:
     mixed = np.mean([figures[MIXED][name] for name in SOURCES], axis=0)
     return Findings(
         table={"trained on": list(figures)}
-        | {f"accuracy on {name}": column(figures, name) for name in SOURCES},
+        | {f"accuracy on {name}": column(figures, name, SHARE) for name in SOURCES},
         panels=[
             Panel(
                 "agreement with the true rule",
@@ -63,24 +63,31 @@ def run(lab: Lab) -> Findings:
                     f"trained on {name}": [(test, each[test]) for test in SOURCES]
                     for name, each in figures.items()
                 },
+                scale=SHARE,
             )
         ],
         claims=[
             (
-                "on average over the three, a model ranks pairs of its own assistant better than "
-                "pairs of the others",
+                "on average over the three, a model ranks pairs of its own assistant "
+                "[better|worse] than pairs of the others",
                 own - other,
+            ),
+            (
+                "on the other assistants a model of one is [worse|better] than a model of all",
+                mixed - other,
+            ),
+            (
+                "on its own assistant a model of one is [better|worse] than a model of all",
+                own - mixed,
             ),
             *(
                 (
-                    f"the model of {name} ranks pairs of {name} better than the models of the "
-                    "other two do on average",
+                    f"the model of {name} ranks pairs of {name} [better|worse] than the models "
+                    "of the other two do on average",
                     figures[name][name]
                     - np.mean([figures[o][name] for o in SOURCES if o != name], axis=0),
                 )
                 for name in SOURCES
             ),
-            ("on the other assistants a model of one is worse than a model of all", mixed - other),
-            ("on its own assistant a model of one is better than a model of all", own - mixed),
         ],
     )

@@ -3,11 +3,11 @@
 import numpy as np
 
 from nanoalign.lab.figures import answers, best_of, powers, read
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import SHARE, Findings, Panel, estimate
 from nanoalign.lab.lab import Lab
 
-TITLE = "A judge that errs: ensembles against over-optimisation"
-QUESTION = "Do several reward models together resist over-optimisation better than one?"
+TITLE = "A judge that errs: ensembles"
+QUESTION = "Do several reward models together overrate the answers that they choose less than one?"
 GUESS = (
     "Choosing among many answers finds those that one model overrates. Models that err in "
     "different places agree on fewer of them: the mean of their rewards gives better answers, "
@@ -19,11 +19,12 @@ METHOD = [
     "same answers of a base to half of the held-out prompts. Rewards of each are standardised "
     "within prompts. The curve has the expected true reward of the best of n by one member "
     "(the mean over the three), by the mean of their rewards, and by the least of them.",
-    "Over-optimisation is the gain that a judge sees minus the gain that is true. Rewards of a "
-    "judge are first divided by what it gives for a unit of true reward, by least squares "
+    "An answer is overrated by the gain that a judge sees minus the gain that is true. Rewards of "
+    "a judge are first divided by what it gives for a unit of true reward, by least squares "
     "within prompts, so that the scale of a judge does not count.",
 ]
 LIMITS = [
+    "The guess that the true reward falls was added later, when that of the best of 32 was known.",
     "The members share a pretrained base, so they share some errors.",
     "Best of n goes no further from the base than log n - (n - 1) / n nats. A trained policy may.",
     "Three models cost three times as much as one. Whether one of three times the data would "
@@ -101,9 +102,9 @@ def run(lab: Lab) -> Findings:
     return Findings(
         table={
             "judge": list(JUDGES),
-            "agreement on pairs": [figures[f"{j}: accuracy"] for j in JUDGES],
+            "agreement on pairs": [estimate(figures[f"{j}: accuracy"], SHARE) for j in JUDGES],
             **{f"true gain, best of {n}": [gain[j][n] for j in JUDGES] for n in ns[1:]},
-            f"over-optimisation, best of {most}": [over[j][most] for j in JUDGES],
+            f"overrated by, best of {most}": [over[j][most] for j in JUDGES],
         },
         panels=[
             Panel(
@@ -113,7 +114,7 @@ def run(lab: Lab) -> Findings:
                 {j: [(kl[n], gain[j][n]) for n in ns] for j in JUDGES},
             ),
             Panel(
-                "over-optimisation",
+                "what is not",
                 "log n - (n - 1) / n, nats",
                 "gain seen minus true gain",
                 {j: [(kl[n], over[j][n]) for n in ns] for j in JUDGES},
@@ -121,25 +122,34 @@ def run(lab: Lab) -> Findings:
         ],
         claims=[
             (
-                f"the best of {most} by the mean of three has a higher true reward than by one",
+                f"the best of {most} by the mean of three has a [higher|lower] true reward than "
+                "by one",
                 gain["mean of three"][most] - gain["one"][most],
             ),
             (
-                f"the best of {most} by the least of three has a higher true reward than by one",
-                gain["least of three"][most] - gain["one"][most],
-            ),
-            (
-                f"the best of {most} by the least of three has a higher true reward than by "
-                "their mean",
-                gain["least of three"][most] - gain["mean of three"][most],
-            ),
-            (f"one model over-optimises at {most}", over["one"][most]),
-            (
-                "the mean of three over-optimises less than one",
+                "the mean of three overrates [less|more] than one",
                 over["one"][most] - over["mean of three"][most],
             ),
             (
-                "the least of three over-optimises less than their mean",
+                f"the best of {most} by the least of three has a [higher|lower] true reward than "
+                "by their mean",
+                gain["least of three"][most] - gain["mean of three"][most],
+            ),
+            (
+                f"from {most // 2} to {most} the true reward by one model [falls|still rises]",
+                gain["one"][most // 2] - gain["one"][most],
+            ),
+            (
+                f"the best of {most} by the least of three has a [higher|lower] true reward than "
+                "by one",
+                gain["least of three"][most] - gain["one"][most],
+            ),
+            (
+                f"one model [overrates|underrates] the best of {most} by itself",
+                over["one"][most],
+            ),
+            (
+                "the least of three overrates [less|more] than their mean",
                 over["mean of three"][most] - over["least of three"][most],
             ),
         ],

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nanoalign.lab.figures import best_of, powers, rewards_and_truths, unit
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import SHARE, Findings, Panel, estimate
 from nanoalign.lab.lab import Lab
 
 TITLE = "Best of n, and filtering"
@@ -69,8 +69,11 @@ def run(lab: Lab) -> Findings:
             "log n - (n - 1) / n": [f"{kl[n]:.2f}" for n in ns] + [""] * len(SHARES),
             "gain by the reward model": [*gain["reward"].values()] + [""] * len(SHARES),
             "gain by the true rule": [*gain["true"].values()] + [""] * len(SHARES),
-            "precision": [""] * len(ns) + [figures[f"precision {share}"] for share in SHARES],
-            "recall": [""] * len(ns) + [figures[f"recall {share}"] for share in SHARES],
+            **{
+                name: [""] * len(ns)
+                + [estimate(figures[f"{name} {share}"], SHARE) for share in SHARES]
+                for name in ("precision", "recall")
+            },
         },
         panels=[
             Panel(
@@ -91,26 +94,33 @@ def run(lab: Lab) -> Findings:
                     "recall": [(share, figures[f"recall {share}"]) for share in SHARES],
                 },
                 log=True,
+                scale=SHARE,
             ),
         ],
         claims=[
-            (f"by the true rule the best of {most} is better than one answer", gain["true"][most]),
             (
-                f"from {most // 2} to {most} the true reward still rises",
+                f"by the true rule the best of {most} is [better|worse] than one answer",
+                gain["true"][most],
+            ),
+            (
+                f"from {most // 2} to {most} the true reward [still rises|falls]",
                 gain["true"][most] - gain["true"][most // 2],
             ),
             (
-                "there it rises by less than from 1 to 2",
+                "there it rises by [less|more] than from 1 to 2",
                 gain["true"][2] - (gain["true"][most] - gain["true"][most // 2]),
             ),
             (
-                f"at {most} the gain by the reward model is above that by the true rule",
+                f"at {most} the gain by the reward model is [above|below] that by the true rule",
                 gain["reward"][most] - gain["true"][most],
             ),
             (
-                "of the tenth with the highest rewards more are good than of all",
+                "of the tenth with the highest rewards [more|fewer] are good than of all",
                 figures["precision 0.1"] - figures["precision 1.0"],
             ),
-            ("of the tenth with the highest rewards most are good", figures["precision 0.1"] - 0.5),
+            (
+                "of the tenth with the highest rewards [most|less than half] are good",
+                estimate(figures["precision 0.1"], SHARE).above(0.5),
+            ),
         ],
     )

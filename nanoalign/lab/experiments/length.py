@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 
 from nanoalign.lab.figures import chosen_and_rejected
-from nanoalign.lab.findings import Findings, Panel, column, points
+from nanoalign.lab.findings import SHARE, Findings, Panel, column, estimate, points
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 
@@ -26,8 +26,9 @@ METHOD = [
     "chosen as often as the shorter. Normalised: what length explains of the scores of "
     "training pairs, by a straight line, is subtracted from the scores. Penalty: where the "
     "shorter answer is chosen, it must lead by what length alone is worth by a logistic "
-    "regression of the labels (--margin). Cut: both answers are cut to the words of the "
-    "shorter one. Debiased: --length_debias.",
+    "regression of the labels (--margin); a margin can not be negative, so pairs whose longer "
+    "answer is chosen, which are the most, stay as they are. Cut: both answers are cut to the "
+    "words of the shorter one. Debiased: --length_debias.",
     "The last column is how often the longer answer has the higher score, and in the last row "
     "how often it has the higher true reward.",
 ]
@@ -37,6 +38,8 @@ LIMITS = [
     "the difference is below 8 words, less often above. So length and quality are related, and "
     "a remedy that removes length also removes a part of what is right.",
     "Balanced data are fewer pairs, so two things differ.",
+    "The penalty is half of one: it asks for more where the shorter answer is chosen, and does "
+    "not ask for less where the longer one is. So it says nothing of a whole penalty.",
 ]
 EXERCISES = [
     "Why does normalising remove more than the bias, where quality and length are related?",
@@ -45,7 +48,7 @@ EXERCISES = [
 ]
 BIAS = 0.3  # reward of a word
 HONEST, NONE = "honest labels", "no remedy"
-REMEDIES = ("balanced", "normalised", "penalty", "cut", "debiased")
+REMEDIES = ("debiased", "normalised", "balanced", "penalty", "cut")
 
 
 def model(lab: Lab, seed: int, remedy: str) -> dict:
@@ -119,12 +122,13 @@ def slope(lab: Lab, trained: Path, pairs: list[dict]) -> float:
 def run(lab: Lab) -> Findings:
     figures = lab.grid(model, remedy=(HONEST, NONE, *REMEDIES))
     true = {name: cell["true"] for name, cell in figures.items()}
+    by_rule = estimate(figures[NONE]["by the rule"], SHARE)
     return Findings(
         table={
             "remedy": [*figures, "the true rule"],
-            "pairs": [f"{pairs.mean():,.0f}" for pairs in column(figures, "pairs")] + [""],
-            "agreement with the true rule": [*true.values(), ""],
-            "prefers the longer": column(figures, "longer") + [figures[NONE]["by the rule"]],
+            "pairs": [f"{each.mean:,.0f}" for each in column(figures, "pairs")] + [""],
+            "agreement with the true rule": [*column(figures, "true", SHARE), ""],
+            "prefers the longer": [*column(figures, "longer", SHARE), by_rule],
         },
         panels=[
             Panel(
@@ -132,26 +136,35 @@ def run(lab: Lab) -> Findings:
                 "",
                 "accuracy",
                 {"reward models": points(figures, "true")},
+                scale=SHARE,
             ),
             Panel(
                 "how often the longer answer has the higher score",
                 "",
                 "share",
                 {"reward models": points(figures, "longer")},
+                scale=SHARE,
+                lines={"by the true rule": by_rule.mean},
             ),
         ],
         claims=[
-            ("the bias costs agreement with the true rule", true[HONEST] - true[NONE]),
+            ("the bias [costs|gains] agreement with the true rule", true[HONEST] - true[NONE]),
             *(
-                (f"{name}: agreement is above that without a remedy", true[name] - true[NONE])
+                (
+                    f"{name}: agreement is [above|below] that without a remedy",
+                    true[name] - true[NONE],
+                )
                 for name in REMEDIES
             ),
             *(
-                (f"--length_debias agrees more often than {name}", true["debiased"] - true[name])
-                for name in REMEDIES[:-1]
+                (
+                    f"--length_debias agrees [more|less] often than {name}",
+                    true["debiased"] - true[name],
+                )
+                for name in REMEDIES[1:]
             ),
             (
-                "with honest labels agreement is above that of --length_debias",
+                "with honest labels agreement is [above|below] that of --length_debias",
                 true[HONEST] - true["debiased"],
             ),
         ],

@@ -1,6 +1,6 @@
 """Labels that are flipped by chance, and losses that were made for them."""
 
-from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.findings import SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 
@@ -68,7 +68,7 @@ def run(lab: Lab) -> Findings:
             "trained by": [loss for _, loss in policies]
             + [f"reward model, {how}" for _, how in models],
             "true reward": column(policies, "true") + [""] * len(models),
-            "true accuracy": [""] * len(policies) + column(models, "true"),
+            "true accuracy": [""] * len(policies) + column(models, "true", SHARE),
         },
         panels=[
             Panel(
@@ -90,30 +90,31 @@ def run(lab: Lab) -> Findings:
                     how: [(s, cell["true"]) for (s, each), cell in models.items() if each == how]
                     for how in SMOOTHED
                 },
+                scale=SHARE,
             ),
         ],
         claims=[
             (
-                f"{most:.0%} of flipped labels lower the true reward of DPO",
+                f"{most:.0%} of flipped labels [lower|raise] the true reward of DPO",
                 policies[0.0, "sigmoid"]["true"] - plain,
             ),
             *(
                 (
-                    f"at {most:.0%} the true reward of {loss} is above that of DPO",
+                    f"at {most:.0%} the true reward of {loss} is [above|below] that of DPO",
                     policies[most, loss]["true"] - plain,
                 )
                 for loss in LOSSES[1:]
             ),
             (
-                "without flips the true reward of DPO is above that of IPO",
+                "without flips the true reward of DPO is [above|below] that of IPO",
                 policies[0.0, "sigmoid"]["true"] - policies[0.0, "ipo_sum"]["true"],
             ),
             (
-                f"{most:.0%} of flipped labels lower the true accuracy of a reward model",
+                f"{most:.0%} of flipped labels [lower|raise] the true accuracy of a reward model",
                 models[0.0, SMOOTHED[0]]["true"] - models[most, SMOOTHED[0]]["true"],
             ),
             (
-                f"at {most:.0%} smoothing raises the true accuracy of a reward model",
+                f"at {most:.0%} smoothing [raises|lowers] the true accuracy of a reward model",
                 models[most, SMOOTHED[1]]["true"] - models[most, SMOOTHED[0]]["true"],
             ),
         ],

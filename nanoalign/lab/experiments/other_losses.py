@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nanoalign.lab.figures import read
-from nanoalign.lab.findings import Findings, Panel, column, points
+from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column, points
 from nanoalign.lab.lab import Lab
 
 TITLE = "Losses side by side"
@@ -59,16 +59,16 @@ def run(lab: Lab) -> Findings:
         table={
             "loss": list(LOSSES),
             "learning rates": [
-                " ".join(f"{rate:g}" for rate in rates[:, 0]) for rates in column(figures, "rate")
+                " ".join(f"{rate:g}" for rate in each.seeds) for each in column(figures, "rate")
             ],
             "true reward": column(figures, "true"),
-            "wins by the true rule": column(figures, "true_win"),
-            "wins by the judge": column(figures, "win"),
-            "KL": column(figures, "kl"),
-            "tokens": column(figures, "tokens"),
+            "wins by the true rule": column(figures, "true_win", SHARE),
+            "wins by the judge": column(figures, "win", SHARE),
+            "KL": column(figures, "kl", POSITIVE),
+            "tokens": column(figures, "tokens", POSITIVE),
         },
         panels=[
-            Panel("true reward", "", "true reward", {"policies": points(figures, "true")}),
+            Panel("true reward", "", "true reward", {"each loss": points(figures, "true")}),
             Panel(
                 "reward against KL",
                 "KL from the base, nats an answer",
@@ -79,14 +79,14 @@ def run(lab: Lab) -> Findings:
         claims=[
             *(
                 (
-                    f"the true reward of {loss} is above that of DPO",
+                    f"the true reward of {loss} is [above|below] that of DPO",
                     figures[loss]["true"] - dpo["true"],
                 )
                 for loss in LOSSES[1:]
             ),
             *(
                 (
-                    f"{loss}, without a reference, is further from the base than DPO",
+                    f"{loss}, without a reference, is [further from|nearer to] the base than DPO",
                     figures[loss]["kl"] - dpo["kl"],
                 )
                 for loss in ("simpo", "orpo")

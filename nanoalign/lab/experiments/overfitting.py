@@ -1,6 +1,6 @@
 """Reward models of few and of many pairs, seen once and often."""
 
-from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
 
@@ -19,6 +19,7 @@ LIMITS = [
     "The learning rate is one for all, and its schedule ends with the last epoch.",
     "The data have few forms of wrong answers, which some hundred pairs show already.",
     "Of 100 pairs one epoch is five steps.",
+    "The best number of epochs is chosen by the held-out pairs that measure it, which favours it.",
     "An accuracy counts a pair once, however sure the model is. The loss also counts how sure "
     "it is.",
 ]
@@ -27,6 +28,7 @@ EXERCISES = [
     "Train with --keep_best on few pairs. Which step does it keep, and what does that gain?",
     "Do --label_smoothing or --weight_decay keep the loss of 12 epochs down?",
 ]
+LN_2 = 0.693
 
 
 def model(lab: Lab, seed: int, pairs: int, epochs: int) -> dict:
@@ -42,27 +44,24 @@ def model(lab: Lab, seed: int, pairs: int, epochs: int) -> dict:
     }
 
 
-def best(figures: dict, pairs: int) -> int:
-    """The epochs with the highest held-out accuracy."""
-    epochs = [e for p, e in figures if p == pairs]
-    return max(epochs, key=lambda e: figures[pairs, e]["test"].mean())
-
-
 def run(lab: Lab) -> Findings:
     sizes = lab.pick((100, 400), (100, 400, 1600))
     often = 12
     figures = lab.grid(model, pairs=sizes, epochs=lab.pick((1, often), (1, 4, often)))
     few, many = sizes[0], sizes[-1]
-    once, again = figures[few, 1], figures[few, often]
     ceiling = world.label_ceiling(world.records("test")[: lab.prompts])
+    accurate = {
+        pairs: max(epochs_of(figures, pairs), key=lambda e, n=pairs: figures[n, e]["test"].mean())
+        for pairs in sizes
+    }
     return Findings(
         table={
             "pairs": [f"{pairs:,}" for pairs, _ in figures],
             "epochs": [epochs for _, epochs in figures],
-            "accuracy, training": column(figures, "train"),
-            "accuracy, held out": column(figures, "test"),
-            "by the true rule": column(figures, "true"),
-            "loss, held out": column(figures, "loss"),
+            "accuracy, training": column(figures, "train", SHARE),
+            "accuracy, held out": column(figures, "test", SHARE),
+            "by the true rule": column(figures, "true", SHARE),
+            "loss, held out": column(figures, "loss", POSITIVE),
         },
         panels=[
             Panel(
@@ -76,42 +75,51 @@ def run(lab: Lab) -> Findings:
                     for pairs in sizes
                 },
                 log=True,
+                scale=scale,
+                lines=lines,
             )
-            for title, name, key in (
-                ("training pairs", "accuracy", "train"),
-                ("held-out pairs", "accuracy", "test"),
-                ("held-out pairs", "loss, nats", "loss"),
+            for title, name, key, scale, lines in (
+                ("training pairs", "accuracy", "train", SHARE, {}),
+                ("held-out pairs", "accuracy", "test", SHARE, {"the most": ceiling}),
+                ("held-out pairs", "loss, nats", "loss", POSITIVE, {"without learning": LN_2}),
             )
         ],
         claims=[
-            (
-                f"with {few} pairs, {often} epochs rank the training pairs better than one",
-                again["train"] - once["train"],
-            ),
-            (
-                f"with {few} pairs, {often} epochs lower the held-out accuracy",
-                once["test"] - again["test"],
-            ),
-            (
-                f"with {few} pairs, {often} epochs raise the held-out loss",
-                again["loss"] - once["loss"],
-            ),
-            (
-                f"with {many:,} pairs, {often} epochs lower the held-out accuracy",
-                figures[many, 1]["test"] - figures[many, often]["test"],
-            ),
-            (
-                f"{many // few} times the pairs raise the held-out accuracy more than "
-                f"{often} times the epochs",
-                figures[many, 1]["test"] - again["test"],
-            ),
-        ],
-        notes=[
-            f"The ceiling of the held-out accuracy is {ceiling:.3f}.",
             *(
-                f"With {pairs:,} pairs the held-out accuracy is highest after "
-                f"{best(figures, pairs)} epochs."
-                for pairs in sizes
+                claim
+                for pairs in (few, *sizes[:0:-1])
+                for claim in against_the_best(figures, pairs, often)
+            ),
+            (
+                f"{many // few} times the pairs, seen once, give a [higher|lower] held-out "
+                f"accuracy than the best number of epochs of {few} pairs, {accurate[few]}",
+                figures[many, 1]["test"] - figures[few, accurate[few]]["test"],
+            ),
+            (
+                f"with {few} pairs, {often} epochs rank the training pairs [better|worse] than one",
+                figures[few, often]["train"] - figures[few, 1]["train"],
             ),
         ],
+        notes=[f"The most that a held-out accuracy can be on average is {ceiling:.3f}."],
     )
+
+
+def epochs_of(figures: dict, pairs: int) -> list[int]:
+    return [e for p, e in figures if p == pairs]
+
+
+def against_the_best(figures: dict, pairs: int, often: int) -> list[tuple]:
+    """Guesses: many epochs are worse than the best of fewer, by the accuracy and by the loss."""
+    found, many = [], figures[pairs, often]
+    for key, name, words, sign in (
+        ("test", "accuracy", "lower|raise", 1),
+        ("loss", "loss", "raise|lower", -1),
+    ):
+        fewer = {e: sign * figures[pairs, e][key] for e in epochs_of(figures, pairs) if e < often}
+        best = max(fewer, key=lambda e: fewer[e].mean())
+        guess = (
+            f"with {pairs:,} pairs, {often} epochs [{words}] the held-out {name} against the best "
+            f"number of fewer epochs, {best}"
+        )
+        found.append((guess, fewer[best] - sign * many[key]))
+    return found

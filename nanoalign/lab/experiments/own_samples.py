@@ -1,7 +1,7 @@
 """Pairs of other assistants, one round of the policy's own samples, and three rounds."""
 
 from nanoalign.lab.figures import read, unit
-from nanoalign.lab.findings import Findings, Panel, column
+from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
 TITLE = "Own samples: what new samples in each round gain"
@@ -58,13 +58,13 @@ def run(lab: Lab) -> Findings:
     return Findings(
         table={
             "trained on": ["the base", *WAYS],
-            "pairs": ["", *(f"{pairs.mean():,.0f}" for pairs in column(figures, "pairs"))],
+            "pairs": ["", *(f"{each.mean:,.0f}" for each in column(figures, "pairs"))],
             "reward by the judge": ["", *column(figures, "judged")],
             "true reward": [offline["base_true"], *column(figures, "true")],
-            "wins by the judge": ["", *column(figures, "win")],
-            "wins by the true rule": ["", *column(figures, "true_win")],
-            "KL": ["", *column(figures, "kl")],
-            "tokens": ["", *column(figures, "tokens")],
+            "wins by the judge": ["", *column(figures, "win", SHARE)],
+            "wins by the true rule": ["", *column(figures, "true_win", SHARE)],
+            "KL": ["", *column(figures, "kl", POSITIVE)],
+            "tokens": ["", *column(figures, "tokens", POSITIVE)],
         },
         panels=[
             Panel(
@@ -85,18 +85,24 @@ def run(lab: Lab) -> Findings:
         ],
         claims=[
             (
-                "by the judge one round of own samples is better than offline pairs",
+                "by the judge one round of own samples is [better|worse] than offline pairs",
                 one["judged"] - offline["judged"],
             ),
             (
-                "by the true rule one round is better than offline pairs",
+                "by the true rule one round is [better|worse] than offline pairs",
                 one["true"] - offline["true"],
             ),
-            ("by the judge three rounds are better than one", three["judged"] - one["judged"]),
-            ("by the true rule three rounds are better than one", three["true"] - one["true"]),
             (
-                "over offline pairs, three rounds gain more by the judge, in units of the true "
-                "reward, than by the true rule",
+                "by the judge three rounds are [better|worse] than one",
+                three["judged"] - one["judged"],
+            ),
+            (
+                "by the true rule three rounds are [better|worse] than one",
+                three["true"] - one["true"],
+            ),
+            (
+                "over offline pairs, three rounds gain [more|less] by the judge, in units of the "
+                "true reward, than by the true rule",
                 (three["judged"] - offline["judged"]) / scale - three["true"] + offline["true"],
             ),
         ],

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nanoalign.lab.figures import best_of, powers, rewards_and_truths
-from nanoalign.lab.findings import Findings, Panel
+from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
 TITLE = "REINFORCE beside DPO"
@@ -89,15 +89,15 @@ def run(lab: Lab) -> Findings:
     return Findings(
         table={
             "policy": [*cells],
-            "KL, nats": [cell["kl"] for cell in cells.values()],
-            "reward by the judge": [cell["judged"] for cell in cells.values()],
-            "true reward": [cell["true"] for cell in cells.values()],
-            "wins by the true rule": [cell["true_win"] for cell in cells.values()],
+            "KL, nats": column(cells, "kl", POSITIVE),
+            "reward by the judge": column(cells, "judged"),
+            "true reward": column(cells, "true"),
+            "wins by the true rule": column(cells, "true_win", SHARE),
         },
         panels=[Panel("true reward", "KL from the base, nats an answer", "true reward", curves)],
         claims=[
             (
-                f"at equal KL REINFORCE with {name} has a higher true reward than {other}",
+                f"at equal KL REINFORCE with {name} has a [higher|lower] true reward than {other}",
                 cell["true"] - at_kl(cell["kl"], curves[other]),
             )
             for name, cell in (("a reward model", model), ("the true rule", rule))
@@ -105,7 +105,8 @@ def run(lab: Lab) -> Findings:
         ]
         + [
             (
-                "with the true rule REINFORCE has a higher true reward than with a reward model",
+                "with the true rule REINFORCE has a [higher|lower] true reward than with a reward "
+                "model",
                 rule["true"] - model["true"],
             )
         ],

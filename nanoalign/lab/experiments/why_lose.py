@@ -5,7 +5,16 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.lab.figures import answers, grades
-from nanoalign.lab.findings import Estimate, Findings, Panel, column, estimate, points
+from nanoalign.lab.findings import (
+    POSITIVE,
+    SHARE,
+    Estimate,
+    Findings,
+    Panel,
+    column,
+    estimate,
+    points,
+)
 from nanoalign.lab.lab import DPO_LR, Lab
 from nanoalign.lab.plant import relabelled
 
@@ -132,32 +141,45 @@ def run(lab: Lab) -> Findings:
     return Findings(
         table={
             "condition": list(figures),
-            **{f"wins by {judge}": column(figures, key) for judge, key in judges.items()},
+            **{f"wins by {judge}": column(figures, key, SHARE) for judge, key in judges.items()},
             "true reward": column(figures, "true"),
-            "KL": column(figures, "kl"),
+            "KL": column(figures, "kl", POSITIVE),
         },
         panels=[
             Panel(
-                "wins over the base; below 0.5 the policy lost",
+                "wins over the base",
                 "",
                 "share of wins",
                 {f"by {judge}": points(figures, key) for judge, key in judges.items()},
+                scale=SHARE,
+                lines={"as often as the base": 0.5},
             )
         ],
         claims=[
-            ("in the control the policy wins over its base", control - 0.5),
+            versus_base("in the control", control, wins=True),
+            versus_base("with all causes together", together, wins=False),
+            versus_base(f"with {WEAK} alone", win[f"{WEAK} alone"], wins=False),
             *(
-                (f"{cause} alone: the policy loses to its base", 0.5 - win[f"{cause} alone"])
-                for cause in CAUSES
-            ),
-            ("all together: the policy loses to its base", 0.5 - together),
-            *(
-                (f"{name}: the policy wins more often than with all together", win[name] - together)
+                (
+                    f"{name}: the policy wins [more|less] often than with all together",
+                    win[name] - together,
+                )
                 for name in repairs
             ),
+            *(
+                versus_base(f"with {cause} alone", win[f"{cause} alone"], wins=False)
+                for cause in CAUSES[1:]
+            ),
+            *(
+                (
+                    f"{WEAK} alone cost [more|fewer] wins than {cause} alone",
+                    win[f"{cause} alone"] - win[f"{WEAK} alone"],
+                )
+                for cause in CAUSES[1:]
+            ),
             (
-                "with all together, the judge from elsewhere gives the policy fewer wins than "
-                "the true rule does",
+                "with all together, the judge from elsewhere gives the policy [fewer|more] wins "
+                "than the true rule does",
                 together - figures["all together"]["elsewhere_win"],
             ),
         ],
@@ -165,10 +187,22 @@ def run(lab: Lab) -> Findings:
     )
 
 
+def versus_base(where: str, win: np.ndarray, wins: bool) -> tuple[str, Estimate]:
+    """The guess that a policy wins over its base, or loses to it."""
+    if wins:
+        return f"{where} the policy [wins over|loses to] its base", estimate(win, SHARE).above(0.5)
+    return (
+        f"{where} the policy [loses to|wins over] its base",
+        estimate(1 - win, SHARE).above(0.5),
+    )
+
+
 def answer(figures: dict, judges: dict[str, str], repairs: list[str]) -> list[str]:
     """The answer to the question, as far as the numbers give one."""
     notes = []
     for judge, key in judges.items():
+        if key == "true_win":  # a reward model counted the rate in question
+            continue
         rates = {name: decided(cell[key]) for name, cell in figures.items()}
         near = [f"{name} ({rate})" for name, rate in rates.items() if rate.low <= SEEN <= rate.high]
         closest = min(rates, key=lambda name: abs(rates[name].mean - SEEN))
@@ -177,15 +211,7 @@ def answer(figures: dict, judges: dict[str, str], repairs: list[str]) -> list[st
             f"is that of {closest} ({rates[closest]}). It is within the interval of: "
             f"{', '.join(near) or 'none'}."
         )
-    drops = {
-        cause: estimate(figures["control"]["true_win"] - figures[f"{cause} alone"]["true_win"])
-        for cause in CAUSES
-    }
-    largest = max(drops, key=lambda cause: drops[cause].mean)
-    notes.append(
-        f"Of single causes {largest} costs most: {drops[largest]} of the wins by the true rule."
-    )
-    healed = [name for name in repairs if estimate(figures[name]["true_win"]).low >= 0.5]
+    healed = [name for name in repairs if estimate(figures[name]["true_win"], SHARE).low >= 0.5]
     notes.append(
         f"Repairs after which the interval of the wins is at 0.5 or above: {', '.join(healed)}."
         if healed
@@ -197,4 +223,4 @@ def answer(figures: dict, judges: dict[str, str], repairs: list[str]) -> list[st
 def decided(wins: np.ndarray) -> Estimate:
     """The share of wins among those that are no ties. The share of ties is taken as exact."""
     share = float((wins != 0.5).mean()) or 1.0
-    return Estimate(*(0.5 + (figure - 0.5) / share for figure in estimate(wins)))
+    return estimate(0.5 + (wins - 0.5) / share, SHARE)

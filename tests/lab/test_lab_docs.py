@@ -1,0 +1,84 @@
+"""python -m pytest tests/lab/test_lab_docs.py docs/lab.md and docs/lab/ against their figures."""
+
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from nanoalign.errors import RunError
+from nanoalign.lab import lab_docs
+from nanoalign.lab.findings import SHARE, Findings, Panel, to_json
+from nanoalign.lab.perform import EXPERIMENTS
+from nanoalign.lab.picture import draw
+
+ABOUT = {"seeds": [0, 1, 2], "prompts": 9, "versions": "torch 9", "date": "2026-01-02"}
+
+
+def test_the_pages_are_made_of_the_figures_beside_them():
+    """Each sentence about a result is a verdict of docs/lab/NAME.json."""
+    for path, text in lab_docs.texts(lab_docs.DOCS).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path}: run nanoalign.lab.lab_docs"
+
+
+def test_each_experiment_has_a_page_and_a_picture_or_says_that_its_figures_are_older():
+    figures = lab_docs.read_figures(lab_docs.DOCS)
+    index = (lab_docs.DOCS / "lab.md").read_text(encoding="utf-8")
+    for name in EXPERIMENTS:
+        assert f": `{name}`\n" in index
+        if not (lab_docs.DOCS / "lab" / f"{name}.md").exists():
+            continue  # it has not been run yet, as the list says
+        page = (lab_docs.DOCS / "lab" / f"{name}.md").read_text(encoding="utf-8")
+        assert f"(lab/{name}.md): `{name}`" in index
+        older = "The figures of this page were computed by an earlier version" in page
+        assert older == (name not in figures) == (f"(lab/{name}.svg)" not in index)
+        assert (lab_docs.DOCS / "lab" / f"{name}.svg").exists() == (name in figures)
+
+
+def findings(mean: float) -> Findings:
+    values = mean + np.linspace(-0.1, 0.1, 60).reshape(3, 20)
+    series = {"a": [(1, values), (10, values)], "b": [(1, values), (10, values)]}
+    panels = [Panel("lines", "x", "y", series, log=True, scale=SHARE, lines={"half": 0.5}),
+              Panel("texts", "", "y", {"b": [("one", values), ("two", values)]})]  # fmt: skip
+    return Findings({"a": ["b"], "share": [values]}, panels, [("it [rises|falls]", values - 0.5)])
+
+
+def test_pages_are_written_from_results(tmp_path, capsys):
+    docs, results = tmp_path / "docs", tmp_path / "lab"
+    shutil.copytree(lab_docs.DOCS, docs)
+    (results / "beta").mkdir(parents=True)
+    argv = ["--docs", str(docs), "--results", str(results)]
+    with pytest.raises(RunError, match="has no results; run python -m nanoalign.lab beta"):
+        lab_docs.main(argv)
+    for mean, sentence in (
+        (0.8, "It rises (0.300 ["),
+        (0.2, "Other than guessed, it falls (0.300"),
+    ):
+        (results / "beta" / "findings.json").write_text(to_json(ABOUT, findings(mean)))
+        lab_docs.main(argv)
+        index, page = (docs / name for name in ("lab.md", "lab/beta.md"))
+        assert sentence in index.read_text() and f"| b | {mean:.3f} [" in page.read_text()
+        alt = rf"!\[Picture: lines, y; texts, y. {re.escape(sentence)}.*\]\(lab/beta.svg\)"
+        assert re.search(alt, index.read_text())
+        assert "earlier version" not in page.read_text()
+        assert (
+            "Seeds 0, 1, 2; 9 held-out prompts or pairs; torch 9; 2026-01-02." in page.read_text()
+        )
+    before = (docs / "lab.md").read_text()
+    lab_docs.main(argv[:2])
+    assert (docs / "lab.md").read_text() == before
+
+
+def test_a_picture_has_one_look_for_a_name_marks_of_seeds_and_dark_colours(tmp_path):
+    draw(tmp_path / "a.svg", findings(0.8).panels)
+    draw(tmp_path / "b.svg", findings(0.8).panels)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    root = ElementTree.fromstring(text)
+    assert float(root.get("width").removesuffix("pt")) * 4 / 3 < 500  # pixels, of CSS
+    # a: one panel; b: two, in one colour; three seeds at each of two points
+    seeds = {colour: len(re.findall(rf"<use[^>]*fill: none; stroke: {colour}", text))
+             for colour in ("#0072b2", "#d55e00")}  # fmt: skip
+    assert seeds == {"#0072b2": 6, "#d55e00": 12}
+    assert "half, 0.5" in text and "prefers-color-scheme: dark" in text
