@@ -11,11 +11,14 @@ marked as not run. The first cell installs, where it is not run inside the repos
 import json
 import re
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import nbclient
 import nbformat
+
+from docs import new_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "notebooks"
@@ -88,9 +91,9 @@ def main(argv: list[str]) -> None:
         if path.read_text(encoding="utf-8") != written(name):
             sys.exit(f"{path} is not what its page makes; run python tests/notebooks.py --write")
         content = nbformat.read(path, as_version=4)
-        nbclient.NotebookClient(
-            content, timeout=600, resources={"metadata": {"path": ROOT}}
-        ).execute()
+        with tempfile.TemporaryDirectory() as parent:
+            resources = {"metadata": {"path": str(new_folder(Path(parent)))}}
+            nbclient.NotebookClient(content, timeout=600, resources=resources).execute()
         print(f"{path.relative_to(ROOT)}: {time.monotonic() - begin:.0f} s", flush=True)
 
 
