@@ -18,6 +18,7 @@ import pytest
 
 import docs
 import evaluate
+import notebooks
 import train_dpo
 import train_rm
 from docs import PAGES, ROOT, first_missing
@@ -87,6 +88,12 @@ def test_the_python_files_that_a_page_names_exist(page):
     missing = {name for name in names if not any((folder / name).exists() for folder in folders)}
     missing = {name for name in missing if not name.startswith("torch/")}
     assert missing <= {"train_sft.py"}  # which docs/design.md writes
+
+
+@pytest.mark.parametrize("name", notebooks.NOTEBOOKS)
+def test_a_notebook_is_what_its_page_makes(name):
+    path = notebooks.FOLDER / f"{name}.ipynb"
+    assert path.read_text(encoding="utf-8") == notebooks.written(name)
 
 
 def test_readme_is_short_and_names_every_page_and_subpackage():
