@@ -14,11 +14,11 @@ import subprocess
 import sys
 import textwrap
 
+import notebooks
 import pytest
 
 import docs
 import evaluate
-import notebooks
 import train_dpo
 import train_rm
 from docs import PAGES, ROOT, first_missing
