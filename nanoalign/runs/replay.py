@@ -43,7 +43,7 @@ def add_arguments(parser: Parser) -> None:
     text = (
         "compute this step of the run in --out again, with its flags, on one process; show the "
         "loss, gradient norm and length of each row, and the loss beside that of the log; nothing "
-        "is written"
+        "is written; default: training"
     )
     add("--replay", type=number(int, 1), metavar="STEP", help=text)
     parser.refusals.append(refusal)

@@ -8,7 +8,7 @@ import pytest
 from conftest import byte_tokenizer
 from jinja2 import Environment, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from outside import HEAVY
+from hostile import HEAVY
 from processes import run_ranks
 
 from nanoalign.data.chat_template import ChatTemplate

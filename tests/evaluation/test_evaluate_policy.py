@@ -192,7 +192,7 @@ def test_without_a_command_both_are_evaluated_with_their_defaults(monkeypatch):
     rm, policy = called
     assert (rm.model, policy.policy, policy.baseline) == ("runs/rm", "runs/dpo", "tiny")
     assert policy.data == ["tiny:test"]
-    with pytest.raises(ValueError, match=r"the command goes first: evaluate.py rm\|bench\|policy"):
+    with pytest.raises(ValueError, match=r"the command goes first: evaluate.py rm\|tokens\|bench"):
         evaluate.main(["--model", "runs/rm"])
 
 
