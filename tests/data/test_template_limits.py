@@ -6,9 +6,9 @@ import time
 
 import pytest
 from conftest import byte_tokenizer
+from hostile import HEAVY
 from jinja2 import Environment, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from hostile import HEAVY
 from processes import run_ranks
 
 from nanoalign.data.chat_template import ChatTemplate
@@ -22,12 +22,12 @@ def chat(template: str) -> ChatTemplate:
     return ChatTemplate(byte_tokenizer(chat_template=template))
 
 
-@pytest.mark.parametrize("kind", HEAVY)
-def test_what_would_take_minutes_or_gigabytes_is_an_error(kind):
+@pytest.mark.parametrize("template", HEAVY)
+def test_what_would_take_minutes_or_gigabytes_is_an_error(template):
     """Each is one call of C, which no alarm interrupts; the limit of memory is taken back."""
     before, start = resource.getrlimit(resource.RLIMIT_AS), time.process_time()
     with pytest.raises(TemplateError, match="MemoryError|integer of more than 16,384 bits"):
-        chat(HEAVY[kind]).render(MESSAGES)
+        chat(template).render(MESSAGES)
     assert time.process_time() - start < 10
     assert resource.getrlimit(resource.RLIMIT_AS) == before
 
