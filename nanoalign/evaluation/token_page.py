@@ -14,7 +14,7 @@ from nanoalign.evaluation.token_values import KINDS, SIDES, Pair, Response
 
 TEMPLATE = Path(__file__).with_name("tokens.html")
 LEVELS = (0.1, 0.25, 0.5, 1.0, 2.0)  # the least value of each shade of a colour, see `look`
-WINDOW = 8  # tokens before one that decide its text: a space, the first bytes of a character
+WINDOW = 8  # tokens after which text without a whole character is shown as it is
 ABOUT = {  # by kind of tokens; "": all
     "": "",
     "shared": "the other response has the same token at the same place",
@@ -28,9 +28,14 @@ ABOUT = {  # by kind of tokens; "": all
 
 
 def moved(figures: Figures, name: str) -> int:
-    """1 if the interval of a figure is above 0, -1 if it is below, else 0."""
+    """1 if the interval of a figure is above 0, -1 if it is below, else 0.
+
+    A figure of one prompt has no interval; its own sign is returned.
+    """
     low, high = figures[f"{name}_low"], figures[f"{name}_high"]
-    return 0 if low is None else int(low > 0) - int(high < 0)
+    if low is None:
+        low = high = figures[name]
+    return int(low > 0) - int(high < 0)
 
 
 def amount(figures: Figures, name: str, sign: int = 1) -> str:
@@ -66,7 +71,7 @@ def conclusion(figures: Figures) -> str:
     return (
         f"From the reference to the policy, the log-probability of a chosen response {chosen}, "
         f"that of a rejected one {rejected}, and the margin between them {margin}: means over "
-        f"{over}, with 95 % intervals."
+        f"{over}, {'of one prompt' if figures['prompts'] == 1 else 'with 95 % intervals'}."
     )
 
 
@@ -86,9 +91,9 @@ def of_policy(figures: Figures) -> list[str]:
         )
     if margin <= 0:
         notes.append(
-            "The margin did not grow, so the policy has not learned to prefer the chosen responses "
-            "of these pairs: look at rewards/accuracies in metrics.jsonl, at the labels, and at "
-            "--lr and --epochs."
+            "The margin did not grow beyond chance, so nothing shows that the policy has learned "
+            "to prefer the chosen responses of these pairs: look at rewards/accuracies in "
+            "metrics.jsonl, at the labels, and at --lr and --epochs."
         )
     kind = main_kind(figures, "chosen") if chosen else None
     if kind:
@@ -290,13 +295,21 @@ def look(value: float) -> str:
 
 
 def pieces(ids: np.ndarray, tokenizer) -> list[str]:
-    """The text of each token, which together are that of all; "" before a character is complete."""
+    """The text of each token, which together are that of all; "" before a character is complete.
+
+    Tokens are decoded behind those of the last whole character, because a token's text depends on
+    the ones before it. A run of bytes that begins or ends within a character would be no text.
+    """
     tokens, texts = ids.tolist(), []
-    for n in range(len(tokens)):
-        start = max(0, n - WINDOW)
-        before, now = (
-            tokenizer.decode(tokens[start:end], clean_up_tokenization_spaces=False).rstrip("\ufffd")
-            for end in (n, n + 1)
-        )
-        texts.append(now[len(before) :])
+    start, whole, given = 0, 0, 0  # a window of tokens, its whole characters, their length as text
+    for end in range(1, len(tokens) + 1):
+        text = tokenizer.decode(tokens[start:end], clean_up_tokenization_spaces=False)
+        is_whole = not text.endswith("\ufffd") or end - whole == WINDOW or end == len(tokens)
+        text = text if is_whole else text.rstrip("\ufffd")
+        texts.append(text[given:])
+        given = max(given, len(text))
+        if is_whole:
+            start, whole = whole, end
+            text = tokenizer.decode(tokens[start:end], clean_up_tokenization_spaces=False)
+            given = len(text)
     return texts

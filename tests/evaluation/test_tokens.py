@@ -14,8 +14,13 @@ import pytest
 import torch
 from conftest import tiny_llama, write_pairs
 from processes import run_ranks
+from tokenizers import Tokenizer, decoders, models, normalizers
 from trainings import rm_without_picture, train
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 import evaluate
 from nanoalign.batch import Row
@@ -257,8 +262,15 @@ def test_the_conclusion_says_what_moved():
         k: v for k, v in figures_with(margin_added=(-1, 0.5)).items() if k != "chosen_policy"
     }
     assert "is on average 1.00 [0.50, 1.50] below that of a" in token_page.conclusion(rewards)
-    one = figures_with() | {f"{side}_added_low": None for side in (*SIDES, "margin")}
-    assert "(0.10 nats)" in token_page.conclusion(one | {"pairs": 1})  # one prompt: no interval
+
+
+def test_figures_of_one_prompt_have_a_sign_and_no_interval():
+    one = figures_with(margin_added=(3, 9)) | {"pairs": 1, "prompts": 1}
+    one |= dict.fromkeys(name for name in one if name.endswith(("_low", "_high")))
+    text = token_page.conclusion(one)
+    assert "a chosen response rose by 0.10 nats" in text and "over 1 pair, of one prompt." in text
+    assert "grew by 3.00 nats" in text and "chance" not in text
+    assert not any("did not grow" in note for note in token_page.notes_of(one))
 
 
 # --- the page
@@ -308,6 +320,39 @@ def test_text_of_data_and_of_tokens_is_escaped(tokenizer):
     assert shown == NASTY.replace("\n", "↵\n").replace("\x1b", "\\x1b")
     assert 'class="down5"' in flow or 'class="down4"' in flow
     assert 'class="up4"' in flow or 'class="up5"' in flow
+
+
+def byte_fallback(tokenizer) -> PreTrainedTokenizerFast:
+    """Letters, and bytes of what is no letter, as Llama 2, Mistral and Gemma have them.
+
+    The decoder makes no text of a run of bytes that begins or ends within a character.
+    """
+    words = ["<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abcdefghij"]
+    core = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [], byte_fallback=True))
+    core.normalizer = normalizers.Replace(" ", "▁")
+    parts = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
+    core.decoder = decoders.Sequence([*parts, decoders.Strip(" ", 1, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>")
+
+
+@pytest.mark.parametrize("kind", [lambda tokenizer: tokenizer, byte_fallback])
+@pytest.mark.parametrize(
+    "text", ["a dog", "日本語のテキスト", "😀😀😀👩‍👧 a", "é\n\nü", "a\ufffdb"]
+)
+def test_texts_of_tokens_are_that_of_all(tokenizer, kind, text):
+    """Each character is at its last byte, and once; one that stands for no text is a token late."""
+    of_kind = kind(tokenizer)
+    ids = np.array([*of_kind(text)["input_ids"], of_kind.eos_token_id])
+    found = token_page.pieces(ids, of_kind)
+    assert "".join(found) == text + "<eos>" and len(found) == len(ids)
+    assert max(map(len, found[:-1])) == 1 + ("\ufffd" in text)
+
+
+def test_a_character_that_was_cut_is_shown_and_takes_no_time(tokenizer):
+    ids = np.array([*tokenizer("ab")["input_ids"], *tokenizer("😀")["input_ids"][:2]])
+    assert token_page.pieces(ids, tokenizer) == ["a", "b", "", "\ufffd"]
+    ids = np.array(tokenizer("\ufffd" * 3000)["input_ids"])  # of which no beginning is whole
+    assert "".join(token_page.pieces(ids, tokenizer)).strip("\ufffd") == ""
 
 
 def test_colours_have_five_shades_of_each_direction():
