@@ -81,10 +81,10 @@ def report(model: Scorer, folder: Path, data: object, batcher: Batcher, args: Na
     rows = data.held_out if len(data.held_out) else data.rows
     batch, is_policy = next(batcher.step(rows[: args.batch_size])), isinstance(model, Policy)
     unit = batch.lengths if is_policy else 1.0
-    after = (model(batch) / unit).double()  # (S,)
+    after = (model(batch) / unit).double().flatten()  # (S,), or (S * K,) of K preferences
     for name, layer in layers.items():
         layer.stored = partial(read_tensor, stored, name)
-    before = (model(batch) / unit).double()
+    before = (model(batch) / unit).double().flatten()
     for layer in layers.values():
         layer.stored = None
     if isinstance(model, FSDPModule):
@@ -92,10 +92,10 @@ def report(model: Scorer, folder: Path, data: object, batcher: Batcher, args: Na
     sums = torch.stack([before, after, (after - before).square(), torch.ones_like(after)]).sum(1)
     *sums, count = sum_over_ranks(sums * bool(batch.rows)).tolist()  # no rows: a filler batch
     before, after, square = (value / count for value in sums)
-    score = "log-probability of a token" if is_policy else "reward"
+    score, of = ("log-probability of a token", "responses") if is_policy else ("reward", "rewards")
     print0(
         f"{'nf4':<11} by rounding, {score} {before:.4f} -> {after:.4f}, which changes it by "
-        f"{square**0.5:.4f} (root mean square of {count:.0f} responses)"
+        f"{square**0.5:.4f} (root mean square of {count:.0f} {of})"
     )
 
 

@@ -1,5 +1,6 @@
 """python -m pytest tests/weights/test_frozen.py"""
 
+import json
 import re
 from pathlib import Path
 
@@ -254,6 +255,19 @@ def test_a_reward_model_is_that_of_the_rounded_body(folder, rounded_folder, tmp_
         found.append(metrics_of(tmp_path / model.name))
         assert ("by rounding, reward" in outcome.stdout) == (model is folder)
     assert found[0] == found[1]
+
+
+def test_a_reward_of_each_preference_is_reported(folder, tmp_path):
+    """Rounding is measured over both rewards of 4 responses."""
+    record = {"prompt": "p", "response_0": "a", "response_1": "bc", "better_response_id": 0,
+              "safer_response_id": 1}  # fmt: skip
+    lines = [json.dumps(record | {"prompt": f"p {n}"}) + "\n" for n in range(2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(lines))
+    flags = f"{FLAGS} --eval_share 0 --steps 1 --preference better safer".split()
+    argv = ["--model", folder, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "run"]
+    outcome = run_ranks(1, rm_without_picture, [*map(str, argv), *flags])
+    assert outcome.codes == [0], outcome.stderr
+    assert re.search(r"by rounding, reward .* \(root mean square of 8 rewards\)", outcome.stdout)
 
 
 MIXTRAL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
