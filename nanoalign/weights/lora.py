@@ -166,6 +166,9 @@ def add_adapters(
         inject_adapter_in_model(config, model, NAME)
     except ValueError as error:
         raise RunError(f"--lora_targets: can't add adapters: {in_a_line(error)}") from error
+    for target in args.lora_targets or ():  # peft takes it that some of them match nothing
+        if not any(f".{name}".endswith(f".{target}.weight") for name in adapted(model)):
+            raise RunError(f"--lora_targets: no linear layer has the name '{target}'; leave it out")
     heads = [part for part in model.children() if part is not model.base_model]
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer) and (module in heads or type(module) is not Linear):

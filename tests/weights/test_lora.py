@@ -330,6 +330,7 @@ def test_without_peft_the_error_says_what_to_install(monkeypatch):
     ("target", "said"),
     [
         ("no_such", "no_such"),
+        ("q_proj no_such", "no linear layer has the name 'no_such'"),
         ("lm_head", "'lm_head' is not a linear layer of a block"),
         ("embed_tokens", "'model.embed_tok.*' is not a linear layer of a block"),
     ],
