@@ -5,7 +5,6 @@ start. A step is a function of its number, of parameters and of optimizer state,
 of the log, to rounding. Nothing is written.
 """
 
-import json
 import math
 import statistics
 from argparse import Namespace
@@ -18,22 +17,25 @@ import torch
 from torch import nn
 
 from nanoalign.batch import Row
-from nanoalign.data.held_out import recall
+from nanoalign.data.held_out import recall, record_arrays
 from nanoalign.data.split import Data
 from nanoalign.distributed import environment_ranks, progress_bar
 from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.run_folder import ARGS, FILES, METRICS, complete_checkpoints
+from nanoalign.files.run_folder import ARGS, FILES, complete_checkpoints
 from nanoalign.files.text import read_json
 from nanoalign.flags import Parser, number
 from nanoalign.loop import Batcher, Objective, Settings
 from nanoalign.model import Scorer
-from nanoalign.packing import fitting
+from nanoalign.packing import fitting, loss_scale
 from nanoalign.runs.best import Best, keeps_best
-from nanoalign.runs.checkpoints import FREE, Checkpoints, changes
+from nanoalign.runs.checkpoints import DATA, FREE, Checkpoints, changes
 from nanoalign.runs.folder import versions
 from nanoalign.runs.speed import KEYS
+from nanoalign.runs.trackers import lines_of
 
 TOLERANCE = 2.7e-5  # relative, of the loss of one step
+# Flags that may differ: those of --resume, but for what selects the rows and the learning rate.
+OTHERS = FREE - DATA - {"epochs", "steps"} | {"data", "replay"}
 # Flags of a run of many ranks, or of its start, that one process does not take.
 OF_THE_RUN = {"resume": False, "overwrite": False, "shard_size": None, "symmetric_memory": False}
 
@@ -85,7 +87,7 @@ def refusal(args: Namespace) -> str | None:
         return "--replay computes a step on one process; start it without torchrun"
     if args.resume or args.overwrite or args.audit:
         return "--replay writes nothing; leave out --resume, --overwrite and --audit"
-    if changed := changes(read_flags(Path(args.out)), vars(args), FREE | {"replay"}):
+    if changed := changes(read_flags(Path(args.out)), vars(args), OTHERS):
         return f"--replay computes the run in {args.out} again, but flags differ: {changed}"
     return None
 
@@ -117,7 +119,7 @@ def replay(
     out, rows, settings, step = Path(args.out), data.rows, Settings.of(args), args.replay
     if step > (total := settings.total(len(rows))):
         raise RunError(f"--replay {step}: the run has {total:,} steps; give one of them")
-    check_records(out, data)
+    check_records(out, data, folders["--model"])
     if keeps_best(args):  # a part of the checkpoints
         Best(model, objective, args.patience)
     start, origin = 0, "the start"
@@ -147,15 +149,19 @@ def replay(
     print("\n".join(compare(args, found, step - 1 - start)))
 
 
-def check_records(out: Path, data: Data) -> None:
-    """Raises RunError if the training records are not among those of records.npz of the run."""
+def check_records(out: Path, data: Data, folder: Path) -> None:
+    """Raises RunError if other records are trained on than records.npz of the run has.
+
+    folder: of the model, whose own earlier records are in it, too. Their order is not compared.
+    """
     known = recall(out)
     if known is None:
         return
-    others = len(data.digests[0]) - int(np.isin(data.digests[0][:, 1], known["trained"]).sum())
-    if others:
+    now = record_arrays(data, folder, ())["trained"]
+    if others := len(np.setxor1d(now, known["trained"])):
         raise RunError(
-            f"--replay: {out} was not trained on {others:,} records of --data; restore it"
+            f"--replay: {others:,} records are in --data or in what {out} was trained on, but not "
+            "in both; restore --data"
         )
 
 
@@ -164,15 +170,17 @@ def rows_of_step(
 ) -> list[OfRow]:
     """Computes each row of a step by itself, forward and backward, and keeps no gradient."""
     objective.before_step(rows, batcher.step)
+    # As in the step, or float16 would round small gradients to 0, or large ones to infinity.
+    factor = objective.state.get(loss_scale.STATE, 1.0) / len(rows)
     found = []
     for place, row in enumerate(rows):
         batch = batcher.collate([row]).to(batcher.world.device)
         batch.rows = [place]
         losses, _ = objective(batch)
         loss = (losses * batch.weights).sum()
-        loss.backward()
+        (loss * factor).backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm(gradients) / factor
         found.append(OfRow(loss.item(), norm.item(), len(row), row.name))
         model.zero_grad(set_to_none=True)
     return found
@@ -200,8 +208,10 @@ def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
     """Lines of text: the loss beside that of the log and, if they differ, what else differs.
 
     found: the metrics of the step. again: how many steps before it were computed again.
+    Raises RunError as lines_of does.
     """
-    logged = logged_metrics(Path(args.out) / METRICS, args.replay)
+    lines = lines_of(Path(args.out))
+    logged = next((line for step, line in lines if step == args.replay and "loss" in line), None)
     if logged is None:
         return [f"{'loss':<11} {found['loss']:.8g}; the log has no step {args.replay}"]
     loss, own = logged["loss"], found["loss"]
@@ -223,20 +233,3 @@ def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
         f"{'settings':<11} {changed or 'as in the run; were files of --model or --data changed?'}",
         f"{'before':<11} {again} steps were computed again, and each adds rounding",
     ]
-
-
-def logged_metrics(path: Path, step: int) -> dict[str, float] | None:
-    """Returns the metrics that the log of a run has of a training step; None if it has none.
-
-    A torn last line, of a run that was killed, counts as none.
-    """
-    if not path.exists():
-        return None
-    for line in path.read_text().splitlines():
-        try:
-            metrics = json.loads(line)
-        except ValueError:
-            continue
-        if metrics.get("step") == step and "loss" in metrics:
-            return metrics
-    return None

@@ -124,6 +124,15 @@ def test_what_a_run_keeps_beside_the_model_is_restored(train, tmp_path, capsys, 
     assert "step_000003 by 1 steps" in printed and "within rounding" in printed
 
 
+def test_the_gradient_of_a_row_in_float16_is_that_of_the_step(train, tmp_path, capsys):
+    """Also where it is so small that without the loss scale much of it would be 0."""
+    flags = ("--precision", "fp16", "--batch_size", 1, "--beta", 1e-6)
+    metrics = train(tmp_path / "run", *flags, steps=1)
+    ((_, norm, *_),) = ROW.findall(replayed(tmp_path / "run", 1, capsys))
+    logged = next(line["grad_norm"] for line in metrics if "grad_norm" in line)
+    assert float(norm) == pytest.approx(logged, rel=1e-4)
+
+
 def test_a_step_of_a_reward_model(train, tmp_path, capsys):
     train(tmp_path / "run", "--length_debias", steps=4, main=rm_without_picture)
     assert "within rounding" in replayed(tmp_path / "run", 3, capsys, main=train_rm.main)
@@ -168,6 +177,8 @@ REFUSED = {
     "torchrun": ([3], {"WORLD_SIZE": "2"}, "start it without torchrun"),
     "resume": ([3, "--resume"], {}, "leave out --resume, --overwrite and --audit"),
     "another flag": ([3, "--beta", 0.2], {}, "but flags differ: --beta was 0.1, now 0.2"),
+    "another schedule": ([3, "--steps", 99], {}, "but flags differ: --steps was 10, now 99"),
+    "other rows": ([3, "--max_length", 20], {}, "--max_length was 1024, now 20"),
 }
 
 
@@ -182,11 +193,26 @@ def test_what_is_no_step_of_the_run_is_refused(two_ranks, monkeypatch, capsys, n
 
 def test_other_data_and_a_folder_without_a_run_are_refused(two_ranks, tmp_path, capsys):
     others = write_pairs(tmp_path / "others.jsonl", 25, seed=1)
-    with pytest.raises(RunError, match=r"was not trained on \d+ records of --data"):
+    with pytest.raises(RunError, match=r"\d+ records are in --data or in what .* not in both"):
         replayed(two_ranks[0], 3, capsys, "--data", others)
     with pytest.raises(RunError, match="has no run: "):
         replayed(tmp_path / "none", 3, capsys)
     assert not (tmp_path / "none").exists()
+
+
+def test_data_that_have_lost_records_are_refused(train, pairs, tmp_path, capsys):
+    train(tmp_path / "run", "--eval_share", 0, steps=3)
+    (tmp_path / "pairs.jsonl").write_text("".join(pairs.open().readlines()[:-4]))
+    with pytest.raises(RunError, match="4 records are in --data or in what"):
+        replayed(tmp_path / "run", 2, capsys, "--data", tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize("line", ["3", "[]", '{"step": 6, "loss": null}', "\xff"])
+def test_a_line_that_is_not_of_a_log_is_one_line_of_error(two_ranks, tmp_path, capsys, line):
+    out = copy_of(two_ranks[0], tmp_path)
+    (out / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(RunError, match=r"metrics.jsonl:1: no line of a run's metrics"):
+        replayed(out, 6, capsys)
 
 
 def test_a_row_without_a_number_is_shown_first(capsys):
