@@ -66,9 +66,10 @@ def estimate(margins: np.ndarray, parts: int) -> LabelNoise:
     size = np.abs(mean)
     edges = np.quantile(size, np.linspace(0, 1, BINS + 1))[1:-1]
     bins = np.searchsorted(edges, size, side="right")
-    counts = np.bincount(bins, minlength=BINS)
-    sizes = np.bincount(bins, size, BINS) / np.maximum(1, counts)  # (B,)
-    agree = np.bincount(bins, (np.sign(mean) + 1) / 2, BINS)
+    bins = np.unique(bins, return_inverse=True)[1]  # without those that are empty
+    counts = np.bincount(bins)  # (B,)
+    sizes = np.bincount(bins, size) / counts
+    agree = np.bincount(bins, (np.sign(mean) + 1) / 2)
 
     # Over a grid, because the likelihood is flat along e and T, and may have its peak at a border.
     flipped, slopes = FLIPPED[:, None], SLOPES / np.sqrt(square)

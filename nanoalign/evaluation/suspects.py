@@ -17,7 +17,7 @@ from nanoalign.data.formats import decode_renamed, formats, names_of
 from nanoalign.data.held_out import held_out_by
 from nanoalign.data.sources import source_at
 from nanoalign.data.split import record_digests
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, in_a_line
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.label_noise import (
     LabelNoise,
@@ -289,9 +289,9 @@ def summary(figures: Figures) -> str:
 
 
 def check_cleaning(lines: Sequence[Line], flip: bool, folds: Folds) -> None:
-    """Raises RunError unless the records are in one format, have one pair each, and can be flipped.
+    """Raises RunError unless the records are in one format, of one pair each, and can be written.
 
-    flip: whether labels are to be reversed.
+    flip: whether labels are to be reversed, which must be possible, too.
     """
     first = lines[0]
     for line in lines:
@@ -307,6 +307,13 @@ def check_cleaning(lines: Sequence[Line], flip: bool, folds: Folds) -> None:
             )
         if flip:
             flipped(line, folds)
+        try:
+            json.dumps(line.raw)
+        except TypeError as error:  # dates and bytes of parquet and arrow
+            raise RunError(
+                f"{line.where} can't be written as JSON by --cleaned: {in_a_line(error)}; leave "
+                "that column out of the data"
+            ) from error
 
 
 def cleaned(

@@ -3,6 +3,7 @@
 evaluate.py suspects: each pair by the runs that held it out, cleaned data, and what is refused.
 """
 
+import datetime
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from nanoalign.evaluation.suspects import (
     Folds,
     Line,
     Pair,
+    check_cleaning,
     flipped,
     pairs_of,
     read_lines,
@@ -226,6 +228,16 @@ def test_a_label_of_scores_is_not_reversed(tmp_path):
     raw = {"prompt": "p", "responses": ["a", "b"], "scores": [1, 2]}
     with pytest.raises(RunError, match=r"a.jsonl:1: --flip can't reverse .* responses \+ scores"):
         flipped(*line(tmp_path, raw))
+
+
+def test_a_record_that_json_can_not_hold_is_refused_before_it_is_scored():
+    """Parquet has dates and bytes."""
+    raw = {"prompt": "p", "chosen": "a", "rejected": "b", "when": datetime.date(2020, 1, 1)}
+    dated = Line("a.parquet:1", tuple(raw), raw, Record("p", ("a", "b")))
+    with pytest.raises(
+        RunError, match=r"a.parquet:1 can't be written as JSON by --cleaned: .*date"
+    ):
+        check_cleaning([dated], False, Folds([], [], [], [], {}, "better", 2))
 
 
 def test_the_true_rule_judges_labels_where_it_knows_all_prompts():
