@@ -58,7 +58,7 @@ def estimate(margins: np.ndarray, parts: int) -> LabelNoise:
     """
     shared = (parts - 1) / parts
     mean = margins.mean(0)  # (P,)
-    square = float((mean**2).mean())
+    square = max(float((mean**2).mean()), 1e-12)  # 0 where seeds contradict each other throughout
     variance = margins.var(0, ddof=1).mean() / (1 - shared)  # s^2
     variance *= shared + (1 - shared) / len(margins)
     error = np.sqrt(variance / max(1 - variance / square, LEAST_RELIABLE))

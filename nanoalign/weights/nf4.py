@@ -1,9 +1,11 @@
 """Frozen weights in 4 bits: NormalFloat (NF4) of QLoRA, Dettmers et al. 2023, arXiv 2305.14314.
 
-Trained weights look like draws of a normal distribution. So 16 levels that are quantiles of it,
-each the nearest one to about as many weights, lose less than 16 equal steps would. A row of a
-matrix is cut into blocks of 64 weights, and each block is divided by its largest absolute value,
-the maximum of the block:
+A weight is stored as a code of 4 bits: the place of the nearest one of 16 fixed levels in [-1, 1].
+Trained weights look like draws of a normal distribution, so the levels are quantiles of it: each is
+the nearest one to about as many weights, and less is lost than by 16 equal steps. A row of a matrix
+is cut into blocks of 64 weights, and each block is divided by its largest absolute value, the
+maximum of the block. If that is 0.04, a weight of 0.013 is 0.325 of it; the nearest level is
+LEVELS[11] = 0.338, so the code is 11, and the weight is read as 0.338 * 0.04 = 0.0135:
 
     weight  =  LEVELS[code] * maximum         code in 0..15, LEVELS[code] in [-1, 1]
     maximum =  (root / 255)^2 * largest       root in 0..255, largest maximum of the row
@@ -67,9 +69,7 @@ def unpack(packed: Tensor, pairs: Tensor) -> Tensor:
 
     pairs: PAIRS, on the device of `packed`.
     """
-    packed = packed.to(
-        torch.uint8
-    )  # torch 2.11 gathers it in the dtype of products, which is exact
+    packed = packed.to(torch.uint8)  # torch 2.11 gathers bytes in the dtype of products, exactly
     out, n = len(packed), columns(packed)
     codes, roots, largest = packed.split([n // 2, n // BLOCK, 4], 1)
     largest = largest.flatten().clone().view(torch.float32)[:, None]  # clone: in memory of its own

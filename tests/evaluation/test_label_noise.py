@@ -106,3 +106,15 @@ def test_the_interval_is_over_prompts():
     narrow = interval(np.repeat(margins, 2, axis=1), range(3000), 2, resamples=100)
     assert narrow[1] - narrow[0] < 0.85 * (once[1] - once[0])
     assert interval(margins, names, 2, resamples=100) == once
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_that_contradict_each_other_throughout_give_numbers():
+    """Then the models know nothing, and half of the labels would be wrong if they made no errors.
+
+    All pairs are alike, and a label is more often right than not.
+    """
+    noise = estimate(np.array([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]]), 2)
+    assert all(map(np.isfinite, noise)) and noise.most == pytest.approx(0.5)
+    (probability,) = {*probability_wrong(np.zeros(3), noise).tolist()}
+    assert 0 < probability < 0.5 and probability == pytest.approx(noise.share, abs=0.01)
