@@ -358,8 +358,8 @@ def refusal(args: Namespace) -> str | None:
     names = [name for name, _ in getattr(args, "combine", None) or ()]
     if len(set(names)) < len(names):
         return "--combine has a preference twice; give each one weight"
-    if args.command == "tokens" and args.reference == "none":
-        return "evaluate.py tokens compares --policy with a --reference; give one"
+    if args.command == "tokens" and args.policy and args.reference in (None, "none"):
+        return "tokens compares --policy with a --reference; give the model that it started from"
     if args.command in ("rm", "tokens"):
         return refusal_of_rm(args)
     if args.command == "bench" and args.data and len(set(args.name)) > 1:

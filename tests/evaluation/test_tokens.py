@@ -373,8 +373,8 @@ def test_pairs_are_spread_evenly(tokenizer):
 
 
 REFUSED = {
-    "no reference": ("--policy P", "--policy needs --reference: the model that it started from"),
-    "none": ("--policy P --reference none", "compares --policy with a --reference; give one"),
+    "no reference": ("--policy P", "tokens compares --policy with a --reference; give the model"),
+    "none": ("--policy P --reference none", "compares --policy with a --reference; give the model"),
     "two": ("--policy P --reference R --model M", "--policy and --model: a policy takes the place"),
 }
 
