@@ -143,6 +143,7 @@ def draw(path: Path) -> None:
     )
     handles = [plt.Line2D([], [], c=c, lw=4, label=curve) for curve, (c, *_) in CURVES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(CURVES))
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=75)
 
 
