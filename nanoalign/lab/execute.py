@@ -10,6 +10,7 @@ from nanoalign.lab.homework import homework
 from nanoalign.lab.lab_commands import EXPERIMENTS, parse
 from nanoalign.lab.perform import perform
 from nanoalign.lab.pipeline import graded, mean_and_interval, pipeline
+from nanoalign.lab.speedrun import speedrun
 from nanoalign.lab.walk import walk
 from nanoalign.ranks import report
 from nanoalign.tiny import world
@@ -38,12 +39,13 @@ def run_pipeline(args: Namespace) -> None:
     pipeline(Path(args.out), steps, prompts, args.seed)
 
 
-COMMANDS: dict[str, Callable[[Namespace], None]] = {
+COMMANDS: dict[str, Callable[[Namespace], object]] = {
     "walk": lambda args: walk(args.record, args.beta, args.lr, args.stop, args.rm),
     "golden": lambda args: write(args.out),
     "grade": grade,
     "world": lambda args: print(described(args.world)),
     "pipeline": run_pipeline,
+    "speedrun": lambda args: speedrun(args.entry),
     "homework": lambda args: homework(args.out, args.data, args.model),
 }
 

@@ -37,6 +37,7 @@ COMMANDS = {
     "world": "The facts and the rule of the world tiny:SEED, which its labels were drawn by.",
     "golden": "Inputs, values and gradients of all losses as JSON, for tests of other frameworks.",
     "pipeline": "From the pretrained base to a policy: demonstrations, pairs, own answers.",
+    "speedrun": "The true reward of a policy after 60 CPU seconds of training by an entry.",
     "homework": "A reward model, DPO and their evaluation as one page, with questions.",
 } | EXPERIMENTS
 
@@ -95,6 +96,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     for name in ("grade", "pipeline"):
         adds[name]("--seed", type=int, default=0, help="random seed for sampling")
 
+    adds["speedrun"]("entry", type=Path, help="a Python file with FLAGS: docs/speedrun.md")
     add = adds["homework"]
     add("--data", default="tiny", metavar="SOURCE", help="preference pairs")
     add("--model", default="tiny", help="the base: a folder, OWNER/NAME, or 'tiny'")

@@ -1,0 +1,3 @@
+"""DPO with the defaults of train_dpo.py."""
+
+FLAGS = ""

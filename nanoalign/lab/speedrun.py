@@ -1,0 +1,88 @@
+"""A speed run: which policy do 60 CPU seconds of training make, from the base and 3,000 pairs?
+
+    python -m nanoalign.lab speedrun docs/speedrun/default.py
+
+An entry is a Python file of at most 40 lines with FLAGS, a string of flags of train_dpo.py, and, if
+it likes, a loss_of_batch that replaces the one of train_dpo.py. It is trained with three seeds, on
+one thread and in a process each, whose user and system time is limited. The score is the mean true
+reward of one sampled answer to each of 600 held-out prompts, over the seeds.
+"""
+
+import os
+import resource
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import train_dpo
+from nanoalign.distributed import run
+from nanoalign.errors import RunError
+from nanoalign.lab.findings import Estimate, estimate
+from nanoalign.lab.pipeline import graded
+from nanoalign.ranks import report
+
+SECONDS, LINES, SEEDS, PROMPTS = 60, 40, (0, 1, 2), 600
+# What an entry may not change: where it starts, what it learns from, and where it writes.
+FIXED = ("--model", "--reference", "--data", "--eval_data", "--seed", "--out", "--resume")
+
+
+def speedrun(entry: Path, seconds: float = SECONDS, prompts: int = PROMPTS) -> Estimate:
+    """Trains an entry with all seeds, prints CPU seconds and score of each; returns the score.
+
+    Raises RunError for an entry that breaks a rule, whose training fails, or takes too long.
+    """
+    check_entry(entry)
+    grades = []
+    with TemporaryDirectory() as folder:
+        for seed in SEEDS:
+            out = Path(folder) / f"seed_{seed}"
+            command = [sys.executable, "-m", "nanoalign.lab.speedrun", entry, str(seed), out]
+            before = cpu_seconds()
+            done = subprocess.run(
+                command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+            )
+            taken = cpu_seconds() - before
+            if done.returncode:
+                raise RunError(f"{entry} with seed {seed} has failed:\n{done.stderr[-2000:]}")
+            if taken > seconds:
+                raise RunError(f"{entry} took {taken:.1f} CPU seconds; {seconds:g} are allowed")
+            grades.append(graded(out, prompts, seed))
+            print(f"seed {seed}      {taken:.1f} CPU s, true reward {grades[-1].mean():.3f}")
+    score = estimate(np.stack(grades))
+    print(f"score       {score} over {len(SEEDS)} seeds and {prompts} prompts")
+    return score
+
+
+def check_entry(entry: Path) -> None:
+    """Raises RunError for an entry that is too long, or whose flags may not be given."""
+    lines = [line for line in entry.read_text().splitlines() if line.strip()]
+    if len(lines) > LINES:
+        raise RunError(f"{entry} has {len(lines)} lines; {LINES} are allowed")
+    flags = runpy.run_path(str(entry)).get("FLAGS")
+    if not isinstance(flags, str):
+        raise RunError(f"{entry} has no FLAGS, a string of flags of train_dpo.py; '' changes none")
+    for word in flags.split():
+        if word.partition("=")[0] in FIXED:
+            raise RunError(f"{entry}: {word} is the same for all entries; leave it out")
+
+
+def cpu_seconds() -> float:
+    """User and system time of all processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def train(entry: str, seed: str, out: str) -> None:
+    """Trains one seed of an entry in this process."""
+    names = runpy.run_path(entry)
+    train_dpo.loss_of_batch = names.get("loss_of_batch", train_dpo.loss_of_batch)
+    fixed = ["--data", "tiny", "--seed", seed, "--out", out]
+    train_dpo.main([*names["FLAGS"].split(), *fixed])
+
+
+if __name__ == "__main__":
+    run(lambda: train(*sys.argv[1:]), report.report)

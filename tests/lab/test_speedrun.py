@@ -1,0 +1,58 @@
+"""The speed run: its rules, its limit of time, and that an entry's loss is the one that trains."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_dpo
+from nanoalign.errors import RunError
+from nanoalign.lab import speedrun
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("FLAGS = ''\n" + "x = 1\n" * 40, "41 lines"),
+        ("x = 1", "has no FLAGS"),
+        ("FLAGS = 3", "has no FLAGS"),
+        ("FLAGS = '--beta 0.3 --data mine.jsonl'", "--data is the same"),
+        ("FLAGS = '--model=mine'", "--model=mine is the same"),
+    ],
+)
+def test_an_entry_that_breaks_a_rule_is_named(tmp_path, text, error):
+    (entry := tmp_path / "entry.py").write_text(text)
+    with pytest.raises(RunError, match=error):
+        speedrun.check_entry(entry)
+
+
+def test_the_time_of_a_child_counts(tmp_path, monkeypatch):
+    """A child that computes for half a second is beyond a limit of a tenth, and not of a minute."""
+    (entry := tmp_path / "entry.py").write_text("FLAGS = ''")
+    code = "import time\nwhile time.process_time() < 0.5: pass"
+    run = speedrun.subprocess.run
+    monkeypatch.setattr(
+        speedrun.subprocess, "run", lambda _, **kept: run([sys.executable, "-c", code], **kept)
+    )
+    monkeypatch.setattr(speedrun, "graded", lambda out, count, seed: speedrun.np.arange(2.0) + seed)
+    with pytest.raises(RunError, match=r"took 0\.[5-9].* CPU seconds; 0.1 are allowed"):
+        speedrun.speedrun(entry, seconds=0.1)
+    assert speedrun.speedrun(entry).mean == 1.5  # of 0 and 1, 1 and 2, 2 and 3
+
+
+def test_the_loss_of_an_entry_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_dpo, "loss_of_batch", train_dpo.loss_of_batch)
+    (entry := tmp_path / "entry.py").write_text(
+        "FLAGS = '--steps 1 --batch_size 4 --eval_every 1000'\n"
+        "def loss_of_batch(*given):\n    raise ArithmeticError('of the entry')\n"
+    )
+    with pytest.raises(ArithmeticError, match="of the entry"):
+        speedrun.train(str(entry), "0", str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "speedrun").glob("*.py")), ids=str)
+def test_the_entries_of_the_docs_keep_the_rules(path):
+    speedrun.check_entry(path)
+    assert f"speedrun/{path.name}" in (ROOT / "docs" / "speedrun.md").read_text()
