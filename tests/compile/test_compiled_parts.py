@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,16 +131,16 @@ def test_an_error_of_the_compiler_is_one_line_that_says_what_it_is_about():
 
 
 @pytest.fixture
-def compiler(world, monkeypatch):
-    """A Compiler; torch's settings are restored afterwards."""
-    for config, names in (
-        (torch._dynamo.config, ("recompile_limit", "specialize_float")),
-        (torch._functorch.config, ("force_non_lazy_backward_lowering",)),
-        (torch.fx.experimental._config, ("use_duck_shape",)),
-    ):
-        for name in names:
-            monkeypatch.setattr(config, name, getattr(config, name))
-    return Compiler(Namespace(compile="on", batch_size=4), world)
+def compiler(world):
+    """A Compiler. Settings of torch are no plain attributes: its own patch restores them."""
+    with ExitStack() as stack:
+        for config, names in (
+            (torch._dynamo.config, ("recompile_limit", "specialize_float")),
+            (torch._functorch.config, ("force_non_lazy_backward_lowering",)),
+            (torch.fx.experimental._config, ("use_duck_shape",)),
+        ):
+            stack.enter_context(config.patch({name: getattr(config, name) for name in names}))
+        yield Compiler(Namespace(compile="on", batch_size=4), world)
 
 
 def shown(x: Tensor) -> Tensor:
