@@ -96,6 +96,17 @@ def write_pairs(path: Path, count: int, seed: int = 0) -> Path:
     return path
 
 
+def write_both_labels(path: Path, count: int) -> Path:
+    """Records in PKU-SafeRLHF's format, whose two labels agree in every second one."""
+    lines = []
+    for i, r in enumerate(records(count)):
+        texts = {"prompt": r.prompt, "response_0": r.responses[0], "response_1": r.responses[1]}
+        labels = {"better_response_id": i // 2 % 2, "safer_response_id": (i // 2 + i) % 2}
+        lines.append(json.dumps(texts | labels))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     return byte_tokenizer()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import records, tiny_llama
+from conftest import records, tiny_llama, write_both_labels
 from processes import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -24,7 +24,6 @@ from nanoalign.batch import Batch, collate
 from nanoalign.distributed import setup
 from nanoalign.encode import encode_all
 from nanoalign.errors import RunError
-from nanoalign.evaluation.results import write_records
 from nanoalign.evaluation.scoring import load_reward_model
 from nanoalign.files.run_folder import RECORDS, complete_checkpoints
 from nanoalign.losses import pairwise_reward_loss
@@ -45,15 +44,7 @@ def batch(tokenizer) -> Batch:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
-    """25 records with two labels each, which agree in every second one."""
-    lines = []
-    for i, r in enumerate(records(25)):
-        texts = {"prompt": r.prompt, "response_0": r.responses[0], "response_1": r.responses[1]}
-        labels = {"better_response_id": i // 2 % 2, "safer_response_id": (i // 2 + i) % 2}
-        lines.append(texts | labels)
-    path = tmp_path_factory.mktemp("data") / "both.jsonl"
-    write_records(path, lines)
-    return path
+    return write_both_labels(tmp_path_factory.mktemp("data") / "both.jsonl", 25)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import records
+from conftest import records, write_both_labels
 from processes import run_ranks
 from trainings import assert_same_curve, metrics_of, rm_without_picture
 from transformers import AutoModelForSequenceClassification
@@ -44,15 +44,7 @@ def flags(*given: str) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """20 records in PKU-SafeRLHF's format, whose two labels agree in every second one."""
-    lines = []
-    for i, r in enumerate(records(20)):
-        texts = {"prompt": r.prompt, "response_0": r.responses[0], "response_1": r.responses[1]}
-        labels = {"better_response_id": i // 2 % 2, "safer_response_id": (i // 2 + i) % 2}
-        lines.append(texts | labels)
-    path = tmp_path_factory.mktemp("data") / "both.jsonl"
-    write_records(path, lines)
-    return path
+    return write_both_labels(tmp_path_factory.mktemp("data") / "both.jsonl", 20)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,10 @@ A step of a run is computed again: its loss is that of the log, and its rows are
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import trainings
 from conftest import records, write_pairs
 from trainings import losses, rm_without_picture
 
@@ -27,17 +25,6 @@ from nanoalign.runs import replay
 from nanoalign.weights.folders import load_tokenizer
 
 ROW = re.compile(r"^ +(\S+) +(\S+) +(\d+)  (pairs:\d+)$", re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> Path:
-    return write_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 25)
-
-
-@pytest.fixture(scope="module")
-def train(llama_folder, pairs):
-    """10 steps of 7 pairs; an epoch has 4 steps."""
-    return partial(trainings.train, llama_folder, pairs)
 
 
 @pytest.fixture(scope="module")
