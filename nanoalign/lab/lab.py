@@ -18,6 +18,9 @@ from nanoalign.lab.runs import Runs, flag_words
 from nanoalign.tiny import world
 
 DPO_LR = "5e-4"  # the default of --model tiny; a folder has another default
+# Held-out pairs of a training whose own evaluations are not read; those of 600 pairs would take a
+# third of its time.
+FEW = 10
 T = TypeVar("T")
 
 
@@ -76,9 +79,9 @@ class Lab:
         prompts = world.split_prompts()["test"][: self.prompts]
         return self.runs.write("prompts", [{"prompt": prompt} for prompt in prompts])
 
-    def test_pairs(self, source: str | None = None) -> Path:
+    def test_pairs(self, source: str | None = None, count: int | None = None) -> Path:
         """A file of held-out pairs of one assistant, or of all three."""
-        records = world_records("test", source)[: self.prompts]
+        records = world_records("test", source)[: count or self.prompts]
         return self.runs.write(f"test_{source or 'all'}", records)
 
     # --- trainings --------------------------------------------------------------------------------
@@ -88,18 +91,20 @@ class Lab:
     ) -> Path:
         """Runs train_dpo.py, with evaluations before the first and after the last step alone.
 
-        share: a tenth of the data is held out for the evaluations; otherwise it is the test pairs.
+        share: they are on a tenth of the data, which is held out, and otherwise on FEW pairs.
         Returns the folder of the policy.
         """
         lr = () if "--lr" in flags else ("--lr", DPO_LR)
-        held_out = () if share else ("--eval_data", self.test_pairs())
+        held_out = () if share else ("--eval_data", self.test_pairs(count=FEW))
         words = flag_words(model=model, data=data, eval_every=10000, seed=seed)
         return self.runs.run("train_dpo.py", *words, *held_out, *lr, *flags)
 
     def train_rm(self, data: Path | str, seed: int, *flags) -> Path:
         """Runs train_rm.py, by default for one epoch; returns the folder of the reward model."""
         epochs = () if "--epochs" in flags else ("--epochs", 1)
-        words = flag_words(data=data, eval_data=self.test_pairs(), eval_every=10000, seed=seed)
+        words = flag_words(
+            data=data, eval_data=self.test_pairs(count=FEW), eval_every=10000, seed=seed
+        )
         return self.runs.run("train_rm.py", *words, *epochs, *flags)
 
     @cached_property
