@@ -289,14 +289,16 @@ def evaluate_policy(args: Namespace, world: World) -> None:
         on_main(world, partial(results.keep_answers, args.out, role, prompts, sampled[name]))
     all_answers = given_answers | {role: sampled[name] for role, name in names.items()}
     compared = compare(judge, prompts, all_answers, as_sampled)
-    kl = answers.kl_estimate(*both, all_answers["policy"], batcher) if kl_is_known else {}
+    if kl_is_known:
+        ratios = answers.log_ratios(*both, all_answers["policy"], batcher)
+        compared = comparison.with_log_ratios(compared, ratios)
     forgotten = retention(held_out, both, checked)
     if not world.is_main:
         return
 
     # figures, files
     truth = embedded_truth()
-    figures = comparison.comparison_metrics(compared, judge.rule[1], truth) | kl | forgotten
+    figures = comparison.comparison_metrics(compared, judge.rule[1], truth) | forgotten
     figures["prompts_left_out"] = left_out
     models = {"policy_trained_on": args.policy, "reward_trained_on": args.reward}
     figures |= seen.prompts_trained_on(prompts, models)

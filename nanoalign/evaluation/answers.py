@@ -250,15 +250,14 @@ def share_vocabulary(samplers: Sequence[Sampler]) -> bool:
     return len(vocabularies) == 2 and vocabularies[0] == vocabularies[1]
 
 
-def kl_estimate(
+def log_ratios(
     policy: Sampler, baseline: Sampler, answers: Answers, batcher: Batcher
-) -> dict[str, float]:
-    """Estimates KL(policy || baseline) in nats, as kl_per_answer and kl_per_token. A collective.
+) -> list[list[float]]:
+    """Returns log(policy / baseline) of each answer to each prompt, in nats. A collective.
 
-    The mean difference of the log-probabilities of the answers by policy and baseline. The estimate
-    is unbiased if the models have one vocabulary.
-    answers: of the policy, at temperature 1 without top_p. A stopped answer counts with the tokens
-        that it has.
+    answers: of the policy; a stopped one counts with the tokens that it has. If they were sampled
+        at temperature 1 without top_p, and the models have one vocabulary, their mean is an
+        unbiased estimate of KL(policy || baseline).
     """
     logps = []  # of the policy and of the baseline: (answers,)
     for sampler in (policy, baseline):
@@ -269,6 +268,5 @@ def kl_estimate(
             for answer in sampled
         ]
         logps.append(np.array(score_rows(sampler.policy, rows, batcher, f"'{sampler.name}'"))[:, 0])
-    difference = logps[0] - logps[1]
-    tokens = sum(len(answer.drawn) for sampled in answers.sampled for answer in sampled)
-    return {"kl_per_answer": difference.mean().item(), "kl_per_token": difference.sum() / tokens}
+    ratios = iter((logps[0] - logps[1]).tolist())
+    return [[next(ratios) for _ in sampled] for sampled in answers.sampled]

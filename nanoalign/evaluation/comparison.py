@@ -10,6 +10,7 @@ Shapes: N prompts, P pairs of answers, one of the policy and one of the baseline
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from nanoalign.evaluation.statistics import (
     Figures,
     best_of_weights,
     controlled_win_rate,
+    ratio_interval,
     share_figures,
     win_shares,
 )
@@ -39,6 +41,7 @@ class Judged:
     read_share: float  # the share of its tokens that the reward model read
     tokenizer: str | None = None  # of the sampled tokens, see templates.tokenizer_name
     token_ids: list[int] | None = None  # as they were sampled; None: of a file
+    log_ratio: float | None = None  # log(policy / baseline) of a policy's answer; None: not known
 
     @property
     def cut(self) -> bool:
@@ -102,6 +105,7 @@ def comparison_metrics(
     nothing. length_bins has the win rates of style.length_bins.
     """
     figures = pair_metrics(compared, truth) | {"reward_max_length": max_length}
+    figures |= kl_figures(compared)
     ratios = [np.divide.outer(*([x.tokens for x in c.answers(r)] for r in ROLES)) for c in compared]
     figures["length_bins"] = style.length_bins(of_pairs(ratios)[0], *of_pairs(won_by(compared)))
     for role in ROLES:
@@ -113,6 +117,39 @@ def comparison_metrics(
         whole = without_cut(compared)
         figures["without_cut"] = pair_metrics(whole, truth) if whole else {"pairs": 0, "prompts": 0}
     return figures
+
+
+def with_log_ratios(
+    compared: Sequence[Compared], ratios: Sequence[Sequence[float]]
+) -> list[Compared]:
+    """Returns the comparisons with the log_ratio of each answer. ratios: of answers.log_ratios."""
+    found = []
+    for case, own in zip(compared, ratios, strict=True):
+        answers = zip(case.policy, own, strict=True)
+        policy = tuple(replace(answer, log_ratio=ratio) for answer, ratio in answers)
+        found.append(replace(case, policy=policy))
+    return found
+
+
+def kl_figures(compared: Sequence[Compared]) -> dict[str, float | None]:
+    """Estimates KL(policy || baseline) in nats; empty if a log_ratio is not known.
+
+    kl_per_answer is the mean of log_ratio over the policy's answers, kl_per_answer_low and
+    kl_per_answer_high the ends of its 95 % interval over prompts, by statistics.ratio_interval, and
+    kl_per_token the sum divided by the tokens of the answers.
+    """
+    ratios = [[x.log_ratio for x in case.policy] for case in compared]
+    if None in chain(*ratios):
+        return {}
+    sums, counts = (np.array(list(map(of, ratios)), float) for of in (sum, len))
+    kl, low, high = ratio_interval(sums, counts)
+    tokens = sum(x.tokens for case in compared for x in case.policy)
+    return {
+        "kl_per_answer": kl,
+        "kl_per_answer_low": low,
+        "kl_per_answer_high": high,
+        "kl_per_token": float(sums.sum() / tokens),
+    }
 
 
 def without_cut(compared: Sequence[Compared]) -> list[Compared]:

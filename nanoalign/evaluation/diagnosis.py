@@ -195,8 +195,10 @@ def note_on_kl(figures: Figures) -> str | None:
     """Sentences: how far the policy is from the baseline, and what to try; None if not known."""
     if "kl_per_answer" not in figures:
         return None
-    kl, per_token = figures["kl_per_answer"], figures["kl_per_token"]
-    text = f"KL(policy || baseline) is {kl:.2f} nats an answer, {per_token:.3f} a token."
+    kl, low, high = (figures[f"kl_per_answer{end}"] for end in ("", "_low", "_high"))
+    ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    text = f"KL(policy || baseline) is {kl:.2f}{ends} nats an answer"
+    text += f", {figures['kl_per_token']:.3f} a token."
     if kl < NEAR:
         return f"{text} The policy has hardly changed: raise --lr or --epochs, or lower --beta."
     if kl > FAR:

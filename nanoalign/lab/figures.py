@@ -32,10 +32,10 @@ def grades(folder: Path) -> dict[str, np.ndarray | float]:
 
     true, judged, tokens: of the policy's answers, (P,) each, by the true rule, by the judge and
     their numbers. base_true, base_judged: of the baseline's. true_win, win: 1 where the policy's is
-    better, 1/2 for a tie. kl: one number, the mean nats of an answer; nan where it is not known.
+    better, 1/2 for a tie. kl: log(policy / baseline) of the policy's answers, in nats.
     """
     sides = [list(answers(folder, side).values()) for side in ("policy", "baseline")]
-    found = {"kl": json.loads((folder / "metrics.json").read_text()).get("kl_per_answer", np.nan)}
+    found = {"kl": np.array([np.mean([x["log_ratio"] for x in each]) for each in sides[0]])}
     for name, key, win in (("true", "true", "true_win"), ("judged", "score", "win")):
         policy, base = ([np.array([x[key] for x in each]) for each in side] for side in sides)
         found[name], found[f"base_{name}"] = (

@@ -95,9 +95,13 @@ def draw_panel(axis, panel: Panel, names: Sequence[str]) -> None:
         axis.set_ylim(len(texts) - 0.5, -0.5)
     if panel.scale == POSITIVE and max(means) > 10 * min(means) > 0:
         axis.set(**{f"{of_y}scale": "log"})
+    xs = [x for points in panel.series.values() for x, _ in points]
+    found = [x.mean for x in xs if isinstance(x, Estimate)]
+    if found and max(found) > 10 * min(found) > 0:
+        axis.set_xscale("log")
     if panel.log:
         axis.set_xscale("log")
-        ticks = sorted({x for points in panel.series.values() for x, _ in points})
+        ticks = sorted(set(xs))
         axis.set_xticks(ticks, [f"{x:,g}" for x in ticks])
         axis.minorticks_off()
     axis.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")

@@ -107,7 +107,8 @@ def test_a_line_an_answer():
     assert [(x["side"], x["score"]) for x in lines[-2:]] == [("baseline", -1.0), ("baseline", 4.0)]
     values = {"answer": "a", "score": 0.0, "tokens": 7, "ended": True, "cut": True}
     ids = {"id": "q", "prompt": "q", "side": "policy"}
-    of_file = {"tokenizer": None, "token_ids": None}  # the tokens are those of the judge
+    # The tokens are those of the judge, and no baseline was sampled.
+    of_file = {"tokenizer": None, "token_ids": None, "log_ratio": None}
     assert lines[-3] == ids | values | of_file | {"read_share": 0.5}
 
 

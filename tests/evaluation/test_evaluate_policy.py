@@ -6,6 +6,7 @@ evaluate.py policy: two models on the same prompts, on any number of ranks.
 import base64
 import html
 import re
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ import evaluate
 from nanoalign import loop
 from nanoalign.batch import Row
 from nanoalign.distributed import setup
-from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, share_vocabulary
+from nanoalign.evaluation.answers import Answers, Sampler, log_ratios, share_vocabulary
 from nanoalign.evaluation.generation import Answer
 from nanoalign.model import Policy, RewardModel
 from nanoalign.packing.packed import PackedBatcher
@@ -65,7 +66,13 @@ def test_metrics_are_those_of_the_answers_in_plain_python(results):
     ended = mean_of_prompts(by_prompt(lines, "baseline", "ended"))
     assert figures["baseline_ended_share"] == pytest.approx(ended)
     assert figures["pairs"] == 8 * 2 * 2 and figures["policy_cut_count"] == 0
-    assert figures["kl_per_answer"] > 0 and figures["kl_per_token"] > 0
+    ratios = by_prompt(lines, "policy", "log_ratio")  # two answers to each of 8 prompts
+    half = 2.365 * np.std(list(map(np.mean, ratios)), ddof=1) / 8**0.5
+    kl, low, high = (figures[f"kl_per_answer{end}"] for end in ("", "_low", "_high"))
+    assert kl == pytest.approx(np.mean(ratios)) and kl > 0
+    assert (kl - low, high - kl) == pytest.approx((half, half), rel=1e-2)
+    assert figures["kl_per_token"] == pytest.approx(kl / figures["policy_tokens_mean"])
+    assert {line["log_ratio"] for line in lines if line["side"] == "baseline"} == {None}
 
 
 def test_results_do_not_depend_on_ranks(world, results):
@@ -117,24 +124,23 @@ def test_kl_is_the_mean_difference_of_the_models_own_log_probabilities(tokenizer
         [Answer((5, 6, 7), 258), Answer((), 258)],
         [Answer((9, 9), None), Answer((3,), None)],
     ]
-    samplers, logps, batcher = [], [], layout(setup(), 20)
+    samplers, logps, batcher = [], np.zeros(4), layout(setup(), 20)
     for seed, (name, own) in enumerate(prompts.items()):
         policy = Policy(tiny_llama(seed))
         rows = [Row(name, np.array(prompt, np.int32), (), ()) for prompt in own]
         samplers.append(Sampler(name, policy, tokenizer, "raw", rows))
         batcher.prepare(policy)
-        for prompt, some in zip(own, answers, strict=True):
-            for answer in some:
-                tokens = [*answer.tokens, *([258] if answer.ended else [])]
-                with torch.no_grad():
-                    logits = policy.model(torch.tensor([prompt + tokens])).logits[
-                        0, len(prompt) - 1 : -1
-                    ]
-                picked = logits.log_softmax(-1)[torch.arange(len(tokens)), tokens]
-                logps.append(picked.sum().item() * (1, -1)[seed])
-    found = kl_estimate(*samplers, Answers([], answers), batcher)
-    assert found["kl_per_answer"] == pytest.approx(sum(logps) / 4, rel=1e-5)
-    assert found["kl_per_token"] == pytest.approx(sum(logps) / 8, rel=1e-5)
+        each = [(prompt, answer) for prompt, some in zip(own, answers, strict=True)
+                for answer in some]  # fmt: skip
+        for n, (prompt, answer) in enumerate(each):
+            tokens = [*answer.tokens, *([258] if answer.ended else [])]
+            with torch.no_grad():
+                logits = policy.model(torch.tensor([prompt + tokens])).logits
+            picked = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            logps[n] += picked[torch.arange(len(tokens)), tokens].sum().item() * (1, -1)[seed]
+    found = log_ratios(*samplers, Answers([], answers), batcher)
+    assert list(map(len, found)) == list(map(len, answers))
+    assert list(chain(*found)) == pytest.approx(logps.tolist(), rel=1e-4)
 
 
 def test_the_kl_needs_one_vocabulary_of_two_models(tokenizer):

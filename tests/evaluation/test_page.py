@@ -198,9 +198,9 @@ def test_the_diagnosis_by_hand(compared):
         "stopped 25.0% of the policy's answers at --max_new_tokens, and 33.3% of the baseline's. "
         "Give a larger --max_new_tokens": {"policy_ended_share": 0.75},
         "stops less often by itself": {"policy_ended_share": 0.4},
-        "1.25 nats an answer": {"kl_per_answer": 1.25, "kl_per_token": 0.25},
-        "hardly changed: raise --lr": {"kl_per_answer": 0.1, "kl_per_token": 0.25},
-        "changed a lot: compare with a larger --beta": {"kl_per_answer": 40, "kl_per_token": 3},
+        "1.25 [1.00, 1.50] nats an answer": kl_of(1.25),
+        "hardly changed: raise --lr": kl_of(0.1),
+        "changed a lot: compare with a larger --beta": kl_of(40),
         "train a reward model with a larger --max_length": {"without_cut": {}},
         "2 of 3 prompts were trained on by the policy": {"policy_trained_on": 2},
     }
@@ -209,8 +209,14 @@ def test_the_diagnosis_by_hand(compared):
         assert text in note
     assert diagnosis(figures | {"policy_ended_share": None}) == []  # answers of a file
     assert diagnosis(figures | {"policy_ended_share": 0.9996}) == []  # as good as all
-    (note,) = diagnosis(figures | {"kl_per_answer": 5.0, "kl_per_token": 0.25})
+    one = kl_of(5.0) | {"kl_per_answer_low": None, "kl_per_answer_high": None}  # one prompt
+    (note,) = diagnosis(figures | one)
     assert note == "KL(policy || baseline) is 5.00 nats an answer, 0.250 a token."
+
+
+def kl_of(kl: float) -> dict[str, float]:
+    ends = {"kl_per_answer_low": kl - 0.25, "kl_per_answer_high": kl + 0.25}
+    return {"kl_per_answer": kl, **ends, "kl_per_token": 0.25}
 
 
 def test_each_figure_is_shown_once_in_a_group(compared):

@@ -71,9 +71,10 @@ def test_sampled_answers_are_kept_until_results_are_written(world):
         lines, same, printed = evaluated(again + words, ranks=2)
         assert "sampled     " not in printed
         assert "16 answers to 8 prompts, 16 with the tokens that the baseline sampled" in printed
-        assert lines == undisturbed
+        assert lines == [line | {"log_ratio": None} for line in undisturbed]
         assert same.items() <= figures.items()
-        assert figures.keys() - same.keys() == {"kl_per_answer", "kl_per_token"}
+        ends = {"kl_per_answer", "kl_per_answer_low", "kl_per_answer_high", "kl_per_token"}
+        assert figures.keys() - same.keys() == ends
     assert hidden(world) == []
 
 

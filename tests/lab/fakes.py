@@ -80,12 +80,12 @@ class FakeRuns(runs.Runs):
                     for k in range(args.samples)
                 ]  # fmt: skip
                 lines += [{"id": f"p:{n}", "prompt": prompt, "side": side, "answer": answer,
-                           "score": world.true_reward(prompt, answer), "tokens": len(answer)}
+                           "score": world.true_reward(prompt, answer), "tokens": len(answer),
+                           "log_ratio": 1.0 + args.seed + 0.01 * n}
                           for answer in answers]  # fmt: skip
             pairs.append({"prompt": prompt, "chosen": answers[0], "rejected": answers[-1]})
         out.mkdir()
         (out / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (out / "metrics.json").write_text(json.dumps({"kl_per_answer": 1.0 + args.seed}))
         if args.pairs_out:
             Path(args.pairs_out).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
 

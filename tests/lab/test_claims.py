@@ -31,7 +31,7 @@ class Given(Lab):
             cell = values if len(values) != 1 else values[0]
             own = SimpleNamespace(**dict(zip(axes, values, strict=True)))
             found[cell] = {
-                name: noisy(of(own), 1 if name in ("kl", "rate", "pairs") else P)
+                name: noisy(of(own), 1 if name in ("rate", "pairs") else P)
                 for name, of in self.figures.items()
             }
         return found

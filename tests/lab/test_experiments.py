@@ -72,7 +72,7 @@ def test_a_full_run_has_three_seeds_of_each(tmp_path):
     lab = Lab(runs, quick=False)
     found = lab.grid(own_samples.policy, way=own_samples.WAYS)
     assert {each["true"].shape for each in found.values()} == {(3, 600)}
-    assert {each["kl"].shape for each in found.values()} == {(3, 1)}
+    assert {each["kl"].shape for each in found.values()} == {(3, 600)}
     trainings = [args for args in runs.parsed if hasattr(args, "loss")]
     assert len(trainings) == 3 * (1 + 1 + 3)
     assert {args.seed for args in trainings} == {0, 1, 2}

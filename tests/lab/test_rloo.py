@@ -52,5 +52,5 @@ def test_values_at_equal_kl_lie_between_those_of_the_two_nearest_points():
         (np.array([[3.0], [1.0]]), np.array([[30.0, 3.0], [10.0, 1.0]])),
         (np.array([[1.0], [2.0]]), np.array([[10.0, 1.0], [20.0, 2.0]])),
     ]
-    found = at_kl(np.array([[1.5], [5.0]]), curve)
+    found = at_kl(np.array([[1.0, 2.0], [5.0, 5.0]]), curve)
     assert found.tolist() == [[15.0, 1.5], [20.0, 2.0]]  # beyond the end: that of the end

@@ -106,7 +106,7 @@ def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkey
     assert found["judged"].mean() == pytest.approx(metrics["policy_mean"])
     assert found["win"].mean() == pytest.approx(metrics["win_rate"])
     assert found["true_win"].mean() == pytest.approx(metrics["true_win_rate"])
-    assert found["kl"] == metrics["kl_per_answer"]
+    assert found["kl"].mean() == pytest.approx(metrics["kl_per_answer"])
     ranked = lab.ranked(judge, test=lab.test_pairs(), again=data)
     metrics = json.loads(next((tmp_path / "made").glob("rm-*/metrics.json")).read_text())
     for name, count in (("test", 12), ("again", 16)):
@@ -141,14 +141,21 @@ def test_policies_and_reward_models_are_graded_by_their_scripts(tmp_path, monkey
 def test_grades_are_means_over_the_answers_of_a_prompt(tmp_path):
     prompt = next(iter(world.prompts()))
     lines = [
-        {"id": "p", "prompt": prompt, "side": side, "answer": "It is.", "score": score, "tokens": 3}
+        {
+            "id": "p",
+            "prompt": prompt,
+            "side": side,
+            "answer": "It is.",
+            "score": score,
+            "tokens": 3,
+            "log_ratio": score if side == "policy" else None,
+        }
         for side, scores in (("policy", (1.0, 3.0)), ("baseline", (2.0, 3.0)))
         for score in scores
     ]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "metrics.json").write_text("{}")
     found = grades(tmp_path)
-    assert found["judged"] == [2.0] and found["tokens"] == [3.0]
+    assert found["judged"] == [2.0] and found["tokens"] == [3.0] and found["kl"] == [2.0]
     assert found["win"] == [(0 + 0 + 1 + 0.5) / 4] and found["true_win"] == [0.5]
 
 

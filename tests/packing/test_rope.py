@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Phi3Config
 
 from nanoalign.batch import Row
 from nanoalign.errors import RunError
-from nanoalign.evaluation.answers import Answers, Sampler, kl_estimate, sampler_of
+from nanoalign.evaluation.answers import Answers, Sampler, log_ratios, sampler_of
 from nanoalign.evaluation.generation import Answer, Sampling, generate
 from nanoalign.files import lock
 from nanoalign.model import Policy
@@ -162,10 +162,10 @@ def test_a_batcher_that_another_model_has_prepared_is_prepared_again(world, toke
             for name, policy in (("llama", llama), ("phi", phi))
         ]
         own = [[Answer(tuple(row.responses[0].tolist()), 2)] for row in prompts]
-        found.append(kl_estimate(*samplers, Answers([], own), batcher))
+        found.append(np.mean(log_ratios(*samplers, Answers([], own), batcher)))
     assert found[0] == pytest.approx(found[1], abs=1e-4)
     alone_by = [np.mean([alone(p.model, r)[0] for r in with_end(prompts)]) for p in (llama, phi)]
-    assert found[0]["kl_per_answer"] == pytest.approx(alone_by[0] - alone_by[1], abs=1e-3)
+    assert found[0] == pytest.approx(alone_by[0] - alone_by[1], abs=1e-3)
 
 
 def with_end(prompts: list[Row]) -> list[Row]:

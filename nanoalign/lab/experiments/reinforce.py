@@ -54,14 +54,14 @@ def best(lab: Lab, seed: int) -> dict:
 
 
 def at_kl(kl: np.ndarray, curve: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """The values of a curve at other KLs, seed by seed: (S, 1) -> (S, P).
+    """The values of a curve at the mean KLs of other policies, seed by seed: (S, P) -> (S, P).
 
-    curve: points (KL, (S, 1); values, (S, P)). Between two points values lie on a straight line,
-    beyond the ends they are those of the end.
+    curve: points (KL, (S, P) or (S, 1); values, (S, P)). Between two points values lie on a
+    straight line, beyond the ends they are those of the end.
     """
     found = []
-    for seed, wanted in enumerate(kl[:, 0]):
-        kls = np.array([x[seed, 0] for x, _ in curve])
+    for seed, wanted in enumerate(kl.mean(1)):
+        kls = np.array([x[seed].mean() for x, _ in curve])
         order = np.argsort(kls)
         weights = [np.interp(wanted, kls[order], row) for row in np.eye(len(curve))]
         values = np.array([curve[n][1][seed] for n in order])  # (points, P)
