@@ -34,7 +34,8 @@ from transformers.models.auto.modeling_auto import (
 
 import train_dpo
 import train_rm
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.model import TINY, Policy
 from nanoalign.packing.self_check import one_line_errors
 from nanoalign.weights.slices import read_slices

@@ -124,8 +124,7 @@ def progress_bar(total: int | None, unit: str, shown: bool = True, **options: ob
         further ones of tqdm.
     """
     if not sys.stderr.isatty():
-        options |= dict.fromkeys(("mininterval", "delay"), LINE_SECONDS)
-        options |= {"file": Lines(), "miniters": 1}
+        options |= dict(file=Lines(), miniters=1, delay=LINE_SECONDS, mininterval=LINE_SECONDS)
     return tqdm(total=total, unit=unit, disable=not shown, dynamic_ncols=True, **options)
 
 

@@ -1,8 +1,9 @@
-"""The error that is meant for the user, and the check of what is installed. Imports no package."""
+"""The error that is meant for the user, and checks before a run. Imports no package."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
+CONTROLS = {chr(n) for n in (*range(9), *range(11, 32), *range(127, 160))}  # but tab and newline
 PYTHON = (3, 11)  # the oldest version that runs this
 # The lower ends of requirements.txt, of the packages of which a run needs what older ones lack.
 PACKAGES = {
@@ -27,10 +28,14 @@ class RunError(ValueError):
     """
 
 
-def in_a_line(error: BaseException) -> str:
-    """The error of another library in one line: its type, and 300 letters of its first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def check_words(argv: list[str] | None) -> None:
+    """Raises RunError for control characters in the words of a command line; None: of this one.
+
+    They would reach the terminal with the names of files and models, which are printed.
+    """
+    for word in sys.argv[1:] if argv is None else argv:
+        if CONTROLS & {*word}:
+            raise RunError(f"{word!r} has control characters; give or rename it without them")
 
 
 def check_versions() -> None:

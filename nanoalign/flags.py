@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from nanoalign.distributed import environment_ranks
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, check_words
 
 SCHEDULES, PRECISIONS = ("cosine", "linear", "constant"), ("auto", "fp32", "bf16", "fp16")
 # A GPU needs many tokens at a time; a CPU is as fast with few, which take less memory.
@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
         self.further += self._action_groups[first:]
 
     def parse_args(self, argv: list[str] | None = None) -> Namespace:
-        """Raises RunError for what argparse refuses, and for the first refusal."""
+        """Raises RunError for control characters, what argparse refuses, and the first refusal."""
+        check_words(argv)
         args = super().parse_args(argv)
         for derive in self.derived:
             missing = {k: v for k, v in derive(args).items() if getattr(args, k) is None}

@@ -271,10 +271,12 @@ def locales(chance: random.Random, folder: Path, world: World) -> str | None:
     shutil.copy(world.pairs, path)
     argv = ["rm", "--model", world.rm, "--data", path, "--out", folder / name]
     outcome = start("evaluate.py", argv, (_ascii,))
+    if "\x1b" in name:  # a flag with controls is refused
+        return bad_ending(outcome) or (None if "\\x1b" in outcome.stderr else "no refusal")
     if outcome.codes != [0]:
         return f"{name!r}: {outcome.stderr[-200:]}"
     cases = (folder / name / "cases.md").read_text(encoding="utf-8")
-    live = [mark for mark in ("<b>", "](", "\x1b") if mark in cases]
+    live = [mark for mark in ("<b>", "](") if mark in cases]
     return bad_ending(outcome) or (f"{name!r}: {live} in cases.md" if live else None)
 
 

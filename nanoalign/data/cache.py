@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files import checksums
+from nanoalign.files.text import in_a_line
 from nanoalign.files.writing import sync, sync_tree
 from nanoalign.flags import Parser
 

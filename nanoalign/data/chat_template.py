@@ -22,7 +22,8 @@ from nanoalign.data.dialogues import messages_of
 from nanoalign.data.messages import BARE, FURTHER, REASONING, is_of_assistant
 from nanoalign.data.template_limits import limits
 from nanoalign.encode import tokenize, tokenize_continuations
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.records import Record
 
 SECONDS = 5.0  # of one dialogue, which takes less than a thousandth of that

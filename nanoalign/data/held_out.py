@@ -18,8 +18,9 @@ import numpy as np
 
 from nanoalign.data.split import Data
 from nanoalign.distributed import print0
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files.run_folder import RECORDS, RECORDS_FORMAT
+from nanoalign.files.text import in_a_line
 
 # Of each array of texts or hashes: the kind of its type, as in numpy, and its dimensions.
 ARRAYS = {"trained": ("u", 1), "prompts": ("u", 1), "held_out": ("u", 1), "sources": ("U", 2)}

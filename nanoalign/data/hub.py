@@ -11,8 +11,9 @@ from pathlib import Path
 import huggingface_hub
 
 from nanoalign.data.table_files import import_datasets
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files import network
+from nanoalign.files.text import in_a_line
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import TextIO
 
 from nanoalign.data.columns import TEXTS
 from nanoalign.data.table_files import LARGEST, Numbered, arrow_of, check_size, parquet_of
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.records import lines_of
 
 SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".csv", ".arrow")

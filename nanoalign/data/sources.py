@@ -36,9 +36,9 @@ from nanoalign.data.hub import fetch_file, load_saved, load_split
 from nanoalign.data.readers import SUFFIXES, errors_of_reading, files_of, records_of
 from nanoalign.data.split import hashes
 from nanoalign.data.table_files import check_arrow, without_null
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files.run_folder import ARGS, RECORDS
-from nanoalign.files.text import read_json, readable
+from nanoalign.files.text import in_a_line, read_json, readable
 from nanoalign.records import Located, Record
 from nanoalign.tiny import world
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
 
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 
 LARGEST = 2**24  # of a record: characters of its line, or bytes of its row
 BATCH_ROWS, BATCH_BYTES = 1024, 2**28  # of a table that are decoded at a time; the second at most

@@ -28,7 +28,8 @@ from nanoalign.data.chat_template import (
 from nanoalign.data.dialogues import is_dialogue, messages_of
 from nanoalign.data.messages import BARE, FURTHER, is_of_assistant
 from nanoalign.encode import Text, encode_all, raw, truncate, without_end
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.records import Record
 
 ECHO = "responses that begin with their own prompt"

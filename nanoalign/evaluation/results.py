@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from nanoalign.data.prompts import prompt_text
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.answers import ROLES, Answers
 from nanoalign.evaluation.commands import POLICY, REWARD_MODEL
@@ -23,7 +23,7 @@ from nanoalign.evaluation.ranking import Scored, TrueRule, is_label_error, pairs
 from nanoalign.evaluation.statistics import Figures
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS
-from nanoalign.files.text import in_markdown, read_json, visible
+from nanoalign.files.text import in_a_line, in_markdown, read_json, visible
 from nanoalign.files.writing import hidden_name, replacing, sync, sync_tree
 from nanoalign.records import Record
 

@@ -17,7 +17,7 @@ from nanoalign.data.formats import decode_renamed, formats, names_of
 from nanoalign.data.held_out import held_out_by
 from nanoalign.data.sources import source_at
 from nanoalign.data.split import record_digests
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.label_noise import (
     LabelNoise,
@@ -32,7 +32,7 @@ from nanoalign.evaluation.results import METRICS, write_records
 from nanoalign.evaluation.scoring import load_judges, prompt_keys
 from nanoalign.evaluation.statistics import Figures, win_shares
 from nanoalign.files.run_folder import ARGS
-from nanoalign.files.text import read_json
+from nanoalign.files.text import in_a_line, read_json
 from nanoalign.loop import Batcher
 from nanoalign.records import Record, decode, parse
 

@@ -9,12 +9,18 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 
 LENGTH = 1900  # characters of an error: more of a message would hide what precedes it
 TAIL = 1200  # of these, at its end, where it says what to do
 # Controls but \t and \n, marks that reorder the text around them, and lone surrogates.
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def in_a_line(error: BaseException) -> str:
+    """The error of another library in one line: its type, and 300 letters of its first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def visible(text: str) -> str:

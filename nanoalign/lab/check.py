@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.lab.exercises import bugs, formulas, parts
 from nanoalign.lab.exercises.exercise import Exercise, Wrong
 from nanoalign.lab.lab_commands import parse

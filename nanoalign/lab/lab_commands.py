@@ -8,7 +8,7 @@ import ast
 import math
 from pathlib import Path
 
-from nanoalign.errors import RunError
+from nanoalign.errors import RunError, check_words
 
 DOC = "The lab: one pair from text to gradient, exercises, and experiments on the embedded data."
 EXERCISES = 24
@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The arguments of a command; args.command is None without one. Raises RunError."""
+    check_words(argv)
     parser = Parser(prog="python -m nanoalign.lab", description=DOC)
     commands = parser.add_subparsers(dest="command", metavar="command")
     adds = {

@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 
 from nanoalign.batch import Row, collate, lengths_of
 from nanoalign.distributed import sum_over_ranks
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.loop import Batcher, Objective
 from nanoalign.model import Policy, Scorer
 from nanoalign.packing import rope

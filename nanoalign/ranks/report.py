@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from nanoalign.distributed import environment_ranks
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files.lock import remove_empty_folders
-from nanoalign.files.text import in_short
+from nanoalign.files.text import in_a_line, in_short
 
 RANK_0_SECONDS = 10.0  # that the other ranks wait for rank 0 to report an error
 STORE_SECONDS = 2.0  # that a rank waits for the store to tell whether an error was reported

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import FSDPModule
 from nanoalign.batch import Row
 from nanoalign.data.split import fingerprint
 from nanoalign.distributed import World
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files import checksums
 from nanoalign.files.run_folder import (
     METRICS,
@@ -40,7 +40,7 @@ from nanoalign.files.run_folder import (
     complete_checkpoints,
     restore_metrics,
 )
-from nanoalign.files.text import read_json
+from nanoalign.files.text import in_a_line, read_json
 from nanoalign.files.writing import sync, write_text
 from nanoalign.loop import Objective, check_parameters
 from nanoalign.model import Scorer

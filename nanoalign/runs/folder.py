@@ -11,9 +11,10 @@ import torch
 import transformers
 
 import nanoalign
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files import lock
 from nanoalign.files.run_folder import ARGS, CARD, METRICS, RECORDS, files_of_result
+from nanoalign.files.text import in_a_line
 from nanoalign.files.writing import check_no_link, hidden_name
 from nanoalign.weights.write import BESIDE_WEIGHTS
 

@@ -16,8 +16,9 @@ from nanoalign.data.held_out import record_arrays
 from nanoalign.data.sources import parse_source
 from nanoalign.data.split import Data
 from nanoalign.distributed import World, print0, progress_bar
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files.run_folder import ARGS, FILES, METRICS, RECORDS, files_of_result
+from nanoalign.files.text import in_a_line
 from nanoalign.files.writing import append, replacing, write_text
 from nanoalign.loop import Batcher, Settings
 from nanoalign.model import Scorer

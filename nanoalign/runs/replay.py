@@ -20,9 +20,9 @@ from nanoalign.batch import Row
 from nanoalign.data.held_out import recall, record_arrays
 from nanoalign.data.split import Data
 from nanoalign.distributed import environment_ranks, progress_bar
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files.run_folder import ARGS, FILES, complete_checkpoints
-from nanoalign.files.text import read_json
+from nanoalign.files.text import in_a_line, read_json
 from nanoalign.flags import Parser, number
 from nanoalign.loop import Batcher, Objective, Settings
 from nanoalign.model import Scorer

@@ -19,9 +19,9 @@ from pathlib import Path
 from textwrap import indent
 
 from nanoalign.distributed import run
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError, check_words
 from nanoalign.files.run_folder import ARGS, METRICS
-from nanoalign.files.text import printable_output, read_json
+from nanoalign.files.text import in_a_line, printable_output, read_json
 from nanoalign.files.writing import check_no_link
 from nanoalign.ranks.report import report
 
@@ -132,6 +132,7 @@ def tracked(args: Namespace) -> Iterator[Send]:
 
 def main(argv: list[str] | None = None) -> None:
     printable_output()
+    check_words(argv)
     parser = argparse.ArgumentParser("python -m nanoalign.runs.trackers", allow_abbrev=False)
     add = parser.add_argument
     add("run", metavar="RUN", help="folder of a run: runs/dpo")

@@ -15,7 +15,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata
 
-from nanoalign.errors import in_a_line
+from nanoalign.files.text import in_a_line
 
 CHECKPOINT = "torch.distributed.checkpoint"
 # All that .metadata of a checkpoint names beside dtypes. None of these does more than hold values.

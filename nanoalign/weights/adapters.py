@@ -14,8 +14,8 @@ import torch
 import transformers
 from torch import nn
 
-from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.text import read_json
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line, read_json
 from nanoalign.model import Fill, Read
 from nanoalign.weights.folders import ADAPTER_CONFIG, local_folder, read_config
 from nanoalign.weights.slices import copy_rows, places_of, read_generation_config

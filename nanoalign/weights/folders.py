@@ -14,9 +14,9 @@ from huggingface_hub.errors import GatedRepoError
 
 from nanoalign import model
 from nanoalign.distributed import print0
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
 from nanoalign.files import network
-from nanoalign.files.text import read_json
+from nanoalign.files.text import in_a_line, read_json
 from nanoalign.weights.tensor_files import INDEX, SINGLE_FILE, names_in_index
 
 # How the chat template begins that a training by the template pku writes. nanoalign ignores that

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from nanoalign.batch import Batch
 from nanoalign.distributed import World, full, print0
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.files.writing import sync, sync_tree
 from nanoalign.flags import number
 from nanoalign.model import Fill, Policy, Read, Scorer

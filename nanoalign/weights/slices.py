@@ -19,7 +19,8 @@ import transformers
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from nanoalign.errors import RunError, in_a_line
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line
 from nanoalign.model import Fill
 from nanoalign.weights.heads import class_of
 from nanoalign.weights.nf4 import is_packed, pack, shape_of

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.text import read_json
+from nanoalign.errors import RunError
+from nanoalign.files.text import in_a_line, read_json
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_FILE_BYTES = 4 * 2**30  # rank 0 has the tensors of one file in host memory

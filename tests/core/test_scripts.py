@@ -18,6 +18,7 @@ from trainings import damaged_model, metrics_of, script
 
 import train_dpo
 import train_rm
+from nanoalign.errors import RunError
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
 
@@ -135,6 +136,15 @@ def test_help_shows_every_flag_with_its_default(main):
     assert len(texts) > 30 and "micro_batch_tokens" in texts and "save_every" in texts
     assert [name for name, text in texts.items() if "default" not in text] == ["h"]
     assert "(default: None)" not in outcome.stdout
+
+
+@pytest.mark.parametrize("name", ["\x1b[31m", "a\rb", "\x9bm", "\x08"])
+def test_a_flag_with_control_characters_is_refused(name):
+    """Names of files and models are printed, and controls would move the cursor of the terminal."""
+    with pytest.raises(RunError) as error:
+        train_dpo.parse_args(["--data", "a.jsonl", name])
+    assert str(error.value).startswith(repr(name)) and str(error.value).isprintable()
+    assert train_dpo.parse_args(["--out", "größe 数\u3000\t\n"]).out == "größe 数\u3000\t\n"
 
 
 @pytest.mark.parametrize("script", [train_dpo, train_rm], ids=lambda script: script.__name__)

@@ -9,8 +9,16 @@ from processes import run_ranks
 
 import train_dpo
 from nanoalign.distributed import run
-from nanoalign.errors import RunError, in_a_line
-from nanoalign.files.text import LENGTH, in_markdown, in_picture, in_short, read_json, visible
+from nanoalign.errors import RunError
+from nanoalign.files.text import (
+    LENGTH,
+    in_a_line,
+    in_markdown,
+    in_picture,
+    in_short,
+    read_json,
+    visible,
+)
 from nanoalign.ranks.groups import setup
 from nanoalign.ranks.report import report
 
