@@ -4,7 +4,7 @@ A label and a margin m, the reward of chosen minus that of rejected, disagree wh
 wrong or the models are. Of a pair's true margin L, whose sign a right label follows, is assumed:
 
     P(label | L) = e + (1 - 2 e) sigmoid(L)     the Bradley-Terry model, then a share e is flipped
-    L = (m + error) / T                          error is normal, with the standard deviation k
+    L = (m + error) / T                          error is normal, with the standard deviation k(|m|)
 
 A label is wrong if it contradicts the sign of L. e and T maximize the likelihood of the labels,
 
@@ -12,15 +12,20 @@ A label is wrong if it contradicts the sign of L. e and T maximize the likelihoo
 
 With k = 0 this is temperature scaling (Guo et al. 2017, arXiv 1706.04599) with symmetric noise
 (Natarajan et al. 2013), which takes each error of the models for a wrong label. Labels alone can't
-tell k: a pair has one label. So k is measured by how far models of several seeds differ:
+tell k: a pair has one label. So k is measured by how far models of several seeds differ. Of the
+variance s^2 of the error of one model, the share d comes from the pairs that it has seen, of which
+the model of another seed has seen the share (N - 1) / N, and the rest from what seeds do not share,
+the draw of the head and the order of the batches. So
 
-    a model has seen the share o = (N - 1) / N of what the model of another seed has seen, so
-    Var(difference of two margins) = 2 (1 - o) s^2, where s^2 is the variance of the error of one
-    s^2 (o + (1 - o) / S)          that of m, the mean of S seeds
-    k^2 = that / R                 R = 1 - that / Var(m): of normal margins, m / R is regressed on
+    r = d (N - 1) / N                           the correlation of the errors of two models
+    s^2 = Var(difference of two margins) / (2 (1 - r))
+    s^2 (r + (1 - r) / S)                       the variance of the error of m, the mean of S seeds
+    k^2 = that / R                              R = 1 - that / Var(m): of normal margins, m / R is
+                                                regressed on
 
-Errors that all models share are not seen in k, and count as wrong labels. Errors by the draw of the
-head or the order of batches are independent between seeds; k takes 1 / (1 - o) times as much.
+Models differ more where margins are large, so k^2 is a line over |m|. d is not known: the estimate
+takes 1/2, and the interval takes all from 0 to 1. Errors that all models share are not seen in k,
+and count as wrong labels.
 
 Shapes: S seeds, P pairs, B bins of pairs, Z points of the normal distribution.
 """
@@ -39,6 +44,7 @@ FLIPPED = np.linspace(0, 0.495, 100)  # e
 SLOPES = np.geomspace(0.05, 50, 70)  # 1 / T, for margins whose mean square is 1
 BINS = 100
 LEAST_RELIABLE = 0.1  # R; below it the models hardly know more than their errors
+LEAST_VARIANCE = 0.1  # k^2 at any |m|, as a share of its mean
 
 
 class LabelNoise(NamedTuple):
@@ -46,24 +52,28 @@ class LabelNoise(NamedTuple):
 
     flipped: float  # e
     slope: float  # 1 / T
-    error: float  # k
+    error: tuple[float, float, float]  # k^2 at 0, its rise by |m|, and the least that it may be
     share: float  # of all labels that are wrong
     most: float  # the same with k = 0: the labels that the models contradict, up to calibration
 
 
-def estimate(margins: np.ndarray, parts: int) -> LabelNoise:
+def estimate(margins: np.ndarray, parts: int, by_data: float = 0.5) -> LabelNoise:
     """Estimates the noise of the labels of pairs.
 
-    margins: (S, P), of held-out pairs by models of S >= 2 seeds. parts: N, of the folds.
+    margins: (S, P), of held-out pairs by models of S >= 2 seeds. parts: N, of the folds. by_data:
+    d.
     """
-    shared = (parts - 1) / parts
+    correlation = by_data * (parts - 1) / parts
     mean = margins.mean(0)  # (P,)
     square = max(float((mean**2).mean()), 1e-12)  # 0 where seeds contradict each other throughout
-    variance = margins.var(0, ddof=1).mean() / (1 - shared)  # s^2
-    variance *= shared + (1 - shared) / len(margins)
-    error = np.sqrt(variance / max(1 - variance / square, LEAST_RELIABLE))
+    variances = margins.var(0, ddof=1) / (1 - correlation)  # s^2, (P,)
+    variances *= correlation + (1 - correlation) / len(margins)
+    variances /= max(1 - variances.mean() / square, LEAST_RELIABLE)
 
     size = np.abs(mean)
+    spread, middle = size.var(), variances.mean()
+    rise = np.cov(size, variances, ddof=0)[0, 1] / spread if spread else 0.0
+    error = (middle - rise * size.mean(), rise, LEAST_VARIANCE * middle)
     edges = np.quantile(size, np.linspace(0, 1, BINS + 1))[1:-1]
     bins = np.searchsorted(edges, size, side="right")
     bins = np.unique(bins, return_inverse=True)[1]  # without those that are empty
@@ -81,20 +91,23 @@ def estimate(margins: np.ndarray, parts: int) -> LabelNoise:
     natural = _sigmoid(-slope * np.abs(_leads(sizes, error))).mean(1)  # (B,)
     share = e + (1 - 2 * e) * natural @ counts / counts.sum()
     most = (1 - p[best, n]) @ counts / counts.sum()
-    return LabelNoise(e, slope, float(error), float(share), float(most))
+    return LabelNoise(e, slope, tuple(map(float, error)), float(share), float(most))
 
 
 def interval(
     margins: np.ndarray, prompts: Sequence[Hashable], parts: int, resamples: int = 200
 ) -> tuple[float, float]:
-    """Returns the 95 % interval of `share`, by a bootstrap over the prompts of the P pairs."""
+    """Returns the 95 % interval of `share`, by a bootstrap over the prompts of the P pairs.
+
+    Each resample also draws `by_data`, which is not known, between 0 and 1.
+    """
     names = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     group = np.array([names[prompt] for prompt in prompts])
     draw, shares = np.random.default_rng(0), []
     for _ in range(resamples):
         times = np.bincount(draw.integers(len(names), size=len(names)), minlength=len(names))
         pairs = np.repeat(np.arange(len(group)), times[group])
-        shares.append(estimate(margins[:, pairs], parts).share)
+        shares.append(estimate(margins[:, pairs], parts, draw.random()).share)
     low, high = np.quantile(shares, [0.025, 0.975]).tolist()
     return low, high
 
@@ -116,7 +129,8 @@ def probability_wrong(margins: np.ndarray, noise: LabelNoise) -> np.ndarray:
     for some in np.array_split(margins, 1 + len(margins) // 10_000):  # for the memory of Z each
         weights = _probability_of_label(_leads(some, noise.error), noise)
         with np.errstate(divide="ignore", invalid="ignore"):  # without errors: 1, 0, and 1/2 at 0
-            zero = np.nan_to_num(-some / noise.error, posinf=np.inf, neginf=-np.inf)
+            zero = -some / _deviations(some, noise.error)
+        zero = np.nan_to_num(zero, posinf=np.inf, neginf=-np.inf)
         # The share of each part of z in which m + k z is below 0.
         below = np.clip((zero[:, None] - EDGES[:-1]) / np.diff(EDGES), 0, 1)  # (P, Z)
         parts.append((weights * below).sum(1) / weights.sum(1))
@@ -128,9 +142,15 @@ def _probability_of_label(leads: np.ndarray, noise: LabelNoise) -> np.ndarray:
     return noise.flipped + (1 - 2 * noise.flipped) * _sigmoid(noise.slope * leads)
 
 
-def _leads(margins: np.ndarray, error: float) -> np.ndarray:
+def _leads(margins: np.ndarray, error: tuple[float, float, float]) -> np.ndarray:
     """m + k z: (P, Z)."""
-    return margins[:, None] + error * POINTS
+    return margins[:, None] + _deviations(margins, error)[:, None] * POINTS
+
+
+def _deviations(margins: np.ndarray, error: tuple[float, float, float]) -> np.ndarray:
+    """k: (P,)."""
+    at_zero, rise, least = error
+    return np.sqrt(np.maximum(at_zero + rise * np.abs(margins), least))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

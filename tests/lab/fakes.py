@@ -13,7 +13,7 @@ import evaluate
 import train_dpo
 import train_rm
 from nanoalign.lab import rloo, runs, search
-from nanoalign.lab.figures import read
+from nanoalign.lab.figures import chosen_and_rejected, read
 from nanoalign.tiny import world
 
 TRAINING = {"train_dpo.py": train_dpo, "train_rm.py": train_rm}
@@ -104,8 +104,10 @@ class FakeRuns(runs.Runs):
         out.mkdir()
         shares = ("wrong_share", "true_wrong_share", "true_wrong_share_of_first_tenth")
         (out / "metrics.json").write_text(json.dumps(dict.fromkeys(shares, 0.2)))
+        records = read(Path(trained.data[0]))
+        pairs = [chosen_and_rejected(record) | {"probability": 0.5} for record in records]
+        (out / "suspects.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         if args.cleaned:
-            records = read(Path(trained.data[0]))
             Path(args.cleaned).write_text("".join(json.dumps(each) + "\n" for each in records))
 
     def rloo(self, args) -> None:

@@ -10,6 +10,7 @@ from fakes import FakeRuns
 from nanoalign.lab import perform
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.experiments import (
+    cleaning,
     data,
     ensembles,
     length,
@@ -18,7 +19,7 @@ from nanoalign.lab.experiments import (
     why_lose,
 )
 from nanoalign.lab.experiments.attack import labelled
-from nanoalign.lab.figures import best_of
+from nanoalign.lab.figures import best_of, chosen_and_rejected
 from nanoalign.lab.findings import from_json
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.lab_commands import EXPERIMENTS as QUESTIONS
@@ -164,3 +165,15 @@ def test_attacks_are_labelled_by_the_rule():
         {"prompt": prompt, "response": right, "attacked": right},  # equal: no pair
     ]
     assert labelled(lines) == [{"prompt": prompt, "chosen": right, "rejected": "soap soap soap"}]
+
+
+def test_doubtful_pairs_are_kept_with_the_probability_that_their_label_is_right():
+    records = world.records("train")[:1000]
+    pairs = list(map(chosen_and_rejected, records))
+    doubts = [0.0, 1.0, 0.25, 0.25]
+    lines = [pair | {"probability": doubts[n % 4]} for n, pair in enumerate(pairs)]
+    found = cleaning.kept(records, lines[::-1], seed=0)
+    counts = [sum(record in found for record in records[n::4]) for n in range(4)]
+    assert counts[:2] == [250, 0]
+    assert sum(counts[2:]) == pytest.approx(375, abs=3 * (500 * 0.75 * 0.25) ** 0.5)
+    assert found == [record for record in records if record in found]

@@ -1,40 +1,44 @@
-"""Labels that are doubted: dropped, reversed, or kept."""
+"""Labels that are doubted: dropped, reversed, weighted, or kept."""
 
 import json
 from pathlib import Path
+from random import Random
 
+from nanoalign.lab.figures import chosen_and_rejected, read
 from nanoalign.lab.findings import SHARE, Findings, Panel, column, estimate
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.plant import relabelled
 from nanoalign.lab.runs import flag_words
 from nanoalign.tiny import world
 
-TITLE = "Doubtful labels: keep, drop or reverse them"
+TITLE = "Doubtful labels: keep, drop, reverse or weight them"
 QUESTION = "Does a reward model get better if the labels that other models doubt are cleaned?"
 GUESS = (
     "With 40 % of flipped labels reversing the doubtful ones helps, and dropping them helps less, "
     "because it costs data. With 20 % both help. Without flips neither does: what is doubted is "
-    "then often an error of the models that doubt, and the cleaned data repeat it."
+    "then often an error of the models that doubt, and the cleaned data repeat it. Weights lose "
+    "less where the doubt is wrong, so they help at least as much as dropping."
 )
 METHOD = [
     "A share of the labels is flipped by chance, on top of those that the draw by the "
-    "Bradley-Terry model made wrong. Four reward models, each trained on half of the pairs, score "
-    "the pairs that they have not seen (evaluate.py suspects), which estimates the share of wrong "
-    "labels. So many of the most doubtful pairs are dropped, or reversed. A reward model is "
+    "Bradley-Terry model made wrong. Four reward models, each trained on half of the pairs for two "
+    "epochs, score the pairs that they have not seen (evaluate.py suspects), which estimates the "
+    "share of wrong labels. So many of the most doubtful pairs are dropped, or reversed; or each "
+    "pair is kept with the probability that its label is right (weighted). A reward model is "
     "trained on the result, and graded by its agreement with the true rule on held-out pairs. One "
     "more is trained without the labels that the true rule contradicts: the best that dropping can "
     "do.",
 ]
 LIMITS = [
     "Models of one kind doubt, and are trained on what is left: they share their errors.",
-    "All models are small and trained for one epoch, so that none memorizes a wrong label.",
+    "The models that are compared are trained for one epoch, so none memorizes a wrong label.",
 ]
 EXERCISES = [
     "Drop only half as many pairs as the estimate says. Where is that better?",
     "Train for four epochs. Is cleaning worth more where labels are memorized?",
     "Clean the data twice: train the folds again on the cleaned data.",
 ]
-WAYS = ("as they are", "dropped", "reversed", "wrong ones dropped")
+WAYS = ("as they are", "dropped", "reversed", "weighted", "wrong ones dropped")
 
 
 def model(lab: Lab, seed: int, flipped: float, way: str) -> dict:
@@ -48,19 +52,34 @@ def model(lab: Lab, seed: int, flipped: float, way: str) -> dict:
         folds = [fold(lab, data, 2 * seed + n, k) for n in (0, 1) for k in (1, 2)]
         found = lab.runs.run("evaluate.py", "suspects", *folds)
         figures = json.loads((found / "metrics.json").read_text())
+        if way == "weighted":
+            data = lab.runs.write("weighted", kept(records, read(found / "suspects.jsonl"), seed))
+            return graded(lab, data, seed)
         flag = "--drop" if way == "dropped" else "--flip"
         share = max(0.001, round(figures["wrong_share"], 3))
         flags = (flag, share, "--cleaned", "{out}.jsonl")
         data = lab.runs.run("evaluate.py", "suspects", *folds, *flags).with_suffix(".jsonl")
-    trained = lab.train_rm(data, seed, "--batch_size", 32)
     shown = {"wrong_share", "true_wrong_share", "true_wrong_share_of_first_tenth"}
-    figures = {name: value for name, value in figures.items() if name in shown}
-    return {"true": lab.ranked(trained, test=lab.test_pairs())["test"]["true"]} | figures
+    return graded(lab, data, seed) | {key: figures[key] for key in shown & figures.keys()}
+
+
+def graded(lab: Lab, data: Path, seed: int) -> dict:
+    """The agreement with the true rule of a reward model of the data, by held-out pair."""
+    trained = lab.train_rm(data, seed, "--batch_size", 32)
+    return {"true": lab.ranked(trained, test=lab.test_pairs())["test"]["true"]}
+
+
+def kept(records: list[dict], suspects: list[dict], seed: int) -> list[dict]:
+    """The records of a draw that keeps each with the probability that its label is right."""
+    wrong = {(line["prompt"], line["chosen"]): line["probability"] for line in suspects}
+    draw, pairs = Random(f"weighted {seed}"), map(chosen_and_rejected, records)
+    doubts = [wrong.get((pair["prompt"], pair["chosen"]), 0.0) for pair in pairs]
+    return [record for record, doubt in zip(records, doubts, strict=True) if draw.random() >= doubt]
 
 
 def fold(lab: Lab, data: Path, seed: int, k: int) -> Path:
     """A reward model that has not seen the k-th half of the prompts."""
-    words = flag_words(data=data, fold=f"{k}/2", seed=seed, epochs=1, batch_size=32)
+    words = flag_words(data=data, fold=f"{k}/2", seed=seed, epochs=2, batch_size=32)
     return lab.runs.run("train_rm.py", *words, "--eval_every", 10000)
 
 
@@ -111,12 +130,15 @@ def run(lab: Lab) -> Findings:
                     gain[cell],
                 )
                 for share in shares[1:]
-                for way in ("dropped", "reversed")
+                for way in ("dropped", "reversed", "weighted")
                 for cell in [(share, way)]
             ),
-            (
-                f"at {most:.0%} reversing gains [more|less] than dropping",
-                gain[most, "reversed"] - gain[most, "dropped"],
+            *(
+                (
+                    f"at {most:.0%} {way} labels gain [more|less] than dropped ones",
+                    gain[most, way] - gain[most, "dropped"],
+                )
+                for way in ("reversed", "weighted")
             ),
             ("without flips dropping [costs|gains] accuracy", -gain[0.0, "dropped"]),
             ("without flips reversing [costs|gains] accuracy", -gain[0.0, "reversed"]),
