@@ -38,8 +38,8 @@ from nanoalign.records import Record, decode, parse
 
 # Flags in which the runs must agree: they select the records, their labels and the parts.
 SHARED = ("data", "keys", "preference")
-# The estimate of simulated pairs is off by 8 points with 100 of them, by 3 with 300 (root mean
-# square, a fifth of the labels flipped).
+# The estimate of simulated pairs is off by 4 points with 100 of them, by 3 with 300, by 1.5 with
+# 1,000 (root mean square, a fifth of the labels flipped).
 FEW = 300
 
 
