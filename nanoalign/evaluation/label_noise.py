@@ -18,14 +18,15 @@ the model of another seed has seen the share (N - 1) / N, and the rest from what
 the draw of the head and the order of the batches. So
 
     r = d (N - 1) / N                           the correlation of the errors of two models
-    s^2 = Var(difference of two margins) / (2 (1 - r))
-    s^2 (r + (1 - r) / S)                       the variance of the error of m, the mean of S seeds
-    k^2 = that / R                              R = 1 - that / Var(m): of normal margins, m / R is
-                                                regressed on
+    s^2 = E[(difference of two margins)^2] / (2 (1 - r))
+    v = s^2 (r + (1 - r) / S)                   the variance of the error of m, the mean of S seeds
+    R = 1 - v / E[m^2]                          the reliability of m
+    k^2 = v / R
 
-Models differ more where margins are large, so k^2 is a line over |m|. d is not known: the estimate
-takes 1/2, and the interval takes all from 0 to 1. Errors that all models share are not seen in k,
-and count as wrong labels.
+A normal true margin has the mean R m and the variance R v where m is known; T takes up the factor
+R. Models differ more where margins are large, so k^2 is a line over |m|. d is not known: the
+estimate takes 1/2, and the interval takes all from 0 to 1. Errors that all models share are not
+seen in k, and count as wrong labels; wrong labels that the models learn are not seen at all.
 
 Shapes: S seeds, P pairs, B bins of pairs, Z points of the normal distribution.
 """
@@ -36,8 +37,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# z in 100 parts of equal probability: their middles, and where they begin and end. A mean over the
-# middles is an expectation.
+# z in 100 parts of equal probability: their middles, and where they begin and end, within 4
+# deviations. A mean over the middles is an expectation.
 POINTS = np.array([NormalDist().inv_cdf((n + 0.5) / 100) for n in range(100)])  # (Z,)
 EDGES = np.array([-4.0, *(NormalDist().inv_cdf(n / 100) for n in range(1, 100)), 4.0])  # (Z + 1,)
 FLIPPED = np.linspace(0, 0.495, 100)  # e
@@ -54,7 +55,8 @@ class LabelNoise(NamedTuple):
     slope: float  # 1 / T
     error: tuple[float, float, float]  # k^2 at 0, its rise by |m|, and the least that it may be
     share: float  # of all labels that are wrong
-    most: float  # the same with k = 0: the labels that the models contradict, up to calibration
+    most: float  # of all labels that the models contradict, by the fitted probabilities
+    reliability: float  # R; below LEAST_RELIABLE the estimate says little
 
 
 def estimate(margins: np.ndarray, parts: int, by_data: float = 0.5) -> LabelNoise:
@@ -68,11 +70,13 @@ def estimate(margins: np.ndarray, parts: int, by_data: float = 0.5) -> LabelNois
     square = max(float((mean**2).mean()), 1e-12)  # 0 where seeds contradict each other throughout
     variances = margins.var(0, ddof=1) / (1 - correlation)  # s^2, (P,)
     variances *= correlation + (1 - correlation) / len(margins)
-    variances /= max(1 - variances.mean() / square, LEAST_RELIABLE)
+    reliability = 1 - variances.mean() / square
+    variances /= max(reliability, LEAST_RELIABLE)
 
     size = np.abs(mean)
     spread, middle = size.var(), variances.mean()
-    rise = np.cov(size, variances, ddof=0)[0, 1] / spread if spread else 0.0
+    is_one_size = spread < 1e-12 * square
+    rise = 0.0 if is_one_size else np.cov(size, variances, ddof=0)[0, 1] / spread
     error = (middle - rise * size.mean(), rise, LEAST_VARIANCE * middle)
     edges = np.quantile(size, np.linspace(0, 1, BINS + 1))[1:-1]
     bins = np.searchsorted(edges, size, side="right")
@@ -91,7 +95,8 @@ def estimate(margins: np.ndarray, parts: int, by_data: float = 0.5) -> LabelNois
     natural = _sigmoid(-slope * np.abs(_leads(sizes, error))).mean(1)  # (B,)
     share = e + (1 - 2 * e) * natural @ counts / counts.sum()
     most = (1 - p[best, n]) @ counts / counts.sum()
-    return LabelNoise(e, slope, tuple(map(float, error)), float(share), float(most))
+    values = map(float, (share, most, reliability))
+    return LabelNoise(e, slope, tuple(map(float, error)), *values)
 
 
 def interval(

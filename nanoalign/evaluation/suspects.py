@@ -20,6 +20,7 @@ from nanoalign.data.split import record_digests
 from nanoalign.errors import RunError
 from nanoalign.evaluation import plots
 from nanoalign.evaluation.label_noise import (
+    LEAST_RELIABLE,
     LabelNoise,
     estimate,
     expected_agreement,
@@ -39,7 +40,7 @@ from nanoalign.records import Record, decode, parse
 # Flags in which the runs must agree: they select the records, their labels and the parts.
 SHARED = ("data", "keys", "preference")
 # The estimate of simulated pairs is off by 4 points with 100 of them, by 3 with 300, by 1.5 with
-# 1,000 (root mean square, a fifth of the labels flipped).
+# 1,000 (root mean square, a fifth of the labels flipped, errors as the estimate assumes).
 FEW = 300
 
 
@@ -220,9 +221,10 @@ def doubt(
 
     accuracy is the share of labels with which the mean margin agrees, wrong_share the estimated
     share of wrong labels, wrong_share_low and wrong_share_high the ends of its 95 % interval,
-    wrong_share_most the share if the models made no errors, and flipped_share the part that does
-    not depend on the margin. Where the truth is known, true_wrong_share is the share of labels that
-    contradict it, and true_wrong_share_of_first_tenth that among the most doubtful tenth.
+    wrong_share_most the share if the models made no errors, flipped_share the part that does not
+    depend on the margin, and reliability that of LabelNoise. Where the truth is known,
+    true_wrong_share is the share of labels that contradict it, and true_wrong_share_of_first_tenth
+    that among the most doubtful tenth.
     """
     noise, mean = estimate(margins, folds.parts), margins.mean(0)
     wrong = probability_wrong(mean, noise)
@@ -237,6 +239,7 @@ def doubt(
         "wrong_share_high": high,
         "wrong_share_most": noise.most,
         "flipped_share": noise.flipped,
+        "reliability": noise.reliability,
     }
     truly = truly_wrong(lines, pairs, folds.preference, truth)
     if truly is not None:
@@ -282,6 +285,8 @@ def summary(figures: Figures) -> str:
     )
     if figures["pairs"] < FEW:
         text += f" Fewer than {FEW} pairs are too few for an estimate."
+    if figures["reliability"] < LEAST_RELIABLE:
+        text += " The seeds hardly agree, so the estimate says little: train longer."
     if "true_wrong_share" in figures:
         text += (
             f"\nBy the true rule {figures['true_wrong_share']:.1%} are wrong, and "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from nanoalign.evaluation.label_noise import (
+    LEAST_RELIABLE,
     LabelNoise,
     estimate,
     expected_agreement,
@@ -100,7 +101,9 @@ def test_the_probability_by_hand():
     With T near 0 sigmoid is a step: a label contradicts the sign of L with the probability e. With
     e = 0.1 and m so large that L is above 0, that is 0.1 * 0 of wrong; far below 0 it is 1.
     """
-    steep = LabelNoise(flipped=0.1, slope=1e9, error=(1.0, 0.0, 0.0), share=0.0, most=0.0)
+    steep = LabelNoise(
+        flipped=0.1, slope=1e9, error=(1.0, 0.0, 0.0), share=0.0, most=0.0, reliability=1.0
+    )
     m = np.array([100.0, 0.0, -100.0])
     assert probability_wrong(m, steep) == pytest.approx([0.0, 0.1, 1.0], abs=1e-9)
     flat = steep._replace(slope=1e-12)  # a label says nothing of the sign of L
@@ -137,12 +140,26 @@ def test_the_interval_allows_for_what_errors_come_from(by_data):
 
 
 @pytest.mark.filterwarnings("error")
-def test_seeds_that_contradict_each_other_throughout_give_numbers():
-    """Then the models know nothing, and half of the labels would be wrong if they made no errors.
+@pytest.mark.parametrize(
+    "margins",
+    [
+        [[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]],  # seeds contradict each other throughout
+        [[0.1 + 1e-17, 0.1, 0.3], [0.1, 0.1 + 1e-17, -0.1]],  # |m| is one number but for rounding
+        [[0.5], [0.7]],
+    ],
+)
+def test_few_or_like_pairs_give_numbers(margins):
+    noise = estimate(np.array(margins), 2)
+    assert np.isfinite(np.hstack(noise)).all() and 0 <= noise.share <= noise.most <= 0.5
+    assert max(map(abs, noise.error)) < 100
+    probabilities = probability_wrong(np.mean(margins, axis=0), noise)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
-    All pairs are alike, and a label is more often right than not.
-    """
-    noise = estimate(np.array([[1.0, -1.0, 1.0], [-1.0, 1.0, -1.0]]), 2)
-    assert np.isfinite(np.hstack(noise)).all() and noise.most == pytest.approx(0.5)
-    (probability,) = {*probability_wrong(np.zeros(3), noise).tolist()}
-    assert 0 < probability < 0.5 and probability == pytest.approx(noise.share, abs=0.01)
+
+def test_models_that_know_nothing_are_not_reliable():
+    """Their margins are errors alone: then the labels say nothing, and the estimate is a guess."""
+    margins, _ = simulated(5000, 0.1, 1000.0)
+    assert estimate(margins, 2, by_data=1.0).reliability < LEAST_RELIABLE
+    margins, _ = simulated(5000, 0.1, 4.0)
+    expected = 16 / (16 + 16 * (0.25 + 0.75 / 2))  # of the variances, r = 1/4
+    assert estimate(margins, 2).reliability == pytest.approx(expected, abs=0.02)

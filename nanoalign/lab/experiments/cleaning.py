@@ -38,6 +38,7 @@ EXERCISES = [
     "Train for four epochs. Is cleaning worth more where labels are memorized?",
     "Clean the data twice: train the folds again on the cleaned data.",
 ]
+PAIR = ("prompt", "chosen", "rejected")
 WAYS = ("as they are", "dropped", "reversed", "weighted", "wrong ones dropped")
 
 
@@ -49,7 +50,7 @@ def model(lab: Lab, seed: int, flipped: float, way: str) -> dict:
         right = [record for record in records if world.oracle_accuracy([record]) == 1]
         data = lab.runs.write("right", right)
     elif way != "as they are":
-        folds = [fold(lab, data, 2 * seed + n, k) for n in (0, 1) for k in (1, 2)]
+        folds = [fold(lab, data, 100 + 2 * seed + n, k) for n in (0, 1) for k in (1, 2)]
         found = lab.runs.run("evaluate.py", "suspects", *folds)
         figures = json.loads((found / "metrics.json").read_text())
         if way == "weighted":
@@ -71,9 +72,9 @@ def graded(lab: Lab, data: Path, seed: int) -> dict:
 
 def kept(records: list[dict], suspects: list[dict], seed: int) -> list[dict]:
     """The records of a draw that keeps each with the probability that its label is right."""
-    wrong = {(line["prompt"], line["chosen"]): line["probability"] for line in suspects}
+    wrong = {tuple(line[key] for key in PAIR): line["probability"] for line in suspects}
     draw, pairs = Random(f"weighted {seed}"), map(chosen_and_rejected, records)
-    doubts = [wrong.get((pair["prompt"], pair["chosen"]), 0.0) for pair in pairs]
+    doubts = [wrong[tuple(pair[key] for key in PAIR)] for pair in pairs]
     return [record for record, doubt in zip(records, doubts, strict=True) if draw.random() >= doubt]
 
 
