@@ -9,14 +9,11 @@ from nanoalign.lab.golden import write
 from nanoalign.lab.homework import homework
 from nanoalign.lab.lab_commands import EXPERIMENTS, parse
 from nanoalign.lab.perform import perform
-from nanoalign.lab.pipeline import graded, mean_and_interval, pipeline
-from nanoalign.lab.speedrun import speedrun
+from nanoalign.lab.speedrun import PROMPTS, graded, mean_and_interval, speedrun
 from nanoalign.lab.walk import walk
 from nanoalign.ranks import report
 from nanoalign.tiny import world
 from nanoalign.weights.folders import local_folder
-
-PROMPTS = 600  # that are held out
 
 
 def grade(args: Namespace) -> None:
@@ -34,17 +31,11 @@ def described(seed: int) -> str:
     return "\n".join([*lines, *(f"{fact.subject}: {fact.answers[0]}" for fact in facts)])
 
 
-def run_pipeline(args: Namespace) -> None:
-    steps, prompts = (8, 100) if args.quick else (None, PROMPTS)
-    pipeline(Path(args.out), steps, prompts, args.seed)
-
-
 COMMANDS: dict[str, Callable[[Namespace], object]] = {
     "walk": lambda args: walk(args.record, args.beta, args.lr, args.stop, args.rm),
     "golden": lambda args: write(args.out),
     "grade": grade,
     "world": lambda args: print(described(args.world)),
-    "pipeline": run_pipeline,
     "speedrun": lambda args: speedrun(args.entry),
     "homework": lambda args: homework(args.out, args.data, args.model),
 }

@@ -9,17 +9,20 @@ questions, each with the experiment that answers it.
 import json
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from nanoalign.data.sources import open_source, test_of
+from nanoalign.errors import RunError
 from nanoalign.evaluation.render import cell, render, share
 from nanoalign.evaluation.statistics import Figures
 from nanoalign.lab.figures import read
-from nanoalign.lab.pipeline import run
 from nanoalign.records import decode
 from nanoalign.tiny.world import true_reward
 
 TEMPLATE = Path(__file__).with_name("homework.html")
+ROOT = Path(__file__).parents[2]
 CASES = 12  # of each kind
 COUNTERS = {
     "better_data_mean": "mean reward of the better responses",
@@ -80,6 +83,16 @@ def homework(out: Path, data: str, model: str) -> None:
             done.touch()
     write_page(out, data, [shlex.join(["python", *words]) for words in commands.values()])
     print(f"saved       {out / 'index.html'}: results, pictures, cases and eight questions")
+
+
+def run(words: list[str], log: Path) -> None:
+    """Runs a script in a process of its own; its output is appended to the log."""
+    print(f"  {shlex.join(['python', *words])}", flush=True)
+    with log.open("a") as file:
+        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise RunError(f"{words[0]} has failed; the end of {log} has its error")
 
 
 def write_page(out: Path, data: str, commands: list[str]) -> None:

@@ -36,7 +36,6 @@ COMMANDS = {
     "grade": "The mean true reward of a policy's answers to held-out prompts.",
     "world": "The facts and the rule of the world tiny:SEED, which its labels were drawn by.",
     "golden": "Inputs, values and gradients of all losses as JSON, for tests of other frameworks.",
-    "pipeline": "From the pretrained base to a policy: demonstrations, pairs, own answers.",
     "speedrun": "The true reward of a policy after 60 CPU seconds of training by an entry.",
     "homework": "A reward model, DPO and their evaluation as one page, with questions.",
 } | EXPERIMENTS
@@ -87,15 +86,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = adds["grade"]
     add("policy", help="a folder, for example runs/dpo, OWNER/NAME on the Hub, or 'tiny'")
     add("--world", type=int, metavar="SEED", help="the world tiny:SEED of the policy's data")
+    add("--seed", type=int, default=0, help="random seed for sampling")
     adds["world"]("world", type=int, metavar="SEED", help="a number")
     add = adds["golden"]
     add("--out", default="runs/golden.json", metavar="FILE", help="a .json file, which is replaced")
-
-    add = adds["pipeline"]
-    add("--out", default="runs/lab/pipeline", metavar="FOLDER", help="a new folder")
-    add("--quick", action="store_true", help="8 steps of each training, and 100 prompts")
-    for name in ("grade", "pipeline"):
-        adds[name]("--seed", type=int, default=0, help="random seed for sampling")
 
     adds["speedrun"]("entry", type=Path, help="a Python file with FLAGS: docs/speedrun.md")
     add = adds["homework"]

@@ -29,6 +29,7 @@ from nanoalign.lab.experiments import (
     other_losses,
     overfitting,
     own_samples,
+    pipeline,
     reinforce,
     why_lose,
 )
@@ -47,6 +48,7 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "several": conflicts,
     "why_lose": why_lose,
     "beta": beta,
+    "pipeline": pipeline,
     "own_samples": own_samples,
     "reinforce": reinforce,
     "losses": other_losses,

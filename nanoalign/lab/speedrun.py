@@ -8,6 +8,7 @@ one thread and in a process each, whose user and system time is limited. The sco
 reward of one sampled answer to each of 600 held-out prompts, over the seeds.
 """
 
+import contextlib
 import os
 import resource
 import runpy
@@ -19,12 +20,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 import train_dpo
-from nanoalign.distributed import run
+from nanoalign.data.templates import encode_records
+from nanoalign.distributed import World, run, setup
 from nanoalign.errors import RunError
+from nanoalign.evaluation.generation import Sampling, generate
 from nanoalign.lab.findings import Estimate, estimate
-from nanoalign.lab.pipeline import graded
+from nanoalign.model import Policy
 from nanoalign.ranks import report
+from nanoalign.records import Record
+from nanoalign.tiny.world import split_prompts, true_reward
+from nanoalign.weights.folders import load_tokenizer
+from nanoalign.weights.slices import read_slices
 
+MAX_NEW_TOKENS = 64  # the longest answers of the three sources have 57 tokens
 SECONDS, LINES, SEEDS, PROMPTS = 60, 40, (0, 1, 2), 600
 # What an entry may not change: where it starts, what it learns from, and where it writes.
 FIXED = ("--model", "--reference", "--data", "--eval_data", "--seed", "--out", "--resume")
@@ -82,6 +90,39 @@ def train(entry: str, seed: str, out: str) -> None:
     train_dpo.loss_of_batch = names.get("loss_of_batch", train_dpo.loss_of_batch)
     fixed = ["--data", "tiny", "--seed", seed, "--out", out]
     train_dpo.main([*names["FLAGS"].split(), *fixed])
+
+
+# --- the true reward of a policy ------------------------------------------------------------------
+
+
+def graded(folder: Path, count: int, seed: int, other: int | None = None) -> np.ndarray:
+    """The grades of one sampled answer to each of `count` test prompts, by the true rule.
+
+    other: the seed of another world.
+    """
+    prompts, world = split_prompts(other)["test"][:count], setup()
+    with contextlib.redirect_stdout(sys.stderr):
+        policy = Policy.load(folder, trainable=False, read=read_slices).to(world.device)
+        answers = sample_answers(policy, load_tokenizer(folder), prompts, seed, world)
+    return np.array(list(map(true_reward, prompts, answers)))
+
+
+def sample_answers(
+    policy: Policy, tokenizer, prompts: list[str], seed: int, world: World
+) -> list[str]:
+    """An answer to each prompt, sampled at temperature 1, as text without special tokens."""
+    records = [Record(prompt, (), (), name=prompt) for prompt in prompts]
+    rows = encode_records(records, tokenizer, 1024, "pku")
+    sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=100)
+    answers = generate(policy, rows, {tokenizer.eos_token_id}, sampling, world)
+    return tokenizer.batch_decode([a.tokens for (a,) in answers], skip_special_tokens=True)
+
+
+def mean_and_interval(values: np.ndarray) -> str:
+    """The mean of `values`, (prompts,), and its 95 % interval by resampling prompts, as text."""
+    picks = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
+    return f"{values.mean():+.3f}  [{low:+.3f}, {high:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fakes import FakeRuns
 
-from nanoalign.lab.experiments import ensembles, why_lose
+from nanoalign.lab.experiments import ensembles, pipeline, why_lose
 from nanoalign.lab.lab import Lab
 from nanoalign.lab.perform import EXPERIMENTS
 
@@ -53,6 +53,11 @@ AS_GUESSED = {
         "true": lambda x: -abs(np.log10(x.beta) + 1),
         "base_judged": lambda x: 0,
         "base_true": lambda x: 0,
+        "true_win": lambda x: 0.5,
+    },
+    "pipeline": {
+        **dict.fromkeys(("judged", "kl", "tokens"), lambda x: 1),
+        "true": lambda x: (1 - 0.5 ** pipeline.STAGES.index(x.stage)),
         "true_win": lambda x: 0.5,
     },
     "overfitting": {

@@ -55,6 +55,12 @@ def test_the_page_has_the_figures_the_cases_and_the_questions(tmp_path, monkeypa
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # loads nothing
 
 
+def test_a_command_that_fails_ends_it(tmp_path):
+    with pytest.raises(RunError, match="train_dpo.py has failed; the end of .* has its error"):
+        homework.run(["train_dpo.py", "--beta", "-1"], tmp_path / "log.txt")
+    assert "error: argument --beta" in (tmp_path / "log.txt").read_text()
+
+
 def test_an_interrupted_homework_goes_on_where_it_was(tmp_path, monkeypatch):
     done = []
 

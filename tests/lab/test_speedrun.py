@@ -7,7 +7,8 @@ import pytest
 
 import train_dpo
 from nanoalign.errors import RunError
-from nanoalign.lab import speedrun
+from nanoalign.lab import execute, speedrun
+from nanoalign.model import TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +57,12 @@ def test_the_loss_of_an_entry_trains(tmp_path, monkeypatch):
 def test_the_entries_of_the_docs_keep_the_rules(path):
     speedrun.check_entry(path)
     assert f"speedrun/{path.name}" in (ROOT / "docs" / "speedrun.md").read_text()
+
+
+def test_the_base_is_graded_by_the_true_rule():
+    """Another world has other prompts, and grades by its own rule."""
+    grades = speedrun.graded(TINY, 20, 0)
+    assert grades.shape == (20,) and -4 < grades.mean() < 3 and grades.std() > 0.5
+    assert speedrun.graded(TINY, 20, 0, other=7).mean() != grades.mean()
+    with pytest.raises(RunError, match="model folder 'runs/none' does not exist"):
+        execute.main(["grade", "runs/none"])

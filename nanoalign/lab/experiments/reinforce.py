@@ -30,7 +30,7 @@ LIMITS = [
 EXERCISES = [
     "Use one answer a prompt and no baseline. How noisy is the gradient?",
     "Train longer against the judge. When does the true reward fall, while the judge's rises?",
-    "Start from a DPO policy (the pipeline). What is left to gain?",
+    "Start from a DPO policy (`pipeline`). What is left to gain?",
 ]
 BETAS = (0.1, 0.5)
 
