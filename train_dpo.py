@@ -165,7 +165,8 @@ def load_models(
     """Returns (the policy, its reference or None, the data with precomputed reference values)."""
     dtype = compute_dtype(args.precision, world.device)
     compiled = compiler.Compiler(args, world)
-    read = gathers.reading(compiled.reading(frozen.reading(read_slices, args, dtype)), args)
+    read = frozen.reading(read_slices, args, dtype)
+    read = gathers.reading(compiled.reading(read), args)
 
     def load_policy() -> Policy:
         options = {"checkpointing": args.activation_checkpointing}

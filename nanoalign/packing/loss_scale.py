@@ -22,7 +22,7 @@ from nanoalign.distributed import full
 from nanoalign.loop import Batcher, Objective
 
 FIRST = 2.0**16  # the scale at the start
-GROWTH = 2000  # steps after which the scale is doubled, as that of GradScaler
+GROWTH = 2000  # the scale is doubled at each step whose number is a multiple of this
 STATE = "loss_scale"  # in Objective.state, which checkpoints keep, and in the metrics of a step
 
 
@@ -36,7 +36,8 @@ class ScaledBatcher:
 
     def __init__(self, batcher: Batcher, model: nn.Module, objective: Objective):
         self.batcher, self.model, self.objective = batcher, model, objective
-        self.own_after_step, objective.after_step = objective.after_step, self.after_step
+        self.own_after_step = objective.after_step
+        objective.after_step = self.after_step
         objective.state[STATE] = FIRST
 
     def __getattr__(self, name: str) -> object:
@@ -51,9 +52,9 @@ class ScaledBatcher:
         self.batcher.tokens = tokens
 
     def step(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        return self.scaled(rows, self.batcher.step(rows))  # whose first batch is made at once
+        return self.until_finite(rows, self.batcher.step(rows))  # which makes its first batch now
 
-    def scaled(self, rows: Sequence[Row], batches: Iterator[Batch]) -> Iterator[Batch]:
+    def until_finite(self, rows: Sequence[Row], batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             for batch in batches:
                 batch.weights = batch.weights * self.objective.state[STATE]
@@ -66,6 +67,7 @@ class ScaledBatcher:
     def unscale(self) -> bool:
         """Divides the gradients by the scale. If one is not finite, drops them, and halves it.
 
+        At a scale of 1 gradients that are not finite are kept, for the loop to raise its error.
         Returns whether the gradients are left. A collective.
         """
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]

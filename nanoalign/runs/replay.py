@@ -33,9 +33,9 @@ from nanoalign.runs.folder import versions
 from nanoalign.runs.speed import KEYS
 from nanoalign.runs.trackers import lines_of
 
-TOLERANCE = 2.7e-5  # relative, of the loss of one step
-# Flags that may differ: those of --resume, but for what selects the rows and the learning rate.
-OTHERS = FREE - DATA - {"epochs", "steps"} | {"data", "replay"}
+TOLERANCE = 2.7e-5  # relative, of a loss: other ranks and micro-batches round by less
+# Flags that may differ: those of --resume, without those that select rows or set learning rates.
+OTHERS = (FREE - DATA - {"epochs", "steps"}) | {"data", "replay"}
 # Flags of a run of many ranks, or of its start, that one process does not take.
 OF_THE_RUN = {"resume": False, "overwrite": False, "shard_size": None, "symmetric_memory": False}
 
@@ -120,7 +120,7 @@ def replay(
     if step > (total := settings.total(len(rows))):
         raise RunError(f"--replay {step}: the run has {total:,} steps; give one of them")
     check_records(out, data, folders["--model"])
-    if keeps_best(args):  # a part of the checkpoints
+    if keeps_best(args):  # adds its weights to the state that checkpoints have
         Best(model, objective, args.patience)
     start, origin = 0, "the start"
     for path in complete_checkpoints(out):
@@ -129,7 +129,7 @@ def replay(
     if start:
         run = Checkpoints(model, optimizer, objective, rows, args, batcher.world, folders)
         run.load(Path(origin), "--replay")
-    again = model, optimizer, objective, rows, {}, batcher, settings
+    parts = model, optimizer, objective, rows, {}, batcher, settings
     with progress_bar(step - 1, "step", initial=start) as bar:
 
         def before(done: int, *_: object) -> bool:
@@ -137,7 +137,7 @@ def replay(
             return done == step - 1
 
         if start < step - 1:
-            fitting.train(*again, lambda *_: None, before, start)
+            fitting.train(*parts, lambda *_: None, before, start)
     step_rows = settings.step_rows(step - 1, rows)
     print(
         f"{'step':<11} {step:,} of {total:,}, {len(step_rows)} records; reached from {origin} by "
@@ -145,7 +145,7 @@ def replay(
     )
     print_rows(rows_of_step(model, objective, step_rows, batcher))
     found: dict[str, float] = {}
-    fitting.train(*again, lambda _, means: found.update(means), lambda *_: True, step - 1)
+    fitting.train(*parts, lambda _, means: found.update(means), lambda *_: True, step - 1)
     print("\n".join(compare(args, found, step - 1 - start)))
 
 
@@ -204,10 +204,10 @@ def print_rows(rows: Sequence[OfRow]) -> None:
         print(f"{'largest':<11} {name} {most:.6g} (median {median:.6g}) at {where}")
 
 
-def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
+def compare(args: Namespace, found: dict[str, float], before: int) -> list[str]:
     """Lines of text: the loss beside that of the log and, if they differ, what else differs.
 
-    found: the metrics of the step. again: how many steps before it were computed again.
+    found: the metrics of the step. before: how many steps before it were computed, too.
     Raises RunError as lines_of does.
     """
     lines = lines_of(Path(args.out))
@@ -231,5 +231,5 @@ def compare(args: Namespace, found: dict[str, float], again: int) -> list[str]:
         f"{line}, beyond rounding ({TOLERANCE:g})",
         f"{'metrics':<11} {'; '.join(of_log) or 'the others are equal'}",
         f"{'settings':<11} {changed or 'as in the run; were files of --model or --data changed?'}",
-        f"{'before':<11} {again} steps were computed again, and each adds rounding",
+        f"{'before':<11} {before} steps were computed again, and each adds rounding",
     ]

@@ -36,13 +36,13 @@ def reading(read: Read, args: Namespace, dtype: torch.dtype) -> Read:
         if not layers:
             kind = type(model).__name__
             raise RunError(
-                f"--base_dtype nf4: {kind} has no linear layers in its blocks; leave it out"
+                f"--base_dtype nf4: {kind} has no linear layers in its blocks; train it without"
             )
         for layer in layers:
             if layer.in_features % BLOCK:
                 raise RunError(
                     f"--base_dtype nf4: a layer of '{folder}' has rows of {layer.in_features} "
-                    f"weights, no multiple of {BLOCK}; leave it out"
+                    f"weights, no multiple of {BLOCK}; train it without"
                 )
             PackedLinear.become(layer, dtype)
 
@@ -77,7 +77,9 @@ def report(model: Scorer, folder: Path, data: object, batcher: Batcher, args: Na
     }
     stored = stored_tensors(folder)
     if layers.keys() - stored.keys():
-        return print0(f"{'nf4':<11} the files name weights otherwise: no score without rounding")
+        return print0(
+            f"{'nf4':<11} the files name weights otherwise: the cost of rounding is unknown"
+        )
     rows = data.held_out if len(data.held_out) else data.rows
     batch, is_policy = next(batcher.step(rows[: args.batch_size])), isinstance(model, Policy)
     unit = batch.lengths if is_policy else 1.0
@@ -90,12 +92,16 @@ def report(model: Scorer, folder: Path, data: object, batcher: Batcher, args: Na
     if isinstance(model, FSDPModule):
         model.reshard()  # else an optimizer that is made after this would get the gathered copies
     sums = torch.stack([before, after, (after - before).square(), torch.ones_like(after)]).sum(1)
-    *sums, count = sum_over_ranks(sums * bool(batch.rows)).tolist()  # no rows: a filler batch
+    if not batch.rows:  # a filler batch
+        sums = torch.zeros_like(sums)
+    *sums, count = sum_over_ranks(sums).tolist()
     before, after, square = (value / count for value in sums)
-    score, of = ("log-probability of a token", "responses") if is_policy else ("reward", "rewards")
+    score, one = "reward", "a reward"
+    if is_policy:
+        score, one = "log-probability of a token", "that of a response"
     print0(
-        f"{'nf4':<11} by rounding, {score} {before:.4f} -> {after:.4f}, which changes it by "
-        f"{square**0.5:.4f} (root mean square of {count:.0f} {of})"
+        f"{'nf4':<11} by rounding, mean {score} {before:.4f} -> {after:.4f}; {one} changes by "
+        f"{square**0.5:.4f} (root mean square of {count:.0f})"
     )
 
 

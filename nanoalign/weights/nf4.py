@@ -4,11 +4,12 @@ A weight is stored as a code of 4 bits: the place of the nearest one of 16 fixed
 Trained weights look like draws of a normal distribution, so the levels are quantiles of it: each is
 the nearest one to about as many weights, and less is lost than by 16 equal steps. A row of a matrix
 is cut into blocks of 64 weights, and each block is divided by its largest absolute value, the
-maximum of the block. If that is 0.04, a weight of 0.013 is 0.325 of it; the nearest level is
-LEVELS[11] = 0.338, so the code is 11, and the weight is read as 0.338 * 0.04 = 0.0135:
+maximum of the block. If that is 0.04, the largest of its row, a weight of 0.013 is 0.325 of it; the
+nearest level is LEVELS[11] = 0.338, so the code is 11, and the weight is read as 0.338 * 0.04 =
+0.0135:
 
-    weight  =  LEVELS[code] * maximum         code in 0..15, LEVELS[code] in [-1, 1]
-    maximum =  (root / 255)^2 * largest       root in 0..255, largest maximum of the row
+    weight  is read as  LEVELS[code] * maximum       code in 0..15, LEVELS[code] in [-1, 1]
+    maximum is read as  (root / 255)^2 * largest     root in 0..255, largest maximum of the row
 
 The second line is the paper's double quantization: a maximum takes 8 bits in place of 32. A row of
 n weights is these bytes, one behind the other, 4.125 bits a weight and 4 bytes a row:
@@ -17,9 +18,10 @@ n weights is these bytes, one behind the other, 4.125 bits a weight and 4 bytes 
     n / 64    the roots, one for each block
     4         the largest maximum, a float32
 
-The paper has maxima less their mean in an 8-bit type, in blocks of 256 across rows. Here a row
-stands for itself, so that each rank packs and keeps its own rows. The square root spends codes on
-small maxima: one that is 1/100 of the row's largest is off by at most 4 %; in equal steps, 20 %.
+The paper subtracts the mean of the maxima and stores the rest in an 8-bit type, in blocks of 256
+maxima across rows. Here a row stands for itself, so that each rank packs and keeps its own rows.
+The square root spends codes on small maxima: one that is 1/100 of the row's largest is off by at
+most 4 %; in equal steps, 20 %. A block whose maximum is below 3.8e-6 of the largest becomes 0.
 
 Shapes: a linear layer computes y = x W^T + b with W (out, n), x (..., n) and y (..., out).
 """
@@ -61,7 +63,7 @@ def pack(weight: Tensor) -> Tensor:
     codes = torch.bucketize(scaled, borders, out_int32=True).to(torch.uint8).flatten(1)
     largest = maxima.amax(1, keepdim=True)  # (out, 1)
     roots = (255 * (maxima / largest.clamp(min=SMALLEST)).sqrt()).round().to(torch.uint8)
-    return torch.cat([codes[:, ::2] << 4 | codes[:, 1::2], roots, largest.view(torch.uint8)], 1)
+    return torch.cat([(codes[:, ::2] << 4) | codes[:, 1::2], roots, largest.view(torch.uint8)], 1)
 
 
 def unpack(packed: Tensor, pairs: Tensor) -> Tensor:
@@ -69,10 +71,12 @@ def unpack(packed: Tensor, pairs: Tensor) -> Tensor:
 
     pairs: PAIRS, on the device of `packed`.
     """
-    packed = packed.to(torch.uint8)  # torch 2.11 gathers bytes in the dtype of products, exactly
+    # FSDP2 of torch 2.11 casts what it gathers to the dtype of products, which has 0..255 exactly.
+    packed = packed.to(torch.uint8)
     out, n = len(packed), columns(packed)
     codes, roots, largest = packed.split([n // 2, n // BLOCK, 4], 1)
-    largest = largest.flatten().clone().view(torch.float32)[:, None]  # clone: in memory of its own
+    largest = largest.clone(memory_format=torch.contiguous_format)  # 4 bytes are read as one number
+    largest = largest.view(torch.float32)  # (out, 1)
     maxima = (roots.float() / 255).square() * largest  # (out, n / 64)
     levels = pairs.index_select(0, codes.int().flatten()).view(torch.float32)
     return levels.view(out, n // BLOCK, BLOCK).mul_(maxima[..., None]).view(out, n)
@@ -132,8 +136,8 @@ class Product(torch.autograd.Function):
 class PackedLinear(nn.Linear):
     """A linear layer whose weight is packed; `become` makes one of a plain layer.
 
-    It computes in `dtype`. stored: while it is not None, a function that reads the weight as the
-    files store it, (out, n), with which the layer then computes.
+    It computes in `dtype`. stored: None, or a function that reads the weight as the files store it,
+    (out, n); then the layer computes with that weight, unrounded.
     """
 
     dtype: torch.dtype
@@ -141,7 +145,10 @@ class PackedLinear(nn.Linear):
 
     @staticmethod
     def become(layer: nn.Linear, dtype: torch.dtype) -> None:
-        """Packs the weight of a linear layer, which may be on the meta device, in place."""
+        """Packs the weight of a linear layer in place.
+
+        On the meta device this sets the shape; slices.copy_rows packs the values as it reads them.
+        """
         layer.__class__ = PackedLinear  # the same object: adapters and files refer to it
         layer.weight = nn.Parameter(pack(layer.weight.detach()), requires_grad=False)
         layer.register_buffer("pairs", PAIRS.clone(), persistent=False)

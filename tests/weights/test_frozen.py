@@ -216,7 +216,7 @@ def test_the_loss_by_rounding_is_printed(train, folder, rounded_folder, tmp_path
     flags = ("--steps", 1, "--eval_data", pairs, "--template", "raw")
     _, printed = train(tmp_path / "run", *flags)
     found = re.search(
-        r"nf4 .* (-[\d.]+) -> (-[\d.]+), which changes it by ([\d.]+) .* of 10 resp", printed
+        r"nf4 .* (-[\d.]+) -> (-[\d.]+); that of a response changes by ([\d.]+) .* of 10\)", printed
     )
     held = collate(encode_all(records(5, seed=1), tokenizer))
     before, after = (Policy.load(f)(held) / held.lengths for f in (folder, rounded_folder))
@@ -253,7 +253,7 @@ def test_a_reward_model_is_that_of_the_rounded_body(folder, rounded_folder, tmp_
         outcome = run_ranks(1, rm_without_picture, [str(arg) for arg in argv])
         assert outcome.codes == [0], outcome.stderr
         found.append(metrics_of(tmp_path / model.name))
-        assert ("by rounding, reward" in outcome.stdout) == (model is folder)
+        assert ("by rounding, mean reward" in outcome.stdout) == (model is folder)
     assert found[0] == found[1]
 
 
@@ -267,7 +267,7 @@ def test_a_reward_of_each_preference_is_reported(folder, tmp_path):
     argv = ["--model", folder, "--data", tmp_path / "pairs.jsonl", "--out", tmp_path / "run"]
     outcome = run_ranks(1, rm_without_picture, [*map(str, argv), *flags])
     assert outcome.codes == [0], outcome.stderr
-    assert re.search(r"by rounding, reward .* \(root mean square of 8 rewards\)", outcome.stdout)
+    assert re.search(r"by rounding, mean reward .* \(root mean square of 8\)", outcome.stdout)
 
 
 MIXTRAL = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1,
