@@ -7,11 +7,7 @@ runs their commands.
 import contextlib
 import inspect
 import io
-import json
-import os
 import re
-import subprocess
-import sys
 import textwrap
 
 import notebooks
@@ -123,26 +119,13 @@ def test_readme_shows_the_algorithm_as_train_dpo_has_it():
     assert rest.startswith(f"\n{body}    return losses, {{")
 
 
-def test_the_script_of_the_design_page_trains(tmp_path):
-    """docs/design.md writes a script of at most 55 lines, which trains as it is printed."""
+def test_the_script_of_the_design_page_is_short():
+    """It trains when the page's commands are run (.ci/run)."""
     text = (ROOT / "docs" / "design.md").read_text()
     (script,) = re.findall(
         r"cat > train_sft.py <<'END'\n(.*?)^END$", text, re.DOTALL | re.MULTILINE
     )
     assert len(script.splitlines()) <= 55
-    (tmp_path / "train_sft.py").write_text(script)
-    flags = ["--data", "tiny:test", "--steps", "3", "--batch_size", "8", "--save_every", "2"]
-    argv = [sys.executable, "train_sft.py", *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    out = tmp_path / "runs" / "sft"
-    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics if "loss" in line] == [1, 2, 3]
-    held_out = [line["eval/loss"] for line in metrics if "eval/loss" in line]
-    assert held_out[-1] < held_out[0]
-    files = {path.name for path in out.iterdir()}
-    assert {"model.safetensors", "curves.png", "checkpoints"} <= files
 
 
 def test_blocks_of_other_languages_are_no_commands():
