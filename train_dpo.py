@@ -43,6 +43,7 @@ from nanoalign.runs.speed import Meter
 from nanoalign.weights import frozen, lora
 from nanoalign.weights.folders import check_vocabulary, load_tokenizer, local_folder, read_config
 from nanoalign.weights.slices import read_slices
+from nanoalign.weights.write import write_model
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -135,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     # result
     with guard.writing():
         options = {"template": data.template, "dtype": args.save_dtype}
-        lora.write_model(policy, tokenizer, Path(args.out), world, **options)
+        write = lora.write_merged if args.lora_rank else write_model
+        write(policy, tokenizer, Path(args.out), world, **options)
     result.report_rounding(policy, objective, held_out, batcher, args)
     judge = "runs/rm" if args.model == "tiny" and rows.is_embedded(args) else "REWARD_MODEL"
     evaluation = ["policy", "--policy", args.out, "--baseline", args.model, "--reward", judge]

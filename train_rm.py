@@ -42,6 +42,7 @@ from nanoalign.runs.speed import Meter
 from nanoalign.weights import frozen, lora
 from nanoalign.weights.folders import load_tokenizer, local_folder
 from nanoalign.weights.heads import announce
+from nanoalign.weights.write import write_model
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -148,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
         reward_model.print_length()
     with guard.writing():
         options = {"template": data.template, "dtype": args.save_dtype}
-        lora.write_model(reward_model, tokenizer, Path(args.out), world, **options)
+        write = lora.write_merged if args.lora_rank else write_model
+        write(reward_model, tokenizer, Path(args.out), world, **options)
     result.report_rounding(reward_model, objective, held_out, batcher, args)
     evaluation = ["rm", "--model", args.out]
     result.finish(args, world, f"Reward model on {args.model}", len(data.held_out), evaluation)

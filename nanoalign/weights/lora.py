@@ -261,10 +261,10 @@ class Base:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_model(
+def write_merged(
     scorer: Scorer, tokenizer, folder: Path, world: World | None = None, **options: str
 ) -> None:
-    """Writes a model with its adapters, if any, merged; and these alone to adapter/ in its folder.
+    """Writes a model with its adapters merged, and these alone to adapter/ in its folder.
 
     The adapters, and the head of a reward model with them, are float32, as
     PeftModel.from_pretrained(base, folder / "adapter") reads them; adapters.py reads them, too.
@@ -273,8 +273,6 @@ def write_model(
     """
     model = scorer.model
     layers, tensors, adapters, heads = adapted(model), {}, {}, []
-    if not layers:
-        return write.write_model(scorer, tokenizer, folder, world, **options)
     places = places_of(model)
     for names, tensor in tensors_of(places).items():
         name = names[0].replace(".base_layer.", ".")  # as in a model without adapters

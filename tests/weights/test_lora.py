@@ -278,7 +278,7 @@ def test_other_layouts_merge(kind, options, more, batch, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "base")
     policy = load(tmp_path / "base", flags=f"{FLAGS} {more}")
     fill_adapters(policy)
-    lora.write_model(policy, AutoTokenizer.from_pretrained(tmp_path / "base"), tmp_path / "out")
+    lora.write_merged(policy, AutoTokenizer.from_pretrained(tmp_path / "base"), tmp_path / "out")
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     assert not torch.allclose(policy(batch), logps(base, batch), atol=0.1)
     root = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
