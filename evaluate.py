@@ -12,7 +12,7 @@
     python evaluate.py bench rewardbench2 rmbench --model OWNER/NAME
     python evaluate.py score --data answers.jsonl --keep best --out best.jsonl
     python evaluate.py frontier runs/a_eval runs/b_eval     several policies in one picture
-    python evaluate.py suspects runs/fold1 runs/fold2       which labels to doubt
+    python evaluate.py suspects runs/fold_*                 which labels to doubt
     python evaluate.py ask "What is 2 plus 3?"              what runs/dpo answers
 
 `python evaluate.py rm --help` lists the flags of a command.

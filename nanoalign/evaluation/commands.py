@@ -51,9 +51,9 @@ got wrong, most sure first), scores.jsonl (a line per response) and metrics.json
 """
 SUSPECTS_DOC = """Rank pairs by the probability that their label is wrong; estimate how many are.
 
-The runs are of train_rm.py --fold 1/N ... N/N, so each pair is scored by the run that held it out.
-Writes suspects.jsonl (a line per pair, the most doubtful first), metrics.json and a picture;
-with --drop or --flip also cleaned data.
+The runs are of train_rm.py --fold 1/N ... N/N with two --seed or more, so each pair is scored by
+the runs that held it out. Writes suspects.jsonl (a line per pair, the most doubtful first),
+metrics.json and a picture; with --drop or --flip also cleaned data.
 """
 ASK_DOC = """Talk to a policy: print its answer to a prompt.
 
@@ -214,7 +214,9 @@ def add_frontier_arguments(parser: argparse.ArgumentParser) -> None:
 def add_suspects_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("folds and cleaned data")
     add, share = group.add_argument, number(float, above=0, below=1)
-    text = "runs of train_rm.py --fold K/N, one for each K; better: of several --seed each"
+    text = (
+        "runs of train_rm.py --fold K/N, one for each K and each of two or more --seed"
+    )
     add("runs", nargs="+", metavar="RUN", help=text)
     text = "write to --cleaned the records without this share of them, the most doubtful ones"
     add("--drop", type=share, metavar="SHARE", help=text)
