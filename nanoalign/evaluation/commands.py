@@ -214,9 +214,7 @@ def add_frontier_arguments(parser: argparse.ArgumentParser) -> None:
 def add_suspects_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("folds and cleaned data")
     add, share = group.add_argument, number(float, above=0, below=1)
-    text = (
-        "runs of train_rm.py --fold K/N, one for each K and each of two or more --seed"
-    )
+    text = "runs of train_rm.py --fold K/N, one for each K and each of two or more --seed"
     add("runs", nargs="+", metavar="RUN", help=text)
     text = "write to --cleaned the records without this share of them, the most doubtful ones"
     add("--drop", type=share, metavar="SHARE", help=text)
