@@ -154,7 +154,7 @@ def run_job(job: dict) -> None:
         patch.object(loop, "train", timed_train),
         patch.object(train_dpo, "loss_of_batch", timed_loss),
         patch.object(result, "finish", lambda *_: None),
-        patch.object(train_dpo.lora, "write_model", lambda *_, **__: None),
+        patch.object(train_dpo, "write_model", lambda *_, **__: None),
         timed(torch.Tensor, "backward", "backward"),
         timed(torch.nn.utils, "clip_grad_norm_", "clip"),
         timed(torch.optim.AdamW, "step", "AdamW"),

@@ -145,7 +145,7 @@ def step(args: argparse.Namespace) -> None:
             patch.object(torch.Tensor, "backward", counted_backward),
             patch.object(torch.optim.AdamW, "step", counted_step),
             patch.object(result, "finish", lambda *_: None),
-            patch.object(train_dpo.lora, "write_model", lambda *_, **__: None),
+            patch.object(train_dpo, "write_model", lambda *_, **__: None),
         ):
             train_dpo.main(argv)
     most = max(peaks.values())

@@ -93,7 +93,7 @@ class Steps:
             patch.object(loop, "get_lr", begin),
             patch.object(packed.PackedBatcher, "collate", staticmethod(count)),
             patch.object(log, "describe", self.look),
-            patch.object(train_dpo.lora, "write_model", lambda *_, **__: None),
+            patch.object(train_dpo, "write_model", lambda *_, **__: None),
             patch.object(result, "finish", lambda *_: None),
         ):
             yield
