@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 
 from nanoalign.batch import Batch
-from nanoalign.distributed import World, full, print0
+from nanoalign.distributed import World, environment_ranks, full, print0
 from nanoalign.errors import RunError
 from nanoalign.files.text import in_a_line
 from nanoalign.files.writing import sync, sync_tree
@@ -77,6 +77,11 @@ def refusal(args: Namespace) -> str | None:
         return (
             f"--reference {reference} does not go with --lora_rank, where the reference is "
             "--model with its adapters off; leave it out"
+        )
+    if args.base_dtype and environment_ranks()[1] > 1 and torch.__version__ < (2, 12):
+        return (
+            f"--base_dtype on several ranks needs torch 2.12, because FSDP2 of {torch.__version__} "
+            "can't shard bytes; install it, or train on one rank"
         )
     if args.base_dtype and flags.get("precompute_reference"):
         return (

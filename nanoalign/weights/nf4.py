@@ -71,8 +71,6 @@ def unpack(packed: Tensor, pairs: Tensor) -> Tensor:
 
     pairs: PAIRS, on the device of `packed`.
     """
-    # FSDP2 of torch 2.11 casts what it gathers to the dtype of products, which has 0..255 exactly.
-    packed = packed.to(torch.uint8)
     out, n = len(packed), columns(packed)
     codes, roots, largest = packed.split([n // 2, n // BLOCK, 4], 1)
     largest = largest.clone(memory_format=torch.contiguous_format)  # 4 bytes are read as one number
