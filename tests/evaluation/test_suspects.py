@@ -27,6 +27,7 @@ from nanoalign.evaluation.suspects import (
     flipped,
     pairs_of,
     read_lines,
+    summary,
     truly_wrong,
 )
 from nanoalign.records import Record
@@ -262,3 +263,11 @@ def test_the_true_rule_judges_labels_where_it_knows_all_prompts():
     truth = TrueRule({"p", "q"}.__contains__, {"better": lambda prompt, response: len(response)})
     assert truly_wrong(lines, pairs, "better", truth).tolist() == [0, 1, 0.5, 0, 0]
     assert truly_wrong(lines, pairs, "better", TrueRule({"p"}.__contains__, truth.rewards)) is None
+
+
+def test_the_summary_says_where_the_estimate_says_little():
+    figures = {"wrong_share": 0.2, "wrong_share_low": 0.1, "wrong_share_high": 0.3, "pairs": 300,
+               "wrong_share_most": 0.4, "reliability": 0.1}  # fmt: skip
+    assert "little" not in summary(figures) and "too few" not in summary(figures)
+    assert "the estimate says little" in summary(figures | {"reliability": 0.09})
+    assert "too few" in summary(figures | {"pairs": 299})
