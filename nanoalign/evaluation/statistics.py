@@ -5,6 +5,7 @@ Shapes: P pairs of responses.
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -102,7 +103,7 @@ def prompt_interval(
         together = (np.bincount(group, deviations) ** 2 / (1 - of_prompts)).sum()
         worth = most
         if together > 0:
-            worth = apart / together * (_student(most - 1) / _student(alike - 1)) ** 2
+            worth = apart / together * (student(most - 1) / student(alike - 1)) ** 2
     return wilson_interval(share, float(np.clip(worth, alike, most)))
 
 
@@ -118,18 +119,24 @@ def share_figures(
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _student(freedom: float) -> float:
-    """Approximates the 97.5 % quantile of Student's t by Abramowitz and Stegun, 26.7.5.
+@cache
+def student(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t; that of 1 degree of freedom for fewer than 1.
 
-    freedom: degrees of freedom.
+    With t = sqrt(freedom) tan(a), P(|T| < t) is c times the integral of cos^(freedom - 1) from 0 to
+    a, where c = 2 Gamma((freedom + 1) / 2) / (sqrt(pi) Gamma(freedom / 2)).
     """
-    z = 1.96
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom ** (n + 1) for n, term in enumerate(terms))
+    freedom = max(1.0, freedom)
+    constant = 2 / math.sqrt(math.pi)
+    constant *= math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    low, high = 0.0, math.atan(13 / math.sqrt(freedom))  # of 1 degree of freedom t is 12.7
+    for _ in range(60):  # bisection
+        angle = (low + high) / 2
+        inner = np.cos((nodes + 1) * angle / 2) ** (freedom - 1)
+        inside = constant * float(weights @ inner) * angle / 2
+        low, high = (angle, high) if inside < 0.95 else (low, angle)
+    return math.sqrt(freedom) * math.tan(angle)
 
 
 def controlled_win_rate(
@@ -191,7 +198,7 @@ def ratio_interval(
     if n < 2:
         return float(ratio), None, None
     squares = ((sums - ratio * counts) ** 2).sum()
-    half = _student(n - 1) * math.sqrt(n / (n - 1) * squares) / counts.sum()
+    half = student(n - 1) * math.sqrt(n / (n - 1) * squares) / counts.sum()
     return float(ratio), float(ratio - half), float(ratio + half)
 
 

@@ -8,9 +8,10 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 
 import numpy as np
+
+from nanoalign.evaluation.statistics import student
 
 Values = np.ndarray  # (S, P)
 # What a figure can be, and so its interval: any number; from 0 to 1; above 0.
@@ -93,25 +94,6 @@ def half_width(values: Values) -> float | None:
         unexplained = (rest**2).sum() / ((seeds - 1) * (prompts - 1))
         squared -= min(quantiles) ** 2 * unexplained / (seeds * prompts)
     return math.sqrt(max(squared, *parts))
-
-
-@cache
-def student(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t, for 1 degree of freedom or more.
-
-    With t = sqrt(freedom) tan(a), P(|T| < t) is c times the integral of cos^(freedom - 1) from 0 to
-    a, where c = 2 Gamma((freedom + 1) / 2) / (sqrt(pi) Gamma(freedom / 2)).
-    """
-    constant = 2 / math.sqrt(math.pi)
-    constant *= math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
-    nodes, weights = np.polynomial.legendre.leggauss(60)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):  # bisection
-        angle = (low + high) / 2
-        inner = np.cos((nodes + 1) * angle / 2) ** (freedom - 1)
-        inside = constant * float(weights @ inner) * angle / 2
-        low, high = (angle, high) if inside < 0.95 else (low, angle)
-    return math.sqrt(freedom) * math.tan(angle)
 
 
 # --- guesses --------------------------------------------------------------------------------------
