@@ -57,8 +57,14 @@ def homework(out: Path, data: str, model: str) -> None:
 
     data: preference pairs, of which both trainings hold out a part; "tiny" has a test part. model:
     the base of both models. A command that was done is not run again, so an interrupted homework
-    continues. Raises RunError if a command fails.
+    continues. Raises RunError if a command fails, or if `out` is the homework of other inputs.
     """
+    inputs, given = out / "inputs.json", {"data": data, "model": model}
+    if inputs.exists() and (before := json.loads(inputs.read_text())) != given:
+        raise RunError(
+            f"--out {out} is the homework of --data {before['data']} --model {before['model']}; "
+            "give another --out, or remove the folder"
+        )
     is_tiny = (data, model) == ("tiny", "tiny")
     start = [] if is_tiny else ["--data", data, "--model", model]
     rm, dpo = str(out / "rm"), str(out / "dpo")
@@ -74,6 +80,7 @@ def homework(out: Path, data: str, model: str) -> None:
         "dpo_eval": ["evaluate.py", "policy", *judged],
     }
     out.mkdir(parents=True, exist_ok=True)
+    inputs.write_text(json.dumps(given))
     for name, words in commands.items():
         words += ["--out", str(out / name)]
         done = out / f"{name}.done"
