@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanoalign.distributed import run
+from nanoalign.lab.findings import estimate
 from nanoalign.lab.golden import write
 from nanoalign.lab.homework import homework
 from nanoalign.lab.lab_commands import EXPERIMENTS, parse
 from nanoalign.lab.perform import perform
-from nanoalign.lab.speedrun import PROMPTS, graded, mean_and_interval, speedrun
+from nanoalign.lab.speedrun import PROMPTS, graded, speedrun
 from nanoalign.lab.walk import walk
 from nanoalign.ranks import report
 from nanoalign.tiny import world
@@ -18,7 +19,7 @@ from nanoalign.weights.folders import local_folder
 
 def grade(args: Namespace) -> None:
     grades = graded(local_folder(args.policy), PROMPTS, args.seed, args.world)
-    print(f"true reward {mean_and_interval(grades)}")
+    print(f"true reward {estimate(grades[None])}")
 
 
 def described(seed: int) -> str:

@@ -34,8 +34,10 @@ from nanoalign.weights.slices import read_slices
 
 MAX_NEW_TOKENS = 64  # the longest answers of the three sources have 57 tokens
 SECONDS, LINES, SEEDS, PROMPTS = 60, 40, (0, 1, 2), 600
-# What an entry may not change: where it starts, what it learns from, and where it writes.
-FIXED = ("--model", "--reference", "--data", "--eval_data", "--seed", "--out", "--resume")
+# What an entry may not change: where it starts, what it learns from, and where it writes. Nor may
+# it choose a step by the held-out pairs, whose prompts give the score.
+FIXED = ("--model", "--reference", "--data", "--eval_data", "--seed", "--out", "--resume",
+         "--keep_best", "--patience")  # fmt: skip
 
 
 def speedrun(entry: Path, seconds: float = SECONDS, prompts: int = PROMPTS) -> Estimate:
@@ -116,13 +118,6 @@ def sample_answers(
     sampling = Sampling(max_new_tokens=MAX_NEW_TOKENS, seed=seed, batch_size=100)
     answers = generate(policy, rows, {tokenizer.eos_token_id}, sampling, world)
     return tokenizer.batch_decode([a.tokens for (a,) in answers], skip_special_tokens=True)
-
-
-def mean_and_interval(values: np.ndarray) -> str:
-    """The mean of `values`, (prompts,), and its 95 % interval by resampling prompts, as text."""
-    picks = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    low, high = np.quantile(values[picks].mean(1), (0.025, 0.975))
-    return f"{values.mean():+.3f}  [{low:+.3f}, {high:+.3f}]"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
         ("FLAGS = 3", "has no FLAGS"),
         ("FLAGS = '--beta 0.3 --data mine.jsonl'", "--data is the same"),
         ("FLAGS = '--model=mine'", "--model=mine is the same"),
+        ("FLAGS = '--epochs 2 --keep_best'", "--keep_best is the same"),
     ],
 )
 def test_an_entry_that_breaks_a_rule_is_named(tmp_path, text, error):
