@@ -28,6 +28,8 @@ from nanoalign.ranks import report
 from nanoalign.records import Record
 from nanoalign.weights.folders import load_tokenizer
 
+TRIED = 48  # changes, for each one that is kept
+
 
 class Target:
     """A reward model, loaded by transformers, and the tokens that a search may use."""
@@ -72,13 +74,13 @@ class Target:
         return gains.masked_fill(~self.allowed, -torch.inf)
 
 
-def candidates_of(tokens: Tensor, places: Tensor, gains: Tensor, count: int) -> Tensor:
-    """About `count` sequences in which one token is changed: (T,) -> (n, T).
+def candidates_of(tokens: Tensor, places: Tensor, gains: Tensor) -> Tensor:
+    """About TRIED sequences in which one token is changed: (T,) -> (n, T).
 
     places: (P,) in the sequence. gains: (P, V) of the tokens there. Every place is tried, with its
     most promising tokens: the estimates of the place that seems best are often all wrong.
     """
-    per_place = max(1, count // len(places))
+    per_place = max(1, TRIED // len(places))
     replacements = gains.topk(per_place, dim=1).indices  # (P, per_place)
     candidates = tokens.repeat(len(places) * per_place, 1)
     changed = places.repeat_interleave(per_place)
@@ -86,15 +88,15 @@ def candidates_of(tokens: Tensor, places: Tensor, gains: Tensor, count: int) -> 
     return candidates
 
 
-def attacked(target: Target, prompt: str, response: str, edits: int, tried: int) -> str:
-    """The response after at most `edits` changes of a token, each the best of `tried`."""
+def attacked(target: Target, prompt: str, response: str, edits: int) -> str:
+    """The response after at most `edits` changes of a token, each the best of TRIED."""
     before, after = target.encode(prompt, response)
     places = torch.arange(len(before), len(before) + len(after) - 1)  # without the EOS
     tokens = torch.tensor(before + after)
     reward = target.rewards(tokens[None])[0]
     for _ in range(edits):
         gains = target.gains(tokens)[places]
-        candidates = candidates_of(tokens, places, gains, tried)
+        candidates = candidates_of(tokens, places, gains)
         rewards = target.rewards(candidates)
         if rewards.max() <= reward:
             break
@@ -103,11 +105,11 @@ def attacked(target: Target, prompt: str, response: str, edits: int, tried: int)
 
 
 def universal_suffix(
-    target: Target, texts: Sequence[tuple[str, str]], length: int, rounds: int, tried: int
+    target: Target, texts: Sequence[tuple[str, str]], length: int, rounds: int
 ) -> str:
     """`length` tokens that raise the mean reward of all (prompt, response) when appended, as text.
 
-    rounds: at most, each of which changes a token to the best of `tried` candidates.
+    rounds: at most, each of which changes a token to the best of TRIED candidates.
     """
     heads = [target.encode(prompt, response) for prompt, response in texts]
     rows = [torch.tensor(before + after[:-1]) for before, after in heads]
@@ -125,7 +127,7 @@ def universal_suffix(
         gains = torch.stack(
             [target.gains(torch.cat([row, suffix, end]))[len(row) : -1] for row in rows]
         ).mean(0)  # (length, V)
-        candidates = candidates_of(suffix, torch.arange(length), gains, tried)
+        candidates = candidates_of(suffix, torch.arange(length), gains)
         rewards = mean_reward(candidates)
         if rewards.max() <= reward:
             break
@@ -139,12 +141,6 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     add("--model", required=True, help="the folder of a reward model with one output")
     add("--data", type=Path, required=True, help="a .jsonl file of prompt and response")
     add("--edits", type=count, default=8, help="how many tokens of a response are changed, at most")
-    add(
-        "--tried",
-        type=count,
-        default=48,
-        help="how many changes are tried for each one that is kept",
-    )
     add(
         "--suffix",
         type=count,
@@ -169,11 +165,11 @@ def main(argv: list[str] | None = None) -> None:
                 f"--data {args.data} has {len(sought)} responses, on which --suffix is searched; "
                 f"give more, or a smaller --suffix_texts than {args.suffix_texts}"
             )
-        suffix = universal_suffix(target, sought, args.suffix, args.edits, args.tried)
+        suffix = universal_suffix(target, sought, args.suffix, args.edits)
         print(f"suffix      {suffix!r}")
         results = [response + suffix for _, response in texts]
     else:
-        results = [attacked(target, *text, args.edits, args.tried) for text in texts]
+        results = [attacked(target, *text, args.edits) for text in texts]
     records = [
         {"prompt": prompt, "response": response, "attacked": text}
         for (prompt, response), text in zip(texts, results, strict=True)
