@@ -13,7 +13,7 @@ from nanoalign.errors import RunError, check_words
 DOC = "The lab: one pair from text to gradient, exercises, and experiments on the embedded data."
 EXERCISES = 24
 # Experiments whose files can't have the names of their commands.
-ALIASES = {"conflicts": "several", "filtering": "best_of_n", "other_losses": "losses"}
+ALIASES = {"conflicts": "several", "other_losses": "losses"}
 
 
 def question_of(path: Path) -> str:
@@ -101,8 +101,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         add = adds[name]
         add("--quick", action="store_true", help="one seed and less data")
         add("--seeds", type=int, nargs="+", help="of all trainings; default: 0 1 2, with --quick 0")
-        text = f"the page in it, {name}/index.html or {name}-quick/index.html, is replaced; results"
-        text += " of commands are kept in made/"
+        text = (
+            f"the page in it, {name}/index.html, is replaced (with --quick or --seeds the folder's"
+        )
+        text += " name says so); results of commands are kept in made/"
         add("--out", default="runs/lab", metavar="FOLDER", help=text)
     return parser.parse_args(argv)
 

@@ -3,8 +3,10 @@
     python -m nanoalign.lab.lab_docs --results runs/lab
 
 An experiment NAME that has results there gets NAME.json with its figures, NAME.svg and NAME.md in
-docs/lab/. Then all pages and the list are written anew from these JSON files, so that each of their
-sentences about a result is one of its figures. Pages of experiments without such a file stay.
+docs/lab/. Results with other seeds, in a folder NAME-seeds-..., get a JSON file, and the page says
+which of its verdicts hold with them. All pages and the list are written anew from the JSON files,
+so that each of their sentences about a result is one of its figures. Pages of experiments without
+such a file stay.
 """
 
 from pathlib import Path
@@ -21,10 +23,12 @@ from nanoalign.ranks import report
 
 DOCS = Path(__file__).parents[2] / "docs"
 MARK = "<!-- what follows is written by nanoalign/lab/lab_docs.py -->\n"
+Result = tuple[dict, Findings]  # what from_json returns
 
 
-def page(name: str, experiment: ModuleType, about: dict, findings: Findings) -> str:
-    """The text of docs/lab/NAME.md."""
+def page(name: str, experiment: ModuleType, result: Result, others: list[Result]) -> str:
+    """The text of docs/lab/NAME.md. others: the results with other seeds."""
+    about, findings = result
     rows = [list(findings.table), ["---"] * len(findings.table), *findings.rows()]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"""# {experiment.TITLE}
@@ -40,7 +44,7 @@ def page(name: str, experiment: ModuleType, about: dict, findings: Findings) -> 
 {READING} [The estimate](../../nanoalign/lab/findings.py) is over seeds and prompts.
 
 {table}
-
+{"".join(with_other_seeds(findings, other) for other in others)}
 ## What one would guess
 
 {experiment.GUESS}
@@ -63,41 +67,78 @@ def page(name: str, experiment: ModuleType, about: dict, findings: Findings) -> 
 """
 
 
-def entry(name: str, experiment: ModuleType, findings: Findings | None, has_page: bool) -> str:
-    """The paragraph of docs/lab.md. findings: None if figures of the present code are missing."""
-    if findings is not None:
+def entry(
+    name: str, experiment: ModuleType, result: Result | None, others: list[Result], has_page: bool
+) -> str:
+    """The paragraph of docs/lab.md. result: None if figures of the present code are missing."""
+    title, minutes = f"[{experiment.TITLE}](lab/{name}.md)" if has_page else experiment.TITLE, ""
+    if result is not None:
+        about, findings = result
+        minutes = f", {about['cpu_minutes']:.0f} CPU minutes"
         picture = f"![{alt_text(findings)}](lab/{name}.svg)"
-        found = f"\n\n{picture}\n\n{' '.join(findings.summary())}"
+        sentences = findings.summary() + [agreement(findings, other) for other in others]
+        found = f"\n\n{picture}\n\n{' '.join(sentences)}"
     elif has_page:
         found = " The figures of its page are those of an earlier version."
     else:
         found = " It has not been run with all seeds yet."
-    title = f"[{experiment.TITLE}](lab/{name}.md)" if has_page else experiment.TITLE
-    return f"### {title}: `{name}`\n\n{experiment.QUESTION}{found}\n"
+    return f"### {title}: `{name}`{minutes}\n\n{experiment.QUESTION}{found}\n"
+
+
+def with_other_seeds(findings: Findings, again: Result) -> str:
+    """A section of a page: what was found with other seeds, and which verdicts are others then."""
+    about, found = again
+    results = [
+        claim.result() if claim.verdict == first.verdict else f"Another verdict: {claim.result()}"
+        for first, claim in zip(findings.claims, found.claims, strict=True)
+    ]
+    return f"""
+## {seeds_of(about)}
+
+{agreement(findings, again)} {about_text(about)}
+
+{bullets(results)}
+"""
+
+
+def agreement(findings: Findings, again: Result) -> str:
+    """How many verdicts are the same with other seeds, a sentence."""
+    about, found = again
+    pairs = zip(findings.claims, found.claims, strict=True)
+    same = sum(claim.verdict == first.verdict for first, claim in pairs)
+    return f"{seeds_of(about)}, {same} of {len(found.claims)} verdicts are the same."
+
+
+def seeds_of(about: dict) -> str:
+    return f"With seeds {', '.join(map(str, about['seeds']))}"
 
 
 def bullets(texts: list[str]) -> str:
     return "\n".join(f"- {text}" for text in texts)
 
 
-def read_figures(docs: Path) -> dict[str, tuple[dict, Findings]]:
-    """What the JSON files of docs/lab/ have, by experiment."""
-    paths = {name: docs / "lab" / f"{name}.json" for name in EXPERIMENTS}
-    found = {name: path for name, path in paths.items() if path.exists()}
-    return {name: from_json(path.read_text(encoding="utf-8")) for name, path in found.items()}
+def read_figures(docs: Path, pattern: str) -> dict[str, list[Result]]:
+    """What the JSON files of docs/lab/ have, by experiment. pattern: of their names, NAME as {}."""
+    paths = {name: sorted((docs / "lab").glob(pattern.format(name))) for name in EXPERIMENTS}
+    return {
+        name: [from_json(path.read_text(encoding="utf-8")) for path in own]
+        for name, own in paths.items()
+    }
 
 
 def texts(docs: Path) -> dict[Path, str]:
     """The pages that are made of figures, and docs/lab.md, as they have to be."""
-    figures, index = read_figures(docs), docs / "lab.md"
-    found = {docs / "lab" / f"{name}.md": page(name, EXPERIMENTS[name], *own)
-             for name, own in figures.items()}  # fmt: skip
+    figures, others = read_figures(docs, "{}.json"), read_figures(docs, "{}-seeds-*.json")
+    index = docs / "lab.md"
+    found = {docs / "lab" / f"{name}.md": page(name, EXPERIMENTS[name], *own, others[name])
+             for name, own in figures.items() if own}  # fmt: skip
     head, mark, _ = index.read_text(encoding="utf-8").partition(MARK)
     entries = []
     for name, experiment in EXPERIMENTS.items():
-        _, findings = figures.get(name, (None, None))
+        own = figures[name][0] if figures[name] else None
         path = docs / "lab" / f"{name}.md"
-        entries.append(entry(name, experiment, findings, path in found or path.exists()))
+        has_page = path in found or path.exists()
+        entries.append(entry(name, experiment, own, others[name], has_page))
     return found | {index: head + mark + "\n" + "\n".join(entries)}
 
 
@@ -109,16 +150,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder of lab.md and lab/")
     args = parser.parse_args(argv)
     folder = args.results
-    new = [n for n in EXPERIMENTS if folder and (folder / n / "findings.json").exists()]
+    patterns = [pattern for name in EXPERIMENTS for pattern in (name, f"{name}-seeds-*")]
+    new = [path.parent for pattern in patterns if folder for path in
+           sorted(folder.glob(f"{pattern}/findings.json"))]  # fmt: skip
     if folder and not new:
         raise RunError(f"--results {folder} has no results; run python -m nanoalign.lab beta")
-    for name in new:
-        text = (folder / name / "findings.json").read_text(encoding="utf-8")
-        (args.docs / "lab" / f"{name}.json").write_text(text, encoding="utf-8")
-        draw(args.docs / "lab" / f"{name}.svg", from_json(text)[1].panels)
+    for path in new:
+        text = (path / "findings.json").read_text(encoding="utf-8")
+        (args.docs / "lab" / f"{path.name}.json").write_text(text, encoding="utf-8")
+        if path.name in EXPERIMENTS:
+            draw(args.docs / "lab" / f"{path.name}.svg", from_json(text)[1].panels)
     for path, text in texts(args.docs).items():
         path.write_text(text, encoding="utf-8")
-    print(f"{'saved':<11} {args.docs}; new figures: {', '.join(new) or 'none'}")
+    print(
+        f"{'saved':<11} {args.docs}; new figures: {', '.join(path.name for path in new) or 'none'}"
+    )
 
 
 if __name__ == "__main__":

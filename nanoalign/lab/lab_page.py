@@ -24,6 +24,10 @@ READING = (
     "if the guess is right. Brackets have 95 % intervals. Found so: the interval is above 0. Not "
     "shown: 0 is in it. Of many wrong guesses one in forty at most looks right by chance."
 )
+OVERRATED = (  # a limit of experiments in which a reward model chooses
+    "A reward model whose errors do not depend on the truth overrates what it chooses, because it "
+    "chooses its errors, too. That an answer is overrated is thus no surprise: see by how much."
+)
 LIMITS = [  # of all experiments
     "Each held-out prompt asks, in other words, for something that training prompts ask for, too.",
     "Three seeds tell little of how much seeds differ, so that intervals over three seeds are up "
@@ -63,7 +67,7 @@ def write_index(out: Path, experiments: dict[str, ModuleType]) -> None:
     """Writes index.html of all experiments whose results are in folders of `out`."""
     found = {}
     for name, experiment in experiments.items():
-        for path in (out / name, out / f"{name}-quick"):
+        for path in (out / name, *sorted(out.glob(f"{name}-*"))):
             if (path / "findings.json").exists():
                 _, findings = from_json((path / "findings.json").read_text(encoding="utf-8"))
                 found[path.name] = {"experiment": experiment, "findings": findings}
@@ -72,11 +76,12 @@ def write_index(out: Path, experiments: dict[str, ModuleType]) -> None:
 
 
 def about_text(about: dict) -> str:
-    """The size, the code and the day of an experiment, a sentence or two."""
+    """The size, the time, the code and the day of an experiment, a sentence or two."""
     seeds = about["seeds"]
     text = (
         f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}; {about['prompts']} held-out "
-        f"prompts or pairs; {about['versions']}; {about['date']}."
+        f"prompts or pairs; {about['cpu_minutes']:.0f} CPU minutes; {about['versions']}; "
+        f"{about['date']}."
     )
     if len(seeds) == 1:
         text += " With one seed the intervals are over prompts alone; other seeds may differ more."

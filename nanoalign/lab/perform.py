@@ -17,13 +17,13 @@ from types import ModuleType
 from nanoalign import __version__
 from nanoalign.lab.experiments import (
     attack,
+    best_of_n,
     beta,
     cleaning,
     conflicts,
     data,
     elsewhere,
     ensembles,
-    filtering,
     length,
     noise,
     other_losses,
@@ -52,14 +52,17 @@ EXPERIMENTS: dict[str, ModuleType] = {
     "own_samples": own_samples,
     "reinforce": reinforce,
     "losses": other_losses,
-    "best_of_n": filtering,
+    "best_of_n": best_of_n,
     "ensembles": ensembles,
     "data": data,
 }
 
 
 def perform(name: str, out: Path, quick: bool, seeds: Sequence[int] | None = None) -> None:
-    """Runs an experiment, prints its findings, and writes its page, out/name/index.html."""
+    """Runs an experiment, prints its findings, and writes its page, out/name/index.html.
+
+    With --quick, or with other seeds, the folder has another name.
+    """
     experiment, runs = EXPERIMENTS[name], Runs(out / "made")
     begin, lab = time.monotonic(), Lab(runs, quick, seeds)
     findings = experiment.run(lab)
@@ -67,10 +70,12 @@ def perform(name: str, out: Path, quick: bool, seeds: Sequence[int] | None = Non
     about = {
         "seeds": list(lab.seeds),
         "prompts": lab.prompts,
+        "cpu_minutes": round(sum(runs.commands.values()) / 60, 1),
         "versions": f"nanoalign {__version__}, torch {version('torch')}",
         "date": date.today().isoformat(),
     }
-    folder = out / f"{name}{'-quick' * quick}"
+    of_seeds = f"-seeds-{'-'.join(map(str, seeds))}" if seeds else ""
+    folder = out / f"{name}{'-quick' * quick}{of_seeds}"
     write(folder, experiment, findings, runs.commands, about)
     write_index(out, EXPERIMENTS)
     print(f"\n{experiment.QUESTION}\n")

@@ -118,5 +118,8 @@ def draw_panel(axis, panel: Panel, names: Sequence[str]) -> None:
 
 def alt_text(findings: Findings) -> str:
     """What the picture shows and what was found, for who does not see it."""
-    shown = "; ".join(f"{panel.title}, {panel.y}" for panel in findings.panels)
+    shown = "; ".join(
+        panel.title if panel.title == panel.y else f"{panel.title}, {panel.y}"
+        for panel in findings.panels
+    )
     return f"Picture: {shown}. {' '.join(findings.summary()[:2])}"

@@ -22,6 +22,7 @@ from threading import Lock, Semaphore
 import torch
 
 from nanoalign.errors import RunError
+from nanoalign.files.writing import write_text
 
 ROOT = Path(__file__).parents[2]
 # Imported once by the server from which the processes of commands are forked.
@@ -31,13 +32,15 @@ PRELOADED = ["train_dpo", "train_rm", "evaluate", "transformers.models.llama.mod
 class Runs:
     """Commands, each in a process of its own on one thread."""
 
-    def __init__(self, made: Path, at_a_time: int | None = None):
-        """made: the folder of results. at_a_time: how many commands; None: one on each core."""
+    def __init__(self, made: Path):
+        """made: the folder of results."""
         self.made = made
         self.made.mkdir(parents=True, exist_ok=True)
-        self.commands: list[str] = []  # as one would type them, in the order in which they ended
+        # CPU seconds of commands, as one would type them, in the order in which they ended; a
+        # command that had run before has the seconds that it took then
+        self.commands: dict[str, float] = {}
         self.fresh = 0  # how many of them were not done before
-        self._free = Semaphore(at_a_time or len(os.sched_getaffinity(0)))
+        self._free = Semaphore(len(os.sched_getaffinity(0)))
         self._locks: dict[str, Lock] = defaultdict(Lock)
         self._error: RunError | None = None  # of the first command that failed
         self._context = multiprocessing.get_context("forkserver")
@@ -58,9 +61,7 @@ class Runs:
         with self._locks[digest]:
             if not done(stem).exists():
                 self._start(stem, texts)
-            command = shlex.join(["python", *texts])
-            if command not in self.commands:
-                self.commands.append(command)
+            self.commands[shlex.join(["python", *texts])] = float(done(stem).read_text())
         return out
 
     def _start(self, stem: Path, texts: list[str]) -> None:
@@ -115,7 +116,7 @@ def flag_words(**values: object) -> list[object]:
 
 
 def done(stem: Path) -> Path:
-    """The file that says that a command has ended well."""
+    """The file that says that a command has ended well. It has the CPU seconds of the command."""
     return Path(f"{stem}.done")
 
 
@@ -141,4 +142,4 @@ def _work(texts: list[str], stem: Path, folder: str) -> None:
         else:
             sys.argv = texts
             runpy.run_path(str(ROOT / texts[0]), run_name="__main__")
-        done(stem).touch()
+        write_text(done(stem), f"{time.process_time():.1f}")

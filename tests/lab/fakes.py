@@ -46,7 +46,7 @@ class FakeRuns(runs.Runs):
                 assert name in (None, "tiny", "none") or Path(name).is_dir(), (flag, name)
             name = texts[1] if texts[0] == "evaluate.py" else "train"
             getattr(self, name)(args, Path(args.out))
-        runs.done(stem).touch()
+        runs.done(stem).write_text("60.0")
 
     def train(self, args, out: Path) -> None:
         assert all(source.startswith("tiny") or read(Path(source)) for source in args.data)

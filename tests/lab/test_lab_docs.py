@@ -13,7 +13,8 @@ from nanoalign.lab.findings import SHARE, Findings, Panel, to_json
 from nanoalign.lab.perform import EXPERIMENTS
 from nanoalign.lab.picture import draw
 
-ABOUT = {"seeds": [0, 1, 2], "prompts": 9, "versions": "torch 9", "date": "2026-01-02"}
+ABOUT = {"seeds": [0, 1, 2], "prompts": 9, "cpu_minutes": 3.6, "versions": "torch 9"}
+ABOUT |= {"date": "2026-01-02"}
 
 
 def test_the_pages_are_made_of_the_figures_beside_them():
@@ -23,17 +24,17 @@ def test_the_pages_are_made_of_the_figures_beside_them():
 
 
 def test_each_experiment_has_a_page_and_a_picture_or_says_that_its_figures_are_older():
-    figures = lab_docs.read_figures(lab_docs.DOCS)
+    figures = lab_docs.read_figures(lab_docs.DOCS, "{}.json")
     index = (lab_docs.DOCS / "lab.md").read_text(encoding="utf-8")
     for name in EXPERIMENTS:
-        assert f": `{name}`\n" in index
+        assert f": `{name}`" in index
         if not (lab_docs.DOCS / "lab" / f"{name}.md").exists():
             continue  # it has not been run yet, as the list says
         page = (lab_docs.DOCS / "lab" / f"{name}.md").read_text(encoding="utf-8")
         assert f"(lab/{name}.md): `{name}`" in index
         older = "The figures of this page were computed by an earlier version" in page
-        assert older == (name not in figures) == (f"(lab/{name}.svg)" not in index)
-        assert (lab_docs.DOCS / "lab" / f"{name}.svg").exists() == (name in figures)
+        assert older == (not figures[name]) == (f"(lab/{name}.svg)" not in index)
+        assert (lab_docs.DOCS / "lab" / f"{name}.svg").exists() == bool(figures[name])
 
 
 def findings(mean: float) -> Findings:
@@ -63,11 +64,37 @@ def test_pages_are_written_from_results(tmp_path, capsys):
         assert re.search(alt, index.read_text())
         assert "earlier version" not in page.read_text()
         assert (
-            "Seeds 0, 1, 2; 9 held-out prompts or pairs; torch 9; 2026-01-02." in page.read_text()
+            "Seeds 0, 1, 2; 9 held-out prompts or pairs; 4 CPU minutes; torch 9; 2026-01-02."
+            in page.read_text()
         )
+        assert "`beta`, 4 CPU minutes" in index.read_text()
     before = (docs / "lab.md").read_text()
     lab_docs.main(argv[:2])
     assert (docs / "lab.md").read_text() == before
+
+
+def test_a_page_says_which_verdicts_hold_with_other_seeds(tmp_path):
+    docs, results = tmp_path / "docs", tmp_path / "lab"
+    shutil.copytree(lab_docs.DOCS, docs)
+    for path in (docs / "lab").glob("beta-seeds-*"):
+        path.unlink()
+    for name, mean, seeds in (
+        ("beta", 0.8, [0, 1, 2]),
+        ("beta-seeds-3-4", 0.7, [3, 4]),
+        ("beta-seeds-5-6", 0.2, [5, 6]),
+    ):
+        (results / name).mkdir(parents=True)
+        text = to_json(ABOUT | {"seeds": seeds}, findings(mean))
+        (results / name / "findings.json").write_text(text)
+    lab_docs.main(["--docs", str(docs), "--results", str(results)])
+    page, index = (docs / "lab" / "beta.md").read_text(), (docs / "lab.md").read_text()
+    for sentence in (
+        "With seeds 3, 4, 1 of 1 verdicts are the same.",
+        "With seeds 5, 6, 0 of 1 verdicts are the same.",
+    ):
+        assert sentence in page and sentence in index
+    assert "- It rises (0.200 [" in page
+    assert "- Another verdict: Other than guessed, it falls (0.300 [" in page
 
 
 def test_a_picture_has_one_look_for_a_name_marks_of_seeds_and_dark_colours(tmp_path):
