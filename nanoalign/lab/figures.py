@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanoalign.evaluation.statistics import best_of_weights
+from nanoalign.evaluation.statistics import best_of_weights, win_shares
 from nanoalign.tiny import world
 
 
@@ -27,27 +27,28 @@ def answers(folder: Path, side: str = "policy") -> dict[str, list[dict]]:
     return found
 
 
-def grades(folder: Path) -> dict[str, np.ndarray | float]:
+def grades(folder: Path, scale: float = 1.0) -> dict[str, np.ndarray]:
     """The figures of a folder of evaluate.py policy by prompt, as means over its answers.
 
     true, judged, tokens: of the policy's answers, (P,) each, by the true rule, by the judge and
     their numbers. base_true, base_judged: of the baseline's. true_win, win: 1 where the policy's is
-    better, 1/2 for a tie. kl: log(policy / baseline) of the policy's answers, in nats.
+    better, 1/2 for a tie. kl: log(policy / baseline) of the policy's answers, in nats. scale: what
+    `unit` returns of the judge, by which judged and base_judged are divided.
     """
     sides = [list(answers(folder, side).values()) for side in ("policy", "baseline")]
     found = {"kl": np.array([np.mean([x["log_ratio"] for x in each]) for each in sides[0]])}
-    for name, key, win in (("true", "true", "true_win"), ("judged", "score", "win")):
-        policy, base = ([np.array([x[key] for x in each]) for each in side] for side in sides)
+    for name, key, win, one in (
+        ("true", "true", "true_win", 1.0),
+        ("judged", "score", "win", scale),
+    ):
+        policy, base = ([np.array([x[key] for x in each]) / one for each in side] for side in sides)
         found[name], found[f"base_{name}"] = (
             np.array([values.mean() for values in side]) for side in (policy, base)
         )
-        found[win] = np.array(list(map(win_share, policy, base)))
+        found[win] = np.array(
+            [win_shares(a[:, None] - b).mean() for a, b in zip(policy, base, strict=True)]
+        )
     return found | {"tokens": np.array([np.mean([x["tokens"] for x in each]) for each in sides[0]])}
-
-
-def win_share(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The share of pairs (one of ours, one of theirs) where ours is higher; a tie is half."""
-    return float((np.sign(ours[:, None] - theirs).mean() + 1) / 2)
 
 
 def hits(folder: Path, subset: str) -> dict[str, np.ndarray]:
@@ -73,8 +74,8 @@ def hits(folder: Path, subset: str) -> dict[str, np.ndarray]:
     lead = scores[:, 0] - scores[:, 1]
     true_lead = rewards[:, 0] - rewards[:, 1]
     return {
-        "label": (np.sign(lead) + 1) / 2,
-        "true": (np.sign(lead) * np.sign(true_lead) + 1) / 2,
+        "label": win_shares(lead),
+        "true": win_shares(lead * true_lead),
         "loss": np.logaddexp(0, -lead),
         "scores": scores,
         "rewards": rewards,

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from nanoalign.lab.figures import grades, hits, read
+from nanoalign.lab.figures import grades, hits, read, unit
 from nanoalign.lab.runs import Runs, flag_words
 from nanoalign.tiny import world
 
@@ -86,16 +86,15 @@ class Lab:
 
     # --- trainings --------------------------------------------------------------------------------
 
-    def train_dpo(
-        self, data: Path | str, seed: int, *flags, model: Path | str = "tiny", share: bool = False
-    ) -> Path:
+    def train_dpo(self, data: Path | str, seed: int, *flags, model: Path | str = "tiny") -> Path:
         """Runs train_dpo.py, with evaluations before the first and after the last step alone.
 
-        share: they are on a tenth of the data, which is held out, and otherwise on FEW pairs.
-        Returns the folder of the policy.
+        They are on FEW pairs, or with a flag --eval_share on that share of the data, which is held
+        out. Returns the folder of the policy.
         """
         lr = () if "--lr" in flags else ("--lr", DPO_LR)
-        held_out = () if share else ("--eval_data", self.test_pairs(count=FEW))
+        few = ("--eval_data", self.test_pairs(count=FEW))
+        held_out = () if "--eval_share" in flags else few
         words = flag_words(model=model, data=data, eval_every=10000, seed=seed)
         return self.runs.run("train_dpo.py", *words, *held_out, *lr, *flags)
 
@@ -146,9 +145,16 @@ class Lab:
         )
         return self.runs.run("evaluate.py", "policy", *words, *flags)
 
-    def graded(self, *args, **options) -> dict[str, np.ndarray | float]:
-        """The figures of `sample`, by prompt: see figures.grades."""
-        return grades(self.sample(*args, **options))
+    def graded(
+        self, policy: Path | str, seed: int, judge: Path | None = None
+    ) -> dict[str, np.ndarray]:
+        """The figures of `sample`, by prompt: see figures.grades.
+
+        Rewards by the judge are in units of the true reward, so that both can be compared.
+        """
+        judge = judge or self.judge
+        scale = unit(self.ranked(judge, test=self.test_pairs())["test"])
+        return grades(self.sample(policy, seed, judge), scale)
 
     def ranked(self, model: Path, *flags, **subsets: Path) -> dict[str, dict[str, np.ndarray]]:
         """Runs evaluate.py rm; returns figures by subset and pair: see figures.hits."""

@@ -10,6 +10,7 @@ from fakes import FakeRuns
 from nanoalign.lab import perform
 from nanoalign.lab.__main__ import main
 from nanoalign.lab.experiments import (
+    best_of_n,
     cleaning,
     data,
     ensembles,
@@ -65,7 +66,10 @@ def test_other_seeds_are_those_of_the_commands_and_of_the_page(tmp_path, monkeyp
     perform.perform("beta", tmp_path, quick=True, seeds=[3, 5])
     trainings = [args for args in made[0].parsed if getattr(args, "beta", None) == 0.01]
     assert {args.seed for args in trainings} == {3, 5}
-    assert "<p>Seeds 3, 5; " in (tmp_path / "beta-quick" / "index.html").read_text()
+    page = (tmp_path / "beta-quick-seeds-3-5" / "index.html").read_text()
+    # sixty seconds of each command
+    assert f"<p>Seeds 3, 5; 150 held-out prompts or pairs; {len(made[0].parsed)} CPU min" in page
+    assert 'href="beta-quick-seeds-3-5/index.html"' in (tmp_path / "index.html").read_text()
 
 
 def test_a_full_run_has_three_seeds_of_each(tmp_path):
@@ -145,8 +149,47 @@ def test_the_worth_of_length_is_the_slope_of_the_logistic_regression():
 def test_the_law_of_exact_powers_predicts_the_next():
     sizes = [100, 200, 400, 800]
     errors = 3 * np.array(sizes, dtype=float) ** -0.3
-    power, law = data.predicted(sizes, np.append(errors[:-1], 99.0))
-    assert power == pytest.approx(0.3) and law == pytest.approx(errors[-1])
+    power, law = data.predicted(sizes, np.append(errors[:-1], 99.0)[:, None])
+    assert power == pytest.approx(0.3) and law == pytest.approx([errors[-1]])
+
+
+def test_the_interval_of_a_law_is_that_of_many_samples_of_prompts():
+    """The standard error of the law's error: by its values of prompts, and by new prompts."""
+    sizes, rng, laws, errors_of_laws = [100, 200, 400, 800], np.random.default_rng(0), [], []
+    for _ in range(500):
+        errors = rng.binomial(1, [[0.4], [0.3], [0.25], [0.2]], (4, 600)).astype(float)
+        _, law = data.predicted(sizes, errors)
+        laws.append(law.mean())
+        errors_of_laws.append(law.std(ddof=1) / 600**0.5)
+    assert np.mean(errors_of_laws) == pytest.approx(np.std(laws), rel=0.1)
+
+
+def test_the_interval_of_a_precision_is_that_of_many_samples_of_prompts():
+    """Prompts differ in how many answers are kept, and in how many of these are good."""
+    rng, shares, errors = np.random.default_rng(0), [], []
+    for _ in range(500):
+        level = rng.standard_normal((300, 1))
+        kept = level + rng.standard_normal((300, 8)) > 1
+        good = level + rng.standard_normal((300, 8)) > 0
+        by_prompt = best_of_n.share_of(kept, good)
+        assert by_prompt.mean() == pytest.approx((kept & good).sum() / kept.sum())
+        shares.append(by_prompt.mean())
+        errors.append(by_prompt.std(ddof=1) / 300**0.5)
+    assert np.mean(errors) == pytest.approx(np.std(shares), rel=0.1)
+
+
+def test_the_share_of_decided_wins_is_that_of_the_comparisons_without_ties():
+    rng = np.random.default_rng(0)
+    for wins in (np.ones((1, 150)), np.zeros((3, 50))):
+        wins[:, ::3] = 0.5
+        found = why_lose.decided(wins)
+        assert found.mean == wins[0, 1] and 0 <= found.low < found.high <= 1
+    assert why_lose.decided(np.full((3, 9), 0.5)).mean == 0.5
+    draws = [rng.choice([0.0, 0.5, 1.0], (1, 400), p=[0.05, 0.6, 0.35]) for _ in range(500)]
+    found = [why_lose.decided(wins) for wins in draws]
+    inside = [each.low < 0.35 / 0.4 < each.high for each in found]
+    assert found[0].mean == pytest.approx((draws[0] == 1).sum() / (draws[0] != 0.5).sum())
+    assert 0.93 < np.mean(inside) < 0.97
 
 
 def test_the_best_of_two_by_hand():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanoalign.lab.experiments.reinforce import at_kl
+from nanoalign.lab.experiments.reinforce import at_kl, beyond
 from nanoalign.lab.rloo import advantages, main
 from nanoalign.model import Policy
 
@@ -54,3 +54,4 @@ def test_values_at_equal_kl_lie_between_those_of_the_two_nearest_points():
     ]
     found = at_kl(np.array([[1.0, 2.0], [5.0, 5.0]]), curve)
     assert found.tolist() == [[15.0, 1.5], [20.0, 2.0]]  # beyond the end: that of the end
+    assert beyond(np.array([[1.0, 2.0], [5.0, 5.0]]), curve) == 1

@@ -8,6 +8,7 @@ import numpy as np
 from nanoalign.lab.figures import chosen_and_rejected, read, rewards_and_truths, unit
 from nanoalign.lab.findings import SHARE, Findings, Panel
 from nanoalign.lab.lab import Lab
+from nanoalign.lab.lab_page import OVERRATED
 from nanoalign.tiny.world import true_reward
 
 TITLE = "Adversarial answers, and training on them"
@@ -18,20 +19,22 @@ GUESS = (
     "overrates it, but a new search finds other text."
 )
 METHOD = [
-    "A reward model is trained on pairs of tiny-a. The rejected answers of a tenth of the "
-    "held-out pairs are changed token by token, each time to what raises the reward most among "
-    "changes that the gradient of the reward proposes (python -m nanoalign.lab.search). A "
-    "suffix of four tokens is sought on training answers and appended to held-out ones. The "
-    "best of samples of the base is chosen by the model.",
+    "A reward model is trained on 2,000 pairs of tiny-a, seen once. The rejected answers of a "
+    "tenth of the held-out pairs are changed at up to eight tokens, each time to what raises the "
+    "reward most among 48 changes that the gradient of the reward proposes (python -m "
+    "nanoalign.lab.search). A suffix of four tokens is sought on training answers and appended to "
+    "held-out ones. The best of samples of the base is chosen by the model.",
     "Overrating is the gain by the reward model minus the gain by the true rule. Rewards are "
     "divided by what the model gives for a unit of true reward on held-out pairs, by least "
     "squares.",
-    "Then training answers are attacked. Pairs of an answer before and after the attack, labelled "
-    "by the true rule, join the data of a new model, which is searched again. Another model, "
-    "trained on as many further pairs without attacks, shows the effect of a new training alone.",
+    "Then 120 training answers are attacked. Pairs of an answer before and after the attack, "
+    "labelled by the true rule, join the data of a new model, which is searched again. Another "
+    "model, trained on as many further pairs without attacks, shows the effect of a new training "
+    "alone.",
 ]
 LIMITS = [
     "The true rule labels the attacked texts. People would have to read nonsense.",
+    OVERRATED,
     "The search is greedy and short. One that finds nothing proves nothing.",
     "The true rule counts unknown words only up to four, so nonsense has a true reward of "
     "about -3 at the least.",

@@ -5,6 +5,7 @@ import numpy as np
 from nanoalign.lab.figures import best_of, powers, rewards_and_truths, unit
 from nanoalign.lab.findings import SHARE, Findings, Panel, estimate
 from nanoalign.lab.lab import Lab
+from nanoalign.lab.lab_page import OVERRATED
 
 TITLE = "Best of n, and filtering"
 QUESTION = "What is a reward model good for without training: choosing, and throwing away?"
@@ -14,7 +15,8 @@ GUESS = (
     "tenth with the highest rewards most are good."
 )
 METHOD = [
-    "A base answers each held-out prompt several times, and a reward model orders the answers. "
+    "A base answers each held-out prompt 16 times, and a reward model orders the answers. It was "
+    "trained on 3,000 pairs of tiny-a, seen once. "
     "The curve has the expected reward of the best of n over all subsets of the answers, by "
     "the reward model and by the true rule of the same answers, against log n - (n - 1) / n, a "
     "bound of the KL. Rewards are divided by what the model gives for a unit of true reward on "
@@ -27,6 +29,7 @@ LIMITS = [
     "Rewards to different prompts have no common zero, so that one threshold for all prompts "
     "mixes good answers with easy prompts.",
     "The reward model was trained on pairs of tiny-a; the base answers as all three assistants do.",
+    OVERRATED,
 ]
 EXERCISES = [
     "Choose by the difference from the prompt's mean reward. Is the precision better?",
@@ -49,9 +52,19 @@ def curve(lab: Lab, seed: int) -> dict:
         figures[f"true {n}"] = best_of(rewards, truths, n)
     for share in SHARES:
         kept, good = rewards >= np.quantile(rewards, 1 - share), truths >= GOOD
-        figures[f"precision {share}"] = (kept & good).sum() / kept.sum()
-        figures[f"recall {share}"] = (kept & good).sum() / good.sum()
+        figures[f"precision {share}"] = share_of(kept, good)
+        figures[f"recall {share}"] = share_of(good, kept)
     return figures
+
+
+def share_of(these: np.ndarray, those: np.ndarray) -> np.ndarray:
+    """By prompt, the share of these answers that are among those too, (P,); both are (P, N) bools.
+
+    The mean is the share over all prompts. The deviation of a prompt is to first order what this
+    prompt adds to it, as the number of these answers differs from prompt to prompt.
+    """
+    share = (these & those).sum() / these.sum()
+    return share + ((these & those).mean(1) - share * these.mean(1)) / these.mean()
 
 
 def run(lab: Lab) -> Findings:

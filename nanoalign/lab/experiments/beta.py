@@ -11,9 +11,9 @@ GUESS = (
 )
 METHOD = [
     "DPO on the embedded pairs with several values of beta, from one base. One answer to each "
-    "held-out prompt is graded by a reward model, the judge, and by the rule behind the "
-    "labels. KL is that of whole answers from the base, in nats, estimated on the sampled "
-    "answers."
+    "held-out prompt is graded by a reward model, the judge, in units of the true reward, and by "
+    "the rule behind the labels. KL is that of whole answers from the base, in nats, estimated on "
+    "the sampled answers."
 ]
 LIMITS = [
     "The learning rate is one for all. A step of AdamW hardly depends on the gradient's scale, "

@@ -14,7 +14,7 @@ GUESS = (
     "alone."
 )
 METHOD = [
-    "The pairs of tiny-a have two labels, of which safety counts harm and rudeness alone. "
+    "3,000 pairs of tiny-a have two labels, of which safety counts harm and rudeness alone. "
     "Reward models: one for each label; one with two outputs (--preference better safer); one "
     "with one output, whose prompt names the preference (--condition); and the sum of the two "
     "outputs (--combine). All see the pairs once.",

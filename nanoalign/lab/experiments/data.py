@@ -17,7 +17,8 @@ METHOD = [
     "otherwise than the true rule; that of a policy is how much its mean true reward is below "
     "4, the most that an answer can have.",
     "For each seed a power law, error = a n^-b, is fitted by least squares of the logarithms "
-    "to all runs but the largest, and predicts its error.",
+    "to all runs but the largest, and predicts its error. What the law says is as uncertain as "
+    "the errors that it was fitted to: those of a prompt move it by its derivatives.",
 ]
 LIMITS = [
     "That an error is above the law was no guess of its own: where it is not shown, and the "
@@ -46,11 +47,18 @@ def policy(lab: Lab, seed: int, pairs: int) -> dict:
     return lab.graded(lab.train_dpo(data, seed, "--batch_size", 16), seed)
 
 
-def predicted(sizes: list[int], errors: np.ndarray) -> tuple[float, float]:
-    """(b, the error of the last size) of the law that is fitted to all sizes but the last."""
-    errors = np.maximum(errors, 1e-9)  # of a model without errors
-    slope, intercept = np.polyfit(np.log(sizes[:-1]), np.log(errors[:-1]), 1)
-    return -float(slope), float(np.exp(intercept + slope * np.log(sizes[-1])))
+def predicted(sizes: list[int], errors: np.ndarray) -> tuple[float, np.ndarray]:
+    """(b, the error of the last size by prompt, (P,)) of the law that is fitted to the others.
+
+    errors: (sizes, P). The law is that of their means over prompts. The mean of the result is its
+    error of the last size; the deviation of a prompt is to first order what this prompt adds to it.
+    """
+    means = np.maximum(errors[:-1].mean(1), 1e-9)  # (K,); 1e-9: of a model without errors
+    terms = np.vander(np.log(sizes), 2)  # log of an error = terms @ (-b, log a)
+    fit = np.linalg.pinv(terms[:-1])  # (2, K)
+    weights = terms[-1] @ fit  # (K,) of the logarithms in that of the last size
+    law = np.exp(weights @ np.log(means))
+    return -(fit @ np.log(means))[0], law * (1 + weights @ (errors[:-1] / means[:, None] - 1))
 
 
 def run(lab: Lab) -> Findings:
@@ -62,11 +70,12 @@ def run(lab: Lab) -> Findings:
     }
     notes, claims, series = [], [], {}
     for name, by_size in errors.items():
-        laws = [
-            predicted(sizes, np.array([by_size[n][s].mean() for n in sizes]))
+        fits = [
+            predicted(sizes, np.stack([by_size[n][s] for n in sizes]))
             for s in range(len(lab.seeds))
         ]
-        power, law = np.mean(laws, axis=0)
+        power, laws = np.mean([b for b, _ in fits]), np.stack([values for _, values in fits])
+        law = laws.mean()
         claims += [
             (
                 f"the last doubling, to {sizes[-1]:,} pairs, [lowers|raises] the error of the "
@@ -76,7 +85,7 @@ def run(lab: Lab) -> Findings:
             (
                 f"there the error of the {name} is [above|below] what the law of the smaller runs "
                 f"predicts, {law:.3f}",
-                by_size[sizes[-1]] - np.array([each for _, each in laws])[:, None],
+                by_size[sizes[-1]] - laws,
             ),
         ]
         series[name] = {

@@ -13,9 +13,9 @@ GUESS = (
 )
 METHOD = [
     "Reward models of the pairs of the assistants tiny-a (mostly right and polite), tiny-b and "
-    "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the "
-    "same number of pairs. Each ranks held-out pairs of all three, and is compared with the "
-    "true rule."
+    "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the same "
+    "number of pairs, 3,000, seen once. Each ranks held-out pairs of all three, and is compared "
+    "with the true rule."
 ]
 LIMITS = [
     "Assistants differ in how often they do a thing. The things are the same for all three.",
@@ -41,9 +41,8 @@ def model(lab: Lab, seed: int, trained_on: str) -> dict:
     else:
         records = lab.pairs(count, seed, trained_on)
     trained = lab.train_rm(lab.runs.write("pairs", records), seed)
-    tests = {name[-1]: lab.test_pairs(name) for name in SOURCES}
-    figures = lab.ranked(trained, **tests)
-    return {f"tiny-{letter}": own["true"] for letter, own in figures.items()}
+    figures = lab.ranked(trained, **{name: lab.test_pairs(name) for name in SOURCES})
+    return {name: own["true"] for name, own in figures.items()}
 
 
 def run(lab: Lab) -> Findings:

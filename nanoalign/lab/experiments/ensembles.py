@@ -5,6 +5,7 @@ import numpy as np
 from nanoalign.lab.figures import answers, best_of, powers, read
 from nanoalign.lab.findings import SHARE, Findings, Panel, estimate
 from nanoalign.lab.lab import Lab
+from nanoalign.lab.lab_page import OVERRATED
 
 TITLE = "A judge that errs: ensembles"
 QUESTION = "Do several reward models together overrate the answers that they choose less than one?"
@@ -14,11 +15,13 @@ GUESS = (
     "and the least of them overrates least."
 )
 METHOD = [
-    "Reward models of few pairs, which err. Three members differ in the head that was drawn, "
-    "in the order of the pairs, and in the half of the data that they saw. Each orders the "
-    "same answers of a base to half of the held-out prompts. Rewards of each are standardised "
-    "within prompts. The curve has the expected true reward of the best of n by one member "
-    "(the mean over the three), by the mean of their rewards, and by the least of them.",
+    "Reward models of 400 pairs of tiny-a, seen three times in batches of 32, which err. Three "
+    "members differ in the head that was drawn, in the order of the pairs, and in the half of the "
+    "data that they saw. Each orders the same 32 answers of a base to each of half of the "
+    "held-out prompts. The rewards of each lose the mean of the prompt, and are divided by their "
+    "standard deviation over all prompts. The curve has the expected true reward of the best of n "
+    "by one member (the mean over the three), by the mean of their rewards, and by the least of "
+    "them.",
     "An answer is overrated by the gain that a judge sees minus the gain that is true. Rewards of "
     "a judge are first divided by what it gives for a unit of true reward, by least squares "
     "within prompts, so that the scale of a judge does not count.",
@@ -26,6 +29,7 @@ METHOD = [
 LIMITS = [
     "The guess that the true reward falls was added later, when that of the best of 32 was known.",
     "The members share a pretrained base, so they share some errors.",
+    OVERRATED,
     "Best of n goes no further from the base than log n - (n - 1) / n nats. A trained policy may.",
     "Three models cost three times as much as one. Whether one of three times the data would "
     "be better is not shown here (the experiment data has a figure).",

@@ -29,8 +29,9 @@ METHOD = [
     "regression of the labels (--margin); a margin can not be negative, so pairs whose longer "
     "answer is chosen, which are the most, stay as they are. Cut: both answers are cut to the "
     "words of the shorter one. Debiased: --length_debias.",
-    "The last column is how often the longer answer has the higher score, and in the last row "
-    "how often it has the higher true reward.",
+    "All have up to 3,000 pairs, seen once, and are tested on whole answers. The last column is "
+    "how often the longer answer has the higher score, where answers of one length count as half, "
+    "and in the last row how often it has the higher true reward.",
 ]
 LIMITS = [
     "The bias is a straight line in words, which is what the debiased model assumes.",

@@ -15,8 +15,8 @@ GUESS = (
 METHOD = [
     "Each loss trains on the same pairs with three learning rates. A tenth of the prompts is "
     "held out, and the rate with the lowest held-out loss is kept, for each seed. Its policy "
-    "is graded on prompts that neither training nor choice have seen. All else is as the "
-    "scripts have it; IPO is ipo_sum, as in its paper."
+    "is graded on prompts that neither training nor choice have seen. There are 1,200 pairs, in "
+    "batches of 32; all else is as the scripts have it. IPO is ipo_sum, as in its paper."
 ]
 LIMITS = [
     "The held-out loss orders learning rates within a loss. It is no measure of reward, and "
@@ -38,7 +38,7 @@ def policy(lab: Lab, seed: int, loss: str) -> dict:
     data = lab.runs.write("pairs", lab.pairs(lab.pick(300, 1200), seed))
     trained = {
         rate: lab.train_dpo(
-            data, seed, "--loss", loss, "--lr", rate, "--batch_size", 32, share=True
+            data, seed, "--loss", loss, "--lr", rate, "--batch_size", 32, "--eval_share", 0.1
         )
         for rate in RATES
     }

@@ -1,5 +1,7 @@
 """Reward models of few and of many pairs, seen once and often."""
 
+from collections.abc import Sequence
+
 from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 from nanoalign.tiny import world
@@ -45,19 +47,17 @@ def model(lab: Lab, seed: int, pairs: int, epochs: int) -> dict:
 
 
 def run(lab: Lab) -> Findings:
-    sizes = lab.pick((100, 400), (100, 400, 1600))
-    often = 12
-    figures = lab.grid(model, pairs=sizes, epochs=lab.pick((1, often), (1, 4, often)))
-    few, many = sizes[0], sizes[-1]
+    sizes, epochs = lab.pick((100, 400), (100, 400, 1600)), lab.pick((1, 12), (1, 4, 12))
+    figures = lab.grid(model, pairs=sizes, epochs=epochs)
+    few, many, often = sizes[0], sizes[-1], epochs[-1]
     ceiling = world.label_ceiling(world.records("test")[: lab.prompts])
     accurate = {
-        pairs: max(epochs_of(figures, pairs), key=lambda e, n=pairs: figures[n, e]["test"].mean())
-        for pairs in sizes
+        pairs: max(epochs, key=lambda e, n=pairs: figures[n, e]["test"].mean()) for pairs in sizes
     }
     return Findings(
         table={
             "pairs": [f"{pairs:,}" for pairs, _ in figures],
-            "epochs": [epochs for _, epochs in figures],
+            "epochs": [each for _, each in figures],
             "accuracy, training": column(figures, "train", SHARE),
             "accuracy, held out": column(figures, "test", SHARE),
             "by the true rule": column(figures, "true", SHARE),
@@ -69,9 +69,7 @@ def run(lab: Lab) -> Findings:
                 "epochs",
                 name,
                 {
-                    f"{pairs:,} pairs": [
-                        (e, cell[key]) for (p, e), cell in figures.items() if p == pairs
-                    ]
+                    f"{pairs:,} pairs": [(e, figures[pairs, e][key]) for e in epochs]
                     for pairs in sizes
                 },
                 log=True,
@@ -88,7 +86,7 @@ def run(lab: Lab) -> Findings:
             *(
                 claim
                 for pairs in (few, *sizes[:0:-1])
-                for claim in against_the_best(figures, pairs, often)
+                for claim in against_the_best(figures, pairs, epochs)
             ),
             (
                 f"{many // few} times the pairs, seen once, give a [higher|lower] held-out "
@@ -104,18 +102,15 @@ def run(lab: Lab) -> Findings:
     )
 
 
-def epochs_of(figures: dict, pairs: int) -> list[int]:
-    return [e for p, e in figures if p == pairs]
-
-
-def against_the_best(figures: dict, pairs: int, often: int) -> list[tuple]:
-    """Guesses: many epochs are worse than the best of fewer, by the accuracy and by the loss."""
+def against_the_best(figures: dict, pairs: int, epochs: Sequence[int]) -> list[tuple]:
+    """Guesses: most epochs are worse than the best of fewer, by the accuracy and by the loss."""
+    often = epochs[-1]
     found, many = [], figures[pairs, often]
     for key, name, words, sign in (
         ("test", "accuracy", "lower|raise", 1),
         ("loss", "loss", "raise|lower", -1),
     ):
-        fewer = {e: sign * figures[pairs, e][key] for e in epochs_of(figures, pairs) if e < often}
+        fewer = {e: sign * figures[pairs, e][key] for e in epochs[:-1]}
         best = max(fewer, key=lambda e: fewer[e].mean())
         guess = (
             f"with {pairs:,} pairs, {often} epochs [{words}] the held-out {name} against the best "

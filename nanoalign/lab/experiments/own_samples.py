@@ -1,6 +1,6 @@
 """Pairs of other assistants, one round of the policy's own samples, and three rounds."""
 
-from nanoalign.lab.figures import read, unit
+from nanoalign.lab.figures import read
 from nanoalign.lab.findings import POSITIVE, SHARE, Findings, Panel, column
 from nanoalign.lab.lab import Lab
 
@@ -16,8 +16,8 @@ METHOD = [
     "labelled by the true rule with noise. One round: the best and the worst of four own "
     "answers by a reward model. Three rounds: a third of the prompts each, where the policy "
     "after a round samples the next one, and is its reference.",
-    "The reward model that orders own answers was trained on pairs of tiny-a, and is the "
-    "judge, too.",
+    "All ways have 2,400 prompts. The reward model that orders own answers was trained on pairs of "
+    "tiny-a, and is the judge, too. Its rewards are in units of the true reward.",
 ]
 LIMITS = [
     "The judge that grades also ordered the own pairs, so its figures favour them. The true "
@@ -54,7 +54,6 @@ def policy(lab: Lab, seed: int, way: str) -> dict:
 def run(lab: Lab) -> Findings:
     figures = lab.grid(policy, way=WAYS)
     offline, one, three = figures.values()
-    scale = unit(lab.ranked(lab.judge, test=lab.test_pairs())["test"])
     return Findings(
         table={
             "trained on": ["the base", *WAYS],
@@ -103,7 +102,7 @@ def run(lab: Lab) -> Findings:
             (
                 "over offline pairs, three rounds gain [more|less] by the judge, in units of the "
                 "true reward, than by the true rule",
-                (three["judged"] - offline["judged"]) / scale - three["true"] + offline["true"],
+                three["judged"] - offline["judged"] - three["true"] + offline["true"],
             ),
         ],
     )

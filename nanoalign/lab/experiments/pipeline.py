@@ -8,15 +8,16 @@ from nanoalign.lab.lab import Lab
 TITLE = "From the base to a policy: three stages"
 QUESTION = "What does each stage of a training add: demonstrations, pairs, own answers?"
 GUESS = (
-    "Each stage adds true reward: demonstrations add most, because the base does not know what an "
-    "answer looks like, then pairs, then the policy's own answers."
+    "Each stage adds true reward: demonstrations add most, then pairs, then the policy's own "
+    "answers."
 )
 METHOD = [
     "Demonstrations: the base is trained on the chosen answers (train_dpo.py --loss sft). Pairs: "
-    "DPO on the same records, with the policy of the stage before as the reference. Own answers: "
-    "four sampled answers to each training prompt, of which a reward model finds the best and the "
-    "worst, and DPO on these pairs, again from the stage before.",
-    "All policies are graded on one answer to each held-out prompt.",
+    "DPO on the same 2,400 records, with the policy of the stage before as the reference. Own "
+    "answers: four sampled answers to each training prompt, of which a reward model finds the "
+    "best and the worst, and DPO on these pairs, again from the stage before.",
+    "All policies are graded on one answer to each held-out prompt; rewards by the judge are in "
+    "units of the true reward.",
 ]
 LIMITS = [
     "One learning rate and one beta serve all stages, and each stage sees its data once.",
@@ -60,7 +61,7 @@ def run(lab: Lab) -> Findings:
             "reward by the judge": column(figures, "judged"),
             "wins against the base, by the true rule": column(figures, "true_win", SHARE),
             "KL from the base": ["", *column(figures, "kl", POSITIVE)[1:]],
-            "tokens": column(figures, "tokens"),
+            "tokens": column(figures, "tokens", POSITIVE),
         },
         panels=[
             Panel(
@@ -78,6 +79,10 @@ def run(lab: Lab) -> Findings:
             (
                 "demonstrations add [more|less] true reward than pairs",
                 gain["demonstrations"] - gain["pairs"],
+            ),
+            (
+                "pairs add [more|less] true reward than own answers",
+                gain["pairs"] - gain["own answers"],
             ),
         ],
     )

@@ -29,7 +29,8 @@ METHOD = [
     "The base is strong: a policy that DPO has trained already. It is trained by DPO again, "
     "from itself as the reference, on pairs that are labelled by the true rule, and compared "
     "with itself before. In the control the pairs are two of its own answers, their labels are "
-    "drawn by the true rule, beta is 0.1, and they are seen once.",
+    "drawn by the true rule, beta is 0.1, and they are seen once, in batches of 32. The prompts "
+    "are those of 1,200 pairs.",
     "Causes: the answers of tiny-c, which are far worse than the base's, in place of its own; "
     "30 % of the labels flipped; beta 0.01; four epochs. Each alone, all together, and all but "
     "one, so that leaving a cause out is a repair. Further repairs of all together: "
@@ -221,6 +222,12 @@ def answer(figures: dict, judges: dict[str, str], repairs: list[str]) -> list[st
 
 
 def decided(wins: np.ndarray) -> Estimate:
-    """The share of wins among those that are no ties. The share of ties is taken as exact."""
-    share = float((wins != 0.5).mean()) or 1.0
-    return estimate(0.5 + (wins - 0.5) / share, SHARE)
+    """The share of wins among those that are no ties; 1/2 if all are. wins: (S, P).
+
+    It is a ratio of two means, so the deviation of a value is to first order what this value adds.
+    """
+    apart = wins != 0.5
+    if not apart.any():
+        return estimate(wins, SHARE)
+    rate = wins[apart].mean()
+    return estimate(rate + (wins - rate) * apart / apart.mean(), SHARE)
