@@ -36,7 +36,9 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
         )  # fmt: skip
         for axis, panel in zip(axes[:, 0], panels, strict=True):
             draw_panel(axis, panel, names)
-        figure.savefig(path, metadata={"Date": None, "Creator": None})
+        # constrained layout leaves parts of a label outside where a legend is below the axes
+        box = {"bbox_inches": "tight", "pad_inches": 0.05}
+        figure.savefig(path, metadata={"Date": None, "Creator": None}, **box)
         plt.close(figure)
     text = path.read_text(encoding="utf-8")
     path.write_text(re.sub("(<svg[^>]*>)", rf"\1\n{DARK}", text, count=1), encoding="utf-8")
