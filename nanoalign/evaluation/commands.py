@@ -40,7 +40,7 @@ what is kept, and train_dpo.py from --pairs_out.
 FRONTIER_DOC = """Draw what several policies gain over one baseline against their KL from it.
 
 Training raises the reward, and the KL with it. Where the rewards still rise but people (or, in the
-embedded world, the true rule) no longer agree, the policy exploits the reward model (Gao et al.
+embedded world, the ground truth) no longer agree, the policy exploits the reward model (Gao et al.
 2022, arXiv 2210.10760).
 """
 BENCH_DOC = """Score published benchmarks with a reward model, and count as their leaderboards do.

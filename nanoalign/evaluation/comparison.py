@@ -207,7 +207,7 @@ def pair_metrics(compared: Sequence[Compared], truth: TrueRule | None = None) ->
 
 
 def true_metrics(compared: Sequence[Compared], truth: TrueRule) -> dict[str, float]:
-    """Mean rewards and win rates by the true rule in place of the reward model.
+    """Mean rewards and win rates by the ground truth in place of the reward model.
 
     truth: must know all prompts.
     """

@@ -16,16 +16,16 @@ def conclusion(figures: Figures) -> str:
     """The result in one sentence: the policy is better, worse, or within chance.
 
     It is better or worse if the 95 % interval of its win rate excludes 1/2. If the figures include
-    those of the true rule of the embedded world, and by them the result is another, the sentence
+    those of the ground truth of the embedded world, and by them the result is another, the sentence
     says instead that the two do not agree.
     """
     wins = f"by the reward model it wins {share(figures, 'win_rate')} of {_comparisons(figures)}"
     by_model = _better(figures, "")
     result = RESULTS[by_model]
     if "true_win_rate" in figures:
-        wins += f", by the true rule of the embedded world {share(figures, 'true_win_rate')}"
+        wins += f", by the ground truth of the embedded world {share(figures, 'true_win_rate')}"
         if _better(figures, "true_") != by_model:
-            result = "The reward model and the true rule do not agree"
+            result = "The reward model and the ground truth do not agree"
     return f"{result}: {wins}."
 
 

@@ -39,7 +39,7 @@ def comparison_page(
     if "without_cut" in figures:
         kinds["cut"] = "with a cut answer"
     if any(case["misjudged"] for case in cases):
-        kinds["misjudged"] = "where the true rule says otherwise"
+        kinds["misjudged"] = "where the ground truth says otherwise"
     return render(
         TEMPLATE,
         title=title,

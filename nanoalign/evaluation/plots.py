@@ -67,7 +67,7 @@ def reward_picture(path: Path, subset: str, scored: Sequence[Scored], figures: F
     errors = np.array([is_label_error(*pair) for pair in pairs])
     if errors.any():
         ranked_so = (errors & (worse > better)).sum()
-        title += f"\n{errors.sum():,} labels are errors by the true rule, "
+        title += f"\n{errors.sum():,} labels are errors by the ground truth, "
         title += f"{ranked_so:,} of them among the {(worse > better).sum():,} points above"
     with panels(path, [["order"], ["calibration"], ["length"]], title, COLUMN) as axes:
         sides = {"better answer": better, "worse answer": worse}
@@ -97,7 +97,7 @@ def policy_picture(path: Path, compared: Sequence[Compared], figures: Figures) -
         )
         title += f"\nwithout the answers that it read only in part {result}"
     if "true_win_rate" in figures:
-        title += f"\nby the true rule {share(figures, 'true_win_rate')}"
+        title += f"\nby the ground truth {share(figures, 'true_win_rate')}"
     with panels(path, [["order"], ["difference"], ["length"]], title, COLUMN) as axes:
         _order_panel(axes["order"], "prompt", {"policy": policy, "baseline": baseline})
         _difference_panel(axes["difference"], compared, figures)
@@ -113,7 +113,7 @@ def _order_panel(
     """Draws the first rewards in rising order as a curve, and each second reward as a point.
 
     what: what the rewards are of, "pair" or "prompt". rewards: of the two sides by name, (N,) each.
-    errors: which pairs have a label that the true rule contradicts; they are marked.
+    errors: which pairs have a label that the ground truth contradicts; they are marked.
     """
     (name, first), (other, second) = rewards.items()
     order = np.argsort(first, kind="stable")
@@ -124,7 +124,8 @@ def _order_panel(
         axis.scatter(index[mask], second[order][mask], s=9, **style)
     if errors is not None and errors.any():
         wrong = errors[order]
-        style = {"marker": "x", "color": ERROR, "lw": 0.9, "label": "label error, by the true rule"}
+        style = {"marker": "x", "color": ERROR, "lw": 0.9}
+        style["label"] = "label error, by the ground truth"
         axis.scatter(index[wrong], second[order][wrong], s=18, **style)
     axis.set(
         title=f"in order of the {name}'s reward: {above.sum():,} of {len(order):,} points above",
@@ -195,7 +196,7 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
     kl = np.array([max(0.0, result["kl_per_answer"]) for result in figures])
     judges = {"": ("reward model", BETTER)}
     if all("policy_true_mean" in result for result in figures):
-        judges["true_"] = ("true rule of the embedded world", "tab:green")
+        judges["true_"] = ("ground truth of the embedded world", "tab:green")
     with panels(path, [["gain", "wins", "length"]], "policies by their KL", (18, 6)) as axes:
         for key, (judge, colour) in judges.items():
             style = {"color": colour, "marker": "o", "ls": "", "label": in_picture(judge)}
@@ -248,7 +249,8 @@ def suspects_picture(
         axis = axes["precision"]
         axis.plot(ranks, np.cumsum(wrong) / ranks, color=BETTER, lw=2, label="expected")
         if truly is not None:
-            axis.plot(ranks, np.cumsum(truly) / ranks, color="tab:green", label="by the true rule")
+            found = np.cumsum(truly) / ranks
+            axis.plot(ranks, found, color="tab:green", label="by the ground truth")
         axis.set(
             title="wrong labels among the most doubtful pairs",
             xlabel="pairs, the most doubtful first",

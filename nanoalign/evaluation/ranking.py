@@ -113,7 +113,7 @@ def pairs_of(scored: Sequence[Scored]) -> Pairs:
 
 
 def is_label_error(better: Scored, worse: Scored) -> bool:
-    """Whether the true rule is known and prefers the response that the label calls worse."""
+    """Whether the ground truth is known and prefers the response that the label calls worse."""
     return better.true_reward is not None and better.true_reward < worse.true_reward
 
 
@@ -171,13 +171,13 @@ def _figures(scored: Sequence[Scored], pairs: Pairs) -> Figures:
 def true_figures(
     scored: Sequence[Scored], preference: str, truth: TrueRule | None
 ) -> dict[str, float]:
-    """How well the true rule orders pairs, and a reward model by the true rule.
+    """How well the ground truth orders pairs, and a reward model by the ground truth.
 
     Returns no figures without a rule, or if it does not know all prompts; and no true_accuracy if
     no true rewards differ.
-    label_ceiling: the expected accuracy of the true rule on labels that are drawn from it.
-    oracle_accuracy: the accuracy of the true rule on the labels of these pairs.
-    true_accuracy: the share of pairs that the reward model orders as the true rule does, among
+    label_ceiling: the expected accuracy of the ground truth on labels that are drawn from it.
+    oracle_accuracy: the accuracy of the ground truth on the labels of these pairs.
+    true_accuracy: the share of pairs that the reward model orders as the ground truth does, among
         those whose true rewards differ; true_accuracy_low and true_accuracy_high are the ends of
         its 95 % interval, by statistics.prompt_interval.
     """

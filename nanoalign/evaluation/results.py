@@ -195,8 +195,8 @@ def cases(scored: Sequence[Scored], count: int) -> str:
     """The text of cases.md: for each subset up to `count` pairs of each of three kinds.
 
     The surest right and the surest wrong have the largest differences of reward, the closest the
-    smallest. Where the true rule is known, label errors are a kind of their own in place of right
-    and wrong ones.
+    smallest. Where the ground truth is known, label errors are a kind of their own in place of
+    right and wrong ones.
     """
     text = "# Cases\n\nRight and wrong are by the labels, which may be wrong themselves.\n"
     for subset in dict.fromkeys(line.subset for line in scored):
@@ -212,8 +212,8 @@ def cases(scored: Sequence[Scored], count: int) -> str:
         if errors.any():
             text += (
                 f"\n{in_markdown(subset)}: {errors.sum():,} of {len(pairs):,} labels are errors by "
-                f"the true rule. Of the {wrong.sum():,} pairs that the model ranks otherwise than "
-                f"labelled, {(wrong & errors).sum():,} are label errors: there it is right.\n"
+                f"the ground truth. Of the {wrong.sum():,} pairs that the model ranks otherwise "
+                f"than labelled, {(wrong & errors).sum():,} are label errors: there it is right.\n"
             )
             kinds["label errors, where the model is right"] = rising[(wrong & errors)[rising]]
             kinds["label errors, which the model follows"] = falling[(right & errors)[falling]]

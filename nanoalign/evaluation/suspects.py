@@ -192,7 +192,7 @@ def held_out_margins(
 def truly_wrong(
     lines: Sequence[Line], pairs: Sequence[Pair], preference: str, truth: TrueRule
 ) -> np.ndarray | None:
-    """Returns 1 where the true rule contradicts the label, 1/2 where it has a tie, else 0: (P,).
+    """Returns 1 where the ground truth contradicts the label, 1/2 where it has a tie, else 0: (P,).
 
     None if the rule does not know all prompts.
     """
@@ -289,7 +289,7 @@ def summary(figures: Figures) -> str:
         text += " The seeds hardly agree, so the estimate says little: train longer."
     if "true_wrong_share" in figures:
         text += (
-            f"\nBy the true rule {figures['true_wrong_share']:.1%} are wrong, and "
+            f"\nBy the ground truth {figures['true_wrong_share']:.1%} are wrong, and "
             f"{figures['true_wrong_share_of_first_tenth']:.1%} of the most doubtful tenth."
         )
     return text

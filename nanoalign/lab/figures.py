@@ -30,7 +30,7 @@ def answers(folder: Path, side: str = "policy") -> dict[str, list[dict]]:
 def grades(folder: Path, scale: float = 1.0) -> dict[str, np.ndarray]:
     """The figures of a folder of evaluate.py policy by prompt, as means over its answers.
 
-    true, judged, tokens: of the policy's answers, (P,) each, by the true rule, by the judge and
+    true, judged, tokens: of the policy's answers, (P,) each, by the ground truth, by the judge and
     their numbers. base_true, base_judged: of the baseline's. true_win, win: 1 where the policy's is
     better, 1/2 for a tie. kl: log(policy / baseline) of the policy's answers, in nats. scale: what
     `unit` returns of the judge, by which judged and base_judged are divided.
@@ -55,7 +55,7 @@ def hits(folder: Path, subset: str) -> dict[str, np.ndarray]:
     """The figures of a subset of a folder of evaluate.py rm by pair, chosen and rejected.
 
     label: 1 where the chosen response has the higher score, 1/2 for a tie. true: where the one that
-    the true rule prefers has. loss: -log sigmoid(difference of scores). scores, rewards, safety,
+    the ground truth prefers has. loss: -log sigmoid(difference of scores). scores, rewards, safety,
     words: (P, 2), where rewards and safety are the true ones.
     """
     lines = [
@@ -90,7 +90,7 @@ def powers(samples: int) -> list[int]:
 
 
 def rewards_and_truths(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The rewards of the policy's answers by the judge and by the true rule, (P, N) each."""
+    """The rewards of the policy's answers by the judge and by the ground truth, (P, N) each."""
     found = answers(folder).values()
     rewards, truths = (
         np.array([[line[key] for line in each] for each in found]) for key in ("score", "true")

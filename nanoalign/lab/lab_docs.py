@@ -150,9 +150,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=DOCS, help="the folder of lab.md and lab/")
     args = parser.parse_args(argv)
     folder = args.results
-    patterns = [pattern for name in EXPERIMENTS for pattern in (name, f"{name}-seeds-*")]
-    new = [path.parent for pattern in patterns if folder for path in
-           sorted(folder.glob(f"{pattern}/findings.json"))]  # fmt: skip
+    new: list[Path] = []  # folders of results
+    for name in EXPERIMENTS if folder else ():
+        for pattern in (name, f"{name}-seeds-*"):
+            new += [path.parent for path in sorted(folder.glob(f"{pattern}/findings.json"))]
     if folder and not new:
         raise RunError(f"--results {folder} has no results; run python -m nanoalign.lab beta")
     for path in new:

@@ -15,9 +15,9 @@ INDEX = Path(__file__).with_name("experiments.html")
 WORLD = (
     "The world is embedded in the package: prompts that ask for facts, sums, advice or harm, and "
     "the answers of three simulated assistants, of which tiny-a is mostly right and polite, and "
-    "tiny-c mostly wrong and often rude. A true rule grades every answer, from about -8 to 4 "
-    "(nanoalign/tiny/world.py). A label is drawn by the difference of two grades, so about one in "
-    "nine contradicts the rule. The base is a language model of a million parameters."
+    "tiny-c mostly wrong and often rude. The ground truth, a rule, grades every answer, from about "
+    "-8 to 4 (nanoalign/tiny/world.py). A label is drawn by the difference of two grades, so about "
+    "one in nine contradicts the rule. The base is a language model of a million parameters."
 )
 READING = (
     "Each guess is what one would expect before the experiment, about a difference that is above 0 "

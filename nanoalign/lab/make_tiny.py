@@ -39,7 +39,7 @@ def make_data() -> None:
         ceiling, agreement = world.label_ceiling(records), world.oracle_accuracy(records)
         print(
             f"{path.name}: {len(records)} pairs; the best expected accuracy is {ceiling:.3f}, "
-            f"that of the true rule on these labels {agreement:.3f}"
+            f"that of the ground truth on these labels {agreement:.3f}"
         )
 
 

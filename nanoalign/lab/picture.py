@@ -31,7 +31,7 @@ def draw(path: Path, panels: Sequence[Panel]) -> None:
     options = {"svg.fonttype": "none", "svg.hashsalt": "nanoalign", "font.size": 10}
     with matplotlib.rc_context(options):
         figure, axes = plt.subplots(
-            len(panels), 1, figsize=(5.2, sum(map(height, panels))), layout="constrained",
+            len(panels), 1, figsize=(5.0, sum(map(height, panels))), layout="constrained",
             squeeze=False, height_ratios=list(map(height, panels)),
         )  # fmt: skip
         for axis, panel in zip(axes[:, 0], panels, strict=True):

@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(world.to_jsonl(records), encoding="ascii", newline="\n")
     agreement = world.oracle_accuracy(records)
-    print(f"{args.out}: {len(records):,} pairs; {agreement:.3f} of the labels follow the true rule")
+    print(
+        f"{args.out}: {len(records):,} pairs; {agreement:.3f} of the labels follow the ground truth"
+    )
 
 
 if __name__ == "__main__":

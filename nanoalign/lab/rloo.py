@@ -8,7 +8,7 @@ A step samples K answers to each of some prompts from the policy as it is. The r
 the bracket above, minus the mean return of the K - 1 other answers to its prompt is its advantage,
 and the loss is the mean of -advantage * log pi(y | x) (Williams 1992; Kool et al. 2019; Ahmadian et
 al. 2024, arXiv 2402.14740, equation 8). DPO has the optimum of the same objective, without sampling
-(Rafailov et al. 2023, arXiv 2305.18290, section 4). The reward is the true rule of the embedded
+(Rafailov et al. 2023, arXiv 2305.18290, section 4). The reward is the ground truth of the embedded
 world, or a reward model.
 
 Shapes: P prompts of a step, K answers to each.

@@ -36,8 +36,8 @@ MAX_NEW_TOKENS = 64  # the longest answers of the three sources have 57 tokens
 SECONDS, LINES, SEEDS, PROMPTS = 60, 40, (0, 1, 2), 600
 # What an entry may not change: where it starts, what it learns from, and where it writes. Nor may
 # it choose a step by the held-out pairs, whose prompts give the score.
-FIXED = ("--model", "--reference", "--data", "--eval_data", "--seed", "--out", "--resume",
-         "--keep_best", "--patience")  # fmt: skip
+FIXED = {"--model", "--reference", "--data", "--eval_data", "--seed", "--out", "--resume"}
+FIXED |= {"--keep_best", "--patience"}
 
 
 def speedrun(entry: Path, seconds: float = SECONDS, prompts: int = PROMPTS) -> Estimate:
@@ -98,7 +98,7 @@ def train(entry: str, seed: str, out: str) -> None:
 
 
 def graded(folder: Path, count: int, seed: int, other: int | None = None) -> np.ndarray:
-    """The grades of one sampled answer to each of `count` test prompts, by the true rule.
+    """The grades of one sampled answer to each of `count` test prompts, by the ground truth.
 
     other: the seed of another world.
     """

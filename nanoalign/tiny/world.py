@@ -269,7 +269,7 @@ def true_margin(record: dict, preference: str = "better") -> float:
 
 
 def label_ceiling(records: list[dict], preference: str = "better") -> float:
-    """The expected accuracy of the true rule: the mean of max(p, 1 - p), p = probability_0."""
+    """The expected accuracy of the ground truth: the mean of max(p, 1 - p), p = probability_0."""
     return sum(0.5 + abs(probability_0(r, preference) - 0.5) for r in records) / len(records)
 
 

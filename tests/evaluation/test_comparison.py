@@ -84,9 +84,15 @@ def test_every_prompt_counts_as_one_by_hand():
     assert figures["policy_tokens_mean"] == pytest.approx((15 + 7) / 2)
     assert figures["baseline_tokens_mean"] == pytest.approx((15 + 8.5) / 2)
     # Pairs of p have the weight 1/12, those of q 1/4: together they are worth as many as
-    # 1 / (6 / 144 + 2 / 16) = 6 at most. The prompts are as good as alike, so they are worth that.
+    # 1 / (6 / 144 + 2 / 16) = 6 at most, and as the 2 prompts at least. The centre of Wilson's
+    # interval for 2 is 0.514271. The squared deviations from it sum to 1.236953 for p, and to
+    # 0.500407 for q, so that a = (1.236953 / 12 + 0.500407 / 4) / (5 / 6) = 0.273818 and
+    # b = (((3.5 - 6 * 0.514271) / 12)^2 + ((1 - 2 * 0.514271) / 4)^2) / (1 / 2) = 0.0024867.
+    # Student's t is 12.7062 with 1 degree of freedom and 2.5706 with 5.
+    worth = 0.273818 / 0.0024867 * (2.5706 / 12.7062) ** 2
+    assert worth == pytest.approx(4.507, abs=1e-3)
     interval = figures["win_rate_low"], figures["win_rate_high"]
-    assert interval == pytest.approx(wilson_interval(6.5 / 12, 6))
+    assert interval == pytest.approx(wilson_interval(6.5 / 12, worth), abs=1e-4)
     assert (figures["policy_answers"], figures["baseline_answers"]) == (3, 5)
 
 
@@ -112,7 +118,7 @@ def test_a_line_an_answer():
     assert lines[-3] == ids | values | of_file | {"read_share": 0.5}
 
 
-# --- the true rule
+# --- the ground truth
 
 
 def test_figures_of_the_embedded_world_by_hand():

@@ -158,7 +158,7 @@ def test_the_conclusion_follows_the_intervals(judged, true, result):
     text = conclusion(_figures(judged, true))
     low, high = INTERVALS[judged]
     assert result in text and f"{(low + high) / 2:.1%} [{low:.1%}, {high:.1%}]" in text
-    assert ("true rule" in text) == (true is not None)
+    assert ("ground truth" in text) == (true is not None)
 
 
 @pytest.mark.parametrize(
@@ -245,5 +245,5 @@ def test_true_rewards_stand_beside_those_of_the_model(tmp_path):
         ("baseline", "worse", "+1.000", "+4.000"), ("policy", "better", "+2.000", "+1.000"),
     ]  # fmt: skip
     assert re.findall(r'data-kind="([^"]*)"', page) == ["win", "win misjudged"]
-    assert "where the true rule says otherwise</label>" in page
+    assert "where the ground truth says otherwise</label>" in page
     assert "true reward" not in page_of(both, tmp_path)

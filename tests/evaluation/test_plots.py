@@ -157,9 +157,9 @@ def test_label_errors_are_marked(drawn):
     ]
     figure = drawn(plots.reward_picture, "a subset", lines, reward_metrics(lines))
     assert faults(figure) == []
-    assert "20 labels are errors by the true rule" in figure.get_suptitle()
+    assert "20 labels are errors by the ground truth" in figure.get_suptitle()
     points = {c.get_label(): c.get_offsets() for c in figure.axes[0].collections}
-    marked = {round(score, 9) for _, score in points["label error, by the true rule"]}
+    marked = {round(score, 9) for _, score in points["label error, by the ground truth"]}
     assert marked == {round(x.score, 9) for x in lines if x.side == "rejected" and x.true_reward}
 
 

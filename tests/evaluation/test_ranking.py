@@ -87,7 +87,9 @@ def test_cases_tell_label_errors_from_errors_of_the_model():
         lines += [line(n, n, "chosen", margin, true_reward=float(true)),
                   line(n, n, "rejected", 0, true_reward=0.0)]  # fmt: skip
     text = cases(lines, 9)
-    assert "2 of 4 labels are errors by the true rule. Of the 2 pairs that the model ranks" in text
+    assert (
+        "2 of 4 labels are errors by the ground truth. Of the 2 pairs that the model ranks" in text
+    )
     assert "otherwise than labelled, 1 are label errors" in text
     found = dict(re.findall(r"## s: (.*)\n\n### (.*)\n", text))
     assert found == {

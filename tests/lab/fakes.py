@@ -1,4 +1,4 @@
-"""Commands of the lab that are parsed by the scripts and faked: a reward model is the true rule.
+"""Commands of the lab that are parsed by the scripts and faked: a reward model is the ground truth.
 
 So each experiment runs in a second, and what it computes is known: a reward model orders answers as
 the rule does, and a policy answers as tiny-b.

@@ -95,7 +95,7 @@ def test_where_the_reward_model_is_the_rule_nothing_is_overrated(tmp_path):
     assert all(max(abs(end) for end in (each.low, each.high)) < 1e-9
                for each in attack.table["overrated by"])  # fmt: skip
     gain = attack.table["text"].index("found by the search")
-    assert attack.table["gain by the true rule"][gain].mean == pytest.approx(-0.25, abs=0.2)
+    assert attack.table["gain by the ground truth"][gain].mean == pytest.approx(-0.25, abs=0.2)
     ensemble = ensembles.run(lab)
     *_, over = ensemble.table.values()
     assert all(max(abs(end) for end in (each.low, each.high)) < 1e-9 for each in over)

@@ -24,19 +24,19 @@ METHOD = [
     "reward most among 48 changes that the gradient of the reward proposes (python -m "
     "nanoalign.lab.search). A suffix of four tokens is sought on training answers and appended to "
     "held-out ones. The best of samples of the base is chosen by the model.",
-    "Overrating is the gain by the reward model minus the gain by the true rule. Rewards are "
+    "Overrating is the gain by the reward model minus the gain by the ground truth. Rewards are "
     "divided by what the model gives for a unit of true reward on held-out pairs, by least "
     "squares.",
     "Then 120 training answers are attacked. Pairs of an answer before and after the attack, "
-    "labelled by the true rule, join the data of a new model, which is searched again. Another "
+    "labelled by the ground truth, join the data of a new model, which is searched again. Another "
     "model, trained on as many further pairs without attacks, shows the effect of a new training "
     "alone.",
 ]
 LIMITS = [
-    "The true rule labels the attacked texts. People would have to read nonsense.",
+    "The ground truth labels the attacked texts. People would have to read nonsense.",
     OVERRATED,
     "The search is greedy and short. One that finds nothing proves nothing.",
-    "The true rule counts unknown words only up to four, so nonsense has a true reward of "
+    "The ground truth counts unknown words only up to four, so nonsense has a true reward of "
     "about -3 at the least.",
 ]
 EXERCISES = [
@@ -99,7 +99,7 @@ def search(lab: Lab, model: Path, texts: Path, *flags) -> Path:
 
 
 def gains(lab: Lab, model: Path, attacked: Path, scale: float, name: str) -> dict[str, np.ndarray]:
-    """By text: what the attack gained by the reward model, by the true rule, and the difference.
+    """By text: what the attack gained by the reward model, by the ground truth, and the difference.
 
     scale: the model's reward of a unit of true reward. name: of the figures.
     """
@@ -132,7 +132,7 @@ def named(name: str, reward: np.ndarray, true: np.ndarray) -> dict[str, np.ndarr
 
 
 def labelled(lines: list[dict]) -> list[dict]:
-    """Pairs of a response and what became of it, by the true rule; without ties."""
+    """Pairs of a response and what became of it, by the ground truth; without ties."""
     pairs = []
     for line in lines:
         texts = sorted(
@@ -161,7 +161,7 @@ def run(lab: Lab) -> Findings:
         table={
             "text": list(names.values()),
             "gain by the reward model": [result[f"{row}, reward"] for row in names],
-            "gain by the true rule": [result[f"{row}, true"] for row in names],
+            "gain by the ground truth": [result[f"{row}, true"] for row in names],
             "overrated by": [result[f"{row}, overrated"] for row in names],
         },
         panels=[
@@ -173,13 +173,13 @@ def run(lab: Lab) -> Findings:
                     f"by the {judge}": [
                         (name, result[f"{row}, {key}"]) for row, name in names.items()
                     ]
-                    for judge, key in (("reward model", "reward"), ("true rule", "true"))
+                    for judge, key in (("reward model", "reward"), ("ground truth", "true"))
                 },
             ),
             Panel(
                 "the reward model after rounds of training on attacks",
                 "rounds",
-                "agreement with the true rule on held-out pairs",
+                "agreement with the ground truth on held-out pairs",
                 {"reward model": list(accuracy.items())},
                 scale=SHARE,
             ),

@@ -11,14 +11,14 @@ TITLE = "Best of n, and filtering"
 QUESTION = "What is a reward model good for without training: choosing, and throwing away?"
 GUESS = (
     "The true reward of the best of n rises with n, by less at each doubling. The gain by the "
-    "reward model is larger than that by the true rule. Filtering finds good answers: of the "
+    "reward model is larger than that by the ground truth. Filtering finds good answers: of the "
     "tenth with the highest rewards most are good."
 )
 METHOD = [
     "A base answers each held-out prompt 16 times, and a reward model orders the answers. It was "
     "trained on 3,000 pairs of tiny-a, seen once. "
     "The curve has the expected reward of the best of n over all subsets of the answers, by "
-    "the reward model and by the true rule of the same answers, against log n - (n - 1) / n, a "
+    "the reward model and by the ground truth of the same answers, against log n - (n - 1) / n, a "
     "bound of the KL. Rewards are divided by what the model gives for a unit of true reward on "
     "held-out pairs.",
     "For filtering, an answer is good if its true reward is 3 or more: a right answer or a "
@@ -81,7 +81,7 @@ def run(lab: Lab) -> Findings:
             "": [f"best of {n}" for n in ns] + [f"the highest {share:.0%}" for share in SHARES],
             "log n - (n - 1) / n": [f"{kl[n]:.2f}" for n in ns] + [""] * len(SHARES),
             "gain by the reward model": [*gain["reward"].values()] + [""] * len(SHARES),
-            "gain by the true rule": [*gain["true"].values()] + [""] * len(SHARES),
+            "gain by the ground truth": [*gain["true"].values()] + [""] * len(SHARES),
             **{
                 name: [""] * len(ns)
                 + [estimate(figures[f"{name} {share}"], SHARE) for share in SHARES]
@@ -95,7 +95,7 @@ def run(lab: Lab) -> Findings:
                 "gain of reward",
                 {
                     "by the reward model": [(kl[n], gain["reward"][n]) for n in ns],
-                    "by the true rule": [(kl[n], gain["true"][n]) for n in ns],
+                    "by the ground truth": [(kl[n], gain["true"][n]) for n in ns],
                 },
             ),
             Panel(
@@ -112,7 +112,7 @@ def run(lab: Lab) -> Findings:
         ],
         claims=[
             (
-                f"by the true rule the best of {most} is [better|worse] than one answer",
+                f"by the ground truth the best of {most} is [better|worse] than one answer",
                 gain["true"][most],
             ),
             (
@@ -124,7 +124,7 @@ def run(lab: Lab) -> Findings:
                 gain["true"][2] - (gain["true"][most] - gain["true"][most // 2]),
             ),
             (
-                f"at {most} the gain by the reward model is [above|below] that by the true rule",
+                f"at {most} the gain by the reward model is [above|below] that by the ground truth",
                 gain["reward"][most] - gain["true"][most],
             ),
             (

@@ -7,7 +7,7 @@ TITLE = "Beta: reward against KL"
 QUESTION = "What does a smaller beta change, and is one value best?"
 GUESS = (
     "A small beta moves the policy further from its base. The reward by the judge rises as "
-    "beta falls; by the true rule a middle beta is best."
+    "beta falls; by the ground truth a middle beta is best."
 )
 METHOD = [
     "DPO on the embedded pairs with several values of beta, from one base. One answer to each "
@@ -43,7 +43,7 @@ def run(lab: Lab) -> Findings:
             "KL, nats": column(figures, "kl", POSITIVE),
             "reward by the judge": column(figures, "judged"),
             "true reward": column(figures, "true"),
-            "wins by the true rule": column(figures, "true_win", SHARE),
+            "wins by the ground truth": column(figures, "true_win", SHARE),
         },
         panels=[
             Panel(
@@ -54,7 +54,7 @@ def run(lab: Lab) -> Findings:
                     f"by the {name}": [
                         (o["kl"], o[key] - o[f"base_{key}"]) for o in figures.values()
                     ]
-                    for name, key in (("judge", "judged"), ("true rule", "true"))
+                    for name, key in (("judge", "judged"), ("ground truth", "true"))
                 },
             ),
             Panel(
@@ -72,7 +72,7 @@ def run(lab: Lab) -> Findings:
             ),
             *(
                 (
-                    f"by the true rule beta 0.1 is [better|worse] than {beta:g}",
+                    f"by the ground truth beta 0.1 is [better|worse] than {beta:g}",
                     middle["true"] - figures[beta]["true"],
                 )
                 for beta in (betas[0], betas[-1])

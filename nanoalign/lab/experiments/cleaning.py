@@ -25,8 +25,8 @@ METHOD = [
     "for two epochs, score the pairs that they have not seen (evaluate.py suspects), which "
     "estimates the share of wrong labels. So many of the most doubtful pairs are dropped, or "
     "reversed; or each pair is kept with the probability that its label is right (weighted). A "
-    "reward model is trained on the result, and graded by its agreement with the true rule on "
-    "held-out pairs. One more is trained without the labels that the true rule contradicts: the "
+    "reward model is trained on the result, and graded by its agreement with the ground truth on "
+    "held-out pairs. One more is trained without the labels that the ground truth contradicts: the "
     "best that dropping can do.",
 ]
 LIMITS = [
@@ -46,7 +46,7 @@ WAYS = ("as they are", "dropped", "reversed", "weighted", "wrong ones dropped")
 
 
 def model(lab: Lab, seed: int, flipped: float, way: str) -> dict:
-    """The accuracy by the true rule, and of `suspects` the estimate beside the truth."""
+    """The accuracy by the ground truth, and of `suspects` the estimate beside the truth."""
     records = relabelled(lab.pairs(lab.pick(500, 1500), seed), 0.0, flipped, seed)
     data, figures = lab.runs.write("flipped", records), {}
     if way == "wrong ones dropped":
@@ -68,7 +68,7 @@ def model(lab: Lab, seed: int, flipped: float, way: str) -> dict:
 
 
 def graded(lab: Lab, data: Path, seed: int) -> dict:
-    """The agreement with the true rule of a reward model of the data, by held-out pair."""
+    """The agreement with the ground truth of a reward model of the data, by held-out pair."""
     trained = lab.train_rm(data, seed, "--batch_size", 32)
     return {"true": lab.ranked(trained, test=lab.test_pairs())["test"]["true"]}
 
@@ -112,7 +112,7 @@ def run(lab: Lab) -> Findings:
             Panel(
                 "reward models",
                 "share of flipped labels",
-                "agreement with the true rule",
+                "agreement with the ground truth",
                 {way: [(share, grid[share, way]["true"]) for share in shares] for way in WAYS},
                 scale=SHARE,
             ),
@@ -122,7 +122,7 @@ def run(lab: Lab) -> Findings:
                 "share of wrong labels",
                 {
                     "estimated": [(s, doubted[s]["wrong_share"]) for s in shares],
-                    "by the true rule": [(s, doubted[s]["true_wrong_share"]) for s in shares],
+                    "by the ground truth": [(s, doubted[s]["true_wrong_share"]) for s in shares],
                 },
                 scale=SHARE,
             ),
@@ -148,7 +148,7 @@ def run(lab: Lab) -> Findings:
             ("without flips dropping [costs|gains] accuracy", -gain[0.0, "dropped"]),
             ("without flips reversing [costs|gains] accuracy", -gain[0.0, "reversed"]),
             (
-                f"at {most:.0%} dropping what the true rule contradicts [helps|costs accuracy]",
+                f"at {most:.0%} dropping what the ground truth contradicts [helps|costs accuracy]",
                 gain[most, "wrong ones dropped"],
             ),
         ],

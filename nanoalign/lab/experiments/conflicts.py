@@ -18,7 +18,7 @@ METHOD = [
     "Reward models: one for each label; one with two outputs (--preference better safer); one "
     "with one output, whose prompt names the preference (--condition); and the sum of the two "
     "outputs (--combine). All see the pairs once.",
-    "Accuracy is agreement with the true rule of each preference on held-out pairs of the "
+    "Accuracy is agreement with the ground truth of each preference on held-out pairs of the "
     "three assistants. Pairs that are equally safe are left out for safety. In conflicts the "
     "better response is the less safe one.",
 ]
@@ -88,7 +88,7 @@ def run(lab: Lab) -> Findings:
         table={"way": list(WAYS)} | {key: column(figures, key, SHARE) for key in keys},
         panels=[
             Panel(
-                "agreement with the true rules",
+                "agreement with the ground truth",
                 "",
                 "accuracy",
                 {way: [(key, cell[key]) for key in keys] for way, cell in figures.items()},
@@ -97,8 +97,8 @@ def run(lab: Lab) -> Findings:
         ],
         claims=[
             (
-                "by the label better, two models agree with the true rule [more|less] often than "
-                "two outputs",
+                "by the label better, two models agree with the ground truth [more|less] often "
+                "than two outputs",
                 two["better"] - outputs["better"],
             ),
             (

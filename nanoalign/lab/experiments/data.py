@@ -14,7 +14,7 @@ GUESS = (
 METHOD = [
     "Reward models and DPO policies of doubling numbers of pairs of tiny-a, seen once, in "
     "batches of 16. The error of a reward model is the share of held-out pairs that it orders "
-    "otherwise than the true rule; that of a policy is how much its mean true reward is below "
+    "otherwise than the ground truth; that of a policy is how much its mean true reward is below "
     "4, the most that an answer can have.",
     "For each seed a power law, error = a n^-b, is fitted by least squares of the logarithms "
     "to all runs but the largest, and predicts its error. What the law says is as uncertain as "
@@ -100,14 +100,14 @@ def run(lab: Lab) -> Findings:
             "pairs": [f"{n:,}" for n in sizes],
             "accuracy of the reward model": column(models, "true", SHARE),
             "true reward of the policy": column(policies, "true"),
-            "wins by the true rule": column(policies, "true_win", SHARE),
+            "wins by the ground truth": column(policies, "true_win", SHARE),
             "KL": column(policies, "kl", POSITIVE),
         },
         panels=[
             Panel(
                 "reward models",
                 "pairs",
-                "error: 1 - agreement with the true rule",
+                "error: 1 - agreement with the ground truth",
                 series["reward model"],
                 log=True,
                 scale=SHARE,

@@ -15,7 +15,7 @@ METHOD = [
     "Reward models of the pairs of the assistants tiny-a (mostly right and polite), tiny-b and "
     "tiny-c (mostly wrong, often rude, with long asides), and of a third of each; all of the same "
     "number of pairs, 3,000, seen once. Each ranks held-out pairs of all three, and is compared "
-    "with the true rule."
+    "with the ground truth."
 ]
 LIMITS = [
     "Assistants differ in how often they do a thing. The things are the same for all three.",
@@ -55,7 +55,7 @@ def run(lab: Lab) -> Findings:
         | {f"accuracy on {name}": column(figures, name, SHARE) for name in SOURCES},
         panels=[
             Panel(
-                "agreement with the true rule",
+                "agreement with the ground truth",
                 "pairs of",
                 "accuracy",
                 {

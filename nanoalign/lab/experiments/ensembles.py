@@ -88,7 +88,7 @@ def centred(values: np.ndarray) -> np.ndarray:
 
 
 def agreement(rewards: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """The share of the pairs of answers to a prompt that are ordered as by the true rule: (P,)."""
+    """The share of the pairs of answers to a prompt in the order of the ground truth: (P,)."""
     lead, true = (np.sign(each[:, :, None] - each[:, None]) for each in (rewards, truths))
     differ = true != 0
     right = ((lead * true + 1) / 2 * differ).sum((1, 2))

@@ -15,13 +15,13 @@ from nanoalign.lab.plant import relabelled
 TITLE = "Length bias: five remedies"
 QUESTION = "Labels prefer long answers. What keeps a reward model from learning that?"
 GUESS = (
-    "The bias costs agreement with the true rule, and each remedy gives some of it back. The "
+    "The bias costs agreement with the ground truth, and each remedy gives some of it back. The "
     "one that learns the bias beside the reward (--length_debias) is best, as the labels were "
     "made so."
 )
 METHOD = [
     "Labels of pairs of tiny-a are drawn by the true reward plus 0.3 a word. Reward models are "
-    "trained on them with each remedy, and compared with the true rule on held-out pairs.",
+    "trained on them with each remedy, and compared with the ground truth on held-out pairs.",
     "Balanced: pairs are left out until, at each difference of length, the longer answer is "
     "chosen as often as the shorter. Normalised: what length explains of the scores of "
     "training pairs, by a straight line, is subtracted from the scores. Penalty: where the "
@@ -35,7 +35,7 @@ METHOD = [
 ]
 LIMITS = [
     "The bias is a straight line in words, which is what the debiased model assumes.",
-    "By the true rule the longer answer is better as often as the shorter: more often where "
+    "By the ground truth the longer answer is better as often as the shorter: more often where "
     "the difference is below 8 words, less often above. So length and quality are related, and "
     "a remedy that removes length also removes a part of what is right.",
     "Balanced data are fewer pairs, so two things differ.",
@@ -126,14 +126,14 @@ def run(lab: Lab) -> Findings:
     by_rule = estimate(figures[NONE]["by the rule"], SHARE)
     return Findings(
         table={
-            "remedy": [*figures, "the true rule"],
+            "remedy": [*figures, "the ground truth"],
             "pairs": [f"{each.mean:,.0f}" for each in column(figures, "pairs")] + [""],
-            "agreement with the true rule": [*column(figures, "true", SHARE), ""],
+            "agreement with the ground truth": [*column(figures, "true", SHARE), ""],
             "prefers the longer": [*column(figures, "longer", SHARE), by_rule],
         },
         panels=[
             Panel(
-                "agreement with the true rule",
+                "agreement with the ground truth",
                 "",
                 "accuracy",
                 {"reward models": points(figures, "true")},
@@ -145,11 +145,11 @@ def run(lab: Lab) -> Findings:
                 "share",
                 {"reward models": points(figures, "longer")},
                 scale=SHARE,
-                lines={"by the true rule": by_rule.mean},
+                lines={"by the ground truth": by_rule.mean},
             ),
         ],
         claims=[
-            ("the bias [costs|gains] agreement with the true rule", true[HONEST] - true[NONE]),
+            ("the bias [costs|gains] agreement with the ground truth", true[HONEST] - true[NONE]),
             *(
                 (
                     f"{name}: agreement is [above|below] that without a remedy",

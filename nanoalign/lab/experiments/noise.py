@@ -16,7 +16,7 @@ METHOD = [
     "trained by DPO (sigmoid), cDPO, robust DPO and IPO (ipo_sum, as in its paper), reward models "
     "with and without label smoothing. cDPO, robust DPO and the smoothing are given the share of "
     "flips; labels that the draw by the Bradley-Terry model made wrong come on top. Policies are "
-    "graded by the true rule, reward models by their agreement with it."
+    "graded by the ground truth, reward models by their agreement with it."
 ]
 LIMITS = [
     "The noise is independent of the pair. That of people is largest where answers are alike.",
@@ -83,7 +83,7 @@ def run(lab: Lab) -> Findings:
             Panel(
                 "reward models",
                 "share of flipped labels",
-                "agreement with the true rule",
+                "agreement with the ground truth",
                 {
                     how: [(share, models[share, how]["true"]) for share in shares]
                     for how in SMOOTHED

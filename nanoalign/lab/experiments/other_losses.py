@@ -62,7 +62,7 @@ def run(lab: Lab) -> Findings:
                 " ".join(f"{rate:g}" for rate in each.seeds) for each in column(figures, "rate")
             ],
             "true reward": column(figures, "true"),
-            "wins by the true rule": column(figures, "true_win", SHARE),
+            "wins by the ground truth": column(figures, "true_win", SHARE),
             "wins by the judge": column(figures, "win", SHARE),
             "KL": column(figures, "kl", POSITIVE),
             "tokens": column(figures, "tokens", POSITIVE),

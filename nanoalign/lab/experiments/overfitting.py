@@ -60,7 +60,7 @@ def run(lab: Lab) -> Findings:
             "epochs": [each for _, each in figures],
             "accuracy, training": column(figures, "train", SHARE),
             "accuracy, held out": column(figures, "test", SHARE),
-            "by the true rule": column(figures, "true", SHARE),
+            "by the ground truth": column(figures, "true", SHARE),
             "loss, held out": column(figures, "loss", POSITIVE),
         },
         panels=[

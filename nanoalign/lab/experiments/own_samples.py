@@ -13,24 +13,24 @@ GUESS = (
 )
 METHOD = [
     "DPO from one base, with the same prompts. Offline: pairs of the three assistants, "
-    "labelled by the true rule with noise. One round: the best and the worst of four own "
+    "labelled by the ground truth with noise. One round: the best and the worst of four own "
     "answers by a reward model. Three rounds: a third of the prompts each, where the policy "
     "after a round samples the next one, and is its reference.",
     "All ways have 2,400 prompts. The reward model that orders own answers was trained on pairs of "
     "tiny-a, and is the judge, too. Its rewards are in units of the true reward.",
 ]
 LIMITS = [
-    "The judge that grades also ordered the own pairs, so its figures favour them. The true "
-    "rule ordered none of them. The judge was trained on pairs of the same prompts.",
+    "The judge that grades also ordered the own pairs, so its figures favour them. The ground "
+    "truth ordered none of them. The judge was trained on pairs of the same prompts.",
     "Prompts whose four answers have one reward give no own pair: the table has the pairs.",
-    "Offline pairs are labelled by the true rule itself, own pairs by a reward model: own "
+    "Offline pairs are labelled by the ground truth itself, own pairs by a reward model: own "
     "samples have the worse labels here.",
     "PPO samples at every step. Three rounds are between that and none.",
     "Each round's reference is the policy before it, so three rounds may go further from the "
     "base; and each has a warm-up and a decay of its own.",
 ]
 EXERCISES = [
-    "Label the own pairs by the true rule. How much of the difference was the labels?",
+    "Label the own pairs by the ground truth. How much of the difference was the labels?",
     "Keep the base as the reference of all rounds (--reference). What changes in KL and reward?",
     "How do two samples a prompt compare with four, or eight?",
 ]
@@ -61,7 +61,7 @@ def run(lab: Lab) -> Findings:
             "reward by the judge": ["", *column(figures, "judged")],
             "true reward": [offline["base_true"], *column(figures, "true")],
             "wins by the judge": ["", *column(figures, "win", SHARE)],
-            "wins by the true rule": ["", *column(figures, "true_win", SHARE)],
+            "wins by the ground truth": ["", *column(figures, "true_win", SHARE)],
             "KL": ["", *column(figures, "kl", POSITIVE)],
             "tokens": ["", *column(figures, "tokens", POSITIVE)],
         },
@@ -72,7 +72,7 @@ def run(lab: Lab) -> Findings:
                 "gain of reward",
                 {
                     f"by the {name}": [(w, o[key] - o[f"base_{key}"]) for w, o in figures.items()]
-                    for name, key in (("judge", "judged"), ("true rule", "true"))
+                    for name, key in (("judge", "judged"), ("ground truth", "true"))
                 },
             ),
             Panel(
@@ -88,7 +88,7 @@ def run(lab: Lab) -> Findings:
                 one["judged"] - offline["judged"],
             ),
             (
-                "by the true rule one round is [better|worse] than offline pairs",
+                "by the ground truth one round is [better|worse] than offline pairs",
                 one["true"] - offline["true"],
             ),
             (
@@ -96,12 +96,12 @@ def run(lab: Lab) -> Findings:
                 three["judged"] - one["judged"],
             ),
             (
-                "by the true rule three rounds are [better|worse] than one",
+                "by the ground truth three rounds are [better|worse] than one",
                 three["true"] - one["true"],
             ),
             (
                 "over offline pairs, three rounds gain [more|less] by the judge, in units of the "
-                "true reward, than by the true rule",
+                "true reward, than by the ground truth",
                 three["judged"] - offline["judged"] - three["true"] + offline["true"],
             ),
         ],

@@ -59,7 +59,7 @@ def run(lab: Lab) -> Findings:
             "true reward": column(figures, "true"),
             "gained": ["", *gain.values()],
             "reward by the judge": column(figures, "judged"),
-            "wins against the base, by the true rule": column(figures, "true_win", SHARE),
+            "wins against the base, by the ground truth": column(figures, "true_win", SHARE),
             "KL from the base": ["", *column(figures, "kl", POSITIVE)[1:]],
             "tokens": column(figures, "tokens", POSITIVE),
         },

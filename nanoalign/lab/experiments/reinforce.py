@@ -1,4 +1,4 @@
-"""REINFORCE, DPO and the best of n by the true rule, at equal KL from their base."""
+"""REINFORCE, DPO and the best of n by the ground truth, at equal KL from their base."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ TITLE = "REINFORCE beside DPO"
 QUESTION = "What does a policy gain from sampling in its training, which DPO leaves out?"
 GUESS = (
     "At equal KL REINFORCE has a higher true reward than DPO, as it learns from its own answers; "
-    "with the true rule as its reward more than with a reward model. Both have more than the best "
-    "of n."
+    "with the ground truth as its reward more than with a reward model. Both have more than the "
+    "best of n."
 )
 METHOD = [
     "REINFORCE (nanoalign/lab/rloo.py): 40 steps of 64 prompts with four sampled answers each, "
     "the mean of the other three as the baseline, and a penalty of beta times the KL from the base "
     "in the reward, at a peak learning rate of 5e-4. Its reward is the judge, a reward model, or "
-    "the true rule itself.",
+    "the ground truth itself.",
     "DPO on the embedded pairs with several values of beta, one pass. Best of n: the base's "
     "answer with the highest reward by the judge, among n; log n - (n - 1) / n is a bound of its "
     "KL, and is taken for it.",
@@ -26,7 +26,7 @@ METHOD = [
     "KL: a straight line between the two nearest values, or the value at their last KL beyond it.",
 ]
 LIMITS = [
-    "The true rule is a reward that no real task has. It shows what a better judge would give.",
+    "The ground truth is a reward that no real task has. It shows what a better judge would give.",
     "The judge was trained on pairs of tiny-a; DPO saw pairs of all three assistants.",
     "REINFORCE samples 10,240 answers, and DPO none: at equal time DPO would have more pairs.",
     "Where the KL of the best of n is below its bound, its curve is too far to the right. The "
@@ -38,11 +38,11 @@ EXERCISES = [
     "Start from a DPO policy (`pipeline`). What is left to gain?",
 ]
 BETAS = (0.1, 0.5)
-REWARDS = ("a reward model", "the true rule")
+REWARDS = ("a reward model", "the ground truth")
 
 
 def reinforce(lab: Lab, seed: int, reward: str, beta: float) -> dict:
-    judge = "rule" if reward == "the true rule" else lab.judge
+    judge = "rule" if reward == "the ground truth" else lab.judge
     words = ("--reward", judge, "--beta", beta, "--seed", seed, "--steps", lab.pick(10, 40))
     out = lab.runs.run("-m", "nanoalign.lab.rloo", *words)
     return lab.graded(out, seed)
@@ -93,14 +93,14 @@ def run(lab: Lab) -> Findings:
     cells = {f"REINFORCE, {name}, beta {beta:g}": cell for (name, beta), cell in sampled.items()}
     cells |= {f"DPO, beta {beta:g}": cell for beta, cell in trained.items()}
     compared = [(name, other) for name in REWARDS for other in ("DPO", "best of n")]
-    compared.append(("the true rule", "REINFORCE, a reward model"))
+    compared.append(("the ground truth", "REINFORCE, a reward model"))
     return Findings(
         table={
             "policy": [*cells],
             "KL, nats": column(cells, "kl", POSITIVE),
             "reward by the judge": column(cells, "judged"),
             "true reward": column(cells, "true"),
-            "wins by the true rule": column(cells, "true_win", SHARE),
+            "wins by the ground truth": column(cells, "true_win", SHARE),
         },
         panels=[Panel("true reward", "KL from the base, nats an answer", "true reward", curves)],
         claims=[

@@ -27,15 +27,15 @@ GUESS = (
 )
 METHOD = [
     "The base is strong: a policy that DPO has trained already. It is trained by DPO again, "
-    "from itself as the reference, on pairs that are labelled by the true rule, and compared "
+    "from itself as the reference, on pairs that are labelled by the ground truth, and compared "
     "with itself before. In the control the pairs are two of its own answers, their labels are "
-    "drawn by the true rule, beta is 0.1, and they are seen once, in batches of 32. The prompts "
+    "drawn by the ground truth, beta is 0.1, and they are seen once, in batches of 32. The prompts "
     "are those of 1,200 pairs.",
     "Causes: the answers of tiny-c, which are far worse than the base's, in place of its own; "
     "30 % of the labels flipped; beta 0.01; four epochs. Each alone, all together, and all but "
     "one, so that leaving a cause out is a repair. Further repairs of all together: "
     "fine-tuning on the chosen answers first, a tenth of the learning rate, --nll_weight 1.",
-    "Judges: the true rule; a reward model of tiny-a; and one that was trained elsewhere, on "
+    "Judges: the ground truth; a reward model of tiny-a; and one that was trained elsewhere, on "
     "the labels of safety of tiny-c. A tie is half a win.",
 ]
 LIMITS = [
@@ -92,7 +92,7 @@ def elsewhere(lab: Lab) -> Path:
 
 
 def own_pairs(lab: Lab, seed: int, base: Path) -> list[dict]:
-    """Two of four own answers to each prompt, the first that the true rule does not find equal."""
+    """Two of four own answers to each prompt, the first that differ by the ground truth."""
     prompts = [{"prompt": each["prompt"]} for each in lab.pairs(lab.pick(160, 1200), seed)]
     folder = lab.sample(
         base, seed, baseline=base, samples=4, prompts=lab.runs.write("prompts", prompts)
@@ -135,7 +135,7 @@ def run(lab: Lab) -> Findings:
     control, together = win["control"], win["all together"]
     repairs = [f"all but {cause}" for cause in CAUSES] + list(REPAIRS)
     judges = {
-        "the true rule": "true_win",
+        "the ground truth": "true_win",
         "the reward model": "win",
         "the judge from elsewhere": "elsewhere_win",
     }
@@ -180,7 +180,7 @@ def run(lab: Lab) -> Findings:
             ),
             (
                 "with all together, the judge from elsewhere gives the policy [fewer|more] wins "
-                "than the true rule does",
+                "than the ground truth does",
                 together - figures["all together"]["elsewhere_win"],
             ),
         ],
