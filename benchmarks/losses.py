@@ -3,6 +3,7 @@
     python benchmarks/losses.py                             all losses, about 40 minutes
     python benchmarks/losses.py dpo simpo                   some of them
     python benchmarks/losses.py --curves docs/losses.png    a picture of the losses, no training
+    python benchmarks/losses.py --weights docs/course/weights.svg    of how they weight a pair
 
 The base, the pairs, the reward model (runs/rm: python train_rm.py), the evaluation and the learning
 rate are the same for all. Results go to runs/losses: a folder for each loss, and table.md. A loss
@@ -180,15 +181,52 @@ def draw_loss(axis, name: str) -> None:
         each.ticklabel_format(axis="y", scilimits=(-3, 4))
 
 
+def draw_weights(path: Path) -> None:
+    """Draws how strongly five losses raise the chosen response, against the margin.
+
+    The weight is -d loss / d log pi of the chosen response, divided by its value at margin 0. The
+    chosen response has half of the margin as its log-ratio, the rejected one the opposite; both
+    have 20 tokens, and -1 nat a token by the reference.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    margins = torch.linspace(-30, 30, 121, dtype=torch.float64)  # the middle one is 0
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "nanoalign"}):
+        figure, axis = plt.subplots(figsize=(5, 4), layout="constrained")
+        styles = {"dpo": "-", "ipo_sum": "--", "kto": "-.", "simpo": ":"}
+        styles["orpo"] = (0, (6, 1, 1, 1, 1, 1))
+        for name, style in styles.items():
+            chosen, rejected = (margins / 2).requires_grad_(), -margins / 2
+            given = (chosen, rejected)
+            if name in WITHOUT_REFERENCE:  # takes log-probabilities per token
+                given = (each / 20 - 1 for each in given)
+            (gradient,) = torch.autograd.grad(value(name, *given).sum(), chosen)
+            axis.plot(margins, gradient / gradient[60], ls=style, lw=2, label=name)
+        axis.axhline(0, color="black", lw=0.5)
+        axis.axvline(0, color="black", lw=0.5)
+        axis.set(xlabel="margin m, nats", ylabel="weight, as a multiple of that at 0")
+        axis.grid(alpha=0.3)
+        axis.legend()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="LOSS", help="losses to train; default: all")
     parser.add_argument("--curves", type=Path, metavar="PNG", help="draw the losses, train none")
+    parser.add_argument("--weights", type=Path, metavar="SVG", help="draw how they weight a pair")
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - LOSSES.keys()):
         parser.error(f"unknown losses {', '.join(unknown)}; expected some of {', '.join(LOSSES)}")
     if args.curves:
         draw(args.curves)
+    if args.weights:
+        draw_weights(args.weights)
+    if args.curves or args.weights:
         return
     if not Path("runs/rm").exists():
         parser.error(
