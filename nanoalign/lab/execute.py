@@ -37,7 +37,7 @@ COMMANDS: dict[str, Callable[[Namespace], object]] = {
     "golden": lambda args: write(args.out),
     "grade": grade,
     "world": lambda args: print(described(args.world)),
-    "speedrun": lambda args: speedrun(args.entry),
+    "speedrun": lambda args: speedrun(args.entry, args.against),
     "homework": lambda args: homework(args.out, args.data, args.model),
 }
 

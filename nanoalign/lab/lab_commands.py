@@ -91,7 +91,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = adds["golden"]
     add("--out", default="runs/golden.json", metavar="FILE", help="a .json file, which is replaced")
 
-    adds["speedrun"]("entry", type=Path, help="a Python file with FLAGS: docs/speedrun.md")
+    add = adds["speedrun"]
+    add("entry", type=Path, help="a Python file with FLAGS: docs/speedrun.md")
+    add("--against", type=Path, metavar="ENTRY", help="print the difference from this one, too")
     add = adds["homework"]
     add("--data", default="tiny", metavar="SOURCE", help="preference pairs")
     add("--model", default="tiny", help="the base: a folder, OWNER/NAME, or 'tiny'")

@@ -1,11 +1,12 @@
 """A speed run: which policy do 60 CPU seconds of training make, from the base and 3,000 pairs?
 
-    python -m nanoalign.lab speedrun docs/speedrun/default.py
+    python -m nanoalign.lab speedrun docs/speedrun/beta.py --against docs/speedrun/default.py
 
 An entry is a Python file of at most 40 lines with FLAGS, a string of flags of train_dpo.py, and, if
 it likes, a loss_of_batch that replaces the one of train_dpo.py. It is trained with three seeds, on
 one thread and in a process each, whose user and system time is limited. The score is the mean true
-reward of one sampled answer to each of 600 held-out prompts, over the seeds.
+reward of one sampled answer to each of 600 held-out prompts, over the seeds. Two entries share
+seeds and prompts, so their difference is more certain than their scores.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from nanoalign.data.templates import encode_records
 from nanoalign.distributed import World, run, setup
 from nanoalign.errors import RunError
 from nanoalign.evaluation.generation import Sampling, generate
-from nanoalign.lab.findings import Estimate, estimate
+from nanoalign.lab.findings import estimate
 from nanoalign.model import Policy
 from nanoalign.ranks import report
 from nanoalign.records import Record
@@ -40,10 +41,18 @@ FIXED = {"--model", "--reference", "--data", "--eval_data", "--seed", "--out", "
 FIXED |= {"--keep_best", "--patience"}
 
 
-def speedrun(entry: Path, seconds: float = SECONDS, prompts: int = PROMPTS) -> Estimate:
-    """Trains an entry with all seeds, prints CPU seconds and score of each; returns the score.
+def speedrun(entry: Path, other: Path | None = None) -> None:
+    """Prints the score of an entry, and with another one their difference."""
+    scores = scores_of(entry)
+    if other is not None:
+        print(f"difference  {estimate(scores - scores_of(other))}: {entry} minus {other}")
 
-    Raises RunError for an entry that breaks a rule, whose training fails, or takes too long.
+
+def scores_of(entry: Path, seconds: float = SECONDS, prompts: int = PROMPTS) -> np.ndarray:
+    """Trains an entry with all seeds, and prints CPU seconds and score of each.
+
+    Returns the true reward of each answer, (seeds, prompts). Raises RunError for an entry that
+    breaks a rule, whose training fails, or takes too long.
     """
     check_entry(entry)
     grades = []
@@ -62,9 +71,9 @@ def speedrun(entry: Path, seconds: float = SECONDS, prompts: int = PROMPTS) -> E
                 raise RunError(f"{entry} took {taken:.1f} CPU seconds; {seconds:g} are allowed")
             grades.append(graded(out, prompts, seed))
             print(f"seed {seed}      {taken:.1f} CPU s, true reward {grades[-1].mean():.3f}")
-    score = estimate(np.stack(grades))
-    print(f"score       {score} over {len(SEEDS)} seeds and {prompts} prompts")
-    return score
+    scores = np.stack(grades)
+    print(f"score       {estimate(scores)} over {len(SEEDS)} seeds and {prompts} prompts")
+    return scores
 
 
 def check_entry(entry: Path) -> None:

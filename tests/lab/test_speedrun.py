@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import train_dpo
@@ -38,10 +39,18 @@ def test_the_time_of_a_child_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(
         speedrun.subprocess, "run", lambda _, **kept: run([sys.executable, "-c", code], **kept)
     )
-    monkeypatch.setattr(speedrun, "graded", lambda out, count, seed: speedrun.np.arange(2.0) + seed)
+    monkeypatch.setattr(speedrun, "graded", lambda out, count, seed: np.arange(2.0) + seed)
     with pytest.raises(RunError, match=r"took 0\.[5-9].* CPU seconds; 0.1 are allowed"):
-        speedrun.speedrun(entry, seconds=0.1)
-    assert speedrun.speedrun(entry).mean == 1.5  # of 0 and 1, 1 and 2, 2 and 3
+        speedrun.scores_of(entry, seconds=0.1)
+    assert speedrun.scores_of(entry).tolist() == [[0, 1], [1, 2], [2, 3]]
+
+
+def test_the_difference_of_two_entries_is_that_of_each_seed_and_prompt(monkeypatch, capsys):
+    """Grades of two entries that differ by a half everywhere, and much from seed to seed."""
+    scores = {"a": np.array([[0.0, 9.0], [5.0, 1.0]]), "b": np.array([[0.5, 9.5], [5.5, 1.5]])}
+    monkeypatch.setattr(speedrun, "scores_of", scores.__getitem__)
+    speedrun.speedrun("b", "a")
+    assert capsys.readouterr().out == "difference  0.500 [0.500, 0.500]: b minus a\n"
 
 
 def test_the_loss_of_an_entry_trains(tmp_path, monkeypatch):
