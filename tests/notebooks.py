@@ -33,10 +33,13 @@ SETUP = """# Installs nanoalign, unless this notebook runs inside its repository
 import os, subprocess, sys
 from pathlib import Path
 
+REPOSITORY = "URL_OF_THIS_REPOSITORY"  # on Colab or Kaggle: its address, https://...
 HERE = Path.cwd()
 ROOT = next((p for p in [HERE, *HERE.parents] if (p / "train_dpo.py").exists()), None)
 if ROOT is None:
-    subprocess.run(["git", "clone", "-q", "URL_OF_THIS_REPOSITORY", "nanoalign"], check=True)
+    if "://" not in REPOSITORY:
+        raise SystemExit("write the address of the repository into this cell: REPOSITORY")
+    subprocess.run(["git", "clone", "-q", REPOSITORY, "nanoalign"], check=True)
     ROOT = Path("nanoalign")
     requirements = str(ROOT / "requirements.txt")
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-r", requirements], check=True)

@@ -199,7 +199,7 @@ def note_on_kl(figures: Figures) -> str | None:
     ends = "" if low is None else f" [{low:.2f}, {high:.2f}]"
     text = f"KL(policy || baseline) is {kl:.2f}{ends} nats an answer"
     text += f", {figures['kl_per_token']:.3f} a token."
-    if kl < NEAR:
+    if kl < NEAR and _better(figures, "") == 0:
         return f"{text} The policy has hardly changed: raise --lr or --epochs, or lower --beta."
     if kl > FAR:
         return f"{text} The policy has changed a lot: compare with a larger --beta, or fewer steps."

@@ -194,12 +194,12 @@ def frontier_picture(path: Path, results: dict[str, Figures]) -> None:
     figures = [results[name] for name in names]
     # The estimate of a KL near 0 may be negative.
     kl = np.array([max(0.0, result["kl_per_answer"]) for result in figures])
-    judges = {"": ("reward model", BETTER)}
+    judges = {"": ("reward model", BETTER, "o")}
     if all("policy_true_mean" in result for result in figures):
-        judges["true_"] = ("ground truth of the embedded world", "tab:green")
+        judges["true_"] = ("ground truth of the embedded world", "tab:green", "^")
     with panels(path, [["gain", "wins", "length"]], "policies by their KL", (18, 6)) as axes:
-        for key, (judge, colour) in judges.items():
-            style = {"color": colour, "marker": "o", "ls": "", "label": in_picture(judge)}
+        for key, (judge, colour, marker) in judges.items():
+            style = {"color": colour, "marker": marker, "ls": "", "label": in_picture(judge)}
             means = [x[f"policy_{key}mean"] - x[f"baseline_{key}mean"] for x in figures]
             axes["gain"].plot([0, *kl], [0, *means], **style)
             rate, low, high = (

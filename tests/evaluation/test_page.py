@@ -209,6 +209,9 @@ def test_the_diagnosis_by_hand(compared):
         assert text in note
     assert diagnosis(figures | {"policy_ended_share": None}) == []  # answers of a file
     assert diagnosis(figures | {"policy_ended_share": 0.9996}) == []  # as good as all
+    won = {"win_rate": 0.75, "win_rate_low": 0.625, "win_rate_high": 0.875}
+    (note,) = diagnosis(figures | kl_of(0.25) | won)  # a policy that wins has changed enough
+    assert note == "KL(policy || baseline) is 0.25 [0.00, 0.50] nats an answer, 0.250 a token."
     one = kl_of(5.0) | {"kl_per_answer_low": None, "kl_per_answer_high": None}  # one prompt
     (note,) = diagnosis(figures | one)
     assert note == "KL(policy || baseline) is 5.00 nats an answer, 0.250 a token."
