@@ -96,16 +96,16 @@ def draw_panel(axis, panel: Panel, names: Sequence[str]) -> None:
         axis.set_yticks(range(len(texts)), texts)
         axis.set_ylim(len(texts) - 0.5, -0.5)
     if panel.scale == POSITIVE and max(means) > 10 * min(means) > 0:
-        axis.set(**{f"{of_y}scale": "log"})
+        make_logarithmic(axis, of_y)
     xs = [x for points in panel.series.values() for x, _ in points]
     found = [x.mean for x in xs if isinstance(x, Estimate)]
     if found and max(found) > 10 * min(found) > 0:
-        axis.set_xscale("log")
+        make_logarithmic(axis, "x")
     if panel.log:
-        axis.set_xscale("log")
+        make_logarithmic(axis, "x")
+    if panel.log or all(isinstance(x, int) for x in xs):
         ticks = sorted(set(xs))
         axis.set_xticks(ticks, [f"{x:,g}" for x in ticks])
-        axis.minorticks_off()
     axis.set_title(panel.title, loc="left", fontsize="medium", fontweight="bold")
     x, y = (panel.y, panel.x) if texts else (panel.x, panel.y)
     axis.set_xlabel(x)
@@ -116,6 +116,17 @@ def draw_panel(axis, panel: Panel, names: Sequence[str]) -> None:
         box = {"loc": "upper center", "bbox_to_anchor": (0.5, -below), "frameon": False}
         columns = 1 if sum(map(len, (*panel.series, *panel.lines))) > 50 else 2
         axis.legend(fontsize=9, ncols=columns, **box)
+
+
+def make_logarithmic(axis, name: str) -> None:
+    """Draws the axis of x or y, by its name, with labels at 1, 2 and 5 times the powers of 10."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set(**{f"{name}scale": "log"})
+    own = {"x": axis.xaxis, "y": axis.yaxis}[name]
+    own.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    own.set_major_formatter("{x:g}")
+    axis.minorticks_off()
 
 
 def alt_text(findings: Findings) -> str:

@@ -177,9 +177,9 @@ def run(lab: Lab) -> Findings:
                 },
             ),
             Panel(
-                "the reward model after rounds of training on attacks",
-                "rounds",
-                "agreement with the ground truth on held-out pairs",
+                "reward models on held-out pairs",
+                "rounds of training on attacks",
+                "agreement with the ground truth",
                 {"reward model": list(accuracy.items())},
                 scale=SHARE,
             ),
