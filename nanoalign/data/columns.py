@@ -34,7 +34,8 @@ def ignored(names: Collection[str], keys: tuple[str, ...]) -> tuple[str, ...]:
     names: a record's columns beside the `keys` of its format. The margin of a pair and the further
     columns of PKU-SafeRLHF are not named.
     """
-    unread = set(names) - CONTEXT - ({"margin"} if keys not in (UNPAIRED, RANKED) else set())
+    has_margin = keys not in (UNPAIRED, DEMONSTRATION, RANKED)
+    unread = set(names) - CONTEXT - ({"margin"} if has_margin else set())
     if keys == PKU:
         unread = {name for name in unread if not re.fullmatch(PKU_COLUMNS, name)}
     return (note_of(name[:40] for name in map(visible, unread)),) if unread else ()

@@ -92,7 +92,7 @@ def sampled_of(record: dict, keys: tuple[str, ...]) -> tuple[str, list[list[int]
     Raises ValueError for what is no list of whole numbers.
     """
     names = [name for name in SAMPLED if name.removesuffix("_tokens") in keys]
-    if not all(name in record for name in names):
+    if not names or not all(name in record for name in names):
         return None
     return str(record["tokenizer"]), [token_ids(record, name) for name in names]
 

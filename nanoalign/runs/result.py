@@ -1,6 +1,5 @@
 """The result of a run: curves.png, the model card, and the lines that are printed at its end."""
 
-import json
 import math
 import re
 import shlex
@@ -23,6 +22,7 @@ from nanoalign.files.writing import replacing, write_text
 from nanoalign.loop import Batcher, Objective, evaluate
 from nanoalign.model import Policy
 from nanoalign.runs.best import keeps_best, up_to_best
+from nanoalign.runs.trackers import lines_of
 from nanoalign.weights.folders import public_name
 
 CARD_MARK = "<!-- Written by nanoalign."
@@ -57,7 +57,7 @@ def finish(args: Namespace, world: World, title: str, records: int, command: lis
     """
     if world.is_main:
         out = Path(args.out)
-        lines = [json.loads(line) for line in (out / METRICS).read_bytes().splitlines()]
+        lines = [{"step": step} | metrics for step, metrics in lines_of(out)]
         title = f"{title}, data {named(args.data)}, lr {args.lr:g}"
         draw(lines, re.sub(r"(?<![^ =])[./]\S*/", "", title), out / "curves.png")  # names alone
         if keeps_best(args):

@@ -69,7 +69,7 @@ def names_in_index(index: Path) -> list[str]:
     """Returns the names of the files of an index, sorted. Raises RunError if it is damaged."""
     try:
         return sorted({str(name) for name in read_json(index)["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{index}: not an index of files: {in_a_line(error)}; restore the file"
         ) from error

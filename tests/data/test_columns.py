@@ -45,6 +45,7 @@ def printed(records: list[dict], tmp_path: Path, capsys, tokenizer, world, **cha
         ([PKU, PKU], ""),
         ([PKU, PKU | {"response_2": "c"}], "; 1 records with ignored columns: response_2"),
         ([RANKED, RANKED | {"margin": 1}], "; 1 records with ignored columns: margin"),
+        ([RANKED | {"tokenizer": "x"}] * 2, "; 2 records with ignored columns: tokenizer"),
     ],
 )  # fmt: skip
 def test_the_line_of_the_data_names_them(records, expected, tmp_path, capsys, tokenizer, world):

@@ -11,6 +11,7 @@ from matplotlib import pyplot
 from processes import run_ranks
 from trainings import rm_script, script
 
+from nanoalign.distributed import setup
 from nanoalign.runs import result
 from nanoalign.runs.result import CARD_MARK, write_card
 
@@ -48,6 +49,15 @@ def test_next_names_the_data(changes, held_out, data):
     assert result.next_command(args, held_out, ["rm", "--model", "x y"]) == (
         f"python evaluate.py rm --model 'x y' --out {out}{data}"
     )
+
+
+def test_a_run_without_its_metrics_has_a_result(tmp_path, capsys):
+    """A finished run that is resumed without metrics.jsonl, as an error of it advises."""
+    args = Namespace(out=str(tmp_path), data=["a.jsonl"], eval_data=None, keys=[], lr=1e-3)
+    args.model, args.keep_best, args.patience = "tiny", False, None
+    result.finish(args, setup(), "dpo", 3, ["policy", "--policy", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "held out    no records\n" in printed and (tmp_path / "curves.png").exists()
 
 
 # --- the curves

@@ -34,7 +34,7 @@ from nanoalign.packing.packed import PackedBatcher
 from nanoalign.weights import tensor_files, write
 from nanoalign.weights.folders import local_folder
 from nanoalign.weights.slices import places_of, read_slices
-from nanoalign.weights.tensor_files import stored_tensors
+from nanoalign.weights.tensor_files import names_in_index, stored_tensors
 from nanoalign.weights.write import change_json, write_model
 
 load = partial(Policy.load, read=read_slices)
@@ -346,12 +346,20 @@ def test_other_users_and_older_programs_may_read_the_weights(llama_folder, tmp_p
         ("unknown", "config.json: "),
         ("quantized", "is quantized; give the model with its full weights"),
         ("missing shard", "names the file model-00002-of-00002.safetensors, which is missing"),
-        ("torn index", "not an index of files"),
+        ("torn index", "index.json: not valid JSON: [^;]*; restore the file$"),
     ],
 )
 def test_a_folder_that_does_not_fit_is_an_error(llama_folder, tmp_path, damage, message):
     with pytest.raises(RunError, match=message):
         load(local_folder(damaged_model(llama_folder, tmp_path / "model", damage)))
+
+
+def test_an_index_is_refused_with_one_advice(tmp_path):
+    for text, message in (("{", "not valid JSON"), ('{"weight_map": 3}', "not an index of files")):
+        (index := tmp_path / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(RunError, match=message) as caught:
+            names_in_index(index)
+        assert str(caught.value).count("restore the file") == 1
 
 
 def test_the_folder_of_an_adapter_is_called_one(tmp_path):
