@@ -22,7 +22,7 @@ import json
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +117,7 @@ def evaluate_rm(args: Namespace, world: World) -> None:
     for judge in judges:
         view = judge.view
         records = list(read_records(formats(view.preference), args.data, args.keys))
-        check_names(dict.fromkeys(record.subset for record in records))
+        check_names((record.subset for record in records), [each.view.name for each in judges])
         compared = [record for record in records if record.pairs]
         if empty := {x.subset for x in records} - {x.subset for x in compared}:
             subset = sorted(empty)[0]
@@ -239,12 +239,13 @@ def evaluate_tokens(args: Namespace, world: World) -> None:
     print(f"{'saved':<11} {args.out}: report.html, tokens.jsonl, metrics.json")
 
 
-def check_names(subsets: Iterable[str]) -> None:
+def check_names(subsets: Iterable[str], views: Sequence[str] = ("",)) -> None:
     """Raises RunError if two subsets would have one picture, or one would have the name "all"."""
     pictures = {results.picture_name("all"): "the row of all"}
-    for name in subsets:
-        if (other := pictures.setdefault(results.picture_name(name), name)) != name:
+    for name in (ranking.with_view(x, view) for x in dict.fromkeys(subsets) for view in views):
+        if other := pictures.get(results.picture_name(name)):
             raise RunError(f"the subset '{name}' would share its files with {other!r}; rename it")
+        pictures[results.picture_name(name)] = name
 
 
 def evaluate_policy(args: Namespace, world: World) -> None:

@@ -4,6 +4,7 @@ Records of any format are read, and answers of other programs; the responses to 
 row, so the prompt is computed once for all of them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import itemgetter
@@ -63,7 +64,9 @@ def parse_keep(words: Sequence[str] | None) -> float | str | None:
         return words and "best"
     try:
         if words[0] == "above" and len(words) == 2:
-            return float(words[1])
+            limit = float(words[1])
+            if math.isfinite(limit):
+                return limit
     except ValueError:
         pass
     raise RunError(f"--keep {' '.join(words)}: expected best, or above NUMBER")

@@ -3,6 +3,7 @@
 import argparse
 from argparse import Namespace
 from math import isfinite
+from pathlib import Path
 
 from nanoalign.data.rows import (
     PREFERENCES,
@@ -389,6 +390,9 @@ def refusal_of_score(args: Namespace) -> str | None:
         return "give either --data, or --prompt and --response"
     if (args.prompt is None) != (args.response is None):
         return "--prompt and --response belong together; give both"
+    files = {Path(name).resolve() for name in (args.out, args.pairs_out) if name}
+    if args.out and args.pairs_out and len(files) == 1:
+        return f"--out and --pairs_out are both {args.out}; give two files"
     return None
 
 

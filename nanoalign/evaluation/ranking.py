@@ -53,12 +53,18 @@ class Scored:
     tokens: int  # of the whole response, with its EOS
     cut: bool  # whether max_length cut it: its score is that of its beginning, without EOS
     true_reward: float | None = None  # by the rule that the labels were drawn from, if it is known
+    tools: list | None = None  # of the prompt
 
 
 def score_line(scored: Scored) -> dict:
-    """A line of scores.jsonl. It has a true reward where that is known."""
-    line = asdict(scored)
-    return {key: value for key, value in line.items() if (key, value) != ("true_reward", None)}
+    """A line of scores.jsonl. It has a true reward and tools where they are known."""
+    optional = ("true_reward", "tools")
+    return {k: v for k, v in asdict(scored).items() if k not in optional or v is not None}
+
+
+def with_view(name: str, view: str) -> str:
+    """The name of a pair or of a subset, as a view scores it; "" is a view without a name."""
+    return f"{name}/{view}" if view else name
 
 
 Pairs = list[tuple[Scored, Scored]]  # (better, worse)
@@ -77,15 +83,14 @@ def scored_lines(
     view: the name of a preference, which is appended to pair_id and subset; "": nothing is.
     rule: the true reward of (prompt, response), None where it is not known.
     """
-    suffix = f"/{view}" if view else ""
     scored = []
     for record, record_lengths, rewards in zip(records, lengths, scores, strict=True):
         worse = {rejected for _, rejected in record.pairs}
         responses = zip(record.responses, rewards, record_lengths, strict=True)
         scored += [
             Scored(
-                pair_id=record.name + suffix,
-                subset=record.subset + suffix,
+                pair_id=with_view(record.name, view),
+                subset=with_view(record.subset, view),
                 prompt=record.prompt,
                 response=response,
                 side="rejected" if i in worse else "chosen",
@@ -93,6 +98,7 @@ def scored_lines(
                 tokens=tokens,
                 cut=read_share < 1,
                 true_reward=rule(record.prompt, response),
+                tools=record.tools or None,
             )
             for i, (response, score, (tokens, read_share)) in enumerate(responses)
         ]
@@ -205,7 +211,7 @@ def _accuracy(margins: np.ndarray) -> float:
 
 
 def _prompts(pairs: Pairs) -> list[str]:
-    return [prompt_key(better.prompt) for better, _ in pairs]
+    return [prompt_key(better.prompt, better.tools) for better, _ in pairs]
 
 
 def summary(figures: Figures) -> str:

@@ -30,8 +30,9 @@ from nanoalign.records import Record
 METRICS = "metrics.json"
 # What the results of `frontier` must have in common.
 COMPARABLE = (
-    *("baseline", "baseline_answers", "reward", "combine", "reward_template", "reward_max_length"),
-    *("data", "template", "max_length", "temperature", "top_p", "max_new_tokens"),
+    *("baseline", "baseline_answers", "reward", "reward_head", "combine", "reward_template"),
+    *("reward_max_length", "data", "keys", "template", "template_args", "max_length"),
+    *("temperature", "top_p", "max_new_tokens"),
 )
 # The figures of `frontier`.
 FRONTIER = (

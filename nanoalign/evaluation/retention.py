@@ -30,21 +30,21 @@ from nanoalign.records import Record, check_text, decode, parse
 
 # By the beginning of the names of figures: rows, and of each the prompt or text that it is of.
 Texts = dict[str, tuple[list[Row], list[str]]]
-HAVE_CHOSEN = {"chosen", "better_response_id", "scores"}  # a record of pairs has one of these keys
 
 
-def read_chosen(sources: Sequence[str], keys: Sequence[str] = ()) -> list[Record]:
+def read_chosen(sources: Sequence[str], renaming: Sequence[str] = ()) -> list[Record]:
     """Returns those records of the sources that have pairs, with their chosen responses alone.
 
-    Raises RunError, with file and line, for a record of pairs that no format reads. keys: of
-    --keys, OURS=THEIRS.
+    Raises RunError, with file and line, for a record of pairs that no format reads. renaming:
+    of --keys, OURS=THEIRS.
     """
     check_sources(sources)
     known, records = formats(unpaired="prompts"), []
     for source in sources:
-        for where, name, _, raw in open_source(source, keys):
+        for where, name, _, raw in open_source(source, renaming):
             decoded = decode(raw, where)
-            if isinstance(decoded, dict) and HAVE_CHOSEN & decoded.keys():
+            keys = decoded.keys() if isinstance(decoded, dict) else set()
+            if any(names and keys >= {*names} for names in known):
                 record = chosen_alone(parse(decoded, where, known)[1])
                 records += [replace(record, name=name)] if record.responses else []
     return records

@@ -180,6 +180,11 @@ def held_out_margins(
             scores[line][better] - scores[line][worse]
             for line, better, worse in (pairs[n] for n in places)
         ]
+        if not places:
+            raise RunError(
+                f"{run} held out no record with two different responses; train all folds again, "
+                "with fewer of them or on more data"
+            )
         if not any(found):
             raise RunError(f"{run} gives both responses of each pair one reward; train it longer")
         margins[seeds.index(seed), places] = found / np.sqrt(np.mean(np.square(found)))

@@ -359,6 +359,16 @@ BAD_INPUT = {
 }  # fmt: skip
 
 
+def test_a_subset_does_not_share_files_with_a_view_of_another():
+    """A policy is scored by sums and by means per token, whose subsets are a and a/per_token."""
+    evaluate.check_names(["a", "a", "b"], ["", "per_token"])
+    for names in (["a", "a/per_token"], ["a", "a_per_token"]):
+        with pytest.raises(
+            RunError, match="'a.per_token' would share its files with 'a/per_token'"
+        ):
+            evaluate.check_names(names, ["", "per_token"])
+
+
 def test_bad_input_is_one_clear_error_on_two_ranks_and_loses_nothing(
     world, results, subtests, monkeypatch
 ):

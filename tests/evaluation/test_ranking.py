@@ -55,6 +55,16 @@ def test_records_that_repeat_a_prompt_with_its_answers_tell_nothing_new(hits):
     assert interval(pairs(hits, copies=4)) == pytest.approx(interval(pairs(hits)), rel=1e-12)
 
 
+def test_prompts_with_other_tools_are_other_prompts():
+    """Two pairs that differ in their tools tell as much as two prompts."""
+    tools = [[{"name": name}] for name in "ab"]
+    sides = (("chosen", 1.0), ("rejected", 0.0))
+    scored = [line(n, 0, *side, tools=own) for n, own in enumerate(tools) for side in sides]
+    assert interval(scored) == pytest.approx(wilson_interval(1.0, 2))
+    assert [score_line(each)["tools"] for each in scored[::2]] == tools
+    assert "tools" not in score_line(line(0, 0, "chosen", 1.0))
+
+
 def test_one_ranked_record_is_one_prompt():
     """28 pairs of 8 answers, all ordered rightly: as sure as one pair."""
     ranked = [line(0, 0, "chosen", 1.0)] + [line(0, 0, "rejected", 0.1 * n) for n in range(7)]

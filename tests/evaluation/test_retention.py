@@ -99,6 +99,19 @@ def test_prompts_may_stand_between_pairs_of_several_formats(tmp_path):
         assert [x.responses for x in read_chosen([str(path)])] == [["a"], ["c"]]
 
 
+def test_chosen_responses_of_all_formats_of_pairs_are_read(tmp_path):
+    lines = [
+        {"prompt": "p", "response_1": "a", "response_2": "b", "preference_strength": -2},
+        {"context": [{"role": "user", "content": "p"}], "response1": "a", "response2": "b",
+         "overall_preference": -1},
+        {"history": "p", "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+        {"prompt": "p", "answers": [{"answer": "a", "rank": 1}, {"answer": "b", "rank": 2}]},
+    ]  # fmt: skip
+    for record in lines:
+        path = write_jsonl(tmp_path / "data.jsonl", [record])
+        assert [each.responses for each in read_chosen([str(path)])] == [["a"]], record
+
+
 def test_text_that_can_not_be_read_is_an_error(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "t.jsonl", [{"text": "abc"}, {"prompt": "p"}])
     with pytest.raises(

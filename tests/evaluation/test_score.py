@@ -104,6 +104,8 @@ def test_one_prompt_of_the_command_line(model, capsys, tmp_path, sources):
         ("--prompt Hi", "--prompt and --response belong together"),
         ("--data tiny:test --out scores.json", "--out scores.json: give a file that ends with"),
         ("--data tiny:test --keep worst", "--keep worst: expected best, or above NUMBER"),
+        ("--data tiny:test --keep above nan", "--keep above nan: expected best, or above NUMBER"),
+        ("--data tiny:test --out a.jsonl --pairs_out ./a.jsonl", "are both a.jsonl; give two"),
     ],
 )
 def test_what_is_refused(model, flags, message):
