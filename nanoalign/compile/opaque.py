@@ -87,19 +87,14 @@ def attention(
     attention_mask: Tensor | None,
     own: str,
     tree: Tree | Tensor | None = None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **others: object,
+    **options: object,
 ) -> tuple[Tensor, Tensor | None]:
     """packing.attention.tree_attention, whose arguments it has, for plain and compiled blocks."""
-    options = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap}
     if isinstance(tree, Tensor):
         op = torch.ops.nanoalign.tree_attention
-        return op(query, key, value, s_aux, tree, **options), None
-    options |= {"tree": tree, "s_aux": s_aux} | others
-    return tree_attention(module, query, key, value, attention_mask, own, **options)
+        given = {name: options.get(name) for name in ("scaling", "sliding_window", "softcap")}
+        return op(query, key, value, options.get("s_aux"), tree, **given), None
+    return tree_attention(module, query, key, value, attention_mask, own, tree, **options)
 
 
 @cache

@@ -170,7 +170,7 @@ def sampler_of(
             "--max_new_tokens and --max_length"
         )
     rope.read_marks(policy.model)
-    border = rope.border_of(policy.model)
+    border = rope.border_of(policy.model.config)
     crossing = [
         row for row in rows if len(row.prompt) <= (border or 0) < len(row.prompt) + max_new_tokens
     ]

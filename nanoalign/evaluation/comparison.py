@@ -76,10 +76,6 @@ class Compared:
         each = (np.array([style.style(x.answer, x.tokens) for x in self.answers(r)]) for r in ROLES)
         return style.differences(*each)
 
-    def win_rate(self) -> float:
-        """The policy's share of wins; a tie is half a win."""
-        return float(win_shares(self.margins()).mean())
-
 
 def answer_lines(compared: Sequence[Compared]) -> list[dict]:
     """The lines of answers.jsonl, one per answer: the fields of Judged, and whose answer it is."""

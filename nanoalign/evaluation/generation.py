@@ -138,7 +138,7 @@ def _sample(
     tokens, mask = (torch.from_numpy(x).to(world.device) for x in (tokens, mask))  # (B, T)
     chances = torch.from_numpy(np.stack(uniform)).to(world.device)  # (B, max_new_tokens)
     positions = (mask.cumsum(1) - 1).clamp(min=0)  # (B, T)
-    border = rope.border_of(policy.model)
+    border = rope.border_of(policy.model.config)
     if border is not None:  # no answer crosses it, see answers.sampler_of
         positions += (mask.sum(1, keepdim=True) > border) * rope.LONG
     drawn: list[list[int]] = [[] for _ in rows]

@@ -65,9 +65,9 @@ def _case(case: Compared, truth: TrueRule) -> dict[str, object]:
     """What the page has about one prompt."""
     rule = truth.rule("better")
     true = {role: [rule(case.prompt, x.answer) for x in case.answers(role)] for role in ROLES}
-    difference, rate = float(case.margins().mean()), case.win_rate()
-    kind = "win" if rate > 0.5 else "loss" if rate < 0.5 else "tie"
     won = win_shares(case.margins())  # (policy's, baseline's)
+    difference, rate = float(case.margins().mean()), float(won.mean())
+    kind = "win" if rate > 0.5 else "loss" if rate < 0.5 else "tie"
     result = kind
     if won.size > 1:
         result += f", the policy wins {rate:.0%} of {won.size} comparisons; mean difference"

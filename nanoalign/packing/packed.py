@@ -68,7 +68,7 @@ class PaddedBatcher(Batcher):
     border: int | None = None  # of the model
 
     def prepare(self, model: Scorer) -> None:
-        self.border = rope.border_of(model.model)
+        self.border = rope.border_of(model.model.config)
         rope.read_marks(model.model)
 
     def collate(self, rows: Sequence[Row], weight: float = 1.0) -> Batch:

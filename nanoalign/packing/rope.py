@@ -20,13 +20,8 @@ from nanoalign.errors import RunError
 LONG = 2**30  # is added to the positions of long sequences; no model has so many
 
 
-def border_of(model: nn.Module) -> int | None:
+def border_of(config: "transformers.PretrainedConfig") -> int | None:
     """The most tokens of a short sequence, for a model with LongRoPE; None for any other."""
-    return border_in(model.config)
-
-
-def border_in(config: "transformers.PretrainedConfig") -> int | None:
-    """The same of the model of a config."""
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     nested = [each for each in parameters.values() if isinstance(each, dict)]  # by type of layer
     borders = {
@@ -41,7 +36,7 @@ def check_borders(
     config: "transformers.PretrainedConfig", reference: "transformers.PretrainedConfig"
 ) -> None:
     """Raises RunError if policy and reference, by their configs, can't read the same batches."""
-    borders = [border_in(each) for each in (config, reference)]
+    borders = [border_of(each) for each in (config, reference)]
     if borders[0] != borders[1]:
         own, others = ("nowhere" if n is None else f"behind token {n}" for n in borders)
         raise RunError(

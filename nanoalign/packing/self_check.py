@@ -117,7 +117,7 @@ def across_border(
     model: Scorer, rows: Sequence[Row], lengths: np.ndarray, picked: list[Row]
 ) -> list[Row]:
     """Returns the shortest row beyond the border of a model with LongRoPE; [] if one is picked."""
-    border = rope.border_of(model.model)
+    border = rope.border_of(model.model.config)
     if border is None or any(row.longest > border for row in picked):
         return []
     candidates = (rows[n] for n in np.argsort(lengths, kind="stable") if lengths[n] > border)

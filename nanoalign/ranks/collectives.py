@@ -6,10 +6,9 @@ Every rank calls these functions in the same order; in a run of one process they
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
-from nanoalign.distributed import World, environment_ranks, sum_over_ranks
+from nanoalign.distributed import World
 from nanoalign.errors import RunError
 
 T = TypeVar("T")
@@ -67,10 +66,3 @@ def check_equal(values: dict[str, object], advice: str, world: World) -> None:
 def listed(ranks: list[int]) -> str:
     """Returns the first few ranks as text."""
     return " ".join(map(str, ranks[:8])) + " ..." * (len(ranks) > 8)
-
-
-def breakpoint0() -> None:
-    """Stops rank 0 in a debugger, while the other ranks wait. A collective."""
-    if environment_ranks()[0] == 0:
-        breakpoint()
-    sum_over_ranks(torch.zeros(()))

@@ -71,7 +71,7 @@ def alone(model: torch.nn.Module, row: Row) -> list[float]:
 @pytest.mark.parametrize("tokens", [1, 10_000])
 def test_scores_are_those_of_separate_sequences(layout, tokens, world):
     model, found = phi3(), {}
-    assert border_of(model) == BORDER
+    assert border_of(model.config) == BORDER
     expected = [alone(model, row) for row in rows()]
     policy, batcher = Policy(model), layout(world, tokens)
     batcher.prepare(policy)
@@ -215,4 +215,4 @@ def test_each_token_has_the_set_of_its_sequence_by_hand():
 
 
 def test_another_kind_of_rotary_embedding_has_no_border():
-    assert border_of(phi3("default")) is None
+    assert border_of(phi3("default").config) is None
