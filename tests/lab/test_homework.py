@@ -55,6 +55,17 @@ def test_the_page_has_the_figures_the_cases_and_the_questions(tmp_path, monkeypa
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # loads nothing
 
 
+def test_a_homework_of_other_inputs_needs_another_folder(tmp_path, monkeypatch):
+    """Its commands are done, so they would not run again, and the page would be that of before."""
+    monkeypatch.setattr(homework, "run", results)
+    homework.homework(tmp_path / "hw", "tiny", "tiny")
+    before = (tmp_path / "hw" / "index.html").read_bytes()
+    homework.homework(tmp_path / "hw", "tiny", "tiny")
+    with pytest.raises(RunError, match="is the homework of --data tiny --model tiny; give another"):
+        homework.homework(tmp_path / "hw", "tiny:7", "tiny")
+    assert (tmp_path / "hw" / "index.html").read_bytes() == before
+
+
 def test_a_command_that_fails_ends_it(tmp_path):
     with pytest.raises(RunError, match="train_dpo.py has failed; the end of .* has its error"):
         homework.run(["train_dpo.py", "--beta", "-1"], tmp_path / "log.txt")
