@@ -5,8 +5,7 @@
 An experiment NAME that has results there gets NAME.json with its figures, NAME.svg and NAME.md in
 docs/lab/. Results with other seeds, in a folder NAME-seeds-..., get a JSON file, and the page says
 which of its verdicts hold with them. All pages and the list are written anew from the JSON files,
-so that each of their sentences about a result is one of its figures. Pages of experiments without
-such a file stay.
+so that each of their sentences about a result is one of its figures.
 """
 
 from pathlib import Path
@@ -67,22 +66,19 @@ def page(name: str, experiment: ModuleType, result: Result, others: list[Result]
 """
 
 
-def entry(
-    name: str, experiment: ModuleType, result: Result | None, others: list[Result], has_page: bool
-) -> str:
-    """The paragraph of docs/lab.md. result: None if figures of the present code are missing."""
-    title, minutes = f"[{experiment.TITLE}](lab/{name}.md)" if has_page else experiment.TITLE, ""
-    if result is not None:
-        about, findings = result
-        minutes = f", {about['cpu_minutes']:.0f} CPU minutes"
-        picture = f"![{alt_text(findings)}](lab/{name}.svg)"
-        sentences = findings.summary() + [agreement(findings, other) for other in others]
-        found = f"\n\n{picture}\n\n{' '.join(sentences)}"
-    elif has_page:
-        found = " The figures of its page are those of an earlier version."
-    else:
-        found = " It has not been run with all seeds yet."
-    return f"### {title}: `{name}`{minutes}\n\n{experiment.QUESTION}{found}\n"
+def entry(name: str, experiment: ModuleType, result: Result, others: list[Result]) -> str:
+    """The paragraph of docs/lab.md."""
+    about, findings = result
+    sentences = findings.summary() + [agreement(findings, other) for other in others]
+    title, minutes = f"[{experiment.TITLE}](lab/{name}.md)", f"{about['cpu_minutes']:.0f}"
+    return f"""### {title}: `{name}`, {minutes} CPU minutes
+
+{experiment.QUESTION}
+
+![{alt_text(findings)}](lab/{name}.svg)
+
+{" ".join(sentences)}
+"""
 
 
 def with_other_seeds(findings: Findings, again: Result) -> str:
@@ -130,15 +126,12 @@ def texts(docs: Path) -> dict[Path, str]:
     """The pages that are made of figures, and docs/lab.md, as they have to be."""
     figures, others = read_figures(docs, "{}.json"), read_figures(docs, "{}-seeds-*.json")
     index = docs / "lab.md"
-    found = {docs / "lab" / f"{name}.md": page(name, EXPERIMENTS[name], *own, others[name])
-             for name, own in figures.items() if own}  # fmt: skip
     head, mark, _ = index.read_text(encoding="utf-8").partition(MARK)
-    entries = []
+    found, entries = {}, []
     for name, experiment in EXPERIMENTS.items():
-        own = figures[name][0] if figures[name] else None
-        path = docs / "lab" / f"{name}.md"
-        has_page = path in found or path.exists()
-        entries.append(entry(name, experiment, own, others[name], has_page))
+        for result in figures[name]:  # one, or none of an experiment that has not been run yet
+            found[docs / "lab" / f"{name}.md"] = page(name, experiment, result, others[name])
+            entries.append(entry(name, experiment, result, others[name]))
     return found | {index: head + mark + "\n" + "\n".join(entries)}
 
 
