@@ -91,7 +91,8 @@ def with_other_seeds(findings: Findings, again: Result) -> str:
     return f"""
 ## {seeds_of(about)}
 
-{agreement(findings, again)} {about_text(about)}
+{agreement(findings, again)} A guess that is not shown is not refuted: compare the estimates.
+{about_text(about)}
 
 {bullets(results)}
 """

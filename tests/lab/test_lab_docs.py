@@ -3,6 +3,7 @@
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,9 +40,15 @@ def findings(mean: float) -> Findings:
     return Findings({"a": ["b"], "share": [values]}, panels, [("it [rises|falls]", values - 0.5)])
 
 
-def test_pages_are_written_from_results(tmp_path, capsys):
-    docs, results = tmp_path / "docs", tmp_path / "lab"
-    shutil.copytree(lab_docs.DOCS, docs)
+@pytest.fixture
+def docs(tmp_path):
+    """A copy of docs/ without results of other seeds."""
+    ignored = shutil.ignore_patterns("*-seeds-*")
+    return Path(shutil.copytree(lab_docs.DOCS, tmp_path / "docs", ignore=ignored))
+
+
+def test_pages_are_written_from_results(tmp_path, docs):
+    results = tmp_path / "lab"
     (results / "beta").mkdir(parents=True)
     argv = ["--docs", str(docs), "--results", str(results)]
     with pytest.raises(RunError, match="has no results; run python -m nanoalign.lab beta"):
@@ -66,11 +73,8 @@ def test_pages_are_written_from_results(tmp_path, capsys):
     assert (docs / "lab.md").read_text() == before
 
 
-def test_a_page_says_which_verdicts_hold_with_other_seeds(tmp_path):
-    docs, results = tmp_path / "docs", tmp_path / "lab"
-    shutil.copytree(lab_docs.DOCS, docs)
-    for path in (docs / "lab").glob("beta-seeds-*"):
-        path.unlink()
+def test_a_page_says_which_verdicts_hold_with_other_seeds(tmp_path, docs):
+    results = tmp_path / "lab"
     for name, mean, seeds in (
         ("beta", 0.8, [0, 1, 2]),
         ("beta-seeds-3-4", 0.7, [3, 4]),
