@@ -42,7 +42,7 @@ HELP = [
     ),
     *(
         (lab, [word, "--help"])
-        for word in ("walk", "golden", "check", "grade", "world", "pipeline", "beta")
+        for word in ("walk", "golden", "check", "grade", "world", "speedrun", "beta")
     ),
 ]
 
