@@ -89,7 +89,7 @@ def with_other_seeds(findings: Findings, again: Result) -> str:
         for first, claim in zip(findings.claims, found.claims, strict=True)
     ]
     return f"""
-## {seeds_of(about)}
+## With seeds {seeds_of(about)}
 
 {agreement(findings, again)} A guess that is not shown is not refuted: compare the estimates.
 {about_text(about)}
@@ -103,11 +103,11 @@ def agreement(findings: Findings, again: Result) -> str:
     about, found = again
     pairs = zip(findings.claims, found.claims, strict=True)
     same = sum(claim.verdict == first.verdict for first, claim in pairs)
-    return f"{seeds_of(about)}, {same} of {len(found.claims)} verdicts are the same."
+    return f"Of {len(found.claims)} verdicts {same} are the same with seeds {seeds_of(about)}."
 
 
 def seeds_of(about: dict) -> str:
-    return f"With seeds {', '.join(map(str, about['seeds']))}"
+    return ", ".join(map(str, about["seeds"]))
 
 
 def bullets(texts: list[str]) -> str:

@@ -1,6 +1,6 @@
 """A speed run: which policy do 60 CPU seconds of training make, from the base and 3,000 pairs?
 
-    python -m nanoalign.lab speedrun docs/speedrun/beta.py --against docs/speedrun/default.py
+    python -m nanoalign.lab speedrun docs/speedrun/ipo.py --against docs/speedrun/beta.py
 
 An entry is a Python file of at most 40 lines with FLAGS, a string of flags of train_dpo.py, and, if
 it likes, a loss_of_batch that replaces the one of train_dpo.py. It is trained with three seeds, on

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ def world(tmp_path_factory, llama_folder, tokenizer) -> Path:
         "greedy": ["--temperature", 0],
     }.items():
         evaluated(policy_argv(folder, name, *flags))
+    shutil.copytree(folder / "first", folder / "head")  # of another head of the reward model
+    settings = json.loads((folder / "head" / "args.json").read_text())
+    (folder / "head" / "args.json").write_text(json.dumps(settings | {"reward_head": "token:1"}))
     (folder / "strange").mkdir()
     (folder / "strange" / "args.json").write_text("[]")
     (folder / "strange" / "metrics.json").write_text("null")
@@ -48,6 +52,7 @@ def test_the_frontier_is_drawn_of_results_with_one_baseline(world, monkeypatch):
     ("name", "message"),
     [("other", "other was evaluated with --baseline"),
      ("short", "short was evaluated with --max_new_tokens 5, results with 6"),
+     ("head", "head was evaluated with --reward_head token:1, results with"),
      ("greedy", "greedy has no kl_per_answer"),
      ("rm", "rm has no results"),
      ("strange", "strange has no results")],

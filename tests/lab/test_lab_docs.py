@@ -86,8 +86,8 @@ def test_a_page_says_which_verdicts_hold_with_other_seeds(tmp_path, docs):
     lab_docs.main(["--docs", str(docs), "--results", str(results)])
     page, index = (docs / "lab" / "beta.md").read_text(), (docs / "lab.md").read_text()
     for sentence in (
-        "With seeds 3, 4, 1 of 1 verdicts are the same.",
-        "With seeds 5, 6, 0 of 1 verdicts are the same.",
+        "Of 1 verdicts 1 are the same with seeds 3, 4.",
+        "Of 1 verdicts 0 are the same with seeds 5, 6.",
     ):
         assert sentence in page and sentence in index
     assert "- It rises (0.200 [" in page
